@@ -1,0 +1,17 @@
+//! timerfd_create(2).
+
+use crate::image::timers::TimerSpec;
+use serde::{Deserialize, Serialize};
+
+/// A timer with a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimerFd {
+    /// `CLOCK_*`.
+    pub clock: i32,
+    /// Expirations not read yet.
+    pub ticks: u64,
+    /// `TFD_TIMER_*`.
+    pub settime_flags: u32,
+    /// Time left and period.
+    pub spec: TimerSpec,
+}

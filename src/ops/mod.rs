@@ -1,0 +1,62 @@
+//! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
+
+use crate::blocker::Blocker;
+use std::time::Duration;
+
+/// Something that happens while an operation runs. `cli/` and `ui/` turn it into a progress bar, lines or JSON.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A preflight has ended with this many blockers.
+    Preflight {
+        /// Everything found.
+        blockers: Vec<Blocker>,
+        /// Processes and threads in the target.
+        tasks: u32,
+        /// Resident memory of the target, bytes.
+        memory_bytes: u64,
+    },
+    /// A round over dirty pages has ended.
+    Round {
+        /// 1 for the first.
+        number: u32,
+        /// Pages taken in this round.
+        pages: u64,
+        /// Bytes written or sent.
+        bytes: u64,
+        /// How long it took.
+        took: Duration,
+        /// Dirty rate seen during it, bytes a second.
+        dirty_bytes_per_s: u64,
+    },
+    /// Bytes of memory done so far in the phase that runs, of how many.
+    Progress {
+        /// `memory`, `files`, ...
+        phase: &'static str,
+        /// Done, bytes.
+        done: u64,
+        /// In all, bytes; 0 = unknown.
+        total: u64,
+    },
+    /// All tasks are stopped.
+    Frozen,
+    /// The target runs at its new place.
+    Switched {
+        /// From the last instruction on the source to the first on the destination.
+        downtime: Duration,
+    },
+    /// Something a person should know; the operation goes on.
+    Warning(String),
+}
+
+/// Takes the events of an operation.
+pub trait Events: Sync {
+    /// One event; must not block for long.
+    fn event(&self, event: Event);
+}
+
+/// Drops every event.
+pub struct Quiet;
+
+impl Events for Quiet {
+    fn event(&self, _: Event) {}
+}
