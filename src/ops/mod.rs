@@ -1,5 +1,9 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
+pub mod options;
+pub mod outcome;
+pub mod words;
+
 use crate::blocker::Blocker;
 use std::time::Duration;
 

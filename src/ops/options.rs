@@ -1,0 +1,500 @@
+//! What a person may choose, one plain struct for each use case: no parser's types, durations and bytes instead of words.
+//!
+//! `cli/` fills them from the command line and the configuration, other front ends fill them directly, starting from
+//! `Default`. Each field says in the words of the command line which option it is. An option is here only when the engine honours it.
+
+use super::words::{Dest, Listen, SessionId, Target};
+use crate::blocker::Code;
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where an image is written to or read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImagePlace {
+    /// `-D DIR`: a directory, made with mode 0700 by a dump.
+    Dir(PathBuf),
+    /// `--stream`: one self-checking stream on standard output (dump) or standard input (restore).
+    Stream,
+}
+
+/// What a dump does with the target once the image is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AfterDump {
+    /// It ends (the default).
+    #[default]
+    End,
+    /// `--leave-running`.
+    Run,
+    /// `--leave-stopped`: stays as if by SIGSTOP.
+    Stop,
+}
+
+/// `--track`: how dirty pages are found between rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Track {
+    /// The best the kernel offers.
+    #[default]
+    Auto,
+    /// `wp`: userfaultfd in asynchronous write-protect mode and PAGEMAP_SCAN (Linux 6.7).
+    WriteProtect,
+    /// Soft-dirty bits.
+    SoftDirty,
+    /// Comparison by hash with the copy taken before.
+    Hash,
+}
+
+/// `--compress`: what happens to pages on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compress {
+    /// As much as is faster than not compressing.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// zstd at this level, 1 to 19.
+    Level(u8),
+}
+
+/// The MEMORY group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemoryOptions {
+    /// `--track`.
+    pub track: Track,
+    /// `--compress`.
+    pub compress: Compress,
+    /// `--bandwidth`, bytes a second; `None` = unlimited.
+    pub bandwidth: Option<u64>,
+    /// `--streams`: bulk channels or page workers; `None` = as many as pay.
+    pub streams: Option<u16>,
+}
+
+/// `--cpu`: which features a destination's CPU must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cpu {
+    /// All that the source's CPU shows.
+    #[default]
+    Superset,
+    /// Only those the extended state of the target is using.
+    Minimal,
+}
+
+/// `--pids`: which process ids a restored tree gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pids {
+    /// The same if they are free, else a new PID namespace.
+    #[default]
+    Auto,
+    /// The same; one in use is a blocker.
+    Same,
+    /// A new PID namespace with its own /proc.
+    New,
+}
+
+/// `--files`: what is done about files that the target has open or mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Files {
+    /// Nothing on the same file system; else as `check`.
+    #[default]
+    Auto,
+    /// Compare size and modification time, mapped code by its contents; a difference is a blocker.
+    Check,
+    /// Take what has the same name.
+    Skip,
+}
+
+/// `--tcp`: what becomes of established TCP connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tcp {
+    /// They survive.
+    #[default]
+    Keep,
+    /// The restored end finds them reset; the peer gets a reset.
+    Close,
+    /// One is a blocker.
+    Refuse,
+}
+
+/// `--external-unix`: what becomes of UNIX sockets whose peer is outside the tree. Those to journal and syslog always reconnect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExternalUnix {
+    /// One is a blocker.
+    #[default]
+    Refuse,
+    /// Connect again by the peer's path.
+    Reconnect,
+    /// The restored end finds the peer gone.
+    Close,
+}
+
+/// `--stdio`: what becomes of terminals and pipes whose other end is outside the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stdio {
+    /// As `Attach` for a restore in the foreground, else as `Refuse`.
+    #[default]
+    Auto,
+    /// Carried to where the command runs.
+    Attach,
+    /// /dev/null.
+    Null,
+    /// A log file beside the image, or in the state directory of the destination.
+    Log,
+    /// One is a blocker.
+    Refuse,
+}
+
+/// `--cgroup`: which cgroup a restored tree runs in; never the one of the agent or the ssh session.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Cgroup {
+    /// A transient systemd scope, else /migrate/ID.
+    #[default]
+    Scope,
+    /// The one of the same name.
+    Same,
+    /// This one, as a path below the mount of the hierarchy.
+    Path(PathBuf),
+}
+
+/// `--supervisor`: what is done about a supervisor that would start the target again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Supervisor {
+    /// It is a blocker.
+    #[default]
+    Refuse,
+    /// The person takes care of it.
+    Ignore,
+}
+
+/// `--move-address IP/LEN@IF[:DEST_IF]`: an address that moves with the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// Length of its prefix, bits.
+    pub prefix: u8,
+    /// Interface that has it on the source.
+    pub interface: String,
+    /// Interface that gets it on the destination; the same name if not said.
+    pub dest_interface: Option<String>,
+}
+
+/// The STATE group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StateOptions {
+    /// `--cpu`.
+    pub cpu: Cpu,
+    /// `--pids`.
+    pub pids: Pids,
+    /// `--files`.
+    pub files: Files,
+    /// `--tcp`.
+    pub tcp: Tcp,
+    /// `--external-unix`.
+    pub external_unix: ExternalUnix,
+    /// `--stdio`.
+    pub stdio: Stdio,
+    /// `--move-address`, any number.
+    pub move_addresses: Vec<MoveAddress>,
+    /// `--cgroup`.
+    pub cgroup: Cgroup,
+    /// `--supervisor`.
+    pub supervisor: Supervisor,
+}
+
+/// `--mode`: how a target moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Pre-copy, as long as it pays.
+    #[default]
+    Auto,
+    /// Rounds while the target runs, then a short pause.
+    PreCopy,
+    /// Everything inside the pause.
+    StopAndCopy,
+}
+
+/// The MODE group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModeOptions {
+    /// `--mode`.
+    pub mode: Mode,
+    /// `--max-downtime`: the pause to aim at.
+    pub max_downtime: Duration,
+    /// `--max-rounds`.
+    pub max_rounds: u32,
+    /// `--max-time` of the rounds.
+    pub max_time: Duration,
+    /// `--max-bytes` sent in rounds; `None` = unlimited.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for ModeOptions {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Auto,
+            max_downtime: Duration::from_millis(50),
+            max_rounds: 30,
+            max_time: Duration::from_secs(600),
+            max_bytes: None,
+        }
+    }
+}
+
+/// The PEER group: how the other host is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerOptions {
+    /// `--rsh`: program and arguments; the host and the remote command follow.
+    pub rsh: Vec<OsString>,
+    /// `--remote`: how the program is called over there, a shell command.
+    pub remote: String,
+    /// `--bootstrap`: send our static binary where there is none of this version.
+    pub bootstrap: bool,
+    /// `--connect-timeout`.
+    pub connect_timeout: Duration,
+    /// `--peer-timeout`: silence of this length means the peer is lost.
+    pub peer_timeout: Duration,
+    /// `--allow-plain`: TCP without protection also beyond loopback.
+    pub allow_plain: bool,
+}
+
+impl Default for PeerOptions {
+    fn default() -> Self {
+        Self {
+            rsh: ["ssh", "-o", "BatchMode=yes"].map(OsString::from).to_vec(),
+            remote: "migrate".to_owned(),
+            bootstrap: false,
+            connect_timeout: Duration::from_secs(10),
+            peer_timeout: Duration::from_secs(30),
+            allow_plain: false,
+        }
+    }
+}
+
+/// `migrate dump`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DumpOptions {
+    /// Id of this session.
+    pub session: SessionId,
+    /// What to dump.
+    pub target: Target,
+    /// Where to.
+    pub image: ImagePlace,
+    /// `--parent`: the image this one adds to.
+    pub parent: Option<PathBuf>,
+    /// `--leave-running`, `--leave-stopped`.
+    pub after: AfterDump,
+    /// `--stop-first`: no rounds before the freeze.
+    pub stop_first: bool,
+    /// MEMORY.
+    pub memory: MemoryOptions,
+    /// STATE.
+    pub state: StateOptions,
+    /// `--dry-run`: preflight only.
+    pub dry_run: bool,
+    /// `--force`: replace an image that is already there.
+    pub force: bool,
+}
+
+impl DumpOptions {
+    /// A dump with every default.
+    pub fn new(target: Target, image: ImagePlace) -> Self {
+        Self {
+            session: SessionId::random(),
+            target,
+            image,
+            parent: None,
+            after: AfterDump::End,
+            stop_first: false,
+            memory: MemoryOptions::default(),
+            state: StateOptions::default(),
+            dry_run: false,
+            force: false,
+        }
+    }
+}
+
+/// `migrate pre-dump`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreDumpOptions {
+    /// Id of this session; the tracker is known by it.
+    pub session: SessionId,
+    /// What to dump.
+    pub target: Target,
+    /// Where to.
+    pub dir: PathBuf,
+    /// `--parent`: the image this one adds to.
+    pub parent: Option<PathBuf>,
+    /// `--keep-tracking`: how long the tracker waits for the next dump.
+    pub keep_tracking: Duration,
+    /// MEMORY.
+    pub memory: MemoryOptions,
+}
+
+impl PreDumpOptions {
+    /// A pre-dump with every default.
+    pub fn new(target: Target, dir: PathBuf) -> Self {
+        Self {
+            session: SessionId::random(),
+            target,
+            dir,
+            parent: None,
+            keep_tracking: Duration::from_secs(3600),
+            memory: MemoryOptions::default(),
+        }
+    }
+}
+
+/// `migrate restore`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreOptions {
+    /// Id of this session.
+    pub session: SessionId,
+    /// Where from.
+    pub image: ImagePlace,
+    /// `--detach`: return as soon as it runs; else stay its parent and end as it ends.
+    pub detach: bool,
+    /// `--pidfile`: gets the root's process id as this host sees it.
+    pub pidfile: Option<PathBuf>,
+    /// `--leave-stopped`.
+    pub leave_stopped: bool,
+    /// STATE.
+    pub state: StateOptions,
+    /// `--dry-run`: would it run here?
+    pub dry_run: bool,
+}
+
+impl RestoreOptions {
+    /// A restore with every default.
+    pub fn new(image: ImagePlace) -> Self {
+        Self {
+            session: SessionId::random(),
+            image,
+            detach: false,
+            pidfile: None,
+            leave_stopped: false,
+            state: StateOptions::default(),
+            dry_run: false,
+        }
+    }
+}
+
+/// `migrate move`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveOptions {
+    /// Id of this session.
+    pub session: SessionId,
+    /// What moves.
+    pub target: Target,
+    /// Where to.
+    pub dest: Dest,
+    /// MODE.
+    pub mode: ModeOptions,
+    /// MEMORY.
+    pub memory: MemoryOptions,
+    /// STATE.
+    pub state: StateOptions,
+    /// PEER.
+    pub peer: PeerOptions,
+    /// `--dry-run`: preflight on both sides only.
+    pub dry_run: bool,
+}
+
+impl MoveOptions {
+    /// A move with every default.
+    pub fn new(target: Target, dest: Dest) -> Self {
+        Self {
+            session: SessionId::random(),
+            target,
+            dest,
+            mode: ModeOptions::default(),
+            memory: MemoryOptions::default(),
+            state: StateOptions::default(),
+            peer: PeerOptions::default(),
+            dry_run: false,
+        }
+    }
+}
+
+/// `migrate check`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// Trees to examine; none = this host only.
+    pub targets: Vec<Target>,
+    /// `--to`: hosts to examine as well.
+    pub to: Vec<Dest>,
+    /// PEER.
+    pub peer: PeerOptions,
+}
+
+/// `migrate list`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListOptions {}
+
+/// `migrate show`, `migrate verify`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// The image.
+    pub dir: PathBuf,
+}
+
+/// `migrate explain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExplainOptions {
+    /// Which codes; none = all.
+    pub codes: Vec<Code>,
+}
+
+/// How an agent is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentPlace {
+    /// `--listen`, one or more.
+    Listen(Vec<Listen>),
+    /// `--stdio`: one session over standard input and output (what ssh starts).
+    Stdio,
+}
+
+/// `migrate agent`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentOptions {
+    /// `--listen`, `--stdio`.
+    pub place: AgentPlace,
+    /// `--peers`; `None` = the usual file.
+    pub peers: Option<PathBuf>,
+    /// `--max-memory` of one incoming target, bytes; `None` = what is free.
+    pub max_memory: Option<u64>,
+    /// `--max-sessions` at a time.
+    pub max_sessions: u32,
+}
+
+impl AgentOptions {
+    /// An agent with every default.
+    pub fn new(place: AgentPlace) -> Self {
+        Self { place, peers: None, max_memory: None, max_sessions: 16 }
+    }
+}
+
+/// `migrate keygen`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeygenOptions {
+    /// `--name`; `None` = the host's name.
+    pub name: Option<String>,
+    /// `--force`: replace the key that is there.
+    pub force: bool,
+}
+
+/// `migrate demo`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DemoOptions {
+    /// `--mode`.
+    pub mode: Mode,
+    /// `--keep`: leave namespaces, logs and images for inspection.
+    pub keep: bool,
+}
+
+/// `migrate cancel`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CancelOptions {
+    /// The session, or a unique beginning of its id.
+    pub session: String,
+}

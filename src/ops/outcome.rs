@@ -1,0 +1,109 @@
+//! What an operation has achieved, in the words of the `result` event (cli.md): absent = unknown, never 0.
+
+use super::words::SessionId;
+use std::time::Duration;
+
+/// The state of a target, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Runs.
+    Running,
+    /// Stopped as by SIGSTOP.
+    Stopped,
+    /// Has ended, or was not started.
+    Ended,
+    /// Held frozen.
+    Held,
+    /// Not known which side owns it.
+    InDoubt,
+}
+
+/// Where the target is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Where {
+    /// Where it was.
+    Source,
+    /// There (a restored tree: `local`).
+    Dest(String),
+    /// On both sides: a copy.
+    Both,
+    /// Nowhere: only in the image.
+    Nowhere,
+}
+
+/// One round over dirty pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Round {
+    /// 1 for the first.
+    pub number: u32,
+    /// Pages taken.
+    pub pages: u64,
+    /// Bytes written or sent.
+    pub bytes: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// The outcome of a dump, pre-dump, restore or move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Id of the session.
+    pub session: SessionId,
+    /// Process id of the target's root where it was, as the caller sees it.
+    pub target_pid: Option<i32>,
+    /// Its command name.
+    pub target_comm: Option<String>,
+    /// Its state now.
+    pub state: State,
+    /// Where it is now.
+    pub place: Where,
+    /// Process id of its root where it is now, as that host sees it.
+    pub pid: Option<i32>,
+    /// `pre-copy`, `stop-and-copy`.
+    pub mode: Option<&'static str>,
+    /// Which condition ended the rounds.
+    pub exit_condition: Option<&'static str>,
+    /// From the last instruction before the freeze to the first after it.
+    pub downtime: Option<Duration>,
+    /// Named parts of the pause, in their order.
+    pub downtime_parts: Vec<(&'static str, Duration)>,
+    /// The whole operation.
+    pub total: Option<Duration>,
+    /// Rounds over dirty pages, the one inside the pause last.
+    pub rounds: Vec<Round>,
+    /// Bytes written or sent.
+    pub bytes: Option<u64>,
+    /// Pages written or sent.
+    pub pages: Option<u64>,
+    /// Processes in the tree.
+    pub processes: Option<u32>,
+    /// Threads in the tree.
+    pub threads: Option<u32>,
+    /// What to do next, or where to find something: shown to people.
+    pub notes: Vec<String>,
+}
+
+impl Outcome {
+    /// An outcome that knows nothing but where the target is.
+    pub fn new(session: SessionId, state: State, place: Where) -> Self {
+        Self {
+            session,
+            target_pid: None,
+            target_comm: None,
+            state,
+            place,
+            pid: None,
+            mode: None,
+            exit_condition: None,
+            downtime: None,
+            downtime_parts: Vec::new(),
+            total: None,
+            rounds: Vec::new(),
+            bytes: None,
+            pages: None,
+            processes: None,
+            threads: None,
+            notes: Vec::new(),
+        }
+    }
+}
