@@ -21,7 +21,7 @@ pub struct Creds {
 }
 
 /// Capability sets as bit masks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Capabilities {
     /// Kept across execve.
     pub inheritable: u64,

@@ -1,0 +1,110 @@
+//! `/proc/PID/task/`, `/proc/PID/task/TID/children`, and the processes in `/proc`.
+
+use super::{Error, ProcDir, Result, Syntax, scan};
+use crate::image::Pid;
+use std::os::unix::ffi::OsStrExt;
+
+/// Reads `children`: process ids separated by blanks.
+///
+/// # Errors
+/// A word that is not a positive number.
+pub fn parse_children(text: &[u8]) -> std::result::Result<Vec<Pid>, Syntax> {
+    scan::words(scan::trim(text))
+        .map(|word| {
+            let pid = scan::int32(word).filter(|&pid| pid > 0);
+            pid.map(Pid).ok_or_else(|| Syntax::new(1, "expected process ids", text))
+        })
+        .collect()
+}
+
+fn pid_of(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().map(Pid)
+}
+
+/// All processes that the mounted `/proc` shows, ascending. They may have ended by the time one is opened.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn processes() -> Result<Vec<Pid>> {
+    let failed = |source| Error::Io { operation: "list", file: "/proc".into(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if let Some(pid) = scan::dec32(entry.file_name().as_bytes()).and_then(pid_of) {
+            found.push(pid);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+impl ProcDir {
+    /// Threads of the process, ascending by id (the leader, whose id is the process id, is not always the first:
+    /// numbers wrap around). May miss or repeat threads of a process that is not stopped.
+    ///
+    /// # Errors
+    /// See [`ProcDir::numbers`].
+    pub fn tasks(&self) -> Result<Vec<Pid>> {
+        Ok(self.numbers("task")?.into_iter().filter_map(pid_of).collect())
+    }
+
+    /// Children whose creator is the thread this directory belongs to (for a process: call it on [`ProcDir::thread`] of
+    /// each thread, or use [`Self::children_of_all_threads`]). Exact only while thread and children are stopped.
+    ///
+    /// # Errors
+    /// See [`ProcDir::parsed`]; absent in kernels without CONFIG_PROC_CHILDREN.
+    pub fn children(&self, buf: &mut Vec<u8>) -> Result<Vec<Pid>> {
+        self.parsed("children", buf, parse_children)
+    }
+
+    /// Children of every thread of the process, ascending, each once. Threads that end meanwhile are passed over.
+    ///
+    /// # Errors
+    /// As [`Self::tasks`] and [`Self::children`].
+    pub fn children_of_all_threads(&self, buf: &mut Vec<u8>) -> Result<Vec<Pid>> {
+        let mut found = Vec::new();
+        for tid in self.tasks()? {
+            match self.parsed(&format!("task/{tid}/children"), buf, parse_children) {
+                Ok(children) => found.extend(children),
+                Err(e) if e.is_gone() || e.is_absent() && !self.has_thread(tid) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    fn has_thread(&self, tid: Pid) -> bool {
+        self.stat_of(&format!("task/{tid}")).is_ok()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::process::Command;
+
+    pub(in crate::proc) const SAMPLE: &[u8] = b"12 345 6 ";
+
+    #[test]
+    fn children_are_numbers() {
+        assert_eq!(parse_children(SAMPLE).unwrap(), [Pid(12), Pid(345), Pid(6)]);
+        assert_eq!(parse_children(b"").unwrap(), []);
+        assert!(parse_children(b"12 x").is_err());
+        assert!(parse_children(b"0").is_err());
+    }
+
+    #[test]
+    fn a_child_of_another_thread_is_found() {
+        let mut child = std::thread::spawn(|| Command::new("sleep").arg("100").spawn()).join().unwrap().unwrap();
+        let pid = Pid(child.id() as i32);
+        let dir = ProcDir::of_self().unwrap();
+        let children = dir.children_of_all_threads(&mut Vec::new()).unwrap();
+        let all = processes().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(children.contains(&pid) && all.contains(&pid));
+        assert!(dir.tasks().unwrap().contains(&Pid(std::process::id() as i32)));
+    }
+}
