@@ -19,17 +19,26 @@ mod dir;
 mod error;
 mod scan;
 
+pub mod auxv;
 pub mod cgroup;
+pub mod cmdline;
 pub mod fdinfo;
 pub mod limits;
 pub mod locks;
 pub mod maps;
 pub mod mountinfo;
+pub mod net;
+pub mod ns;
+pub mod pagemap;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub mod sys;
 pub mod task;
+pub mod timens;
 pub mod timers;
+pub mod user_ns;
+pub mod value;
 
 #[cfg(test)]
 mod total_tests;

@@ -24,6 +24,17 @@ fn parsers() -> Vec<(&'static str, Parser, &'static [u8])> {
         ("cgroup", |b| cgroup::parse(b).is_ok(), cgroup::tests::SAMPLE),
         ("mountinfo", |b| mountinfo::parse(b).is_ok(), mountinfo::tests::SAMPLE),
         ("children", |b| task::parse_children(b).is_ok(), task::tests::SAMPLE),
+        ("ns", |b| ns::parse_link(b).is_ok(), ns::tests::SAMPLE),
+        ("uid_map", |b| user_ns::parse_map(b).is_ok(), user_ns::tests::SAMPLE),
+        ("timens_offsets", |b| timens::parse(b).is_ok(), timens::tests::SAMPLE),
+        ("autogroup", |b| value::parse_autogroup(b).is_ok(), value::tests::AUTOGROUP),
+        ("meminfo", |b| sys::parse_meminfo(b).is_ok(), sys::tests::MEMINFO),
+        ("cpuinfo", |b| sys::parse_cpu_features(b).len() < usize::MAX, sys::tests::MEMINFO),
+        ("net/tcp", |b| net::inet::parse(b).is_ok(), net::inet::tests::SAMPLE),
+        ("net/unix", |b| net::unix::parse(b).is_ok(), net::unix::tests::SAMPLE),
+        ("auxv", |b| auxv::pairs(b).count() < usize::MAX, b"0123456701234567"),
+        ("cmdline", |b| cmdline::strings(b).len() < usize::MAX, b"a\0b\0"),
+        ("pagemap", |b| pagemap::entries(b).all(|e| e.has_content() || !e.has_content()), b"01234567"),
         ("locks", |b| locks::parse(b).is_ok(), locks::tests::SAMPLE),
     ]
 }

@@ -1,0 +1,4 @@
+//! `/proc/PID/net/` (proc_pid_net(5)): sockets of the network namespace of a process, by inode.
+
+pub mod inet;
+pub mod unix;
