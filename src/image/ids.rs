@@ -94,9 +94,76 @@ impl std::fmt::Display for Pid {
     }
 }
 
-/// Bytes the kernel gave as a name or path: not necessarily UTF-8, never with a NUL.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+/// Bytes the kernel gave: a name or path (not necessarily UTF-8), or a structure or content kept raw.
+///
+/// Binary codecs get them in one piece (a `Vec<u8>` would go byte by byte); readable ones get a string with everything
+/// but printable ASCII escaped as in a Rust byte string.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Bytes(pub Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(&self.0.escape_ascii())
+        } else {
+            serializer.serialize_bytes(&self.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes(bytes.to_vec()))
+            }
+
+            fn visit_byte_buf<E: serde::de::Error>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
+                Ok(Bytes(bytes))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Bytes, E> {
+                unescape(text).map(Bytes).ok_or_else(|| E::custom("a malformed escape in a byte string"))
+            }
+        }
+        if deserializer.is_human_readable() {
+            deserializer.deserialize_str(Visitor)
+        } else {
+            deserializer.deserialize_byte_buf(Visitor)
+        }
+    }
+}
+
+/// The inverse of `<[u8]>::escape_ascii`.
+fn unescape(text: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'\\' {
+            out.push(byte);
+            continue;
+        }
+        out.push(match rest.next()? {
+            b't' => b'\t',
+            b'r' => b'\r',
+            b'n' => b'\n',
+            b'x' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16).map(|d| d as u8);
+                digit()? << 4 | digit()?
+            }
+            quoted @ (b'\\' | b'\'' | b'"') => quoted,
+            _ => return None,
+        });
+    }
+    Some(out)
+}
 
 impl std::fmt::Debug for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -127,5 +194,21 @@ impl From<&[u8]> for Bytes {
 impl From<Vec<u8>> for Bytes {
     fn from(b: Vec<u8>) -> Self {
         Self(b)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_survive_a_readable_codec() {
+        let all = Bytes((0..=255).collect());
+        let text = serde_json::to_string(&all).unwrap();
+        assert_eq!(serde_json::from_str::<Bytes>(&text).unwrap(), all);
+        assert!(text.contains("ABC") && text.contains("\\\\xff"));
+        for bad in [r#""\\""#, r#""\\x4""#, r#""\\xzz""#, r#""\\q""#, "[1,2]"] {
+            assert!(serde_json::from_str::<Bytes>(bad).is_err(), "{bad}");
+        }
     }
 }

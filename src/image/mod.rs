@@ -7,10 +7,13 @@
 //! Fields keep the kernel's own numbers (flags, signal numbers, ids) so that nothing is lost in translation.
 
 pub mod cgroup;
+pub mod codec;
 pub mod creds;
 pub mod fd;
 pub mod host;
 mod ids;
+pub mod limits;
+pub mod manifest;
 pub mod mm;
 pub mod ns;
 pub mod signals;

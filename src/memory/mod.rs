@@ -1,1 +1,8 @@
-//! memory
+//! Memory of the target: ranges of pages, the page store, the pipeline between the two.
+
+pub mod pipeline;
+pub mod ranges;
+pub mod store;
+pub mod zero;
+
+pub use ranges::{PageRange, RangeSet, Space};

@@ -1,0 +1,392 @@
+//! Reading pages: runs resolved through parent images, checked frame by frame.
+
+use super::{
+    ImageDir, StoreError,
+    index::{Frame, Index, Packing, RunKind, SpaceEntry},
+    writer::first_hole,
+};
+use crate::image::{limits, manifest::pages_file, mm::PAGE};
+use crate::memory::{PageRange, Space};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+const PAGE_BYTES: usize = PAGE as usize;
+
+/// Reads the pages of one image and its parents. May be shared by threads; each brings its own [`Scratch`].
+#[derive(Debug)]
+pub struct PageReader {
+    /// The image and its parents, the youngest first.
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    dir: PathBuf,
+    index: Index,
+    files: Vec<File>,
+    /// Frames that were found intact already, so that small reads need not read them whole again.
+    intact: Vec<AtomicBool>,
+}
+
+/// Where the content of a run comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// From the store: [`PageReader::read_into`].
+    Data {
+        /// Which image of the chain: 0 = the youngest.
+        layer: u16,
+        /// Frame with the first page.
+        frame: u32,
+        /// The first page within that frame; the run may go on in frames that lie right behind it in the file.
+        page: u32,
+    },
+    /// Zeros.
+    Zero,
+    /// As the pages at the same addresses of [`crate::image::mm::Mm::cow_parent`].
+    Inherit,
+}
+
+/// Consecutive pages with one source, parents resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResolvedRun {
+    /// Whose pages.
+    pub space: Space,
+    /// Which pages.
+    pub range: PageRange,
+    /// Where their content comes from.
+    pub source: Source,
+}
+
+/// Buffers of one reading thread: the last frame that was unpacked or read whole.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    at: Option<(u16, u32)>,
+    pages: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+/// How inherited pages are shown.
+#[derive(Clone, Copy, PartialEq)]
+enum Inherited {
+    AsSuch,
+    AsContent,
+}
+
+impl PageReader {
+    /// Opens the page store of an image with all its parents.
+    ///
+    /// # Errors
+    /// Anything that is missing, damaged, of another version, or no parent of this image.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::of(&ImageDir::open(dir)?)
+    }
+
+    /// The page store of an image that is open already, with all its parents.
+    pub fn of(image: &ImageDir) -> Result<Self, StoreError> {
+        let mut layers = vec![Layer::open(image)?];
+        let mut next = image.open_parent()?;
+        while let Some(parent) = next {
+            // A circle cannot be made of honest manifests (each names its parent's digest); the limit ends any other.
+            if layers.len() == limits::CHAIN {
+                return Err(StoreError::Chain { path: image.path().to_owned(), limit: limits::CHAIN });
+            }
+            layers.push(Layer::open(&parent)?);
+            next = parent.open_parent()?;
+        }
+        Ok(Self { layers })
+    }
+
+    /// Images in the chain, this one included.
+    pub fn chain(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Spaces of the youngest image, ascending.
+    pub fn spaces(&self) -> impl Iterator<Item = Space> + '_ {
+        self.layers[0].index.spaces.iter().map(|s| s.space)
+    }
+
+    /// The space of the youngest image with this identity (not 0).
+    pub fn by_identity(&self, identity: [u64; 2]) -> Option<Space> {
+        let known = |s: &&SpaceEntry| s.identity == identity && identity != [0; 2];
+        self.layers[0].index.spaces.iter().find(known).map(|s| s.space)
+    }
+
+    /// The index of the youngest image.
+    pub fn index(&self) -> &Index {
+        &self.layers[0].index
+    }
+
+    /// Every run of a space, ascending; what is in none is a hole. Neighbours in one file come as one run.
+    pub fn runs(&self, space: Space) -> Result<Vec<ResolvedRun>, StoreError> {
+        self.runs_in(space, PageRange::new(0, limits::PAGE_NUMBERS))
+    }
+
+    /// The runs of a space within a range.
+    pub fn runs_in(&self, space: Space, range: PageRange) -> Result<Vec<ResolvedRun>, StoreError> {
+        let mut out = Vec::new();
+        self.resolve(0, space, range, Inherited::AsSuch, &mut |run| self.push(&mut out, space, run))?;
+        Ok(out)
+    }
+
+    /// The runs of a space within a range, inherited pages given by their content.
+    pub fn contents_in(&self, space: Space, range: PageRange) -> Result<Vec<ResolvedRun>, StoreError> {
+        let mut out = Vec::new();
+        self.resolve(0, space, range, Inherited::AsContent, &mut |run| self.push(&mut out, space, run))?;
+        Ok(out)
+    }
+
+    /// Does the youngest image know every page of the range? The error is the first page it does not.
+    pub fn covers(&self, space: Space, range: PageRange) -> Result<(), u64> {
+        let runs = self.layers[0].index.space(space).map_or(&[][..], |s| &s.runs);
+        first_hole(runs, range).map_or(Ok(()), Err)
+    }
+
+    fn resolve(
+        &self,
+        layer: usize,
+        space: Space,
+        range: PageRange,
+        inherited: Inherited,
+        out: &mut dyn FnMut((PageRange, Source)),
+    ) -> Result<(), StoreError> {
+        let index = &self.layers[layer].index;
+        let Some(entry) = index.space(space) else { return Ok(()) };
+        let start = entry.runs.partition_point(|r| r.range.end() <= range.first);
+        for run in entry.runs[start..].iter().take_while(|r| r.range.first < range.end()) {
+            let run = run.cut(run.range.intersect(range));
+            let missing = |page| StoreError::NotInParent { space, page };
+            match run.kind {
+                RunKind::Data { frame, page } => {
+                    let layer = u16::try_from(layer).expect("limits::CHAIN is far below 2^16");
+                    out((run.range, Source::Data { layer, frame, page }));
+                }
+                RunKind::Zero => out((run.range, Source::Zero)),
+                RunKind::Inherit if layer == 0 && inherited == Inherited::AsSuch => out((run.range, Source::Inherit)),
+                RunKind::Inherit => {
+                    let from = entry.cow_parent.map(Space::Mm).ok_or_else(|| missing(run.range.first))?;
+                    self.complete(layer, from, run.range).map_err(missing)?;
+                    // What the parent image inherited, it inherited at its own time: from its own pages.
+                    self.resolve(layer, from, run.range, Inherited::AsContent, out)?;
+                }
+                RunKind::Parent => {
+                    let from = entry.parent.filter(|_| layer + 1 < self.layers.len());
+                    let from = from.ok_or_else(|| missing(run.range.first))?;
+                    self.complete(layer + 1, from, run.range).map_err(missing)?;
+                    self.resolve(layer + 1, from, run.range, Inherited::AsContent, out)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Is every page of the range known to this layer? The error is the first that is not.
+    fn complete(&self, layer: usize, space: Space, range: PageRange) -> Result<(), u64> {
+        let runs = self.layers[layer].index.space(space).map_or(&[][..], |s| &s.runs);
+        first_hole(runs, range).map_or(Ok(()), Err)
+    }
+
+    /// Appends a run, or lets the last one grow by it.
+    fn push(&self, runs: &mut Vec<ResolvedRun>, space: Space, (range, source): (PageRange, Source)) {
+        if let Some(last) = runs.last_mut().filter(|last| last.range.end() == range.first) {
+            let grows = match (last.source, source) {
+                (Source::Data { layer, frame, page }, Source::Data { layer: l, frame: f, page: p }) => {
+                    layer == l && self.follows(layer, (frame, page), last.range.count, (f, p))
+                }
+                (a, b) => a == b,
+            };
+            if grows {
+                last.range.count += range.count;
+                return;
+            }
+        }
+        runs.push(ResolvedRun { space, range, source });
+    }
+
+    /// Does page `next` lie in the file right behind `count` pages from `first`?
+    fn follows(&self, layer: u16, first: (u32, u32), count: u64, next: (u32, u32)) -> bool {
+        let frames = &self.layers[usize::from(layer)].index.frames;
+        let (a, b) = (&frames[first.0 as usize], &frames[next.0 as usize]);
+        if first.0 == next.0 {
+            return u64::from(first.1) + count == u64::from(next.1);
+        }
+        // Frames of one file lie in the order of their numbers and do not overlap, so a frame that begins where the run
+        // ends is the one behind the run's last.
+        let raw = a.packing == Packing::Raw && b.packing == Packing::Raw && a.file == b.file;
+        raw && next.1 == 0 && a.offset + (u64::from(first.1) + count) * PAGE == b.offset
+    }
+
+    /// Reads the content of a run of kind [`Source::Data`] or [`Source::Zero`] and checks every frame it touches.
+    ///
+    /// # Errors
+    /// A frame that is damaged or cannot be read; a run that has no content of its own ([`Source::Inherit`]).
+    ///
+    /// # Panics
+    /// When `buf` is not as long as the run.
+    pub fn read_into(&self, run: &ResolvedRun, buf: &mut [u8], scratch: &mut Scratch) -> Result<(), StoreError> {
+        assert_eq!(buf.len() as u64, run.range.bytes(), "the buffer has the length of the run");
+        let (layer, mut frame, mut page) = match run.source {
+            Source::Data { layer, frame, page } => (layer, frame, page as usize),
+            Source::Zero => {
+                buf.fill(0);
+                return Ok(());
+            }
+            Source::Inherit => return Err(StoreError::NoContent { space: run.space, range: run.range }),
+        };
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let held = self.frame(layer, frame).pages as usize;
+            let now = (held - page).min(rest.len() / PAGE_BYTES);
+            let (part, later) = rest.split_at_mut(now * PAGE_BYTES);
+            self.read_frame_part(layer, frame, page, part, scratch)?;
+            rest = later;
+            frame += 1;
+            page = 0;
+        }
+        Ok(())
+    }
+
+    fn frame(&self, layer: u16, frame: u32) -> &Frame {
+        &self.layers[usize::from(layer)].index.frames[frame as usize]
+    }
+
+    fn read_frame_part(
+        &self,
+        layer_number: u16,
+        number: u32,
+        page: usize,
+        buf: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<(), StoreError> {
+        let layer = &self.layers[usize::from(layer_number)];
+        let frame = &layer.index.frames[number as usize];
+        if frame.packing == Packing::Raw {
+            if buf.len() == frame.stored as usize {
+                layer.read(frame.file, frame.offset, buf)?;
+                return layer.check(number, buf);
+            }
+            if layer.intact[number as usize].load(Ordering::Relaxed) {
+                return layer.read(frame.file, frame.offset + (page * PAGE_BYTES) as u64, buf);
+            }
+        }
+        if scratch.at != Some((layer_number, number)) {
+            scratch.at = None;
+            layer.load(number, scratch)?;
+            scratch.at = Some((layer_number, number));
+        }
+        buf.copy_from_slice(&scratch.pages[page * PAGE_BYTES..][..buf.len()]);
+        Ok(())
+    }
+
+    /// Reads and checks every frame of the youngest image; `progress` is told the bytes of each.
+    pub fn verify(&self, progress: &dyn Fn(u64)) -> Result<(), StoreError> {
+        let mut scratch = Scratch::default();
+        for number in 0..self.layers[0].index.frames.len() {
+            let number = u32::try_from(number).map_err(|_| StoreError::TooMany { what: "frames" })?;
+            scratch.at = None;
+            self.layers[0].load(number, &mut scratch)?;
+            progress(u64::from(self.layers[0].index.frames[number as usize].stored));
+        }
+        Ok(())
+    }
+}
+
+impl ResolvedRun {
+    /// The run in pieces that do not cross frames: a piece that is a whole frame is checked without reading it twice.
+    pub fn by_frame<'a>(&self, reader: &'a PageReader) -> impl Iterator<Item = ResolvedRun> + use<'a> {
+        let mut rest = *self;
+        std::iter::from_fn(move || {
+            if rest.range.is_empty() {
+                return None;
+            }
+            let mut piece = rest;
+            if let Source::Data { layer, frame, page } = rest.source {
+                let held = reader.frame(layer, frame).pages;
+                piece.range.count = piece.range.count.min(u64::from(held - page));
+                rest.source = Source::Data { layer, frame: frame + 1, page: 0 };
+            }
+            rest.range = PageRange::new(piece.range.end(), rest.range.count - piece.range.count);
+            Some(piece)
+        })
+    }
+
+    /// The part of the run with these pages, which are all in it.
+    pub fn cut(&self, range: PageRange, reader: &PageReader) -> Self {
+        let mut skip = range.first - self.range.first;
+        let source = match self.source {
+            Source::Data { layer, mut frame, page } => {
+                skip += u64::from(page);
+                while skip >= u64::from(reader.frame(layer, frame).pages) {
+                    skip -= u64::from(reader.frame(layer, frame).pages);
+                    frame += 1;
+                }
+                Source::Data { layer, frame, page: u32::try_from(skip).expect("below the pages of a frame") }
+            }
+            other => other,
+        };
+        Self { space: self.space, range, source }
+    }
+}
+
+impl Layer {
+    fn open(image: &ImageDir) -> Result<Self, StoreError> {
+        let dir = image.path().to_owned();
+        let index = image.index()?;
+        let mut files = Vec::with_capacity(index.files.len());
+        for (n, bytes) in index.files.iter().enumerate() {
+            let path = dir.join(pages_file(n));
+            let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+            let found = file.metadata().map_err(StoreError::io("stat", &path))?.len();
+            if found != *bytes {
+                return Err(StoreError::Damaged { path, what: format!("it has {found} bytes instead of {bytes}") });
+            }
+            files.push(file);
+        }
+        let intact = index.frames.iter().map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { dir, index, files, intact })
+    }
+
+    fn path(&self, file: u16) -> PathBuf {
+        self.dir.join(pages_file(usize::from(file)))
+    }
+
+    fn read(&self, file: u16, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        let read = self.files[usize::from(file)].read_exact_at(buf, offset);
+        read.map_err(|e| StoreError::io("read", self.path(file))(e))
+    }
+
+    fn check(&self, number: u32, stored: &[u8]) -> Result<(), StoreError> {
+        let frame = &self.index.frames[number as usize];
+        if xxh3_64(stored) != frame.check {
+            let what = format!("the checksum of the {} bytes at {} does not match", frame.stored, frame.offset);
+            return Err(StoreError::Damaged { path: self.path(frame.file), what });
+        }
+        self.intact[number as usize].store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reads, checks and unpacks a frame.
+    fn load(&self, number: u32, scratch: &mut Scratch) -> Result<(), StoreError> {
+        let frame = &self.index.frames[number as usize];
+        let raw = frame.pages as usize * PAGE_BYTES;
+        let into = if frame.packing == Packing::Raw { &mut scratch.pages } else { &mut scratch.packed };
+        into.resize(frame.stored as usize, 0);
+        self.read(frame.file, frame.offset, into)?;
+        self.check(number, into)?;
+        if frame.packing == Packing::Zstd {
+            scratch.pages.clear();
+            scratch.pages.reserve(raw);
+            let unpacked = zstd::zstd_safe::decompress(&mut scratch.pages, &scratch.packed);
+            if unpacked != Ok(raw) || scratch.pages.len() != raw {
+                let what = format!("the {} bytes at {} do not unpack to {raw}", frame.stored, frame.offset);
+                return Err(StoreError::Damaged { path: self.path(frame.file), what });
+            }
+        }
+        Ok(())
+    }
+}
