@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Reads everything that the kernel shows of a process tree, and compares two readings.
+
+    state.py capture PID [--memory] [-o FILE]      JSON; with --memory also digests of contents (the tree must be quiet)
+    state.py compare BEFORE AFTER [--allow FILE]...   exit 1 with the differences listed
+
+It shares no code with the engine, so that a mistake in how the engine reads cannot hide itself. Standard library only.
+What may differ stands in allow.toml, a reason for each line; more files can be named. Process ids are compared as the
+root of the tree sees them, so a tree restored in a new PID namespace compares with the original.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import descriptors  # noqa: E402
+import identity  # noqa: E402
+import memory  # noqa: E402
+import mounts  # noqa: E402
+import process  # noqa: E402
+from compare import compare  # noqa: E402
+from kernel import attempt, read, read_link, read_text  # noqa: E402
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def capture(root, contents):
+    pids = identity.tree(root)
+    statuses = {}
+    for pid in pids:
+        for tid in [pid, *identity.tids(pid)]:
+            statuses[tid] = identity.parse_status(read(f"/proc/{pid}/task/{tid}/status"))
+    ids, devices = identity.Ids(root, statuses), identity.Devices()
+    namespaces = {}
+    for pid in ["self", *pids]:
+        key = (str(attempt(read_link, f"/proc/{pid}/ns/mnt")), str(read_link(f"/proc/{pid}/root")))
+        if key not in namespaces:
+            lines, facts = mounts.namespace(pid)
+            devices.see(lines)
+            namespaces[key] = (pid, facts)
+    facts = {"mounts": {str(ids.inner[pid]): m for pid, m in namespaces.values() if pid != "self"}, "processes": {}}
+    for pid in pids:
+        one = process.process(pid, ids, devices)
+        if one["stat"]["state"] != "Z":
+            one["threads"] = {str(ids.inner[t]): process.thread(pid, t, ids, devices) for t in identity.tids(pid)}
+            one["memory"] = memory.memory(pid, devices, contents)
+            one["descriptors"] = descriptors.descriptors(pid, ids, devices)
+        facts["processes"][str(ids.inner[pid])] = one
+    alive = [p for p in pids if facts["processes"][str(ids.inner[p])]["stat"]["state"] != "Z"]
+    facts["sharing"] = descriptors.sharing(alive, [t for p in alive for t in identity.tids(p)], ids)
+    facts["root"] = str(ids.inner[root])
+    facts["boot_id"] = read_text("/proc/sys/kernel/random/boot_id")
+    return facts
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("capture")
+    verb.add_argument("pid", type=int)
+    verb.add_argument("--memory", action="store_true")
+    verb.add_argument("-o", "--output")
+    verb = verbs.add_parser("compare")
+    verb.add_argument("before")
+    verb.add_argument("after")
+    verb.add_argument("--allow", action="append", default=[])
+    options = parser.parse_args()
+    if options.verb == "capture":
+        text = json.dumps(capture(options.pid, options.memory), indent=1, sort_keys=True)
+        if options.output:
+            with open(options.output, "w") as f:
+                f.write(text)
+        else:
+            print(text)
+        return 0
+    captures = []
+    for file in (options.before, options.after):
+        with open(file) as f:
+            captures.append(json.load(f))
+    differences = compare(*captures, [os.path.join(HERE, "allow.toml"), *options.allow])
+    print("\n".join(differences) if differences else "no difference")
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
