@@ -1,1 +1,119 @@
-//! cli
+//! The command line: definitions of the verbs, and the way from arguments to an exit code.
+//!
+//! One file a verb: its options as the parser sees them, and how they become the plain options of `ops/`. Groups of
+//! options that verbs share are in `options/`. A verb that is not in [`Verb`] does not exist for a person.
+
+mod config;
+pub mod everywhere;
+mod options;
+
+mod agent;
+mod cancel;
+mod check;
+mod demo;
+mod dump;
+mod explain;
+mod keygen;
+mod list;
+mod r#move;
+mod pre_dump;
+mod restore;
+mod show;
+mod verify;
+
+use crate::failure::Failure;
+use crate::ops::words::SessionId;
+use crate::ui::{self, Session, Settings};
+use clap::{CommandFactory, FromArgMatches};
+use config::Config;
+use std::ffi::OsString;
+
+/// Checkpoint, restore and live migration of Linux process trees
+#[derive(Debug, clap::Parser)]
+#[command(name = "migrate", version, disable_help_subcommand = true, propagate_version = false, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    everywhere: everywhere::Everywhere,
+}
+
+/// The verbs.
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    Explain(explain::Args),
+}
+
+impl Verb {
+    fn run(self, context: &Context) -> Result<u8, Failure> {
+        match self {
+            Self::Explain(args) => args.run(context),
+        }
+    }
+}
+
+/// What a verb needs besides its own options.
+#[derive(Debug)]
+pub struct Context {
+    settings: Settings,
+    config: Config,
+    verb: String,
+}
+
+impl Context {
+    /// Begins to show a session of this verb. `data` = standard output carries data, so that the result goes to standard error.
+    fn session(&self, id: SessionId, target: Option<String>, data: bool) -> Session {
+        Session::begin(&self.settings, &self.verb, id, target, data)
+    }
+}
+
+/// Runs the program and returns its exit code.
+pub fn run(args: Vec<OsString>) -> u8 {
+    let (cli, config, verb) = match parse(&args) {
+        Ok(parsed) => parsed,
+        Err(Refused::Parser(error)) => return ui::clap_error(&error),
+        Err(Refused::Config(failure, settings, verb)) => return ui::failure::show(&failure, &verb, &settings),
+    };
+    let settings = cli.everywhere.settings();
+    if let Err(failure) = ui::log::begin(settings.verbose, cli.everywhere.log.as_deref()) {
+        return ui::failure::show(&failure, &verb, &settings);
+    }
+    let context = Context { settings, config, verb };
+    match cli.verb.run(&context) {
+        Ok(code) => code,
+        Err(failure) => ui::failure::show(&failure, &context.verb, &context.settings),
+    }
+}
+
+/// Why the arguments were not accepted, or what was printed instead (help, version).
+enum Refused {
+    Parser(clap::Error),
+    Config(Box<Failure>, Settings, String),
+}
+
+/// Reads the arguments, with the configuration as defaults.
+fn parse(args: &[OsString]) -> Result<(Cli, Config, String), Refused> {
+    let mut matches = Cli::command().try_get_matches_from(args).map_err(Refused::Parser)?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(Refused::Parser)?;
+    let verb = matches.subcommand_name().unwrap_or_default().to_owned();
+    let refuse = |cli: &Cli, failure| Refused::Config(Box::new(failure), cli.everywhere.settings(), verb.clone());
+
+    let places = config::Places::of_environment(cli.everywhere.config.clone());
+    let config = Config::read(&places).map_err(|failure| refuse(&cli, failure))?;
+    let mut command = Cli::command();
+    let settings = config.settings(&command).map_err(|failure| refuse(&cli, failure))?;
+    if !settings.is_empty() {
+        command = config::with_defaults(command, &settings, &matches);
+        matches = command.try_get_matches_from(args).map_err(|error| refuse(&cli, config::blame(&error, &settings)))?;
+        cli = Cli::from_arg_matches(&matches).map_err(Refused::Parser)?;
+    }
+    Ok((cli, config, verb))
+}
+
+/// The definition of the command line, for man pages, completions and tests.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests;

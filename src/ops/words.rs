@@ -3,6 +3,7 @@
 //! Each type reads what a person writes (`FromStr`) and writes what it would read again (`Display`). Configuration files,
 //! journals and messages use the same words.
 
+mod address;
 mod dest;
 mod quantity;
 mod session;

@@ -1,1 +1,107 @@
-//! ui
+//! Everything a person or a program sees: progress, events, failures, reports.
+//!
+//! Standard output has the result only; progress, warnings and failures go to standard error. With `--json` standard
+//! output is JSON Lines. A reader that closes standard output early is no failure.
+
+mod clock;
+pub mod explain;
+pub mod failure;
+mod json;
+pub mod log;
+mod progress;
+mod report;
+mod session;
+mod style;
+mod table;
+mod units;
+
+pub use session::Session;
+
+use std::io::{IsTerminal, Write};
+
+/// `--progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Progress {
+    /// A bar on a terminal, else plain lines.
+    #[default]
+    Auto,
+    /// A bar.
+    Bar,
+    /// A line every 5 seconds.
+    Plain,
+    /// Nothing.
+    None,
+}
+
+/// `--color`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How things are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// `--json`.
+    pub json: bool,
+    /// `-q`.
+    pub quiet: bool,
+    /// How often `-v` was given.
+    pub verbose: u8,
+    /// `--progress`.
+    pub progress: Progress,
+    /// `--color`.
+    pub color: Color,
+}
+
+/// The two places text goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    /// Results.
+    Out,
+    /// Progress, warnings, failures.
+    Err,
+}
+
+impl Settings {
+    /// Whether colours are used on this stream.
+    fn coloured(&self, stream: Stream) -> bool {
+        let terminal = match stream {
+            Stream::Out => std::io::stdout().is_terminal(),
+            Stream::Err => std::io::stderr().is_terminal(),
+        };
+        match self.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => {
+                terminal
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+                    && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+            }
+        }
+    }
+}
+
+/// Writes text as it is. Nobody is left to be told that it could not be written: a closed pipe is how `head` ends, and
+/// a full disk behind standard error must not end a migration.
+fn put(stream: Stream, text: &str) {
+    let _ = match stream {
+        Stream::Out => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        }
+        Stream::Err => std::io::stderr().lock().write_all(text.as_bytes()),
+    };
+}
+
+/// Prints what the parser has to say: help and version on standard output (exit 0), wrong usage on standard error (2).
+pub fn clap_error(error: &clap::Error) -> u8 {
+    let _ = error.print();
+    u8::try_from(error.exit_code()).unwrap_or(2)
+}

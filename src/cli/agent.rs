@@ -1,0 +1,54 @@
+//! `migrate agent`.
+
+use crate::failure::{Failure, FailureKind};
+use crate::ops::options::{AgentOptions, AgentPlace};
+use crate::ops::words::{Listen, Size};
+use std::path::PathBuf;
+
+/// Receive process trees from other hosts
+///
+/// Whoever may send to an agent of root without `user=` in the peers file can run anything as root on this host.
+///
+/// Ending or upgrading the agent ends no tree that it has restored.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Listen on unix:PATH (mode 0600) or tcp://[HOST]:PORT (TLS, both sides show a key); may be given several times
+    #[arg(long, value_name = "ADDR", conflicts_with = "stdio")]
+    listen: Vec<Listen>,
+    /// Serve one session over standard input and output, as ssh does
+    #[arg(long)]
+    stdio: bool,
+    /// Who may connect: lines like those that `migrate keygen` prints [default: peers beside the configuration]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    peers: Option<PathBuf>,
+    /// Refuse targets with more memory than this [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<Size>,
+    /// Sessions at a time
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_sessions: u32,
+}
+
+impl Args {
+    /// The choices as the engine takes them.
+    ///
+    /// # Errors
+    /// Usage, when neither the command line nor the configuration says where to listen.
+    pub fn options(&self) -> Result<AgentOptions, Failure> {
+        let place = match (self.stdio, self.listen.is_empty()) {
+            (true, _) => AgentPlace::Stdio,
+            (false, false) => AgentPlace::Listen(self.listen.clone()),
+            (false, true) => {
+                return Err(Failure::new("the agent was not told where to listen")
+                    .hint("--listen unix:/run/migrate/agent.sock, --listen tcp://:7413, or --stdio")
+                    .kind(FailureKind::Usage));
+            }
+        };
+        Ok(AgentOptions {
+            place,
+            peers: self.peers.clone(),
+            max_memory: self.max_memory.map(|size| size.0),
+            max_sessions: self.max_sessions,
+        })
+    }
+}

@@ -1,0 +1,62 @@
+//! `migrate dump`.
+
+use super::options::{image::ImageArgs, memory::MemoryArgs, state::StateArgs};
+use crate::ops::options::{AfterDump, DumpOptions};
+use crate::ops::words::{SessionId, Target};
+use std::path::PathBuf;
+
+/// Save a process tree to an image
+///
+/// The target is a process and all its descendants, or every process of a unit or cgroup. Its memory is copied while it runs; then it is stopped for a moment for what is left.
+/// It ends, unless told otherwise, only after the image is complete and safe on disk. What cannot be saved is named before anything is stopped.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// PID, pidfile:PATH, unit:NAME or cgroup:PATH
+    target: Target,
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Add to this image: only pages that differ from it are written
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    parent: Option<PathBuf>,
+    /// Let the target run on
+    #[arg(long, overrides_with = "leave_stopped")]
+    leave_running: bool,
+    /// Leave the target stopped, as by SIGSTOP
+    #[arg(long, overrides_with = "leave_running")]
+    leave_stopped: bool,
+    /// Stop the target before the first page is read: one copy, a longer pause
+    #[arg(long)]
+    stop_first: bool,
+    /// Only say what stands in the way, if anything
+    #[arg(long)]
+    dry_run: bool,
+    /// Replace an image that is already there
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    memory: MemoryArgs,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+impl Args {
+    /// The choices as the engine takes them.
+    pub fn options(&self) -> DumpOptions {
+        DumpOptions {
+            session: SessionId::random(),
+            target: self.target.clone(),
+            image: self.image.place(),
+            parent: self.parent.clone(),
+            after: match (self.leave_running, self.leave_stopped) {
+                (true, _) => AfterDump::Run,
+                (_, true) => AfterDump::Stop,
+                _ => AfterDump::End,
+            },
+            stop_first: self.stop_first,
+            memory: self.memory.options(),
+            state: self.state.options(),
+            dry_run: self.dry_run,
+            force: self.force,
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! `migrate move`.
+
+use super::config::Config;
+use super::options::dest::{DestArg, single};
+use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
+use crate::failure::Failure;
+use crate::ops::options::MoveOptions;
+use crate::ops::words::{SessionId, Target};
+
+/// Move a running process tree to another host
+///
+/// The memory is copied while the target runs; then it is paused for a moment, the rest follows, and it goes on over there with its files, pipes and connections.
+/// If anything fails before it runs there, it goes on here.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// PID, pidfile:PATH, unit:NAME or cgroup:PATH
+    target: Target,
+    /// [USER@]HOST (ssh), tcp://HOST[:PORT] (TLS), unix:PATH, local, or @GROUP
+    #[arg(value_name = "DEST", required = true, value_delimiter = ',', value_hint = clap::ValueHint::Hostname)]
+    dests: Vec<DestArg>,
+    /// Only say what stands in the way on either side, if anything
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    mode: ModeArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
+    #[command(flatten)]
+    state: StateArgs,
+    #[command(flatten)]
+    peer: PeerArgs,
+}
+
+impl Args {
+    /// The choices as the engine takes them.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group or several destinations.
+    pub fn options(&self, config: &Config) -> Result<MoveOptions, Failure> {
+        Ok(MoveOptions {
+            session: SessionId::random(),
+            target: self.target.clone(),
+            dest: single(&self.dests, config)?,
+            mode: self.mode.options(),
+            memory: self.memory.options(),
+            state: self.state.options(),
+            peer: self.peer.options(),
+            dry_run: self.dry_run,
+        })
+    }
+}

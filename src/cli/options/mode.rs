@@ -1,0 +1,46 @@
+//! MODE: how a target moves and when its rounds end.
+
+use super::{Words, one_of};
+use crate::ops::options::{Mode, ModeOptions};
+use crate::ops::words::{Size, Time};
+
+/// Words of `--mode`, for `move` and `demo`.
+pub const MODE: Words<Mode> = &[
+    ("auto", Mode::Auto, "pre-copy, as long as it pays"),
+    ("pre-copy", Mode::PreCopy, "copy while the target runs, then pause it for what is left"),
+    ("stop-and-copy", Mode::StopAndCopy, "pause it, copy everything"),
+];
+
+/// The MODE group.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Mode")]
+pub struct ModeArgs {
+    /// How the target moves
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = one_of(MODE))]
+    mode: Mode,
+    /// The pause to aim at: rounds go on until what is left fits in it
+    #[arg(long, value_name = "TIME", default_value = "50ms")]
+    max_downtime: Time,
+    /// Pause after this many rounds at the latest
+    #[arg(long, value_name = "N", default_value = "30")]
+    max_rounds: u32,
+    /// Pause when the rounds have taken this long
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    max_time: Time,
+    /// Pause when the rounds have sent this much [default: unlimited]
+    #[arg(long, value_name = "SIZE")]
+    max_bytes: Option<Size>,
+}
+
+impl ModeArgs {
+    /// The choices as the engine takes them.
+    pub fn options(&self) -> ModeOptions {
+        ModeOptions {
+            mode: self.mode,
+            max_downtime: self.max_downtime.0,
+            max_rounds: self.max_rounds,
+            max_time: self.max_time.0,
+            max_bytes: self.max_bytes.map(|size| size.0),
+        }
+    }
+}

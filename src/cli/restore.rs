@@ -1,0 +1,45 @@
+//! `migrate restore`.
+
+use super::options::{image::ImageArgs, state::StateArgs};
+use crate::ops::options::RestoreOptions;
+use crate::ops::words::SessionId;
+use std::path::PathBuf;
+
+/// Start a process tree from an image
+///
+/// The tree goes on exactly where it was. Everything in the image is checked before the first process is made; if anything fails, nothing is left behind.
+/// Without --detach the command stays, passes signals on and ends as the target ends: with its exit status, or 128+N after signal N.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Return as soon as the target runs
+    #[arg(long)]
+    detach: bool,
+    /// Write the process id of the tree's root to this file
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pidfile: Option<PathBuf>,
+    /// Leave the target stopped, as by SIGSTOP
+    #[arg(long)]
+    leave_stopped: bool,
+    /// Only say whether it would run here
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+impl Args {
+    /// The choices as the engine takes them.
+    pub fn options(&self) -> RestoreOptions {
+        RestoreOptions {
+            session: SessionId::random(),
+            image: self.image.place(),
+            detach: self.detach,
+            pidfile: self.pidfile.clone(),
+            leave_stopped: self.leave_stopped,
+            state: self.state.options(),
+            dry_run: self.dry_run,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+use super::*;
+use crate::failure::FailureKind;
+use crate::image::Pid;
+use crate::ops::options::*;
+use crate::ops::words::{Dest, Target};
+use clap::{Args, Parser};
+use std::time::Duration;
+
+/// One verb by itself.
+#[derive(Debug, Parser)]
+struct One<T: Args> {
+    #[command(flatten)]
+    args: T,
+}
+
+fn parse<T: Args>(line: &str) -> Result<T, clap::Error> {
+    One::<T>::try_parse_from(std::iter::once("verb").chain(line.split_whitespace())).map(|one| one.args)
+}
+
+fn refused<T: Args + std::fmt::Debug>(lines: &[&str]) {
+    for line in lines {
+        let error = parse::<T>(line).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn definitions_are_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_option_has_a_help_text_and_every_verb_an_introduction() {
+    for verb in command().get_subcommands() {
+        assert!(verb.get_about().is_some(), "{}", verb.get_name());
+        for arg in verb.get_arguments() {
+            let help = arg.get_help().unwrap_or_else(|| panic!("{} {}", verb.get_name(), arg.get_id())).to_string();
+            assert!(!help.is_empty() && !help.ends_with('.'), "{} {}: {help}", verb.get_name(), arg.get_id());
+        }
+    }
+}
+
+#[test]
+fn dump_defaults_are_those_of_the_engine() {
+    let options = parse::<dump::Args>("7 -D /tmp/i").unwrap().options();
+    let place = ImagePlace::Dir("/tmp/i".into());
+    assert_eq!(options, DumpOptions { session: options.session, ..DumpOptions::new(Target::Pid(Pid(7)), place) });
+}
+
+#[test]
+fn dump_options() {
+    let line = "unit:a.service --stream --parent=/p --leave-running --stop-first --dry-run --force --track wp --compress 3 \
+                --bandwidth 8Mbit/s --streams 2 --cpu minimal --pids new --files check --tcp close --external-unix reconnect \
+                --stdio log --move-address 10.0.0.7/24@eth0 --move-address fd00::7/64@a:b --cgroup /jobs/7 --supervisor ignore";
+    let options = parse::<dump::Args>(line).unwrap().options();
+    assert_eq!(options.target, Target::Unit("a.service".into()));
+    assert_eq!(options.image, ImagePlace::Stream);
+    assert_eq!(options.parent, Some("/p".into()));
+    assert_eq!(options.after, AfterDump::Run);
+    assert!(options.stop_first && options.dry_run && options.force);
+    let memory = MemoryOptions {
+        track: Track::WriteProtect,
+        compress: Compress::Level(3),
+        bandwidth: Some(1_000_000),
+        streams: Some(2),
+    };
+    assert_eq!(options.memory, memory);
+    let addresses = options.state.move_addresses.clone();
+    assert_eq!(addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.7/24@eth0", "fd00::7/64@a:b"]);
+    let state = StateOptions {
+        cpu: Cpu::Minimal,
+        pids: Pids::New,
+        files: Files::Check,
+        tcp: Tcp::Close,
+        external_unix: ExternalUnix::Reconnect,
+        stdio: Stdio::Log,
+        move_addresses: addresses,
+        cgroup: Cgroup::Path("/jobs/7".into()),
+        supervisor: Supervisor::Ignore,
+    };
+    assert_eq!(options.state, state);
+}
+
+#[test]
+fn the_last_of_leave_running_and_leave_stopped_counts() {
+    let after = |line| parse::<dump::Args>(line).unwrap().options().after;
+    assert_eq!(after("7 -D d --leave-running --leave-stopped"), AfterDump::Stop);
+    assert_eq!(after("7 -D d --leave-stopped --leave-running"), AfterDump::Run);
+}
+
+#[test]
+fn wrong_dumps_are_refused() {
+    refused::<dump::Args>(&[
+        "",
+        "7",
+        "-D d",
+        "0 -D d",
+        "7 -D d --stream",
+        "7 8 -D d",
+        "7 -D d --mode pre-copy",
+        "7 -D d --rsh ssh",
+        "7 -D d --bandwidth 100",
+        "7 -D d --compress 20",
+        "7 -D d --compress zstd",
+        "7 -D d --track soft",
+        "7 -D d --streams 0",
+        "7 -D d --cgroup jobs",
+        "7 -D d --cgroup /jobs/../x",
+        "7 -D d --lea",
+        "7 -D d --dry-run=yes",
+        "7 -D d --force --force",
+        "container:x -D d",
+    ]);
+}
+
+#[test]
+fn pre_dump() {
+    let options = parse::<pre_dump::Args>("7 -D d").unwrap().options();
+    assert_eq!(
+        options,
+        PreDumpOptions { session: options.session, ..PreDumpOptions::new(Target::Pid(Pid(7)), "d".into()) }
+    );
+    let options = parse::<pre_dump::Args>("7 -D d --keep-tracking 5m --parent p --track hash").unwrap().options();
+    assert_eq!(options.keep_tracking, Duration::from_secs(300));
+    assert_eq!(options.memory.track, Track::Hash);
+    refused::<pre_dump::Args>(&[
+        "7",
+        "7 --stream",
+        "7 -D d --keep-tracking 60",
+        "7 -D d --leave-running",
+        "7 -D d --tcp keep",
+    ]);
+}
+
+#[test]
+fn restore() {
+    let options = parse::<restore::Args>("-D d").unwrap().options();
+    assert_eq!(
+        options,
+        RestoreOptions { session: options.session, ..RestoreOptions::new(ImagePlace::Dir("d".into())) }
+    );
+    let options = parse::<restore::Args>("--stream --detach --pidfile=p --leave-stopped --dry-run").unwrap().options();
+    assert!(options.detach && options.leave_stopped && options.dry_run);
+    assert_eq!(options.pidfile, Some("p".into()));
+    refused::<restore::Args>(&["", "7 -D d", "-D d --stream", "-D d --compress off", "-D d --lazy", "-D d --on host"]);
+}
+
+#[test]
+fn moves() {
+    let config = Config::default();
+    let read = |line| parse::<r#move::Args>(line).unwrap().options(&config);
+    let options = read("7 b").unwrap();
+    let dest: Dest = "b".parse().unwrap();
+    assert_eq!(options, MoveOptions { session: options.session, ..MoveOptions::new(Target::Pid(Pid(7)), dest) });
+
+    let options = read(
+        "7 unix:/s --mode stop-and-copy --max-downtime 5ms --max-rounds 3 --max-time 1m --max-bytes 1GiB --remote sudo \
+         --bootstrap --connect-timeout 1s --peer-timeout 2s --allow-plain --dry-run",
+    )
+    .unwrap();
+    let mode = ModeOptions {
+        mode: Mode::StopAndCopy,
+        max_downtime: Duration::from_millis(5),
+        max_rounds: 3,
+        max_time: Duration::from_secs(60),
+        max_bytes: Some(1 << 30),
+    };
+    assert_eq!(options.mode, mode);
+    assert_eq!(options.peer.connect_timeout, Duration::from_secs(1));
+    assert_eq!(options.peer.peer_timeout, Duration::from_secs(2));
+    assert_eq!(options.peer.remote, "sudo");
+    assert!(options.peer.bootstrap && options.peer.allow_plain && options.dry_run);
+    refused::<r#move::Args>(&[
+        "7",
+        "",
+        "7 b --max-downtime 50",
+        "7 http://x",
+        "7 b --quorum 1",
+        "7 b --mode post-copy",
+        "7 b -D d",
+    ]);
+}
+
+#[test]
+fn several_destinations_are_refused_by_name() {
+    let config = Config::default();
+    for line in ["7 b c", "7 b,c"] {
+        let failure = parse::<r#move::Args>(line).unwrap().options(&config).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Usage);
+        assert!(failure.what.contains("b, c"), "{}", failure.what);
+    }
+    let failure = parse::<r#move::Args>("7 @rack").unwrap().options(&config).unwrap_err();
+    assert!(failure.what.contains("no group rack"), "{}", failure.what);
+}
+
+#[test]
+fn smaller_verbs() {
+    let config = Config::default();
+    let check = parse::<check::Args>("7 unit:x --to b,tcp://c").unwrap().options(&config).unwrap();
+    assert_eq!((check.targets.len(), check.to.len()), (2, 2));
+    assert_eq!(parse::<check::Args>("").unwrap().options(&config).unwrap(), CheckOptions::default());
+    assert_eq!(parse::<list::Args>("").unwrap().options(), ListOptions::default());
+    assert_eq!(parse::<show::Args>("d").unwrap().options().dir, std::path::Path::new("d"));
+    assert_eq!(parse::<verify::Args>("d").unwrap().options().dir, std::path::Path::new("d"));
+    assert_eq!(parse::<cancel::Args>("abc").unwrap().options().session, "abc");
+    assert_eq!(parse::<demo::Args>("").unwrap().options(), DemoOptions::default());
+    assert!(parse::<demo::Args>("--keep --mode pre-copy").unwrap().options().keep);
+    assert_eq!(parse::<keygen::Args>("").unwrap().options(), KeygenOptions::default());
+    assert_eq!(parse::<keygen::Args>("--name a --force").unwrap().options().name.as_deref(), Some("a"));
+    refused::<show::Args>(&["", "a b"]);
+    refused::<list::Args>(&["7"]);
+    refused::<demo::Args>(&["--kill source"]);
+    refused::<explain::Args>(&["", "301", "M0301 --all"]);
+}
+
+#[test]
+fn agents() {
+    let read = |line| parse::<agent::Args>(line).unwrap().options();
+    assert_eq!(read("--stdio").unwrap(), AgentOptions::new(AgentPlace::Stdio));
+    let options = read("--listen unix:/a --listen tcp://:7413 --peers p --max-memory 1GiB --max-sessions 2").unwrap();
+    assert!(matches!(options.place, AgentPlace::Listen(places) if places.len() == 2));
+    assert_eq!((options.max_memory, options.max_sessions), (Some(1 << 30), 2));
+    assert_eq!(read("").unwrap_err().kind, FailureKind::Usage);
+    refused::<agent::Args>(&["--listen unix:/a --stdio", "--listen 7413", "--stdio --max-sessions 0"]);
+}

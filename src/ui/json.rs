@@ -1,0 +1,207 @@
+//! Events as JSON Lines (cli.md, `--json`; migrate-events(5)).
+//!
+//! Fields are added, never renamed, within version 1. What is not known is absent, never 0.
+
+use super::clock::rfc3339;
+use crate::blocker::Blocker;
+use crate::failure::{Failure, TargetState};
+use crate::ops::outcome::{Outcome, Round, State, Where};
+use crate::ops::words::SessionId;
+use serde::ser::{Serialize, Serializer};
+use serde_json::Value;
+use std::time::{Duration, Instant, SystemTime};
+
+/// A JSON object whose fields keep their order.
+#[derive(Debug, Default, Clone)]
+pub struct Object(Vec<(&'static str, Member)>);
+
+#[derive(Debug, Clone)]
+enum Member {
+    Value(Value),
+    Object(Object),
+    List(Vec<Object>),
+}
+
+impl Serialize for Object {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, member)| (key, member)))
+    }
+}
+
+impl Serialize for Member {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Value(value) => value.serialize(serializer),
+            Self::Object(object) => object.serialize(serializer),
+            Self::List(list) => list.serialize(serializer),
+        }
+    }
+}
+
+impl Object {
+    /// Adds a field.
+    pub fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
+        self.0.push((key, Member::Value(value.into())));
+        self
+    }
+
+    /// Adds a field if it is known.
+    pub fn known(self, key: &'static str, value: Option<impl Into<Value>>) -> Self {
+        match value {
+            Some(value) => self.with(key, value),
+            None => self,
+        }
+    }
+
+    /// Adds an object.
+    pub fn object(mut self, key: &'static str, value: Object) -> Self {
+        self.0.push((key, Member::Object(value)));
+        self
+    }
+
+    /// Adds a list of objects.
+    pub fn list(mut self, key: &'static str, values: Vec<Object>) -> Self {
+        self.0.push((key, Member::List(values)));
+        self
+    }
+
+    /// Adds the fields of another object.
+    pub fn and(mut self, other: Object) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+}
+
+/// Microseconds, as all times are written.
+pub fn us(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What all events of a session have in common.
+#[derive(Debug)]
+pub struct Stamp {
+    begun: Instant,
+    session: SessionId,
+    trace_parent: Option<String>,
+}
+
+impl Stamp {
+    /// A session that begins now.
+    pub fn begin(session: SessionId) -> Self {
+        // W3C trace context: repeated as it is, so that a caller finds its events again.
+        let trace_parent = std::env::var("TRACEPARENT").ok().filter(|value| !value.is_empty());
+        Self { begun: Instant::now(), session, trace_parent }
+    }
+
+    /// Time since the session began.
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// One line: an event of this kind with these fields.
+    pub fn line(&self, kind: &str, fields: Object) -> String {
+        let event = Object::default()
+            .with("v", 1)
+            .with("ts", rfc3339(SystemTime::now()))
+            .with("t_us", us(self.elapsed()))
+            .with("event", kind)
+            .with("session", self.session.as_str())
+            .known("traceparent", self.trace_parent.as_deref())
+            .and(fields);
+        let mut line = serde_json::to_string(&event).expect("keys are text, and values came from text and numbers");
+        line.push('\n');
+        line
+    }
+}
+
+/// A blocker.
+pub fn blocker(blocker: &Blocker) -> Object {
+    Object::default()
+        .with("code", blocker.code.to_string())
+        .with("object", blocker.object.as_str())
+        .with("reason", blocker.reason.as_str())
+        .with("remedy", blocker.remedy.as_str())
+}
+
+fn round(round: &Round) -> Object {
+    Object::default()
+        .with("number", round.number)
+        .with("pages", round.pages)
+        .with("bytes", round.bytes)
+        .with("took_us", us(round.took))
+}
+
+/// The fields of `result` for something achieved.
+pub fn outcome(outcome: &Outcome) -> Object {
+    let target = Object::default().known("pid", outcome.target_pid).known("comm", outcome.target_comm.as_deref());
+    let host = match &outcome.place {
+        Where::Dest(name) => Some(name.as_str()),
+        _ => None,
+    };
+    let parts = outcome.downtime_parts.iter().fold(Object::default(), |o, (name, took)| o.with(name, us(*took)));
+    let mut fields = Object::default();
+    if !target.0.is_empty() {
+        fields = fields.object("target", target);
+    }
+    fields = fields
+        .with("state", state(outcome.state))
+        .with("where", place(&outcome.place))
+        .known("host", host)
+        .known("pid", outcome.pid)
+        .known("mode", outcome.mode)
+        .known("exit_condition", outcome.exit_condition)
+        .known("downtime_us", outcome.downtime.map(us));
+    if !outcome.downtime_parts.is_empty() {
+        fields = fields.object("downtime_parts", parts);
+    }
+    fields
+        .known("total_us", outcome.total.map(us))
+        .list("rounds", outcome.rounds.iter().map(round).collect())
+        .known("bytes_sent", outcome.bytes)
+        .known("pages_sent", outcome.pages)
+        .known("processes", outcome.processes)
+        .known("threads", outcome.threads)
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Running => "running",
+        State::Stopped => "stopped",
+        State::Ended => "ended",
+        State::Held => "held",
+        State::InDoubt => "in-doubt",
+    }
+}
+
+fn place(place: &Where) -> &str {
+    match place {
+        Where::Source => "source",
+        Where::Dest(name) => name,
+        Where::Both => "both",
+        Where::Nowhere => "nowhere",
+    }
+}
+
+/// The fields of `result` for a failure.
+pub fn failure(failure: &Failure) -> Object {
+    let (state, place) = match &failure.target {
+        TargetState::Untouched => (None, Some("source")),
+        TargetState::Running => (Some("running"), Some("source")),
+        TargetState::Stopped => (Some("stopped"), Some("source")),
+        TargetState::Held => (Some("held"), Some("source")),
+        TargetState::RunningOn(host) => (Some("running"), Some(host.as_str())),
+        TargetState::InDoubt => (Some("in-doubt"), None),
+        TargetState::Ended(_) | TargetState::NotStarted => (Some("ended"), Some("nowhere")),
+    };
+    let code = failure.blockers.first().map(|blocker| blocker.code.to_string());
+    let what = Object::default()
+        .with("what", failure.what.as_str())
+        .with("causes", failure.causes.clone())
+        .known("hint", failure.hint.as_deref())
+        .known("code", code);
+    Object::default()
+        .known("state", state)
+        .known("where", place)
+        .list("blockers", failure.blockers.iter().map(blocker).collect())
+        .object("failure", what)
+}

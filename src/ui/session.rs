@@ -1,0 +1,141 @@
+//! One session as it is shown: events while it runs, one result at its end.
+
+use super::json::{self, Object, Stamp, us};
+use super::progress::Display;
+use super::style::{Style, clean, paint};
+use super::units::{bytes, count, time};
+use super::{Settings, Stream, failure, put, report};
+use crate::failure::{Failure, TargetState};
+use crate::ops::outcome::Outcome;
+use crate::ops::words::SessionId;
+use crate::ops::{Event, Events};
+use std::sync::{Mutex, PoisonError};
+
+/// A session of a verb. It takes the events of the operation and shows them as the person or program has asked for.
+pub struct Session {
+    settings: Settings,
+    verb: String,
+    target: Option<String>,
+    stamp: Stamp,
+    /// Where the result goes: standard error when standard output carries an image.
+    results: Stream,
+    display: Mutex<Display>,
+}
+
+impl Session {
+    /// Begins a session. `data` = standard output carries data.
+    pub fn begin(settings: &Settings, verb: &str, id: SessionId, target: Option<String>, data: bool) -> Self {
+        let session = Self {
+            settings: *settings,
+            verb: verb.to_owned(),
+            target,
+            stamp: Stamp::begin(id),
+            results: if data { Stream::Err } else { Stream::Out },
+            display: Mutex::new(Display::new(settings)),
+        };
+        session.emit("session", || {
+            Object::default().with("verb", session.verb.as_str()).known("asked_for", session.target.as_deref())
+        });
+        session
+    }
+
+    /// Shows the end of the session and returns the exit code.
+    pub fn finish(self, result: Result<Outcome, Failure>) -> u8 {
+        self.display.lock().unwrap_or_else(PoisonError::into_inner).end();
+        match result {
+            Ok(outcome) => {
+                self.emit("result", || {
+                    let ok = Object::default().with("ok", true).with("exit", 0).with("verb", self.verb.as_str());
+                    ok.and(json::outcome(&outcome))
+                });
+                if !self.settings.json && !self.settings.quiet {
+                    put(self.results, &report::text(&self.verb, self.target.as_deref(), &outcome));
+                }
+                0
+            }
+            Err(failure) => {
+                self.emit("result", || failure::result(&failure, &self.verb));
+                if !self.settings.json {
+                    let told = self.target.is_some() || failure.target != TargetState::Untouched;
+                    put(Stream::Err, &failure::text(&failure, told, &self.settings));
+                }
+                failure.exit_code()
+            }
+        }
+    }
+
+    /// Writes an event for programs.
+    fn emit(&self, kind: &str, fields: impl FnOnce() -> Object) {
+        if self.settings.json {
+            put(self.results, &self.stamp.line(kind, fields()));
+        }
+    }
+
+    fn say(&self, text: &str) {
+        self.display.lock().unwrap_or_else(PoisonError::into_inner).say(text);
+    }
+
+    /// Something for those who asked for more.
+    fn detail(&self, text: impl FnOnce() -> String) {
+        if self.settings.verbose > 0 && !self.settings.json {
+            self.say(&format!("{:>9}  {}\n", time(self.stamp.elapsed()), text()));
+        }
+    }
+
+    fn with_display(&self, change: impl FnOnce(&mut Display)) {
+        change(&mut self.display.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Events for Session {
+    fn event(&self, event: Event) {
+        match event {
+            Event::Preflight { blockers, tasks, memory_bytes } => {
+                self.emit("preflight", || {
+                    Object::default()
+                        .with("blockers", blockers.len() as u64)
+                        .with("tasks", tasks)
+                        .with("memory_bytes", memory_bytes)
+                });
+                for blocker in &blockers {
+                    self.emit("blocker", || json::blocker(blocker));
+                }
+                self.detail(|| {
+                    let size = format!("{}, {}", count(tasks.into(), "task"), bytes(memory_bytes));
+                    format!("preflight: {size}, {}", count(blockers.len() as u64, "blocker"))
+                });
+            }
+            Event::Round { number, pages, bytes: sent, took, dirty_bytes_per_s } => {
+                self.emit("round", || {
+                    Object::default()
+                        .with("number", number)
+                        .with("pages", pages)
+                        .with("bytes", sent)
+                        .with("took_us", us(took))
+                        .with("dirty_bytes_per_s", dirty_bytes_per_s)
+                });
+                self.with_display(|display| display.round(number));
+                self.detail(|| {
+                    let volume = format!("{}, {} in {}", count(pages, "page"), bytes(sent), time(took));
+                    format!("round {number}: {volume}, {}/s written meanwhile", bytes(dirty_bytes_per_s))
+                });
+            }
+            Event::Progress { phase, done, total } => self.with_display(|display| display.advance(phase, done, total)),
+            Event::Frozen => {
+                self.emit("frozen", Object::default);
+                self.detail(|| "frozen".to_owned());
+            }
+            Event::Switched { downtime } => {
+                self.emit("switched", || Object::default().with("downtime_us", us(downtime)));
+                self.detail(|| format!("switched after a pause of {}", time(downtime)));
+            }
+            Event::Warning(text) => {
+                self.emit("warning", || Object::default().with("text", text.as_str()));
+                if !self.settings.json && !self.settings.quiet {
+                    let label = paint("warning:", Style::Warning, self.settings.coloured(Stream::Err));
+                    self.say(&format!("{label} {}\n", clean(&text)));
+                }
+            }
+        }
+    }
+}
