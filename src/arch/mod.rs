@@ -1,1 +1,7 @@
-//! arch
+//! What depends on the processor: registers, the system call convention, restart codes, the vDSO.
+
+pub mod restart;
+pub mod vdso;
+mod x86_64;
+
+pub use x86_64::*;

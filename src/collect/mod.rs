@@ -1,1 +1,145 @@
-//! collect
+//! Target to model: reads everything of a frozen tree but the contents of its memory.
+//!
+//! One file for each room of the model (the mirror rule: `image/X`, `collect/X`, `restore/X`). Nothing here sends, nothing
+//! here stops or starts a task. What cannot be saved is added to [`Cx::blockers`], all of it, with its remedy.
+
+pub mod cgroup;
+pub mod creds;
+pub mod fd;
+pub mod host;
+pub mod mm;
+pub mod ns;
+pub mod sharing;
+pub mod signals;
+pub mod task;
+pub mod timers;
+
+use crate::blocker::{Blocker, Code};
+use crate::image::{FdTableId, Model, NsPid, Pid, TaskId};
+use crate::trace::freeze::Frozen;
+use std::collections::HashMap;
+
+/// What can go wrong while a tree is read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A task could not be traced or its memory read.
+    #[error(transparent)]
+    Trace(#[from] crate::trace::Error),
+    /// /proc could not be read.
+    #[error(transparent)]
+    Proc(#[from] crate::proc::Error),
+    /// A system call of ours about an object of the target failed.
+    #[error("{operation} of {object}: {errno}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// Kernel's answer.
+        errno: crate::sys::Errno,
+    },
+}
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What the caller decides about things that end outside the tree.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// `--tcp`.
+    pub tcp: crate::ops::options::Tcp,
+    /// `--external-unix`.
+    pub external_unix: crate::ops::options::ExternalUnix,
+    /// Terminals and pipes held outside the tree become [`crate::image::fd::FileKind::External`] instead of blockers.
+    pub allow_external_stdio: bool,
+}
+
+/// Where the contents of memory objects are read from.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// For each [`crate::image::MmId`] a process that has it.
+    pub mms: Vec<Pid>,
+    /// For each [`crate::image::ShmemId`] how it can be read.
+    pub shmems: Vec<ShmemSource>,
+}
+
+/// Where the contents of a shared memory object are.
+#[derive(Debug)]
+pub enum ShmemSource {
+    /// Opened by us (through /proc/PID/map_files, or a duplicate of a descriptor).
+    File(std::os::fd::OwnedFd),
+}
+
+/// State of one collection.
+pub struct Cx<'a> {
+    /// The tree.
+    pub frozen: &'a mut Frozen,
+    /// What has been found so far.
+    pub model: Model,
+    /// Where memory contents are.
+    pub sources: Sources,
+    /// What stands in the way.
+    pub blockers: Vec<Blocker>,
+    /// The caller's choices.
+    pub policy: &'a Policy,
+    /// Ids as we see them to ids as the target sees them, of all processes and threads of the tree.
+    pub ids: HashMap<Pid, NsPid>,
+    /// For each task of the model its process in `frozen`, by position.
+    pub process_of: Vec<usize>,
+    /// For each descriptor table a (process, thread) of `frozen` that has it, by position.
+    pub table_owner: Vec<(usize, usize)>,
+    /// Shared objects by (device, inode), for mappings and descriptors of the same one.
+    pub shmem_by_inode: HashMap<(u64, u64), crate::image::ShmemId>,
+    /// Buffer for reading /proc.
+    pub buf: Vec<u8>,
+}
+
+/// A collected tree.
+#[derive(Debug)]
+pub struct Collection {
+    /// Everything but memory contents.
+    pub model: Model,
+    /// Where those are.
+    pub sources: Sources,
+    /// What could not be saved. A collection with blockers must not be written as an image.
+    pub blockers: Vec<Blocker>,
+}
+
+/// Reads a frozen tree. Scratch areas are made in it and stay until it is thawed.
+pub fn collect(frozen: &mut Frozen, policy: &Policy) -> Result<Collection> {
+    let model = Model::empty(host::collect()?);
+    let mut cx = Cx {
+        frozen,
+        model,
+        sources: Sources::default(),
+        blockers: Vec::new(),
+        policy,
+        ids: HashMap::new(),
+        process_of: Vec::new(),
+        table_owner: Vec::new(),
+        shmem_by_inode: HashMap::new(),
+        buf: Vec::new(),
+    };
+    ns::collect(&mut cx)?;
+    task::collect(&mut cx)?;
+    fd::collect(&mut cx)?;
+    Ok(Collection { model: cx.model, sources: cx.sources, blockers: cx.blockers })
+}
+
+impl Cx<'_> {
+    /// Notes something that stands in the way.
+    pub fn block(&mut self, code: Code, object: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) {
+        let (object, reason, remedy) = (object.into(), reason.into(), remedy.into());
+        self.blockers.push(Blocker { code, object, reason, remedy });
+    }
+
+    /// The descriptor tables by number, with a (process, thread) position that has each.
+    pub fn tables(&self) -> impl Iterator<Item = (FdTableId, (usize, usize))> + '_ {
+        self.table_owner.iter().enumerate().map(|(n, owner)| (FdTableId::from(n), *owner))
+    }
+
+    /// The task made of the process at this position of `frozen`.
+    pub fn task_of_process(&self, process: usize) -> Option<TaskId> {
+        self.process_of.iter().position(|p| *p == process).map(TaskId::from)
+    }
+}

@@ -62,6 +62,28 @@ pub struct Model {
 }
 
 impl Model {
+    /// A model of nothing yet.
+    pub fn empty(host: host::Host) -> Self {
+        Self {
+            host,
+            tasks: Vec::new(),
+            mms: Vec::new(),
+            shmems: Vec::new(),
+            fd_tables: Vec::new(),
+            files: Vec::new(),
+            pipes: Vec::new(),
+            ptys: Vec::new(),
+            unix_sockets: Vec::new(),
+            ghosts: Vec::new(),
+            locks: Vec::new(),
+            fs: Vec::new(),
+            sighands: Vec::new(),
+            seccomp_filters: Vec::new(),
+            namespaces: Vec::new(),
+            cgroups: Vec::new(),
+        }
+    }
+
     /// The root task of the tree.
     pub fn root(&self) -> &task::Task {
         &self.tasks[0]

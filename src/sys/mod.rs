@@ -1,1 +1,27 @@
-//! All unsafe code.
+//! All unsafe code of the project: thin typed wrappers, one file per man page.
+//!
+//! Each wrapper names its page and the kernel it needs, and returns the kernel's error number untouched: naming the
+//! object is the caller's work. Kernel structs that travel through remote memory stand in [`abi`].
+
+pub mod abi;
+pub mod clone;
+pub mod fd;
+pub mod mem;
+pub mod pagemap;
+pub mod ptrace;
+pub mod sched;
+pub mod stub;
+pub mod wait;
+
+pub use nix::errno::Errno;
+
+/// What a wrapper returns.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// Turns a libc return value into a result.
+fn check(ret: libc::c_long) -> Result<libc::c_long> {
+    if ret == -1 { Err(Errno::last()) } else { Ok(ret) }
+}
+
+/// Size of the XSAVE area this processor can have, an upper bound for `NT_X86_XSTATE`.
+pub const XSTATE_MAX: usize = 16384;

@@ -1,0 +1,54 @@
+//! x86-64: how a system call is made to happen in a stopped task.
+
+pub use crate::sys::abi::UserRegs;
+
+/// First address above user space (47 bits).
+pub const USER_END: u64 = 0x7fff_ffff_f000;
+
+impl UserRegs {
+    /// These registers, but about to execute the `syscall` instruction at `ip`.
+    pub fn calling(&self, ip: u64, call: u64, args: &[u64; 6]) -> Self {
+        Self {
+            rip: ip,
+            rax: call,
+            // Anything else would make the kernel restart the interrupted call on top of ours.
+            orig_rax: u64::MAX,
+            rdi: args[0],
+            rsi: args[1],
+            rdx: args[2],
+            r10: args[3],
+            r8: args[4],
+            r9: args[5],
+            cs: 0x33,
+            ss: 0x2b,
+            // No single-stepping, no direction flag.
+            eflags: self.eflags & !0x500,
+            ..*self
+        }
+    }
+
+    /// These registers, but about to run the batch stub at `code` over `rows` rows at `table`.
+    pub fn running_batch(&self, code: u64, table: u64, rows: u64) -> Self {
+        Self {
+            rip: code,
+            orig_rax: u64::MAX,
+            rbx: table,
+            r12: rows,
+            r15: table,
+            cs: 0x33,
+            ss: 0x2b,
+            eflags: self.eflags & !0x500,
+            ..*self
+        }
+    }
+
+    /// The task runs 32-bit code.
+    pub fn is_32bit(&self) -> bool {
+        self.cs == 0x23
+    }
+
+    /// In the middle of a system call that the kernel will restart or fail when the task goes on.
+    pub fn interrupted_call(&self) -> Option<u64> {
+        ((self.orig_rax as i64) >= 0).then_some(self.orig_rax)
+    }
+}

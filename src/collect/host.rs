@@ -1,0 +1,28 @@
+//! Facts of this host.
+
+use super::Result;
+use crate::image::Bytes;
+use crate::image::host::Host;
+
+/// This host, now.
+pub fn collect() -> Result<Host> {
+    let uname = nix::sys::utsname::uname().ok();
+    let name = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
+        uname.as_ref().map(|u| f(u).to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    let clock = |id| {
+        let now = nix::time::clock_gettime(id).unwrap_or_else(|_| nix::sys::time::TimeSpec::new(0, 0));
+        now.tv_sec() * 1_000_000_000 + now.tv_nsec()
+    };
+    Ok(Host {
+        hostname: name(|u| u.nodename()),
+        kernel: name(|u| u.release()),
+        boot_id: crate::kernel::boot_id(),
+        cpu_features: crate::kernel::cpu_features(),
+        xfeatures: crate::kernel::xfeatures(),
+        monotonic_ns: clock(nix::time::ClockId::CLOCK_MONOTONIC),
+        boottime_ns: clock(nix::time::ClockId::CLOCK_BOOTTIME),
+        realtime_ns: clock(nix::time::ClockId::CLOCK_REALTIME),
+        vdso: Bytes(crate::arch::vdso::own_text().to_vec()),
+    })
+}

@@ -1,0 +1,325 @@
+//! Address spaces: layout, mappings and their attributes.
+
+use super::{Cx, Error, Result, ShmemSource, ns, task::path_ref};
+use crate::blocker::codes;
+use crate::image::fd::PathRef;
+use crate::image::mm::{Advice, Backing, Layout, Mm, Shmem, ShmemKind, VdsoBlock, Vma};
+use crate::image::{Bytes, ShmemId};
+use crate::proc::ProcDir;
+use crate::proc::maps::Special;
+use crate::proc::smaps::{Flagged, VmFlags};
+use crate::sys::pagemap::{self, category};
+use crate::trace::batch::{Out, Ref, Results};
+use crate::trace::Batch;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// Mappings as they are before we add ours.
+pub type Mappings = Vec<Flagged>;
+
+/// Reads the mappings of a process, before a scratch area exists in it.
+pub fn read_mappings(cx: &mut Cx<'_>, at: usize) -> Result<Mappings> {
+    Ok(cx.frozen.processes[at].dir.smaps_flags(&mut cx.buf)?)
+}
+
+/// Makes sure there is a scratch area: a new one for a new address space, else that of the process it is shared with.
+pub fn ensure_scratch(cx: &mut Cx<'_>, at: usize, mm_number: usize, mappings: Option<&Mappings>) -> Result<()> {
+    if let Some(mappings) = mappings {
+        let vdso = mappings.iter().find(|m| m.mapping.special() == Some(Special::Vdso)).map(|m| m.mapping.start);
+        cx.frozen.processes[at].ensure_scratch(vdso)?;
+        return Ok(());
+    }
+    let owner = cx.sources.mms[mm_number];
+    let scratch = cx.frozen.processes.iter().find(|p| p.pid == owner).and_then(|p| p.scratch);
+    let process = &mut cx.frozen.processes[at];
+    if process.scratch.is_none() {
+        process.scratch = scratch;
+        process.borrows_scratch = true;
+    }
+    Ok(())
+}
+
+/// Calls whose answers describe the address space.
+pub struct Query {
+    brk: Ref,
+    dumpable: Ref,
+    thp_disable: Ref,
+    mdwe: Ref,
+    membarrier: Ref,
+    unused: Out,
+}
+
+/// Adds the calls that ask for what /proc does not show.
+pub fn ask(batch: &mut Batch) -> Query {
+    const PR_GET_THP_DISABLE: i32 = 42;
+    const PR_GET_MDWE: i32 = 66;
+    const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 512;
+    Query {
+        brk: batch.may(libc::SYS_brk, &[0u64.into()]),
+        dumpable: batch.may_prctl(libc::PR_GET_DUMPABLE, 0u64, 0u64),
+        thp_disable: batch.may_prctl(PR_GET_THP_DISABLE, 0u64, 0u64),
+        mdwe: batch.may_prctl(PR_GET_MDWE, 0u64, 0u64),
+        membarrier: batch.may(libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS.into()]),
+        unused: batch.out(8),
+    }
+}
+
+/// Adds the address space of a process to the model.
+pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Results, query: &Query) -> Result<()> {
+    let _ = results.bytes(query.unused);
+    let stat = cx.frozen.processes[at].dir.stat(&mut cx.buf)?;
+    let layout = Layout {
+        start_code: stat.startcode,
+        end_code: stat.endcode,
+        start_data: stat.start_data,
+        end_data: stat.end_data,
+        start_brk: stat.start_brk,
+        brk: results.get(query.brk).unwrap_or(stat.start_brk),
+        start_stack: stat.startstack,
+        arg_start: stat.arg_start,
+        arg_end: stat.arg_end,
+        env_start: stat.env_start,
+        env_end: stat.env_end,
+    };
+    let auxv = Bytes(cx.frozen.processes[at].dir.read_into("auxv", &mut cx.buf)?.to_vec());
+    let mnt = ns::of_task(cx, at)?.mnt;
+    let exe = path_ref(&cx.frozen.processes[at].dir, "exe", mnt)?;
+    let vmas = vmas(cx, at, mappings)?;
+    let mm = Mm {
+        layout,
+        auxv,
+        exe,
+        vdso: vdso_block(mappings),
+        vmas,
+        dumpable: results.get(query.dumpable).unwrap_or(1) as u32,
+        thp_disable: results.get(query.thp_disable).unwrap_or(0) as u32,
+        mdwe: results.get(query.mdwe).unwrap_or(0) as u32,
+        mlock_future: false,
+        membarrier: results.get(query.membarrier).unwrap_or(0) as u32,
+        cow_parent: None,
+    };
+    cx.model.mms.push(mm);
+    cx.sources.mms.push(cx.frozen.processes[at].pid);
+    Ok(())
+}
+
+fn vdso_block(mappings: &Mappings) -> Option<VdsoBlock> {
+    let special = |m: &&Flagged| matches!(m.mapping.special(), Some(Special::Vdso | Special::Vvar));
+    let start = mappings.iter().find(special)?.mapping.start;
+    let text = mappings.iter().find(|m| m.mapping.special() == Some(Special::Vdso))?;
+    let end = mappings.iter().rev().find(special)?.mapping.end;
+    Some(VdsoBlock { start, text: text.mapping.start, end })
+}
+
+fn vmas(cx: &mut Cx<'_>, at: usize, mappings: &Mappings) -> Result<Vec<Vma>> {
+    let mut vmas = Vec::with_capacity(mappings.len());
+    for flagged in mappings {
+        if flagged.mapping.special() == Some(Special::Vsyscall) {
+            continue;
+        }
+        refuse_unsupported(cx, at, flagged);
+        let Some(backing) = backing(cx, at, flagged)? else { continue };
+        let vma = vma(flagged, backing);
+        if vmas.last_mut().is_none_or(|last| !join(last, &vma)) {
+            vmas.push(vma);
+        }
+    }
+    mark_guards(cx, at, &mut vmas)?;
+    Ok(vmas)
+}
+
+fn vma(flagged: &Flagged, backing: Backing) -> Vma {
+    let (m, flags) = (&flagged.mapping, flagged.flags);
+    let has = |flag| flags.contains(flag);
+    let anon_name = match m.special() {
+        Some(Special::Anon(name) | Special::AnonShmem(name)) => Some(Bytes(name.to_vec())),
+        _ => None,
+    };
+    Vma {
+        start: m.start,
+        end: m.end,
+        prot: m.prot(),
+        shared: has(VmFlags::MAY_SHARE) || has(VmFlags::SHARED),
+        offset: if matches!(backing, Backing::Anon | Backing::Droppable | Backing::HugeAnon { .. }) { 0 } else { m.offset },
+        backing,
+        grows_down: has(VmFlags::GROWS_DOWN),
+        locked: has(VmFlags::LOCKED).then(|| has(VmFlags::LOCK_ON_FAULT)),
+        no_reserve: has(VmFlags::NO_RESERVE),
+        advice: Advice {
+            dont_fork: has(VmFlags::DONT_FORK),
+            wipe_on_fork: has(VmFlags::WIPE_ON_FORK),
+            dont_dump: has(VmFlags::DONT_DUMP),
+            huge: has(VmFlags::HUGE_PAGE),
+            no_huge: has(VmFlags::NO_HUGE_PAGE),
+            mergeable: has(VmFlags::MERGEABLE),
+            sequential: has(VmFlags::SEQUENTIAL),
+            random: has(VmFlags::RANDOM),
+        },
+        may_write: has(VmFlags::MAY_WRITE),
+        numa: None,
+        sealed: has(VmFlags::SEALED),
+        pkey: flagged.pkey,
+        guards: Vec::new(),
+        anon_name,
+    }
+}
+
+/// Neighbours that dirty tracking (a userfaultfd on one of them) has kept apart are one mapping to the model.
+fn join(last: &mut Vma, next: &Vma) -> bool {
+    let joined = Vma { end: next.end, ..last.clone() };
+    let as_next = Vma { start: last.start, end: next.end, offset: last.offset, ..next.clone() };
+    let continues = match last.backing {
+        Backing::Anon | Backing::Droppable => !last.shared && !last.grows_down,
+        _ => false,
+    };
+    let adjacent = last.end == next.start && continues && joined == as_next;
+    if adjacent {
+        last.end = next.end;
+    }
+    adjacent
+}
+
+fn refuse_unsupported(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) {
+    let flags = flagged.flags;
+    let pid = cx.frozen.processes[at].pid;
+    let object = format!("pid {pid} mapping {:#x}-{:#x} {}", flagged.mapping.start, flagged.mapping.end, flagged.mapping.name);
+    if flags.contains(VmFlags::SHADOW_STACK) {
+        cx.block(
+            codes::SHADOW_STACK,
+            object,
+            "it is a shadow stack",
+            "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+        );
+    } else if flags.intersects(VmFlags::UFFD_MISSING.union(VmFlags::UFFD_MINOR)) {
+        cx.block(
+            codes::USERFAULTFD,
+            object,
+            "the program handles its page faults itself (userfaultfd)",
+            "end the use of userfaultfd before",
+        );
+    } else if flags.contains(VmFlags::PFN_MAP) && flagged.mapping.has_file() {
+        cx.block(
+            codes::DEVICE_MAPPING,
+            object,
+            "memory of a device is mapped",
+            "close the device before, or move the program without it",
+        );
+    }
+}
+
+/// What lies behind a mapping; `None` where a blocker has been noted.
+fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) -> Result<Option<Backing>> {
+    let mapping = &flagged.mapping;
+    match mapping.special() {
+        Some(Special::Vdso) => return Ok(Some(Backing::Vdso)),
+        Some(Special::Vvar) => return Ok(Some(Backing::Vvar)),
+        _ => {}
+    }
+    if flagged.flags.contains(VmFlags::DROPPABLE) {
+        return Ok(Some(Backing::Droppable));
+    }
+    if !mapping.has_file() {
+        return Ok(Some(Backing::Anon));
+    }
+    let dir = &cx.frozen.processes[at].dir;
+    let link = mapping.map_file();
+    let name = dir.readlink(&link)?;
+    let stat = dir.stat_of(&link)?;
+    if name.0.starts_with(b"/anon_hugepage") && !flagged.flags.contains(VmFlags::MAY_SHARE) {
+        return Ok(Some(Backing::HugeAnon { page_size: flagged.page_size }));
+    }
+    if let Some(kind) = shmem_kind(&name.0, flagged) {
+        let id = shmem(cx, at, &link, (stat.st_dev, stat.st_ino), kind)?;
+        return Ok(Some(Backing::Shmem(id)));
+    }
+    if stat.st_mode & libc::S_IFMT == libc::S_IFCHR {
+        let mnt = ns::of_task(cx, at)?.mnt;
+        return Ok(Some(Backing::Device(path_ref(&cx.frozen.processes[at].dir, &link, mnt)?)));
+    }
+    if stat.st_nlink == 0 || name.0.ends_with(b" (deleted)") {
+        return super::fd::ghost_of_mapping(cx, at, &link).map(|ghost| ghost.map(Backing::Ghost));
+    }
+    let mnt = ns::of_task(cx, at)?.mnt;
+    let path: PathRef = path_ref(&cx.frozen.processes[at].dir, &link, mnt)?;
+    let writes = flagged.flags.contains(VmFlags::MAY_SHARE) && flagged.flags.contains(VmFlags::MAY_WRITE);
+    Ok(Some(Backing::File { path, flags: if writes { libc::O_RDWR as u32 } else { 0 } }))
+}
+
+fn shmem_kind(name: &[u8], flagged: &Flagged) -> Option<ShmemKind> {
+    let name = name.strip_suffix(b" (deleted)")?;
+    let huge = flagged.flags.contains(VmFlags::HUGETLB);
+    if let Some(name) = name.strip_prefix(b"/memfd:") {
+        let huge_page = if huge { flagged.page_size } else { 0 };
+        return Some(ShmemKind::Memfd { name: Bytes(name.to_vec()), seals: 0, huge_page });
+    }
+    if let Some(key) = name.strip_prefix(b"/SYSV") {
+        let key = u32::from_str_radix(std::str::from_utf8(key).ok()?, 16).ok()?;
+        return Some(ShmemKind::SysV { id: flagged.mapping.inode as i32, key: key as i32, destroyed: false });
+    }
+    match name {
+        b"/dev/zero" => Some(ShmemKind::Anon),
+        b"/anon_hugepage" => Some(ShmemKind::HugeAnon { page_size: flagged.page_size }),
+        _ => None,
+    }
+}
+
+/// The shared memory object behind a link of /proc, new or known.
+fn shmem(cx: &mut Cx<'_>, at: usize, link: &str, inode: (u64, u64), kind: ShmemKind) -> Result<ShmemId> {
+    if let Some(id) = cx.shmem_by_inode.get(&inode) {
+        return Ok(*id);
+    }
+    let file = cx.frozen.processes[at].dir.open_file(link, nix::fcntl::OFlag::O_RDONLY)?;
+    add_shmem(cx, file, inode, kind)
+}
+
+/// Adds a shared memory object of which we have a descriptor.
+pub fn add_shmem(cx: &mut Cx<'_>, file: OwnedFd, inode: (u64, u64), kind: ShmemKind) -> Result<ShmemId> {
+    if let Some(id) = cx.shmem_by_inode.get(&inode) {
+        return Ok(*id);
+    }
+    let stat = nix::sys::stat::fstat(&file).map_err(|errno| system("stat", &kind, errno))?;
+    let kind = match kind {
+        ShmemKind::Memfd { name, huge_page, .. } => {
+            let seals = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GET_SEALS).unwrap_or(0) as u32;
+            ShmemKind::Memfd { name, seals, huge_page }
+        }
+        other => other,
+    };
+    let id = ShmemId::from(cx.model.shmems.len());
+    cx.model.shmems.push(Shmem {
+        size: stat.st_size as u64,
+        kind,
+        mode: stat.st_mode,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+    });
+    tracing::debug!("shared memory object {:?} is descriptor {}", id, file.as_raw_fd());
+    cx.sources.shmems.push(ShmemSource::File(file));
+    cx.shmem_by_inode.insert(inode, id);
+    Ok(id)
+}
+
+fn system(operation: &'static str, kind: &ShmemKind, errno: crate::sys::Errno) -> Error {
+    Error::System { operation, object: format!("shared memory {kind:?}"), errno }
+}
+
+/// Finds ranges with `MADV_GUARD_INSTALL` (Linux 6.13; shown by PAGEMAP_SCAN since 6.15).
+fn mark_guards(cx: &mut Cx<'_>, at: usize, vmas: &mut [Vma]) -> Result<()> {
+    if !crate::kernel::probes().pagemap_scan_guard {
+        return Ok(());
+    }
+    let dir: &ProcDir = &cx.frozen.processes[at].dir;
+    let pagemap = dir.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
+    let mut buf = Vec::new();
+    let query = pagemap::Query { all_of: category::GUARD, report: category::GUARD, ..Default::default() };
+    for vma in vmas.iter_mut().filter(|v| v.owns_pages() && v.prot != 0) {
+        let guards = &mut vma.guards;
+        let scanned = pagemap::scan(pagemap.as_fd(), vma.start, vma.end, query, &mut buf, |r| guards.push((r.start, r.end)));
+        scanned.map_err(|errno| Error::System { operation: "PAGEMAP_SCAN", object: dir.file("pagemap"), errno })?;
+    }
+    Ok(())
+}
+
+/// Finds address spaces that share pages copy-on-write with their parent's.
+pub fn find_cow_sharing(_: &mut Cx<'_>) -> Result<()> {
+    Ok(())
+}

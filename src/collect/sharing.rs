@@ -1,0 +1,37 @@
+//! Which tasks share an object (address space, descriptor table, ...): kcmp(2)'s order makes it a sorted set, so that n
+//! tasks cost n log n comparisons.
+
+use crate::image::Pid;
+use crate::sys::fd::{Kcmp, kcmp};
+use std::cmp::Ordering;
+
+/// The distinct objects of one kind, each with a task that has it.
+#[derive(Debug)]
+pub struct Shared {
+    kind: Kcmp,
+    /// Sorted by the kernel's order: (a task that has it, number of the object in order of discovery).
+    known: Vec<(Pid, usize)>,
+}
+
+impl Shared {
+    /// No object yet.
+    pub fn new(kind: Kcmp) -> Self {
+        Self { kind, known: Vec::new() }
+    }
+
+    /// The number of the task's object, and whether it is new.
+    pub fn number(&mut self, task: Pid) -> (usize, bool) {
+        let place = self.known.binary_search_by(|(other, _)| {
+            // A kernel without kcmp (or a task that has died) makes every object distinct: a fork's view of things.
+            kcmp(*other, task, self.kind, 0, 0).unwrap_or(Ordering::Less)
+        });
+        match place {
+            Ok(at) => (self.known[at].1, false),
+            Err(at) => {
+                let number = self.known.len();
+                self.known.insert(at, (task, number));
+                (number, true)
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Processes and threads.
+
+use super::sharing::Shared;
+use super::{Cx, Error, Result, cgroup, creds, mm, ns, signals, timers};
+use crate::image::fd::PathRef;
+use crate::image::task::{Fs, RLimit, Registers, Restart, Rseq, Sched, Task, TaskState, Thread};
+use crate::image::{Bytes, FdTableId, FsId, MmId, NsPid, Pid, SighandId, TaskId};
+use crate::proc::ProcDir;
+use crate::proc::status::Status;
+use crate::sys::fd::Kcmp;
+use crate::sys::{XSTATE_MAX, sched};
+use crate::trace::{Batch, calls::ThreadQuery};
+use zerocopy::IntoBytes;
+
+/// The objects that tasks may share.
+struct Sharing {
+    mm: Shared,
+    files: Shared,
+    fs: Shared,
+    sighand: Shared,
+    io: Shared,
+}
+
+/// Adds every process of the tree to the model.
+pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
+    let statuses = number_everybody(cx)?;
+    let mut sharing = Sharing {
+        mm: Shared::new(Kcmp::Vm),
+        files: Shared::new(Kcmp::Files),
+        fs: Shared::new(Kcmp::Fs),
+        sighand: Shared::new(Kcmp::Sighand),
+        io: Shared::new(Kcmp::Io),
+    };
+    for (at, status) in statuses.iter().enumerate() {
+        let task = process(cx, &mut sharing, at, status)?;
+        cx.model.tasks.push(task);
+        cx.process_of.push(at);
+    }
+    mm::find_cow_sharing(cx)?;
+    Ok(())
+}
+
+/// Reads the status of every process and notes how the target numbers its processes and threads.
+fn number_everybody(cx: &mut Cx<'_>) -> Result<Vec<Status>> {
+    let mut statuses = Vec::with_capacity(cx.frozen.processes.len());
+    let mut level = 0;
+    for (at, process) in cx.frozen.processes.iter().enumerate() {
+        let status = process.dir.status(&mut cx.buf)?;
+        if at == 0 {
+            level = status.ns_pid.len().saturating_sub(1);
+        }
+        cx.ids.insert(process.pid, id_at(&status.ns_pid, level));
+        for thread in &process.threads {
+            let tid = thread.pid();
+            if level == 0 {
+                cx.ids.insert(tid, NsPid(tid.0));
+            } else if tid != process.pid {
+                let status = process.dir.thread(tid)?.status(&mut cx.buf)?;
+                cx.ids.insert(tid, id_at(&status.ns_pid, level));
+            }
+        }
+        statuses.push(status);
+    }
+    Ok(statuses)
+}
+
+/// The id at one level of PID namespaces; 0 where it is not visible there.
+fn id_at(ids: &[i32], level: usize) -> NsPid {
+    NsPid(ids.get(level).copied().unwrap_or(0))
+}
+
+fn process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, status: &Status) -> Result<Task> {
+    let level = cx.frozen.processes[0].dir.status(&mut cx.buf)?.ns_pid.len() - 1;
+    let process = &cx.frozen.processes[at];
+    let (pid, zombie, stopped_by) = (process.pid, process.zombie, process.stopped_by);
+    let stat = process.dir.stat(&mut cx.buf)?;
+    let parent = if at == 0 { None } else { parent_of(cx, Pid(stat.ppid)) };
+    let rlimits: Vec<RLimit> = process.dir.limits(&mut cx.buf)?.to_vec();
+    let mut task = Task {
+        pid: cx.ids[&pid],
+        inner_pids: status.ns_pid.iter().skip(level + 1).map(|id| NsPid(*id)).collect(),
+        parent,
+        pgid: id_at(&status.ns_pgid, level),
+        sid: id_at(&status.ns_sid, level),
+        state: match (zombie, stopped_by) {
+            (true, _) => TaskState::Zombie(stat.exit_code),
+            (false, Some(signal)) => TaskState::Stopped(signal),
+            (false, None) => TaskState::Running,
+        },
+        exit_signal: stat.exit_signal,
+        child_subreaper: false,
+        threads: Vec::new(),
+        mm: None,
+        sighand: None,
+        pending: Vec::new(),
+        itimers: Default::default(),
+        posix_timers: Vec::new(),
+        rlimits,
+        oom_score_adj: number_in(cx, at, "oom_score_adj", 10)? as i32,
+        coredump_filter: if zombie { 0 } else { number_in(cx, at, "coredump_filter", 16)? as u32 },
+        loginuid: number_in(cx, at, "loginuid", 10).unwrap_or(i64::from(u32::MAX)) as u32,
+        namespaces: ns::of_task(cx, at)?,
+        tty_device: stat.tty_device(),
+        cgroups: cgroup::of(cx, at, None)?,
+        stop_reported: stopped_by.is_some(),
+    };
+    if zombie {
+        zombie_threads(cx, at, status);
+        return Ok(task);
+    }
+    fill(cx, sharing, at, &mut task)?;
+    Ok(task)
+}
+
+/// Everything of a live process that needs to be asked from inside.
+fn fill(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Task) -> Result<()> {
+    let pid = cx.frozen.processes[at].pid;
+    let (mm_number, mm_is_new) = sharing.mm.number(pid);
+    task.mm = Some(MmId::from(mm_number));
+    let mappings = if mm_is_new { Some(mm::read_mappings(cx, at)?) } else { None };
+    mm::ensure_scratch(cx, at, mm_number, mappings.as_ref())?;
+    let (sighand, sighand_is_new) = sharing.sighand.number(pid);
+    task.sighand = Some(SighandId::from(sighand));
+    let scratch = cx.frozen.processes[at].scratch.expect("ensure_scratch has made it");
+    let mut batch = Batch::new();
+    let actions = sighand_is_new.then(|| signals::ask(&mut batch));
+    let itimers = timers::ask(&mut batch);
+    let subreaper = batch.out(4);
+    batch.may_prctl(libc::PR_GET_CHILD_SUBREAPER, subreaper, 0u64);
+    let mm_query = mappings.is_some().then(|| mm::ask(&mut batch));
+    let results = cx.frozen.processes[at].leader().run(&scratch, &batch)?;
+    task.child_subreaper = results.value::<u32>(subreaper) != 0;
+    task.itimers = timers::answer(&results, &itimers);
+    if let Some(actions) = actions {
+        cx.model.sighands.push(signals::answer(&results, &actions));
+    }
+    task.posix_timers = timers::posix(cx, at, &scratch)?;
+    if let (Some(mappings), Some(query)) = (&mappings, &mm_query) {
+        mm::collect(cx, at, mappings, &results, query)?;
+    }
+    let process = &cx.frozen.processes[at];
+    task.pending = signals::pending(process.threads[0].tracee(), true)?;
+    for n in 0..cx.frozen.processes[at].threads.len() {
+        let thread = thread(cx, sharing, at, n)?;
+        task.threads.push(thread);
+    }
+    Ok(())
+}
+
+fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result<Thread> {
+    let process = &mut cx.frozen.processes[at];
+    let scratch = process.scratch.expect("ensure_scratch has made it");
+    let remote = &mut process.threads[n];
+    let tid = remote.pid();
+    let mut batch = Batch::new();
+    let query = ThreadQuery::ask(&mut batch);
+    let results = remote.run(&scratch, &batch)?;
+    let answer = query.answer(&results);
+    let mut xstate = vec![0; XSTATE_MAX];
+    let len = remote.tracee().xstate(&mut xstate)?;
+    xstate.truncate(len);
+    let rseq = remote.tracee().rseq()?;
+    let pending = signals::pending(remote.tracee(), false)?;
+    let (saved, blocked) = (remote.saved, remote.saved_mask);
+    let dir = process.dir.thread(tid)?;
+    let status = dir.status(&mut cx.buf)?;
+    let seccomp = creds::seccomp(cx, at, n, &status)?;
+    let (fd_table, new) = sharing.files.number(tid);
+    if new {
+        cx.table_owner.push((at, n));
+    }
+    let fs = fs_of(cx, sharing, at, &dir, tid, &status)?;
+    let io_context = if n == 0 && cx.frozen.processes.len() == 1 { 0 } else { sharing.io.number(tid).0 as u32 };
+    Ok(Thread {
+        tid: cx.ids[&tid],
+        inner_tids: Vec::new(),
+        comm: comm(&dir, &mut cx.buf)?,
+        regs: Registers {
+            general: saved.as_bytes().chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes"))).collect(),
+            xstate: Bytes(xstate),
+        },
+        blocked,
+        alt_stack: answer.alt_stack,
+        pending,
+        creds: creds::collect(&status, answer.securebits),
+        seccomp,
+        pdeath_signal: answer.pdeath_signal,
+        sched: sched_of(tid)?,
+        timer_slack_ns: answer.timer_slack_ns,
+        clear_child_tid: answer.clear_child_tid,
+        robust_list: sched::robust_list(tid).map_err(|e| system("get_robust_list", tid, e))?,
+        rseq: (rseq.address != 0).then_some(Rseq {
+            address: rseq.address,
+            size: rseq.size,
+            signature: rseq.signature,
+        }),
+        fd_table: FdTableId::from(fd_table),
+        fs,
+        io_context,
+        personality: personality(&dir, &mut cx.buf)?,
+        cgroups: None,
+        restart: restart_of(&saved),
+    })
+}
+
+/// Threads of a process that share nothing with the leader but its group cannot be told apart from a zombie leader's.
+fn zombie_threads(cx: &mut Cx<'_>, at: usize, status: &Status) {
+    let live = cx.frozen.processes[at].threads.len();
+    if live > 0 || status.threads > 1 {
+        cx.block(
+            crate::blocker::codes::ZOMBIE_LEADER,
+            format!("pid {}", cx.frozen.processes[at].pid),
+            format!("its first thread has ended while {live} others still run"),
+            "wait until the process has ended, or end it",
+        );
+    }
+}
+
+fn parent_of(cx: &Cx<'_>, ppid: Pid) -> Option<TaskId> {
+    cx.process_of.iter().position(|p| cx.frozen.processes[*p].pid == ppid).map(TaskId::from).or(Some(TaskId(0)))
+}
+
+fn restart_of(regs: &crate::arch::UserRegs) -> Restart {
+    if regs.interrupted_call().is_some() && regs.rax as i64 == crate::arch::restart::ERESTART_RESTARTBLOCK {
+        Restart::Block { remaining_ns: None }
+    } else {
+        Restart::None
+    }
+}
+
+fn comm(dir: &ProcDir, buf: &mut Vec<u8>) -> Result<Bytes> {
+    let text = dir.read_into("comm", buf)?;
+    Ok(Bytes(text.strip_suffix(b"\n").unwrap_or(text).to_vec()))
+}
+
+fn personality(dir: &ProcDir, buf: &mut Vec<u8>) -> Result<u32> {
+    let text = dir.read_into("personality", buf)?;
+    Ok(std::str::from_utf8(text).ok().and_then(|t| u32::from_str_radix(t.trim(), 16).ok()).unwrap_or(0))
+}
+
+fn number_in(cx: &mut Cx<'_>, at: usize, name: &str, radix: u32) -> Result<i64> {
+    let text = cx.frozen.processes[at].dir.read_into(name, &mut cx.buf)?;
+    Ok(std::str::from_utf8(text).ok().and_then(|t| i64::from_str_radix(t.trim(), radix).ok()).unwrap_or(0))
+}
+
+fn sched_of(tid: Pid) -> Result<Sched> {
+    let attr = sched::attributes(tid).map_err(|e| system("sched_getattr", tid, e))?;
+    let affinity = sched::affinity(tid).map_err(|e| system("sched_getaffinity", tid, e))?;
+    let io_priority = sched::io_priority(tid).map_err(|e| system("ioprio_get", tid, e))?;
+    Ok(Sched {
+        policy: attr.policy,
+        flags: attr.flags,
+        nice: attr.nice,
+        priority: attr.priority,
+        runtime_ns: attr.runtime,
+        deadline_ns: attr.deadline,
+        period_ns: attr.period,
+        affinity: Bytes(affinity),
+        io_priority,
+    })
+}
+
+fn fs_of(
+    cx: &mut Cx<'_>,
+    sharing: &mut Sharing,
+    at: usize,
+    dir: &ProcDir,
+    tid: Pid,
+    status: &Status,
+) -> Result<FsId> {
+    let (number, new) = sharing.fs.number(tid);
+    if new {
+        let mnt = ns::of_task(cx, at)?.mnt;
+        let fs = Fs {
+            umask: status.umask.unwrap_or(0o022),
+            cwd: path_ref(dir, "cwd", mnt)?,
+            root: path_ref(dir, "root", mnt)?,
+        };
+        cx.model.fs.push(fs);
+    }
+    Ok(FsId::from(number))
+}
+
+/// A path that a link of /proc shows, with what identifies the file behind it.
+pub fn path_ref(dir: &ProcDir, link: &str, mnt: crate::image::NsId) -> Result<PathRef> {
+    let path = dir.readlink(link)?;
+    let stat = dir.stat_of(link)?;
+    Ok(PathRef {
+        path,
+        mnt,
+        mode: stat.st_mode,
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size: if stat.st_mode & libc::S_IFMT == libc::S_IFREG { stat.st_size as u64 } else { 0 },
+        mtime_ns: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
+    })
+}
+
+fn system(operation: &'static str, tid: Pid, errno: crate::sys::Errno) -> Error {
+    Error::System { operation, object: format!("task {tid}"), errno }
+}

@@ -1,0 +1,64 @@
+//! Descriptors of other processes and descriptors handed over: pidfd_open(2), pidfd_getfd(2), unix(7) `SCM_RIGHTS`.
+
+use super::{Errno, Result, check};
+use crate::image::Pid;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// pidfd_open(2), Linux 5.3.
+pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
+    // SAFETY: integers only.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// pidfd_getfd(2), Linux 5.6: a duplicate (close-on-exec) of descriptor `fd` of the process.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: u32) -> Result<OwnedFd> {
+    // SAFETY: integers only.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Most descriptors in one message (`SCM_MAX_FD`).
+pub const RIGHTS_MAX: usize = 253;
+
+/// Sends `fds` (at most [`RIGHTS_MAX`]) with one byte of data over a UNIX socket.
+pub fn send_fds(socket: BorrowedFd<'_>, fds: &[RawFd]) -> Result<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let data = [std::io::IoSlice::new(&[0u8])];
+    sendmsg::<()>(socket.as_raw_fd(), &data, &[ControlMessage::ScmRights(fds)], MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// kcmp(2) types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Kcmp {
+    /// Open file descriptions of two descriptors.
+    File = 0,
+    /// Address spaces.
+    Vm = 1,
+    /// Descriptor tables.
+    Files = 2,
+    /// umask, working directory, root.
+    Fs = 3,
+    /// Signal actions.
+    Sighand = 4,
+    /// I/O contexts.
+    Io = 5,
+    /// System V semaphore undo lists.
+    Sysvsem = 6,
+}
+
+/// kcmp(2), Linux 3.5: how two tasks' objects compare; for [`Kcmp::File`] `a_index` and `b_index` are descriptors.
+pub fn kcmp(a: Pid, b: Pid, kind: Kcmp, a_index: u64, b_index: u64) -> Result<std::cmp::Ordering> {
+    // SAFETY: integers only.
+    let order = check(unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, kind as i32, a_index, b_index) })?;
+    match order {
+        0 => Ok(std::cmp::Ordering::Equal),
+        1 => Ok(std::cmp::Ordering::Less),
+        2 => Ok(std::cmp::Ordering::Greater),
+        _ => Err(Errno::ENOTSUP),
+    }
+}

@@ -1,0 +1,222 @@
+//! System calls inside a stopped task, through a scratch area in its address space.
+
+use super::batch::{Batch, Results};
+use super::{Error, Result, Stopped, Tracee, memory};
+use crate::arch::{self, UserRegs};
+use crate::image::Pid;
+use crate::sys::wait::Status;
+use crate::sys::{Errno, stub};
+
+/// Our area in a target's address space: one page of code (never writable), then room for tables and data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scratch {
+    /// The code page.
+    pub code: u64,
+    /// Where tables and data go.
+    pub data: u64,
+    /// Its size, bytes.
+    pub data_len: u64,
+}
+
+/// Bytes for tables and data in an ordinary scratch area. Only touched pages cost anything.
+pub const DATA_LEN: u64 = 1 << 20;
+const PAGE: u64 = crate::image::mm::PAGE;
+
+/// A stopped thread that can run system calls for us: its registers are lent out and given back by [`Self::give_back`].
+#[derive(Debug)]
+pub struct Remote {
+    tracee: Option<Tracee<Stopped>>,
+    pid: Pid,
+    /// Registers as they were when it stopped (fixed up for restarts and rseq): what it goes on with.
+    pub saved: UserRegs,
+    /// Blocked signals as they were.
+    pub saved_mask: u64,
+    lent: bool,
+    /// Signals that arrived while it worked for us, to be delivered at the end.
+    pub late_signals: Vec<i32>,
+}
+
+/// Everything blocked but SIGTRAP: the kernel resets the action of a blocked SIGTRAP when `int3` hits it.
+const WORK_MASK: u64 = !(1 << (libc::SIGTRAP - 1));
+
+impl Remote {
+    /// Takes a stopped thread with its own registers and mask.
+    pub fn new(tracee: Tracee<Stopped>) -> Result<Self> {
+        let saved = tracee.regs()?;
+        let saved_mask = tracee.sigmask()?;
+        Ok(Self { pid: tracee.tid(), tracee: Some(tracee), saved, saved_mask, lent: false, late_signals: Vec::new() })
+    }
+
+    /// Thread id as we see it.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// The stopped thread.
+    pub fn tracee(&self) -> &Tracee<Stopped> {
+        self.tracee.as_ref().expect("a thread is only absent while it runs for us, or after it died")
+    }
+
+    /// It died while it ran for us.
+    pub fn is_dead(&self) -> bool {
+        self.tracee.is_none()
+    }
+
+    fn lend(&mut self) -> Result<()> {
+        if !self.lent {
+            self.lent = true;
+            self.tracee().set_sigmask(WORK_MASK)?;
+        }
+        Ok(())
+    }
+
+    /// Puts registers and mask back, if they were lent out.
+    pub fn give_back(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.lent) {
+            self.tracee().set_regs(&self.saved)?;
+            self.tracee().set_sigmask(self.saved_mask)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the loan and the tracing: the thread goes on, with the signals that came meanwhile.
+    pub fn release(mut self) -> Result<()> {
+        if self.tracee.is_none() {
+            return Ok(());
+        }
+        self.give_back()?;
+        let signal = self.late_signals.pop().unwrap_or(0);
+        self.tracee.take().expect("checked above").detach(signal)
+    }
+
+    /// Gives up the handle of the stopped thread.
+    pub fn into_tracee(mut self) -> Option<Tracee<Stopped>> {
+        self.tracee.take()
+    }
+
+    /// One system call at a `syscall` instruction, by stepping over its entry and exit: needs no memory of ours.
+    pub fn call_at(&mut self, ip: u64, number: i64, args: &[u64; 6]) -> Result<std::result::Result<u64, Errno>> {
+        self.lend()?;
+        self.tracee().set_regs(&self.saved.calling(ip, number as u64, args))?;
+        for _ in 0..2 {
+            self.run_to("a single system call", |s| s == Status::Syscall, true)?;
+        }
+        let ret = self.tracee().regs()?.rax as i64;
+        Ok(if (-4095..0).contains(&ret) { Err(Errno::from_raw(-ret as i32)) } else { Ok(ret as u64) })
+    }
+
+    /// Makes a scratch area: at `at` if given (it must be free), else where the kernel likes. `syscall_ip` is the address of
+    /// a `syscall` instruction in the target.
+    pub fn make_scratch(&mut self, syscall_ip: u64, at: Option<u64>) -> Result<Scratch> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = flags | if at.is_some() { libc::MAP_FIXED_NOREPLACE } else { 0 };
+        let len = PAGE + DATA_LEN;
+        let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        let failed = |pid, call: &str, errno| Error::Call { pid, call: call.to_owned(), errno };
+        // The code page is executable from the start and never writable: PR_SET_MDWE and SELinux forbid the change.
+        let code = self
+            .call_at(syscall_ip, libc::SYS_mmap, &[at.unwrap_or(0), len, rx, flags as u64, u64::MAX, 0])?
+            .map_err(|e| failed(self.pid, "mmap (scratch)", e))?;
+        let fixed = (flags & !libc::MAP_FIXED_NOREPLACE | libc::MAP_FIXED) as u64;
+        self.call_at(syscall_ip, libc::SYS_mmap, &[code + PAGE, DATA_LEN, rw, fixed, u64::MAX, 0])?
+            .map_err(|e| failed(self.pid, "mmap (scratch data)", e))?;
+        memory::force_write(self.pid, code, stub::stub().code)?;
+        Ok(Scratch { code, data: code + PAGE, data_len: DATA_LEN })
+    }
+
+    /// Runs a batch. Errors of single calls are in the results.
+    pub fn run(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Results> {
+        if batch.is_empty() {
+            return Ok(batch.results(Vec::new()));
+        }
+        let size = batch.size() as u64;
+        if size > scratch.data_len {
+            return self.run_large(scratch, batch);
+        }
+        self.run_in(scratch.code, scratch.data, batch)
+    }
+
+    /// Runs a batch and makes the first failure of any of its calls an error.
+    pub fn run_all(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Results> {
+        let results = self.run(scratch, batch)?;
+        match results.first_error() {
+            Some((_, call, errno)) => Err(Error::Call { pid: self.pid, call, errno }),
+            None => Ok(results),
+        }
+    }
+
+    /// One system call through the scratch area.
+    pub fn call(&mut self, scratch: &Scratch, number: i64, args: &[u64]) -> Result<std::result::Result<u64, Errno>> {
+        let mut batch = Batch::new();
+        let args: Vec<super::Arg> = args.iter().map(|&a| a.into()).collect();
+        let call = batch.may(number, &args);
+        Ok(self.run(scratch, &batch)?.get(call))
+    }
+
+    fn run_in(&mut self, code: u64, data: u64, batch: &Batch) -> Result<Results> {
+        self.lend()?;
+        memory::write(self.pid, data, &batch.lay_out(data))?;
+        self.tracee().set_regs(&self.saved.running_batch(code, data, batch.len() as u64))?;
+        self.run_to("a batch", |s| s == Status::Signal(libc::SIGTRAP), false)?;
+        let mut bytes = vec![0; batch.read_back_len()];
+        memory::read(self.pid, data, &mut bytes)?;
+        Ok(batch.results(bytes))
+    }
+
+    /// A batch that does not fit gets an area of its own, unmapped again afterwards.
+    fn run_large(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Results> {
+        let len = (batch.size() as u64).next_multiple_of(PAGE);
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+        let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let area = self
+            .call(scratch, libc::SYS_mmap, &[0, len, rw, flags, u64::MAX, 0])?
+            .map_err(|errno| Error::Call { pid: self.pid, call: "mmap (large batch)".to_owned(), errno })?;
+        let results = self.run_in(scratch.code, area, batch);
+        let _ = self.call(scratch, libc::SYS_munmap, &[area, len])?;
+        results
+    }
+
+    /// Removes the scratch area; the call is made from the area itself, so the thread must get its registers back next.
+    pub fn drop_scratch(&mut self, scratch: &Scratch) -> Result<()> {
+        let ip = scratch.code + stub::stub().syscall;
+        let len = scratch.data + scratch.data_len - scratch.code;
+        self.call_at(ip, libc::SYS_munmap, &[scratch.code, len, 0, 0, 0, 0])?
+            .map(drop)
+            .map_err(|errno| Error::Call { pid: self.pid, call: "munmap (scratch)".to_owned(), errno })
+    }
+
+    /// Lets it run until it stops as wanted; signals on the way are kept for later, group stops are passed over.
+    fn run_to(&mut self, what: &'static str, wanted: impl Fn(Status) -> bool, to_syscall: bool) -> Result<()> {
+        loop {
+            let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
+            let running = if to_syscall { tracee.to_syscall()? } else { tracee.cont(0)? };
+            let (tracee, status) = running.wait()?;
+            let ours = self.is_ours(&tracee, status);
+            self.tracee = Some(tracee);
+            match status {
+                s if wanted(s) && ours => return Ok(()),
+                Status::EventStop(_) | Status::Event(_) => {}
+                Status::Signal(signal) if !is_fault(signal) => self.late_signals.push(signal),
+                s => return Err(Error::OddStop { pid: self.pid, what, status: format!("{s:?}") }),
+            }
+        }
+    }
+
+    /// A SIGTRAP that `int3` raised, as opposed to one that somebody sent.
+    fn is_ours(&self, tracee: &Tracee<Stopped>, status: Status) -> bool {
+        const SI_KERNEL: i32 = 0x80;
+        status != Status::Signal(libc::SIGTRAP)
+            || tracee.siginfo().is_ok_and(|i| i32::from_ne_bytes([i[8], i[9], i[10], i[11]]) == SI_KERNEL)
+    }
+}
+
+fn is_fault(signal: i32) -> bool {
+    matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGSYS)
+}
+
+/// Address of a `syscall` instruction in the vDSO of a task whose `[vdso]` starts at `text`. The same kernel gives every
+/// 64-bit task the same text, so our own tells where it is.
+pub fn vdso_syscall(text: u64) -> Option<u64> {
+    arch::vdso::syscall_offset(arch::vdso::own_text()).map(|offset| text + offset)
+}
