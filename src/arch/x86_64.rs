@@ -52,3 +52,9 @@ impl UserRegs {
         ((self.orig_rax as i64) >= 0).then_some(self.orig_rax)
     }
 }
+
+/// Components of the extended state that this kernel has enabled (XCR0 as CPUID leaf 0xD shows it), a bit mask.
+pub fn xfeatures() -> u64 {
+    let leaf = std::arch::x86_64::__cpuid_count(0xd, 0);
+    u64::from(leaf.edx) << 32 | u64::from(leaf.eax)
+}

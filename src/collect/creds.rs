@@ -32,7 +32,7 @@ pub fn seccomp(cx: &mut Cx<'_>, at: usize, n: usize, status: &Status) -> Result<
         Ok(filters) => filters,
         Err(trace::Error::Ptrace { errno, .. }) => {
             cx.block(
-                codes::SECCOMP_UNREADABLE,
+                codes::SECCOMP_FILTER,
                 format!("task {tid}"),
                 format!("its seccomp filters cannot be read: {errno}"),
                 "run migrate as root, outside of any seccomp filter",

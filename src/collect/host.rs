@@ -17,9 +17,9 @@ pub fn collect() -> Result<Host> {
     Ok(Host {
         hostname: name(|u| u.nodename()),
         kernel: name(|u| u.release()),
-        boot_id: crate::kernel::boot_id(),
-        cpu_features: crate::kernel::cpu_features(),
-        xfeatures: crate::kernel::xfeatures(),
+        boot_id: crate::proc::host::boot_id(),
+        cpu_features: crate::proc::host::cpu_features(),
+        xfeatures: crate::arch::xfeatures(),
         monotonic_ns: clock(nix::time::ClockId::CLOCK_MONOTONIC),
         boottime_ns: clock(nix::time::ClockId::CLOCK_BOOTTIME),
         realtime_ns: clock(nix::time::ClockId::CLOCK_REALTIME),

@@ -8,9 +8,10 @@ use crate::image::{Bytes, ShmemId};
 use crate::proc::ProcDir;
 use crate::proc::maps::Special;
 use crate::proc::smaps::{Flagged, VmFlags};
+use crate::sys::Errno;
 use crate::sys::pagemap::{self, category};
-use crate::trace::batch::{Out, Ref, Results};
 use crate::trace::Batch;
+use crate::trace::batch::{Out, Ref, Results};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Mappings as they are before we add ours.
@@ -139,7 +140,11 @@ fn vma(flagged: &Flagged, backing: Backing) -> Vma {
         end: m.end,
         prot: m.prot(),
         shared: has(VmFlags::MAY_SHARE) || has(VmFlags::SHARED),
-        offset: if matches!(backing, Backing::Anon | Backing::Droppable | Backing::HugeAnon { .. }) { 0 } else { m.offset },
+        offset: if matches!(backing, Backing::Anon | Backing::Droppable | Backing::HugeAnon { .. }) {
+            0
+        } else {
+            m.offset
+        },
         backing,
         grows_down: has(VmFlags::GROWS_DOWN),
         locked: has(VmFlags::LOCKED).then(|| has(VmFlags::LOCK_ON_FAULT)),
@@ -181,7 +186,8 @@ fn join(last: &mut Vma, next: &Vma) -> bool {
 fn refuse_unsupported(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) {
     let flags = flagged.flags;
     let pid = cx.frozen.processes[at].pid;
-    let object = format!("pid {pid} mapping {:#x}-{:#x} {}", flagged.mapping.start, flagged.mapping.end, flagged.mapping.name);
+    let object =
+        format!("pid {pid} mapping {:#x}-{:#x} {}", flagged.mapping.start, flagged.mapping.end, flagged.mapping.name);
     if flags.contains(VmFlags::SHADOW_STACK) {
         cx.block(
             codes::SHADOW_STACK,
@@ -191,14 +197,14 @@ fn refuse_unsupported(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) {
         );
     } else if flags.intersects(VmFlags::UFFD_MISSING.union(VmFlags::UFFD_MINOR)) {
         cx.block(
-            codes::USERFAULTFD,
+            codes::MEMORY_UFFD,
             object,
             "the program handles its page faults itself (userfaultfd)",
             "end the use of userfaultfd before",
         );
     } else if flags.contains(VmFlags::PFN_MAP) && flagged.mapping.has_file() {
         cx.block(
-            codes::DEVICE_MAPPING,
+            codes::MEMORY_DEVICE,
             object,
             "memory of a device is mapped",
             "close the device before, or move the program without it",
@@ -304,17 +310,20 @@ fn system(operation: &'static str, kind: &ShmemKind, errno: crate::sys::Errno) -
 
 /// Finds ranges with `MADV_GUARD_INSTALL` (Linux 6.13; shown by PAGEMAP_SCAN since 6.15).
 fn mark_guards(cx: &mut Cx<'_>, at: usize, vmas: &mut [Vma]) -> Result<()> {
-    if !crate::kernel::probes().pagemap_scan_guard {
-        return Ok(());
-    }
     let dir: &ProcDir = &cx.frozen.processes[at].dir;
     let pagemap = dir.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
     let mut buf = Vec::new();
     let query = pagemap::Query { all_of: category::GUARD, report: category::GUARD, ..Default::default() };
     for vma in vmas.iter_mut().filter(|v| v.owns_pages() && v.prot != 0) {
         let guards = &mut vma.guards;
-        let scanned = pagemap::scan(pagemap.as_fd(), vma.start, vma.end, query, &mut buf, |r| guards.push((r.start, r.end)));
-        scanned.map_err(|errno| Error::System { operation: "PAGEMAP_SCAN", object: dir.file("pagemap"), errno })?;
+        let scanned =
+            pagemap::scan(pagemap.as_fd(), vma.start, vma.end, query, &mut buf, |r| guards.push((r.start, r.end)));
+        match scanned {
+            Ok(()) => {}
+            // A kernel that does not know the category, or the ioctl, has no guard ranges either that it could show.
+            Err(Errno::EINVAL | Errno::ENOTTY) => return Ok(()),
+            Err(errno) => return Err(Error::System { operation: "PAGEMAP_SCAN", object: dir.file("pagemap"), errno }),
+        }
     }
     Ok(())
 }

@@ -14,6 +14,9 @@ pub mod signals;
 pub mod task;
 pub mod timers;
 
+#[cfg(test)]
+mod tests;
+
 use crate::blocker::{Blocker, Code};
 use crate::image::{FdTableId, Model, NsPid, Pid, TaskId};
 use crate::trace::freeze::Frozen;
@@ -128,7 +131,13 @@ pub fn collect(frozen: &mut Frozen, policy: &Policy) -> Result<Collection> {
 
 impl Cx<'_> {
     /// Notes something that stands in the way.
-    pub fn block(&mut self, code: Code, object: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) {
+    pub fn block(
+        &mut self,
+        code: Code,
+        object: impl Into<String>,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         let (object, reason, remedy) = (object.into(), reason.into(), remedy.into());
         self.blockers.push(Blocker { code, object, reason, remedy });
     }

@@ -176,7 +176,11 @@ fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result
         inner_tids: Vec::new(),
         comm: comm(&dir, &mut cx.buf)?,
         regs: Registers {
-            general: saved.as_bytes().chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes"))).collect(),
+            general: saved
+                .as_bytes()
+                .chunks_exact(8)
+                .map(|w| u64::from_ne_bytes(w.try_into().expect("8 bytes")))
+                .collect(),
             xstate: Bytes(xstate),
         },
         blocked,
@@ -189,11 +193,7 @@ fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result
         timer_slack_ns: answer.timer_slack_ns,
         clear_child_tid: answer.clear_child_tid,
         robust_list: sched::robust_list(tid).map_err(|e| system("get_robust_list", tid, e))?,
-        rseq: (rseq.address != 0).then_some(Rseq {
-            address: rseq.address,
-            size: rseq.size,
-            signature: rseq.signature,
-        }),
+        rseq: (rseq.address != 0).then_some(Rseq { address: rseq.address, size: rseq.size, signature: rseq.signature }),
         fd_table: FdTableId::from(fd_table),
         fs,
         io_context,
@@ -208,7 +208,7 @@ fn zombie_threads(cx: &mut Cx<'_>, at: usize, status: &Status) {
     let live = cx.frozen.processes[at].threads.len();
     if live > 0 || status.threads > 1 {
         cx.block(
-            crate::blocker::codes::ZOMBIE_LEADER,
+            crate::blocker::codes::LEADER_EXITED,
             format!("pid {}", cx.frozen.processes[at].pid),
             format!("its first thread has ended while {live} others still run"),
             "wait until the process has ended, or end it",
@@ -260,14 +260,7 @@ fn sched_of(tid: Pid) -> Result<Sched> {
     })
 }
 
-fn fs_of(
-    cx: &mut Cx<'_>,
-    sharing: &mut Sharing,
-    at: usize,
-    dir: &ProcDir,
-    tid: Pid,
-    status: &Status,
-) -> Result<FsId> {
+fn fs_of(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, dir: &ProcDir, tid: Pid, status: &Status) -> Result<FsId> {
     let (number, new) = sharing.fs.number(tid);
     if new {
         let mnt = ns::of_task(cx, at)?.mnt;

@@ -1,6 +1,7 @@
 //! Interval timers and POSIX timers.
 
 use super::{Cx, Result};
+use crate::image::Pid;
 use crate::image::timers::{IntervalTimers, PosixTimer, TimerSpec};
 use crate::sys::abi::{Itimerspec, Itimerval};
 use crate::trace::Batch;
@@ -48,7 +49,10 @@ pub fn posix(cx: &mut Cx<'_>, at: usize, scratch: &Scratch) -> Result<Vec<PosixT
     let ids = &cx.ids;
     let timer = |(listed, (out, overrun)): (&crate::proc::timers::Timer, &(Out, _))| {
         let left: Itimerspec = results.value(*out);
-        let tid = listed.target_thread().map_or(0, |tid| ids.get(&crate::image::Pid(tid)).map_or(tid, |id| id.0));
+        let tid = match listed.notify & libc::SIGEV_THREAD_ID {
+            0 => 0,
+            _ => ids.get(&Pid(listed.pid)).map_or(listed.pid, |id| id.0),
+        };
         PosixTimer {
             id: listed.id,
             clock: listed.clock,

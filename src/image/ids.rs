@@ -167,7 +167,10 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
 
 impl std::fmt::Debug for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "\"{}\"", self.0.escape_ascii())
+        // Long ones (register areas, queues) would drown whatever is being shown.
+        let shown = &self.0[..self.0.len().min(80)];
+        write!(f, "\"{}\"", shown.escape_ascii())?;
+        if shown.len() < self.0.len() { write!(f, "...[{}]", self.0.len()) } else { Ok(()) }
     }
 }
 

@@ -23,6 +23,7 @@ pub mod auxv;
 pub mod cgroup;
 pub mod cmdline;
 pub mod fdinfo;
+pub mod host;
 pub mod limits;
 pub mod locks;
 pub mod maps;
@@ -45,3 +46,4 @@ mod total_tests;
 
 pub use dir::ProcDir;
 pub use error::{Error, Result, Syntax};
+pub use host::{open_mem, own_mapping};

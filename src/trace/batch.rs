@@ -281,5 +281,6 @@ impl Results {
 }
 
 fn name_of(number: u64) -> String {
-    syscalls::Sysno::new(number as usize & 0xffff_ffff).map_or_else(|| format!("system call {number}"), |s| s.name().to_owned())
+    syscalls::Sysno::new(number as usize & 0xffff_ffff)
+        .map_or_else(|| format!("system call {number}"), |s| s.name().to_owned())
 }

@@ -175,8 +175,8 @@ impl FrozenProcess {
             self.zombie |= tid == self.pid;
             return Ok(None);
         }
-        if status.tracer_pid.0 != 0 {
-            return Err(Error::Traced { pid: tid, tracer: status.tracer_pid });
+        if status.tracer_pid != 0 {
+            return Err(Error::Traced { pid: tid, tracer: Pid(status.tracer_pid) });
         }
         // Without CAP_SYS_ADMIN, or with a filter of our own, filters cannot be suspended; only tasks without any can
         // then be worked with.
@@ -235,12 +235,12 @@ impl FrozenProcess {
 
     fn deliverable(&self, tid: Pid) -> Result<bool> {
         let status = self.dir.thread(tid)?.status(&mut Vec::new())?;
-        Ok((status.pending | status.shared_pending) & !status.blocked != 0)
+        Ok((status.sig_pnd | status.shd_pnd) & !status.sig_blk != 0)
     }
 
     fn does_not_stop(&self, tid: Pid) -> Error {
         let mut wchan = Vec::new();
-        let _ = self.dir.thread(tid).and_then(|d| d.read_into(&mut wchan, "wchan"));
+        let _ = self.dir.thread(tid).and_then(|d| d.read_into("wchan", &mut wchan).map(drop));
         let wchan = String::from_utf8_lossy(&wchan).into_owned();
         Error::DoesNotStop { pid: tid, ms: DEADLINE.as_millis() as u64, wchan }
     }

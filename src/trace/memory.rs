@@ -12,7 +12,9 @@ pub fn read(pid: Pid, address: u64, buf: &mut [u8]) -> Result<()> {
     let mut done = 0;
     while done < len {
         match mem::read(pid, address + done as u64, &mut buf[done..]) {
-            Ok(0) => return Err(Error::Memory { pid, operation: "read", address, len, errno: crate::sys::Errno::EFAULT }),
+            Ok(0) => {
+                return Err(Error::Memory { pid, operation: "read", address, len, errno: crate::sys::Errno::EFAULT });
+            }
             Ok(n) => done += n,
             Err(errno) => return Err(Error::Memory { pid, operation: "read", address, len, errno }),
         }

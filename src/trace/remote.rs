@@ -181,9 +181,11 @@ impl Remote {
     pub fn drop_scratch(&mut self, scratch: &Scratch) -> Result<()> {
         let ip = scratch.code + stub::stub().syscall;
         let len = scratch.data + scratch.data_len - scratch.code;
-        self.call_at(ip, libc::SYS_munmap, &[scratch.code, len, 0, 0, 0, 0])?
-            .map(drop)
-            .map_err(|errno| Error::Call { pid: self.pid, call: "munmap (scratch)".to_owned(), errno })
+        self.call_at(ip, libc::SYS_munmap, &[scratch.code, len, 0, 0, 0, 0])?.map(drop).map_err(|errno| Error::Call {
+            pid: self.pid,
+            call: "munmap (scratch)".to_owned(),
+            errno,
+        })
     }
 
     /// Lets it run until it stops as wanted; signals on the way are kept for later, group stops are passed over.
