@@ -1,7 +1,9 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
+pub mod keygen;
 pub mod options;
 pub mod outcome;
+pub mod places;
 pub mod words;
 
 use crate::blocker::Blocker;

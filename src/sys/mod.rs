@@ -8,6 +8,7 @@ pub mod clone;
 pub mod fd;
 pub mod mem;
 pub mod pagemap;
+pub mod pass_fd;
 pub mod ptrace;
 pub mod sched;
 pub mod stub;

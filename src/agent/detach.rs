@@ -1,0 +1,74 @@
+//! Leaving the agent: a session process must not end with it, with ssh, or with the login that started either.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Name of the cgroup of session processes, below the root of each hierarchy.
+const CGROUP: &str = "migrate/sessions";
+
+/// A session and process group of our own, no working directory held, and a cgroup that no service or login owns.
+/// What cannot be left is logged: an ordinary user may not leave their login's cgroup.
+pub fn leave_the_agent() {
+    if let Err(error) = nix::unistd::setsid() {
+        tracing::debug!(%error, "already leads a session");
+    }
+    if let Err(error) = std::env::set_current_dir("/") {
+        tracing::warn!(%error, "cannot leave the working directory");
+    }
+    for hierarchy in hierarchies(Path::new("/sys/fs/cgroup")) {
+        if let Err(error) = enter(&hierarchy) {
+            tracing::debug!(%error, hierarchy = %hierarchy.display(), "stays in the agent's cgroup");
+        }
+    }
+}
+
+/// Roots of all cgroup hierarchies, version 2 and 1: `root` itself, or its subdirectories.
+fn hierarchies(root: &Path) -> Vec<PathBuf> {
+    let is_one = |path: &Path| path.join("cgroup.procs").exists();
+    if is_one(root) {
+        return vec![root.into()];
+    }
+    let Ok(entries) = fs::read_dir(root) else {
+        return Vec::new();
+    };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| !path.is_symlink() && is_one(path)).collect()
+}
+
+/// Moves this process to the sessions' cgroup of one hierarchy.
+fn enter(hierarchy: &Path) -> io::Result<()> {
+    let cgroup = hierarchy.join(CGROUP);
+    fs::create_dir_all(&cgroup)?;
+    // cpuset (version 1) takes no process before its sets are filled; they are inherited by hand.
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        for level in [hierarchy.join("migrate"), cgroup.clone()] {
+            let path = level.join(file);
+            if fs::read_to_string(&path).is_ok_and(|set| set.trim().is_empty()) {
+                fs::write(&path, fs::read(level.parent().unwrap_or(hierarchy).join(file))?)?;
+            }
+        }
+    }
+    // 0 is the writer itself (cgroups(7)).
+    fs::write(cgroup.join("cgroup.procs"), "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_of_both_versions() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["unified", "freezer", "not-one"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        for name in ["unified", "freezer"] {
+            fs::write(dir.path().join(name).join("cgroup.procs"), "").unwrap();
+        }
+        std::os::unix::fs::symlink(dir.path().join("freezer"), dir.path().join("alias")).unwrap();
+        let mut found = hierarchies(dir.path());
+        found.sort();
+        assert_eq!(found, [dir.path().join("freezer"), dir.path().join("unified")]);
+        assert_eq!(hierarchies(&dir.path().join("unified")), [dir.path().join("unified")]);
+    }
+}

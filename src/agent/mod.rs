@@ -1,0 +1,111 @@
+//! The listening side. The agent itself does little: it accepts connections, looks at who is there, reads the preamble,
+//! and hands each session to a process of its own.
+//!
+//! ```text
+//! agent --listen ──accept──> preamble ── control ──> re-exec: session process (own session, process group, cgroup)
+//!                                └────── bulk ─────> passed (SCM_RIGHTS) to the session process through its socket
+//! agent --stdio  ─────────────────────────────────> session process on standard input and output
+//! ```
+//! So neither stopping, killing or upgrading the agent, nor the end of ssh, ends a session, and still less a target that
+//! was restored by one. TLS is spoken by the session process; the agent holds no key in its memory.
+
+mod detach;
+mod listen;
+mod notify;
+mod route;
+pub mod session;
+
+use crate::failure::{Failure, FailureKind, Result};
+use crate::ops::options::{AgentOptions, AgentPlace};
+use crate::ops::places::Places;
+use crate::transport::{Abort, TransportError};
+use route::Router;
+use session::{Carrier, SessionSpec};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// The program that session processes run: this one, also after its file was replaced.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// What an agent needs besides its options; tests choose their own.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Keys, peers, run-time directory.
+    pub places: Places,
+    /// The program that session processes run.
+    pub program: PathBuf,
+}
+
+impl Surroundings {
+    /// As usual for this user.
+    pub fn here() -> Self {
+        Self { places: Places::here(), program: OWN_PROGRAM.into() }
+    }
+}
+
+/// Serves until `abort` is triggered (`--listen`), or until the one session has ended (`--stdio`). `ready` is told the
+/// addresses once connections are taken.
+pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &mut dyn FnMut(&[String])) -> Result<()> {
+    // Session processes leave the working directory.
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let spec = SessionSpec {
+        carrier: Carrier::Stdio,
+        peer: "the ssh client".into(),
+        session: [0; 16],
+        keys: absolute(&here.places.keys),
+        peers: absolute(options.peers.as_ref().unwrap_or(&here.places.peers)),
+        run: absolute(&here.places.run),
+        state: absolute(&here.places.state),
+        max_memory_bytes: options.max_memory,
+        refusal: None,
+    };
+    match &options.place {
+        AgentPlace::Stdio => stdio(&spec, here),
+        AgentPlace::Listen(addresses) => {
+            let listeners = listen::open(addresses, &here.places.run).map_err(|e| failed(&e))?;
+            let names: Vec<String> = listeners.iter().map(|listener| listener.name.clone()).collect();
+            let router = Arc::new(Router::new(spec, here.program.clone(), options.max_sessions));
+            ready(&names);
+            notify::ready();
+            listen::accept_all(listeners, &router, abort).map_err(|e| failed(&e))
+        }
+    }
+}
+
+fn failed(error: &TransportError) -> Failure {
+    let failure = Failure::of("the agent cannot serve", error).kind(FailureKind::Peer);
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// One session over standard input and output. The process that ssh started only waits: what must survive ssh does not
+/// depend on it.
+fn stdio(spec: &SessionSpec, here: &Surroundings) -> Result<()> {
+    let session = crate::transport::link::random_bits().map_err(|e| failed(&e))?;
+    let spec = SessionSpec { session, ..spec.clone() };
+    let status = command(&spec, &here.program)
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::inherit())
+        .status()
+        .map_err(|e| Failure::of("the session process cannot be started", &e))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(Failure::new(format!("the session ended with {status}")).kind(FailureKind::Peer)),
+    }
+}
+
+/// The command that runs one session; standard input is the caller's to set.
+fn command(spec: &SessionSpec, program: &Path) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(program);
+    command.arg0("migrate").arg(session::ENTRY).arg(spec.to_argument());
+    // Meant for the agent alone (sd_listen_fds(3), sd_notify(3)).
+    for variable in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
