@@ -90,7 +90,10 @@ fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Ok(meta) = fs::symlink_metadata(path) {
         if !meta.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file of that name, and it is no socket"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "there is a file of that name, and it is no socket",
+            ));
         }
         match UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
@@ -119,7 +122,9 @@ fn passed() -> Result<Vec<Listener>, TransportError> {
 fn classify(fd: OwnedFd) -> io::Result<Listener> {
     let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
     match address.family() {
-        Some(AddressFamily::Unix) => Ok(Listener { name: "unix socket of systemd".into(), socket: Socket::Unix(fd.into()) }),
+        Some(AddressFamily::Unix) => {
+            Ok(Listener { name: "unix socket of systemd".into(), socket: Socket::Unix(fd.into()) })
+        }
         Some(AddressFamily::Inet | AddressFamily::Inet6) => {
             let socket = TcpListener::from(fd);
             Ok(Listener { name: format!("tcp://{}", socket.local_addr()?), socket: Socket::Tls(socket) })

@@ -108,4 +108,3 @@ fn command(spec: &SessionSpec, program: &Path) -> Command {
     }
     command
 }
-

@@ -101,7 +101,8 @@ impl Router {
     fn session(&self, carrier: Carrier, peer: String, connection: OwnedFd) -> Result<()> {
         let place = Counted::within(&self.sessions, self.sessions_max);
         // The refusal must be said inside TLS, therefore by a process as well.
-        let refusal = place.is_none().then(|| format!("there are {} sessions already (--max-sessions)", self.sessions_max));
+        let refusal =
+            place.is_none().then(|| format!("there are {} sessions already (--max-sessions)", self.sessions_max));
         let spec = SessionSpec { carrier, peer, session: link::random_bits()?, refusal, ..self.template.clone() };
         let number = SessionNumber(spec.session);
         let failed = |source| TransportError::Io { operation: "start a process for", peer: spec.peer.clone(), source };

@@ -184,7 +184,11 @@ impl Door {
             let stream = Stream::pipes(input, output).map_err(|e| local("take the connection of", e))?;
             let mut channel = Channel::new(stream, &spec.peer, opening(abort));
             let preamble = channel.receive_preamble(&mut Vec::new())?;
-            preamble.check().map_err(|reason| TransportError::Malformed { peer: spec.peer.clone(), what: "preamble", reason })?;
+            preamble.check().map_err(|reason| TransportError::Malformed {
+                peer: spec.peer.clone(),
+                what: "preamble",
+                reason,
+            })?;
             return Ok(Control { channel, max_memory_bytes: spec.max_memory_bytes, may_send: true, may_receive: true });
         }
         self.admit(input, spec, abort)
@@ -272,10 +276,19 @@ impl Drop for Joins {
     }
 }
 
-fn admit_all(listener: &UnixListener, door: &Door, spec: &SessionSpec, abort: &Abort, until: &Abort, sender: &Sender<Channel>) {
+fn admit_all(
+    listener: &UnixListener,
+    door: &Door,
+    spec: &SessionSpec,
+    abort: &Abort,
+    until: &Abort,
+    sender: &Sender<Channel>,
+) {
     loop {
         let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(until.fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::NONE).is_err_and(|errno| errno != nix::errno::Errno::EINTR) || until.is_triggered() {
+        if poll(&mut fds, PollTimeout::NONE).is_err_and(|errno| errno != nix::errno::Errno::EINTR)
+            || until.is_triggered()
+        {
             return;
         }
         let admitted = accept_passed(listener).and_then(|connection| door.admit(connection, spec, abort));

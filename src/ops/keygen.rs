@@ -24,7 +24,11 @@ pub fn run(options: &KeygenOptions) -> Result<Made> {
 
 fn make(options: &KeygenOptions, places: &Places) -> Result<Made> {
     let name = options.name.clone().unwrap_or_else(hostname);
-    if name.is_empty() || name.contains(char::is_whitespace) || name.contains(['=', '#']) || name.chars().any(char::is_control) {
+    if name.is_empty()
+        || name.contains(char::is_whitespace)
+        || name.contains(['=', '#'])
+        || name.chars().any(char::is_control)
+    {
         return Err(Failure::new(format!("{name:?} cannot be a name in a peers file"))
             .hint("choose one without blanks, = and #: --name NAME")
             .kind(crate::failure::FailureKind::Usage));
@@ -34,7 +38,11 @@ fn make(options: &KeygenOptions, places: &Places) -> Result<Made> {
         let failure = Failure::of("no key was made", &error);
         if exists { failure.hint("peers know the key that is there; --force replaces it") } else { failure }
     })?;
-    Ok(Made { line: format!("{} {name}", identity.fingerprint()), dir: places.keys.clone(), peers: places.peers.clone() })
+    Ok(Made {
+        line: format!("{} {name}", identity.fingerprint()),
+        dir: places.keys.clone(),
+        peers: places.peers.clone(),
+    })
 }
 
 fn hostname() -> String {

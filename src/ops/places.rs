@@ -20,7 +20,11 @@ pub struct Places {
 impl Places {
     /// Of the user this program runs as.
     pub fn here() -> Self {
-        if nix::unistd::geteuid().is_root() { Self::of_root() } else { Self::of_user(|name| env::var_os(name).map(PathBuf::from)) }
+        if nix::unistd::geteuid().is_root() {
+            Self::of_root()
+        } else {
+            Self::of_user(|name| env::var_os(name).map(PathBuf::from))
+        }
     }
 
     fn of_root() -> Self {

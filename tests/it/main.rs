@@ -1,3 +1,4 @@
 //! One test binary for everything that runs processes.
 
+mod agent;
 mod reader;
