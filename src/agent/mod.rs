@@ -59,6 +59,7 @@ pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &m
         state: absolute(&here.places.state),
         max_memory_bytes: options.max_memory,
         refusal: None,
+        verbose: u8::from(tracing::enabled!(tracing::Level::INFO)) + u8::from(tracing::enabled!(tracing::Level::DEBUG)),
     };
     match &options.place {
         AgentPlace::Stdio => stdio(&spec, here),

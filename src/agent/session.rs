@@ -69,6 +69,8 @@ pub struct SessionSpec {
     pub max_memory_bytes: Option<u64>,
     /// Say this to the client, once it is authenticated, and end.
     pub refusal: Option<String>,
+    /// How much of its log goes to standard error: as `-v` and `-vv`.
+    pub verbose: u8,
 }
 
 impl SessionSpec {
@@ -89,6 +91,8 @@ pub fn main(argument: &OsStr) -> u8 {
         Some(Ok(spec)) => spec,
         _ => return 2,
     };
+    // Without a file there is nothing that can fail.
+    let _ = crate::ui::log::begin(spec.verbose, None);
     detach::leave_the_agent();
     match run(&spec) {
         Ok(()) => 0,

@@ -1,8 +1,12 @@
 //! `migrate agent`.
 
+use super::Context;
+use crate::agent::{self, Surroundings};
 use crate::failure::{Failure, FailureKind};
 use crate::ops::options::{AgentOptions, AgentPlace};
 use crate::ops::words::{Listen, Size};
+use crate::transport::Abort;
+use crate::ui;
 use std::path::PathBuf;
 
 /// Receive process trees from other hosts
@@ -30,6 +34,18 @@ pub struct Args {
 }
 
 impl Args {
+    /// Serves until a signal ends it, or (`--stdio`) until the session is over.
+    ///
+    /// # Errors
+    /// Usage; peer, when an address cannot be listened on or the session failed.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        let options = self.options()?;
+        let abort = Abort::new().map_err(|error| Failure::of("the agent cannot start", &error))?;
+        let settings = &context.settings;
+        agent::run(&options, &Surroundings::here(), &abort, &mut |addresses| ui::agent::ready(addresses, settings))?;
+        Ok(0)
+    }
+
     /// The choices as the engine takes them.
     ///
     /// # Errors

@@ -41,12 +41,16 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    Agent(agent::Args),
+    Keygen(keygen::Args),
     Explain(explain::Args),
 }
 
 impl Verb {
     fn run(self, context: &Context) -> Result<u8, Failure> {
         match self {
+            Self::Agent(args) => args.run(context),
+            Self::Keygen(args) => args.run(context),
             Self::Explain(args) => args.run(context),
         }
     }

@@ -3,6 +3,7 @@
 //! Standard output has the result only; progress, warnings and failures go to standard error. With `--json` standard
 //! output is JSON Lines. A reader that closes standard output early is no failure.
 
+pub mod agent;
 mod clock;
 pub mod explain;
 pub mod failure;

@@ -247,3 +247,28 @@ fn session_process(run: &Path) -> String {
     assert_eq!(pids.len(), 1, "{pids:?}");
     pids[0].clone()
 }
+
+/// `migrate agent` as a process of its own, in a mount namespace where /run is empty.
+#[test]
+fn killing_the_agent_ends_no_session() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: not root, no mount namespace for a private /run");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.sock");
+    let script = "mount -t tmpfs none /run && exec \"$0\" agent --listen \"unix:$1\"";
+    let mut agent = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_migrate")])
+        .arg(&path)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(agent.stderr.as_mut().unwrap()), &mut ready).unwrap();
+    assert_eq!(ready, format!("listening on unix:{}\n", path.display()));
+    let mut link = look(&PeerAddress::Unix(path), &places(dir.path(), "a"), 2).unwrap();
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert_eq!(ask(&mut link).boot_id, HostFacts::here().boot_id);
+}
