@@ -1,1 +1,50 @@
-//! net
+//! What the network must see, and must not see, while a tree changes its place: [`lock`] keeps sockets and packets as they
+//! are, [`segment`] says to a restored socket what its peer has said before, [`announce`] tells neighbours of an address
+//! that has moved.
+
+pub mod announce;
+pub mod lock;
+pub mod namespace;
+pub mod segment;
+
+use crate::sys::Errno;
+
+/// What goes wrong with a socket. The caller knows whose it is and adds the process and descriptor.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused.
+    #[error("{operation} ({kind} socket): {errno}")]
+    Kernel {
+        /// `TCP`, `UDP`, `UNIX`, `raw`, ...
+        kind: &'static str,
+        /// What was tried: a system call or an option's name.
+        operation: String,
+        /// Its answer.
+        errno: Errno,
+    },
+    /// The socket is in a state or has a value that the model cannot hold.
+    #[error("{kind} socket: {reason}")]
+    Unsupported {
+        /// `TCP`, `UDP`, `UNIX`, ...
+        kind: &'static str,
+        /// What it is.
+        reason: String,
+    },
+    /// The model holds something no kernel would have given.
+    #[error("{kind} socket in the image: {reason}")]
+    BadModel {
+        /// `TCP`, `UDP`, `UNIX`, ...
+        kind: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Adds what was tried to a kernel's answer.
+pub fn failed(kind: &'static str, operation: &str) -> impl FnOnce(Errno) -> Error {
+    let operation = operation.to_owned();
+    move |errno| Error::Kernel { kind, operation, errno }
+}

@@ -1,1 +1,2 @@
 //! restore
+pub mod fd;

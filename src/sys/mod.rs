@@ -7,11 +7,14 @@ pub mod abi;
 pub mod clone;
 pub mod fd;
 pub mod mem;
+pub mod packet;
 pub mod pagemap;
 pub mod pass_fd;
 pub mod ptrace;
 pub mod sched;
+pub mod socket;
 pub mod stub;
+pub mod tcp_repair;
 pub mod wait;
 
 pub use nix::errno::Errno;

@@ -3,3 +3,4 @@
 mod agent;
 mod reader;
 mod ssh;
+mod sockets;

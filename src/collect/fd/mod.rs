@@ -1,5 +1,8 @@
 //! Descriptors.
 
+pub mod socket;
+pub mod tcp;
+
 use super::{Cx, Result};
 use crate::image::GhostId;
 

@@ -140,7 +140,12 @@ pub struct PathRef {
 /// Options every socket has (`SOL_SOCKET`).
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SocketOptions {
-    /// Integer options by number (`SO_REUSEADDR`, `SO_KEEPALIVE`, `SO_SNDBUF` halved, ...), only those that differ from a new socket.
+    /// User that owns the socket, as the engine sees it (`st_uid`): `SO_REUSEPORT` groups are kept apart by it.
+    pub uid: u32,
+    /// Group that owns the socket, as the engine sees it (`st_gid`).
+    pub gid: u32,
+    /// Integer options by number (`SO_REUSEADDR`, `SO_KEEPALIVE`, `SO_SNDBUF`, ...) as getsockopt(2) gives them; without those
+    /// that have the value every new socket has.
     pub ints: Vec<(i32, i32)>,
     /// Options with structured values by number: `SO_LINGER`, `SO_RCVTIMEO_NEW`, `SO_SNDTIMEO_NEW`, `SO_BINDTODEVICE`, raw.
     pub raw: Vec<(i32, Bytes)>,

@@ -30,8 +30,17 @@ pub struct Tcp {
 /// States of a TCP socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum TcpState {
-    /// Neither listening nor connected.
+    /// Neither listening nor connected, and never was.
     Closed,
+    /// A connection that has ended, with what the program has not read of it yet.
+    Ended {
+        /// Received and not read.
+        recv_queue: Bytes,
+        /// It was reset (or is to be: `--tcp close`), as opposed to closed by both sides.
+        reset: bool,
+    },
+    /// connect(2) under way, no answer yet (SYN_SENT): asked again.
+    Connecting,
     /// Listening with this backlog.
     Listen {
         /// Backlog.
@@ -66,4 +75,16 @@ pub struct Connection {
     pub timestamp: Option<u32>,
     /// `struct tcp_repair_window`, raw.
     pub window: Bytes,
+}
+
+impl Connection {
+    /// Our FIN is in the sequence numbers: FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING.
+    pub fn we_finished(&self) -> bool {
+        matches!(self.state, 4 | 5 | 9 | 11)
+    }
+
+    /// The peer's FIN is in the sequence numbers: CLOSE_WAIT, LAST_ACK, CLOSING.
+    pub fn peer_finished(&self) -> bool {
+        matches!(self.state, 8 | 9 | 11)
+    }
 }

@@ -1,0 +1,148 @@
+//! Keeps a TCP socket as it is from the moment it is read: a filter that drops everything (`SO_ATTACH_FILTER`) keeps
+//! segments of the peer away, `TCP_REPAIR` keeps ours from going out.
+//!
+//! It holds as long as the socket is open; closing a socket in repair mode is silent. What comes in after the close would
+//! be answered with a reset: [`super::nft`] holds that off.
+
+use super::{Result, failed};
+use crate::sys::{Errno, socket, tcp_repair};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// `ld #0xc114; ret #0`: drops everything, and can be told from a filter of the program's.
+const DROP_ALL: [u64; 2] = [0x0000_c114_0000_0000, 0x0000_0000_0000_0006];
+
+/// State LISTEN of `tcpi_state`.
+const LISTEN: u8 = 10;
+/// State CLOSE of `tcpi_state`.
+const CLOSE: u8 = 7;
+
+/// A TCP socket that neither takes nor sends. Dropping the guard makes it go on as if nothing had been.
+#[derive(Debug)]
+pub struct NetLock {
+    socket: Option<OwnedFd>,
+    filter: Vec<u64>,
+    filtered: bool,
+    repair: bool,
+    reuse: i32,
+}
+
+impl NetLock {
+    /// Locks a socket; `socket` is a duplicate of the target's descriptor. Unconnected sockets are left alone, listening
+    /// ones stop taking connections. Needs CAP_NET_ADMIN.
+    pub fn lock(socket: OwnedFd) -> Result<Self> {
+        let fd = socket.as_fd();
+        let state = tcp_repair::info(fd).map_err(failed("TCP", "TCP_INFO"))?.state;
+        let reuse =
+            socket::int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).map_err(failed("TCP", "SO_REUSEADDR"))?;
+        let mut lock = Self { socket: None, filter: Vec::new(), filtered: false, repair: false, reuse };
+        if state != CLOSE {
+            lock.attach(fd)?;
+            // From here on a failure undoes the filter.
+            lock.socket = Some(socket);
+            if state != LISTEN {
+                let fd = lock.fd().expect("set above");
+                tcp_repair::enter(fd).map_err(failed("TCP", "TCP_REPAIR"))?;
+                lock.repair = true;
+            }
+        } else {
+            lock.socket = Some(socket);
+        }
+        Ok(lock)
+    }
+
+    fn attach(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
+        let locked = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_LOCK_FILTER).unwrap_or(0);
+        if locked != 0 {
+            return Ok(());
+        }
+        // EACCES: an eBPF program, which could not be put back. Both cases rely on the packet filter of the host alone.
+        match socket::filter(fd) {
+            Ok(own) if own == DROP_ALL => {}
+            Ok(own) => self.filter = own,
+            Err(Errno::EACCES) => return Ok(()),
+            Err(e) => return Err(failed("TCP", "SO_GET_FILTER")(e)),
+        }
+        socket::attach_filter(fd, &DROP_ALL).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
+        self.filtered = true;
+        Ok(())
+    }
+
+    /// The locked socket.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The program's own filter, which the lock has replaced.
+    pub fn own_filter(&self) -> &[u64] {
+        &self.filter
+    }
+
+    /// The value of `SO_REUSEADDR` before the lock, which forces it.
+    pub fn own_reuse(&self) -> i32 {
+        self.reuse
+    }
+
+    /// Whether segments of the peer are kept away: not where the program has locked its filter, or has an eBPF one.
+    pub fn is_deaf(&self) -> bool {
+        self.filtered
+    }
+
+    /// Leaves the socket locked for good: the last close of it is silent.
+    pub fn keep(mut self) {
+        self.socket = None;
+    }
+
+    /// Gives the socket back to its program.
+    pub fn unlock(mut self) -> Result<()> {
+        self.undo()
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        let Some(socket) = self.socket.take() else { return Ok(()) };
+        let fd = socket.as_fd();
+        if std::mem::take(&mut self.repair) {
+            tcp_repair::leave(fd, false).map_err(failed("TCP", "TCP_REPAIR"))?;
+            socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)
+                .map_err(failed("TCP", "SO_REUSEADDR"))?;
+        }
+        if std::mem::take(&mut self.filtered) {
+            if self.filter.is_empty() {
+                socket::detach_filter(fd).map_err(failed("TCP", "SO_DETACH_FILTER"))?;
+            } else {
+                socket::attach_filter(fd, &self.filter).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NetLock {
+    fn drop(&mut self) {
+        if let Err(e) = self.undo() {
+            tracing::error!("a TCP socket stays locked: {e}");
+        }
+    }
+}
+
+/// Makes a socket under construction deaf, until [`open_ears`].
+pub fn stop_ears(fd: BorrowedFd<'_>) -> Result<()> {
+    socket::attach_filter(fd, &DROP_ALL).map_err(failed("TCP", "SO_ATTACH_FILTER"))
+}
+
+/// Ends [`stop_ears`].
+pub fn open_ears(fd: BorrowedFd<'_>) -> Result<()> {
+    socket::detach_filter(fd).map_err(failed("TCP", "SO_DETACH_FILTER"))
+}
+
+/// Frees a socket that a lock was left on by a program of ours that died. Returns whether there was one. The program's own
+/// filter, if it had one, is lost.
+pub fn free_leftover(fd: BorrowedFd<'_>) -> Result<bool> {
+    let ours = matches!(socket::filter(fd), Ok(own) if own == DROP_ALL);
+    if ours {
+        if tcp_repair::is_on(fd).unwrap_or(false) {
+            tcp_repair::leave(fd, true).map_err(failed("TCP", "TCP_REPAIR"))?;
+        }
+        open_ears(fd)?;
+    }
+    Ok(ours)
+}

@@ -1,0 +1,3 @@
+//! Descriptors.
+pub mod socket;
+pub mod tcp;
