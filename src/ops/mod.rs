@@ -1,9 +1,12 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
 pub mod keygen;
+pub mod list;
 pub mod options;
 pub mod outcome;
 pub mod places;
+pub mod reach;
+pub mod target;
 pub mod words;
 
 use crate::blocker::Blocker;

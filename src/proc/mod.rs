@@ -21,6 +21,7 @@ mod scan;
 
 pub mod auxv;
 pub mod cgroup;
+pub mod cgroupfs;
 pub mod cmdline;
 pub mod fdinfo;
 pub mod host;
@@ -35,6 +36,7 @@ pub mod smaps;
 pub mod stat;
 pub mod status;
 pub mod sys;
+pub mod table;
 pub mod task;
 pub mod timens;
 pub mod timers;

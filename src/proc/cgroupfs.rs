@@ -1,0 +1,160 @@
+//! Where cgroup hierarchies are mounted (cgroups(7)), and which cgroup holds a set of processes and nobody else.
+
+use super::{ProcDir, Result, table::Table};
+use crate::image::{Pid, ns::mnt::Mount};
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Controllers as `/proc/PID/cgroup` lists them; empty for version 2.
+    pub controllers: String,
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// Which part of it is mounted there (`/` unless in a container).
+    pub root: PathBuf,
+}
+
+impl Hierarchy {
+    /// Version 2.
+    pub fn is_v2(&self) -> bool {
+        self.controllers.is_empty()
+    }
+
+    /// The directory of a cgroup; `None` if it lies outside what is mounted.
+    pub fn dir(&self, path: &[u8]) -> Option<PathBuf> {
+        let below = Path::new(OsStr::from_bytes(path)).strip_prefix(&self.root).ok()?;
+        let outside = below.components().any(|c| c == std::path::Component::ParentDir);
+        (!outside).then(|| if below.as_os_str().is_empty() { self.mount.clone() } else { self.mount.join(below) })
+    }
+}
+
+/// `rw,cpu,cpuacct` of a version 1 mount names its controllers between options.
+fn has_controllers(mount: &Mount, controllers: &str) -> bool {
+    let options: Vec<&[u8]> = mount.super_options.0.split(|&b| b == b',').collect();
+    controllers.split(',').all(|c| options.contains(&c.as_bytes()))
+}
+
+/// Hierarchies of this process that are mounted, in the order of `/proc/self/cgroup`.
+///
+/// # Errors
+/// `/proc/self` cannot be read.
+pub fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let dir = ProcDir::of_self()?;
+    let mut buf = Vec::new();
+    let mounts = dir.mountinfo(&mut buf)?;
+    let lines = dir.cgroup(&mut buf)?;
+    let found = lines.into_iter().filter_map(|line| {
+        let mount = mounts.iter().find(|m| match line.controllers.as_str() {
+            "" => m.fs_type.0 == b"cgroup2",
+            controllers => m.fs_type.0 == b"cgroup" && has_controllers(m, controllers),
+        })?;
+        let (root, at) = (mount.root.as_path().to_owned(), mount.mount_point.as_path().to_owned());
+        Some(Hierarchy { controllers: line.controllers, mount: at, root })
+    });
+    Ok(found.collect())
+}
+
+/// A cgroup that can stop processes all at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Freezer {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Version 2 (`cgroup.freeze`), as opposed to `freezer.state`.
+    pub v2: bool,
+}
+
+/// `path` is `prefix` or lies below it.
+pub fn is_within(path: &[u8], prefix: &[u8]) -> bool {
+    let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+/// The longest path that all have in common, cut at a slash.
+fn common<'a>(mut paths: impl Iterator<Item = &'a [u8]>) -> Option<&'a [u8]> {
+    let mut common = paths.next()?;
+    for path in paths {
+        while !is_within(path, common) {
+            let end = common.iter().rposition(|&b| b == b'/')?;
+            common = &common[..end];
+        }
+    }
+    Some(common)
+}
+
+/// A cgroup (with those below it) that holds exactly these processes, if there is one: version 2 is preferred.
+pub fn freezer_of(table: &Table, processes: &[Pid], hierarchies: &[Hierarchy]) -> Option<Freezer> {
+    let wanted: HashSet<Pid> = processes.iter().copied().collect();
+    let usable = |h: &&Hierarchy| h.is_v2() || h.controllers.split(',').any(|c| c == "freezer");
+    let mut candidates: Vec<&Hierarchy> = hierarchies.iter().filter(usable).collect();
+    candidates.sort_by_key(|h| !h.is_v2());
+    candidates.into_iter().find_map(|hierarchy| {
+        let path_of = |pid: &Pid| {
+            let row = table.get(*pid)?;
+            row.cgroups.iter().find(|l| l.controllers == hierarchy.controllers).map(|l| l.path.0.as_slice())
+        };
+        let paths: Option<Vec<&[u8]>> = processes.iter().map(path_of).collect();
+        let path = common(paths?.into_iter()).filter(|path| !path.is_empty() && *path != b"/")?;
+        let alone = table
+            .rows()
+            .iter()
+            .all(|row| wanted.contains(&row.pid) || path_of(&row.pid).is_none_or(|other| !is_within(other, path)));
+        alone.then(|| hierarchy.dir(path)).flatten().map(|dir| Freezer { dir, v2: hierarchy.is_v2() })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::{cgroup::Line, table::tests::row};
+
+    fn table(paths: &[(i32, &str)]) -> Table {
+        let rows = paths.iter().map(|&(pid, path)| {
+            let mut row = row(pid, 0, 0);
+            let path = path.as_bytes().into();
+            row.cgroups = vec![Line { hierarchy: 0, controllers: String::new(), path, deleted: false }];
+            row
+        });
+        Table::of(rows.collect())
+    }
+
+    fn unified() -> [Hierarchy; 1] {
+        [Hierarchy { controllers: String::new(), mount: "/cg".into(), root: "/".into() }]
+    }
+
+    #[test]
+    fn only_a_cgroup_without_others_will_do() {
+        let table = table(&[(1, "/"), (2, "/a/x"), (3, "/a/y"), (4, "/ab"), (5, "/b")]);
+        let freezer = |pids: &[i32]| {
+            let pids: Vec<Pid> = pids.iter().copied().map(Pid).collect();
+            freezer_of(&table, &pids, &unified()).map(|f| f.dir)
+        };
+        assert_eq!(freezer(&[2, 3]), Some("/cg/a".into()));
+        assert_eq!(freezer(&[2]), Some("/cg/a/x".into()));
+        assert_eq!(freezer(&[4, 5]), None);
+        assert_eq!(freezer(&[1]), None);
+        assert_eq!(freezer(&[3, 5]), None);
+    }
+
+    #[test]
+    fn directories_below_the_mounted_part() {
+        let inner = Hierarchy { controllers: String::new(), mount: "/cg".into(), root: "/docker/1".into() };
+        assert_eq!(inner.dir(b"/docker/1/x"), Some("/cg/x".into()));
+        assert_eq!(inner.dir(b"/docker/1"), Some("/cg".into()));
+        assert_eq!(inner.dir(b"/docker/2"), None);
+        assert_eq!(unified()[0].dir(b"/../x"), None);
+        assert!(is_within(b"/a/b", b"/a") && is_within(b"/a", b"/a/") && !is_within(b"/ab", b"/a"));
+    }
+
+    #[test]
+    fn mounted_hierarchies_are_directories() {
+        for hierarchy in hierarchies().unwrap() {
+            assert!(hierarchy.mount.join("cgroup.procs").exists(), "{hierarchy:?}");
+        }
+    }
+}
