@@ -9,6 +9,7 @@
 pub mod cgroup;
 pub mod codec;
 pub mod creds;
+pub mod diff;
 pub mod fd;
 pub mod host;
 mod ids;
@@ -19,6 +20,7 @@ pub mod ns;
 pub mod signals;
 pub mod task;
 pub mod timers;
+pub mod verify;
 
 pub use ids::*;
 
