@@ -109,11 +109,7 @@ impl Walk<'_> {
                     self.step(format_args!("{dot}{key}"), a.get(key), b.get(key));
                 }
             }
-            _ => self.found.push(Difference {
-                path: self.path.clone(),
-                left: left.cloned(),
-                right: right.cloned(),
-            }),
+            _ => self.found.push(Difference { path: self.path.clone(), left: left.cloned(), right: right.cloned() }),
         }
     }
 

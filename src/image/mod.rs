@@ -6,6 +6,8 @@
 //!
 //! Fields keep the kernel's own numbers (flags, signal numbers, ids) so that nothing is lost in translation.
 
+#[cfg(test)]
+pub(crate) mod arbitrary;
 pub mod cgroup;
 pub mod codec;
 pub mod creds;
@@ -19,6 +21,8 @@ pub mod mm;
 pub mod ns;
 pub mod signals;
 pub mod task;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod timers;
 pub mod verify;
 

@@ -283,6 +283,35 @@ pub fn load_pages(
     })
 }
 
+/// Damaged frames that [`verify_pages`] gives at most.
+const DAMAGES: usize = 100;
+
+/// Reads and checks every frame of an image and its parents; gives what is damaged (the first hundred).
+pub fn verify_pages(reader: &PageReader, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Vec<StoreError> {
+    let damages = Mutex::new(Vec::new());
+    let pages = reader.frames().count() as u64 * BATCH_PAGES;
+    let run = Work::run(reader.frames(), workers_for(pages, workers), &|work| {
+        let mut scratch = Scratch::default();
+        while let Some(frame) = work.next() {
+            match reader.verify_frame(frame, &mut scratch) {
+                Ok(bytes) => progress(bytes),
+                Err(damage) => {
+                    let mut damages = damages.lock().unwrap_or_else(PoisonError::into_inner);
+                    if damages.len() < DAMAGES {
+                        damages.push(damage);
+                    }
+                }
+            }
+        }
+        Ok(())
+    });
+    let mut damages = damages.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Err(PipelineError::Store(error)) = run {
+        damages.push(error);
+    }
+    damages
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

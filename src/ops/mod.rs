@@ -1,12 +1,15 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
+pub mod image;
 pub mod keygen;
 pub mod list;
 pub mod options;
 pub mod outcome;
 pub mod places;
 pub mod reach;
+pub mod show;
 pub mod target;
+pub mod verify;
 pub mod words;
 
 use crate::blocker::Blocker;

@@ -142,6 +142,14 @@ pub enum StoreError {
         /// Which.
         range: PageRange,
     },
+    /// The page store has memory that the model does not have.
+    #[error("the model has no memory for page {:#x} of {space}", page * 4096)]
+    Foreign {
+        /// Whose page.
+        space: Space,
+        /// Its number.
+        page: u64,
+    },
     /// A path that cannot be written into a manifest, or has no last part.
     #[error("{} cannot be used as the path of an image", path.display())]
     NotText {

@@ -5,8 +5,8 @@ use super::{
     index::{Frame, Index, Packing, RunKind, SpaceEntry},
     writer::first_hole,
 };
-use crate::image::{limits, manifest::pages_file, mm::PAGE};
-use crate::memory::{PageRange, Space};
+use crate::image::{Model, limits, manifest::pages_file, mm::PAGE};
+use crate::memory::{PageRange, RangeSet, Space};
 use std::{
     fs::File,
     os::unix::fs::FileExt,
@@ -106,9 +106,23 @@ impl PageReader {
         self.layers.len()
     }
 
+    /// Bytes of the page files of the whole chain.
+    pub fn stored_bytes(&self) -> u64 {
+        self.layers.iter().flat_map(|l| &l.index.files).sum()
+    }
+
     /// Spaces of the youngest image, ascending.
     pub fn spaces(&self) -> impl Iterator<Item = Space> + '_ {
         self.layers[0].index.spaces.iter().map(|s| s.space)
+    }
+
+    /// Does the page store fit the model it came with? Every space is one of the model's, and every page lies in a mapping
+    /// or within the object's size.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] with the first page that does not.
+    pub fn fits(&self, model: &Model) -> Result<(), StoreError> {
+        self.layers[0].index.spaces.iter().try_for_each(|entry| fit(entry, model))
     }
 
     /// The space of the youngest image with this identity (not 0).
@@ -283,17 +297,40 @@ impl PageReader {
         Ok(())
     }
 
-    /// Reads and checks every frame of the youngest image; `progress` is told the bytes of each.
-    pub fn verify(&self, progress: &dyn Fn(u64)) -> Result<(), StoreError> {
-        let mut scratch = Scratch::default();
-        for number in 0..self.layers[0].index.frames.len() {
-            let number = u32::try_from(number).map_err(|_| StoreError::TooMany { what: "frames" })?;
-            scratch.at = None;
-            self.layers[0].load(number, &mut scratch)?;
-            progress(u64::from(self.layers[0].index.frames[number as usize].stored));
-        }
-        Ok(())
+    /// Frames of every image of the chain, as (image, frame).
+    pub fn frames(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
+        let layers = self.layers.iter().zip(0u16..);
+        layers.flat_map(|(layer, n)| (0u32..).take(layer.index.frames.len()).map(move |frame| (n, frame)))
     }
+
+    /// Reads, checks and unpacks one frame; gives its length in the file.
+    pub fn verify_frame(&self, (layer, frame): (u16, u32), scratch: &mut Scratch) -> Result<u64, StoreError> {
+        scratch.at = None;
+        self.layers[usize::from(layer)].load(frame, scratch)?;
+        Ok(u64::from(self.frame(layer, frame).stored))
+    }
+}
+
+/// Is every page of the space where the model has memory?
+fn fit(entry: &SpaceEntry, model: &Model) -> Result<(), StoreError> {
+    let foreign = |page| StoreError::Foreign { space: entry.space, page };
+    let first = entry.runs.first().map_or(0, |r| r.range.first);
+    let mut places = RangeSet::new();
+    match entry.space {
+        Space::Mm(id) => {
+            let mm = model.mms.get(id.at()).ok_or_else(|| foreign(first))?;
+            if entry.cow_parent.is_some() && entry.cow_parent != mm.cow_parent {
+                return Err(foreign(first));
+            }
+            mm.vmas.iter().for_each(|vma| places.insert(PageRange::of_bytes(vma.start, vma.end)));
+        }
+        Space::Shmem(id) => {
+            let shmem = model.shmems.get(id.at()).ok_or_else(|| foreign(first))?;
+            places.insert(PageRange::of_bytes(0, shmem.size));
+        }
+    }
+    let held: RangeSet = entry.runs.iter().map(|r| r.range).collect();
+    held.difference(&places).ranges().first().map_or(Ok(()), |outside| Err(foreign(outside.first)))
 }
 
 impl ResolvedRun {
