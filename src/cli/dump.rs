@@ -12,6 +12,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// PID, pidfile:PATH, unit:NAME or cgroup:PATH
+    #[arg(value_name = "TARGET")]
     target: Target,
     #[command(flatten)]
     image: ImageArgs,

@@ -5,6 +5,7 @@
 
 mod config;
 pub mod everywhere;
+pub mod generate;
 mod options;
 
 mod agent;

@@ -14,6 +14,7 @@ use crate::ops::words::{SessionId, Target};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// PID, pidfile:PATH, unit:NAME or cgroup:PATH
+    #[arg(value_name = "TARGET")]
     target: Target,
     /// [USER@]HOST (ssh), tcp://HOST[:PORT] (TLS), unix:PATH, local, or @GROUP
     #[arg(value_name = "DEST", required = true, value_delimiter = ',', value_hint = clap::ValueHint::Hostname)]

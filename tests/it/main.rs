@@ -1,6 +1,7 @@
 //! One test binary for everything that runs processes.
 
 mod agent;
+mod generated;
 mod reader;
-mod ssh;
 mod sockets;
+mod ssh;

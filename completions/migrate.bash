@@ -1,0 +1,327 @@
+_migrate() {
+    local i cur prev opts cmd
+    COMPREPLY=()
+    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+        cur="$2"
+    else
+        cur="${COMP_WORDS[COMP_CWORD]}"
+    fi
+    prev="$3"
+    cmd=""
+    opts=""
+
+    for i in "${COMP_WORDS[@]:0:COMP_CWORD}"
+    do
+        case "${cmd},${i}" in
+            ",$1")
+                cmd="migrate"
+                ;;
+            migrate,explain)
+                cmd="migrate__subcmd__explain"
+                ;;
+            *)
+                ;;
+        esac
+    done
+
+    case "${cmd}" in
+        migrate)
+            opts="-v -q -h -V --json --log --config --progress --color --help --version explain"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --log)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --config)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto bar plain none" -- "${cur}"))
+                    return 0
+                    ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        migrate__subcmd__explain)
+            opts="-v -q -h --all --json --log --config --progress --color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --log)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --config)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto bar plain none" -- "${cur}"))
+                    return 0
+                    ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+    esac
+}
+
+if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERSINFO[0]}" -gt 4 ]]; then
+    complete -F _migrate -o nosort -o bashdefault -o default migrate
+else
+    complete -F _migrate -o bashdefault -o default migrate
+fi
+
+# What changes while you work: process ids with their names, hosts of ssh, codes of blockers.
+
+_migrate_pids() {
+    # Names are shown in a list only: completing inserts the number alone.
+    local pid name names=
+    case "${COMP_TYPE:-9}" in 33|63|64) names=1 ;; esac
+    for pid in /proc/[0-9]*; do
+        # Threads of the kernel have no command line.
+        [[ -s /proc/self/cmdline ]] && IFS= read -r -n 1 name 2>/dev/null <"$pid/cmdline" || continue
+        IFS= read -r name 2>/dev/null <"$pid/comm" || continue
+        printf '%s%s\n' "${pid#/proc/}" "${names:+  ($name)}"
+    done
+}
+
+_migrate_hosts() {
+    local key rest host
+    while read -r key rest; do
+        [[ ${key,,} == host ]] || continue
+        for host in $rest; do
+            [[ $host == *[*?!]* ]] || printf '%s\n' "$host"
+        done
+    done 2>/dev/null <"$HOME/.ssh/config"
+    while read -r key rest; do
+        [[ $key == @* ]] && key=${rest%% *}
+        [[ $key == '|'* || $key == '#'* ]] && continue
+        for host in ${key//,/ }; do
+            [[ $host == *[*?!]* || $host == '['* ]] || printf '%s\n' "$host"
+        done
+    done 2>/dev/null <"$HOME/.ssh/known_hosts"
+    printf '%s\n' local tcp:// unix:
+}
+
+_migrate_dynamic() {
+    _migrate "$@"
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= at positional=0 word kind candidates
+    for ((at = 1; at < COMP_CWORD; at++)); do
+        word=${COMP_WORDS[at]}
+        case "$word" in
+            --color|--config|--log|--progress) ((at++)) ;;
+            -*) ;;
+            *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
+        esac
+    done
+    [[ -n $verb && $cur != -* ]] || return 0
+    case "$prev" in
+        --to) kind=host ;;
+        --color|--config|--log|--progress) return 0 ;;
+        *)
+            case "$verb:$positional" in
+                explain:*) kind=code ;;
+                *) return 0 ;;
+            esac
+            ;;
+    esac
+    case "$kind" in
+        target) candidates=$(_migrate_pids; printf '%s\n' pidfile: unit: cgroup:) ;;
+        host) candidates=$(_migrate_hosts) ;;
+        code) candidates='M0101
+M0102
+M0103
+M0104
+M0105
+M0106
+M0107
+M0108
+M0109
+M0110
+M0111
+M0112
+M0113
+M0201
+M0202
+M0203
+M0204
+M0205
+M0206
+M0207
+M0208
+M0209
+M0210
+M0211
+M0212
+M0213
+M0301
+M0302
+M0303
+M0304
+M0305
+M0306
+M0307
+M0308
+M0309
+M0310
+M0311
+M0312
+M0313
+M0314
+M0315
+M0316
+M0317
+M0318
+M0319
+M0320
+M0321
+M0322
+M0323
+M0401
+M0402
+M0403
+M0404
+M0405
+M0406
+M0407
+M0408
+M0409
+M0410
+M0411
+M0412
+M0413
+M0414
+M0415
+M0416
+M0417
+M0501
+M0502
+M0503
+M0504
+M0505
+M0506
+M0507
+M0508
+M0509
+M0601
+M0602
+M0603
+M0604
+M0605
+M0606
+M0607
+M0608
+M0609
+M0610
+M0611
+M0701
+M0702
+M0703
+M0704
+M0705
+M0706
+M0707
+M0708
+M0801
+M0802
+M0803
+M0804
+M0805
+M0806
+M0807
+M0808
+M0809
+M0810
+M0901
+M0902
+M0903
+M0904
+M0905
+M0906
+M0907
+M0908
+M1001
+M1002
+M1003
+M1004
+M1005
+M1006
+M1007
+M1008
+M1101
+M1102
+M1103
+M1104' ;;
+    esac
+    local IFS=$'\n'
+    COMPREPLY=($(compgen -W "$candidates" -- "$cur"))
+}
+
+complete -F _migrate_dynamic -o bashdefault -o default migrate

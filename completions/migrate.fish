@@ -1,0 +1,200 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_migrate_global_optspecs
+    string join \n v q json log= config= progress= color= h/help V/version
+end
+
+function __fish_migrate_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_migrate_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_migrate_using_subcommand
+    set -l cmd (__fish_migrate_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c migrate -n "__fish_migrate_needs_command" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_needs_command" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_needs_command" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_needs_command" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_needs_command" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_needs_command" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_needs_command" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_needs_command" -s V -l version -d 'Print version'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "explain" -d 'Explain what stands in the way: object, why, remedy, kernel versions'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l all -d 'Explain every code'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -s h -l help -d 'Print help (see more with \'--help\')'
+
+# What changes while you work: process ids with their names, hosts of ssh, codes of blockers.
+
+function __fish_migrate_targets
+    for dir in /proc/[0-9]*
+        # Threads of the kernel have no command line.
+        test -n "$(head -c 1 $dir/cmdline 2>/dev/null | tr -d '\0')"; or continue
+        printf '%s\t%s\n' (string replace /proc/ '' $dir) (cat $dir/comm 2>/dev/null)
+    end
+    printf '%s\t%s\n' pidfile: 'process id in a file' unit: 'systemd unit' cgroup: 'every process of a cgroup'
+end
+
+function __fish_migrate_dests
+    __fish_print_hostnames
+    printf '%s\t%s\n' local 'this host' tcp:// 'agent over TLS' unix: 'socket of an agent'
+end
+
+function __fish_migrate_codes
+    printf '%s\t%s\n' M0101 'traced by another process' \
+        M0102 'does not stop' \
+        M0103 'first thread has exited while others run' \
+        M0104 '32-bit program' \
+        M0105 'uses a shadow stack' \
+        M0106 'process id in use here' \
+        M0107 'session or process group begun outside the tree' \
+        M0108 'thread of the kernel' \
+        M0109 'this command runs inside the target' \
+        M0110 'process id above the limit here' \
+        M0111 'shares memory or descriptors with a process outside' \
+        M0112 'makes new tasks faster than they can be stopped' \
+        M0113 'scheduling policy cannot be given here' \
+        M0201 'handles its own page faults (userfaultfd)' \
+        M0202 'secret memory' \
+        M0203 'memory of a device' \
+        M0204 'too few huge pages here' \
+        M0205 'System V memory attached outside the tree' \
+        M0206 'shared memory mapped outside the tree' \
+        M0207 'asynchronous I/O context (io_setup)' \
+        M0208 'probed by uprobes' \
+        M0209 'not enough memory here' \
+        M0210 'locked memory above the limit here' \
+        M0211 'protection keys that this CPU does not have' \
+        M0212 'address not available here' \
+        M0213 'mapping of an unknown kind' \
+        M0301 'io_uring instance' \
+        M0302 'userfaultfd' \
+        M0303 'performance counter' \
+        M0304 'BPF program, map or link' \
+        M0305 'fanotify group' \
+        M0306 'virtual machine' \
+        M0307 'device with state of its own' \
+        M0308 'terminal held outside the tree' \
+        M0309 'pipe that ends outside the tree' \
+        M0310 'seccomp notification listener' \
+        M0311 'buffer shared with a device' \
+        M0312 'pidfd of a process outside the tree' \
+        M0313 'file lease or directory notification' \
+        M0314 'POSIX message queue' \
+        M0315 'descriptor of an unknown kind' \
+        M0316 'epoll set watches a file nobody has open' \
+        M0317 'descriptor number above the limit here' \
+        M0318 'Landlock rule set' \
+        M0319 'watched file cannot be found' \
+        M0320 'pipe larger than allowed here' \
+        M0321 'open file in /proc of a process outside the tree' \
+        M0322 'file lock held by another process here' \
+        M0323 'descriptor of a namespace outside the tree' \
+        M0401 'UNIX socket connected to a process outside' \
+        M0402 'packet socket' \
+        M0403 'netlink socket in use' \
+        M0404 'virtual machine socket' \
+        M0405 'raw socket' \
+        M0406 'socket of a kind that cannot be saved' \
+        M0407 'TCP connection that is just being made' \
+        M0408 'established TCP connection' \
+        M0409 'TCP connection with kernel TLS or MPTCP' \
+        M0410 'TCP connections cannot be repaired here' \
+        M0411 'address not on this host' \
+        M0412 'port in use here' \
+        M0413 'connections that were not accepted yet' \
+        M0414 'socket with a BPF program attached' \
+        M0415 'socket of a network namespace outside the tree' \
+        M0416 'TCP connection with signatures' \
+        M0417 'UNIX socket with messages that cannot be read' \
+        M0501 'file differs from the one that was open' \
+        M0502 'file does not exist here' \
+        M0503 'not enough space for the image' \
+        M0504 'directory was removed' \
+        M0505 'file cannot be reached by its name' \
+        M0506 'program or library differs' \
+        M0507 'mount from outside' \
+        M0508 'file cannot be opened the same way here' \
+        M0509 'deleted file is too large' \
+        M0601 'namespace of its own that cannot be made' \
+        M0602 'user namespace that begins inside the tree' \
+        M0603 'PID namespace that begins inside the tree' \
+        M0604 'monotonic clock would go back' \
+        M0605 'no new namespace allowed here' \
+        M0606 'cgroup does not exist here' \
+        M0607 'no cgroup can be made here' \
+        M0608 'System V semaphores or queues of the host' \
+        M0609 'network namespace of another program' \
+        M0610 'mount that cannot be made again' \
+        M0611 'cgroup is frozen by someone else' \
+        M0701 'CPU features missing here' \
+        M0702 'extended CPU state does not fit here' \
+        M0703 'other architecture or page size' \
+        M0704 'kernel is too old' \
+        M0705 'kernel was built without a needed option' \
+        M0706 'vDSO cannot be joined with the one here' \
+        M0707 'dirty tracking of this kind is not available' \
+        M0708 'system call or option not available here' \
+        M0801 'belongs to another user' \
+        M0802 'tracing is forbidden by the system' \
+        M0803 'this command itself runs under a seccomp filter' \
+        M0804 'resource limit above the one allowed here' \
+        M0805 'confined by Landlock' \
+        M0806 'security label or profile not available here' \
+        M0807 'process ids cannot be chosen here' \
+        M0808 'users or groups that cannot be given here' \
+        M0809 'program forbids to be read' \
+        M0810 'seccomp filter cannot be read' \
+        M0901 'host cannot be reached' \
+        M0902 'other version of migrate over there' \
+        M0903 'no migrate over there' \
+        M0904 'authentication failed' \
+        M0905 'peer does not allow this' \
+        M0906 'peer has too many sessions' \
+        M0907 'connection would not be protected' \
+        M0908 'user over there may not restore this' \
+        M1001 'image is not complete' \
+        M1002 'image is damaged' \
+        M1003 'image of a newer version' \
+        M1004 'parent image is missing' \
+        M1005 'there is an image already' \
+        M1006 'parent image is of another tree' \
+        M1007 'image could have been changed by others' \
+        M1008 'directory holds other files' \
+        M1101 'service manager would start it again' \
+        M1102 'belongs to a container runtime' \
+        M1103 'watched by a watchdog' \
+        M1104 'started by a supervisor that starts it again'
+end
+
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -f -a "(__fish_migrate_codes)"

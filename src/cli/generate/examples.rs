@@ -1,0 +1,85 @@
+//! Command lines of the EXAMPLES in the man pages. Tests run every one of them.
+
+/// What it does, and the command line.
+pub type Example = (&'static str, &'static str);
+
+/// Examples by verb.
+pub const EXAMPLES: &[(&str, &[Example])] = &[
+    (
+        "check",
+        &[
+            ("What can this host do?", "migrate check"),
+            ("Could process 4242 be moved to host b?", "migrate check 4242 --to b"),
+        ],
+    ),
+    ("list", &[("What is running here that could be moved?", "migrate list")]),
+    (
+        "dump",
+        &[
+            (
+                "Save process 4242 and its descendants; it ends when the image is safe on disk.",
+                "migrate dump 4242 -D /var/backups/job",
+            ),
+            ("Save it, and let it run on.", "migrate dump 4242 -D /var/backups/job --leave-running"),
+            (
+                "Save only what has changed since another image.",
+                "migrate dump 4242 -D /var/backups/job.2 --parent /var/backups/job.1",
+            ),
+            (
+                "Send it through a program of your choice, without a file in between.",
+                "migrate dump 4242 --stream | gpg -e -r backup > job.gpg",
+            ),
+        ],
+    ),
+    (
+        "pre-dump",
+        &[
+            (
+                "Save the memory of process 4242 ahead of a dump; it runs on.",
+                "migrate pre-dump 4242 -D /var/backups/job.1",
+            ),
+            (
+                "Add what has changed since then.",
+                "migrate pre-dump 4242 -D /var/backups/job.2 --parent /var/backups/job.1",
+            ),
+        ],
+    ),
+    (
+        "restore",
+        &[
+            ("Start it again and stay until it ends.", "migrate restore -D /var/backups/job"),
+            (
+                "Start it again in the background and note its process id.",
+                "migrate restore -D /var/backups/job --detach --pidfile /run/job.pid",
+            ),
+            ("Would it run on this host?", "migrate restore -D /var/backups/job --dry-run"),
+        ],
+    ),
+    (
+        "move",
+        &[
+            ("Move process 4242 to host b through ssh.", "migrate move 4242 b"),
+            (
+                "Move a service, with the address its clients use.",
+                "migrate move pidfile:/run/redis.pid b --move-address 192.0.2.7/24@eth0",
+            ),
+            ("Say what stands in the way, and stop nothing.", "migrate move 4242 b --dry-run"),
+        ],
+    ),
+    ("show", &[("What is in this image?", "migrate show /var/backups/job")]),
+    ("verify", &[("Is this image complete and undamaged?", "migrate verify /var/backups/job")]),
+    (
+        "explain",
+        &[("What does this code mean?", "migrate explain M0301"), ("List every code.", "migrate explain --all")],
+    ),
+    (
+        "agent",
+        &[
+            ("Receive trees from hosts whose keys are in the peers file.", "migrate agent --listen tcp://:7413"),
+            ("Receive trees from programs of this host.", "migrate agent --listen unix:/run/migrate/agent.sock"),
+        ],
+    ),
+    ("keygen", &[("Make a key and print the line for the other host's peers file.", "migrate keygen")]),
+    ("demo", &[("Watch a program move between two hosts made of namespaces.", "migrate demo")]),
+    ("cancel", &[("End a tracker that is not needed any more.", "migrate cancel hkqwzrtb")]),
+];
