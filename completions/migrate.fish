@@ -38,9 +38,65 @@ complete -c migrate -n "__fish_migrate_needs_command" -s q -d 'Say nothing but f
 complete -c migrate -n "__fish_migrate_needs_command" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_needs_command" -s V -l version -d 'Print version'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "list" -d 'List process trees that could be moved'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "show" -d 'Show what is in an image'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "verify" -d 'Check an image from end to end without starting anything'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "explain" -d 'Explain what stands in the way: object, why, remedy, kernel versions'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "agent" -d 'Receive process trees from other hosts'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "keygen" -d 'Make the key with which this host or user shows who it is'
-complete -c migrate -n "__fish_migrate_needs_command" -f -a "explain" -d 'Explain what stands in the way: object, why, remedy, kernel versions'
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand list" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand list" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand show" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand show" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand show" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand show" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand show" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand show" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand show" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand show" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand verify" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand verify" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand verify" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand verify" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand verify" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand verify" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand verify" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand verify" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l all -d 'Explain every code'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand explain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l listen -d 'Listen on unix:PATH (mode 0600) or tcp://[HOST]:PORT (TLS, both sides show a key); may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l peers -d 'Who may connect: lines like those that `migrate keygen` prints [default: peers beside the configuration]' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l max-memory -d 'Refuse targets with more memory than this [default: what is free]' -r
@@ -74,20 +130,6 @@ complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s v -d 'Say mor
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -l log -d 'Write a debug log to this file' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
-bar\t'a bar that moves'
-plain\t'a line every 5 seconds'
-none\t'nothing'"
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
-always\t'always'
-never\t'never'"
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -l all -d 'Explain every code'
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -s v -d 'Say more on standard error; -vv says everything'
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -s q -d 'Say nothing but failures'
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
-complete -c migrate -n "__fish_migrate_using_subcommand explain" -s h -l help -d 'Print help (see more with \'--help\')'
 
 # What changes while you work: process ids with their names, hosts of ssh, codes of blockers.
 

@@ -22,7 +22,8 @@ impl Args {
     /// # Errors
     /// Usage, for a code that was never given.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
-        let chosen: Vec<&'static Entry> = match self.all {
+        // Codes on the command line win over `all` in a configuration.
+        let chosen: Vec<&'static Entry> = match self.codes.is_empty() {
             true => entries().collect(),
             false => self.codes.iter().map(|code| entry(*code)).collect::<Result<_, _>>()?,
         };

@@ -1,6 +1,9 @@
 //! `migrate list`.
 
-use crate::ops::options::ListOptions;
+use super::Context;
+use crate::failure::Failure;
+use crate::ops::{self, options::ListOptions};
+use crate::ui;
 
 /// List process trees that could be moved
 ///
@@ -9,6 +12,15 @@ use crate::ops::options::ListOptions;
 pub struct Args {}
 
 impl Args {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Those of the operation.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        ui::list::listing(&ops::list::run(&self.options())?, &context.settings);
+        Ok(0)
+    }
+
     /// The choices as the engine takes them.
     pub fn options(&self) -> ListOptions {
         ListOptions {}

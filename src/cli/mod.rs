@@ -42,17 +42,23 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    List(list::Args),
+    Show(show::Args),
+    Verify(verify::Args),
+    Explain(explain::Args),
     Agent(agent::Args),
     Keygen(keygen::Args),
-    Explain(explain::Args),
 }
 
 impl Verb {
     fn run(self, context: &Context) -> Result<u8, Failure> {
         match self {
+            Self::List(args) => args.run(context),
+            Self::Show(args) => args.run(context),
+            Self::Verify(args) => Ok(args.run(context)),
+            Self::Explain(args) => args.run(context),
             Self::Agent(args) => args.run(context),
             Self::Keygen(args) => args.run(context),
-            Self::Explain(args) => args.run(context),
         }
     }
 }

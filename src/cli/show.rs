@@ -1,6 +1,9 @@
 //! `migrate show`.
 
-use crate::ops::options::ImageOptions;
+use super::Context;
+use crate::failure::Failure;
+use crate::ops::{self, options::ImageOptions};
+use crate::ui;
 use std::path::PathBuf;
 
 /// Show what is in an image
@@ -12,6 +15,15 @@ pub struct Args {
 }
 
 impl Args {
+    /// Runs the verb.
+    ///
+    /// # Errors
+    /// Those of the operation.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        ui::image::shown(&ops::show::run(&self.options())?, &context.settings);
+        Ok(0)
+    }
+
     /// The choices as the engine takes them.
     pub fn options(&self) -> ImageOptions {
         ImageOptions { dir: self.dir.clone() }

@@ -1,6 +1,9 @@
 //! `migrate verify`.
 
-use crate::ops::options::ImageOptions;
+use super::Context;
+use crate::ops::words::SessionId;
+use crate::ops::{self, options::ImageOptions};
+use crate::ui;
 use std::path::PathBuf;
 
 /// Check an image from end to end without starting anything
@@ -14,6 +17,13 @@ pub struct Args {
 }
 
 impl Args {
+    /// Runs the verb and returns its exit code.
+    pub fn run(&self, context: &Context) -> u8 {
+        let session = context.session(SessionId::random(), None, false);
+        let result = ops::verify::run(&self.options(), &session);
+        ui::image::verified(session, &self.dir, result)
+    }
+
     /// The choices as the engine takes them.
     pub fn options(&self) -> ImageOptions {
         ImageOptions { dir: self.dir.clone() }

@@ -1,25 +1,19 @@
 //! The catalogue of blockers for a reader.
 
-use super::json::{Object, Stamp};
+use super::json::Object;
 use super::style::{Style, paint};
-use super::{Settings, Stream, put};
+use super::{Settings, Stream, result};
 use crate::blocker::{Entry, GROUPS};
-use crate::ops::words::SessionId;
 
 /// Width of the text, columns.
 const WIDTH: usize = 96;
 
 /// Prints entries.
 pub fn print(entries: &[&Entry], settings: &Settings) {
-    if settings.json {
-        let codes = entries.iter().map(|entry| object(entry)).collect();
-        let fields = Object::default().with("ok", true).with("exit", 0).with("verb", "explain").list("codes", codes);
-        put(Stream::Out, &Stamp::begin(SessionId::random()).line("result", fields));
-        return;
-    }
+    let codes = entries.iter().map(|entry| object(entry)).collect();
     let coloured = settings.coloured(Stream::Out);
     let blocks: Vec<_> = entries.iter().map(|entry| block(entry, coloured)).collect();
-    put(Stream::Out, &blocks.join("\n"));
+    result(settings, "explain", Object::default().list("codes", codes), &blocks.join("\n"));
 }
 
 fn object(entry: &Entry) -> Object {

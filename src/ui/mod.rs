@@ -7,7 +7,9 @@ pub mod agent;
 mod clock;
 pub mod explain;
 pub mod failure;
+pub mod image;
 mod json;
+pub mod list;
 pub mod log;
 mod progress;
 mod report;
@@ -18,6 +20,7 @@ mod units;
 
 pub use session::Session;
 
+use crate::ops::words::SessionId;
 use std::io::{IsTerminal, Write};
 
 /// `--progress`.
@@ -99,6 +102,16 @@ fn put(stream: Stream, text: &str) {
         }
         Stream::Err => std::io::stderr().lock().write_all(text.as_bytes()),
     };
+}
+
+/// Shows the result of a verb without events: fields of the `result` for programs, or a text for people.
+fn result(settings: &Settings, verb: &str, fields: json::Object, text: &str) {
+    if settings.json {
+        let ok = json::Object::default().with("ok", true).with("exit", 0).with("verb", verb).and(fields);
+        put(Stream::Out, &json::Stamp::begin(SessionId::random()).line("result", ok));
+    } else {
+        put(Stream::Out, text);
+    }
 }
 
 /// Prints what the parser has to say: help and version on standard output (exit 0), wrong usage on standard error (2).

@@ -39,17 +39,25 @@ impl Session {
         session
     }
 
-    /// Shows the end of the session and returns the exit code.
+    /// Shows the end of a session that was about a tree, and returns the exit code.
     pub fn finish(self, result: Result<Outcome, Failure>) -> u8 {
+        let result =
+            result.map(|outcome| (json::outcome(&outcome), report::text(&self.verb, self.target.as_deref(), &outcome)));
+        self.end(result)
+    }
+
+    /// Shows the end of any session: fields of the `result` for programs, a text for people, or the failure.
+    /// Returns the exit code.
+    pub(super) fn end(self, result: Result<(Object, String), Failure>) -> u8 {
         self.display.lock().unwrap_or_else(PoisonError::into_inner).end();
         match result {
-            Ok(outcome) => {
+            Ok((fields, text)) => {
                 self.emit("result", || {
                     let ok = Object::default().with("ok", true).with("exit", 0).with("verb", self.verb.as_str());
-                    ok.and(json::outcome(&outcome))
+                    ok.and(fields)
                 });
                 if !self.settings.json && !self.settings.quiet {
-                    put(self.results, &report::text(&self.verb, self.target.as_deref(), &outcome));
+                    put(self.results, &text);
                 }
                 0
             }

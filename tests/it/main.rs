@@ -1,6 +1,7 @@
 //! One test binary for everything that runs processes.
 
 mod agent;
+mod cli;
 mod generated;
 mod reader;
 mod sockets;

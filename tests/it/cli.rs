@@ -1,0 +1,177 @@
+//! The program as a shell sees it: streams, exit codes, JSON Lines.
+
+use serde_json::Value;
+use std::process::{Command, Output, Stdio};
+
+/// The program, away from the configuration of whoever runs the tests.
+pub fn migrate(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_migrate"));
+    command.args(args).stdin(Stdio::null()).env("XDG_CONFIG_HOME", "/nonexistent");
+    for name in ["MIGRATE_CONFIG", "TRACEPARENT", "NO_COLOR"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    migrate(args).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The events of standard output; checks what every event has, and that the one result is the last.
+pub fn events(output: &Output) -> Vec<Value> {
+    let events: Vec<Value> = out(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut before = 0;
+    for (at, event) in events.iter().enumerate() {
+        assert_eq!(event["v"], 1);
+        let ts = event["ts"].as_str().unwrap();
+        assert!(ts.len() == 27 && ts.ends_with('Z') && ts.as_bytes()[10] == b'T', "{ts}");
+        let t = event["t_us"].as_u64().unwrap();
+        assert!(t >= before);
+        before = t;
+        assert_eq!(event["session"], events[0]["session"]);
+        assert_eq!(event["event"] == "result", at + 1 == events.len(), "{event}");
+    }
+    let result = events.last().expect("there is a result");
+    assert_eq!(result["exit"], code(output));
+    assert_eq!(result["ok"], code(output) == 0);
+    events
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for args in [&["-h"][..], &["--help"], &["-V"], &["--version"], &["explain", "-h"], &["explain", "--help"]] {
+        let output = run(args);
+        assert_eq!((code(&output), err(&output).as_str()), (0, ""), "{args:?}");
+        assert!(out(&output).lines().count() >= 1);
+    }
+    assert_eq!(out(&run(&["-V"])), format!("migrate {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_and_says_what() {
+    for (args, said) in [
+        (&[][..], "Usage"),
+        (&["frobnicate"], "frobnicate"),
+        (&["explain", "--frobnicate"], "--frobnicate"),
+        (&["explain", "M1"], "as in M0301"),
+        (&["explain", "M0999"], "no code M0999"),
+        (&["explain", "M0301", "-v", "-q"], "cannot be used with"),
+        (&["explain", "M0301", "--progress", "x"], "plain"),
+        (&["explain", "M0301", "--log", "/nonexistent/x"], "/nonexistent/x"),
+        (&["explain", "M0301", "--config", "/nonexistent/x"], "/nonexistent/x"),
+        (&["verify", "a", "b"], "'b'"),
+    ] {
+        let output = run(args);
+        assert_eq!(code(&output), 2, "{args:?}");
+        assert!(err(&output).contains(said), "{args:?}: {}", err(&output));
+        assert_eq!(out(&output), "", "{args:?}");
+    }
+}
+
+#[test]
+fn options_of_every_verb_stand_before_or_behind_it() {
+    for args in [&["--json", "explain", "M0301"][..], &["explain", "M0301", "--json"], &["explain", "--json", "M0301"]]
+    {
+        let output = run(args);
+        let events = events(&output);
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0]["verb"], "explain");
+        assert_eq!(events[0]["codes"][0]["code"], "M0301");
+        assert!(events[0].get("traceparent").is_none());
+    }
+}
+
+#[test]
+fn a_failure_is_a_result_too() {
+    let output = migrate(&["verify", "/nonexistent", "--json"]).env("TRACEPARENT", "00-abc-def-01").output().unwrap();
+    let events = events(&output);
+    assert_eq!(code(&output), 7);
+    assert_eq!(events[0]["event"], "session");
+    let result = events.last().unwrap();
+    assert_eq!((&result["ok"], &result["verb"]), (&Value::Bool(false), &Value::from("verify")));
+    assert!(result["failure"]["what"].as_str().unwrap().contains("/nonexistent"));
+    assert!(events.iter().all(|event| event["traceparent"] == "00-abc-def-01"));
+    assert_eq!(err(&output), "");
+
+    let output = run(&["explain", "M0999", "--json"]);
+    assert_eq!(events_of_failure(&output)["failure"]["what"], "there is no code M0999");
+}
+
+fn events_of_failure(output: &Output) -> Value {
+    events(output).pop().unwrap()
+}
+
+#[test]
+fn a_failure_of_people_goes_to_standard_error() {
+    let output = run(&["show", "/nonexistent"]);
+    assert_eq!((code(&output), out(&output).as_str()), (7, ""));
+    assert!(err(&output).starts_with("error: ") && err(&output).contains("\nhint: "), "{}", err(&output));
+    // Nothing was asked of a target, so that nothing is told about one.
+    assert!(!err(&output).contains("target:"));
+}
+
+#[test]
+fn closed_standard_output_is_no_failure() {
+    for args in [&["explain", "--all"][..], &["explain", "--all", "--json"], &["--help"], &["list"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = migrate(args).stdout(writer).output().unwrap();
+        assert_eq!((code(&output), err(&output).as_str()), (0, ""), "{args:?}");
+    }
+}
+
+#[test]
+fn colours_are_for_terminals_or_on_request() {
+    assert!(!err(&run(&["explain", "M0999"])).contains('\x1b'));
+    assert!(err(&run(&["explain", "M0999", "--color", "always"])).contains("\x1b[1;31merror:"));
+    assert!(out(&run(&["explain", "M0301", "--color=always"])).contains("\x1b["));
+}
+
+#[test]
+fn configuration_sets_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |text: &str, args: &[&str]| {
+        std::fs::create_dir_all(dir.path().join("migrate")).unwrap();
+        std::fs::write(dir.path().join("migrate/config.toml"), text).unwrap();
+        migrate(args).env("XDG_CONFIG_HOME", dir.path()).output().unwrap()
+    };
+    assert!(out(&with("color = 'always'", &["explain", "M0301"])).contains('\x1b'));
+    assert!(!out(&with("color = 'always'", &["explain", "M0301", "--color", "never"])).contains('\x1b'));
+    assert_eq!(out(&with("[explain]\nall = true", &["explain", "M0301"])), out(&run(&["explain", "M0301"])));
+    let output = with("[explain]\ncolour = 'x'", &["explain", "M0301"]);
+    assert_eq!(code(&output), 2);
+    assert!(err(&output).contains("config.toml: [explain] colour: there is no such option"), "{}", err(&output));
+    let output = with("color = 'x'", &["explain", "M0301", "--json"]);
+    assert_eq!((code(&output), &events_of_failure(&output)["verb"]), (2, &Value::from("explain")));
+}
+
+#[test]
+fn a_log_is_written_and_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    assert_eq!(code(&run(&["explain", "M0301", "--log", log.to_str().unwrap()])), 0);
+    assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn list_shows_a_tree_of_ours() {
+    let output = run(&["list", "--json"]);
+    let result = events(&output).pop().unwrap();
+    let entries = result["entries"].as_array().unwrap();
+    assert!(entries.iter().all(|entry| entry["target"].is_string() && entry["processes"].as_u64().unwrap() > 0));
+    let text = out(&run(&["list"]));
+    assert!(text.starts_with("TARGET"), "{text}");
+}
