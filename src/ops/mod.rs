@@ -1,5 +1,6 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
+pub mod check;
 pub mod image;
 pub mod keygen;
 pub mod list;

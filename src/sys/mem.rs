@@ -45,3 +45,15 @@ pub fn write_pieces(pid: Pid, pieces: &[(u64, usize)], buf: &[u8]) -> Result<usi
     let n = unsafe { libc::process_vm_writev(pid.0, &local, 1, remote.as_ptr(), remote.len() as u64, 0) };
     if n < 0 { Err(Errno::last()) } else { Ok(n as usize) }
 }
+
+/// madvise(2) of addresses that nobody can have mapped: tells whether the kernel knows the advice (`ENOMEM`) or not
+/// (`EINVAL`), and changes nothing.
+pub fn advise_nowhere(advice: i32) -> Errno {
+    // The last page of the lower half is never mapped: the kernel keeps it free.
+    const NOWHERE: u64 = (1 << 47) - 4096;
+    // SAFETY: no mapping can be there, so nothing is changed.
+    match unsafe { libc::madvise(NOWHERE as *mut libc::c_void, 4096, advice) } {
+        0 => Errno::UnknownErrno,
+        _ => Errno::last(),
+    }
+}

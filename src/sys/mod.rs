@@ -10,11 +10,13 @@ pub mod mem;
 pub mod packet;
 pub mod pagemap;
 pub mod pass_fd;
+pub mod prctl;
 pub mod ptrace;
 pub mod sched;
 pub mod socket;
 pub mod stub;
 pub mod tcp_repair;
+pub mod userfaultfd;
 pub mod wait;
 
 pub use nix::errno::Errno;
