@@ -149,6 +149,7 @@ fn vma(flagged: &Flagged, backing: Backing) -> Vma {
         grows_down: has(VmFlags::GROWS_DOWN),
         locked: has(VmFlags::LOCKED).then(|| has(VmFlags::LOCK_ON_FAULT)),
         no_reserve: has(VmFlags::NO_RESERVE),
+        accounted: has(VmFlags::ACCOUNT),
         advice: Advice {
             dont_fork: has(VmFlags::DONT_FORK),
             wipe_on_fork: has(VmFlags::WIPE_ON_FORK),

@@ -50,7 +50,13 @@ fn twice_gives_equal_models() {
         assert_eq!((&before.rlimits, &before.state, &before.mm), (&after.rlimits, &after.state, &after.mm));
         assert_eq!(before.threads[0].regs.xstate, after.threads[0].regs.xstate);
         assert_eq!(before.threads[0].blocked, after.threads[0].blocked);
-        assert_eq!(before.threads[0].regs.general, after.threads[0].regs.general);
+        let all_but_orig_rax = |t: &crate::image::task::Task| {
+            let mut regs = t.threads[0].regs.general.clone();
+            // A second stop shows `restart_syscall` where the first showed the call itself.
+            regs[15] = 0;
+            regs
+        };
+        assert_eq!(all_but_orig_rax(before), all_but_orig_rax(after));
     }
     assert_eq!(first.model.mms, second.model.mms);
     assert_eq!(first.model.sighands[0].actions[9].handler, second.model.sighands[0].actions[9].handler);

@@ -92,6 +92,8 @@ pub struct Vma {
     pub locked: Option<bool>,
     /// `MAP_NORESERVE`.
     pub no_reserve: bool,
+    /// Counted against the commit limit (flag `ac`): it is, or once was, private and writable.
+    pub accounted: bool,
     /// Advice that stays with a mapping.
     pub advice: Advice,
     /// May be made writable later (`VM_MAYWRITE`: flag `mw`).

@@ -2,6 +2,7 @@
 
 pub mod pipeline;
 pub mod ranges;
+pub mod scan;
 pub mod store;
 pub mod zero;
 

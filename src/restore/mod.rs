@@ -1,2 +1,177 @@
-//! restore
+//! Model to target: makes a live tree.
+//!
+//! [`plan`] (pure) orders the work; [`material`] opens what skeletons inherit; [`skeleton`] makes empty stopped tasks with
+//! the right ids; the rooms that mirror the model give each what it had; [`go`] sets registers and releases everybody.
+//! Until [`Restored::go`] the tree is held by [`skeleton::Skeletons`], which kills it when dropped.
+
+pub mod cgroup;
+pub mod creds;
 pub mod fd;
+pub mod go;
+pub mod material;
+pub mod mm;
+pub mod pidns;
+pub mod plan;
+pub mod signals;
+pub mod skeleton;
+pub mod task;
+pub mod threads;
+pub mod timers;
+
+use crate::image::{Model, Pid, TaskId};
+use crate::memory::pipeline::{PipelineError, load_pages};
+use crate::memory::Space;
+use crate::memory::store::{PageReader, ResolvedRun};
+use crate::trace;
+
+/// Why a tree could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A skeleton could not be traced or worked with.
+    #[error(transparent)]
+    Trace(#[from] trace::Error),
+    /// /proc could not be read or written.
+    #[error(transparent)]
+    Proc(#[from] crate::proc::Error),
+    /// Memory contents could not be loaded.
+    #[error(transparent)]
+    Pages(#[from] PipelineError),
+    /// A process id is taken.
+    #[error("process id {pid} is in use here, by {occupant}")]
+    PidInUse {
+        /// The id.
+        pid: i32,
+        /// Name of who has it.
+        occupant: String,
+    },
+    /// A system call of ours failed.
+    #[error("{operation} for {object}: {errno}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// For which object.
+        object: String,
+        /// Kernel's answer.
+        errno: crate::sys::Errno,
+    },
+    /// A file the tree needs is not what it was.
+    #[error("{path}: {reason}")]
+    File {
+        /// Which.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The model asks for something that cannot be made here.
+    #[error("{object}: {reason}")]
+    Impossible {
+        /// What.
+        object: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The caller's choices.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `--pids`.
+    pub pids: crate::ops::options::Pids,
+    /// `--files`.
+    pub files: crate::ops::options::Files,
+    /// Descriptors of ours that stand for files held outside the tree, by the key of
+    /// [`crate::image::fd::External`].
+    pub externals: Vec<(String, std::os::fd::RawFd)>,
+    /// The root becomes a child of our parent instead of ours.
+    pub sibling: bool,
+    /// Page workers.
+    pub workers: usize,
+}
+
+/// A tree that is complete and stopped.
+pub struct Restored<'m> {
+    model: &'m Model,
+    skeletons: skeleton::Skeletons,
+    /// Things a person should know.
+    pub warnings: Vec<String>,
+}
+
+/// Makes the tree of the model, stopped, with everything but its first instruction.
+pub fn build<'m>(model: &'m Model, pages: &PageReader, options: &Options, progress: &(dyn Fn(u64) + Sync)) -> Result<Restored<'m>> {
+    let mut warnings = Vec::new();
+    let plan = plan::plan(model)?;
+    let material = material::prepare(model, options)?;
+    load_shared(pages, &material, options)?;
+    let mut skeletons = skeleton::make(model, &plan, &material, options, &mut warnings)?;
+    for task in plan.order.iter().copied() {
+        mm::lay_out(model, task, &mut skeletons, &material)?;
+    }
+    load_private(model, pages, &skeletons, options, progress)?;
+    for task in plan.order.iter().copied() {
+        mm::finish(model, task, &mut skeletons, &material)?;
+        threads::make(model, task, &mut skeletons)?;
+    }
+    skeleton::process_groups(model, &plan, &mut skeletons)?;
+    let opened = fd::make_all(model, &mut skeletons, &material, options, &mut warnings)?;
+    fd::install_all(model, &opened, &mut skeletons, &material)?;
+    task::end_zombies(model, &mut skeletons)?;
+    for task in plan.order.iter().copied() {
+        task::finish(model, task, &mut skeletons, &mut warnings)?;
+    }
+    fd::finish(model, &opened, &mut skeletons)?;
+    drop(opened);
+    for task in plan.order.iter().copied() {
+        creds::set(model, task, &mut skeletons, &mut warnings)?;
+    }
+    for task in plan.order.iter().copied() {
+        signals::queue(model, task, &mut skeletons)?;
+    }
+    Ok(Restored { model, skeletons, warnings })
+}
+
+fn load_shared(pages: &PageReader, material: &material::Material, options: &Options) -> Result<()> {
+    let runs = runs(pages, |space| matches!(space, Space::Shmem(_)))?;
+    Ok(load_pages(pages, &runs, &material.shared_pages()?, options.workers.max(1), &|_| {})?)
+}
+
+fn load_private(
+    model: &Model,
+    pages: &PageReader,
+    skeletons: &skeleton::Skeletons,
+    options: &Options,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<()> {
+    let runs = runs(pages, |space| matches!(space, Space::Mm(_)))?;
+    let dest = trace::pages::TargetPages { mms: skeletons.pids_of_mms(model), shmems: Vec::new() };
+    Ok(load_pages(pages, &runs, &dest, options.workers.max(1), progress)?)
+}
+
+fn runs(pages: &PageReader, wanted: impl Fn(Space) -> bool) -> Result<Vec<ResolvedRun>> {
+    let mut all = Vec::new();
+    for space in pages.spaces().filter(|s| wanted(*s)) {
+        all.extend(pages.runs(space).map_err(PipelineError::Store)?);
+    }
+    Ok(all)
+}
+
+impl Restored<'_> {
+    /// The root's process id as we see it.
+    pub fn root(&self) -> Pid {
+        self.skeletons.pid(TaskId(0))
+    }
+
+    /// Process ids of all tasks as we see them, in the order of the model.
+    pub fn pids(&self) -> Vec<Pid> {
+        (0..self.model.tasks.len()).map(|n| self.skeletons.pid(TaskId::from(n))).collect()
+    }
+
+    /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).
+    pub fn go(self, leave_stopped: bool) -> Result<Pid> {
+        let root = self.root();
+        go::go(self.model, self.skeletons, leave_stopped)?;
+        Ok(root)
+    }
+}

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod calls;
 pub mod freeze;
 pub mod memory;
+pub mod pages;
 pub mod remote;
 pub mod task;
 

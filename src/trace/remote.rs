@@ -34,6 +34,8 @@ pub struct Remote {
     lent: bool,
     /// Signals that arrived while it worked for us, to be delivered at the end.
     pub late_signals: Vec<i32>,
+    /// The newest child that the kernel attached for us (`TRACE_FORK` and the like).
+    pub last_child: Option<Pid>,
 }
 
 /// Everything blocked but SIGTRAP: the kernel resets the action of a blocked SIGTRAP when `int3` hits it.
@@ -44,7 +46,7 @@ impl Remote {
     pub fn new(tracee: Tracee<Stopped>) -> Result<Self> {
         let saved = tracee.regs()?;
         let saved_mask = tracee.sigmask()?;
-        Ok(Self { pid: tracee.tid(), tracee: Some(tracee), saved, saved_mask, lent: false, late_signals: Vec::new() })
+        Ok(Self { pid: tracee.tid(), tracee: Some(tracee), saved, saved_mask, lent: false, late_signals: Vec::new(), last_child: None })
     }
 
     /// Thread id as we see it.
@@ -198,11 +200,20 @@ impl Remote {
             self.tracee = Some(tracee);
             match status {
                 s if wanted(s) && ours => return Ok(()),
-                Status::EventStop(_) | Status::Event(_) => {}
+                Status::EventStop(_) => {}
+                Status::Event(event) => self.note_child(event)?,
                 Status::Signal(signal) if !is_fault(signal) => self.late_signals.push(signal),
                 s => return Err(Error::OddStop { pid: self.pid, what, status: format!("{s:?}") }),
             }
         }
+    }
+
+    /// Fork, vfork and clone events name a child that is attached by now.
+    fn note_child(&mut self, event: i32) -> Result<()> {
+        if (libc::PTRACE_EVENT_FORK..=libc::PTRACE_EVENT_CLONE).contains(&event) {
+            self.last_child = Some(Pid(self.tracee().event_message()? as i32));
+        }
+        Ok(())
     }
 
     /// A SIGTRAP that `int3` raised, as opposed to one that somebody sent.

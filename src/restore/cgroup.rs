@@ -1,0 +1,1 @@
+//! cgroup memberships: where a restored tree lives.

@@ -1,0 +1,115 @@
+//! seccomp, credentials, and what a change of credentials resets: in the order the kernel wants (kernel.md 2).
+
+use super::{Result, mm, skeleton::Skeletons};
+use crate::image::creds::{Creds, Seccomp};
+use crate::image::task::Thread;
+use crate::image::{Model, TaskId};
+use crate::trace::Batch;
+
+const PR_SET_SECUREBITS: i32 = 28;
+const PR_CAPBSET_DROP: i32 = 24;
+const PR_CAP_AMBIENT: i32 = 47;
+const PR_CAP_AMBIENT_RAISE: u64 = 2;
+const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
+const CAPS: u64 = 41;
+
+/// Gives every thread of a task its filters and ids, then the process what those would have reset.
+pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
+    let of = &model.tasks[task.at()];
+    let own = super::task::own_caps();
+    let scratch = skeletons.scratch;
+    let skeleton = skeletons.task(task);
+    for (n, thread) in of.threads.iter().enumerate() {
+        let mut batch = Batch::new();
+        filters(&mut batch, model, thread);
+        ids(&mut batch, &thread.creds, own);
+        if n == 0 {
+            mm::seal(&mut batch, model, task);
+        }
+        skeleton.threads[n].run_all(&scratch, &batch)?;
+    }
+    if let Some(mm) = of.mm {
+        let mut batch = Batch::new();
+        let dumpable = model.mms[mm.at()].dumpable;
+        // 2 (readable by root only) cannot be set, only come about by a change of ids: 0 is the same to everybody but root.
+        batch.may_prctl(libc::PR_SET_DUMPABLE, u64::from(dumpable == 1), 0u64);
+        skeleton.threads[0].run(&scratch, &batch)?;
+    }
+    for (thread, remote) in of.threads.iter().zip(&mut skeleton.threads) {
+        if thread.pdeath_signal != 0 {
+            let mut batch = Batch::new();
+            batch.prctl(libc::PR_SET_PDEATHSIG, thread.pdeath_signal, 0u64);
+            remote.run_all(&scratch, &batch)?;
+        }
+    }
+    if of.threads.iter().any(|t| t.creds.caps.bounding & !own != 0) {
+        warnings.push(format!("process {}: capabilities that this program lacks itself could not be given", of.pid));
+    }
+    Ok(())
+}
+
+/// Filters, while CAP_SYS_ADMIN is still there; suspended as long as we trace.
+fn filters(batch: &mut Batch, model: &Model, thread: &Thread) {
+    const SECCOMP_SET_MODE_STRICT: u64 = 0;
+    const SECCOMP_SET_MODE_FILTER: u64 = 1;
+    // Flags that change how a filter is attached, not what it does afterwards, are not set again.
+    const LASTING_FLAGS: u64 = 0b10110;
+    match &thread.seccomp {
+        Seccomp::Disabled => {}
+        Seccomp::Strict => {
+            batch.must(libc::SYS_seccomp, &[SECCOMP_SET_MODE_STRICT.into(), 0u64.into(), 0u64.into()]);
+        }
+        Seccomp::Filter(ids) => {
+            for id in ids {
+                let filter = &model.seccomp_filters[id.at()];
+                let program: Vec<u8> = filter.program.iter().flat_map(|i| i.to_ne_bytes()).collect();
+                let program = batch.bytes(&program);
+                let header = batch.value(&[filter.program.len() as u64, 0u64]);
+                batch.relocate(header, 8, program);
+                let flags = filter.flags & LASTING_FLAGS;
+                batch.must(libc::SYS_seccomp, &[SECCOMP_SET_MODE_FILTER.into(), flags.into(), header]);
+            }
+        }
+    }
+    if thread.creds.no_new_privs {
+        batch.prctl(libc::PR_SET_NO_NEW_PRIVS, 1u64, 0u64);
+    }
+}
+
+fn ids(batch: &mut Batch, creds: &Creds, own: u64) {
+    const KEEP_CAPS: u64 = 1 << 4;
+    const NO_SETUID_FIXUP: u64 = 1 << 2;
+    for cap in (0..CAPS).filter(|c| own & !creds.caps.bounding & 1 << c != 0) {
+        batch.prctl(PR_CAPBSET_DROP, cap, 0u64);
+    }
+    let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
+    let at = batch.bytes(&groups);
+    batch.must(libc::SYS_setgroups, &[creds.groups.len().into(), at]);
+    // Capabilities must outlive the change of user ids; they are set to what they were right after.
+    batch.may_prctl(PR_SET_SECUREBITS, KEEP_CAPS | NO_SETUID_FIXUP, 0u64);
+    let [r, e, s, fs] = creds.gids;
+    batch.must(libc::SYS_setresgid, &[r.into(), e.into(), s.into()]);
+    batch.may(libc::SYS_setfsgid, &[fs.into()]);
+    let [r, e, s, fs] = creds.uids;
+    batch.must(libc::SYS_setresuid, &[r.into(), e.into(), s.into()]);
+    batch.may(libc::SYS_setfsuid, &[fs.into()]);
+    batch.may_prctl(PR_SET_SECUREBITS, u64::from(creds.securebits), 0u64);
+    capabilities(batch, creds, own);
+}
+
+fn capabilities(batch: &mut Batch, creds: &Creds, own: u64) {
+    const VERSION_3: u32 = 0x2008_0522;
+    let caps = &creds.caps;
+    let header = batch.value(&[VERSION_3, 0u32]);
+    let half = |shift: u32| {
+        [caps.effective & own, caps.permitted & own, caps.inheritable & own].map(|set| (set >> shift) as u32)
+    };
+    let (low, high) = (half(0), half(32));
+    let data: Vec<u8> = low.into_iter().chain(high).flat_map(u32::to_ne_bytes).collect();
+    let data = batch.bytes(&data);
+    batch.must(libc::SYS_capset, &[header, data]);
+    batch.may_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0u64);
+    for cap in (0..CAPS).filter(|c| caps.ambient & own & 1 << c != 0) {
+        batch.may_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
+    }
+}

@@ -1,0 +1,126 @@
+//! What skeletons inherit because we open it before the first of them is made: executables, mapped files, shared memory.
+//! A skeleton is a copy of us, so a number here is the same descriptor there.
+
+use super::{Error, Options, Result, fd};
+use crate::image::fd::PathRef;
+use crate::image::mm::{Backing, Shmem, ShmemKind};
+use crate::image::{Model, ShmemId};
+use crate::sys::{Errno, memory};
+use crate::trace::pages::TargetPages;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+/// Descriptors that skeletons find open.
+#[derive(Debug)]
+pub struct Material {
+    files: HashMap<(Vec<u8>, u32), OwnedFd>,
+    shmems: Vec<OwnedFd>,
+    ghosts: Vec<Option<OwnedFd>>,
+    /// Our end of the socket that carries descriptors to skeletons.
+    pub hub: OwnedFd,
+    /// Theirs.
+    pub hub_inside: OwnedFd,
+}
+
+/// Opens everything that mappings need.
+pub fn prepare(model: &Model, options: &Options) -> Result<Material> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    let (hub, hub_inside) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|errno| Error::System { operation: "socketpair", object: "the hub".to_owned(), errno })?;
+    let mut material =
+        Material { files: HashMap::new(), shmems: Vec::new(), ghosts: Vec::new(), hub, hub_inside };
+    for shmem in &model.shmems {
+        material.shmems.push(make_shmem(shmem)?);
+    }
+    material.ghosts = fd::regular::make_ghosts(model)?;
+    for mm in &model.mms {
+        material.open(&mm.exe, libc::O_RDONLY as u32, options)?;
+        for vma in &mm.vmas {
+            match &vma.backing {
+                Backing::File { path, flags } => material.open(path, *flags, options)?,
+                Backing::Device(path) => {
+                    let flags = if vma.shared && vma.may_write { libc::O_RDWR } else { libc::O_RDONLY };
+                    material.open(path, flags as u32, options)?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(material)
+}
+
+impl Material {
+    fn open(&mut self, path: &PathRef, flags: u32, options: &Options) -> Result<()> {
+        let key = (path.path.0.clone(), flags);
+        if self.files.contains_key(&key) {
+            return Ok(());
+        }
+        let file = fd::regular::open_checked(path, flags, options)?;
+        self.files.insert(key, file);
+        Ok(())
+    }
+
+    /// Number of a file opened for mapping.
+    pub fn file(&self, path: &PathRef, flags: u32) -> RawFd {
+        self.files.get(&(path.path.0.clone(), flags)).map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// Number of a shared memory object.
+    pub fn shmem(&self, id: ShmemId) -> RawFd {
+        self.shmems[id.at()].as_raw_fd()
+    }
+
+    /// A shared memory object.
+    pub fn shmem_file(&self, id: ShmemId) -> &OwnedFd {
+        &self.shmems[id.at()]
+    }
+
+    /// Number of a deleted file, if it has been made.
+    pub fn ghost(&self, id: crate::image::GhostId) -> RawFd {
+        self.ghosts.get(id.at()).and_then(Option::as_ref).map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// A deleted file.
+    pub fn ghost_file(&self, id: crate::image::GhostId) -> Option<&OwnedFd> {
+        self.ghosts.get(id.at()).and_then(Option::as_ref)
+    }
+
+    /// The shared memory objects as a place for pages.
+    pub fn shared_pages(&self) -> Result<TargetPages> {
+        let dup = |fd: &OwnedFd| fd.try_clone();
+        let shmems: std::io::Result<Vec<OwnedFd>> = self.shmems.iter().map(dup).collect();
+        let shmems = shmems.map_err(|e| Error::System {
+            operation: "dup",
+            object: "shared memory".to_owned(),
+            errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+        })?;
+        Ok(TargetPages::new(Vec::new(), shmems))
+    }
+}
+
+fn make_shmem(shmem: &Shmem) -> Result<OwnedFd> {
+    let failed = |operation: &'static str| {
+        move |errno: Errno| Error::System { operation, object: format!("shared memory of {} bytes", shmem.size), errno }
+    };
+    match &shmem.kind {
+        ShmemKind::Memfd { name, huge_page, .. } => {
+            let fd = memory::memfd(&name.0, *huge_page).map_err(failed("memfd_create"))?;
+            nix::unistd::ftruncate(fd.as_fd(), shmem.size as i64).map_err(failed("ftruncate"))?;
+            let mode = nix::sys::stat::Mode::from_bits_truncate(shmem.mode & 0o7777);
+            nix::sys::stat::fchmod(fd.as_fd(), mode).map_err(failed("fchmod"))?;
+            if (shmem.uid, shmem.gid) != (0, 0) {
+                let (uid, gid) = (nix::unistd::Uid::from_raw(shmem.uid), nix::unistd::Gid::from_raw(shmem.gid));
+                nix::unistd::fchown(&fd, Some(uid), Some(gid)).map_err(failed("fchown"))?;
+            }
+            Ok(fd)
+        }
+        ShmemKind::Anon => memory::shared_anonymous(shmem.size, 0).map_err(failed("mmap")),
+        ShmemKind::HugeAnon { page_size } => {
+            memory::shared_anonymous(shmem.size, *page_size).map_err(failed("mmap of huge pages"))
+        }
+        ShmemKind::SysV { .. } => Err(Error::Impossible {
+            object: "System V shared memory".to_owned(),
+            reason: "it cannot be made outside of an IPC namespace of the tree's own".to_owned(),
+        }),
+    }
+}

@@ -1,0 +1,219 @@
+//! What a process and its threads have besides memory, descriptors and credentials.
+
+use super::{Error, Result, signals, skeleton::Skeletons, timers};
+use crate::image::task::{Sched, Task, TaskState, Thread};
+use crate::image::{Bytes, Model, Pid, TaskId};
+use crate::proc::ProcDir;
+use crate::sys::abi::{SchedAttr, StackT};
+use crate::sys::{Errno, sched, wait};
+use crate::trace::Batch;
+use crate::trace::remote::{Remote, Scratch};
+
+/// Capabilities this program may give: those of its own bounding set.
+pub fn own_caps() -> u64 {
+    let status = ProcDir::of_self().and_then(|d| d.status(&mut Vec::new()));
+    status.map_or(u64::MAX, |s| s.caps.bounding)
+}
+
+/// Ends the tasks that were zombies, the way they had ended.
+pub fn end_zombies(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
+    let zombies = model.tasks.iter().enumerate();
+    for (n, task) in zombies {
+        let TaskState::Zombie(status) = task.state else { continue };
+        end(skeletons, TaskId::from(n), status)?;
+    }
+    Ok(())
+}
+
+fn end(skeletons: &mut Skeletons, id: TaskId, status: i32) -> Result<()> {
+    let scratch = skeletons.scratch;
+    let skeleton = skeletons.task(id);
+    let pid = skeleton.pid;
+    let mut remote = skeleton.threads.pop().ok_or_else(|| gone(pid))?;
+    let mut batch = Batch::new();
+    // No core file for a death that happened long ago.
+    let none = batch.bytes(&[0; 16]);
+    batch.must(libc::SYS_setrlimit, &[libc::RLIMIT_CORE.into(), none]);
+    let signal = status & 0x7f;
+    if signal == 0 {
+        batch.must(libc::SYS_exit_group, &[(status >> 8 & 0xff).into()]);
+    } else {
+        let default = batch.bytes(&[0; 32]);
+        batch.may(libc::SYS_rt_sigaction, &[signal.into(), default, 0u64.into(), 8u64.into()]);
+    }
+    let ran = remote.run(&scratch, &batch);
+    match ran {
+        Err(crate::trace::Error::Died { .. }) if signal == 0 => Ok(()),
+        Ok(_) if signal != 0 => {
+            let tracee = remote.into_tracee().ok_or_else(|| gone(pid))?;
+            let running = tracee.cont(signal)?;
+            match running.wait() {
+                Err(crate::trace::Error::Died { .. }) => Ok(()),
+                _ => {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL);
+                    wait::wait(pid).map(drop).map_err(|errno| system("wait", pid, errno))
+                }
+            }
+        }
+        Ok(_) => Err(gone(pid)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Everything of a process that does not need a certain order.
+pub fn finish(model: &Model, id: TaskId, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
+    let task = &model.tasks[id.at()];
+    if task.threads.is_empty() {
+        return Ok(());
+    }
+    let scratch = skeletons.scratch;
+    let skeleton = skeletons.task(id);
+    let pid = skeleton.pid;
+    let mut batch = Batch::new();
+    signals::drain(&mut batch);
+    if let Some(sighand) = task.sighand {
+        signals::actions(&mut batch, &model.sighands[sighand.at()]);
+    }
+    if task.child_subreaper {
+        batch.prctl(libc::PR_SET_CHILD_SUBREAPER, 1u64, 0u64);
+    }
+    timers::create(&mut batch, task);
+    skeleton.threads[0].run_all(&scratch, &batch)?;
+    for (thread, remote) in task.threads.iter().zip(&mut skeleton.threads) {
+        finish_thread(model, task, thread, remote, scratch)?;
+        scheduling(remote.pid(), &thread.sched, warnings)?;
+    }
+    limits(task, pid, warnings)?;
+    values(task, pid, warnings)
+}
+
+fn finish_thread(model: &Model, task: &Task, thread: &Thread, remote: &mut Remote, scratch: Scratch) -> Result<()> {
+    const PR_SET_TIMERSLACK: i32 = 29;
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()]);
+    let (head, len) = thread.robust_list;
+    if head != 0 {
+        batch.must(libc::SYS_set_robust_list, &[head.into(), len.into()]);
+    }
+    if let Some(rseq) = thread.rseq {
+        batch.must(libc::SYS_rseq, &[rseq.address.into(), rseq.size.into(), 0u64.into(), rseq.signature.into()]);
+    }
+    let stack = StackT { sp: thread.alt_stack.address, flags: thread.alt_stack.flags, pad: 0, size: thread.alt_stack.size };
+    let stack = batch.value(&stack);
+    batch.must(libc::SYS_sigaltstack, &[stack, 0u64.into()]);
+    let comm = batch.c_string(&thread.comm.0);
+    batch.prctl(libc::PR_SET_NAME, comm, 0u64);
+    batch.prctl(PR_SET_TIMERSLACK, thread.timer_slack_ns, 0u64);
+    batch.must(libc::SYS_personality, &[thread.personality.into()]);
+    let own_fs = model.tasks.iter().flat_map(|t| &t.threads).find(|t| t.fs == thread.fs).map(|t| t.tid);
+    if own_fs == Some(thread.tid) {
+        if thread.tid != task.pid {
+            batch.must(libc::SYS_unshare, &[libc::CLONE_FS.into()]);
+        }
+        file_system(&mut batch, model, thread);
+    }
+    remote.run_all(&scratch, &batch)?;
+    Ok(())
+}
+
+fn file_system(batch: &mut Batch, model: &Model, thread: &Thread) {
+    let fs = &model.fs[thread.fs.at()];
+    batch.must(libc::SYS_umask, &[fs.umask.into()]);
+    let cwd = batch.c_string(&fs.cwd.path.0);
+    let root = &fs.root.path.0;
+    if root == b"/" {
+        batch.must(libc::SYS_chdir, &[cwd]);
+    } else {
+        // The path of the working directory is seen from the outer root, so it is entered first.
+        batch.must(libc::SYS_chdir, &[cwd]);
+        let root = batch.c_string(root);
+        batch.must(libc::SYS_chroot, &[root]);
+    }
+}
+
+fn scheduling(tid: Pid, wanted: &Sched, warnings: &mut Vec<String>) -> Result<()> {
+    let attr = SchedAttr {
+        size: size_of::<SchedAttr>() as u32,
+        policy: wanted.policy,
+        flags: wanted.flags,
+        nice: wanted.nice,
+        priority: wanted.priority,
+        runtime: if wanted.policy == libc::SCHED_DEADLINE as u32 { wanted.runtime_ns } else { 0 },
+        deadline: wanted.deadline_ns,
+        period: wanted.period_ns,
+    };
+    let mut soft = |what: &str, result: crate::sys::Result<()>| {
+        if let Err(errno) = result {
+            warnings.push(format!("task {tid}: {what} could not be set: {errno}"));
+        }
+    };
+    let current = sched::attributes(tid).map_err(|e| system("sched_getattr", tid, e))?;
+    if (current.policy, current.nice, current.priority, current.flags)
+        != (attr.policy, attr.nice, attr.priority, attr.flags)
+    {
+        soft("scheduling policy", sched::set_attributes(tid, &attr));
+    }
+    if sched::affinity(tid).ok().as_deref() != Some(wanted.affinity.0.as_slice()) {
+        soft("processor affinity", sched::set_affinity(tid, &wanted.affinity.0));
+    }
+    if sched::io_priority(tid) != Ok(wanted.io_priority) {
+        soft("I/O priority", sched::set_io_priority(tid, wanted.io_priority));
+    }
+    Ok(())
+}
+
+fn limits(task: &Task, pid: Pid, warnings: &mut Vec<String>) -> Result<()> {
+    let current = ProcDir::open(pid)?.limits(&mut Vec::new())?;
+    for (n, (wanted, has)) in task.rlimits.iter().zip(current.iter()).enumerate() {
+        if wanted == has {
+            continue;
+        }
+        match crate::sys::rlimit::set(pid, n as u32, wanted.soft, wanted.hard) {
+            Ok(()) => {}
+            // Hard limits cannot be raised without CAP_SYS_RESOURCE: as near as possible, and said.
+            Err(Errno::EPERM) => {
+                let hard = wanted.hard.min(has.hard);
+                let soft = wanted.soft.min(hard);
+                crate::sys::rlimit::set(pid, n as u32, soft, hard).map_err(|e| system("prlimit", pid, e))?;
+                warnings.push(format!("process {pid}: limit {n} could only be set to {soft} (hard limit {hard})"));
+            }
+            Err(errno) => return Err(system("prlimit", pid, errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Values behind files of /proc.
+fn values(task: &Task, pid: Pid, warnings: &mut Vec<String>) -> Result<()> {
+    let dir = ProcDir::open(pid)?;
+    let mut set = |name: &str, wanted: String| {
+        let mut buf = Vec::new();
+        if dir.read_into(name, &mut buf).is_ok_and(|has| has.trim_ascii() == wanted.as_bytes()) {
+            return;
+        }
+        if let Err(e) = dir.write(name, wanted.as_bytes()) {
+            warnings.push(format!("process {pid}: {name} could not be set to {wanted}: {e}"));
+        }
+    };
+    set("oom_score_adj", task.oom_score_adj.to_string());
+    let filter = format!("{:08x}", task.coredump_filter);
+    if dir.read_into("coredump_filter", &mut Vec::new()).is_ok_and(|has| has.trim_ascii() != filter.as_bytes()) {
+        set("coredump_filter", format!("0x{:x}", task.coredump_filter));
+    }
+    set("loginuid", task.loginuid.to_string());
+    Ok(())
+}
+
+/// Name of a thread for messages.
+pub fn label(thread: &Thread) -> String {
+    let Bytes(name) = &thread.comm;
+    format!("{} ({})", thread.tid, String::from_utf8_lossy(name))
+}
+
+fn gone(pid: Pid) -> Error {
+    Error::Impossible { object: format!("process {pid}"), reason: "it vanished while it was made".to_owned() }
+}
+
+fn system(operation: &'static str, pid: Pid, errno: Errno) -> Error {
+    Error::System { operation, object: format!("task {pid}"), errno }
+}

@@ -1,0 +1,131 @@
+//! Memory contents of targets, for the page pipeline: any thread may call these, none of them needs ptrace.
+
+use crate::image::Pid;
+use crate::image::mm::PAGE;
+use crate::memory::pipeline::{PageError, ReadPages, WritePages};
+use crate::memory::{PageRange, Space};
+use crate::sys::{Errno, mem};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+/// The address spaces and shared memory objects of a tree.
+#[derive(Debug, Default)]
+pub struct TargetPages {
+    /// For each address space of the model a process that has it.
+    pub mms: Vec<Pid>,
+    /// For each shared memory object of the model a descriptor, open for what is to be done.
+    pub shmems: Vec<std::fs::File>,
+}
+
+impl TargetPages {
+    /// From processes and descriptors.
+    pub fn new(mms: Vec<Pid>, shmems: Vec<OwnedFd>) -> Self {
+        Self { mms, shmems: shmems.into_iter().map(Into::into).collect() }
+    }
+}
+
+fn at(page: u64) -> impl Fn(Errno) -> PageError {
+    move |errno| PageError { page, source: io::Error::from_raw_os_error(errno as i32) }
+}
+
+impl ReadPages for TargetPages {
+    fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+        match space {
+            Space::Mm(mm) => read_mm(self.mms[mm.at()], ranges, buf),
+            Space::Shmem(shmem) => {
+                let mut rest = buf;
+                for range in ranges {
+                    let (part, later) = rest.split_at_mut(range.bytes() as usize);
+                    read_file(&self.shmems[shmem.at()], range.first, part)?;
+                    rest = later;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The end of an object need not be the end of a page.
+fn read_file(file: &std::fs::File, page: u64, mut part: &mut [u8]) -> Result<(), PageError> {
+    let mut offset = page * PAGE;
+    while !part.is_empty() {
+        match file.read_at(part, offset).map_err(|source| PageError { page, source })? {
+            0 => {
+                part.fill(0);
+                return Ok(());
+            }
+            n => {
+                part = &mut part[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_mm(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+    let pieces: Vec<(u64, usize)> = ranges.iter().map(|r| (r.first * PAGE, r.bytes() as usize)).collect();
+    if pieces.len() <= mem::PIECES_MAX && mem::read_pieces(pid, &pieces, buf) == Ok(buf.len()) {
+        return Ok(());
+    }
+    // Somewhere in there is a page its owner may not read (PROT_NONE with contents): a tracer may.
+    let mem = crate::proc::open_mem(pid).map_err(|source| PageError { page: ranges[0].first, source })?;
+    let mut rest = buf;
+    for range in ranges {
+        let (part, later) = rest.split_at_mut(range.bytes() as usize);
+        mem.read_exact_at(part, range.first * PAGE).map_err(|source| PageError { page: range.first, source })?;
+        rest = later;
+    }
+    Ok(())
+}
+
+impl WritePages for TargetPages {
+    fn write(&self, space: Space, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError> {
+        match space {
+            Space::Mm(mm) => write_mm(self.mms[mm.at()], ranges, data),
+            Space::Shmem(shmem) => {
+                let mut rest = data;
+                for range in ranges {
+                    let (part, later) = rest.split_at(range.bytes() as usize);
+                    write_file(&self.shmems[shmem.at()], range.first, part)?;
+                    rest = later;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn zero(&self, space: Space, range: PageRange) -> Result<(), PageError> {
+        let zeros = vec![0; range.bytes() as usize];
+        self.write(space, &[range], &zeros)
+    }
+}
+
+/// Writes what lies within the object: its last page may be cut short.
+fn write_file(file: &std::fs::File, page: u64, part: &[u8]) -> Result<(), PageError> {
+    let failed = |source| PageError { page, source };
+    let size = file.metadata().map_err(failed)?.len();
+    let len = size.saturating_sub(page * PAGE).min(part.len() as u64) as usize;
+    file.write_all_at(&part[..len], page * PAGE).map_err(failed)
+}
+
+fn write_mm(pid: Pid, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError> {
+    let pieces: Vec<(u64, usize)> = ranges.iter().map(|r| (r.first * PAGE, r.bytes() as usize)).collect();
+    if pieces.len() <= mem::PIECES_MAX {
+        match mem::write_pieces(pid, &pieces, data) {
+            Ok(n) if n == data.len() => return Ok(()),
+            Ok(_) | Err(Errno::EFAULT) => {}
+            Err(e) => return Err(at(ranges[0].first)(e)),
+        }
+    }
+    // Read-only to their owner: written as a debugger would.
+    let mem = crate::proc::open_mem(pid).map_err(|source| PageError { page: ranges[0].first, source })?;
+    let mut rest = data;
+    for range in ranges {
+        let (part, later) = rest.split_at(range.bytes() as usize);
+        mem.write_all_at(part, range.first * PAGE).map_err(|source| PageError { page: range.first, source })?;
+        rest = later;
+    }
+    Ok(())
+}
