@@ -1,7 +1,10 @@
 //! `migrate dump`.
 
+use super::Context;
 use super::options::{image::ImageArgs, memory::MemoryArgs, state::StateArgs};
-use crate::ops::options::{AfterDump, DumpOptions};
+use crate::failure::Failure;
+use crate::ops;
+use crate::ops::options::{AfterDump, DumpOptions, ImagePlace};
 use crate::ops::words::{SessionId, Target};
 use std::path::PathBuf;
 
@@ -41,6 +44,18 @@ pub struct Args {
 }
 
 impl Args {
+    /// Saves the target and says what became of it.
+    ///
+    /// # Errors
+    /// None here: a failure is shown as the session's result.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        let options = self.options();
+        let data = matches!(options.image, ImagePlace::Stream);
+        let session = context.session(options.session.clone(), Some(self.target.to_string()), data);
+        let result = ops::dump::run(&options, &session);
+        Ok(session.finish(result))
+    }
+
     /// The choices as the engine takes them.
     pub fn options(&self) -> DumpOptions {
         DumpOptions {

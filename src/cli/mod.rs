@@ -48,6 +48,8 @@ enum Verb {
     Explain(explain::Args),
     Agent(agent::Args),
     Keygen(keygen::Args),
+    Dump(dump::Args),
+    Restore(restore::Args),
 }
 
 impl Verb {
@@ -59,6 +61,8 @@ impl Verb {
             Self::Explain(args) => args.run(context),
             Self::Agent(args) => args.run(context),
             Self::Keygen(args) => args.run(context),
+            Self::Dump(args) => args.run(context),
+            Self::Restore(args) => args.run(context),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! `migrate restore`.
 
+use super::Context;
 use super::options::{image::ImageArgs, state::StateArgs};
+use crate::failure::Failure;
+use crate::ops;
 use crate::ops::options::RestoreOptions;
 use crate::ops::words::SessionId;
 use std::path::PathBuf;
@@ -30,6 +33,22 @@ pub struct Args {
 }
 
 impl Args {
+    /// Restores the tree; without `--detach` stays until its root ends, and ends as it did.
+    ///
+    /// # Errors
+    /// None here: a failure is shown as the session's result.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        let options = self.options();
+        let session = context.session(options.session.clone(), None, false);
+        match ops::restore::run(&options, &session) {
+            Err(failure) => Ok(session.finish(Err(failure))),
+            Ok(restored) => {
+                let code = session.finish(Ok(restored.outcome.clone()));
+                Ok(if options.detach { code } else { restored.wait() })
+            }
+        }
+    }
+
     /// The choices as the engine takes them.
     pub fn options(&self) -> RestoreOptions {
         RestoreOptions {

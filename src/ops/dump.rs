@@ -7,22 +7,22 @@ use crate::collect::{self, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::{MmId, Pid, ShmemId};
 use crate::memory::pipeline::{default_workers, dump_pages};
-use crate::memory::store::{Draft, ImageWriter, PageOptions, StoreError};
+use crate::memory::store::{Draft, ImageWriter, PageOptions};
 use crate::memory::{PageRange, Space, scan};
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::time::Instant;
 
 /// Saves the target.
 pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let began = Instant::now();
-    let root = target::root(&options.target)?;
+    let root = target::resolve(&options.target)?.root(&options.target)?;
     let ImagePlace::Dir(dir) = &options.image else {
         return Err(Failure::new("a dump to a stream is not there yet").kind(FailureKind::Usage));
     };
-    let writer = ImageWriter::create(dir, options.force).map_err(|e| image_failure(dir, &e))?;
+    let writer = ImageWriter::create(dir, options.force)
+        .map_err(|e| Failure::of(format!("cannot write an image to {}", dir.display()), &e))?;
     let mut frozen = freeze(root)?;
     let frozen_at = frozen.since;
     events.event(Event::Frozen);
@@ -45,8 +45,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
 
 /// Stops the tree.
 pub(crate) fn freeze(root: Pid) -> Result<Frozen> {
-    Frozen::tree(root)
-        .map_err(|e| Failure::of(format!("cannot stop process {root}"), &e).target(TargetState::Running))
+    Frozen::tree(root).map_err(|e| Failure::of(format!("cannot stop process {root}"), &e).target(TargetState::Running))
 }
 
 /// What the image holds.
@@ -109,7 +108,8 @@ pub(crate) fn page_plan(
 ) -> std::result::Result<Vec<(Space, PageRange)>, collect::Error> {
     let mut plan = Vec::new();
     for (n, (mm, pid)) in model.mms.iter().zip(&sources.mms).enumerate() {
-        let failed = |errno| collect::Error::System { operation: "scan", object: format!("/proc/{pid}/pagemap"), errno };
+        let failed =
+            |errno| collect::Error::System { operation: "scan", object: format!("/proc/{pid}/pagemap"), errno };
         let pagemap = crate::proc::ProcDir::open(*pid)?.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
         plan.extend(scan::private_pages(MmId::from(n), mm, &pagemap.into()).map_err(failed)?);
     }
@@ -134,9 +134,4 @@ fn finish(options: &DumpOptions, frozen: Frozen, outcome: &mut Outcome) -> Resul
             frozen.thaw_stopped().map_err(failed)
         }
     }
-}
-
-/// A failure of the page store or container, with its exit code.
-pub(crate) fn image_failure(dir: &Path, error: &StoreError) -> Failure {
-    Failure::of(format!("cannot use {} for an image", dir.display()), error)
 }

@@ -1,6 +1,7 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
 pub mod check;
+pub mod dump;
 pub mod image;
 pub mod keygen;
 pub mod list;
@@ -8,6 +9,7 @@ pub mod options;
 pub mod outcome;
 pub mod places;
 pub mod reach;
+pub mod restore;
 pub mod show;
 pub mod target;
 pub mod verify;

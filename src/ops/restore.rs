@@ -10,17 +10,25 @@ use crate::memory::store::{ImageDir, PageReader};
 use crate::restore;
 use std::time::Instant;
 
-/// Restores the tree. Without `detach` waits for its root and returns its exit code as the second value.
-pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<(Outcome, Option<u8>)> {
+/// A tree that runs (or is stopped, if that was asked for), a child of this process.
+#[derive(Debug)]
+pub struct Running {
+    /// What has been achieved.
+    pub outcome: Outcome,
+    root: Pid,
+}
+
+/// Restores the tree.
+///
+/// # Errors
+/// Everything that keeps the tree from being made; then nothing of it is left.
+pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let began = Instant::now();
     let ImagePlace::Dir(dir) = &options.image else {
         return Err(Failure::new("a restore from a stream is not there yet").kind(FailureKind::Usage));
     };
-    let damaged = |e: &(dyn std::error::Error + 'static)| {
-        Failure::of(format!("cannot read the image in {}", dir.display()), e)
-            .kind(FailureKind::Image)
-            .target(TargetState::NotStarted)
-    };
+    let damaged =
+        |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
     let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
     let model = image.model().map_err(|e| damaged(&e))?;
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
@@ -34,7 +42,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<(Outcome, Op
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
     };
-    let total: u64 = image.manifest().pages.bytes();
+    let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
     let restored = restore::build(&model, &pages, &settings, &|n| {
         let done = done.fetch_add(n, std::sync::atomic::Ordering::Relaxed) + n;
@@ -53,12 +61,17 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<(Outcome, Op
     let mut outcome = Outcome::new(options.session.clone(), state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
-    let code = if options.detach { None } else { Some(wait(root)) };
-    Ok((outcome, code))
+    Ok(Running { outcome, root })
 }
 
-/// Waits for the restored root: its exit code, or 128 + the signal that ended it.
-fn wait(root: Pid) -> u8 {
+impl Running {
+    /// Waits for the root: its exit code, or 128 + the signal that ended it.
+    pub fn wait(&self) -> u8 {
+        exit_code(self.root)
+    }
+}
+
+fn exit_code(root: Pid) -> u8 {
     use crate::sys::wait::{Status, wait};
     loop {
         match wait(root) {

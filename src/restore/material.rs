@@ -27,8 +27,7 @@ pub fn prepare(model: &Model, options: &Options) -> Result<Material> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     let (hub, hub_inside) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| Error::System { operation: "socketpair", object: "the hub".to_owned(), errno })?;
-    let mut material =
-        Material { files: HashMap::new(), shmems: Vec::new(), ghosts: Vec::new(), hub, hub_inside };
+    let mut material = Material { files: HashMap::new(), shmems: Vec::new(), ghosts: Vec::new(), hub, hub_inside };
     for shmem in &model.shmems {
         material.shmems.push(make_shmem(shmem)?);
     }

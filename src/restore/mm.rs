@@ -122,7 +122,10 @@ fn attributes(batch: &mut Batch, vma: &Vma) {
     }
     if let Some(on_fault) = vma.locked {
         const MLOCK_ONFAULT: u32 = 1;
-        batch.must(libc::SYS_mlock2, &[vma.start.into(), vma.len().into(), (if on_fault { MLOCK_ONFAULT } else { 0 }).into()]);
+        batch.must(
+            libc::SYS_mlock2,
+            &[vma.start.into(), vma.len().into(), (if on_fault { MLOCK_ONFAULT } else { 0 }).into()],
+        );
     }
     if vma.pkey != 0 {
         batch.must(libc::SYS_pkey_mprotect, &[vma.start.into(), vma.len().into(), vma.prot.into(), vma.pkey.into()]);

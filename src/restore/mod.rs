@@ -19,8 +19,8 @@ pub mod threads;
 pub mod timers;
 
 use crate::image::{Model, Pid, TaskId};
-use crate::memory::pipeline::{PipelineError, load_pages};
 use crate::memory::Space;
+use crate::memory::pipeline::{PipelineError, load_pages};
 use crate::memory::store::{PageReader, ResolvedRun};
 use crate::trace;
 
@@ -100,7 +100,12 @@ pub struct Restored<'m> {
 }
 
 /// Makes the tree of the model, stopped, with everything but its first instruction.
-pub fn build<'m>(model: &'m Model, pages: &PageReader, options: &Options, progress: &(dyn Fn(u64) + Sync)) -> Result<Restored<'m>> {
+pub fn build<'m>(
+    model: &'m Model,
+    pages: &PageReader,
+    options: &Options,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Restored<'m>> {
     let mut warnings = Vec::new();
     let plan = plan::plan(model)?;
     let material = material::prepare(model, options)?;

@@ -36,11 +36,8 @@ pub struct Skeleton {
 }
 
 /// What skeletons are traced with: they die with us.
-const OPTIONS: u64 = options::TRACE_SYSGOOD
-    | options::EXIT_KILL
-    | options::TRACE_FORK
-    | options::TRACE_VFORK
-    | options::TRACE_CLONE;
+const OPTIONS: u64 =
+    options::TRACE_SYSGOOD | options::EXIT_KILL | options::TRACE_FORK | options::TRACE_VFORK | options::TRACE_CLONE;
 
 impl Skeletons {
     /// One task.
@@ -320,7 +317,13 @@ fn sharing_flags(model: &Model, parent: TaskId, child: TaskId) -> u64 {
 }
 
 /// A stopped child of a stopped task.
-pub(super) fn clone_from(maker: &mut Remote, scratch: Scratch, flags: u64, exit_signal: i32, set_tid: &[i32]) -> Result<Remote> {
+pub(super) fn clone_from(
+    maker: &mut Remote,
+    scratch: Scratch,
+    flags: u64,
+    exit_signal: i32,
+    set_tid: &[i32],
+) -> Result<Remote> {
     let mut batch = Batch::new();
     let args = CloneArgs { flags, exit_signal: exit_signal.max(0) as u64, ..CloneArgs::default() };
     let call = batch.clone3(&args, set_tid, false);
@@ -328,7 +331,10 @@ pub(super) fn clone_from(maker: &mut Remote, scratch: Scratch, flags: u64, exit_
     match results.get(call) {
         Ok(_) => {}
         Err(Errno::EEXIST) => {
-            return Err(Error::PidInUse { pid: set_tid.first().copied().unwrap_or(0), occupant: "another task".to_owned() });
+            return Err(Error::PidInUse {
+                pid: set_tid.first().copied().unwrap_or(0),
+                occupant: "another task".to_owned(),
+            });
         }
         Err(errno) => {
             return Err(Error::System { operation: "clone3", object: format!("pid {set_tid:?}"), errno });
@@ -360,7 +366,8 @@ pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons) -> 
         plan.order.iter().copied().partition(|t| model.tasks[t.at()].pgid == model.tasks[t.at()].pid);
     for id in leaders.into_iter().chain(members) {
         let task = &model.tasks[id.at()];
-        let outside = task.pgid.0 == 0 || (model.task_of(task.pgid).is_none() && !plan.dead_groups.iter().any(|g| g.0 == task.pgid));
+        let outside = task.pgid.0 == 0
+            || (model.task_of(task.pgid).is_none() && !plan.dead_groups.iter().any(|g| g.0 == task.pgid));
         if task.sid == task.pid || outside {
             continue;
         }

@@ -98,7 +98,8 @@ fn finish_thread(model: &Model, task: &Task, thread: &Thread, remote: &mut Remot
     if let Some(rseq) = thread.rseq {
         batch.must(libc::SYS_rseq, &[rseq.address.into(), rseq.size.into(), 0u64.into(), rseq.signature.into()]);
     }
-    let stack = StackT { sp: thread.alt_stack.address, flags: thread.alt_stack.flags, pad: 0, size: thread.alt_stack.size };
+    let stack =
+        StackT { sp: thread.alt_stack.address, flags: thread.alt_stack.flags, pad: 0, size: thread.alt_stack.size };
     let stack = batch.value(&stack);
     batch.must(libc::SYS_sigaltstack, &[stack, 0u64.into()]);
     let comm = batch.c_string(&thread.comm.0);

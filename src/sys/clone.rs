@@ -26,7 +26,8 @@ pub fn reaper(flags: u64, root: i32) -> Result<Pid> {
             // SAFETY: `status` lives on this copy of the stack.
             let ended = unsafe { libc::syscall(libc::SYS_wait4, -1, &raw mut status, libc::__WALL, 0) };
             if ended == i64::from(root) && !libc::WIFSTOPPED(status) {
-                let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
+                let code =
+                    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
                 // SAFETY: ends this process; no memory is involved.
                 unsafe { libc::syscall(libc::SYS_exit_group, code) };
             }

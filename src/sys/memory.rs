@@ -32,7 +32,11 @@ pub fn shared_anonymous(size: u64, huge_page: u64) -> Result<OwnedFd> {
     }
     let start = at as usize;
     let path = format!("/proc/self/map_files/{start:x}-{:x}", start + len);
-    let opened = nix::fcntl::open(path.as_str(), nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
+    let opened = nix::fcntl::open(
+        path.as_str(),
+        nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    );
     // SAFETY: unmaps exactly what was mapped above; the descriptor keeps the object.
     unsafe { libc::munmap(at, len) };
     opened

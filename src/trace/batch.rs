@@ -215,7 +215,7 @@ impl Batch {
 
     /// Makes results of what was read back.
     pub(super) fn results(&self, bytes: Vec<u8>) -> Results {
-        Results { bytes, numbers: self.calls.iter().map(|c| c.number).collect() }
+        Results { bytes, numbers: self.calls.iter().map(|c| (c.number, c.flags & stub::ABORT_ON_ERROR != 0)).collect() }
     }
 }
 
@@ -223,7 +223,8 @@ impl Batch {
 #[derive(Debug)]
 pub struct Results {
     bytes: Vec<u8>,
-    numbers: Vec<u64>,
+    /// Number of each call, and whether it had to succeed.
+    numbers: Vec<(u64, bool)>,
 }
 
 impl Results {
@@ -236,32 +237,20 @@ impl Results {
         }
     }
 
-    /// The first call that failed: its position, name and error. `ECANCELED` rows are consequences and do not count.
+    /// The first call that had to succeed and did not: its position, name and error. What follows it was not run.
     pub fn first_error(&self) -> Option<(Ref, String, Errno)> {
         (0..self.numbers.len()).find_map(|n| match self.raw(n) {
             NOT_RUN => None,
-            e @ -4095..=-1 => Some((Ref(n as u32), name_of(self.numbers[n]), Errno::from_raw(-e as i32))),
+            e @ -4095..=-1 if self.numbers[n].1 => {
+                Some((Ref(n as u32), name_of(self.numbers[n].0), Errno::from_raw(-e as i32)))
+            }
             _ => None,
         })
     }
 
-    /// The call that ended the batch early, if one did.
-    pub fn aborted_by(&self) -> Option<(Ref, String, Errno)> {
-        let n = (0..self.numbers.len()).find(|&n| self.raw(n) == NOT_RUN);
-        let last = match n {
-            Some(0) => return None,
-            Some(n) => n - 1,
-            None => self.numbers.len().checked_sub(1)?,
-        };
-        match self.raw(last) {
-            e @ -4095..=-1 => Some((Ref(last as u32), name_of(self.numbers[last]), Errno::from_raw(-e as i32))),
-            _ => None,
-        }
-    }
-
     /// Name of a call of the batch.
     pub fn name(&self, call: Ref) -> String {
-        name_of(self.numbers[call.0 as usize])
+        name_of(self.numbers[call.0 as usize].0)
     }
 
     /// Bytes written to an [`Out`].

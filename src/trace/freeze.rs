@@ -82,6 +82,19 @@ impl Frozen {
         self.thaw_all()
     }
 
+    /// Lets every task go into a group stop, as by SIGSTOP.
+    pub fn thaw_stopped(mut self) -> Result<()> {
+        for process in self.processes.iter().filter(|p| !p.zombie && p.stopped_by.is_none()) {
+            let pid = nix::unistd::Pid::from_raw(process.pid.0);
+            nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).map_err(|errno| Error::Ptrace {
+                pid: process.pid,
+                operation: "stop",
+                errno,
+            })?;
+        }
+        self.thaw_all()
+    }
+
     fn thaw_all(&mut self) -> Result<()> {
         let mut first = Ok(());
         // The owner of a scratch area removes it while everybody who shares it is still stopped.

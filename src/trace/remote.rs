@@ -46,7 +46,15 @@ impl Remote {
     pub fn new(tracee: Tracee<Stopped>) -> Result<Self> {
         let saved = tracee.regs()?;
         let saved_mask = tracee.sigmask()?;
-        Ok(Self { pid: tracee.tid(), tracee: Some(tracee), saved, saved_mask, lent: false, late_signals: Vec::new(), last_child: None })
+        Ok(Self {
+            pid: tracee.tid(),
+            tracee: Some(tracee),
+            saved,
+            saved_mask,
+            lent: false,
+            late_signals: Vec::new(),
+            last_child: None,
+        })
     }
 
     /// Thread id as we see it.
@@ -139,7 +147,7 @@ impl Remote {
         self.run_in(scratch.code, scratch.data, batch)
     }
 
-    /// Runs a batch and makes the first failure of any of its calls an error.
+    /// Runs a batch and makes the failure of a call that had to succeed an error.
     pub fn run_all(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Results> {
         let results = self.run(scratch, batch)?;
         match results.first_error() {

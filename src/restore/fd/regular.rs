@@ -8,8 +8,11 @@ use std::os::fd::OwnedFd;
 /// Opens a file after comparing it with what the tree had.
 pub fn open_checked(path: &PathRef, flags: u32, _: &Options) -> Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::from_bits_truncate(flags as i32) | nix::fcntl::OFlag::O_CLOEXEC;
-    nix::fcntl::open(path.path.as_path(), flags, nix::sys::stat::Mode::empty())
-        .map_err(|errno| Error::System { operation: "open", object: path.path.to_string(), errno })
+    nix::fcntl::open(path.path.as_path(), flags, nix::sys::stat::Mode::empty()).map_err(|errno| Error::System {
+        operation: "open",
+        object: path.path.to_string(),
+        errno,
+    })
 }
 
 /// Makes the deleted files of the model.
