@@ -93,6 +93,8 @@ pub struct Cx<'a> {
     pub table_owner: Vec<(usize, usize)>,
     /// Shared objects by (device, inode), for mappings and descriptors of the same one.
     pub shmem_by_inode: HashMap<(u64, u64), crate::image::ShmemId>,
+    /// Deleted files by (device, inode), for mappings and descriptors of the same one.
+    pub ghost_by_inode: fd::Ghosts,
     /// Buffer for reading /proc.
     pub buf: Vec<u8>,
 }
@@ -121,6 +123,7 @@ pub fn collect(frozen: &mut Frozen, policy: &Policy) -> Result<Collection> {
         process_of: Vec::new(),
         table_owner: Vec::new(),
         shmem_by_inode: HashMap::new(),
+        ghost_by_inode: HashMap::new(),
         buf: Vec::new(),
     };
     ns::collect(&mut cx)?;

@@ -5,21 +5,32 @@
 
 pub mod abi;
 pub mod clone;
+pub mod epoll;
+pub mod eventfd;
+pub mod fcntl;
 pub mod fd;
+pub mod file_handle;
+pub mod inotify;
 pub mod mem;
 pub mod memory;
+pub mod openat2;
 pub mod packet;
 pub mod pagemap;
 pub mod pass_fd;
+pub mod pidfd;
+pub mod pipe;
 pub mod prctl;
 pub mod ptrace;
 pub mod rlimit;
 pub mod sched;
+pub mod signalfd;
 pub mod socket;
 pub mod stub;
 pub mod tcp_repair;
+pub mod timerfd;
 pub mod userfaultfd;
 pub mod wait;
+pub mod xattr;
 
 pub use nix::errno::Errno;
 

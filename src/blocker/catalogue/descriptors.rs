@@ -118,6 +118,16 @@ table! { DESCRIPTORS:
         why: "The namespace is not at the destination.",
         remedy: "let the program close it, then try again",
         kernel: "all";
+    INOTIFY_EVENTS = 324, "file events that were not read yet",
+        object: "an inotify descriptor with events in its queue",
+        why: "Events cannot be put into the queue of another instance, and cannot be looked at without taking them out.",
+        remedy: "try again when the program has read its events",
+        kernel: "all";
+    OWNER_OUTSIDE = 325, "signals of a descriptor go to a process outside",
+        object: "a descriptor with F_SETOWN to a process or group that is not in the tree",
+        why: "The receiver stays here.",
+        remedy: "take the receiver along, or let the program name another",
+        kernel: "all";
 }
 
 table! { SOCKETS:

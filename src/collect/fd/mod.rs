@@ -1,21 +1,127 @@
-//! Descriptors.
+//! Descriptors: every table, every open file description once, one file for each kind.
+//!
+//! What `/proc` shows tells the kind ([`classify`]); the engine takes one duplicate of each distinct description and reads
+//! from it what `/proc` does not show. What only makes sense once everything is known (the other ends of pipes, members of
+//! epoll instances, locks) comes last.
+
+pub mod classify;
+pub mod device;
+pub mod epoll;
+pub mod eventfd;
+pub mod ghost;
+pub mod inotify;
+pub mod lock;
+pub mod nsfd;
+pub mod outside;
+pub mod owner;
+pub mod pidfd;
+pub mod pipe;
+pub mod preflight;
+pub mod procfile;
+pub mod regular;
+pub mod set;
+pub mod shmem;
+pub mod signalfd;
+pub mod timerfd;
+pub mod views;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use ghost::ghost_of_mapping;
+pub use preflight::preflight;
 
 pub mod socket;
 pub mod tcp;
 
 use super::{Cx, Result};
-use crate::image::GhostId;
+use crate::blocker::{Blocker, codes};
+use crate::image::fd::{External, File, FileKind};
+use crate::image::{FileId, GhostId};
+use classify::Class;
+use set::Descriptions;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
-/// Reads all descriptor tables.
+/// What the collection of descriptors knows besides the model.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Open file descriptions.
+    pub set: Descriptions,
+    /// Mount namespaces.
+    pub views: views::Views,
+    /// Pipes by device and inode.
+    pub pipes: pipe::Pipes,
+}
+
+/// Deleted files by device and inode, for mappings and descriptors of the same one.
+pub type Ghosts = HashMap<(u64, u64), GhostId>;
+
+/// Reads all descriptor tables and everything they refer to.
+///
+/// # Errors
+/// What could not be read at all. What cannot be saved is noted as a blocker, and a stand-in takes its place in the model.
 pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
-    let empty = crate::image::fd::FdTable { entries: Vec::new() };
-    cx.model.fd_tables = vec![empty; cx.table_owner.len()];
+    let mut state = State::default();
+    let tables: Vec<_> = cx.tables().collect();
+    for (table, (at, thread)) in tables {
+        let read = state.set.scan(cx, table, at, thread)?;
+        cx.model.fd_tables.push(read);
+    }
+    // Queues of UNIX sockets may hold descriptors of descriptions not met so far: the set grows while it is worked through.
+    while cx.model.files.len() < state.set.len() {
+        let id = FileId::from(cx.model.files.len());
+        let file = file(cx, &mut state, id)?;
+        cx.model.files.push(file);
+    }
+    pipe::finish(cx, &mut state)?;
+    epoll::finish(cx, &mut state)?;
+    lock::collect(cx, &state);
     Ok(())
 }
 
-/// The deleted file behind a mapping.
-pub fn ghost_of_mapping(cx: &mut Cx<'_>, at: usize, link: &str) -> Result<Option<GhostId>> {
-    let object = format!("pid {} {link}", cx.frozen.processes[at].pid);
-    cx.blockers.push(crate::blocker::Blocker::new(crate::blocker::codes::FILE_HIDDEN, object));
-    Ok(None)
+fn file(cx: &mut Cx<'_>, state: &mut State, id: FileId) -> Result<File> {
+    let fd = state.set.duplicate(id)?;
+    let kind = kind(cx, state, id, &fd)?;
+    let d = &state.set[id];
+    let owner = owner::collect(cx, d, &fd)?;
+    Ok(File {
+        flags: d.flags(),
+        offset: d.info.pos as u64,
+        owner,
+        lease: lock::lease(&d.info),
+        kind: kind.unwrap_or_else(|| FileKind::External(stand_in(d))),
+    })
+}
+
+/// One row for each kind. `None`: a blocker was noted.
+fn kind(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<Option<FileKind>> {
+    match state.set[id].class {
+        Class::Path => regular::collect(cx, state, id, fd),
+        Class::Proc => procfile::collect(cx, state, id),
+        Class::Pipe => pipe::collect(cx, state, id, fd),
+        Class::EventFd => Ok(eventfd::collect(&state.set[id])),
+        Class::Epoll => Ok(Some(epoll::collect())),
+        Class::SignalFd => Ok(signalfd::collect(&state.set[id])),
+        Class::TimerFd => timerfd::collect(cx, &state.set[id], fd),
+        Class::Inotify => inotify::collect(cx, state, id, fd),
+        Class::PidFd => Ok(pidfd::collect(cx, &state.set[id])),
+        Class::Namespace => Ok(nsfd::collect(cx, &state.set[id])),
+        Class::Shmem => shmem::collect(cx, state, id, fd),
+        Class::Device => device::collect(cx, state, id),
+        Class::Tty => Ok(outside::terminal(cx, &state.set[id])),
+        Class::Socket => {
+            cx.blockers.push(Blocker::new(codes::SOCKET_FAMILY, state.set[id].object()));
+            Ok(None)
+        }
+        Class::Unsupported(code) => {
+            cx.blockers.push(Blocker::new(code, state.set[id].object()));
+            Ok(None)
+        }
+    }
+}
+
+/// Keeps the numbering of files whole where a blocker makes the model useless anyway.
+fn stand_in(d: &set::Description) -> External {
+    External { key: String::new(), link: d.link.clone(), mode: d.stat.st_mode }
 }

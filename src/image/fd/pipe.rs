@@ -15,6 +15,8 @@ pub struct Pipe {
     pub packets: Vec<u32>,
     /// The name of a FIFO; `None` for a pipe.
     pub fifo: Option<PathRef>,
+    /// The FIFO was removed: `fifo` says where it was and is made there again for a moment.
+    pub deleted: bool,
 }
 
 /// One end: `File::flags` says which.

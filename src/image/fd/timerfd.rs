@@ -14,4 +14,7 @@ pub struct TimerFd {
     pub settime_flags: u32,
     /// Time left and period.
     pub spec: TimerSpec,
+    /// When it is due on its clock, nanoseconds as the target sees that clock, for an armed timer that was set to an
+    /// absolute time (`TFD_TIMER_ABSTIME`): time that passes between checkpoint and restore counts.
+    pub due_ns: Option<u64>,
 }

@@ -1,0 +1,271 @@
+//! The open file descriptions of a tree: which descriptors share one, and how to get at each.
+//!
+//! kcmp(2) tells whether two descriptors refer to the same description. It is only asked among descriptors that agree in
+//! all that `/proc` shows, and its order makes each such group a sorted list: n descriptors cost n log n comparisons.
+
+use super::classify::{Class, Look, classify};
+use crate::collect::{Cx, Error, Result};
+use crate::image::fd::{FdEntry, FdTable};
+use crate::image::{Bytes, FdTableId, FileId, Pid};
+use crate::proc::ProcDir;
+use crate::proc::fdinfo::FdInfo;
+use crate::sys::fd::{Kcmp, kcmp, pidfd_getfd, pidfd_open};
+use crate::sys::{Errno, pidfd};
+use nix::sys::stat::FileStat;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// `O_CLOEXEC` is shown in the flags of a description but belongs to the descriptor.
+pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+
+/// One open file description, with a descriptor through which it is reached.
+#[derive(Debug)]
+pub struct Description {
+    /// Task (process or thread) that has the descriptor; ourselves for one that was in flight.
+    pub holder: Pid,
+    /// The process to name in messages.
+    pub pid: Pid,
+    /// Its position in the frozen tree; that of a process that could receive it for one in flight.
+    pub at: usize,
+    /// The descriptor's number in the holder's table.
+    pub fd: u32,
+    /// The holder's table; `None` for one in flight.
+    pub table: Option<FdTableId>,
+    /// Text of the link in `/proc/PID/fd`.
+    pub link: Bytes,
+    /// What it refers to.
+    pub stat: FileStat,
+    /// `fdinfo`.
+    pub info: FdInfo,
+    /// What it is.
+    pub class: Class,
+    /// Our own duplicate of one in flight.
+    kept: Option<OwnedFd>,
+}
+
+impl Description {
+    /// Device and inode of the object.
+    pub fn inode(&self) -> (u64, u64) {
+        (self.stat.st_dev, self.stat.st_ino)
+    }
+
+    /// The flags without `O_CLOEXEC`.
+    pub fn flags(&self) -> u32 {
+        self.info.flags & !CLOEXEC
+    }
+
+    /// It can be read from.
+    pub fn reads(&self) -> bool {
+        self.info.flags & libc::O_ACCMODE as u32 != libc::O_WRONLY as u32
+    }
+
+    /// It can be written to.
+    pub fn writes(&self) -> bool {
+        self.info.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
+    }
+
+    /// How messages name it: `pid 12 fd 7 (anon_inode:[io_uring])`.
+    pub fn object(&self) -> String {
+        if self.kept.is_some() {
+            format!("pid {}, in flight ({})", self.pid, self.link)
+        } else {
+            format!("pid {} fd {} ({})", self.pid, self.fd, self.link)
+        }
+    }
+
+    /// A failed system call about it.
+    pub fn failed(&self, operation: &'static str) -> impl FnOnce(Errno) -> Error + use<> {
+        let object = self.object();
+        move |errno| Error::System { operation, object, errno }
+    }
+}
+
+/// What descriptors of one description agree in.
+type Key = (u64, u64, u32, i64);
+
+/// A POSIX, flock or OFD lock as shown for a descriptor of a table.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenLock {
+    /// The process that has the table, by position.
+    pub at: usize,
+    /// The description.
+    pub file: FileId,
+    /// The line.
+    pub lock: crate::proc::locks::Lock,
+}
+
+/// All descriptions, in order of discovery: the position is the [`FileId`].
+#[derive(Debug, Default)]
+pub struct Descriptions {
+    list: Vec<Description>,
+    by_key: HashMap<Key, Vec<FileId>>,
+    /// Everything sorted by the kernel's order, made when first needed.
+    sorted: Vec<FileId>,
+    pidfds: HashMap<Pid, OwnedFd>,
+    magics: HashMap<u64, i64>,
+    /// Locks seen on the way, also of descriptors whose description was known.
+    pub locks: Vec<SeenLock>,
+}
+
+impl std::ops::Index<FileId> for Descriptions {
+    type Output = Description;
+    fn index(&self, id: FileId) -> &Description {
+        &self.list[id.at()]
+    }
+}
+
+impl Descriptions {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// None.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// All of them with their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (FileId, &Description)> {
+        self.list.iter().enumerate().map(|(n, d)| (FileId::from(n), d))
+    }
+
+    /// Reads a descriptor table.
+    pub fn scan(&mut self, cx: &mut Cx<'_>, table: FdTableId, at: usize, thread: usize) -> Result<FdTable> {
+        let process = &cx.frozen.processes[at];
+        let (pid, holder) = (process.pid, process.threads[thread].pid());
+        let thread_dir = if holder == pid { None } else { Some(process.dir.thread(holder)?) };
+        let dir = thread_dir.as_ref().unwrap_or(&process.dir);
+        let mut entries = Vec::new();
+        for fd in dir.fds()? {
+            let seen = self.look(dir, fd, &mut cx.buf)?;
+            let cloexec = seen.info.flags & CLOEXEC != 0;
+            let locks = seen.info.locks.clone();
+            let description = Description { holder, pid, at, fd, table: Some(table), ..seen };
+            let file = self.identify(description)?;
+            self.locks.extend(locks.into_iter().map(|lock| SeenLock { at, file, lock }));
+            entries.push(FdEntry { fd, file, cloexec });
+        }
+        Ok(FdTable { entries })
+    }
+
+    /// The description behind a descriptor of ours that was received from a queue of the target (descriptors in flight).
+    /// `at` is a process that could receive it.
+    pub fn file_in_flight(&mut self, cx: &mut Cx<'_>, at: usize, received: OwnedFd) -> Result<FileId> {
+        let own = ProcDir::of_self()?;
+        let fd = received.as_raw_fd() as u32;
+        let seen = self.look(&own, fd, &mut cx.buf)?;
+        let holder = own.pid();
+        let pid = cx.frozen.processes[at].pid;
+        let locks = seen.info.locks.clone();
+        let before = self.list.len();
+        let file = self.identify(Description { holder, pid, at, fd, table: None, kept: Some(received), ..seen })?;
+        if file.at() == before {
+            self.locks.extend(locks.into_iter().map(|lock| SeenLock { at, file, lock }));
+        }
+        Ok(file)
+    }
+
+    fn look(&mut self, dir: &ProcDir, fd: u32, buf: &mut Vec<u8>) -> Result<Description> {
+        let name = format!("fd/{fd}");
+        let link = dir.readlink(&name)?;
+        let stat = dir.stat_of(&name)?;
+        let info = dir.fdinfo(fd, buf)?;
+        let fs_magic = self.magic(dir, &name, stat.st_dev);
+        let o_path = info.flags & libc::O_PATH as u32 != 0;
+        let class = classify(Look { link: &link.0, mode: stat.st_mode, rdev: stat.st_rdev, fs_magic, o_path });
+        let pid = dir.pid();
+        Ok(Description { holder: pid, pid, at: 0, fd, table: None, link, stat, info, class, kept: None })
+    }
+
+    fn magic(&mut self, dir: &ProcDir, name: &str, device: u64) -> i64 {
+        *self.magics.entry(device).or_insert_with(|| fs_magic(dir, name))
+    }
+
+    /// The type of the file system with this device number, if one of its files was seen.
+    pub fn magic_of(&self, device: u64) -> i64 {
+        self.magics.get(&device).copied().unwrap_or(0)
+    }
+
+    fn identify(&mut self, description: Description) -> Result<FileId> {
+        let key = (description.stat.st_dev, description.stat.st_ino, description.flags(), description.info.pos);
+        let new = FileId::from(self.list.len());
+        let known = self.by_key.entry(key).or_default();
+        let list = &self.list;
+        let mut failure = None;
+        let place = known.binary_search_by(|id| {
+            let other = &list[id.at()];
+            let order = kcmp(other.holder, description.holder, Kcmp::File, other.fd.into(), description.fd.into());
+            order.unwrap_or_else(|errno| {
+                failure = Some(errno);
+                std::cmp::Ordering::Equal
+            })
+        });
+        if let Some(errno) = failure {
+            return Err(description.failed("kcmp")(errno));
+        }
+        match place {
+            Ok(at) => Ok(known[at]),
+            Err(at) => {
+                known.insert(at, new);
+                self.list.push(description);
+                Ok(new)
+            }
+        }
+    }
+
+    /// A duplicate of a description (the same one, not a new one).
+    pub fn duplicate(&mut self, id: FileId) -> Result<OwnedFd> {
+        let Description { holder, fd, ref kept, .. } = self.list[id.at()];
+        let failed = |operation| self.list[id.at()].failed(operation);
+        if let Some(kept) = kept {
+            return kept.try_clone().map_err(|e| failed("dup")(Errno::from_raw(e.raw_os_error().unwrap_or(0))));
+        }
+        if let Some(pidfd) = self.pidfds.get(&holder) {
+            return pidfd_getfd(pidfd.as_fd(), fd).map_err(failed("pidfd_getfd"));
+        }
+        // A thread's id is refused without PIDFD_THREAD, and with it a kernel before 6.9 refuses everybody's.
+        let pidfd = pidfd_open(holder).or_else(|_| pidfd::open_thread(holder)).map_err(failed("pidfd_open"))?;
+        let duplicate = pidfd_getfd(pidfd.as_fd(), fd).map_err(failed("pidfd_getfd"))?;
+        self.pidfds.insert(holder, pidfd);
+        Ok(duplicate)
+    }
+
+    /// The description that `compare` finds: it says how a description compares with the one that is looked for, in the
+    /// kernel's order.
+    pub fn find(
+        &mut self,
+        mut compare: impl FnMut(&Description) -> std::result::Result<std::cmp::Ordering, Errno>,
+    ) -> std::result::Result<Option<FileId>, Errno> {
+        if self.sorted.len() != self.list.len() {
+            self.sort()?;
+        }
+        let mut failure = None;
+        let place = self.sorted.binary_search_by(|id| {
+            compare(&self.list[id.at()]).unwrap_or_else(|errno| {
+                failure = Some(errno);
+                std::cmp::Ordering::Equal
+            })
+        });
+        failure.map_or(Ok(place.ok().map(|at| self.sorted[at])), Err)
+    }
+
+    fn sort(&mut self) -> std::result::Result<(), Errno> {
+        let mut failure = None;
+        let list = &self.list;
+        self.sorted = (0..list.len()).map(FileId::from).collect();
+        self.sorted.sort_by(|a, b| {
+            let (a, b) = (&list[a.at()], &list[b.at()]);
+            kcmp(a.holder, b.holder, Kcmp::File, a.fd.into(), b.fd.into()).unwrap_or_else(|errno| {
+                failure = Some(errno);
+                std::cmp::Ordering::Equal
+            })
+        });
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+/// Type of the file system of what a link of `/proc` refers to; 0 where it cannot be asked.
+pub fn fs_magic(dir: &ProcDir, name: &str) -> i64 {
+    nix::sys::statfs::statfs(dir.file(name).as_str()).map_or(0, |s| s.filesystem_type().0)
+}

@@ -1,0 +1,14 @@
+//! pidfd_open(2) of a thread.
+
+use super::{Result, check};
+use crate::image::Pid;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// A descriptor of a thread that need not lead its group (`PIDFD_THREAD`, Linux 6.9), close-on-exec. `EINVAL` before.
+pub fn open_thread(tid: Pid) -> Result<OwnedFd> {
+    // PIDFD_THREAD has the value of O_EXCL.
+    // SAFETY: integers only.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, tid.0, libc::O_EXCL) })?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
