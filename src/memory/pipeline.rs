@@ -6,7 +6,7 @@
 
 use super::{
     PageRange, Space,
-    store::{PageReader, PageWriter, ResolvedRun, Scratch, Source, StoreError},
+    store::{Mark, PageLane, PageReader, PageSink, ResolvedRun, Scratch, Source, StoreError},
 };
 use crate::image::mm::PAGE;
 use std::{
@@ -163,15 +163,50 @@ fn batches(plan: &[(Space, PageRange)], pages: u64) -> impl Iterator<Item = Batc
     })
 }
 
-/// Reads the pages of the plan and writes them to the store. `progress` is told how many bytes were done, batch by batch,
-/// from any worker.
+/// The image that pages are compared with where nothing tells which of them were written since.
+#[derive(Clone, Copy)]
+pub struct Against<'a> {
+    /// The parent image.
+    pub parent: &'a PageReader,
+    /// The space of the parent image that is this one, if it has one; the same as in [`super::store::SpaceInfo::parent`].
+    pub space: &'a (dyn Fn(Space) -> Option<Space> + Sync),
+}
+
+/// Reads the pages of the plan and gives them to the sink (a page store, or a stream). `progress` is told how many bytes
+/// were done, batch by batch, from any worker.
 ///
 /// # Errors
 /// The first thing that failed; other workers stop after their batch.
 pub fn dump_pages(
     source: &dyn ReadPages,
     plan: &[(Space, PageRange)],
-    writer: &PageWriter,
+    sink: &dyn PageSink,
+    workers: usize,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), PipelineError> {
+    dump(source, plan, sink, None, workers, progress)
+}
+
+/// The same, but pages that are as in the parent image are marked so instead of being written again.
+///
+/// # Errors
+/// As [`dump_pages`]; also when the parent image is damaged.
+pub fn dump_changed_pages(
+    source: &dyn ReadPages,
+    plan: &[(Space, PageRange)],
+    sink: &dyn PageSink,
+    against: Against<'_>,
+    workers: usize,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), PipelineError> {
+    dump(source, plan, sink, Some(against), workers, progress)
+}
+
+fn dump(
+    source: &dyn ReadPages,
+    plan: &[(Space, PageRange)],
+    sink: &dyn PageSink,
+    against: Option<Against<'_>>,
     workers: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(), PipelineError> {
@@ -180,8 +215,9 @@ pub fn dump_pages(
         return Ok(());
     }
     Work::run(batches(plan, GRAIN_PAGES), workers_for(pages, workers), &|work| {
-        let mut lane = writer.lane()?;
+        let mut lane = sink.lane()?;
         let mut buf = vec![0u8; (pages.min(BATCH_PAGES) * PAGE) as usize];
+        let mut compared = Compared::default();
         while let Some(grain) = work.next() {
             let parts: Vec<_> = grain.ranges.iter().map(|r| (grain.space, *r)).collect();
             for batch in batches(&parts, BATCH_PAGES) {
@@ -192,15 +228,80 @@ pub fn dump_pages(
                 let mut rest = &*buf;
                 for range in &batch.ranges {
                     let (data, later) = rest.split_at(range.bytes() as usize);
-                    lane.write_run(batch.space, range.first, data)?;
+                    match against {
+                        None => lane.write_run(batch.space, range.first, data)?,
+                        Some(against) => compared.write(&mut *lane, against, batch.space, range.first, data)?,
+                    }
                     rest = later;
                 }
                 progress(buf.len() as u64);
             }
         }
+        lane.flush()?;
         Ok(())
     })
 }
+
+/// Buffers for the comparison with a parent image.
+#[derive(Default)]
+struct Compared {
+    scratch: Scratch,
+    content: Vec<u8>,
+}
+
+impl Compared {
+    /// Writes the pages that differ from the parent's and marks the others. At most [`BATCH_PAGES`] pages.
+    fn write(
+        &mut self,
+        lane: &mut dyn PageLane,
+        against: Against<'_>,
+        space: Space,
+        first: u64,
+        data: &[u8],
+    ) -> Result<(), PipelineError> {
+        let same = match (against.space)(space) {
+            None => 0,
+            Some(theirs) => self.same(against.parent, theirs, first, data)?,
+        };
+        let bytes = PAGE as usize;
+        let pages = data.len() / bytes;
+        let mut at = 0;
+        while at < pages {
+            let kind = same >> at & 1;
+            let until = (at..pages).find(|n| same >> n & 1 != kind).unwrap_or(pages);
+            let range = PageRange::new(first + at as u64, (until - at) as u64);
+            if kind == 1 {
+                lane.mark(space, range, Mark::Parent)?;
+            } else {
+                lane.write_run(space, range.first, &data[at * bytes..until * bytes])?;
+            }
+            at = until;
+        }
+        Ok(())
+    }
+
+    /// Which pages are as in the parent: bit n for the n-th. Zeros are never: to say so costs no more than to refer to them.
+    fn same(&mut self, parent: &PageReader, theirs: Space, first: u64, data: &[u8]) -> Result<u64, PipelineError> {
+        let mut same = 0;
+        let range = PageRange::new(first, data.len() as u64 / PAGE);
+        for piece in parent.contents_in(theirs, range)?.iter().flat_map(|run| run.by_frame(parent)) {
+            if !matches!(piece.source, Source::Data { .. }) {
+                continue;
+            }
+            self.content.resize(piece.range.bytes() as usize, 0);
+            parent.read_into(&piece, &mut self.content, &mut self.scratch)?;
+            let skip = piece.range.first - first;
+            let ours = data[(skip * PAGE) as usize..].chunks_exact(PAGE as usize);
+            for ((theirs, ours), n) in self.content.chunks_exact(PAGE as usize).zip(ours).zip(skip..) {
+                same |= u64::from(theirs == ours) << n;
+            }
+        }
+        Ok(same)
+    }
+}
+
+// A batch fits the bits of one word.
+const _: () = assert!(BATCH_PAGES <= 64);
 
 /// Appends a range, or lets the last one grow by it.
 fn append(ranges: &mut Vec<PageRange>, range: PageRange) {

@@ -12,10 +12,10 @@ use crate::image::{
 use crate::memory::Space;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, DirBuilder, File},
     io::{Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Component, Path, PathBuf},
     time::SystemTime,
 };
@@ -64,7 +64,8 @@ impl Draft {
 /// An image in the making. Dropped before [`ImageWriter::commit`] it leaves nothing behind.
 ///
 /// Files are written to `.NAME.partial-PID` beside the directory that will have them, so a crash leaves either a
-/// complete image or none. (What a crash leaves under that name is removed by the next dump to the same place.)
+/// complete image or none. Where `dir` is a mount point they are written below it and moved in the end, the manifest last:
+/// without one a directory is no image. (What a crash leaves under that name is removed by the next dump to the same place.)
 #[derive(Debug)]
 pub struct ImageWriter {
     target: PathBuf,
@@ -73,34 +74,47 @@ pub struct ImageWriter {
     _lock: Flock<File>,
     parent: Option<ParentLink>,
     replace: bool,
+    in_place: bool,
     files: Vec<FileEntry>,
     done: bool,
 }
 
 impl ImageWriter {
     /// Begins an image at `dir`, which must not exist, or be empty; with `force` it may hold an image, which is replaced
-    /// when the new one is complete.
+    /// when the new one is complete (not so where something is mounted at `dir`: that image has to be removed first).
     ///
     /// # Errors
     /// [`StoreError::Exists`], [`StoreError::NotEmpty`], or what the file system says.
     pub fn create(dir: &Path, force: bool) -> Result<Self, StoreError> {
         let target = resolved_target(dir)?;
+        // What is mounted cannot be renamed over: there the files are moved one by one, the manifest last.
+        let in_place = is_mount_point(&target)?;
+        Self::begin(target, force, in_place)
+    }
+
+    /// As [`ImageWriter::create`] without `force`, but in a directory that is there, stays the same directory, and may hold
+    /// other files: for a caller that has a descriptor of it or keeps files of its own beside the image.
+    pub fn create_in_place(dir: &Path) -> Result<Self, StoreError> {
+        Self::begin(resolved_target(dir)?, false, true)
+    }
+
+    fn begin(target: PathBuf, force: bool, in_place: bool) -> Result<Self, StoreError> {
         let replace = match fs::read_dir(&target) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
             Err(e) => return Err(StoreError::io("read", &target)(e)),
-            Ok(mut entries) => {
+            Ok(entries) => {
                 let image = target.join(manifest::FILE).exists();
-                if image && !force {
+                if image && (!force || in_place) {
                     return Err(StoreError::Exists { path: target });
                 }
-                if !image && entries.next().is_some() {
+                if !image && !in_place && entries.flatten().next().is_some() {
                     return Err(StoreError::NotEmpty { path: target });
                 }
                 image
             }
         };
-        let (partial, lock) = make_partial(&target)?;
-        Ok(Self { target, partial, _lock: lock, parent: None, replace, files: Vec::new(), done: false })
+        let (partial, lock) = make_partial(&target, in_place)?;
+        Ok(Self { target, partial, _lock: lock, parent: None, replace, in_place, files: Vec::new(), done: false })
     }
 
     /// The directory that is being filled: on the same file system as the final one.
@@ -167,6 +181,9 @@ impl ImageWriter {
             renameat2(AT_FDCWD, &self.partial, AT_FDCWD, &self.target, flags)
                 .map_err(|e| StoreError::io("rename the finished image to", &self.target)(e.into()))
         };
+        if self.in_place {
+            return self.move_files();
+        }
         if !self.replace {
             // An empty directory in the way is replaced; a full one, also a new one, is not (ENOTEMPTY).
             return renamed(RenameFlags::empty());
@@ -174,6 +191,24 @@ impl ImageWriter {
         renamed(RenameFlags::RENAME_EXCHANGE)?;
         // The old image has the temporary name now, and goes with it.
         fs::remove_dir_all(&self.partial).map_err(StoreError::io("remove the replaced image", &self.partial))
+    }
+}
+
+impl ImageWriter {
+    /// Moves the files into a directory that cannot be renamed over.
+    fn move_files(&self) -> Result<(), StoreError> {
+        let entries = fs::read_dir(&self.partial).map_err(StoreError::io("read", &self.partial))?;
+        let names: Vec<OsString> = entries.flatten().map(|e| e.file_name()).filter(|n| n != manifest::FILE).collect();
+        for name in names.iter().map(OsString::as_os_str).chain([OsStr::new(manifest::FILE)]) {
+            if name == manifest::FILE {
+                // Everything else is there for good before the manifest makes an image of it.
+                sync_dir(&self.target)?;
+            }
+            let to = self.target.join(name);
+            fs::rename(self.partial.join(name), &to).map_err(StoreError::io("move the finished file to", &to))?;
+        }
+        sync_dir(&self.target)?;
+        fs::remove_dir(&self.partial).map_err(StoreError::io("remove", &self.partial))
     }
 }
 
@@ -197,12 +232,28 @@ fn resolved_target(dir: &Path) -> Result<PathBuf, StoreError> {
     Ok(above.join(name))
 }
 
+/// Is something mounted there? (A directory that is not there yet is none.)
+fn is_mount_point(target: &Path) -> Result<bool, StoreError> {
+    let here = match fs::metadata(target) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(StoreError::io("examine", target))?,
+    };
+    let above = target.parent().unwrap_or(target);
+    let above = fs::metadata(above).map_err(StoreError::io("examine", above))?;
+    // The root is its own parent. A bind mount of the same file system is not seen: renaming says EBUSY there.
+    Ok(above.dev() != here.dev() || above.ino() == here.ino())
+}
+
 /// Makes and locks the directory in the making; removes what dead processes left of theirs.
-fn make_partial(target: &Path) -> Result<(PathBuf, Flock<File>), StoreError> {
-    let name = target.file_name().ok_or_else(|| StoreError::NotText { path: target.to_owned() })?;
-    let above = target.parent().unwrap_or(Path::new("/"));
-    let mut prefix = OsString::from(".");
-    prefix.push(name);
+fn make_partial(target: &Path, in_place: bool) -> Result<(PathBuf, Flock<File>), StoreError> {
+    let mut prefix = OsString::new();
+    let above = if in_place {
+        target
+    } else {
+        prefix.push(".");
+        prefix.push(target.file_name().ok_or_else(|| StoreError::NotText { path: target.to_owned() })?);
+        target.parent().unwrap_or(Path::new("/"))
+    };
     prefix.push(".partial-");
     remove_leftovers(above, &prefix);
     for attempt in 0.. {

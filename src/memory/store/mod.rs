@@ -13,12 +13,16 @@ mod dir;
 pub mod index;
 mod overlay;
 mod reader;
+mod sink;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use dir::{Draft, ImageDir, ImageWriter, free_bytes};
 pub use reader::{PageReader, ResolvedRun, Scratch, Source};
+pub use sink::{PageLane, PageSink};
+pub use stream::{Head, Item, StreamError, StreamReader, StreamWriter, receive, send};
 pub use writer::{Compression, Lane, Mark, PageOptions, PageWriter, SpaceInfo, StoredPages};
 
 use super::{PageRange, Space};
@@ -150,6 +154,9 @@ pub enum StoreError {
         /// Its number.
         page: u64,
     },
+    /// A stream that pages or a model go to or come from.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     /// A path that cannot be written into a manifest, or has no last part.
     #[error("{} cannot be used as the path of an image", path.display())]
     NotText {

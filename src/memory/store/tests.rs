@@ -6,7 +6,9 @@ use crate::image::{
     manifest::{HostSummary, Kind, pages_file},
     mm::PAGE,
 };
-use crate::memory::pipeline::{PageError, ReadPages, WritePages, dump_pages, load_pages, verify_pages};
+use crate::memory::pipeline::{
+    Against, PageError, ReadPages, WritePages, dump_changed_pages, dump_pages, load_pages, verify_pages,
+};
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -243,6 +245,35 @@ fn a_page_the_parent_lacks_is_refused_when_written() {
 }
 
 #[test]
+fn without_a_tracker_content_is_compared() {
+    let at = tempfile::tempdir().unwrap();
+    let [first, second] = ["1", "2"].map(|n| at.path().join(n));
+    let memory = sample();
+    dumped(&first, &memory, Compression::Zstd(1));
+    for n in [100, 163, 164, 2000, 3099] {
+        memory.set(A, n, page(70_000 + n));
+    }
+    memory.set(A, 300, vec![0; PAGE as usize]);
+    memory.set(A, 107, page(80_000));
+    memory.set(B, 6, page(90_000));
+    let parent = Arc::new(PageReader::open(&first).unwrap());
+    let mut image = ImageWriter::create(&second, false).unwrap();
+    image.set_parent(&ImageDir::open(&first).unwrap()).unwrap();
+    let pages = image.pages(PageOptions { parent: Some(parent.clone()), ..PageOptions::default() });
+    let theirs = |space| (space != S).then_some(space);
+    for space in [A, B, S] {
+        pages.space(space, SpaceInfo { parent: theirs(space), ..SpaceInfo::default() });
+    }
+    let against = Against { parent: &parent, space: &theirs };
+    dump_changed_pages(&memory, &memory.plan(), &pages, against, 3, &|_| ()).unwrap();
+    let image = image.commit(draft(), pages.finish().unwrap()).unwrap();
+    assert_eq!(loaded(&second), memory.pages());
+    let summary = image.manifest().pages;
+    assert_eq!((summary.data, summary.zero), (5 + 2 + 300, 60));
+    assert_eq!(summary.parent, 2940 - 5 - 1 + 300);
+}
+
+#[test]
 fn every_flipped_bit_in_content_is_found() {
     let at = tempfile::tempdir().unwrap();
     for (name, compression) in [("raw", Compression::Off), ("zstd", Compression::Zstd(1))] {
@@ -302,4 +333,92 @@ fn images_are_not_overwritten_by_accident() {
     image.commit(draft(), pages.finish().unwrap()).unwrap();
     assert_ne!(ImageDir::open(&dir).unwrap().id(), before.id());
     assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 2);
+}
+
+/// The sample as a stream, written by several threads.
+fn streamed(memory: &Memory, level: Option<i32>) -> Vec<u8> {
+    let head = Head { kind: Kind::Memory, host: HostSummary::default(), tree: vec![] };
+    let stream = StreamWriter::new(Vec::new(), level, &head).unwrap();
+    let info = SpaceInfo { identity: [3, 4], parent: None, cow_parent: Some(MmId(1)) };
+    PageSink::space(&stream, A, info).unwrap();
+    dump_pages(memory, &memory.plan(), &stream, 3, &|_| ()).unwrap();
+    stream.finish().unwrap()
+}
+
+#[test]
+fn an_image_survives_a_stream() {
+    let at = tempfile::tempdir().unwrap();
+    let memory = sample();
+    for (n, level) in [None, Some(1)].into_iter().enumerate() {
+        let bytes = streamed(&memory, level);
+        let dir = at.path().join(format!("first-{n}"));
+        let image = receive(&bytes[..], ImageWriter::create(&dir, false).unwrap(), PageOptions::default()).unwrap();
+        assert_eq!(loaded(&dir), memory.pages());
+        assert_eq!(PageReader::open(&dir).unwrap().by_identity([3, 4]), Some(A));
+
+        // From the directory into a stream and back.
+        let bytes = send(&image, Vec::new(), level).unwrap();
+        let dir = at.path().join(format!("second-{n}"));
+        let options = PageOptions { compression: Compression::Zstd(3), parent: None };
+        receive(&bytes[..], ImageWriter::create(&dir, false).unwrap(), options).unwrap();
+        assert_eq!(loaded(&dir), memory.pages());
+    }
+}
+
+#[test]
+fn a_model_goes_with_the_stream() {
+    let at = tempfile::tempdir().unwrap();
+    let model = crate::image::tests::sample();
+    let head = Head { kind: Kind::Full, host: HostSummary::of(&model), tree: vec![] };
+    let stream = StreamWriter::new(Vec::new(), None, &head).unwrap();
+    let mut lane = stream.lane().unwrap();
+    lane.write_run(A, 8, &page(1)).unwrap();
+    lane.flush().unwrap();
+    drop(lane);
+    stream.model(&model).unwrap();
+    let bytes = stream.finish().unwrap();
+    let dir = at.path().join("image");
+    let image = receive(&bytes[..], ImageWriter::create(&dir, false).unwrap(), PageOptions::default()).unwrap();
+    assert_eq!(image.model().unwrap(), model);
+    assert_eq!(image.manifest().tree.len(), 3);
+}
+
+#[test]
+fn a_damaged_stream_leaves_no_image() {
+    let at = tempfile::tempdir().unwrap();
+    let memory = Memory::default();
+    memory.set(A, 1, vec![7; PAGE as usize]);
+    memory.set(A, 2, vec![0; PAGE as usize]);
+    let good = streamed(&memory, Some(1));
+    let received = |bytes: &[u8]| {
+        let image = ImageWriter::create(&at.path().join("image"), false).unwrap();
+        receive(bytes, image, PageOptions::default())
+    };
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        assert!(received(&bad).is_err(), "byte {at}");
+        assert!(received(&good[..at]).is_err(), "cut to {at}");
+    }
+    assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 0);
+    // What follows the end is another's: the reader stops there.
+    received(&[&good[..], b"more"].concat()).unwrap();
+}
+
+#[test]
+fn an_image_can_be_made_at_a_mount_point() {
+    // Which this test, as an ordinary user, can only pretend: the way of moving files is the same.
+    let at = tempfile::tempdir().unwrap();
+    let dir = at.path().join("image");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("dump.log"), "of somebody else").unwrap();
+    let image = ImageWriter::create_in_place(&dir).unwrap();
+    let pages = image.pages(PageOptions::default());
+    pages.write_run(A, 0, &page(1)).unwrap();
+    image.commit(draft(), pages.finish().unwrap()).unwrap();
+    assert_eq!(loaded(&dir).len(), 1);
+    let mut names: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["dump.log", "index.bin", "manifest.json", "pages-0.bin"]);
+    assert!(matches!(ImageWriter::create_in_place(&dir), Err(StoreError::Exists { .. })));
 }

@@ -64,6 +64,17 @@ pub enum Mark {
     Hole,
 }
 
+impl Mark {
+    fn kind(self) -> Option<RunKind> {
+        match self {
+            Mark::Zero => Some(RunKind::Zero),
+            Mark::Parent => Some(RunKind::Parent),
+            Mark::Inherit => Some(RunKind::Inherit),
+            Mark::Hole => None,
+        }
+    }
+}
+
 /// What the index says about a space besides its pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SpaceInfo {
@@ -189,17 +200,10 @@ impl PageWriter {
 
     /// Says something about pages without giving their content.
     pub fn mark(&self, space: Space, range: PageRange, mark: Mark) {
-        if range.is_empty() {
-            return;
+        if !range.is_empty() {
+            let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+            locked(&self.marks).push(Record { space, range, sequence, kind: mark.kind() });
         }
-        let kind = match mark {
-            Mark::Zero => Some(RunKind::Zero),
-            Mark::Parent => Some(RunKind::Parent),
-            Mark::Inherit => Some(RunKind::Inherit),
-            Mark::Hole => None,
-        };
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        locked(&self.marks).push(Record { space, range, sequence, kind });
     }
 
     /// Writes what is pending, makes the index, and syncs everything to the disk.
@@ -360,6 +364,17 @@ impl Lane<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Lane<'_> {
+    /// Says something about pages without giving their content, as [`PageWriter::mark`] does, but without a lock.
+    pub fn mark(&mut self, space: Space, range: PageRange, mark: Mark) {
+        if !range.is_empty() {
+            let sequence = self.writer.sequence.fetch_add(1, Ordering::Relaxed);
+            let state = self.state.as_mut().expect("a lane has its state until it is dropped");
+            state.note(Record { space, range, sequence, kind: mark.kind() });
+        }
     }
 }
 
