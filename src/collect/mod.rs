@@ -9,6 +9,7 @@ pub mod fd;
 pub mod host;
 pub mod mm;
 pub mod ns;
+pub mod preflight;
 pub mod sharing;
 pub mod signals;
 pub mod task;

@@ -2,12 +2,12 @@
 
 use super::{
     options::CheckOptions,
-    reach,
     target::{self, Resolved},
     words::Target,
 };
 use crate::{
     blocker::Blocker,
+    collect::{Policy, preflight},
     failure::{Failure, FailureKind, Result},
     image::Pid,
     kernel::{self, Answer, Facts, Need, Probe},
@@ -85,7 +85,7 @@ pub fn run(options: &CheckOptions) -> Result<Report> {
     let probes: Vec<ProbeLine> =
         Probe::ALL.iter().map(|&probe| ProbeLine { probe, answer: probe.answer().clone() }).collect();
     let table = Table::read().map_err(|e| Failure::of("Cannot list processes", &e))?;
-    let targets = resolved.iter().map(|(target, resolved)| report(target, resolved, &table)).collect();
+    let targets = resolved.iter().map(|(target, resolved)| report(target, resolved, &table)).collect::<Result<_>>()?;
     Ok(Report { facts: kernel::facts(), blockers: missing(&probes), probes, targets })
 }
 
@@ -104,20 +104,20 @@ fn missing(probes: &[ProbeLine]) -> Vec<Blocker> {
         .collect()
 }
 
-fn report(target: &Target, resolved: &Resolved, table: &Table) -> TargetReport {
-    let rows: Vec<_> = resolved.processes.iter().filter_map(|pid| table.get(*pid)).collect();
-    let threads: i64 = rows.iter().map(|row| row.stat.num_threads.max(1)).sum();
+fn report(target: &Target, resolved: &Resolved, table: &Table) -> Result<TargetReport> {
+    let findings = preflight::run(table, &resolved.processes, &Policy::default())
+        .map_err(|e| Failure::of(format!("Cannot look at {target}"), &e))?;
     let root = resolved.roots.first().and_then(|pid| table.get(*pid));
-    TargetReport {
+    Ok(TargetReport {
         target: target.clone(),
         roots: resolved.roots.clone(),
         comm: root.map(|row| row.stat.comm.to_string()).unwrap_or_default(),
-        processes: u32::try_from(rows.len()).unwrap_or(u32::MAX),
-        threads: u32::try_from(threads).unwrap_or(u32::MAX),
-        memory_bytes: rows.iter().filter_map(|row| row.memory).map(|m| m.rss).sum(),
+        processes: findings.processes,
+        threads: findings.threads,
+        memory_bytes: findings.memory_bytes,
         has_freezer: resolved.freezer.is_some(),
-        blockers: reach::blockers(table, &resolved.processes),
-    }
+        blockers: findings.blockers,
+    })
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 //! An administrator thinks of services, containers, sessions and jobs, not of processes. A process appears below the first
 //! of these that holds it; a shell's jobs are shown beside the session they run in.
 
-use super::{options::ListOptions, reach, words::Target};
+use super::{options::ListOptions, words::Target};
 use crate::{
     blocker::Blocker,
+    collect::preflight::reach,
     failure::{Failure, Result},
     image::Pid,
     proc::table::{Row, Table},

@@ -8,7 +8,6 @@ pub mod list;
 pub mod options;
 pub mod outcome;
 pub mod places;
-pub mod reach;
 pub mod restore;
 pub mod show;
 pub mod target;

@@ -1,0 +1,152 @@
+//! Mappings that cannot be saved, and shared memory that others use as well.
+
+use super::Member;
+use crate::{
+    blocker::{Blocker, Code, codes},
+    image::Pid,
+    proc::{
+        ProcDir, Result,
+        maps::{Mapping, Special},
+        smaps::{Flagged, VmFlags},
+        table::Table,
+    },
+};
+use std::collections::{BTreeMap, HashSet};
+
+/// Shared memory without a name that the tree maps: (device, inode) and the first mapping met.
+#[derive(Debug, Default)]
+pub(super) struct Shared(BTreeMap<(u64, u64), String>);
+
+fn object(pid: Pid, mapping: &Mapping) -> String {
+    format!("pid {pid} mapping {:x}-{:x} {}", mapping.start, mapping.end, mapping.name)
+}
+
+pub(super) fn look(
+    member: &Member<'_>,
+    buf: &mut Vec<u8>,
+    shared: &mut Shared,
+    found: &mut Vec<Blocker>,
+) -> Result<()> {
+    let pid = member.row.pid;
+    // The same reason for many mappings is said once for a process.
+    let mut said = HashSet::new();
+    for flagged in member.dir.smaps_flags(buf)? {
+        if let Some((code, because)) = judge(&flagged)
+            && said.insert(code)
+        {
+            let blocker = Blocker::new(code, object(pid, &flagged.mapping));
+            found.push(if because.is_empty() { blocker } else { blocker.because(because) });
+        }
+        if is_nameless_shared(&flagged.mapping) {
+            let key = (flagged.mapping.device, flagged.mapping.inode);
+            shared.0.entry(key).or_insert_with(|| object(pid, &flagged.mapping));
+        }
+    }
+    Ok(())
+}
+
+/// Why a mapping cannot be saved; an empty reason is the catalogue's.
+fn judge(flagged: &Flagged) -> Option<(Code, &'static str)> {
+    let (mapping, flags) = (&flagged.mapping, flagged.flags);
+    let name = mapping.name.0.as_slice();
+    if flags.contains(VmFlags::SHADOW_STACK) {
+        return Some((codes::SHADOW_STACK, ""));
+    }
+    if flags.intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_MINOR) {
+        return Some((codes::MEMORY_UFFD, ""));
+    }
+    match mapping.special() {
+        Some(Special::Uprobes) => return Some((codes::UPROBES, "")),
+        Some(Special::AnonInode(kind)) => return Some((anon_inode(kind), "")),
+        Some(Special::Other(_)) => {
+            return Some((codes::MEMORY_UNKNOWN, "the kernel has a name for it that is not known"));
+        }
+        _ => {}
+    }
+    if name.starts_with(b"/secretmem") {
+        Some((codes::MEMFD_SECRET, ""))
+    } else if name.starts_with(b"/[aio]") {
+        Some((codes::AIO_CONTEXT, ""))
+    } else if mapping.has_file() && flags.intersects(VmFlags::PFN_MAP | VmFlags::IO) {
+        Some((codes::MEMORY_DEVICE, ""))
+    } else if flags.contains(VmFlags::UNKNOWN) {
+        Some((codes::MEMORY_UNKNOWN, "it has a flag in smaps that this program does not know"))
+    } else {
+        None
+    }
+}
+
+/// `[io_uring]`, `[perf_event]`, `kvm-vcpu:0`, ...
+fn anon_inode(kind: &[u8]) -> Code {
+    match kind {
+        b"[io_uring]" => codes::IO_URING,
+        b"[perf_event]" => codes::PERF_EVENT,
+        _ if kind.starts_with(b"kvm") => codes::KVM,
+        _ if kind.starts_with(b"bpf") => codes::BPF,
+        _ => codes::MEMORY_UNKNOWN,
+    }
+}
+
+/// Shared anonymous memory and memfds. System V segments have an owner of their own; files have a name at which others
+/// will find them as well.
+fn is_nameless_shared(mapping: &Mapping) -> bool {
+    let name = mapping.name.0.as_slice();
+    mapping.shared && mapping.inode != 0 && (name == b"/dev/zero (deleted)" || name.starts_with(b"/memfd:"))
+}
+
+/// Names shared memory of the tree that a process outside maps, too. Processes that may not be looked at are passed over.
+pub(super) fn mapped_outside(
+    table: &Table,
+    tree: &[Pid],
+    shared: &Shared,
+    buf: &mut Vec<u8>,
+    found: &mut Vec<Blocker>,
+) {
+    if shared.0.is_empty() {
+        return;
+    }
+    let tree: HashSet<Pid> = tree.iter().copied().collect();
+    let mut said = HashSet::new();
+    for row in table.rows().iter().filter(|row| !tree.contains(&row.pid) && row.memory.is_some()) {
+        let Ok(maps) = ProcDir::open(row.pid).and_then(|dir| dir.maps(buf)) else { continue };
+        for mapping in maps.iter().filter(|m| is_nameless_shared(m)) {
+            let key = (mapping.device, mapping.inode);
+            if let Some(object) = shared.0.get(&key)
+                && said.insert(key)
+            {
+                let reason = format!("{} maps this shared memory, too", super::reach::object(row));
+                found.push(Blocker::new(codes::SHARED_OUTSIDE, object.clone()).because(reason));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::smaps::parse_flags;
+
+    fn code(line: &str, flags: &str) -> Option<Code> {
+        let text = format!("7f0000000000-7f0000001000 rw-p 00000000 {line}\nVmFlags: {flags}\n");
+        judge(&parse_flags(text.as_bytes()).unwrap()[0]).map(|(code, _)| code)
+    }
+
+    #[test]
+    fn kinds_of_mappings() {
+        assert_eq!(code("00:00 0 ", "rd wr mr mw me"), None);
+        assert_eq!(code("00:00 0 [stack]", "rd wr gd"), None);
+        assert_eq!(code("00:00 0 [vvar]", "rd mr pf io de dd"), None);
+        assert_eq!(code("00:01 5 /dev/zero (deleted)", "rd wr sh ms"), None);
+        assert_eq!(code("00:00 0 ", "rd wr ss"), Some(codes::SHADOW_STACK));
+        assert_eq!(code("00:00 0 ", "rd wr um"), Some(codes::MEMORY_UFFD));
+        assert_eq!(code("00:00 0 ", "rd wr uw"), None, "tracking by ourselves");
+        assert_eq!(code("00:00 0 ", "rd wr zz"), Some(codes::MEMORY_UNKNOWN));
+        assert_eq!(code("00:00 0 [uprobes]", "rd ex"), Some(codes::UPROBES));
+        assert_eq!(code("00:00 0 [new thing]", "rd"), Some(codes::MEMORY_UNKNOWN));
+        assert_eq!(code("00:0f 7 anon_inode:[io_uring]", "rd wr sh"), Some(codes::IO_URING));
+        assert_eq!(code("00:0f 7 anon_inode:kvm-vcpu:0", "rd wr sh"), Some(codes::KVM));
+        assert_eq!(code("00:12 7 /[aio] (deleted)", "rd wr sh"), Some(codes::AIO_CONTEXT));
+        assert_eq!(code("00:13 7 /secretmem (deleted)", "rd wr sh lo"), Some(codes::MEMFD_SECRET));
+        assert_eq!(code("00:06 9 /dev/dri/card0", "rd wr sh pf io"), Some(codes::MEMORY_DEVICE));
+    }
+}

@@ -1,0 +1,83 @@
+//! What stands in the way of saving a tree, found while it runs: nothing is stopped, only `/proc` is looked at.
+//!
+//! Everything is found at once, so that a person repairs all of it before the next attempt. The collection of the frozen
+//! tree looks again: what has changed in between ends the dump, and the target runs on.
+
+mod memory;
+mod namespaces;
+pub mod reach;
+mod sharing;
+mod tasks;
+
+use super::Policy;
+use crate::{
+    blocker::Blocker,
+    image::Pid,
+    proc::{ProcDir, Result, table::Table},
+};
+
+/// A process of the tree, with its directory held open.
+struct Member<'a> {
+    row: &'a crate::proc::table::Row,
+    dir: ProcDir,
+}
+
+/// What a preflight has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Findings {
+    /// Everything in the way, in the order of the processes.
+    pub blockers: Vec<Blocker>,
+    /// Processes, zombies included.
+    pub processes: u32,
+    /// Threads.
+    pub threads: u32,
+    /// Resident memory, bytes; pages that several processes have count for each.
+    pub memory_bytes: u64,
+}
+
+/// Looks at the processes of a tree.
+///
+/// # Errors
+/// `/proc` cannot be read. A process that ends meanwhile is none.
+pub fn run(table: &Table, processes: &[Pid], _policy: &Policy) -> Result<Findings> {
+    let own = reach::Own::of(table);
+    let mut blockers = Vec::new();
+    let mut members = Vec::new();
+    let rows: Vec<_> = processes.iter().filter_map(|pid| table.get(*pid)).collect();
+    for row in &rows {
+        if let Some(blocker) = reach::of_process(row, &own) {
+            blockers.push(blocker);
+        } else if !row.stat.is_zombie() {
+            match ProcDir::open(row.pid) {
+                Ok(dir) => members.push(Member { row, dir }),
+                Err(e) if e.is_gone() => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    let mut buf = Vec::new();
+    let mut shared = memory::Shared::default();
+    for member in &members {
+        let mut look = || -> Result<()> {
+            tasks::look(member, &mut buf, &mut blockers)?;
+            memory::look(member, &mut buf, &mut shared, &mut blockers)?;
+            namespaces::look(member, &mut buf, &mut blockers)
+        };
+        match look() {
+            Err(e) if !e.is_gone() => return Err(e),
+            _ => {}
+        }
+    }
+    sharing::tables(table, &members, &mut blockers);
+    memory::mapped_outside(table, processes, &shared, &mut buf, &mut blockers);
+    let threads: i64 = rows.iter().map(|row| row.stat.num_threads.max(1)).sum();
+    Ok(Findings {
+        blockers,
+        processes: u32::try_from(rows.len()).unwrap_or(u32::MAX),
+        threads: u32::try_from(threads).unwrap_or(u32::MAX),
+        memory_bytes: rows.iter().filter_map(|row| row.memory).map(|m| m.rss).sum(),
+    })
+}
+
+#[cfg(test)]
+mod tests;
