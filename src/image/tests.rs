@@ -78,7 +78,13 @@ pub(crate) fn sample() -> Model {
     ];
     let entry = |fd| fd::FdEntry { fd, file: FileId(fd), cloexec: fd == 3 };
     model.fd_tables = vec![fd::FdTable { entries: (0..4).map(entry).collect() }];
-    model.pipes = vec![fd::pipe::Pipe { capacity: 65536, data: Bytes(vec![1; 9]), packets: vec![4, 5], fifo: None, deleted: false }];
+    model.pipes = vec![fd::pipe::Pipe {
+        capacity: 65536,
+        data: Bytes(vec![1; 9]),
+        packets: vec![4, 5],
+        fifo: None,
+        deleted: false,
+    }];
     model.unix_sockets = vec![fd::unix::UnixSocket {
         socket_type: 1,
         state: fd::unix::UnixState::Connected(Some(UnixId(0))),

@@ -5,6 +5,7 @@
 pub mod announce;
 pub mod lock;
 pub mod namespace;
+pub mod place;
 pub mod segment;
 
 use crate::sys::Errno;
@@ -44,7 +45,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Adds what was tried to a kernel's answer.
-pub fn failed(kind: &'static str, operation: &str) -> impl FnOnce(Errno) -> Error {
+pub fn failed(kind: &'static str, operation: &str) -> impl FnOnce(Errno) -> Error + use<> {
     let operation = operation.to_owned();
     move |errno| Error::Kernel { kind, operation, errno }
 }

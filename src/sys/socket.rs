@@ -282,6 +282,28 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> Result<Rece
     Ok(received)
 }
 
+/// For a stream of `AF_UNIX`: a peek over `len` bytes that cannot store the last one. The kernel gives up whole buffers, so
+/// that it stops before the one that holds the last byte: the result is where that one begins.
+pub fn peek_up_to_last_buffer(fd: BorrowedFd<'_>, len: usize) -> Result<usize> {
+    let mut room = vec![0u8; len.saturating_sub(1)];
+    let mut iov = [
+        libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() },
+        // The zero page: never mapped, the kernel answers EFAULT.
+        libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: 1 },
+    ];
+    // SAFETY: all-zero is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = iov.as_mut_ptr();
+    header.msg_iovlen = 2;
+    // SAFETY: the first part has the room its length says; at the second the kernel's own copy fails without harm.
+    let taken = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    match check(taken as i64) {
+        Ok(n) => Ok(n as usize),
+        Err(Errno::EFAULT) => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
 /// sendmsg(2) to a raw address (empty = none), with descriptors and credentials. Never raises SIGPIPE.
 pub fn send(
     fd: BorrowedFd<'_>,
@@ -366,4 +388,11 @@ pub fn interface_index(name: &str) -> Result<u32> {
         0 => Err(Errno::last()),
         n => Ok(n),
     }
+}
+
+/// `SIOCGSKNS`: the network namespace of a socket. Linux 4.10, needs CAP_NET_ADMIN in it.
+pub fn namespace_of(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    const SIOCGSKNS: libc::c_ulong = 0x894C;
+    // SAFETY: the request takes no argument and returns a new descriptor.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS, 0) }.into()).map(owned)
 }

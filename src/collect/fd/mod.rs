@@ -33,6 +33,7 @@ pub use preflight::preflight;
 
 pub mod socket;
 pub mod tcp;
+pub mod unix;
 
 use super::{Cx, Result};
 use crate::blocker::{Blocker, codes};

@@ -161,6 +161,12 @@ pub fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions> {
     Ok(options)
 }
 
+/// Takes an integer option out.
+pub fn take(options: &mut SocketOptions, name: i32) -> Option<i32> {
+    let at = options.ints.iter().position(|(n, _)| *n == name)?;
+    Some(options.ints.remove(at).1)
+}
+
 fn owner(fd: BorrowedFd<'_>) -> Result<(u32, u32)> {
     let stat = nix::sys::stat::fstat(fd).map_err(failed("any", "fstat"))?;
     Ok((stat.st_uid, stat.st_gid))

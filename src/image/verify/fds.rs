@@ -28,9 +28,10 @@ pub(super) fn check(c: &mut Checker<'_>) {
     c.each("unix_sockets", &model.unix_sockets, |c, n, socket| {
         c.must(matches!(socket.socket_type, 1 | 2 | 5), "socket_type", "is no type of a UNIX socket");
         c.must(socket.name.0.len() <= UNIX_NAME, "name", "is too long");
+        c.namespace(socket.net, "net", "net");
         c.must(socket.shutdown <= 3, "shutdown", "has unknown bits");
         if let Some(node) = &socket.node {
-            c.path_ref(node, "node");
+            c.path_ref(&node.path, "node");
         }
         options(c, &socket.options);
         let sockets = c.model.unix_sockets.len();

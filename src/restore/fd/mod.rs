@@ -1,8 +1,9 @@
 //! Descriptors.
-pub mod socket;
-pub mod tcp;
 
 pub mod regular;
+pub mod socket;
+pub mod tcp;
+pub mod unix;
 
 use super::{Options, Result, material::Material, skeleton::Skeletons};
 use crate::image::Model;

@@ -1,0 +1,161 @@
+//! sock_diag(7) over netlink(7): what `/proc/net/unix` does not say of UNIX sockets. Linux 3.3.
+
+use super::{Errno, Result, socket};
+use std::os::fd::AsFd;
+
+/// A UNIX socket as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unix {
+    /// Its inode number.
+    pub inode: u32,
+    /// `SOCK_*`.
+    pub socket_type: u8,
+    /// `TCP_ESTABLISHED` = 1 connected, `TCP_CLOSE` = 7 not, `TCP_LISTEN` = 10.
+    pub state: u8,
+    /// Name as in `sun_path`, without padding: a path, or a NUL and an abstract name; empty = none.
+    pub name: Vec<u8>,
+    /// Device (kernel encoding: major << 20 | minor) and inode, low 32 bits, of the node it is bound to.
+    pub node: Option<(u32, u32)>,
+    /// Peer's inode; `Some(0)` = it was closed, or was never accepted.
+    pub peer: Option<u32>,
+    /// For a listening socket: inodes of the sockets whose connections wait, oldest first; 0 = closed meanwhile.
+    pub pending: Vec<u32>,
+    /// Bytes to be read; for a listening socket how many connections wait.
+    pub read_queue: u32,
+    /// Bytes not read by the peer; for a listening socket its backlog.
+    pub write_queue: u32,
+    /// `RCV_SHUTDOWN` = 1, `SEND_SHUTDOWN` = 2.
+    pub shutdown: u8,
+}
+
+const NETLINK_SOCK_DIAG: i32 = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// UDIAG_SHOW_NAME | VFS | PEER | ICONS | RQLEN
+const SHOW: u32 = 0x1f;
+
+/// All UNIX sockets of this thread's network namespace that somebody holds or listens with.
+pub fn unix_sockets() -> Result<Vec<Unix>> {
+    let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)?;
+    let mut request = Vec::with_capacity(40);
+    request.extend(40u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.extend(1u32.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    request.extend(SHOW.to_ne_bytes());
+    request.extend([0xff; 8]);
+    socket::send(netlink.as_fd(), &request, &[], &[], None, 0)?;
+    let mut sockets = Vec::new();
+    let mut room = vec![0u8; 1 << 16];
+    loop {
+        let received = socket::receive(netlink.as_fd(), &mut room, 0)?;
+        if received.truncated {
+            return Err(Errno::EMSGSIZE);
+        }
+        if messages(&room[..received.len], &mut sockets)? {
+            return Ok(sockets);
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
+}
+
+/// Takes one datagram of netlink messages; true at the end of the answer.
+fn messages(mut bytes: &[u8], sockets: &mut Vec<Unix>) -> Result<bool> {
+    while let (Some(len), Some(kind)) = (word(bytes, 0), half(bytes, 4)) {
+        let message = bytes.get(16..len as usize).ok_or(Errno::EBADMSG)?;
+        match kind {
+            NLMSG_DONE => return Ok(true),
+            NLMSG_ERROR => {
+                let errno = word(message, 0).ok_or(Errno::EBADMSG)? as i32;
+                return Err(Errno::from_raw(errno.checked_neg().unwrap_or(libc::EBADMSG)));
+            }
+            SOCK_DIAG_BY_FAMILY => sockets.push(unix(message).ok_or(Errno::EBADMSG)?),
+            _ => {}
+        }
+        bytes = bytes.get((len as usize).next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Ok(false)
+}
+
+/// A `sun_path`: what follows the first NUL of a path is padding; an abstract name starts with one and counts in full.
+pub fn plain_name(sun_path: &[u8]) -> Vec<u8> {
+    match sun_path {
+        [0, ..] => sun_path.to_vec(),
+        _ => sun_path.split(|b| *b == 0).next().unwrap_or(&[]).to_vec(),
+    }
+}
+
+/// `struct unix_diag_msg` with its attributes.
+fn unix(message: &[u8]) -> Option<Unix> {
+    let mut socket =
+        Unix { socket_type: *message.get(1)?, state: *message.get(2)?, inode: word(message, 4)?, ..Unix::default() };
+    let mut rest = message.get(16..)?;
+    while let (Some(len), Some(kind)) = (half(rest, 0), half(rest, 2)) {
+        let value = rest.get(4..usize::from(len))?;
+        match kind {
+            0 => socket.name = plain_name(value),
+            1 => socket.node = Some((word(value, 4)?, word(value, 0)?)),
+            2 => socket.peer = word(value, 0),
+            3 => socket.pending = value.chunks_exact(4).filter_map(|c| word(c, 0)).collect(),
+            4 => (socket.read_queue, socket.write_queue) = (word(value, 0)?, word(value, 4)?),
+            6 => socket.shutdown = *value.first()?,
+            _ => {}
+        }
+        rest = rest.get(usize::from(len).next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Some(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn peers_names_and_pending_connections_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = UnixStream::connect(&path).unwrap();
+        let (a, b) = UnixStream::pair().unwrap();
+        a.shutdown(std::net::Shutdown::Write).unwrap();
+        let inode = |fd: std::os::fd::BorrowedFd<'_>| nix::sys::stat::fstat(fd).unwrap().st_ino as u32;
+        let all = unix_sockets().unwrap();
+        let find = |fd| all.iter().find(|s| s.inode == inode(fd)).unwrap();
+        assert_eq!(find(a.as_fd()).peer, Some(inode(b.as_fd())));
+        assert_eq!(find(a.as_fd()).shutdown, 2);
+        assert_eq!(find(b.as_fd()).shutdown, 1);
+        let l = find(listener.as_fd());
+        assert_eq!((l.state, l.pending.as_slice(), l.read_queue), (10, &[inode(client.as_fd())][..], 1));
+        assert!(l.name.ends_with(b"/socket"), "{:?}", l.name);
+        assert_eq!(l.node.unwrap().1, nix::sys::stat::stat(&path).unwrap().st_ino as u32);
+    }
+
+    #[test]
+    fn damaged_answers_are_errors_not_panics() {
+        let mut sockets = Vec::new();
+        for len in 0..64 {
+            let mut bytes = vec![0xffu8; len];
+            if len >= 6 {
+                bytes[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+                bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+            }
+            let _ = messages(&bytes, &mut sockets);
+        }
+        assert!(messages(&[8, 0, 0, 0, 20, 0, 0, 0], &mut sockets).is_err());
+    }
+}
