@@ -10,6 +10,7 @@ pub mod host;
 pub mod mm;
 pub mod ns;
 pub mod preflight;
+pub mod restart;
 pub mod sharing;
 pub mod signals;
 pub mod task;

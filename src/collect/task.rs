@@ -1,9 +1,9 @@
 //! Processes and threads.
 
 use super::sharing::Shared;
-use super::{Cx, Error, Result, cgroup, creds, mm, ns, signals, timers};
+use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
 use crate::image::fd::PathRef;
-use crate::image::task::{Fs, RLimit, Registers, Restart, Rseq, Sched, Task, TaskState, Thread};
+use crate::image::task::{Fs, RLimit, Registers, Rseq, Sched, Task, TaskState, Thread};
 use crate::image::{Bytes, FdTableId, FsId, MmId, NsPid, Pid, SighandId, TaskId};
 use crate::proc::ProcDir;
 use crate::proc::status::Status;
@@ -161,7 +161,8 @@ fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result
     xstate.truncate(len);
     let rseq = remote.tracee().rseq()?;
     let pending = signals::pending(remote.tracee(), false)?;
-    let (saved, blocked) = (remote.saved, remote.saved_mask);
+    let (mut saved, blocked) = (remote.saved, remote.saved_mask);
+    let restart = restart::collect(remote, &mut saved);
     let dir = process.dir.thread(tid)?;
     let status = dir.status(&mut cx.buf)?;
     let seccomp = creds::seccomp(cx, at, n, &status)?;
@@ -199,7 +200,7 @@ fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result
         io_context,
         personality: personality(&dir, &mut cx.buf)?,
         cgroups: None,
-        restart: restart_of(&saved),
+        restart,
     })
 }
 
@@ -218,14 +219,6 @@ fn zombie_threads(cx: &mut Cx<'_>, at: usize, status: &Status) {
 
 fn parent_of(cx: &Cx<'_>, ppid: Pid) -> Option<TaskId> {
     cx.process_of.iter().position(|p| cx.frozen.processes[*p].pid == ppid).map(TaskId::from).or(Some(TaskId(0)))
-}
-
-fn restart_of(regs: &crate::arch::UserRegs) -> Restart {
-    if regs.interrupted_call().is_some() && regs.rax as i64 == crate::arch::restart::ERESTART_RESTARTBLOCK {
-        Restart::Block { remaining_ns: None }
-    } else {
-        Restart::None
-    }
 }
 
 fn comm(dir: &ProcDir, buf: &mut Vec<u8>) -> Result<Bytes> {

@@ -139,9 +139,12 @@ pub struct Registers {
 pub enum Restart {
     /// Nothing to do, or the kernel's ordinary restart of the saved registers is right.
     None,
-    /// `-ERESTART_RESTARTBLOCK`: a relative wait; the remaining time in nanoseconds where it is known.
+    /// `-ERESTART_RESTARTBLOCK`: a wait whose end the kernel keeps to itself. It is begun again with what was left.
     Block {
-        /// What was left of the time-out, or `None` where the kernel does not tell.
+        /// Number of the system call; `None` where it had been restarted before and cannot be told any more: the program
+        /// then sees `EINTR`.
+        call: Option<u32>,
+        /// What was left of a relative time-out, nanoseconds; `None` where there is none, or it is absolute.
         remaining_ns: Option<u64>,
     },
 }

@@ -32,6 +32,7 @@ pub mod mountinfo;
 pub mod net;
 pub mod ns;
 pub mod pagemap;
+pub mod sched;
 pub mod smaps;
 pub mod stat;
 pub mod status;

@@ -1,7 +1,7 @@
 //! The last steps: timers run again, registers are set, our area goes, and everybody is released at once.
 
 use super::skeleton::{Skeleton, Skeletons};
-use super::{Error, Result, timers};
+use super::{Error, Result, restart, timers};
 use crate::image::task::{Registers, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
 use crate::sys::abi::UserRegs;
@@ -23,6 +23,7 @@ pub fn go(model: &Model, mut skeletons: Skeletons, leave_stopped: bool) -> Resul
         let mut batch = Batch::new();
         timers::arm(&mut batch, task);
         remote.run_all(&scratch, &batch)?;
+        restart::begin_again(task, &mut skeletons.task(TaskId::from(n)).threads, scratch)?;
     }
     for n in 0..model.tasks.len() {
         let first = model.tasks.iter().position(|t| t.mm.is_some() && t.mm == model.tasks[n].mm);

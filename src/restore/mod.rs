@@ -12,6 +12,7 @@ pub mod material;
 pub mod mm;
 pub mod pidns;
 pub mod plan;
+pub mod restart;
 pub mod signals;
 pub mod skeleton;
 pub mod task;

@@ -77,7 +77,8 @@ impl Drop for Skeletons {
         let init = self.init.take().map(|init| Skeleton { pid: init.pid(), threads: vec![init] });
         for skeleton in self.tasks.drain().map(|(_, s)| s).chain(init) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(skeleton.pid.0), nix::sys::signal::SIGKILL);
-            for thread in &skeleton.threads {
+            // The leader last: it cannot be reaped while another thread has not been.
+            for thread in skeleton.threads.iter().rev() {
                 let _ = wait::wait(thread.pid());
             }
             let _ = wait::try_wait(skeleton.pid);

@@ -9,7 +9,7 @@ use crate::sys::abi::RseqCs;
 use crate::sys::ptrace::options;
 use crate::sys::wait::Status;
 use crate::sys::{Errno, ptrace};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// How long a task may take to stop before the whole freeze is given up.
@@ -46,6 +46,7 @@ pub struct FrozenProcess {
 impl Frozen {
     /// Stops `root` and all its descendants.
     pub fn tree(root: Pid) -> Result<Self> {
+        let slept = asleep(root);
         let mut frozen = Self { processes: Vec::new(), since: Instant::now() };
         let deadline = Instant::now() + DEADLINE;
         frozen.add(root, deadline)?;
@@ -67,6 +68,9 @@ impl Frozen {
             for pid in found {
                 frozen.add(pid, deadline)?;
             }
+        }
+        for thread in frozen.processes.iter_mut().flat_map(|p| &mut p.threads) {
+            thread.slept_ns = slept.get(&thread.pid()).copied();
         }
         Ok(frozen)
     }
@@ -239,7 +243,7 @@ impl FrozenProcess {
         leave_rseq_section(&mut remote)?;
         if remote.saved.rax as i64 == -4 {
             let deliverable = self.deliverable(remote.pid())?;
-            restart::hide_stop(&mut remote.saved, deliverable);
+            remote.rewound = restart::hide_stop(&mut remote.saved, deliverable);
             remote.tracee().set_regs(&remote.saved)?;
         }
         self.threads.push(remote);
@@ -304,13 +308,34 @@ impl FrozenProcess {
             }
         }
         // SIGKILL ends a ptrace-stopped task at once; what is left is to collect the statuses that we are told as tracer.
-        for thread in self.threads {
+        // The leader last: it cannot be reaped while another thread has not been.
+        for thread in self.threads.into_iter().rev() {
             let pid = thread.pid();
             drop(thread);
             let _ = crate::sys::wait::wait(pid);
         }
         Ok(())
     }
+}
+
+/// For how long each thread of a tree has been asleep, nanoseconds: looked at before anybody is stopped, as a stop is a
+/// wake-up. A thread that runs in between is off by at most the time until it is stopped.
+fn asleep(root: Pid) -> HashMap<Pid, u64> {
+    let mut last_ran = HashMap::new();
+    let mut buf = Vec::new();
+    let mut queue = vec![root];
+    while let Some(pid) = queue.pop() {
+        let Ok(dir) = ProcDir::open(pid) else { continue };
+        for tid in dir.tasks().unwrap_or_default() {
+            if let Some(then) = dir.thread(tid).ok().and_then(|d| d.last_ran(&mut buf)) {
+                last_ran.insert(tid, then);
+            }
+        }
+        queue.extend(dir.children_of_all_threads(&mut buf).unwrap_or_default());
+    }
+    let now = ProcDir::of_self().ok().and_then(|d| d.last_ran(&mut buf)).unwrap_or(0);
+    last_ran.values_mut().for_each(|then| *then = now.saturating_sub(*then));
+    last_ran
 }
 
 /// A task stopped inside a restartable sequence must go on at the abort handler: any code of ours that runs in between

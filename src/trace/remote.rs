@@ -32,6 +32,10 @@ pub struct Remote {
     /// Blocked signals as they were.
     pub saved_mask: u64,
     lent: bool,
+    /// A call that would have reported `EINTR` because of our stop is about to be made again.
+    pub rewound: bool,
+    /// How long it had slept when it was stopped, nanoseconds, where that is known.
+    pub slept_ns: Option<u64>,
     /// Signals that arrived while it worked for us, to be delivered at the end.
     pub late_signals: Vec<i32>,
     /// The newest child that the kernel attached for us (`TRACE_FORK` and the like).
@@ -52,6 +56,8 @@ impl Remote {
             saved,
             saved_mask,
             lent: false,
+            rewound: false,
+            slept_ns: None,
             late_signals: Vec::new(),
             last_child: None,
         })
@@ -185,6 +191,39 @@ impl Remote {
         let results = self.run_in(scratch.code, area, batch);
         let _ = self.call(scratch, libc::SYS_munmap, &[area, len])?;
         results
+    }
+
+    /// Runs from these registers a system call that is expected to wait, and interrupts it at once: what it returned to the
+    /// kernel's restart logic. `regs.rip` is a `syscall` with an `int3` behind it.
+    pub fn run_interrupted(&mut self, regs: &UserRegs) -> Result<u64> {
+        self.lend()?;
+        let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
+        tracee.set_regs(regs)?;
+        let running = tracee.cont(0)?;
+        running.interrupt()?;
+        let (tracee, status) = running.wait()?;
+        let mut ret = tracee.regs()?;
+        self.tracee = Some(tracee);
+        match status {
+            Status::EventStop(_) if ret.rip == regs.rip => {
+                // Interrupted before it had entered the call: once more.
+                return self.run_interrupted(regs);
+            }
+            Status::EventStop(_) => {}
+            // It returned at once and hit the trap; the interrupt is still to come.
+            Status::Signal(libc::SIGTRAP) => {
+                ret.rax = self.after_trap(ret.rax)?;
+            }
+            s => return Err(Error::OddStop { pid: self.pid, what: "a wait", status: format!("{s:?}") }),
+        }
+        Ok(ret.rax)
+    }
+
+    fn after_trap(&mut self, ret: u64) -> Result<u64> {
+        let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
+        let (tracee, _) = tracee.cont(0)?.wait()?;
+        self.tracee = Some(tracee);
+        Ok(ret)
     }
 
     /// Removes the scratch area; the call is made from the area itself, so the thread must get its registers back next.
