@@ -42,6 +42,7 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    Check(check::Args),
     List(list::Args),
     Show(show::Args),
     Verify(verify::Args),
@@ -55,6 +56,7 @@ enum Verb {
 impl Verb {
     fn run(self, context: &Context) -> Result<u8, Failure> {
         match self {
+            Self::Check(args) => args.run(context),
             Self::List(args) => args.run(context),
             Self::Show(args) => args.run(context),
             Self::Verify(args) => Ok(args.run(context)),

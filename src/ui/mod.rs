@@ -4,6 +4,7 @@
 //! output is JSON Lines. A reader that closes standard output early is no failure.
 
 pub mod agent;
+pub mod check;
 mod clock;
 pub mod explain;
 pub mod failure;
@@ -106,8 +107,13 @@ fn put(stream: Stream, text: &str) {
 
 /// Shows the result of a verb without events: fields of the `result` for programs, or a text for people.
 fn result(settings: &Settings, verb: &str, fields: json::Object, text: &str) {
+    result_with(settings, verb, 0, fields, text);
+}
+
+/// The same for a verb whose exit code is part of what it says.
+fn result_with(settings: &Settings, verb: &str, exit: u8, fields: json::Object, text: &str) {
     if settings.json {
-        let ok = json::Object::default().with("ok", true).with("exit", 0).with("verb", verb).and(fields);
+        let ok = json::Object::default().with("ok", exit == 0).with("exit", exit).with("verb", verb).and(fields);
         put(Stream::Out, &json::Stamp::begin(SessionId::random()).line("result", ok));
     } else {
         put(Stream::Out, text);

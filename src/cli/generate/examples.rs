@@ -9,7 +9,7 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
         "check",
         &[
             ("What can this host do?", "migrate check"),
-            ("Could process 4242 be moved to host b?", "migrate check 4242 --to b"),
+            ("What about process 4242 is in the way?", "migrate check 4242"),
         ],
     ),
     ("list", &[("What is running here that could be moved?", "migrate list")]),

@@ -1,0 +1,139 @@
+//! What `check` has found.
+
+use super::json::{self, Object};
+use super::style::{Style, clean, paint};
+use super::units::{bytes, count};
+use super::{Settings, Stream, failure, result_with, table};
+use crate::failure::FailureKind;
+use crate::kernel::{Answer, Need};
+use crate::ops::check::{ProbeLine, Report, TargetReport};
+
+/// Shows the report; returns the exit code.
+pub fn report(report: &Report, settings: &Settings) -> u8 {
+    let exit = if report.is_ok() { 0 } else { FailureKind::Blocked as u8 };
+    result_with(settings, "check", exit, fields(report), &text(report, settings));
+    exit
+}
+
+fn fields(report: &Report) -> Object {
+    let facts = report.facts;
+    let host = Object::default()
+        .with("hostname", facts.hostname.as_str())
+        .with("kernel", facts.release.as_str())
+        .with("machine", facts.machine.as_str())
+        .with("cpus", facts.cpus)
+        .with("cpu_features", facts.cpu_features.clone())
+        .with("memory_bytes", facts.memory.total)
+        .with("memory_available_bytes", facts.memory.available)
+        .with("uid", facts.euid);
+    Object::default()
+        .object("here", host)
+        .list("probes", report.probes.iter().map(probe).collect())
+        .list("targets", report.targets.iter().map(target).collect())
+        .list("blockers", report.all_blockers().iter().map(json::blocker).collect())
+}
+
+fn probe(line: &ProbeLine) -> Object {
+    let why = match &line.answer {
+        Answer::No(why) => Some(why.as_str()),
+        Answer::Yes | Answer::Masked => None,
+    };
+    Object::default()
+        .with("name", line.probe.name())
+        .with("answer", answer(&line.answer))
+        .known("why", why)
+        .with("need", need(line.probe.need()))
+        .with("purpose", line.probe.purpose())
+        .with("without", line.probe.without())
+}
+
+fn target(target: &TargetReport) -> Object {
+    Object::default()
+        .with("target", target.target.to_string())
+        .with("pids", target.roots.iter().map(|pid| pid.0).collect::<Vec<_>>())
+        .with("comm", target.comm.as_str())
+        .with("processes", target.processes)
+        .with("threads", target.threads)
+        .with("memory_bytes", target.memory_bytes)
+        .list("blockers", target.blockers.iter().map(json::blocker).collect())
+}
+
+fn answer(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Yes => "yes",
+        Answer::No(_) => "no",
+        Answer::Masked => "masked",
+    }
+}
+
+fn need(need: Need) -> &'static str {
+    match need {
+        Need::Required => "required",
+        Need::Wanted => "wanted",
+        Need::Useful => "useful",
+    }
+}
+
+fn text(report: &Report, settings: &Settings) -> String {
+    let coloured = settings.coloured(Stream::Out);
+    let facts = report.facts;
+    let mut text = format!(
+        "{}: Linux {}, {}, {}, {} of {} free, user {}\n",
+        clean(&facts.hostname),
+        clean(&facts.release),
+        facts.machine,
+        count(facts.cpus.into(), "CPU"),
+        bytes(facts.memory.available),
+        bytes(facts.memory.total),
+        facts.euid,
+    );
+    // With targets, of the host only what is missing is of interest.
+    if report.targets.is_empty() {
+        text += "\n";
+        text += &probes(report, coloured);
+        text += "\n";
+        text += match report.blockers.is_empty() {
+            true => "everything that is needed is there\n",
+            false => "nothing works here without these:\n",
+        };
+    }
+    if !report.blockers.is_empty() {
+        text += &failure::blockers(&report.blockers, coloured);
+    }
+    for target in &report.targets {
+        text += &target_text(target, coloured);
+    }
+    text
+}
+
+fn probes(report: &Report, coloured: bool) -> String {
+    let rows: Vec<[String; 3]> = report
+        .probes
+        .iter()
+        .map(|line| {
+            let meaning = match &line.answer {
+                Answer::Yes => line.probe.purpose().to_owned(),
+                Answer::No(why) => format!("{}; {why}", line.probe.without()),
+                Answer::Masked => format!("{}; masked", line.probe.without()),
+            };
+            [line.probe.name().to_owned(), answer(&line.answer).to_owned(), meaning]
+        })
+        .collect();
+    table::lay_out(["PROBE", "HERE", "MEANING"], &rows, coloured)
+}
+
+fn target_text(target: &TargetReport, coloured: bool) -> String {
+    let size = [
+        count(target.processes.into(), "process"),
+        count(target.threads.into(), "thread"),
+        format!("{} resident", bytes(target.memory_bytes)),
+    ];
+    let name = paint(&target.target.to_string(), Style::Strong, coloured);
+    let mut text = format!("\n{name} ({}): {}\n", clean(&target.comm), size.join(", "));
+    if target.blockers.is_empty() {
+        text += "nothing seen in the way; `migrate dump --dry-run` looks at every descriptor and mapping\n";
+    } else {
+        text += &failure::blockers(&target.blockers, coloured);
+    }
+    text
+}
