@@ -174,7 +174,7 @@ fn rival_given(setting: &Setting, given: &clap::ArgMatches) -> bool {
 
 fn option<'a>(command: &'a clap::Command, key: &str) -> Option<&'a clap::Arg> {
     let known = command.get_arguments().find(|arg| arg.get_long() == Some(key));
-    known.filter(|_| !["config", "help", "version"].contains(&key))
+    known.filter(|arg| !arg.is_hide_set() && !["config", "help", "version"].contains(&key))
 }
 
 fn missing(path: &Path) -> Failure {

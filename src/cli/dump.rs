@@ -51,7 +51,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options();
         let data = matches!(options.image, ImagePlace::Stream);
-        let session = context.session(options.session.clone(), Some(self.target.to_string()), data);
+        let session = context.session(options.session, Some(self.target.to_string()), data);
         let result = ops::dump::run(&options, &session);
         Ok(session.finish(result))
     }

@@ -6,6 +6,7 @@
 mod config;
 pub mod everywhere;
 pub mod generate;
+mod not_yet;
 mod options;
 
 mod agent;
@@ -110,14 +111,17 @@ enum Refused {
 
 /// Reads the arguments, with the configuration as defaults.
 fn parse(args: &[OsString]) -> Result<(Cli, Config, String), Refused> {
-    let mut matches = Cli::command().try_get_matches_from(args).map_err(Refused::Parser)?;
+    let mut matches = command().try_get_matches_from(args).map_err(Refused::Parser)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(Refused::Parser)?;
     let verb = matches.subcommand_name().unwrap_or_default().to_owned();
     let refuse = |cli: &Cli, failure| Refused::Config(Box::new(failure), cli.everywhere.settings(), verb.clone());
 
     let places = config::Places::of_environment(cli.everywhere.config.clone());
     let config = Config::read(&places).map_err(|failure| refuse(&cli, failure))?;
-    let mut command = Cli::command();
+    if let Some((_, given)) = matches.subcommand() {
+        not_yet::check(&verb, given).map_err(|failure| refuse(&cli, failure))?;
+    }
+    let mut command = command();
     let settings = config.settings(&command).map_err(|failure| refuse(&cli, failure))?;
     if !settings.is_empty() {
         command = config::with_defaults(command, &settings, &matches);
@@ -127,9 +131,26 @@ fn parse(args: &[OsString]) -> Result<(Cli, Config, String), Refused> {
     Ok((cli, config, verb))
 }
 
-/// The definition of the command line, for man pages, completions and tests.
+/// The definition of the command line: the parser's, and that of man pages, completions and tests.
 pub fn command() -> clap::Command {
-    Cli::command()
+    not_yet::hide(Cli::command())
+}
+
+/// Whether a command line, the program's name first, would be run: it fits the definitions, and every option in it works.
+///
+/// # Errors
+/// What a person would be told.
+pub fn understands(args: &[String]) -> Result<(), String> {
+    let matches = match command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        // Help and version are understood, too.
+        Err(error) if error.exit_code() == 0 => return Ok(()),
+        Err(error) => return Err(error.to_string()),
+    };
+    match matches.subcommand() {
+        Some((verb, given)) => not_yet::check(verb, given).map_err(|failure| failure.to_string()),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

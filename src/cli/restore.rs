@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::options::{image::ImageArgs, state::StateArgs};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::ops;
 use crate::ops::options::RestoreOptions;
 use crate::ops::words::SessionId;
@@ -39,12 +39,15 @@ impl Args {
     /// None here: a failure is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options();
-        let session = context.session(options.session.clone(), None, false);
+        // In the foreground standard output and the exit code are the target's.
+        let foreground = !options.detach && !options.dry_run;
+        let session = context.session(options.session, None, foreground);
         match ops::restore::run(&options, &session) {
+            Err(failure) if foreground => Ok(session.finish(Err(failure.kind(FailureKind::BeforeRun)))),
             Err(failure) => Ok(session.finish(Err(failure))),
             Ok(restored) => {
                 let code = session.finish(Ok(restored.outcome.clone()));
-                Ok(if options.detach { code } else { restored.wait() })
+                Ok(if foreground { restored.wait() } else { code })
             }
         }
     }

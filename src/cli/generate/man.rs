@@ -35,7 +35,8 @@ fn page(verb: clap::Command) -> String {
     text += &rendered(|out| man.render_description_section(out));
     text += &rendered(|out| man.render_options_section(out));
     text += ".PP\nOptions of every verb, words such as SIZE, TIME and DEST, exit codes and files: see migrate(1).\n";
-    let examples: Vec<_> = EXAMPLES.iter().filter(|(verb, _)| *verb == name).flat_map(|(_, list)| *list).collect();
+    let examples = EXAMPLES.iter().filter(|(verb, _)| *verb == name).flat_map(|(_, list)| *list);
+    let examples: Vec<_> = examples.filter(|(_, line)| works(line)).collect();
     if !examples.is_empty() {
         text += ".SH EXAMPLES\n";
         text += &examples.into_iter().map(example).collect::<String>();
@@ -52,6 +53,13 @@ fn usage(verb: &str) -> String {
     let verb = command.find_subcommand_mut(verb).expect("the name came from the same definitions");
     let usage = verb.render_usage().to_string();
     usage.trim_start_matches("Usage:").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether everything in a command line works already.
+fn works(line: &str) -> bool {
+    let ours = line.split('|').next().unwrap_or_default();
+    let words: Vec<String> = ours.split_whitespace().map(str::to_owned).collect();
+    crate::cli::understands(&words).is_ok()
 }
 
 fn rendered(render: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> String {
