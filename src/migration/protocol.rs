@@ -1,0 +1,366 @@
+//! The messages of a move, in their order.
+//!
+//! ```text
+//! source                                              destination
+//! Offer, model of the running target  ---------------> preflight with that model
+//!                                     <--------------- Verdict: all blockers, room
+//! Round n; pages on the bulk channels, a MARK on each;
+//! RoundEnd n                          ---------------> stores them
+//!                                     <--------------- RoundDone n      (n = 1.. while the target runs)
+//! -- freeze --
+//! Round n; pages; marks; RoundEnd n   ---------------> stores them
+//! Prepare, final model                ---------------> rebuilds the target, stops short of running
+//!                                     <--------------- RoundDone n, Prepared
+//! hold beyond our own death; journal: committing
+//! Commit                              ---------------> journal: owner; runs the target
+//!                                     <--------------- Running
+//! journal: done; ends the original
+//! Done                                ---------------> forgets the attempt
+//! ```
+//! At any time before Commit either side may say Abort (source) or Failed (destination): the target goes on at the
+//! source, the destination discards what it holds. After Commit only the destination knows; [`super::handover`].
+//!
+//! Messages are JSON in MESG frames, so that a newer program may add fields. Each names the attempt; a message of another
+//! attempt is refused. The model is sent in MODL frames, in pieces; how many bytes there will be is in the message before.
+
+use crate::blocker::{Blocker, Code};
+use crate::image::{MmId, ShmemId};
+use crate::memory::Space;
+use crate::transport::{Channel, FrameKind, Result, TransportError};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Longest model that is taken, bytes.
+pub const MODEL_BYTES_MAX: u64 = crate::image::limits::MODEL_BYTES;
+
+/// One attempt to move one target: 128 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AttemptId(pub [u8; 16]);
+
+impl AttemptId {
+    /// A new one.
+    pub fn random() -> Result<Self> {
+        crate::transport::link::random_bits().map(Self)
+    }
+}
+
+impl fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What moves, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetSummary {
+    /// Process id of the root at the source.
+    pub pid: i32,
+    /// Its command name.
+    pub comm: String,
+    /// Processes and threads.
+    pub tasks: u32,
+    /// Resident memory, bytes.
+    pub memory_bytes: u64,
+}
+
+/// A blocker on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireBlocker {
+    code: u16,
+    object: String,
+    reason: String,
+    remedy: String,
+}
+
+impl From<&Blocker> for WireBlocker {
+    fn from(blocker: &Blocker) -> Self {
+        let Blocker { code, object, reason, remedy } = blocker.clone();
+        Self { code: code.0, object, reason, remedy }
+    }
+}
+
+impl From<WireBlocker> for Blocker {
+    fn from(wire: WireBlocker) -> Self {
+        Self { code: Code(wire.code), object: wire.object, reason: wire.reason, remedy: wire.remedy }
+    }
+}
+
+/// A space on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WireSpace {
+    /// An address space.
+    Mm(u32),
+    /// A shared memory object.
+    Shmem(u32),
+}
+
+impl From<Space> for WireSpace {
+    fn from(space: Space) -> Self {
+        match space {
+            Space::Mm(MmId(id)) => Self::Mm(id),
+            Space::Shmem(ShmemId(id)) => Self::Shmem(id),
+        }
+    }
+}
+
+impl From<WireSpace> for Space {
+    fn from(wire: WireSpace) -> Self {
+        match wire {
+            WireSpace::Mm(id) => Self::Mm(MmId(id)),
+            WireSpace::Shmem(id) => Self::Shmem(ShmemId(id)),
+        }
+    }
+}
+
+/// How a space that pages were sent for is called in the final model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceName {
+    /// In frames of pages.
+    pub sent_as: WireSpace,
+    /// In the final model; `None` = it is gone, its pages with it.
+    pub model: Option<WireSpace>,
+    /// The address space (of the final model) it shares pages with since it was forked from it.
+    pub cow_parent: Option<u32>,
+}
+
+/// A failure of the destination, for the source's report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireFailure {
+    /// What failed.
+    pub what: String,
+    /// Why, outermost cause first.
+    pub causes: Vec<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// Everything in the way, if that was it.
+    #[serde(default)]
+    pub blockers: Vec<WireBlocker>,
+}
+
+/// From the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum FromSource {
+    /// May this come? The model of the target as it runs now follows, in `model_bytes` bytes.
+    Offer {
+        /// Names everything that follows.
+        attempt: AttemptId,
+        /// The session's id, as the source's user sees it.
+        session: String,
+        /// What moves.
+        target: TargetSummary,
+        /// The choices of the STATE group, as the options' JSON.
+        state: serde_json::Value,
+        /// Only look, nothing will be sent.
+        dry_run: bool,
+        /// Length of the model.
+        model_bytes: u64,
+    },
+    /// Pages of this round follow on the bulk channels.
+    Round {
+        /// The attempt.
+        attempt: AttemptId,
+        /// 1 for the first.
+        number: u32,
+    },
+    /// All pages of this round were sent; each bulk channel has got its MARK.
+    RoundEnd {
+        /// The attempt.
+        attempt: AttemptId,
+        /// As announced.
+        number: u32,
+    },
+    /// Everything was sent but the final model, which follows in `model_bytes` bytes: rebuild it, and stop short of running.
+    Prepare {
+        /// The attempt.
+        attempt: AttemptId,
+        /// What spaces are called.
+        spaces: Vec<SpaceName>,
+        /// Length of the model.
+        model_bytes: u64,
+    },
+    /// Run it. From here on the destination owns it.
+    Commit {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// The original has ended.
+    Done {
+        /// The attempt.
+        attempt: AttemptId,
+    },
+    /// The target goes on at the source.
+    Abort {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// From the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum FromDestination {
+    /// What stands in the way there.
+    Verdict {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Everything; empty = it may come.
+        blockers: Vec<WireBlocker>,
+        /// Bytes of pages that can be stored there.
+        room_bytes: u64,
+    },
+    /// A round is stored.
+    RoundDone {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Which.
+        number: u32,
+        /// Bytes of pages that can still be stored.
+        room_bytes: u64,
+    },
+    /// The target is rebuilt and stands before its first instruction.
+    Prepared {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Time it took to rebuild it, microseconds.
+        took_us: u64,
+    },
+    /// The target runs here.
+    Running {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Process id of its root, as the destination sees it.
+        pid: i32,
+    },
+    /// It will not run here; everything was discarded.
+    Failed {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why.
+        failure: WireFailure,
+    },
+}
+
+/// Sends a message.
+pub fn send<T: Serialize>(channel: &mut Channel, message: &T) -> Result<()> {
+    let bytes = serde_json::to_vec(message).expect("messages have string keys only");
+    channel.send(FrameKind::MESSAGE, &bytes)
+}
+
+/// Receives a message.
+pub fn receive<T: for<'a> Deserialize<'a>>(channel: &mut Channel) -> Result<T> {
+    let peer = channel.peer().to_owned();
+    let bytes = channel.expect(FrameKind::MESSAGE, "a message")?;
+    decode(bytes, &peer)
+}
+
+/// A message from the body of a MESG frame.
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8], peer: &str) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| TransportError::Malformed {
+        peer: peer.into(),
+        what: "message",
+        reason: error.to_string(),
+    })
+}
+
+/// Sends the bytes of a model.
+pub fn send_model(channel: &mut Channel, model: &[u8]) -> Result<()> {
+    let piece = crate::transport::frame::limit(FrameKind::MODEL).expect("a kind of ours") as usize;
+    model.chunks(piece).try_for_each(|piece| channel.send(FrameKind::MODEL, piece))
+}
+
+/// Receives the bytes of a model, as many as were announced.
+pub fn receive_model(channel: &mut Channel, bytes: u64) -> Result<Vec<u8>> {
+    let peer = channel.peer().to_owned();
+    let malformed = |reason: String| TransportError::Malformed { peer: peer.clone(), what: "model", reason };
+    if bytes > MODEL_BYTES_MAX {
+        return Err(malformed(format!("{bytes} bytes are more than the {MODEL_BYTES_MAX} allowed")));
+    }
+    // Grows with what comes, not with what was announced.
+    let mut model = Vec::new();
+    while (model.len() as u64) < bytes {
+        let piece = channel.expect(FrameKind::MODEL, "a piece of the model")?;
+        if piece.is_empty() || (model.len() + piece.len()) as u64 > bytes {
+            return Err(malformed("its pieces do not add up".into()));
+        }
+        model.extend_from_slice(piece);
+    }
+    Ok(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::stream::Stream;
+    use crate::transport::wait::{Abort, Patience};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn pair() -> (Channel, Channel) {
+        let (a, b) = Stream::pair().unwrap();
+        let patience = Patience { abort: Abort::new().unwrap(), silence: Duration::from_secs(5), deadline: None };
+        (Channel::new(a, "b", patience.clone()), Channel::new(b, "a", patience))
+    }
+
+    #[test]
+    fn messages_arrive_as_sent() {
+        let (mut a, mut b) = pair();
+        let attempt = AttemptId::random().unwrap();
+        let spaces = vec![SpaceName { sent_as: WireSpace::Mm(2), model: Some(WireSpace::Mm(0)), cow_parent: Some(1) }];
+        let message = FromSource::Prepare { attempt, spaces, model_bytes: 7 };
+        send(&mut a, &message).unwrap();
+        assert_eq!(receive::<FromSource>(&mut b).unwrap(), message);
+        let failure = WireFailure { what: "x".into(), causes: vec!["y".into()], hint: None, blockers: Vec::new() };
+        let message = FromDestination::Failed { attempt, failure };
+        send(&mut b, &message).unwrap();
+        assert_eq!(receive::<FromDestination>(&mut a).unwrap(), message);
+    }
+
+    #[test]
+    fn a_newer_programs_message_is_read() {
+        let attempt = AttemptId([1; 16]);
+        let mut json = serde_json::to_value(FromSource::Commit { attempt }).unwrap();
+        json["new"] = serde_json::json!({ "field": 1 });
+        let bytes = serde_json::to_vec(&json).unwrap();
+        assert_eq!(decode::<FromSource>(&bytes, "x").unwrap(), FromSource::Commit { attempt });
+        let unknown = decode::<FromSource>(br#"{"message":"teleport"}"#, "x").unwrap_err().to_string();
+        assert!(unknown.contains("teleport"), "{unknown}");
+    }
+
+    #[test]
+    fn a_model_travels_in_pieces() {
+        let (mut a, mut b) = pair();
+        let model: Vec<u8> = (0..9 << 20).map(|n: u32| (n >> 10) as u8).collect();
+        let sent = model.clone();
+        let sender = std::thread::spawn(move || send_model(&mut a, &sent));
+        assert!(receive_model(&mut b, model.len() as u64).unwrap() == model);
+        sender.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_model_that_does_not_add_up_is_refused() {
+        let (mut a, mut b) = pair();
+        a.send(FrameKind::MODEL, &[0; 100]).unwrap();
+        assert!(matches!(receive_model(&mut b, 99), Err(TransportError::Malformed { .. })));
+        a.send(FrameKind::MODEL, &[]).unwrap();
+        assert!(matches!(receive_model(&mut b, 1), Err(TransportError::Malformed { .. })));
+        assert!(matches!(receive_model(&mut b, u64::MAX), Err(TransportError::Malformed { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<FromSource>(&bytes, "x");
+            let _ = decode::<FromDestination>(&bytes, "x");
+        }
+    }
+}

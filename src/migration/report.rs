@@ -1,0 +1,91 @@
+//! What a move has shown.
+
+use super::protocol::TargetSummary;
+use super::switchover::ExitCondition;
+use crate::ops::outcome::Round;
+use std::time::{Duration, Instant};
+
+/// The pause as the source's clock sees it, in named parts.
+#[derive(Debug)]
+pub struct Pause {
+    begun: Instant,
+    last: Instant,
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Pause {
+    /// Begins; the first part is called `freeze`.
+    pub fn begin() -> Self {
+        let now = Instant::now();
+        Self { begun: now, last: now, parts: Vec::new() }
+    }
+
+    /// All is stopped and read; `since` is when the first task was.
+    pub fn frozen(&mut self, since: Option<Instant>) {
+        if let Some(since) = since {
+            self.begun = since;
+            self.last = since;
+        }
+        self.part("freeze");
+    }
+
+    /// A part has ended.
+    pub fn part(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.parts.push((name, now - self.last));
+        self.last = now;
+    }
+}
+
+/// A move.
+#[derive(Debug)]
+pub struct Report {
+    begun: Instant,
+    /// What moved.
+    pub target: Option<TargetSummary>,
+    /// Rounds, the one inside the pause last.
+    pub rounds: Vec<Round>,
+    /// Why the rounds ended.
+    pub exit: Option<ExitCondition>,
+    /// From the first stopped task to the word that it runs there: an upper bound of what the target feels.
+    pub downtime: Option<Duration>,
+    /// The same in parts.
+    pub downtime_parts: Vec<(&'static str, Duration)>,
+    /// How long the destination took to rebuild it.
+    pub rebuild: Option<Duration>,
+    /// Process id of the root over there.
+    pub pid: Option<i32>,
+    /// From the beginning to the word that it runs there.
+    pub total: Option<Duration>,
+    /// Bytes sent, headers included.
+    pub bytes_sent: u64,
+    /// What went wrong without harm.
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    /// Begins now.
+    pub fn begin() -> Self {
+        Self {
+            begun: Instant::now(),
+            target: None,
+            rounds: Vec::new(),
+            exit: None,
+            downtime: None,
+            downtime_parts: Vec::new(),
+            rebuild: None,
+            pid: None,
+            total: None,
+            bytes_sent: 0,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The target runs there.
+    pub fn switched(&mut self, pid: i32, pause: Pause) {
+        self.pid = Some(pid);
+        self.downtime = Some(pause.last - pause.begun);
+        self.downtime_parts = pause.parts;
+        self.total = Some(self.begun.elapsed());
+    }
+}

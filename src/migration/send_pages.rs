@@ -1,0 +1,267 @@
+//! Sending the pages of a round: one worker for each bulk channel, each reads, packs and sends.
+
+use super::MoveError;
+use super::pages::Packer;
+use super::source::Plan;
+use crate::image::mm::PAGE;
+use crate::memory::pipeline::ReadPages;
+use crate::memory::{PageRange, Space};
+use crate::transport::{Channel, FrameKind, Link};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Pages read in one go: fits the second-level cache.
+const GRAIN_PAGES: u64 = 128;
+
+/// Ranges read in one go: process_vm_readv(2) takes 1024.
+const GRAIN_RANGES: usize = 512;
+
+/// How often a side that is busy says so.
+pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
+
+/// Holds a rate over all channels.
+#[derive(Debug)]
+pub struct Throttle {
+    rate: Option<u64>,
+    begun: Instant,
+    sent: AtomicU64,
+}
+
+impl Throttle {
+    /// `rate` in bytes a second; `None` = unlimited.
+    pub fn new(rate: Option<u64>) -> Self {
+        Self { rate, begun: Instant::now(), sent: AtomicU64::new(0) }
+    }
+
+    /// `bytes` were sent: sleeps until that is within the rate.
+    fn sent(&self, bytes: u64) {
+        let total = self.sent.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if let Some(rate) = self.rate.filter(|rate| *rate > 0) {
+            let due = Duration::from_secs_f64(total as f64 / rate as f64);
+            std::thread::sleep(due.saturating_sub(self.begun.elapsed()));
+        }
+    }
+}
+
+/// Hands out the plan in grains.
+struct Grains<'a> {
+    plan: std::slice::Iter<'a, (Space, PageRange)>,
+    rest: Option<(Space, PageRange)>,
+}
+
+impl<'a> Grains<'a> {
+    fn of(plan: &'a [(Space, PageRange)]) -> Self {
+        Self { plan: plan.iter(), rest: None }
+    }
+
+    fn next(&mut self) -> Option<(Space, Vec<PageRange>)> {
+        let (mut room, mut grain): (u64, Option<(Space, Vec<PageRange>)>) = (GRAIN_PAGES, None);
+        loop {
+            let Some((space, range)) = self.rest.take().or_else(|| self.plan.next().copied()) else { return grain };
+            if range.is_empty() {
+                continue;
+            }
+            let fits = grain.as_ref().is_none_or(|(other, ranges)| *other == space && ranges.len() < GRAIN_RANGES);
+            if room == 0 || !fits {
+                self.rest = Some((space, range));
+                return grain;
+            }
+            let now = PageRange::new(range.first, range.count.min(room));
+            room -= now.count;
+            let later = PageRange::new(now.end(), range.count - now.count);
+            self.rest = (!later.is_empty()).then_some((space, later));
+            grain.get_or_insert_with(|| (space, Vec::new())).1.push(now);
+        }
+    }
+}
+
+/// One round as its workers see it.
+struct Work<'a> {
+    source: &'a dyn ReadPages,
+    grains: Mutex<Grains<'a>>,
+    in_pause: bool,
+    level: Option<i32>,
+    throttle: &'a Throttle,
+    pages: AtomicU64,
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+/// Sends the pages of a plan over the bulk channels (or the control channel where there are none), a MARK behind them on
+/// each bulk channel. In a round while the target runs, pages that vanish meanwhile are passed over: the next round sees
+/// that they did. Returns how many pages were sent.
+#[allow(clippy::too_many_arguments)]
+pub fn send_round(
+    link: &mut Link,
+    source: &dyn ReadPages,
+    plan: &Plan,
+    number: u32,
+    in_pause: bool,
+    level: Option<i32>,
+    throttle: &Throttle,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<u64, MoveError> {
+    let work = Work {
+        source,
+        grains: Mutex::new(Grains::of(&plan.pages)),
+        in_pause,
+        level,
+        throttle,
+        pages: AtomicU64::new(0),
+        progress,
+    };
+    let first = link.bulk.first_mut().unwrap_or(&mut link.control);
+    send_notes(first, plan, level)?;
+    if link.bulk.is_empty() {
+        work.run(&mut link.control)?;
+        return Ok(work.pages.into_inner());
+    }
+    let mark = mark(number, in_pause);
+    let (control, bulk) = (&mut link.control, &mut link.bulk);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = bulk
+            .iter_mut()
+            .map(|channel| {
+                let work = &work;
+                scope.spawn(move || work.run(channel).and_then(|()| Ok(channel.send(FrameKind::MARK, &mark)?)))
+            })
+            .collect();
+        // The control channel would look dead in a long round.
+        let mut said = Instant::now();
+        let mut alive = Ok(());
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            std::thread::sleep(Duration::from_micros(if said.elapsed() < Duration::from_millis(20) { 50 } else { 1000 }));
+            if said.elapsed() >= ALIVE_EVERY && alive.is_ok() {
+                alive = control.send(FrameKind::ALIVE, &[]);
+                said = Instant::now();
+            }
+        }
+        let mut result = alive.map_err(MoveError::from);
+        for worker in workers {
+            result = result.and(worker.join().unwrap_or(Err(MoveError::Worker)));
+        }
+        result
+    })?;
+    Ok(work.pages.into_inner())
+}
+
+/// Body of a MARK frame: the round, and whether it is the last.
+pub fn mark(number: u32, last: bool) -> [u8; 5] {
+    let [a, b, c, d] = number.to_le_bytes();
+    [a, b, c, d, last.into()]
+}
+
+/// Reads the body of a MARK frame.
+pub fn read_mark(body: &[u8]) -> Option<(u32, bool)> {
+    match *body {
+        [a, b, c, d, last @ (0 | 1)] => Some((u32::from_le_bytes([a, b, c, d]), last == 1)),
+        _ => None,
+    }
+}
+
+fn send_notes(channel: &mut Channel, plan: &Plan, level: Option<i32>) -> Result<(), MoveError> {
+    let mut packer = Packer::new(level);
+    for run in &plan.notes {
+        packer.note(*run);
+        if packer.is_full(PAGE as usize) {
+            channel.send(FrameKind::PAGES, packer.take())?;
+        }
+    }
+    if !packer.is_empty() {
+        channel.send(FrameKind::PAGES, packer.take())?;
+    }
+    Ok(())
+}
+
+impl Work<'_> {
+    fn run(&self, channel: &mut Channel) -> Result<(), MoveError> {
+        let mut packer = Packer::new(self.level);
+        let mut buffer = vec![0; (GRAIN_PAGES * PAGE) as usize];
+        loop {
+            let grain = self.grains.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((space, ranges)) = grain else { break };
+            let bytes: usize = ranges.iter().map(|range| range.bytes() as usize).sum();
+            if packer.is_full(bytes) {
+                self.send(channel, &mut packer)?;
+            }
+            self.read(space, &ranges, &mut buffer[..bytes], &mut packer)?;
+        }
+        if packer.is_empty() { Ok(()) } else { self.send(channel, &mut packer) }
+    }
+
+    fn send(&self, channel: &mut Channel, packer: &mut Packer) -> Result<(), MoveError> {
+        let frame = packer.take();
+        channel.send(FrameKind::PAGES, frame)?;
+        self.throttle.sent(frame.len() as u64);
+        Ok(())
+    }
+
+    fn read(&self, space: Space, ranges: &[PageRange], buffer: &mut [u8], packer: &mut Packer) -> Result<(), MoveError> {
+        match self.source.read(space, ranges, buffer) {
+            Ok(()) => {
+                let mut rest = &*buffer;
+                for range in ranges {
+                    let (content, later) = rest.split_at(range.bytes() as usize);
+                    packer.add(space, range.first, content);
+                    rest = later;
+                }
+            }
+            Err(source) if self.in_pause => return Err(MoveError::Pages { space, source }),
+            // Something in there was unmapped while the target runs: page by page, what can be read.
+            Err(_) => {
+                for page in ranges.iter().flat_map(|range| range.pieces(1)) {
+                    let content = &mut buffer[..PAGE as usize];
+                    if self.source.read(space, &[page], content).is_ok() {
+                        packer.add(space, page.first, content);
+                    }
+                }
+            }
+        }
+        let pages: u64 = ranges.iter().map(|range| range.count).sum();
+        let done = self.pages.fetch_add(pages, Ordering::Relaxed) + pages;
+        (self.progress)(done * PAGE);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::MmId;
+
+    #[test]
+    fn grains_cover_the_plan_in_order() {
+        let (a, b) = (Space::Mm(MmId(0)), Space::Mm(MmId(1)));
+        let mut plan = vec![(a, PageRange::new(0, 300)), (a, PageRange::new(400, 0)), (b, PageRange::new(5, 1))];
+        plan.extend((0..1000).map(|n| (b, PageRange::new(10 + 2 * n, 1))));
+        let mut grains = Grains::of(&plan);
+        let mut seen = Vec::new();
+        while let Some((space, ranges)) = grains.next() {
+            assert!(ranges.len() <= GRAIN_RANGES && !ranges.is_empty());
+            assert!(ranges.iter().map(|range| range.count).sum::<u64>() <= GRAIN_PAGES);
+            seen.extend(ranges.iter().flat_map(|range| (range.first..range.end()).map(move |page| (space, page))));
+        }
+        let wanted: Vec<_> = plan.iter().flat_map(|(space, range)| (range.first..range.end()).map(|page| (*space, page))).collect();
+        assert_eq!(seen, wanted);
+    }
+
+    #[test]
+    fn marks_are_read_as_written() {
+        assert_eq!(read_mark(&mark(7, true)), Some((7, true)));
+        assert_eq!(read_mark(&mark(u32::MAX, false)), Some((u32::MAX, false)));
+        assert_eq!(read_mark(&[0, 0, 0, 0, 2]), None);
+        assert_eq!(read_mark(&[0; 4]), None);
+    }
+
+    #[test]
+    fn a_rate_is_held() {
+        let throttle = Throttle::new(Some(1 << 20));
+        let started = Instant::now();
+        for _ in 0..10 {
+            throttle.sent(10 << 10);
+        }
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(95), "{took:?}");
+        Throttle::new(None).sent(u64::MAX / 2);
+    }
+}

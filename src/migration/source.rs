@@ -1,0 +1,400 @@
+//! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`].
+
+use super::journal::{Journal, Role, Step};
+use super::pages::Run;
+use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure};
+use super::report::{Pause, Report};
+use super::send_pages::{Throttle, send_round};
+use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats};
+use super::MoveError;
+use crate::blocker::Blocker;
+use crate::failure::Failure;
+use crate::memory::pipeline::ReadPages;
+use crate::memory::{PageRange, Space};
+use crate::ops::outcome::Round;
+use crate::ops::{Event, Events};
+use crate::transport::Link;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What the source knows of a target before it moves: read in a short freeze, after which it runs on.
+#[derive(Debug)]
+pub struct Survey {
+    /// For people.
+    pub summary: TargetSummary,
+    /// The model, encoded.
+    pub model: Vec<u8>,
+    /// What stands in the way on this side.
+    pub blockers: Vec<Blocker>,
+}
+
+/// Pages to send.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Pages whose content is to be read.
+    pub pages: Vec<(Space, PageRange)>,
+    /// Pages about which something is said without content (gone, inherited).
+    pub notes: Vec<Run>,
+}
+
+impl Plan {
+    /// Bytes of the pages to be read.
+    pub fn bytes(&self) -> u64 {
+        self.pages.iter().map(|(_, range)| range.bytes()).sum()
+    }
+}
+
+/// The frozen target: all that is left to send.
+#[derive(Debug)]
+pub struct Final {
+    /// Pages written since the last round, and all that no round could track.
+    pub plan: Plan,
+    /// The model, encoded.
+    pub model: Vec<u8>,
+    /// What spaces of all rounds are called in it.
+    pub spaces: Vec<SpaceName>,
+}
+
+/// The target as this side handles it; the engine implements it. Called from one thread.
+pub trait Target {
+    /// Reads it in a short freeze and begins to track its writes; it runs on.
+    fn survey(&mut self) -> Result<Survey, Failure>;
+
+    /// Takes what was written since the last call (at first: everything). The pages are then read while it runs.
+    fn take_dirty(&mut self) -> Result<Plan, Failure>;
+
+    /// What was written since the last [`Target::take_dirty`], bytes; taken nothing.
+    fn dirty_bytes(&mut self) -> Result<u64, Failure>;
+
+    /// Where contents are read, by any thread.
+    fn pages(&self) -> &dyn ReadPages;
+
+    /// Stops it, and reads all that is left. On failure it runs on.
+    fn freeze(&mut self) -> Result<Final, Failure>;
+
+    /// When the first of its tasks was stopped, once it is frozen.
+    fn frozen_since(&self) -> Option<Instant>;
+
+    /// Sees to it that it stays stopped even if this program dies.
+    fn hold(&mut self) -> Result<(), Failure>;
+
+    /// Lets it go on as if nothing had been (also after [`Target::hold`]); stops tracking.
+    fn resume(&mut self) -> Result<(), Failure>;
+
+    /// Ends it: it runs elsewhere.
+    fn end(&mut self) -> Result<(), Failure>;
+}
+
+/// What is wanted of a move.
+#[derive(Debug, Clone)]
+pub struct Wishes<'a> {
+    /// The session's id, as a person sees it.
+    pub session: String,
+    /// When to pause.
+    pub goals: Goals,
+    /// No rounds.
+    pub stop_and_copy: bool,
+    /// Preflight only.
+    pub dry_run: bool,
+    /// zstd level; `None` = as the link's speed suggests.
+    pub compression: Compression,
+    /// Bytes a second in rounds; `None` = unlimited. The pause is never throttled.
+    pub bandwidth: Option<u64>,
+    /// Choices for the destination, as JSON.
+    pub state: serde_json::Value,
+    /// Directory of journals.
+    pub journals: &'a Path,
+}
+
+/// How pages are packed on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// As the link's speed suggests.
+    Auto,
+    /// Not at all.
+    Off,
+    /// zstd of this level.
+    Level(i32),
+}
+
+/// Below this rate, bytes a second, a core packs faster than the link takes.
+const SLOW_LINK: u64 = 100 << 20;
+
+impl Compression {
+    fn level(self, rounds: &[RoundStats]) -> Option<i32> {
+        match self {
+            Self::Off => None,
+            Self::Level(level) => Some(level),
+            Self::Auto => {
+                let rate = switchover::send_rate(rounds);
+                (rate > 0 && rate < SLOW_LINK).then_some(1)
+            }
+        }
+    }
+}
+
+/// One attempt, from the source's side.
+struct Attempt<'a> {
+    id: AttemptId,
+    link: Link,
+    target: &'a mut dyn Target,
+    wishes: &'a Wishes<'a>,
+    events: &'a dyn Events,
+    rounds: Vec<RoundStats>,
+    report: Report,
+    /// What the destination could still store when it last said so.
+    room_bytes: u64,
+    /// The next round.
+    number: u32,
+}
+
+/// Moves the target over the link. Whatever fails before the destination runs it: it goes on here.
+///
+/// # Errors
+/// [`MoveError::InDoubt`] says that the target is held and that the destination may have it; any other error, that it
+/// runs on here.
+pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dyn Events) -> Result<Report, MoveError> {
+    let id = AttemptId::random()?;
+    let mut attempt = Attempt {
+        id,
+        link,
+        target,
+        wishes,
+        events,
+        rounds: Vec::new(),
+        report: Report::begin(),
+        room_bytes: u64::MAX,
+        number: 1,
+    };
+    match attempt.whole() {
+        Ok(()) => {
+            attempt.report.bytes_sent = attempt.link.bytes_sent();
+            Ok(attempt.report)
+        }
+        Err(error @ MoveError::InDoubt { .. }) => Err(error),
+        Err(error) => Err(attempt.roll_back(error)),
+    }
+}
+
+impl Attempt<'_> {
+    fn whole(&mut self) -> Result<(), MoveError> {
+        self.offer()?;
+        if self.wishes.dry_run {
+            return self.abort("only a look").map_err(MoveError::from).and_then(|()| Ok(self.target.resume()?));
+        }
+        let exit = self.rounds()?;
+        self.report.exit = Some(exit);
+        self.switch_over()
+    }
+
+    /// Both sides' preflight, before anything but a short look has happened to the target.
+    fn offer(&mut self) -> Result<(), MoveError> {
+        let survey = self.target.survey()?;
+        self.link.control.during("the preflight");
+        let offer = FromSource::Offer {
+            attempt: self.id,
+            session: self.wishes.session.clone(),
+            target: survey.summary.clone(),
+            state: self.wishes.state.clone(),
+            dry_run: self.wishes.dry_run,
+            model_bytes: survey.model.len() as u64,
+        };
+        protocol::send(&mut self.link.control, &offer)?;
+        protocol::send_model(&mut self.link.control, &survey.model)?;
+        let mut blockers = survey.blockers;
+        match self.receive()? {
+            FromDestination::Verdict { blockers: theirs, room_bytes, .. } => {
+                blockers.extend(theirs.into_iter().map(Blocker::from));
+                self.room_bytes = room_bytes;
+            }
+            other => return Err(self.unexpected(&other, "the verdict")),
+        }
+        self.events.event(Event::Preflight {
+            blockers: blockers.clone(),
+            tasks: survey.summary.tasks,
+            memory_bytes: survey.summary.memory_bytes,
+        });
+        self.report.target = Some(survey.summary);
+        if blockers.is_empty() { Ok(()) } else { Err(MoveError::Blocked(blockers)) }
+    }
+
+    /// Rounds while it runs, until the policy says that it is enough.
+    fn rounds(&mut self) -> Result<ExitCondition, MoveError> {
+        if self.wishes.stop_and_copy {
+            return Ok(ExitCondition::StopAndCopy);
+        }
+        loop {
+            let plan = self.target.take_dirty()?;
+            let (bytes, pages, took) = self.round(&plan, false)?;
+            let residual_bytes = self.target.dirty_bytes()?;
+            let stats = RoundStats {
+                took,
+                sent_bytes: bytes,
+                residual_bytes,
+                lacking_room_bytes: residual_bytes.saturating_mul(2).saturating_sub(self.room_bytes),
+            };
+            self.note_round(pages, &stats);
+            self.rounds.push(stats);
+            if let Decision::SwitchOver(exit) = switchover::decide(&self.rounds, &self.wishes.goals) {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn note_round(&mut self, pages: u64, stats: &RoundStats) {
+        let number = self.number - 1;
+        self.report.rounds.push(Round { number, pages, bytes: stats.sent_bytes, took: stats.took });
+        self.events.event(Event::Round {
+            number,
+            pages,
+            bytes: stats.sent_bytes,
+            took: stats.took,
+            dirty_bytes_per_s: stats.dirty_rate(),
+        });
+    }
+
+    /// Sends the pages of one round and waits until they are stored. Bytes on the wire, pages, time.
+    fn round(&mut self, plan: &Plan, in_pause: bool) -> Result<(u64, u64, Duration), MoveError> {
+        let started = Instant::now();
+        let (before, number) = (self.link.bytes_sent(), self.number);
+        self.number += 1;
+        self.link.control.during("sending pages");
+        protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number })?;
+        let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !in_pause));
+        let level = self.wishes.compression.level(&self.rounds);
+        let total = plan.bytes();
+        let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
+        let pages = send_round(&mut self.link, self.target.pages(), plan, number, in_pause, level, &throttle, &progress)?;
+        protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
+        match self.receive()? {
+            FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => self.room_bytes = room_bytes,
+            other => return Err(self.unexpected(&other, "the end of the round")),
+        }
+        Ok((self.link.bytes_sent() - before, pages, started.elapsed()))
+    }
+
+    /// The pause.
+    fn switch_over(&mut self) -> Result<(), MoveError> {
+        let mut pause = Pause::begin();
+        let last = self.target.freeze()?;
+        pause.frozen(self.target.frozen_since());
+        self.events.event(Event::Frozen);
+        let (bytes, pages, took) = self.round(&last.plan, true)?;
+        let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, lacking_room_bytes: 0 };
+        self.note_round(pages, &stats);
+        pause.part("residual");
+        self.prepare(&last)?;
+        pause.part("rebuild");
+        let pid = self.commit()?;
+        pause.part("handover");
+        self.report.switched(pid, pause);
+        let downtime = self.report.downtime.unwrap_or_default();
+        self.events.event(Event::Switched { downtime });
+        Ok(())
+    }
+
+    /// The destination rebuilds the target and stops short of running it.
+    fn prepare(&mut self, last: &Final) -> Result<(), MoveError> {
+        self.link.control.during("the destination rebuilds the target");
+        let prepare =
+            FromSource::Prepare { attempt: self.id, spaces: last.spaces.clone(), model_bytes: last.model.len() as u64 };
+        protocol::send(&mut self.link.control, &prepare)?;
+        protocol::send_model(&mut self.link.control, &last.model)?;
+        match self.receive()? {
+            FromDestination::Prepared { took_us, .. } => {
+                self.report.rebuild = Some(Duration::from_micros(took_us));
+                Ok(())
+            }
+            other => Err(self.unexpected(&other, "the rebuilt target")),
+        }
+    }
+
+    /// From the moment COMMIT may have left this host, only the destination knows who owns the target.
+    fn commit(&mut self) -> Result<i32, MoveError> {
+        let pid = self.report.target.as_ref().map(|target| target.pid);
+        let peer = self.link.control.peer().to_owned();
+        let journal = |source| MoveError::Journal { source };
+        let mut lines = Journal::begin(self.wishes.journals, Role::Source, self.id, &peer, pid).map_err(journal)?;
+        if let Err(failure) = self.target.hold() {
+            let _ = lines.write(Step::Aborted);
+            return Err(failure.into());
+        }
+        lines.write(Step::Committing).map_err(journal)?;
+        self.link.control.during("handing the target over");
+        let answer = protocol::send(&mut self.link.control, &FromSource::Commit { attempt: self.id })
+            .map_err(MoveError::from)
+            .and_then(|()| self.receive());
+        match answer {
+            Ok(FromDestination::Running { pid, .. }) => {
+                // It runs there: what fails from here on is a warning, not a failure of the move.
+                self.end_original(&mut lines);
+                Ok(pid)
+            }
+            // Said after COMMIT was read: it durably does not run there.
+            Err(error @ MoveError::Destination(_)) => {
+                lines.write_synced(Step::Aborted).map_err(journal)?;
+                Err(error)
+            }
+            Ok(other) => {
+                let error = self.unexpected(&other, "the word that the target runs");
+                Err(MoveError::InDoubt { peer, journal: lines.path().into(), source: Box::new(error) })
+            }
+            Err(error) => Err(MoveError::InDoubt { peer, journal: lines.path().into(), source: Box::new(error) }),
+        }
+    }
+
+    fn end_original(&mut self, journal: &mut Journal) {
+        if let Err(failure) = self.target.end() {
+            self.report.warnings.push(format!("the frozen original could not be ended: {failure}"));
+        }
+        if let Err(error) = journal.write_synced(Step::Done) {
+            self.report.warnings.push(format!("the journal {} could not be written: {error}", journal.path().display()));
+        }
+        if let Err(error) = protocol::send(&mut self.link.control, &FromSource::Done { attempt: self.id }) {
+            tracing::debug!(%error, "the destination was not told that the original has ended");
+        }
+    }
+
+    /// The next message; a failure over there is an error here.
+    fn receive(&mut self) -> Result<FromDestination, MoveError> {
+        let message: FromDestination = protocol::receive(&mut self.link.control)?;
+        let attempt = match &message {
+            FromDestination::Verdict { attempt, .. }
+            | FromDestination::RoundDone { attempt, .. }
+            | FromDestination::Prepared { attempt, .. }
+            | FromDestination::Running { attempt, .. }
+            | FromDestination::Failed { attempt, .. } => *attempt,
+        };
+        if attempt != self.id {
+            return Err(MoveError::WrongAttempt { found: attempt, wanted: self.id });
+        }
+        match message {
+            FromDestination::Failed { failure: WireFailure { blockers, .. }, .. } if !blockers.is_empty() => {
+                Err(MoveError::Blocked(blockers.into_iter().map(Blocker::from).collect()))
+            }
+            FromDestination::Failed { failure, .. } => Err(MoveError::Destination(failure)),
+            message => Ok(message),
+        }
+    }
+
+    fn unexpected(&self, got: &FromDestination, expected: &'static str) -> MoveError {
+        MoveError::OutOfTurn { peer: self.link.control.peer().into(), expected, got: format!("{got:?}") }
+    }
+
+    fn abort(&mut self, reason: &str) -> crate::transport::Result<()> {
+        protocol::send(&mut self.link.control, &FromSource::Abort { attempt: self.id, reason: reason.into() })
+    }
+
+    /// The target goes on here; the destination is told, if it can be.
+    fn roll_back(&mut self, error: MoveError) -> MoveError {
+        let resumed = self.target.resume();
+        self.link.control.deadline(Some(Duration::from_secs(1)));
+        if let Err(unheard) = self.abort(&error.to_string()) {
+            tracing::debug!(%unheard, "the destination was not told that the target stays");
+        }
+        match resumed {
+            Ok(()) => error,
+            Err(failure) => MoveError::NotResumed { failure, source: Box::new(error) },
+        }
+    }
+}
