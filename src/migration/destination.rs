@@ -127,10 +127,11 @@ impl Attempt<'_> {
             for mut channel in bulk {
                 let sender = sender.clone();
                 scope.spawn(move || {
-                    let done = take_bulk(&mut channel, store, &sender);
-                    if let Err(error) = done {
+                    if let Err(error) = take_bulk(&mut channel, store, &sender) {
                         // The receiver is gone only if the attempt has failed already.
                         let _ = sender.send(Err(error));
+                        // The control channel may wait for a source that waits for us.
+                        channel.patience().abort.trigger();
                     }
                 });
             }
@@ -140,7 +141,14 @@ impl Attempt<'_> {
                 // Bulk threads wait for frames that will not come.
                 control.patience().abort.trigger();
             }
-            result
+            match result {
+                // A bulk channel has failed, which ended the wait on this one.
+                Err(MoveError::Transport(TransportError::Aborted { .. })) => {
+                    let cause = marks.iter().find_map(Mark::err);
+                    Err(cause.unwrap_or(MoveError::Transport(TransportError::Aborted { during: "receiving pages" })))
+                }
+                result => result,
+            }
         })
     }
 
@@ -244,7 +252,6 @@ fn take_bulk(channel: &mut Channel, store: &Store, marks: &Sender<Mark>) -> Resu
             FrameKind::MARK => {
                 let malformed = || TransportError::Malformed { peer: peer.clone(), what: "mark", reason: "wrong length".into() };
                 let (number, last) = send_pages::read_mark(frame.body).ok_or_else(malformed)?;
-                taker.flush();
                 if marks.send(Ok(number)).is_err() || last {
                     return Ok(());
                 }
@@ -266,10 +273,6 @@ fn take_control(
     let peer = control.peer().to_owned();
     let mut taker = store.taker();
     loop {
-        // A bulk channel that failed while nothing comes here.
-        if let Ok(Err(error)) = marks.try_recv() {
-            return Err(error);
-        }
         let frame = control.receive()?;
         let message: FromSource = match frame.kind {
             FrameKind::PAGES => {
@@ -282,7 +285,6 @@ fn take_control(
         match message {
             FromSource::Round { attempt, .. } if attempt == id => {}
             FromSource::RoundEnd { attempt, number } if attempt == id => {
-                taker.flush();
                 wait_for_marks(control, streams, number, marks)?;
                 let done = FromDestination::RoundDone { attempt: id, number, room_bytes: store.room_bytes() };
                 protocol::send(control, &done)?;

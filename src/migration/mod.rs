@@ -4,12 +4,187 @@
 //! pause, from the last instruction on the source to the first on the destination. *Residual*: what is still to send
 //! when the pause begins.
 //!
-//! Source and destination are mirror images: one function for each step of [`protocol`], with the same name on both
-//! sides. [`handover`] is the two-phase commit as a pure state machine, [`switchover`] decides when to pause, [`pages`] is how
-//! pages travel, [`journal`] is what survives the program. Nothing here knows what a pipe is.
+//! [`source`] and [`destination`] are mirror images: one function for each step of [`protocol`], with the same name on
+//! both sides. [`switchover`] decides when to pause, [`pages`] and [`send_pages`] are how pages travel, [`store`] is
+//! where they arrive, [`journal`] is what survives the program. What a target is made of is the engine's: behind
+//! [`source::Target`] and [`destination::Builder`].
 
-pub mod handover;
+pub mod destination;
 pub mod journal;
 pub mod pages;
 pub mod protocol;
+pub mod report;
+pub mod send_pages;
+pub mod source;
+pub mod store;
 pub mod switchover;
+
+use crate::blocker::{Blocker, codes};
+use crate::failure::Failure;
+use crate::image::{Model, verify};
+use crate::memory::Space;
+use crate::memory::pipeline::PageError;
+use crate::memory::store::StoreError;
+use crate::transport::{Channel, FrameKind, TransportError};
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use protocol::{AttemptId, WireFailure};
+use std::io;
+use std::path::PathBuf;
+
+#[cfg(test)]
+mod tests;
+
+/// Why a target did not move.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    /// The link, or a peer that breaks its rules.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The engine on this side.
+    #[error("{0}")]
+    Target(Failure),
+    /// The other side could not.
+    #[error("The destination failed: {}", .0.what)]
+    Destination(WireFailure),
+    /// Found before anything was stopped.
+    #[error("{} things stand in the way", .0.len())]
+    Blocked(Vec<Blocker>),
+    /// The source says that the target stays where it is.
+    #[error("The target stays at the source: {reason}")]
+    Stays {
+        /// Why.
+        reason: String,
+    },
+    /// A message that makes sense, but not now.
+    #[error("{peer} sent {got} where {expected} was due")]
+    OutOfTurn {
+        /// The other side.
+        peer: String,
+        /// What would have been right.
+        expected: &'static str,
+        /// What came.
+        got: String,
+    },
+    /// A message of another attempt.
+    #[error("A message of attempt {found} came in attempt {wanted}")]
+    WrongAttempt {
+        /// What it said.
+        found: AttemptId,
+        /// The one under way.
+        wanted: AttemptId,
+    },
+    /// A frame of pages that is none.
+    #[error("The source sent pages that cannot be read: {reason}")]
+    Frame {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A model that is none.
+    #[error("The source sent a model that cannot be used: {reason}")]
+    Model {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Names of spaces that contradict each other.
+    #[error("The source sent pages that fit no model: {reason}")]
+    Names {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Pages of the frozen target could not be read.
+    #[error("Cannot read memory of {space}")]
+    Pages {
+        /// Whose memory.
+        space: Space,
+        /// Where, and why.
+        source: PageError,
+    },
+    /// The page store at the destination.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No file system has room for the pages.
+    #[error("There is no room for {wanted} bytes of pages here; {free} are free")]
+    NoRoom {
+        /// Needed, bytes.
+        wanted: u64,
+        /// The most that any place has, bytes.
+        free: u64,
+    },
+    /// The journal could not be written; what depends on it was not done.
+    #[error("Cannot write the journal of the move")]
+    Journal {
+        /// Why.
+        source: io::Error,
+    },
+    /// A worker panicked: a defect of this program.
+    #[error("A page worker has died")]
+    Worker,
+    /// COMMIT may have been received: only the destination knows. The target is held here.
+    #[error("The link to {peer} was lost in the moment of handing over; the journal is {}", .journal.display())]
+    InDoubt {
+        /// The other side.
+        peer: String,
+        /// What says how far it got.
+        journal: PathBuf,
+        /// What happened.
+        source: Box<MoveError>,
+    },
+    /// The target runs here, but the source was not heard again.
+    #[error("The target runs here as process {pid}, but the source was not heard again")]
+    RunsHere {
+        /// Process id of its root.
+        pid: i32,
+        /// What happened.
+        source: Box<MoveError>,
+    },
+    /// After a failure the target could not be resumed.
+    #[error("The target could not be resumed: {failure}")]
+    NotResumed {
+        /// Why not.
+        failure: Failure,
+        /// The failure before.
+        source: Box<MoveError>,
+    },
+}
+
+impl From<Failure> for MoveError {
+    fn from(failure: Failure) -> Self {
+        if failure.blockers.is_empty() { Self::Target(failure) } else { Self::Blocked(failure.blockers) }
+    }
+}
+
+impl MoveError {
+    /// Whether the link is gone, so that the other side may have had something to say first.
+    fn is_link_lost(&self) -> bool {
+        matches!(self, Self::Transport(error) if error.is_link_lost())
+    }
+}
+
+/// Says every few seconds that this side is alive, while `work` is done on the calling thread.
+pub fn while_alive<T>(channel: &mut Channel, work: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        let (done, wait) = bounded::<()>(0);
+        scope.spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(send_pages::ALIVE_EVERY) {
+                if let Err(error) = channel.send(FrameKind::ALIVE, &[]) {
+                    // The next step finds the link lost.
+                    tracing::debug!(%error, "no sign of life could be sent");
+                    return;
+                }
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+/// A target that has more memory than this host takes.
+fn too_large(memory_bytes: u64, max: u64) -> Blocker {
+    Blocker::new(codes::PEER_REFUSES, format!("max-memory={max}")).because(format!("the target has {memory_bytes} bytes"))
+}
+
+/// A model that came over the wire must make sense before anything is done with it.
+fn check_model(model: &Model) -> Result<(), MoveError> {
+    verify::model(model).map_err(|error| MoveError::Model { reason: error.to_string() })
+}

@@ -18,7 +18,7 @@ pub const DATA_BYTES_MAX: usize = 1 << 20;
 /// Runs of one frame, at most.
 pub const RUNS_MAX: usize = 1 << 16;
 
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Head {
     runs: U32,
@@ -27,7 +27,7 @@ struct Head {
     data_bytes: U32,
 }
 
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Entry {
     first: U64,
@@ -266,7 +266,7 @@ mod tests {
             frame[at] = value;
             unpacked(&frame).unwrap_err().to_string()
         };
-        assert!(with(0, 2).contains("cut short") || with(0, 2).contains("out of bounds"));
+        assert!(with(0, 2).contains("wrong length"));
         assert!(with(4, 1).contains("unpacked"));
         assert!(with(4, 9).contains("wrong length"));
         assert!(with(12 + 7, 0xff).contains("out of bounds"), "page number");
@@ -301,7 +301,8 @@ mod tests {
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300), runs in 0u8..4) {
             let mut bytes = bytes;
             if bytes.len() > 12 {
-                bytes[..8].copy_from_slice(&[runs, 0, 0, 0, bytes[4] % 2, 0, 0, 0]);
+                let packing = bytes[4] % 2;
+                bytes[..8].copy_from_slice(&[runs, 0, 0, 0, packing, 0, 0, 0]);
             }
             let _ = unpacked(&bytes);
         }

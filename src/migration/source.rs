@@ -264,13 +264,26 @@ impl Attempt<'_> {
         let level = self.wishes.compression.level(&self.rounds);
         let total = plan.bytes();
         let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
-        let pages = send_round(&mut self.link, self.target.pages(), plan, number, in_pause, level, &throttle, &progress)?;
+        let sent = send_round(&mut self.link, self.target.pages(), plan, number, in_pause, level, &throttle, &progress);
+        let pages = sent.map_err(|error| self.explain(error))?;
         protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
         match self.receive()? {
             FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => self.room_bytes = room_bytes,
             other => return Err(self.unexpected(&other, "the end of the round")),
         }
         Ok((self.link.bytes_sent() - before, pages, started.elapsed()))
+    }
+
+    /// A link that was cut by the destination: it may have said why.
+    fn explain(&mut self, error: MoveError) -> MoveError {
+        if !error.is_link_lost() {
+            return error;
+        }
+        self.link.control.deadline(Some(Duration::from_millis(500)));
+        match self.receive() {
+            Err(said @ (MoveError::Destination(_) | MoveError::Blocked(_))) => said,
+            _ => error,
+        }
     }
 
     /// The pause.

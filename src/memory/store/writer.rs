@@ -211,6 +211,16 @@ impl PageWriter {
     /// # Errors
     /// A full disk; a page marked as in the parent that the parent does not have.
     pub fn finish(self) -> Result<StoredPages, StoreError> {
+        self.finish_renamed(&Some)
+    }
+
+    /// As [`PageWriter::finish`], for pages that were written before it was known what their spaces are called in the
+    /// model: `name` gives the final name of a space that was written to, or `None` if it goes. Declarations
+    /// ([`PageWriter::space`]) are by final names.
+    ///
+    /// # Errors
+    /// As for [`PageWriter::finish`].
+    pub fn finish_renamed(self, name: &dyn Fn(Space) -> Option<Space>) -> Result<StoredPages, StoreError> {
         let mut lanes = self.lanes.into_inner().unwrap_or_else(PoisonError::into_inner).idle;
         lanes.sort_by_key(|l| l.number);
         for (n, lane) in lanes.iter().enumerate() {
@@ -231,6 +241,7 @@ impl PageWriter {
         if index.frames.len() > u32::MAX as usize {
             return Err(StoreError::TooMany { what: "frames" });
         }
+        records.retain_mut(|record| name(record.space).map(|space| record.space = space).is_some());
         let spaces = self.spaces.into_inner().unwrap_or_else(PoisonError::into_inner);
         index.spaces = overlay::spaces(records, &spaces);
         check_parents(&index, self.parent.as_deref())?;

@@ -1,0 +1,146 @@
+//! The page store at the destination: an image in the making, on a file system of memory where there is room, that rounds
+//! are written into as they come. When the final model is there it becomes a complete image, from which the target is
+//! rebuilt as from any other; it is removed with this value.
+
+use super::MoveError;
+use super::pages::{self, Run, What};
+use super::protocol::{AttemptId, SpaceName};
+use crate::image::{MmId, Model};
+use crate::memory::Space;
+use crate::memory::store::{
+    Compression, Draft, ImageDir, ImageWriter, Lane, Mark, PageOptions, PageWriter, SpaceInfo, StoreError, free_bytes,
+};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Room that is left to others, bytes.
+const RESERVE_BYTES: u64 = 64 << 20;
+
+/// Pages on their way in. Dropped: everything is removed.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    image: Option<ImageWriter>,
+    pages: Option<PageWriter>,
+}
+
+impl Store {
+    /// Begins a store for a target of `memory_bytes` in the first of `places` that has room for it.
+    ///
+    /// # Errors
+    /// [`MoveError::NoRoom`] when none has; [`MoveError::Store`].
+    pub fn begin(places: &[&Path], id: AttemptId, memory_bytes: u64, max: Option<u64>) -> Result<Self, MoveError> {
+        // A target that is too large is refused by the verdict; a store is needed to get there.
+        let wanted = max.map_or(memory_bytes, |max| memory_bytes.min(max));
+        let mut best = 0;
+        for place in places {
+            let free = free_bytes(place).unwrap_or(0).saturating_sub(RESERVE_BYTES);
+            best = best.max(free);
+            if free >= wanted {
+                return Self::begin_in(&place.join(format!("migrate-incoming-{id}")));
+            }
+        }
+        Err(MoveError::NoRoom { wanted, free: best })
+    }
+
+    fn begin_in(dir: &Path) -> Result<Self, MoveError> {
+        DirBuilder::new().mode(0o700).create(dir).map_err(|source| StoreError::Io {
+            operation: "make the directory",
+            path: dir.into(),
+            source,
+        })?;
+        let mut store = Self { dir: dir.into(), image: None, pages: None };
+        let image = ImageWriter::create(&dir.join("image"), false)?;
+        store.pages = Some(image.pages(PageOptions { compression: Compression::Off, parent: None }));
+        store.image = Some(image);
+        Ok(store)
+    }
+
+    /// Bytes of pages that can still be stored.
+    pub fn room_bytes(&self) -> u64 {
+        free_bytes(&self.dir).unwrap_or(0).saturating_sub(RESERVE_BYTES)
+    }
+
+    /// A place for one thread to store frames of pages.
+    pub fn taker(&self) -> Taker<'_> {
+        Taker { pages: self.pages.as_ref(), lane: None, buffer: Vec::new() }
+    }
+
+    /// Everything is there: a complete image. `names` say what spaces are called in the model; those it does not name go.
+    pub fn finish(&mut self, model: &Model, names: &[SpaceName]) -> Result<ImageDir, MoveError> {
+        let (Some(pages), Some(mut image)) = (self.pages.take(), self.image.take()) else {
+            return Err(MoveError::Names { reason: "the store was finished before".into() });
+        };
+        let mut renamed = BTreeMap::new();
+        for name in names {
+            let model_space = name.model.map(Space::from);
+            if renamed.insert(Space::from(name.sent_as), model_space).is_some() {
+                return Err(MoveError::Names { reason: format!("{} is named twice", Space::from(name.sent_as)) });
+            }
+            if let Some(space) = model_space {
+                let cow_parent = name.cow_parent.map(MmId);
+                pages.space(space, SpaceInfo { cow_parent, ..SpaceInfo::default() });
+            }
+        }
+        let mut taken: Vec<Space> = renamed.values().flatten().copied().collect();
+        taken.sort_unstable();
+        if taken.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(MoveError::Names { reason: "two spaces have one name in the model".into() });
+        }
+        let stored = pages.finish_renamed(&|space| renamed.get(&space).copied().flatten())?;
+        image.write_model(model)?;
+        let draft = Draft::of(model, &stored);
+        Ok(image.commit(draft, stored)?)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.pages = None;
+        self.image = None;
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            tracing::warn!(%error, dir = %self.dir.display(), "the page store of an attempt was not removed");
+        }
+    }
+}
+
+/// One thread's way into the store.
+pub struct Taker<'a> {
+    pages: Option<&'a PageWriter>,
+    lane: Option<Lane<'a>>,
+    buffer: Vec<u8>,
+}
+
+impl Taker<'_> {
+    /// Stores what a frame says.
+    pub fn take(&mut self, frame: &[u8]) -> Result<(), MoveError> {
+        let Some(pages) = self.pages else {
+            return Err(MoveError::Names { reason: "pages came after the store was finished".into() });
+        };
+        if self.lane.is_none() {
+            self.lane = Some(pages.lane()?);
+        }
+        let lane = self.lane.as_mut().expect("made above");
+        let mut result = Ok(());
+        pages::unpack(frame, &mut self.buffer, &mut |run, content| {
+            if result.is_ok() {
+                result = store(pages, lane, run, content);
+            }
+        })
+        .map_err(|error| MoveError::Frame { reason: error.to_string() })?;
+        Ok(result?)
+    }
+}
+
+fn store(pages: &PageWriter, lane: &mut Lane<'_>, run: Run, content: &[u8]) -> Result<(), StoreError> {
+    let mark = match run.what {
+        What::Data => return lane.write_run(run.space, run.range.first, content),
+        What::Zero => Mark::Zero,
+        What::Hole => Mark::Hole,
+        What::Inherit => Mark::Inherit,
+    };
+    pages.mark(run.space, run.range, mark);
+    Ok(())
+}
