@@ -79,7 +79,13 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
 }
 
 impl Attempt<'_> {
-    fn whole(&mut self, bulk: Vec<Channel>, memory_bytes: u64, model_bytes: u64, dry_run: bool) -> Result<(), MoveError> {
+    fn whole(
+        &mut self,
+        bulk: Vec<Channel>,
+        memory_bytes: u64,
+        model_bytes: u64,
+        dry_run: bool,
+    ) -> Result<(), MoveError> {
         let may_come = self.verdict(memory_bytes, model_bytes)?;
         if dry_run || !may_come {
             return self.wait_for_abort();
@@ -250,7 +256,8 @@ fn take_bulk(channel: &mut Channel, store: &Store, marks: &Sender<Mark>) -> Resu
         match frame.kind {
             FrameKind::PAGES => taker.take(frame.body)?,
             FrameKind::MARK => {
-                let malformed = || TransportError::Malformed { peer: peer.clone(), what: "mark", reason: "wrong length".into() };
+                let malformed =
+                    || TransportError::Malformed { peer: peer.clone(), what: "mark", reason: "wrong length".into() };
                 let (number, last) = send_pages::read_mark(frame.body).ok_or_else(malformed)?;
                 if marks.send(Ok(number)).is_err() || last {
                     return Ok(());
@@ -303,7 +310,11 @@ fn wait_for_marks(control: &mut Channel, streams: usize, number: u32, marks: &Re
             Ok(Ok(mark)) if mark == number => seen += 1,
             Ok(Ok(mark)) => {
                 let got = format!("the end of round {mark}");
-                return Err(MoveError::OutOfTurn { peer: control.peer().into(), expected: "the end of this round", got });
+                return Err(MoveError::OutOfTurn {
+                    peer: control.peer().into(),
+                    expected: "the end of this round",
+                    got,
+                });
             }
             Ok(Err(error)) => return Err(error),
             // Data still comes on other channels; this one is alive.
@@ -322,7 +333,8 @@ impl MoveError {
             let blockers = blockers.iter().map(Into::into).collect();
             return WireFailure { what: what.clone(), causes: causes.clone(), hint: hint.clone(), blockers };
         }
-        let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source()).map(ToString::to_string);
+        let causes =
+            std::iter::successors(std::error::Error::source(self), |cause| cause.source()).map(ToString::to_string);
         WireFailure { what: self.to_string(), causes: causes.collect(), hint: None, blockers: Vec::new() }
     }
 }

@@ -181,7 +181,8 @@ pub fn while_alive<T>(channel: &mut Channel, work: impl FnOnce() -> T) -> T {
 
 /// A target that has more memory than this host takes.
 fn too_large(memory_bytes: u64, max: u64) -> Blocker {
-    Blocker::new(codes::PEER_REFUSES, format!("max-memory={max}")).because(format!("the target has {memory_bytes} bytes"))
+    Blocker::new(codes::PEER_REFUSES, format!("max-memory={max}"))
+        .because(format!("the target has {memory_bytes} bytes"))
 }
 
 /// A model that came over the wire must make sense before anything is done with it.

@@ -154,7 +154,8 @@ pub fn unpack(frame: &[u8], buffer: &mut Vec<u8>, each: &mut dyn FnMut(Run, &[u8
     if runs > RUNS_MAX || head.spare != [0; 3] {
         return Err(PagesError("its head makes no sense"));
     }
-    let (entries, packed) = <[Entry]>::ref_from_prefix_with_elems(rest, runs).map_err(|_| PagesError("its list of runs is cut short"))?;
+    let (entries, packed) =
+        <[Entry]>::ref_from_prefix_with_elems(rest, runs).map_err(|_| PagesError("its list of runs is cut short"))?;
     let data_bytes = head.data_bytes.get() as usize;
     if data_bytes > DATA_BYTES_MAX {
         return Err(PagesError("it has too much content"));
@@ -171,7 +172,8 @@ pub fn unpack(frame: &[u8], buffer: &mut Vec<u8>, each: &mut dyn FnMut(Run, &[u8
         _ => return Err(PagesError("its content has the wrong length")),
     };
     let runs = entries.iter().map(read_entry).collect::<Result<Vec<_>, _>>()?;
-    let wanted: u64 = runs.iter().filter(|run| run.what == What::Data).fold(0, |sum, run| sum.saturating_add(run.range.count));
+    let wanted: u64 =
+        runs.iter().filter(|run| run.what == What::Data).fold(0, |sum, run| sum.saturating_add(run.range.count));
     if wanted.saturating_mul(PAGE) != data_bytes as u64 {
         return Err(PagesError("runs and content differ in length"));
     }
@@ -237,7 +239,8 @@ mod tests {
             assert_eq!((data[0].0.range, &data[0].1), (PageRange::new(100, 1), &page(1)));
             assert_eq!((data[1].0.range, &data[1].1), (PageRange::new(103, 1), &page(2)));
             assert!(found.iter().any(|(run, _)| run.what == What::Zero && run.range == PageRange::new(101, 2)));
-            let holes: u64 = found.iter().filter(|(run, _)| run.what == What::Hole).map(|(run, _)| run.range.count).sum();
+            let holes: u64 =
+                found.iter().filter(|(run, _)| run.what == What::Hole).map(|(run, _)| run.range.count).sum();
             assert_eq!(holes, 1 << 40, "long runs are cut into pieces");
             assert_eq!(level.is_some(), frame.len() < 2 * PAGE as usize, "compressed or not");
         }

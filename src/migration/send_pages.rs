@@ -130,7 +130,11 @@ pub fn send_round(
         let mut said = Instant::now();
         let mut alive = Ok(());
         while workers.iter().any(|worker| !worker.is_finished()) {
-            std::thread::sleep(Duration::from_micros(if said.elapsed() < Duration::from_millis(20) { 50 } else { 1000 }));
+            std::thread::sleep(Duration::from_micros(if said.elapsed() < Duration::from_millis(20) {
+                50
+            } else {
+                1000
+            }));
             if said.elapsed() >= ALIVE_EVERY && alive.is_ok() {
                 alive = control.send(FrameKind::ALIVE, &[]);
                 said = Instant::now();
@@ -196,7 +200,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn read(&self, space: Space, ranges: &[PageRange], buffer: &mut [u8], packer: &mut Packer) -> Result<(), MoveError> {
+    fn read(
+        &self,
+        space: Space,
+        ranges: &[PageRange],
+        buffer: &mut [u8],
+        packer: &mut Packer,
+    ) -> Result<(), MoveError> {
         match self.source.read(space, ranges, buffer) {
             Ok(()) => {
                 let mut rest = &*buffer;
@@ -241,7 +251,8 @@ mod tests {
             assert!(ranges.iter().map(|range| range.count).sum::<u64>() <= GRAIN_PAGES);
             seen.extend(ranges.iter().flat_map(|range| (range.first..range.end()).map(move |page| (space, page))));
         }
-        let wanted: Vec<_> = plan.iter().flat_map(|(space, range)| (range.first..range.end()).map(|page| (*space, page))).collect();
+        let wanted: Vec<_> =
+            plan.iter().flat_map(|(space, range)| (range.first..range.end()).map(|page| (*space, page))).collect();
         assert_eq!(seen, wanted);
     }
 

@@ -1,12 +1,12 @@
 //! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`].
 
+use super::MoveError;
 use super::journal::{Journal, Role, Step};
 use super::pages::Run;
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure};
 use super::report::{Pause, Report};
 use super::send_pages::{Throttle, send_round};
 use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats};
-use super::MoveError;
 use crate::blocker::Blocker;
 use crate::failure::Failure;
 use crate::memory::pipeline::ReadPages;
@@ -268,7 +268,9 @@ impl Attempt<'_> {
         let pages = sent.map_err(|error| self.explain(error))?;
         protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
         match self.receive()? {
-            FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => self.room_bytes = room_bytes,
+            FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => {
+                self.room_bytes = room_bytes
+            }
             other => return Err(self.unexpected(&other, "the end of the round")),
         }
         Ok((self.link.bytes_sent() - before, pages, started.elapsed()))
@@ -361,7 +363,9 @@ impl Attempt<'_> {
             self.report.warnings.push(format!("the frozen original could not be ended: {failure}"));
         }
         if let Err(error) = journal.write_synced(Step::Done) {
-            self.report.warnings.push(format!("the journal {} could not be written: {error}", journal.path().display()));
+            self.report
+                .warnings
+                .push(format!("the journal {} could not be written: {error}", journal.path().display()));
         }
         if let Err(error) = protocol::send(&mut self.link.control, &FromSource::Done { attempt: self.id }) {
             tracing::debug!(%error, "the destination was not told that the original has ended");

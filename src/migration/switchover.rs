@@ -81,7 +81,8 @@ pub fn decide(rounds: &[RoundStats], goals: &Goals) -> Decision {
     let rate = send_rate(rounds);
     let bytes: u64 = rounds.iter().fold(0, |sum, round| sum.saturating_add(round.sent_bytes));
     let time: Duration = rounds.iter().map(|round| round.took).sum();
-    let fruitless = rounds.iter().rev().take_while(|round| round.dirty_rate() >= rate && round.residual_bytes > 0).count();
+    let fruitless =
+        rounds.iter().rev().take_while(|round| round.dirty_rate() >= rate && round.residual_bytes > 0).count();
 
     let exit = if predicted_pause(last, rate).is_some_and(|pause| pause < goals.downtime_max) {
         Some(ExitCondition::DowntimeNet)
@@ -91,7 +92,9 @@ pub fn decide(rounds: &[RoundStats], goals: &Goals) -> Decision {
         Some(ExitCondition::Rounds)
     } else if time >= goals.time_max {
         Some(ExitCondition::Time)
-    } else if goals.bytes_max.is_some_and(|max| bytes.saturating_add(last.residual_bytes) > max) || last.lacking_room_bytes > 0 {
+    } else if goals.bytes_max.is_some_and(|max| bytes.saturating_add(last.residual_bytes) > max)
+        || last.lacking_room_bytes > 0
+    {
         Some(ExitCondition::Bytes)
     } else {
         None
@@ -136,7 +139,12 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn goals() -> Goals {
-        Goals { downtime_max: Duration::from_millis(50), rounds_max: 30, time_max: Duration::from_secs(600), bytes_max: None }
+        Goals {
+            downtime_max: Duration::from_millis(50),
+            rounds_max: 30,
+            time_max: Duration::from_secs(600),
+            bytes_max: None,
+        }
     }
 
     fn round(ms: u64, sent_mib: u64, residual_mib: u64) -> RoundStats {
