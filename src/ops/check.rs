@@ -1,7 +1,8 @@
 //! `migrate check`: what this host can do, and what stands in the way of a target.
 
 use super::{
-    options::CheckOptions,
+    options::{CheckOptions, Supervisor},
+    supervisor,
     target::{self, Resolved},
     words::Target,
 };
@@ -107,6 +108,7 @@ fn missing(probes: &[ProbeLine]) -> Vec<Blocker> {
 fn report(target: &Target, resolved: &Resolved, table: &Table) -> Result<TargetReport> {
     let findings = preflight::run(table, &resolved.processes, &Policy::default())
         .map_err(|e| Failure::of(format!("Cannot look at {target}"), &e))?;
+    let supervised = supervisor::blockers(table, &resolved.roots, &resolved.processes, Supervisor::Refuse);
     let root = resolved.roots.first().and_then(|pid| table.get(*pid));
     Ok(TargetReport {
         target: target.clone(),
@@ -116,7 +118,7 @@ fn report(target: &Target, resolved: &Resolved, table: &Table) -> Result<TargetR
         threads: findings.threads,
         memory_bytes: findings.memory_bytes,
         has_freezer: resolved.freezer.is_some(),
-        blockers: findings.blockers,
+        blockers: findings.blockers.into_iter().chain(supervised).collect(),
     })
 }
 

@@ -3,7 +3,7 @@
 //! An administrator thinks of services, containers, sessions and jobs, not of processes. A process appears below the first
 //! of these that holds it; a shell's jobs are shown beside the session they run in.
 
-use super::{options::ListOptions, words::Target};
+use super::{container, options::ListOptions, words::Target};
 use crate::{
     blocker::Blocker,
     collect::preflight::reach,
@@ -80,7 +80,7 @@ fn listing(table: &Table, own: &reach::Own) -> Listing {
         }
         let members = table.tree(row.pid);
         taken.extend(&members);
-        let name = container_name(row).unwrap_or_else(|| row.stat.comm.to_string());
+        let name = container::name(row).unwrap_or_else(|| row.stat.comm.to_string());
         entries.push(entry(table, own, Kind::Container, Target::Pid(row.pid), name, &members));
     }
     for (name, members) in units(table, &taken) {
@@ -157,42 +157,6 @@ fn kind_of(table: &Table, row: &Row, taken: &HashSet<Pid>) -> Option<Kind> {
     }
 }
 
-/// Name of a container as its runtime writes it into the path of its cgroup.
-fn container_name(row: &Row) -> Option<String> {
-    const MARKS: [(&str, &str, &str); 8] = [
-        ("docker", "docker-", ".scope"),
-        ("podman", "libpod-", ".scope"),
-        ("cri-o", "crio-", ".scope"),
-        ("containerd", "cri-containerd-", ".scope"),
-        ("lxc", "lxc.payload.", ""),
-        ("nspawn", "machine-", ".scope"),
-        ("podman", "libpod_parent", ""),
-        ("systemd-nspawn", "systemd-nspawn@", ".service"),
-    ];
-    row.cgroups.iter().find_map(|line| {
-        let path = std::str::from_utf8(&line.path.0).ok()?;
-        let steps: Vec<&str> = path.split('/').collect();
-        let marked = steps.iter().find_map(|step| {
-            let of = |(runtime, prefix, suffix): &(&str, &str, &str)| {
-                let id = step.strip_prefix(prefix)?.strip_suffix(suffix)?;
-                (!id.is_empty()).then(|| format!("{runtime}/{}", short(id)))
-            };
-            MARKS.iter().find_map(of)
-        });
-        // cgroupfs drivers: /docker/ID, /kubepods/burstable/podUID/ID.
-        marked.or_else(|| {
-            let id = steps.last().filter(|s| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit()))?;
-            let runtime = if steps.contains(&"docker") { "docker" } else { "container" };
-            Some(format!("{runtime}/{}", short(id)))
-        })
-    })
-}
-
-/// Long hexadecimal ids as runtimes shorten them.
-fn short(id: &str) -> &str {
-    if id.len() == 64 { id.get(..12).unwrap_or(id) } else { id }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,17 +230,6 @@ mod tests {
         let own = reach::Own { pid: Pid(9999), ancestors: vec![], euid: 0 };
         let entries = listing(&Table::of(rows), &own).entries;
         assert_eq!((entries.len(), entries[0].memory_bytes, entries[0].threads), (1, 1150, 2));
-    }
-
-    #[test]
-    fn names_of_containers() {
-        let name = |path: &str| container_name(&at(row(5, 1, 5), path));
-        let id = "ab".repeat(32);
-        assert_eq!(name(&format!("/system.slice/docker-{id}.scope")).unwrap(), "docker/abababababab");
-        assert_eq!(name(&format!("/kubepods/besteffort/pod1/{id}")).unwrap(), "container/abababababab");
-        assert_eq!(name("/lxc.payload.web").unwrap(), "lxc/web");
-        assert_eq!(name("/machine.slice/machine-x.scope").unwrap(), "nspawn/x");
-        assert_eq!(name("/system.slice/x.service"), None);
     }
 
     #[test]

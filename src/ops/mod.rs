@@ -1,6 +1,7 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
 pub mod check;
+pub mod container;
 pub mod dump;
 pub mod image;
 pub mod keygen;
@@ -10,6 +11,7 @@ pub mod outcome;
 pub mod places;
 pub mod restore;
 pub mod show;
+pub mod supervisor;
 pub mod target;
 pub mod verify;
 pub mod words;
