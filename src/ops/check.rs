@@ -2,17 +2,16 @@
 
 use super::{
     options::{CheckOptions, Supervisor},
-    supervisor,
+    preflight,
     target::{self, Resolved},
     words::Target,
 };
 use crate::{
     blocker::Blocker,
-    collect::{Policy, preflight},
+    collect::Policy,
     failure::{Failure, FailureKind, Result},
     image::Pid,
     kernel::{self, Answer, Facts, Need, Probe},
-    proc::table::Table,
 };
 
 /// One probe with its answer.
@@ -85,8 +84,7 @@ pub fn run(options: &CheckOptions) -> Result<Report> {
     let resolved = options.targets.iter().map(|t| Ok((t, target::resolve(t)?))).collect::<Result<Vec<_>>>()?;
     let probes: Vec<ProbeLine> =
         Probe::ALL.iter().map(|&probe| ProbeLine { probe, answer: probe.answer().clone() }).collect();
-    let table = Table::read().map_err(|e| Failure::of("Cannot list processes", &e))?;
-    let targets = resolved.iter().map(|(target, resolved)| report(target, resolved, &table)).collect::<Result<_>>()?;
+    let targets = resolved.iter().map(|(target, resolved)| report(target, resolved)).collect::<Result<_>>()?;
     Ok(Report { facts: kernel::facts(), blockers: missing(&probes), probes, targets })
 }
 
@@ -105,20 +103,18 @@ fn missing(probes: &[ProbeLine]) -> Vec<Blocker> {
         .collect()
 }
 
-fn report(target: &Target, resolved: &Resolved, table: &Table) -> Result<TargetReport> {
-    let findings = preflight::run(table, &resolved.processes, &Policy::default())
-        .map_err(|e| Failure::of(format!("Cannot look at {target}"), &e))?;
-    let supervised = supervisor::blockers(table, &resolved.roots, &resolved.processes, Supervisor::Refuse);
-    let root = resolved.roots.first().and_then(|pid| table.get(*pid));
+fn report(target: &Target, resolved: &Resolved) -> Result<TargetReport> {
+    let findings = preflight::look(target, resolved, &Policy::default(), Some(Supervisor::Refuse))?;
+    let comm = resolved.dir.comm(&mut Vec::new()).map(|comm| comm.to_string()).unwrap_or_default();
     Ok(TargetReport {
         target: target.clone(),
         roots: resolved.roots.clone(),
-        comm: root.map(|row| row.stat.comm.to_string()).unwrap_or_default(),
+        comm,
         processes: findings.processes,
         threads: findings.threads,
         memory_bytes: findings.memory_bytes,
         has_freezer: resolved.freezer.is_some(),
-        blockers: findings.blockers.into_iter().chain(supervised).collect(),
+        blockers: findings.blockers,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::options::{AfterDump, DumpOptions, ImagePlace, Stdio};
 use super::outcome::{Outcome, Round, State, Where};
-use super::{Event, Events, target};
+use super::{Event, Events, preflight, target};
 use crate::collect::{self, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::{MmId, Pid, ShmemId};
@@ -17,7 +17,16 @@ use std::time::Instant;
 /// Saves the target.
 pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let began = Instant::now();
-    let root = target::resolve(&options.target)?.root(&options.target)?;
+    let resolved = target::resolve(&options.target)?;
+    let root = resolved.root(&options.target)?;
+    let ends_here = (options.after == AfterDump::End).then_some(options.state.supervisor);
+    let findings = preflight::pass(&options.target, &resolved, &policy(options), ends_here, events)?;
+    if options.dry_run {
+        let mut outcome = Outcome::new(options.session.clone(), State::Running, Where::Source);
+        outcome.target_pid = Some(root.0);
+        (outcome.processes, outcome.threads) = (Some(findings.processes), Some(findings.threads));
+        return Ok(outcome);
+    }
     let ImagePlace::Dir(dir) = &options.image else {
         return Err(Failure::new("a dump to a stream is not there yet").kind(FailureKind::Usage));
     };

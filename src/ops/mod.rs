@@ -9,6 +9,7 @@ pub mod list;
 pub mod options;
 pub mod outcome;
 pub mod places;
+pub mod preflight;
 pub mod restore;
 pub mod show;
 pub mod supervisor;

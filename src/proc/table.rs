@@ -63,6 +63,11 @@ pub struct Table {
 fn row(pid: Pid, buf: &mut Vec<u8>) -> Result<Row> {
     let dir = ProcDir::open(pid)?;
     let stat = dir.stat(buf)?;
+    if stat.flags & PF_KTHREAD != 0 {
+        // Half of the processes of an idle host; nothing else of them is of interest.
+        let (ns_pid, cgroups) = (vec![pid.0], Vec::new());
+        return Ok(Row { pid, stat, uids: [0; 4], memory: None, ns_pid, tracer: 0, seccomp: 0, cgroups });
+    }
     let status = dir.status(buf)?;
     let cgroups = dir.cgroup(buf)?;
     let (uids, memory, ns_pid) = (status.uids, status.memory, status.ns_pid);

@@ -9,17 +9,17 @@ pub mod reach;
 mod sharing;
 mod tasks;
 
-use super::Policy;
+use super::{Policy, Result, fd};
 use crate::{
     blocker::Blocker,
     image::Pid,
-    proc::{ProcDir, Result, table::Table},
+    proc::{self, ProcDir, table::Table},
 };
 
 /// A process of the tree, with its directory held open.
 struct Member<'a> {
     row: &'a crate::proc::table::Row,
-    dir: ProcDir,
+    dir: &'a ProcDir,
 }
 
 /// What a preflight has found.
@@ -39,35 +39,41 @@ pub struct Findings {
 ///
 /// # Errors
 /// `/proc` cannot be read. A process that ends meanwhile is none.
-pub fn run(table: &Table, processes: &[Pid], _policy: &Policy) -> Result<Findings> {
+pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings> {
     let own = reach::Own::of(table);
     let mut blockers = Vec::new();
-    let mut members = Vec::new();
+    let mut dirs = Vec::new();
+    let mut living = Vec::new();
     let rows: Vec<_> = processes.iter().filter_map(|pid| table.get(*pid)).collect();
     for row in &rows {
         if let Some(blocker) = reach::of_process(row, &own) {
             blockers.push(blocker);
         } else if !row.stat.is_zombie() {
             match ProcDir::open(row.pid) {
-                Ok(dir) => members.push(Member { row, dir }),
+                Ok(dir) => {
+                    dirs.push(dir);
+                    living.push(*row);
+                }
                 Err(e) if e.is_gone() => {}
-                Err(e) => return Err(e),
+                Err(e) => return Err(e.into()),
             }
         }
     }
+    let members: Vec<Member<'_>> = living.into_iter().zip(&dirs).map(|(row, dir)| Member { row, dir }).collect();
     let mut buf = Vec::new();
     let mut shared = memory::Shared::default();
     for member in &members {
-        let mut look = || -> Result<()> {
+        let mut look = || -> proc::Result<()> {
             tasks::look(member, &mut buf, &mut blockers)?;
             memory::look(member, &mut buf, &mut shared, &mut blockers)?;
             namespaces::look(member, &mut buf, &mut blockers)
         };
         match look() {
-            Err(e) if !e.is_gone() => return Err(e),
+            Err(e) if !e.is_gone() => return Err(e.into()),
             _ => {}
         }
     }
+    blockers.extend(fd::preflight(&dirs, policy)?);
     sharing::tables(table, &members, &mut blockers);
     memory::mapped_outside(table, processes, &shared, &mut buf, &mut blockers);
     let threads: i64 = rows.iter().map(|row| row.stat.num_threads.max(1)).sum();

@@ -1,0 +1,49 @@
+//! The preflight of every operation that saves a target: all that is in the way, before anything is stopped.
+
+use super::{Event, Events, options::Supervisor, supervisor, target::Resolved, words::Target};
+use crate::{
+    collect::{
+        Policy,
+        preflight::{self, Findings},
+    },
+    failure::{Failure, Result},
+    proc::table::Table,
+};
+
+/// Looks at a target while it runs. `ends_here` tells what to do about whoever would start the target again; `None` for
+/// operations after which it runs on.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn look(target: &Target, resolved: &Resolved, policy: &Policy, ends_here: Option<Supervisor>) -> Result<Findings> {
+    let failed = |e: &(dyn std::error::Error + 'static)| Failure::of(format!("Cannot look at {target}"), e);
+    let table = Table::read().map_err(|e| failed(&e))?;
+    let mut findings = preflight::run(&table, &resolved.processes, policy).map_err(|e| failed(&e))?;
+    if let Some(choice) = ends_here {
+        findings.blockers.extend(supervisor::blockers(&table, &resolved.roots, &resolved.processes, choice));
+    }
+    Ok(findings)
+}
+
+/// The same, told to `events`; a target with blockers is refused.
+///
+/// # Errors
+/// [`crate::failure::FailureKind::Blocked`] with everything in the way, and those of [`look`].
+pub fn pass(
+    target: &Target,
+    resolved: &Resolved,
+    policy: &Policy,
+    ends_here: Option<Supervisor>,
+    events: &dyn Events,
+) -> Result<Findings> {
+    let findings = look(target, resolved, policy, ends_here)?;
+    events.event(Event::Preflight {
+        blockers: findings.blockers.clone(),
+        tasks: findings.threads,
+        memory_bytes: findings.memory_bytes,
+    });
+    if findings.blockers.is_empty() {
+        return Ok(findings);
+    }
+    Err(Failure::blocked(format!("{target} cannot be saved"), findings.blockers))
+}
