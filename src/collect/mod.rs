@@ -97,6 +97,8 @@ pub struct Cx<'a> {
     pub shmem_by_inode: HashMap<(u64, u64), crate::image::ShmemId>,
     /// Deleted files by (device, inode), for mappings and descriptors of the same one.
     pub ghost_by_inode: fd::Ghosts,
+    /// Mappings with their flags, read before the tree was stopped: used where `maps` still says the same.
+    pub known_mappings: HashMap<Pid, mm::Mappings>,
     /// Buffer for reading /proc.
     pub buf: Vec<u8>,
 }
@@ -114,6 +116,16 @@ pub struct Collection {
 
 /// Reads a frozen tree. Scratch areas are made in it and stay until it is thawed.
 pub fn collect(frozen: &mut Frozen, policy: &Policy) -> Result<Collection> {
+    collect_known(frozen, policy, HashMap::new())
+}
+
+/// The same with mappings that were read a moment before the tree was stopped: flags of mappings cost a walk of all page
+/// tables (20 ms/GiB). Advice that a program gives for a whole mapping in that moment shows nowhere else and is missed.
+pub fn collect_known(
+    frozen: &mut Frozen,
+    policy: &Policy,
+    known_mappings: HashMap<Pid, mm::Mappings>,
+) -> Result<Collection> {
     let model = Model::empty(host::collect()?);
     let mut cx = Cx {
         frozen,
@@ -126,6 +138,7 @@ pub fn collect(frozen: &mut Frozen, policy: &Policy) -> Result<Collection> {
         table_owner: Vec::new(),
         shmem_by_inode: HashMap::new(),
         ghost_by_inode: HashMap::new(),
+        known_mappings,
         buf: Vec::new(),
     };
     ns::collect(&mut cx)?;

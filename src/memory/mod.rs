@@ -2,8 +2,10 @@
 
 pub mod pipeline;
 pub mod ranges;
+pub mod rounds;
 pub mod scan;
 pub mod store;
+pub mod track;
 pub mod zero;
 
 pub use ranges::{PageRange, RangeSet, Space};

@@ -21,17 +21,30 @@ pub fn carries_pages(vma: &Vma) -> bool {
 /// What `PAGEMAP_SCAN`, or reading the pagemap where the kernel lacks it, fails with.
 pub fn private_pages(id: MmId, mm: &Mm, pagemap: &std::fs::File) -> Result<Vec<(Space, PageRange)>, Errno> {
     let mut plan = Vec::new();
-    let mut buf = Vec::new();
     for vma in mm.vmas.iter().filter(|v| carries_pages(v)) {
         let mut found = |start: u64, end: u64| {
             plan.push((Space::Mm(id), PageRange::new(start / PAGE, (end - start) / PAGE)));
         };
-        match scan(vma, pagemap.as_fd(), &mut buf, &mut found) {
-            Err(Errno::ENOTTY) => read_entries(vma, pagemap, &mut found)?,
-            other => other?,
-        }
+        held_pages((vma.start, vma.end), of_file(vma), pagemap, &mut found)?;
     }
     Ok(plan)
+}
+
+/// The same for one stretch of addresses; `of_file` = a private mapping of a file. Calls `found` with the start and end of
+/// each run of pages, ascending.
+///
+/// # Errors
+/// As [`private_pages`].
+pub fn held_pages(
+    area: (u64, u64),
+    of_file: bool,
+    pagemap: &std::fs::File,
+    found: &mut dyn FnMut(u64, u64),
+) -> Result<(), Errno> {
+    match scan(area, of_file, pagemap.as_fd(), found) {
+        Err(Errno::ENOTTY) => read_entries(area, of_file, pagemap, found),
+        other => other,
+    }
 }
 
 fn of_file(vma: &Vma) -> bool {
@@ -39,17 +52,18 @@ fn of_file(vma: &Vma) -> bool {
 }
 
 fn scan(
-    vma: &Vma,
+    (start, end): (u64, u64),
+    of_file: bool,
     pagemap: BorrowedFd<'_>,
-    buf: &mut Vec<PageRegion>,
     found: &mut dyn FnMut(u64, u64),
 ) -> Result<(), Errno> {
+    let mut buf: Vec<PageRegion> = Vec::new();
     let held = category::PRESENT | category::SWAPPED;
     // FILE makes the kernel look at each struct page: only where a file is mapped. PFN_ZERO: read but never written.
-    let not = if of_file(vma) { category::FILE | category::PFN_ZERO } else { category::PFN_ZERO };
+    let not = if of_file { category::FILE | category::PFN_ZERO } else { category::PFN_ZERO };
     let query = Query { all_of: not, inverted: not, any_of: held, report: held, flags: 0 };
     let mut open: Option<(u64, u64)> = None;
-    pagemap::scan(pagemap, vma.start, vma.end, query, buf, |region| match &mut open {
+    pagemap::scan(pagemap, start, end, query, &mut buf, |region| match &mut open {
         Some((_, end)) if *end == region.start => *end = region.end,
         _ => {
             if let Some((start, end)) = open.replace((region.start, region.end)) {
@@ -64,11 +78,15 @@ fn scan(
 }
 
 /// Linux before 6.7: 8 bytes a page. Bit 63 present, 62 swapped, 61 of a file.
-fn read_entries(vma: &Vma, pagemap: &std::fs::File, found: &mut dyn FnMut(u64, u64)) -> Result<(), Errno> {
+fn read_entries(
+    (start, end): (u64, u64),
+    file: bool,
+    pagemap: &std::fs::File,
+    found: &mut dyn FnMut(u64, u64),
+) -> Result<(), Errno> {
     let mut buf = vec![0u8; 1 << 16];
-    let mut page = vma.start / PAGE;
-    let last = vma.end / PAGE;
-    let file = of_file(vma);
+    let mut page = start / PAGE;
+    let last = end / PAGE;
     while page < last {
         let want = ((last - page) as usize * 8).min(buf.len());
         let n = pagemap.read_at(&mut buf[..want], page * 8).map_err(errno_of)?;

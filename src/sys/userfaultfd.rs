@@ -33,7 +33,8 @@ pub mod mode {
     pub const MINOR: u64 = 4;
 }
 
-const UFFD_USER_MODE_ONLY: i32 = 1;
+/// `UFFD_USER_MODE_ONLY` (5.11): any user may make one, but faults of the kernel itself are not handled.
+pub const UFFD_USER_MODE_ONLY: i32 = 1;
 const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;

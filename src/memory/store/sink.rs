@@ -13,6 +13,9 @@ pub trait PageSink: Sync {
     /// Says something about pages without giving their content.
     fn mark(&self, space: Space, range: PageRange, mark: Mark) -> Result<(), StoreError>;
 
+    /// Everything said about `from`, before and after, is about `to`; `None`: about nothing. Once for each `from`.
+    fn rename(&self, from: Space, to: Option<Space>) -> Result<(), StoreError>;
+
     /// A lane for the calling thread.
     fn lane(&self) -> Result<Box<dyn PageLane + '_>, StoreError>;
 }
@@ -37,6 +40,11 @@ impl PageSink for PageWriter {
 
     fn mark(&self, space: Space, range: PageRange, mark: Mark) -> Result<(), StoreError> {
         PageWriter::mark(self, space, range, mark);
+        Ok(())
+    }
+
+    fn rename(&self, from: Space, to: Option<Space>) -> Result<(), StoreError> {
+        PageWriter::rename(self, from, to);
         Ok(())
     }
 

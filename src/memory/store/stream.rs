@@ -42,6 +42,7 @@ const DATA: u8 = 3;
 const MARK: u8 = 4;
 const MODEL: u8 = 5;
 const END: u8 = 6;
+const RENAME: u8 = 7;
 
 /// What can go wrong with a stream.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,8 @@ pub enum Item<'a> {
     Data(Space, &'a [PageRange], &'a [u8]),
     /// Something about pages other than their content.
     Mark(Space, &'a [PageRange], Mark),
+    /// Everything about the first space is about the second, or about nothing.
+    Rename(Space, Option<Space>),
     /// The model, decoded; not yet looked at by [`crate::image::verify::model`].
     Model(Box<Model>),
     /// The end: all of it was there.
@@ -120,13 +123,26 @@ struct Header {
     raw: u64,
 }
 
+fn space_words(space: Option<Space>) -> (u8, u32) {
+    match space {
+        None => (0, 0),
+        Some(Space::Mm(id)) => (1, id.0),
+        Some(Space::Shmem(id)) => (2, id.0),
+    }
+}
+
+fn space_of(kind: u8, id: u32) -> Result<Option<Space>, StreamError> {
+    match kind {
+        0 if id == 0 => Ok(None),
+        1 => Ok(Some(Space::Mm(MmId(id)))),
+        2 => Ok(Some(Space::Shmem(ShmemId(id)))),
+        _ => Err(StreamError::Damaged("a frame about a space of an unknown kind")),
+    }
+}
+
 impl Header {
     fn bytes(&self) -> [u8; HEADER - 8] {
-        let (space_kind, space) = match self.space {
-            None => (0, 0),
-            Some(Space::Mm(id)) => (1, id.0),
-            Some(Space::Shmem(id)) => (2, id.0),
-        };
+        let (space_kind, space) = space_words(self.space);
         let mut out = [0; HEADER - 8];
         out[..4].copy_from_slice(&[self.kind, self.packing, space_kind, 0]);
         out[4..8].copy_from_slice(&self.stored.to_le_bytes());
@@ -139,12 +155,7 @@ impl Header {
     fn parse(bytes: &[u8; HEADER - 8]) -> Result<Self, StreamError> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let id = word(8);
-        let space = match bytes[2] {
-            0 if id == 0 => None,
-            1 => Some(Space::Mm(MmId(id))),
-            2 => Some(Space::Shmem(ShmemId(id))),
-            _ => return Err(StreamError::Damaged("a frame about a space of an unknown kind")),
-        };
+        let space = space_of(bytes[2], id)?;
         let raw = u64::from(word(16)) | u64::from(word(20)) << 32;
         Ok(Self { kind: bytes[0], packing: bytes[1], space, ranges: word(12), stored: word(4), raw })
     }
@@ -253,6 +264,13 @@ impl<W: Write + Send> PageSink for StreamWriter<W> {
             return Ok(());
         }
         Ok(self.out().frame(mark_frame(space, mark)?, &range_bytes(&[range]), &[])?)
+    }
+
+    fn rename(&self, from: Space, to: Option<Space>) -> Result<(), StoreError> {
+        let (kind, id) = space_words(to);
+        let id = id.to_le_bytes();
+        let header = Header { kind: RENAME, space: Some(from), stored: 5, raw: 5, ..Header::default() };
+        Ok(self.out().frame(header, &[], &[kind, id[0], id[1], id[2], id[3]])?)
     }
 
     fn lane(&self) -> Result<Box<dyn PageLane + '_>, StoreError> {
@@ -396,6 +414,10 @@ impl<R: Read> StreamReader<R> {
                 let mark = MARKS.get(usize::from(header.packing)).ok_or(StreamError::Damaged("an unknown mark"))?;
                 Ok(Item::Mark(space()?, &self.ranges, *mark))
             }
+            RENAME => match *self.payload.as_slice() {
+                [kind, a, b, c, d] => Ok(Item::Rename(space()?, space_of(kind, u32::from_le_bytes([a, b, c, d]))?)),
+                _ => Err(StreamError::Damaged("a malformed name of a space")),
+            },
             MODEL => Ok(Item::Model(Box::new(codec::decode(&self.payload)?))),
             END => {
                 self.ended = true;
@@ -539,6 +561,7 @@ pub fn receive(input: impl Read, mut image: ImageWriter, options: PageOptions) -
                     }
                 }
                 Item::Mark(space, ranges, mark) => ranges.iter().for_each(|range| lane.mark(space, *range, mark)),
+                Item::Rename(from, to) => pages.rename(from, to),
                 Item::Model(found) => model = Some(found),
                 Item::End => break,
             }

@@ -121,6 +121,7 @@ pub struct PageWriter {
     lanes: Mutex<Lanes>,
     marks: Mutex<Vec<Record>>,
     spaces: Mutex<BTreeMap<Space, SpaceInfo>>,
+    names: Mutex<BTreeMap<Space, Option<Space>>>,
 }
 
 #[derive(Debug, Default)]
@@ -168,6 +169,7 @@ impl PageWriter {
             lanes: Mutex::default(),
             marks: Mutex::default(),
             spaces: Mutex::default(),
+            names: Mutex::default(),
         }
     }
 
@@ -206,6 +208,12 @@ impl PageWriter {
         }
     }
 
+    /// Everything said about `from`, before and after, is about `to`; `None`: about nothing. For pages that are written
+    /// before it is known what their space is called.
+    pub fn rename(&self, from: Space, to: Option<Space>) {
+        locked(&self.names).insert(from, to);
+    }
+
     /// Writes what is pending, makes the index, and syncs everything to the disk.
     ///
     /// # Errors
@@ -241,8 +249,11 @@ impl PageWriter {
         if index.frames.len() > u32::MAX as usize {
             return Err(StoreError::TooMany { what: "frames" });
         }
-        records.retain_mut(|record| name(record.space).map(|space| record.space = space).is_some());
+        let names = self.names.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let renamed = |space: Space| names.get(&space).copied().unwrap_or(Some(space));
+        records.retain_mut(|r| renamed(r.space).and_then(name).map(|space| r.space = space).is_some());
         let spaces = self.spaces.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let spaces = spaces.into_iter().filter_map(|(space, info)| Some((renamed(space)?, info))).collect();
         index.spaces = overlay::spaces(records, &spaces);
         check_parents(&index, self.parent.as_deref())?;
         sync(&lanes)?;

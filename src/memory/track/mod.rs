@@ -1,0 +1,186 @@
+//! Which pages of a live address space have been written since they were last taken.
+//!
+//! Three back ends behind one trait, [`Tracking`]: [`uffd`] (asynchronous write protection, Linux 6.7), [`soft_dirty`]
+//! (`CONFIG_MEM_SOFT_DIRTY`), and [`hash`] (everything is taken each time, what is equal is found when it is written).
+//! [`Backend::choose`] takes the first that works. A back end errs on one side only: a page it does not know enough about
+//! is taken again.
+//!
+//! Tracking is a matter of page tables: what is written to a shared object through a descriptor or through another
+//! process's mapping is not seen, so only private memory is tracked here.
+
+pub mod hash;
+pub mod soft_dirty;
+pub mod uffd;
+
+use super::RangeSet;
+use crate::image::Pid;
+use crate::image::mm::{Backing, Mm};
+use crate::kernel::Probe;
+use crate::proc::ProcDir;
+use crate::proc::maps::{Mapping, Special};
+use crate::sys::Errno;
+
+/// Why dirty pages could not be found.
+#[derive(Debug, thiserror::Error)]
+pub enum TrackError {
+    /// The address space is gone: the process has ended, or runs another program.
+    #[error("the memory of process {pid} is gone")]
+    Gone {
+        /// Process that had it.
+        pid: Pid,
+    },
+    /// The kernel refused.
+    #[error("{operation} for process {pid}: {errno}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// For whom.
+        pid: Pid,
+        /// Kernel's answer.
+        errno: Errno,
+    },
+    /// The process could not be stopped or worked in.
+    #[error(transparent)]
+    Trace(#[from] crate::trace::Error),
+    /// /proc could not be read.
+    #[error(transparent)]
+    Proc(#[from] crate::proc::Error),
+}
+
+impl TrackError {
+    /// The process or its address space has ended: nothing is wrong with the tracking.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Gone { .. } | Self::Trace(crate::trace::Error::Died { .. }) => true,
+            Self::Proc(e) | Self::Trace(crate::trace::Error::Proc(e)) => e.is_gone(),
+            _ => false,
+        }
+    }
+}
+
+/// A stretch of addresses that may hold private pages: one mapping, or several neighbours of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Area {
+    /// First address.
+    pub start: u64,
+    /// First address past the end.
+    pub end: u64,
+    /// A private mapping of a file or shared memory object: only pages that differ from it count.
+    pub of_file: bool,
+}
+
+impl Area {
+    /// As page numbers.
+    pub fn pages(&self) -> super::PageRange {
+        super::PageRange::of_bytes(self.start, self.end)
+    }
+}
+
+/// The private mappings of a live process.
+pub fn areas_of_maps(maps: &[Mapping]) -> Vec<Area> {
+    let special = |m: &Mapping| {
+        matches!(m.special(), Some(Special::Vdso | Special::Vvar | Special::Vsyscall | Special::Uprobes))
+    };
+    let private = maps.iter().filter(|m| !m.shared && !special(m));
+    private.map(|m| Area { start: m.start, end: m.end, of_file: m.has_file() }).collect()
+}
+
+/// The mappings of a model whose pages travel with the address space.
+pub fn areas_of_mm(mm: &Mm) -> Vec<Area> {
+    let of_file = |backing: &Backing| !matches!(backing, Backing::Anon | Backing::HugeAnon { .. });
+    let private = mm.vmas.iter().filter(|v| super::scan::carries_pages(v));
+    private.map(|v| Area { start: v.start, end: v.end, of_file: of_file(&v.backing) }).collect()
+}
+
+/// What the last look at a stopped address space gives.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Last {
+    /// Pages that may have changed since they were taken, or never were.
+    pub changed: RangeSet,
+    /// Pages that hold nothing of their own (absent, zero, or as in the file). Those in neither set did not change.
+    pub empty: RangeSet,
+}
+
+/// Finds the pages of one address space that have been written.
+pub trait Tracking: Send + std::fmt::Debug {
+    /// Pages of these areas that have changed since the last call (the first time: all that hold something). What is
+    /// written after this call is found by the next. Pages that cannot be watched are left out: [`Tracking::last`] has them.
+    ///
+    /// # Errors
+    /// [`TrackError::Gone`] when the address space no longer is what it was.
+    fn take(&mut self, dir: &ProcDir, areas: &[Area]) -> Result<RangeSet, TrackError>;
+
+    /// The same for a stopped process and the last time.
+    ///
+    /// # Errors
+    /// As [`Tracking::take`].
+    fn last(&mut self, dir: &ProcDir, areas: &[Area]) -> Result<Last, TrackError>;
+
+    /// The process must be stopped for [`Tracking::take`], or writes get lost.
+    fn stops(&self) -> bool {
+        false
+    }
+
+    /// Ends the tracking without a long hold on the address space.
+    fn end(self: Box<Self>);
+
+    /// The userfaultfd, for a tracker process.
+    fn into_fd(self: Box<Self>) -> Option<std::os::fd::OwnedFd> {
+        None
+    }
+}
+
+/// The kinds of tracking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// userfaultfd in asynchronous write-protect mode, PAGEMAP_SCAN.
+    WriteProtect,
+    /// Soft-dirty bits.
+    SoftDirty,
+    /// Everything, compared when it is written.
+    Hash,
+}
+
+impl Backend {
+    /// The best that works here.
+    pub fn choose() -> Self {
+        [Self::WriteProtect, Self::SoftDirty].into_iter().find(|b| b.works()).unwrap_or(Self::Hash)
+    }
+
+    /// Does this kernel have it?
+    pub fn works(self) -> bool {
+        match self {
+            Self::WriteProtect => Probe::WpAsync.works() && Probe::PagemapScan.works(),
+            Self::SoftDirty => Probe::SoftDirty.works(),
+            Self::Hash => true,
+        }
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WriteProtect => "wp",
+            Self::SoftDirty => "soft-dirty",
+            Self::Hash => "hash",
+        }
+    }
+}
+
+/// Opens the pagemap of a process as it is now.
+fn pagemap(dir: &ProcDir) -> Result<std::fs::File, TrackError> {
+    Ok(dir.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?.into())
+}
+
+/// All pages of an area that hold something of its own.
+fn held(pid: Pid, area: &Area, pagemap: &std::fs::File, out: &mut RangeSet) -> Result<(), TrackError> {
+    let mut found = |start: u64, end: u64| out.insert(super::PageRange::of_bytes(start, end));
+    super::scan::held_pages((area.start, area.end), area.of_file, pagemap, &mut found)
+        .map_err(|errno| scan_error(pid, errno))
+}
+
+fn scan_error(pid: Pid, errno: Errno) -> TrackError {
+    match errno {
+        Errno::ESRCH => TrackError::Gone { pid },
+        errno => TrackError::System { operation: "PAGEMAP_SCAN", pid, errno },
+    }
+}

@@ -1,0 +1,221 @@
+//! userfaultfd in asynchronous write-protect mode with PAGEMAP_SCAN (Linux 6.7).
+//!
+//! The descriptor is made by one remote system call in a brief stop ([`arm`]); everything else is done from outside while
+//! the target runs. Closing the descriptor ends the tracking and leaves no trace. Properties relied on (measured on 6.18):
+//! - A page that was never protected shows as written, so new mappings, pages that `mremap` moved, children after a fork
+//!   and a program after exec are all "changed" without further ado.
+//! - Protecting only present and swapped pages leaves no markers in holes. A page that is dropped (`MADV_DONTNEED`) shows as
+//!   absent; where a whole page table is freed with it (6.14) nothing shows at all, so the last scan asks for what is
+//!   *absent*, not for what was written and is absent now.
+//! - In a private file mapping a dropped page leaves a marker that reads as swapped and clean: such pages are taken again.
+//! - Kernels before 6.13 keep protection bits on pages that `mremap` moves, so a mapping that had to be registered anew is
+//!   taken as a whole.
+
+use super::{Area, Last, TrackError, Tracking, held, pagemap, scan_error};
+use crate::image::Pid;
+use crate::memory::{PageRange, RangeSet};
+use crate::proc::ProcDir;
+use crate::proc::maps::Special;
+use crate::sys::abi::PageRegion;
+use crate::sys::pagemap::{CHECK_WPASYNC, Query, WP_MATCHING, category, scan};
+use crate::sys::userfaultfd::{self as sys, feature, mode};
+use crate::sys::{Errno, fd};
+use crate::trace::freeze::FrozenProcess;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Makes a userfaultfd in a stopped process and takes it out: the process keeps nothing of it.
+///
+/// # Errors
+/// What the kernel refuses: no descriptor left in the target (`EMFILE`), or no userfaultfd for its user (`EPERM`).
+pub fn arm(process: &mut FrozenProcess) -> Result<OwnedFd, TrackError> {
+    let pid = process.pid;
+    let failed = |operation| move |errno| TrackError::System { operation, pid, errno };
+    let maps = process.dir.maps(&mut Vec::new())?;
+    let vdso = maps.iter().find(|m| m.special() == Some(Special::Vdso)).map(|m| m.start);
+    let scratch = process.ensure_scratch(vdso)?;
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | sys::UFFD_USER_MODE_ONLY;
+    let number = process
+        .leader()
+        .call(&scratch, libc::SYS_userfaultfd, &[flags as u64])?
+        .map_err(failed("userfaultfd inside the process"))?;
+    let taken = fd::pidfd_open(pid).and_then(|pidfd| fd::pidfd_getfd(pidfd.as_fd(), number as u32));
+    let closed = process.leader().call(&scratch, libc::SYS_close, &[number])?;
+    let uffd = taken.map_err(failed("pidfd_getfd"))?;
+    closed.map_err(failed("close inside the process"))?;
+    sys::handshake(uffd.as_fd(), feature::WP_ASYNC).map_err(failed("UFFDIO_API"))?;
+    Ok(uffd)
+}
+
+/// Tracks one address space.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: OwnedFd,
+    /// What we have registered and believe to be so still.
+    tracked: RangeSet,
+    buf: Vec<PageRegion>,
+}
+
+/// An unregistration takes about 43 us for each MiB that is still protected, with the address space locked: in pieces, so
+/// that the target is never held up for a millisecond.
+const END_PIECE: u64 = 16 << 20;
+
+impl Uffd {
+    /// With a descriptor from [`arm`], or one that a tracker process has kept together with what was registered.
+    pub fn new(fd: OwnedFd, tracked: RangeSet) -> Self {
+        Self { fd, tracked, buf: Vec::new() }
+    }
+
+    /// What is registered.
+    pub fn tracked(&self) -> &RangeSet {
+        &self.tracked
+    }
+
+    fn covers(&self, area: &Area) -> bool {
+        let pages = area.pages();
+        self.tracked.iter().any(|t| t.first <= pages.first && pages.end() <= t.end())
+    }
+
+    /// Protects what matches and gives it. `EPERM`: not, or not all, under asynchronous protection.
+    fn protect(&mut self, area: &Area, pagemap: &std::fs::File, all: bool, out: &mut RangeSet) -> Result<(), Errno> {
+        let not = category::PFN_ZERO | if area.of_file { category::FILE } else { 0 };
+        let query = Query {
+            flags: WP_MATCHING | CHECK_WPASYNC,
+            all_of: not | if all { 0 } else { category::WRITTEN },
+            inverted: not,
+            any_of: category::PRESENT | category::SWAPPED,
+            report: category::PRESENT,
+        };
+        scan(pagemap.as_fd(), area.start, area.end, query, &mut self.buf, |r| {
+            out.insert(PageRange::of_bytes(r.start, r.end));
+        })
+    }
+
+    /// Dropped pages of private file mappings hide behind markers, see above.
+    fn markers(&mut self, area: &Area, pagemap: &std::fs::File, out: &mut RangeSet) -> Result<(), Errno> {
+        let query = Query {
+            all_of: category::SWAPPED | category::PRESENT,
+            inverted: category::PRESENT,
+            report: category::SWAPPED,
+            ..Query::default()
+        };
+        let mut found = RangeSet::new();
+        scan(pagemap.as_fd(), area.start, area.end, query, &mut self.buf, |r| {
+            found.insert(PageRange::of_bytes(r.start, r.end));
+        })?;
+        *out = out.union(&found);
+        Ok(())
+    }
+
+    fn take_area(&mut self, pid: Pid, area: &Area, pagemap: &std::fs::File) -> Result<RangeSet, TrackError> {
+        let mut found = RangeSet::new();
+        if self.covers(area) {
+            match self.protect(area, pagemap, false, &mut found) {
+                Ok(()) if area.of_file => {
+                    self.markers(area, pagemap, &mut found).map_err(|e| scan_error(pid, e))?;
+                    return Ok(found);
+                }
+                Ok(()) => return Ok(found),
+                // Another mapping lies there now.
+                Err(Errno::EPERM) => self.tracked.remove(area.pages()),
+                Err(errno) => return Err(scan_error(pid, errno)),
+            }
+        }
+        match sys::register(self.fd.as_fd(), area.start, area.end - area.start, mode::WP) {
+            Ok(()) => {}
+            Err(Errno::ENOMEM | Errno::ESRCH) => return Err(TrackError::Gone { pid }),
+            // Not of a kind that can be watched, watched by somebody else, or unmapped meanwhile.
+            Err(errno) => {
+                tracing::debug!("process {pid}: {:#x}-{:#x} cannot be tracked: {errno}", area.start, area.end);
+                return Ok(RangeSet::new());
+            }
+        }
+        let mut found = RangeSet::new();
+        match self.protect(area, pagemap, true, &mut found) {
+            Ok(()) => {
+                self.tracked.insert(area.pages());
+                Ok(found)
+            }
+            // The descriptor belongs to another address space than the process has now, or the mapping has changed again.
+            Err(Errno::EPERM) => Ok(RangeSet::new()),
+            Err(errno) => Err(scan_error(pid, errno)),
+        }
+    }
+
+    fn last_tracked(&mut self, pid: Pid, area: &Area, map: &std::fs::File, last: &mut Last) -> Result<(), TrackError> {
+        let of_file = area.of_file;
+        let query = Query {
+            inverted: category::PRESENT | category::WP_ALLOWED,
+            any_of: category::WRITTEN | category::PRESENT | category::WP_ALLOWED,
+            report: category::WRITTEN
+                | category::PRESENT
+                | category::SWAPPED
+                | category::PFN_ZERO
+                | category::WP_ALLOWED
+                | if of_file { category::FILE } else { 0 },
+            ..Query::default()
+        };
+        scan(map.as_fd(), area.start, area.end, query, &mut self.buf, |r| {
+            let has = |c| r.categories & c != 0;
+            let range = PageRange::of_bytes(r.start, r.end);
+            let held = has(category::PRESENT | category::SWAPPED);
+            if !held || has(category::PFN_ZERO) || has(category::FILE) {
+                last.empty.insert(range);
+            } else if of_file || has(category::WRITTEN) || !has(category::WP_ALLOWED) {
+                last.changed.insert(range);
+            }
+        })
+        .map_err(|errno| scan_error(pid, errno))
+    }
+}
+
+impl Tracking for Uffd {
+    fn take(&mut self, dir: &ProcDir, areas: &[Area]) -> Result<RangeSet, TrackError> {
+        let (pid, pagemap) = (dir.pid(), pagemap(dir)?);
+        let mut all = RangeSet::new();
+        for area in areas {
+            for range in self.take_area(pid, area, &pagemap)?.ranges() {
+                all.insert(*range);
+            }
+        }
+        Ok(all)
+    }
+
+    fn last(&mut self, dir: &ProcDir, areas: &[Area]) -> Result<Last, TrackError> {
+        let (pid, pagemap) = (dir.pid(), pagemap(dir)?);
+        let mut last = Last::default();
+        for area in areas {
+            let whole: RangeSet = [area.pages()].into_iter().collect();
+            let part = |r: &PageRange| Area { start: r.start_byte(), end: r.end_byte(), of_file: area.of_file };
+            let inside = whole.intersection(&self.tracked);
+            let outside = whole.difference(&self.tracked);
+            let mut parts: Vec<(Area, bool)> = inside.ranges().iter().map(|r| (part(r), true)).collect();
+            parts.extend(outside.ranges().iter().map(|r| (part(r), false)));
+            parts.sort_unstable_by_key(|(a, _)| a.start);
+            for (area, tracked) in parts {
+                if tracked {
+                    self.last_tracked(pid, &area, &pagemap, &mut last)?;
+                } else {
+                    let mut found = RangeSet::new();
+                    held(pid, &area, &pagemap, &mut found)?;
+                    let all: RangeSet = [area.pages()].into_iter().collect();
+                    found.iter().for_each(|r| last.changed.insert(r));
+                    all.difference(&found).iter().for_each(|r| last.empty.insert(r));
+                }
+            }
+        }
+        Ok(last)
+    }
+
+    fn end(self: Box<Self>) {
+        for range in self.tracked.iter() {
+            for piece in range.pieces(END_PIECE / crate::image::mm::PAGE) {
+                // What is not mapped any more needs no end; the close below does the rest.
+                let _ = sys::unregister(self.fd.as_fd(), piece.start_byte(), piece.bytes());
+            }
+        }
+    }
+
+    fn into_fd(self: Box<Self>) -> Option<OwnedFd> {
+        Some(self.fd)
+    }
+}

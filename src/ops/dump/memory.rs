@@ -1,0 +1,180 @@
+//! Memory of a dump: rounds while the target runs, and what is left for the pause.
+
+use super::Job;
+use super::place::{Place, Sink};
+use crate::collect::{ShmemSource, Sources, mm::Mappings};
+use crate::failure::{Failure, Result};
+use crate::image::mm::PAGE;
+use crate::image::{MmId, Model, Pid, ShmemId};
+use crate::memory::pipeline::dump_pages;
+use crate::memory::rounds::{Residual, Tree, worth_watching};
+use crate::memory::scan;
+use crate::ops::Event;
+use crate::ops::outcome::Round;
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What the rounds have left.
+#[derive(Default)]
+pub(crate) struct Rounds {
+    /// The tree, still watched; `None` where there were no rounds.
+    pub tree: Option<Tree>,
+    /// Rounds so far.
+    pub done: Vec<Round>,
+    /// What ended them.
+    pub exit_condition: Option<&'static str>,
+    /// Mappings as they were a moment ago.
+    pub mappings: HashMap<Pid, Mappings>,
+}
+
+impl Rounds {
+    /// No rounds at all.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Lets the target go on unwatched.
+    pub fn end_tracking(&mut self) {
+        if let Some(tree) = &mut self.tree {
+            tree.end();
+        }
+    }
+}
+
+/// What follows after a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Again,
+    /// The pause comes now, for this reason.
+    Pause(&'static str),
+}
+
+/// Most rounds.
+const ROUNDS_MAX: usize = 10;
+/// So few pages are copied in a fraction of a millisecond.
+const FEW_PAGES: u64 = 256;
+
+/// Another round, or the pause? `pages` of the rounds so far.
+fn decide(pages: &[u64]) -> Decision {
+    match *pages {
+        [.., last] if last <= FEW_PAGES => Decision::Pause("downtime"),
+        _ if pages.len() >= ROUNDS_MAX => Decision::Pause("rounds"),
+        // What is written during a round hardly shrinks with the round any more.
+        [.., before, last] if last * 10 > before * 8 => Decision::Pause("not-converging"),
+        _ => Decision::Again,
+    }
+}
+
+/// Tells how far a phase is.
+pub(crate) fn progress<'j>(job: &'j Job<'_>, phase: &'static str, total: u64) -> impl Fn(u64) + Sync + 'j {
+    let done = AtomicU64::new(0);
+    move |n| {
+        let done = done.fetch_add(n, Ordering::Relaxed) + n;
+        job.events.event(Event::Progress { phase, done, total });
+    }
+}
+
+/// Takes the memory in rounds, if that makes the pause shorter.
+pub(crate) fn run(job: &Job<'_>, sink: &Sink<'_>, place: &Place) -> Result<Rounds> {
+    let mut rounds = Rounds::none();
+    if !worth_watching(job.resident_bytes, job.processes.into()) {
+        return Ok(rounds);
+    }
+    let cannot = |e: crate::memory::track::TrackError| Failure::of("cannot watch the target's memory", &e);
+    let mut tree = Tree::watch(job.root, sink.backend()).map_err(cannot)?;
+    let mut began = Instant::now();
+    loop {
+        let pages = one(job, sink, place, &mut tree, &mut rounds, &mut began)?;
+        tracing::debug!("round {}: {pages} pages", rounds.done.len());
+        let counts: Vec<u64> = rounds.done.iter().map(|r| r.pages).collect();
+        if let Decision::Pause(why) = decide(&counts) {
+            rounds.exit_condition = Some(why);
+            break;
+        }
+    }
+    let reading = Instant::now();
+    rounds.mappings = tree.mappings();
+    if reading.elapsed() > Duration::from_millis(2) && rounds.exit_condition == Some("downtime") {
+        one(job, sink, place, &mut tree, &mut rounds, &mut began)?;
+    }
+    rounds.tree = Some(tree);
+    Ok(rounds)
+}
+
+/// One round; gives its pages. `began`: when the one before took its pages.
+pub(crate) fn one(
+    job: &Job<'_>,
+    sink: &Sink<'_>,
+    place: &Place,
+    tree: &mut Tree,
+    rounds: &mut Rounds,
+    began: &mut Instant,
+) -> Result<u64> {
+    let start = Instant::now();
+    let identities = place.live_identities(tree);
+    let round = tree.round().map_err(|e| Failure::of("cannot watch the target's memory", &e))?;
+    let since = began.elapsed();
+    *began = Instant::now();
+    let pages = round.pages();
+    let progress = progress(job, "memory", pages * PAGE);
+    let out = sink.get();
+    match place.against(&identities) {
+        Some(against) => crate::memory::pipeline::dump_changed_pages(
+            &round.source(),
+            round.plan(),
+            out,
+            against.get(),
+            job.workers,
+            &progress,
+        ),
+        None => dump_pages(&round.source(), round.plan(), out, job.workers, &progress),
+    }
+    .map_err(|e| Failure::of("cannot save the target's memory", &e))?;
+    round.commit();
+    let number = rounds.done.len() as u32 + 1;
+    let took = start.elapsed();
+    rounds.done.push(Round { number, pages, bytes: pages * PAGE, took });
+    let dirty = if number == 1 { 0.0 } else { (pages * PAGE) as f64 / since.as_secs_f64().max(1e-6) };
+    job.events.event(Event::Round { number, pages, bytes: pages * PAGE, took, dirty_bytes_per_s: dirty as u64 });
+    Ok(pages)
+}
+
+/// What the stopped tree still owes the image.
+pub(crate) fn residual(model: &Model, sources: &Sources, rounds: &mut Rounds) -> Result<Residual> {
+    let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the pages of the target", e);
+    let mut residual = match &mut rounds.tree {
+        Some(tree) => tree.last(model, &sources.mms).map_err(|e| failed(&e))?,
+        None => Residual::default(),
+    };
+    if rounds.tree.is_none() {
+        for (n, (mm, pid)) in model.mms.iter().zip(&sources.mms).enumerate() {
+            let pagemap = crate::proc::ProcDir::open(*pid)
+                .and_then(|dir| dir.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY))
+                .map_err(|e| failed(&e))?;
+            residual.plan.extend(scan::private_pages(MmId::from(n), mm, &pagemap.into()).map_err(|e| failed(&e))?);
+        }
+    }
+    for (n, (shmem, ShmemSource::File(file))) in model.shmems.iter().zip(&sources.shmems).enumerate() {
+        let pages = scan::shared_pages(ShmemId::from(n), shmem.size, file.as_fd()).map_err(|e| failed(&e))?;
+        residual.plan.extend(pages);
+    }
+    Ok(residual)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_end_when_they_no_longer_help() {
+        assert_eq!(decide(&[262_144]), Decision::Again);
+        assert_eq!(decide(&[262_144, 2_000]), Decision::Again);
+        assert_eq!(decide(&[262_144, 2_000, 40]), Decision::Pause("downtime"));
+        assert_eq!(decide(&[262_144, 250_000]), Decision::Pause("not-converging"));
+        assert_eq!(decide(&[262_144, 90_000, 80_000]), Decision::Pause("not-converging"));
+        assert_eq!(decide(&[100_000; 10]), Decision::Pause("rounds"));
+        assert_eq!(decide(&[0]), Decision::Pause("downtime"));
+    }
+}

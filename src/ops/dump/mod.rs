@@ -1,0 +1,258 @@
+//! `migrate dump`: a tree becomes an image.
+//!
+//! Memory is taken in rounds while the target runs ([`rounds`]); inside the pause come only the collection of everything
+//! else, a last look at the page tables, and the pages that were written since. A target that is to run on goes on as soon as
+//! those pages are copied to our memory; one that is to end does so after the image is complete, synced and renamed.
+
+mod memory;
+pub(super) mod place;
+
+use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
+use super::outcome::{Outcome, State, Where};
+use super::{Event, Events, preflight, target};
+use crate::collect::{self, Collection, Policy};
+use crate::failure::{Failure, FailureKind, Result, TargetState};
+use crate::image::{Model, Pid};
+use crate::image::mm::PAGE;
+use crate::memory::pipeline::{default_workers, dump_pages};
+use crate::memory::rounds::{Copied, Named, Residual};
+use crate::memory::store::{Compression, Mark};
+use crate::memory::track::Backend;
+use crate::trace::freeze::Frozen;
+use crate::trace::pages::TargetPages;
+use memory::Rounds;
+use place::{Place, Sink};
+use std::time::{Duration, Instant};
+
+/// What does not change in the course of a dump.
+pub(super) struct Job<'a> {
+    pub root: Pid,
+    pub events: &'a dyn Events,
+    pub workers: usize,
+    pub resident_bytes: u64,
+    pub processes: u32,
+}
+
+/// Saves the target.
+///
+/// # Errors
+/// Whatever keeps the image from being complete; then the target runs on, and nothing of the image is left.
+pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
+    let began = Instant::now();
+    let resolved = target::resolve(&options.target)?;
+    let root = resolved.root(&options.target)?;
+    let policy = policy(options);
+    let ends_here = (options.after == AfterDump::End).then_some(options.state.supervisor);
+    let findings = preflight::pass(&options.target, &resolved, &policy, ends_here, events)?;
+    let mut outcome = Outcome::new(options.session, State::Running, Where::Source);
+    outcome.target_pid = Some(root.0);
+    if options.dry_run {
+        (outcome.processes, outcome.threads) = (Some(findings.processes), Some(findings.threads));
+        return Ok(outcome);
+    }
+    let job = Job {
+        root,
+        events,
+        workers: options.memory.streams.map_or_else(default_workers, usize::from),
+        resident_bytes: findings.memory_bytes,
+        processes: findings.processes,
+    };
+    let place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;
+    let sink = Sink::of(&place, backend(options.memory.track)?);
+    let mut rounds = if options.stop_first { Rounds::none() } else { memory::run(&job, &sink, &place)? };
+    let mut paused = pause(options, &job, &policy, &place, &sink, &mut rounds, &mut outcome)?;
+    drop(sink);
+    place.finish(&paused.model).map_err(|f| f.target(TargetState::Running))?;
+    paused.parts.end("image");
+    if let Some(frozen) = paused.held.take() {
+        let since = frozen.since;
+        finish(options, frozen, &mut outcome)?;
+        outcome.downtime = (options.after != AfterDump::End).then(|| since.elapsed());
+    } else {
+        // It has run since before the image was written.
+        paused.parts.parts.pop();
+    }
+    outcome.downtime_parts = paused.parts.parts;
+    rounds.end_tracking();
+    outcome.mode = Some(if rounds.tree.is_some() { "pre-copy" } else { "stop-and-copy" });
+    outcome.exit_condition = rounds.exit_condition;
+    outcome.total = Some(began.elapsed());
+    outcome.pages = Some(outcome.rounds.iter().map(|r| r.pages).sum());
+    outcome.bytes = Some(outcome.rounds.iter().map(|r| r.bytes).sum());
+    Ok(outcome)
+}
+
+/// How dirty pages are found.
+pub(super) fn backend(track: Track) -> Result<Backend> {
+    let wanted = match track {
+        Track::Auto => return Ok(Backend::choose()),
+        Track::WriteProtect => Backend::WriteProtect,
+        Track::SoftDirty => Backend::SoftDirty,
+        Track::Hash => Backend::Hash,
+    };
+    if wanted.works() {
+        return Ok(wanted);
+    }
+    let what = format!("this kernel cannot track written pages by --track {}", wanted.name());
+    Err(Failure::new(what).hint("use --track auto").kind(FailureKind::Usage))
+}
+
+pub(super) fn compression(compress: Compress) -> Compression {
+    match compress {
+        Compress::Auto => Compression::Auto,
+        Compress::Off => Compression::Off,
+        Compress::Level(level) => Compression::Zstd(level.into()),
+    }
+}
+
+fn policy(options: &DumpOptions) -> Policy {
+    Policy {
+        tcp: options.state.tcp,
+        external_unix: options.state.external_unix,
+        allow_external_stdio: !matches!(options.state.stdio, Stdio::Auto | Stdio::Refuse),
+    }
+}
+
+/// Stops the tree.
+pub(crate) fn freeze(root: Pid) -> Result<Frozen> {
+    Frozen::tree(root).map_err(|e| Failure::of(format!("cannot stop process {root}"), &e).target(TargetState::Running))
+}
+
+/// Measures the parts of the pause.
+struct Parts {
+    last: Instant,
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Parts {
+    fn end(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.parts.push((name, now - self.last));
+        self.last = now;
+    }
+}
+
+/// A target that runs on is released before its last pages are written if they are at most this many bytes.
+const HOLD_MAX: u64 = 512 << 20;
+
+/// What the pause leaves behind.
+struct Paused {
+    model: Model,
+    /// The target, if it waits for the image to be complete.
+    held: Option<Frozen>,
+    parts: Parts,
+}
+
+/// The freeze and everything in it.
+fn pause(
+    options: &DumpOptions,
+    job: &Job<'_>,
+    policy: &Policy,
+    place: &Place,
+    sink: &Sink<'_>,
+    rounds: &mut Rounds,
+    outcome: &mut Outcome,
+) -> Result<Paused> {
+    let running = |f: Failure| f.target(TargetState::Running);
+    let known = std::mem::take(&mut rounds.mappings);
+    let mut frozen = freeze(job.root)?;
+    let frozen_at = frozen.since;
+    let mut parts = Parts { last: frozen_at, parts: Vec::new() };
+    parts.end("freeze");
+    job.events.event(Event::Frozen);
+    let collection = collect::collect_known(&mut frozen, policy, known)
+        .map_err(|e| running(Failure::of("cannot read the target's state", &e)))?;
+    parts.end("state");
+    let Collection { model, sources, blockers, .. } = collection;
+    if !blockers.is_empty() {
+        return Err(running(Failure::blocked("the target cannot be saved", blockers)));
+    }
+    let residual = memory::residual(&model, &sources, rounds).map_err(running)?;
+    parts.end("scan");
+    let identities = place.identities(&model, &sources);
+    let shmems = sources.shmems.into_iter().map(|collect::ShmemSource::File(f)| f).collect();
+    let pages = TargetPages::new(sources.mms, shmems);
+    let source = Named::new(&pages, &residual.names);
+    let bytes = residual.plan.iter().map(|(_, r)| r.bytes()).sum::<u64>();
+    outcome.processes = Some(model.tasks.len() as u32);
+    outcome.threads = Some(model.tasks.iter().map(|t| t.threads.len() as u32).sum());
+    outcome.target_comm = model.root().threads.first().map(|t| t.comm.to_string());
+    let write = |from: &dyn crate::memory::pipeline::ReadPages| -> Result<()> {
+        write_residual(job, sink, place, &residual, &identities, from)
+    };
+    let took;
+    let mut held = None;
+    if options.after == AfterDump::Run && bytes <= HOLD_MAX {
+        let copied = Copied::of(&source, &residual.plan)
+            .map_err(|e| running(Failure::of("cannot copy the target's memory", &e)))?;
+        parts.end("pages");
+        frozen.thaw().map_err(|e| running(Failure::of("cannot release the target", &e)))?;
+        parts.end("release");
+        took = frozen_at.elapsed();
+        outcome.downtime = Some(took);
+        rounds.end_tracking();
+        write(&copied).map_err(running)?;
+        (outcome.state, outcome.place) = (State::Running, Where::Both);
+    } else {
+        write(&source).map_err(running)?;
+        parts.end("pages");
+        took = frozen_at.elapsed();
+        held = Some(frozen);
+    }
+    outcome.rounds = std::mem::take(&mut rounds.done);
+    let number = outcome.rounds.len() as u32 + 1;
+    outcome.rounds.push(super::outcome::Round { number, pages: bytes / PAGE, bytes, took });
+    Ok(Paused { model, held, parts })
+}
+
+/// Writes what the pause has found.
+fn write_residual(
+    job: &Job<'_>,
+    sink: &Sink<'_>,
+    place: &Place,
+    residual: &Residual,
+    identities: &place::Identities,
+    from: &dyn crate::memory::pipeline::ReadPages,
+) -> Result<()> {
+    let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot write the image", e);
+    let out = sink.get();
+    for (space, range) in &residual.gone {
+        out.mark(*space, *range, Mark::Hole).map_err(|e| failed(&e))?;
+    }
+    let progress = memory::progress(job, "memory", residual.plan.iter().map(|(_, r)| r.bytes()).sum());
+    match place.against(identities) {
+        Some(against) => crate::memory::pipeline::dump_changed_pages(
+            from,
+            &residual.plan,
+            out,
+            against.get(),
+            job.workers,
+            &progress,
+        ),
+        None => dump_pages(from, &residual.plan, out, job.workers, &progress),
+    }
+    .map_err(|e| Failure::of("cannot save the target's memory", &e))?;
+    for (from, to) in &residual.names {
+        out.rename(*from, *to).map_err(|e| failed(&e))?;
+    }
+    place.declare(out, identities).map_err(|e| failed(&e))
+}
+
+/// Ends, stops or releases the target, now that the image is complete.
+fn finish(options: &DumpOptions, frozen: Frozen, outcome: &mut Outcome) -> Result<()> {
+    let failed = |e: crate::trace::Error| Failure::of("the image is complete, but the target could not be ended", &e);
+    match options.after {
+        AfterDump::End => {
+            (outcome.state, outcome.place) = (State::Ended, Where::Nowhere);
+            frozen.kill().map_err(|e| failed(e).kind(FailureKind::NeedsPerson).target(TargetState::Held))
+        }
+        AfterDump::Run => {
+            (outcome.state, outcome.place) = (State::Running, Where::Both);
+            frozen.thaw().map_err(failed)
+        }
+        AfterDump::Stop => {
+            (outcome.state, outcome.place) = (State::Stopped, Where::Both);
+            frozen.thaw_stopped().map_err(failed)
+        }
+    }
+}
