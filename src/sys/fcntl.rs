@@ -77,3 +77,12 @@ pub fn add_seals(fd: impl AsFd, seals: u32) -> Result<()> {
     // SAFETY: integers only.
     check(i64::from(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_ADD_SEALS, seals) })).map(drop)
 }
+
+/// A duplicate of a descriptor that somebody else keeps, known by its number only, close-on-exec. `EBADF`: not open.
+pub fn duplicate(fd: std::os::fd::RawFd) -> Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: integers only.
+    let new = check(i64::from(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }))?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(new as i32) })
+}

@@ -1,0 +1,44 @@
+//! Made by the engine: pidfd_open(2).
+
+use super::Maker;
+use crate::image::fd::pidfd::PidFd;
+use crate::image::{NsPid, Pid, TaskId};
+use crate::restore::{Error, Result};
+use crate::sys::{clone, fd, pidfd, wait};
+use std::os::fd::OwnedFd;
+
+/// `PIDFD_THREAD`.
+const THREAD: u32 = libc::O_EXCL as u32;
+
+/// A descriptor of a task of the tree, or of one that is gone.
+pub(crate) fn make(maker: &mut Maker<'_>, model: &PidFd, flags: u32) -> Result<OwnedFd> {
+    let Some(id) = model.pid else { return of_the_dead() };
+    let failed = |errno| Error::System { operation: "pidfd_open", object: format!("process {id}"), errno };
+    let pid = pid_of(maker, id).ok_or_else(|| Error::Impossible {
+        object: format!("a pidfd of process {id}"),
+        reason: "the image has no such process".to_owned(),
+    })?;
+    if flags & THREAD != 0 { pidfd::open_thread(pid) } else { fd::pidfd_open(pid) }.map_err(failed)
+}
+
+fn pid_of(maker: &mut Maker<'_>, id: NsPid) -> Option<Pid> {
+    if let Some(task) = maker.model.task_of(id) {
+        return Some(maker.skeletons.pid(task));
+    }
+    let (task, thread) = maker.model.tasks.iter().enumerate().find_map(|(n, t)| {
+        let thread = t.threads.iter().position(|thread| thread.tid == id)?;
+        Some((TaskId::from(n), thread))
+    })?;
+    maker.skeletons.task(task).threads.get(thread).map(crate::trace::remote::Remote::pid)
+}
+
+/// A descriptor of a process that has ended and was reaped.
+fn of_the_dead() -> Result<OwnedFd> {
+    let failed = |operation| move |errno| Error::System { operation, object: "a pidfd".to_owned(), errno };
+    let child = clone::paused_child(0, libc::SIGCHLD, &[], None).map_err(failed("clone3"))?;
+    let pidfd = fd::pidfd_open(child).map_err(failed("pidfd_open"));
+    let killed = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.0), nix::sys::signal::SIGKILL);
+    killed.map_err(failed("kill"))?;
+    wait::wait(child).map_err(failed("wait"))?;
+    pidfd
+}
