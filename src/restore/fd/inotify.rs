@@ -12,8 +12,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// An instance without watches.
 pub(crate) fn make() -> Result<OwnedFd> {
-    inotify::create(0)
-        .map_err(|errno| Error::System { operation: "inotify_init1", object: "an inotify instance".to_owned(), errno })
+    inotify::create(0).map_err(|errno| Error::System {
+        operation: "inotify_init1",
+        object: "an inotify instance".to_owned(),
+        errno,
+    })
 }
 
 /// Adds the watches of all instances under their numbers.

@@ -124,9 +124,8 @@ fn separate_threads(model: &Model, opened: &Opened, skeletons: &mut Skeletons) -
     for (n, task) in model.tasks.iter().enumerate() {
         let id = TaskId::from(n);
         let Some(leader) = task.threads.first().map(|t| t.fd_table) else { continue };
-        let shares_with_parent = task.parent.is_some_and(|p| {
-            model.tasks[p.at()].threads.first().is_some_and(|t| t.fd_table == leader)
-        });
+        let shares_with_parent =
+            task.parent.is_some_and(|p| model.tasks[p.at()].threads.first().is_some_and(|t| t.fd_table == leader));
         let first = opened.holders.tables[leader.at()];
         if first != Some((id, 0)) && !shares_with_parent {
             return Err(shared_oddly(task.pid.0));
@@ -223,8 +222,11 @@ fn transfer(
     for (files, landing) in files.chunks(chunk).zip(landing.chunks(chunk)) {
         let mut receipts = Vec::new();
         for (files, landing) in files.chunks(RIGHTS_MAX).zip(landing.chunks(RIGHTS_MAX)) {
-            send_fds(material.hub.as_fd(), files)
-                .map_err(|errno| Error::System { operation: "sendmsg", object: "descriptors".to_owned(), errno })?;
+            send_fds(material.hub.as_fd(), files).map_err(|errno| Error::System {
+                operation: "sendmsg",
+                object: "descriptors".to_owned(),
+                errno,
+            })?;
             receipts.push((receive(&mut batch, hub, files.len()), landing));
         }
         let results = remote.run_all(&scratch, &batch)?;

@@ -25,9 +25,6 @@ pub mod socket;
 pub mod tcp;
 pub mod timerfd;
 
-#[cfg(test)]
-mod tests;
-
 pub use finish::finish;
 pub use install::install_all;
 
@@ -182,7 +179,10 @@ fn given(options: &Options, external: &External) -> Result<OwnedFd> {
     let Some((_, fd)) = options.externals.iter().find(|(key, _)| *key == external.key) else {
         return Err(Error::Impossible {
             object: external.link.to_string(),
-            reason: format!("it was held outside the tree; give something in its place (--stdio, for {})", external.key),
+            reason: format!(
+                "it was held outside the tree; give something in its place (--stdio, for {})",
+                external.key
+            ),
         });
     };
     fcntl::duplicate(*fd).map_err(|errno| Error::System { operation: "dup", object: external.key.clone(), errno })

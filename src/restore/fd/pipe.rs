@@ -116,7 +116,10 @@ fn resize(warnings: &mut Vec<String>, model: &Pipe, end: &OwnedFd) -> Result<()>
     match fcntl::set_pipe_size(end, model.capacity) {
         // Above fs.pipe-max-size it needs CAP_SYS_RESOURCE. What is in the pipe may fit all the same: fill() will tell.
         Err(Errno::EPERM) => {
-            warnings.push(format!("a pipe of {} bytes could only be made {has} bytes large (fs.pipe-max-size)", model.capacity));
+            warnings.push(format!(
+                "a pipe of {} bytes could only be made {has} bytes large (fs.pipe-max-size)",
+                model.capacity
+            ));
             Ok(())
         }
         set => set.map_err(failed("fcntl F_SETPIPE_SZ")),

@@ -29,11 +29,8 @@ pub fn open_checked(path: &PathRef, flags: u32, options: &Options) -> Result<Own
 fn open(root: &OwnedFd, path: &PathRef, flags: u32, options: &Options) -> Result<OwnedFd> {
     // Looked at before it is opened for good: opening a device or a FIFO that took the name would have effects.
     let seen = roots::open(root, &path.path.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32)?;
-    let stat = fstat(&seen).map_err(|errno| Error::System {
-        operation: "stat",
-        object: path.path.to_string(),
-        errno,
-    })?;
+    let stat =
+        fstat(&seen).map_err(|errno| Error::System { operation: "stat", object: path.path.to_string(), errno })?;
     if let Some(reason) = difference(path, &stat, flags, options.files) {
         return Err(Error::File { path: path.path.to_string(), reason });
     }

@@ -19,9 +19,8 @@ impl Roots {
     /// The root directory of a mount namespace: that of a task in it, which has not changed its own root yet.
     pub(crate) fn get(&mut self, model: &Model, skeletons: &Skeletons, ns: NsId) -> Result<&OwnedFd> {
         if !self.0.contains_key(&ns) {
-            let inside = |t: &crate::image::task::Task| {
-                t.namespaces.mnt == ns && !matches!(t.state, TaskState::Zombie(_))
-            };
+            let inside =
+                |t: &crate::image::task::Task| t.namespaces.mnt == ns && !matches!(t.state, TaskState::Zombie(_));
             let root = match model.tasks.iter().position(inside) {
                 Some(task) => ProcDir::open(skeletons.pid(TaskId::from(task)))?.open_file("root", ROOT)?,
                 None => own()?,

@@ -7,6 +7,9 @@ use std::os::fd::OwnedFd;
 
 /// A descriptor that reads the same signals.
 pub(crate) fn make(model: &SignalFd) -> Result<OwnedFd> {
-    signalfd::signalfd(model.mask, 0)
-        .map_err(|errno| Error::System { operation: "signalfd4", object: "a signalfd".to_owned(), errno })
+    signalfd::signalfd(model.mask, 0).map_err(|errno| Error::System {
+        operation: "signalfd4",
+        object: "a signalfd".to_owned(),
+        errno,
+    })
 }

@@ -10,8 +10,11 @@ use std::os::fd::OwnedFd;
 
 /// A timer that is not armed yet.
 pub(crate) fn make(model: &TimerFd) -> Result<OwnedFd> {
-    timerfd::create(model.clock, 0)
-        .map_err(|errno| Error::System { operation: "timerfd_create", object: "a timerfd".to_owned(), errno })
+    timerfd::create(model.clock, 0).map_err(|errno| Error::System {
+        operation: "timerfd_create",
+        object: "a timerfd".to_owned(),
+        errno,
+    })
 }
 
 /// Arms it and sets the expirations that were not read.
