@@ -350,38 +350,62 @@ pub fn load_pages(
     let content = |run: &&ResolvedRun| matches!(run.source, Source::Data { .. });
     let pages: u64 = runs.iter().filter(content).map(|r| r.range.count).sum();
     Work::run(load_batches(runs, reader), workers_for(pages, workers), &|work| {
-        let mut buf = Vec::new();
-        let mut scratch = Scratch::default();
-        let mut ranges = Vec::new();
+        let mut loader = Loader { reader, dest, scratch: Scratch::default(), buf: Vec::new(), ranges: Vec::new() };
         while let Some(batch) = work.next() {
             let space = batch[0].space;
-            match batch[0].source {
-                Source::Inherit => {}
-                Source::Zero => {
-                    let written = dest.zero(space, batch[0].range);
-                    written.map_err(|source| PipelineError::Write { space, source })?;
-                }
-                Source::Data { .. } => {
-                    ranges.clear();
-                    batch.iter().for_each(|r| append(&mut ranges, r.range));
-                    let bytes = ranges.iter().map(|r| r.bytes() as usize).sum::<usize>();
-                    if buf.len() < bytes {
-                        buf.resize(bytes, 0);
+            let written =
+                |result: Result<(), PageError>| result.map_err(|source| PipelineError::Write { space, source });
+            match (batch[0].source, &batch[..]) {
+                (Source::Inherit, _) => {}
+                // In pieces: a run of zeros can be as long as an address space.
+                (Source::Zero, _) => {
+                    for piece in batch[0].range.pieces(GRAIN_PAGES) {
+                        written(dest.zero(space, piece))?;
                     }
-                    let mut rest = &mut buf[..bytes];
-                    for run in &batch {
-                        let (part, later) = rest.split_at_mut(run.range.bytes() as usize);
-                        reader.read_into(run, part, &mut scratch)?;
-                        rest = later;
-                    }
-                    let written = dest.write(space, &ranges, &buf[..bytes]);
-                    written.map_err(|source| PipelineError::Write { space, source })?;
-                    progress(bytes as u64);
                 }
+                (Source::Data { .. }, [run]) => match reader.mapped(run)? {
+                    Some(data) => {
+                        written(dest.write(space, &[run.range], data))?;
+                        progress(data.len() as u64);
+                    }
+                    None => progress(loader.copy(&batch)?),
+                },
+                (Source::Data { .. }, _) => progress(loader.copy(&batch)?),
             }
         }
         Ok(())
     })
+}
+
+/// Buffers of one loading thread.
+struct Loader<'a> {
+    reader: &'a PageReader,
+    dest: &'a dyn WritePages,
+    scratch: Scratch,
+    buf: Vec<u8>,
+    ranges: Vec<PageRange>,
+}
+
+impl Loader<'_> {
+    /// Reads the runs of one space and writes them in one go; gives their bytes.
+    fn copy(&mut self, batch: &[ResolvedRun]) -> Result<u64, PipelineError> {
+        self.ranges.clear();
+        batch.iter().for_each(|r| append(&mut self.ranges, r.range));
+        let bytes = self.ranges.iter().map(|r| r.bytes() as usize).sum::<usize>();
+        if self.buf.len() < bytes {
+            self.buf.resize(bytes, 0);
+        }
+        let mut rest = &mut self.buf[..bytes];
+        for run in batch {
+            let (part, later) = rest.split_at_mut(run.range.bytes() as usize);
+            self.reader.read_into(run, part, &mut self.scratch)?;
+            rest = later;
+        }
+        let space = batch[0].space;
+        let written = self.dest.write(space, &self.ranges, &self.buf[..bytes]);
+        written.map_err(|source| PipelineError::Write { space, source })?;
+        Ok(bytes as u64)
+    }
 }
 
 /// Damaged frames that [`verify_pages`] gives at most.

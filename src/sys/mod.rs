@@ -11,6 +11,7 @@ pub mod fcntl;
 pub mod fd;
 pub mod file_handle;
 pub mod inotify;
+pub mod mapping;
 pub mod mem;
 pub mod memory;
 pub mod openat2;
