@@ -4,8 +4,8 @@ use super::Result;
 use crate::image::Bytes;
 use crate::image::host::Host;
 
-/// This host, now.
-pub fn collect() -> Result<Host> {
+/// This host, now. `seen` is what the target's own CLOCK_MONOTONIC and CLOCK_BOOTTIME say, nanoseconds.
+pub fn collect(seen: Option<(i64, i64)>) -> Result<Host> {
     let uname = nix::sys::utsname::uname().ok();
     let name = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
         uname.as_ref().map(|u| f(u).to_string_lossy().into_owned()).unwrap_or_default()
@@ -14,14 +14,17 @@ pub fn collect() -> Result<Host> {
         let now = nix::time::clock_gettime(id).unwrap_or_else(|_| nix::sys::time::TimeSpec::new(0, 0));
         now.tv_sec() * 1_000_000_000 + now.tv_nsec()
     };
+    let monotonic = clock(nix::time::ClockId::CLOCK_MONOTONIC);
+    let seen = seen.unwrap_or_else(|| (monotonic, clock(nix::time::ClockId::CLOCK_BOOTTIME)));
     Ok(Host {
         hostname: name(|u| u.nodename()),
         kernel: name(|u| u.release()),
         boot_id: crate::proc::host::boot_id(),
         cpu_features: crate::proc::host::cpu_features(),
         xfeatures: crate::arch::xfeatures(),
-        monotonic_ns: clock(nix::time::ClockId::CLOCK_MONOTONIC),
-        boottime_ns: clock(nix::time::ClockId::CLOCK_BOOTTIME),
+        host_monotonic_ns: monotonic,
+        monotonic_ns: seen.0,
+        boottime_ns: seen.1,
         realtime_ns: clock(nix::time::ClockId::CLOCK_REALTIME),
         vdso: Bytes(crate::arch::vdso::own_text().to_vec()),
     })

@@ -126,7 +126,7 @@ pub fn collect_known(
     policy: &Policy,
     known_mappings: HashMap<Pid, mm::Mappings>,
 ) -> Result<Collection> {
-    let model = Model::empty(host::collect()?);
+    let model = Model::empty(host::collect(None)?);
     let mut cx = Cx {
         frozen,
         model,
@@ -143,6 +143,7 @@ pub fn collect_known(
     };
     ns::collect(&mut cx)?;
     task::collect(&mut cx)?;
+    cx.model.host = host::collect(task::clocks(&mut cx)?)?;
     fd::collect(&mut cx)?;
     Ok(Collection { model: cx.model, sources: cx.sources, blockers: cx.blockers })
 }

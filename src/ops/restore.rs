@@ -1,6 +1,6 @@
 //! `migrate restore`: an image becomes a tree.
 
-use super::options::{ImagePlace, RestoreOptions};
+use super::options::{ImagePlace, RestoreOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::{Event, Events};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -36,6 +36,9 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         pids: options.state.pids,
         files: options.state.files,
         externals: Vec::new(),
+        own_session: options.detach || options.state.stdio != Stdio::Attach && options.state.stdio != Stdio::Auto,
+        cgroup: options.state.cgroup.clone(),
+        name: options.session.to_string(),
         sibling: false,
         workers: default_workers(),
     };

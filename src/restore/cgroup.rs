@@ -1,1 +1,105 @@
-//! cgroup memberships: where a restored tree lives.
+//! cgroup memberships: where a restored tree lives. Never in the cgroups of whoever restores it: ending an agent or an
+//! ssh session would end the tree with them.
+
+use super::{Error, Result};
+use crate::image::Pid;
+use crate::image::{Model, cgroup::Membership};
+use crate::ops::options::Cgroup;
+use crate::proc::ProcDir;
+use crate::proc::cgroupfs::{Hierarchy, hierarchies};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+/// The cgroups a tree is put into, made and open.
+#[derive(Debug, Default)]
+pub struct Place {
+    /// Directory in the version 2 hierarchy: tasks are born in it (`CLONE_INTO_CGROUP`).
+    unified: Option<OwnedFd>,
+    /// Directories in version 1 hierarchies: the root moves there before it has children.
+    others: Vec<PathBuf>,
+    /// Where it is, for messages and for finding it again.
+    pub path: Option<PathBuf>,
+}
+
+/// Directory below each hierarchy's mount for trees that have no other place.
+const OURS: &str = "migrate";
+
+/// Makes the cgroups of a restored tree. `name` tells this tree from others below `/migrate`.
+pub fn prepare(model: &Model, choice: &Cgroup, name: &str, warnings: &mut Vec<String>) -> Result<Place> {
+    let own = ProcDir::of_self()?.cgroup_set(&mut Vec::new())?.memberships;
+    let mut place = Place::default();
+    for hierarchy in hierarchies()? {
+        let ours = own.iter().find(|m| m.controllers == hierarchy.controllers);
+        let Some(path) = wanted(model, choice, name, &hierarchy, ours) else { continue };
+        let dir = hierarchy.mount.join(path);
+        if let Err(errno) = make(&dir) {
+            warnings.push(format!("cgroup {} could not be made: {errno}", dir.display()));
+            continue;
+        }
+        if hierarchy.is_v2() {
+            let flags = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+            let opened = nix::fcntl::open(&dir, flags, nix::sys::stat::Mode::empty());
+            place.unified = Some(opened.map_err(|errno| failed("open", &dir, errno))?);
+            place.path = Some(dir);
+        } else {
+            place.others.push(dir);
+        }
+    }
+    Ok(place)
+}
+
+impl Place {
+    /// Descriptor for `CLONE_INTO_CGROUP`.
+    pub fn unified(&self) -> Option<RawFd> {
+        self.unified.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Moves a process into the version 1 cgroups.
+    pub fn enter(&self, pid: Pid) -> Result<()> {
+        for dir in &self.others {
+            let file = dir.join("cgroup.procs");
+            std::fs::write(&file, pid.to_string())
+                .map_err(|e| failed("write", &file, crate::sys::Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        }
+        Ok(())
+    }
+}
+
+/// The path below the mount of a hierarchy; `None` = as the engine.
+fn wanted(
+    model: &Model,
+    choice: &Cgroup,
+    name: &str,
+    hierarchy: &Hierarchy,
+    ours: Option<&Membership>,
+) -> Option<PathBuf> {
+    let relative = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_owned();
+    match choice {
+        Cgroup::Path(path) => Some(relative(path)),
+        Cgroup::Same => {
+            let set = model.root().cgroups.map(|id| &model.cgroups[id.at()])?;
+            set.memberships.iter().find(|m| m.controllers == hierarchy.controllers).map(|m| relative(m.path.as_path()))
+        }
+        // In a version 1 hierarchy the root cgroup belongs to nobody in particular: there is nothing to get away from.
+        Cgroup::Scope if !hierarchy.is_v2() && ours.is_none_or(|m| m.path.0 == b"/") => None,
+        Cgroup::Scope => {
+            remove_empty(&hierarchy.mount.join(OURS));
+            Some(Path::new(OURS).join(name))
+        }
+    }
+}
+
+/// Directories of trees that have ended. One with a process in it refuses to go.
+fn remove_empty(above: &Path) {
+    for entry in std::fs::read_dir(above).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_dir(entry.path());
+    }
+}
+
+fn make(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)
+}
+
+fn failed(operation: &'static str, path: &Path, errno: crate::sys::Errno) -> Error {
+    Error::System { operation, object: path.display().to_string(), errno }
+}

@@ -5,6 +5,7 @@
 //! Until [`Restored::go`] the tree is held by [`skeleton::Skeletons`], which kills it when dropped.
 
 pub mod cgroup;
+pub mod clock;
 pub mod creds;
 pub mod fd;
 pub mod go;
@@ -13,6 +14,7 @@ pub mod mm;
 pub mod pidns;
 pub mod plan;
 pub mod restart;
+pub mod root;
 pub mod signals;
 pub mod skeleton;
 pub mod task;
@@ -86,6 +88,12 @@ pub struct Options {
     /// Descriptors of ours that stand for files held outside the tree, by the key of
     /// [`crate::image::fd::External`].
     pub externals: Vec<(String, std::os::fd::RawFd)>,
+    /// A session that was begun outside the tree is begun anew; else the tree stays in ours (a job of this terminal).
+    pub own_session: bool,
+    /// `--cgroup`.
+    pub cgroup: crate::ops::options::Cgroup,
+    /// Tells this tree from others below `/migrate`.
+    pub name: String,
     /// The root becomes a child of our parent instead of ours.
     pub sibling: bool,
     /// Page workers.

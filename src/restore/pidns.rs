@@ -1,8 +1,9 @@
 //! A PID namespace of the tree's own, for ids that are taken here: process 1 of it is ours, a bare reaper that ends when
 //! the tree's root has.
 
-use super::skeleton::{Skeleton, Skeletons, clone_from, first_hold};
-use super::{Error, Result};
+use super::root::{open_session, outer_session};
+use super::skeleton::{Skeletons, clone_from, hold};
+use super::{Error, Options, Result, cgroup::Place};
 use crate::image::Model;
 use crate::sys::clone;
 use crate::trace::Batch;
@@ -10,27 +11,43 @@ use crate::trace::remote::{Remote, Scratch};
 
 /// Makes the namespace, its reaper, and the root of the tree in it. The tree's mount namespace is a copy of ours with a
 /// `/proc` of the new PID namespace.
-pub fn root(model: &Model, flags: u64, skeletons: &mut Skeletons) -> Result<Skeleton> {
+pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeletons: &mut Skeletons) -> Result<Remote> {
     let pid = model.root().pid;
+    let scratch = skeletons.scratch;
     let failed = |errno| Error::System { operation: "clone3 (new PID namespace)", object: format!("pid {pid}"), errno };
-    let namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    let flags = flags | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     if pid.0 == 1 {
-        let child = clone::paused_child(flags | namespaces, libc::SIGCHLD, &[1], None).map_err(failed)?;
-        return first_hold(child, skeletons.scratch, true);
+        let child = clone::paused_child(flags, libc::SIGCHLD, &[1], place.unified()).map_err(failed)?;
+        let mut remote = hold(child, scratch)?;
+        mount_proc(&mut remote, scratch)?;
+        return Ok(remote);
     }
-    let child = clone::reaper(flags | namespaces, pid.0).map_err(failed)?;
-    let mut init = super::skeleton::hold(child, skeletons.scratch)?;
-    mount_proc(&mut init, skeletons.scratch)?;
-    let remote = clone_from(&mut init, skeletons.scratch, 0, libc::SIGCHLD, &[pid.0])?;
-    let root = remote.pid();
+    let child = clone::reaper(flags, pid.0, place.unified()).map_err(failed)?;
+    let mut init = hold(child, scratch)?;
+    mount_proc(&mut init, scratch)?;
+    place.enter(child)?;
+    let outer = outer_session(model).filter(|_| options.own_session);
+    let made = match outer {
+        // The reaper leads a session of its own, which the tree shares where the number of its own cannot be had.
+        Some(session) if session.0 > 1 => {
+            let mut leader = clone_from(&mut init, scratch, 0, 0, &[session.0])?;
+            open_session(&mut leader, skeletons)?;
+            let root = clone_from(&mut leader, scratch, libc::CLONE_PARENT as u64, libc::SIGCHLD, &[pid.0]);
+            skeletons.session = Some(leader);
+            root
+        }
+        Some(_) => {
+            open_session(&mut init, skeletons)?;
+            clone_from(&mut init, scratch, 0, libc::SIGCHLD, &[pid.0])
+        }
+        None => clone_from(&mut init, scratch, 0, libc::SIGCHLD, &[pid.0]),
+    };
     skeletons.init = Some(init);
-    let mut skeleton = Skeleton { pid: root, threads: vec![remote] };
-    super::skeleton::empty(&mut skeleton.threads[0], skeletons.scratch)?;
-    Ok(skeleton)
+    made
 }
 
 /// Mounts the new namespace's /proc over the old one, seen by the tree alone.
-pub(super) fn mount_proc(remote: &mut Remote, scratch: Scratch) -> Result<()> {
+fn mount_proc(remote: &mut Remote, scratch: Scratch) -> Result<()> {
     let mut batch = Batch::new();
     let (root, proc, none) = (batch.c_string(b"/"), batch.c_string(b"/proc"), batch.c_string(b"none"));
     let fs_type = batch.c_string(b"proc");

@@ -32,7 +32,7 @@ fn dead_groups(model: &Model) -> Vec<(NsPid, NsPid)> {
         .tasks
         .iter()
         .filter(|t| t.pgid.0 != 0 && !pids.contains(&t.pgid) && !sessions.contains(&t.pgid))
-        .filter(|t| pids.contains(&t.sid))
+        .filter(|t| pids.contains(&t.sid) || t.sid == model.root().sid)
         .map(|t| (t.pgid, t.sid))
         .collect();
     groups.into_iter().collect()

@@ -5,13 +5,12 @@ use super::{Error, Options, Result, material::Material};
 use crate::image::mm::PAGE;
 use crate::image::task::TaskState;
 use crate::image::{Model, NsPid, Pid, TaskId};
-use crate::ops::options::Pids;
 use crate::proc::ProcDir;
 use crate::proc::maps::Special;
+use crate::sys::Errno;
 use crate::sys::abi::CloneArgs;
 use crate::sys::ptrace::{self, options};
 use crate::sys::wait::{self, Status};
-use crate::sys::{Errno, clone};
 use crate::trace::remote::{DATA_LEN, Remote, Scratch, vdso_syscall};
 use crate::trace::{self, Batch, Tracee};
 use std::collections::HashMap;
@@ -23,6 +22,8 @@ pub struct Skeletons {
     pub scratch: Scratch,
     /// Process 1 of a new PID namespace, if one was made.
     pub init: Option<Remote>,
+    /// Plays the leader of the session that the root inherited from outside the tree, until groups are made.
+    pub session: Option<Remote>,
     /// Ids differ from ours: the tree has a PID namespace of its own.
     pub new_pids: bool,
 }
@@ -74,8 +75,9 @@ impl Skeletons {
 
 impl Drop for Skeletons {
     fn drop(&mut self) {
-        let init = self.init.take().map(|init| Skeleton { pid: init.pid(), threads: vec![init] });
-        for skeleton in self.tasks.drain().map(|(_, s)| s).chain(init) {
+        let ours = [self.session.take(), self.init.take()].into_iter().flatten();
+        let ours = ours.map(|remote| Skeleton { pid: remote.pid(), threads: vec![remote] });
+        for skeleton in self.tasks.drain().map(|(_, s)| s).chain(ours) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(skeleton.pid.0), nix::sys::signal::SIGKILL);
             // The leader last: it cannot be reaped while another thread has not been.
             for thread in skeleton.threads.iter().rev() {
@@ -96,55 +98,12 @@ pub fn make(
 ) -> Result<Skeletons> {
     let _ = material;
     let scratch = Scratch { code: plan.scratch, data: plan.scratch + PAGE, data_len: DATA_LEN };
-    let mut skeletons = Skeletons { tasks: HashMap::new(), scratch, init: None, new_pids: false };
-    let root = root(model, options, &mut skeletons, warnings)?;
+    let mut skeletons = Skeletons { tasks: HashMap::new(), scratch, init: None, session: None, new_pids: false };
+    let place = super::cgroup::prepare(model, &options.cgroup, &options.name, warnings)?;
+    let root = super::root::make(model, options, &place, &mut skeletons, warnings)?;
     skeletons.tasks.insert(TaskId(0), root);
     children(model, TaskId(0), &mut skeletons)?;
     Ok(skeletons)
-}
-
-/// The root: a child of ours, with the id it had, or in a PID namespace of its own.
-fn root(model: &Model, options: &Options, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<Skeleton> {
-    let pid = model.root().pid;
-    let flags = if options.sibling { libc::CLONE_PARENT as u64 } else { 0 };
-    if options.pids != Pids::New {
-        match taken(model) {
-            None => match clone::paused_child(flags, libc::SIGCHLD, &[pid.0], None) {
-                Ok(child) => return first_hold(child, skeletons.scratch, false),
-                Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(Error::System { operation: "clone3", object: format!("pid {pid}"), errno }),
-            },
-            Some((pid, occupant)) if options.pids == Pids::Same => {
-                return Err(Error::PidInUse { pid, occupant });
-            }
-            Some((pid, occupant)) => warnings.push(format!(
-                "process id {pid} is in use here by {occupant}: the tree gets a PID namespace of its own"
-            )),
-        }
-    }
-    skeletons.new_pids = true;
-    super::pidns::root(model, flags, skeletons)
-}
-
-/// The first id of the tree that somebody has already.
-fn taken(model: &Model) -> Option<(i32, String)> {
-    let ids = model.tasks.iter().flat_map(|t| t.threads.iter().map(|th| th.tid).chain([t.pid]));
-    ids.map(|id| id.0).find_map(|id| {
-        let mut name = Vec::new();
-        let dir = ProcDir::open(Pid(id)).ok()?;
-        dir.read_into("comm", &mut name).ok()?;
-        Some((id, String::from_utf8_lossy(&name).trim().to_owned()))
-    })
-}
-
-/// Takes hold of a fresh copy of ourselves and empties it but for our scratch area.
-pub(super) fn first_hold(child: Pid, scratch: Scratch, new_pids: bool) -> Result<Skeleton> {
-    let mut remote = hold(child, scratch)?;
-    if new_pids {
-        super::pidns::mount_proc(&mut remote, scratch)?;
-    }
-    empty(&mut remote, scratch)?;
-    Ok(Skeleton { pid: child, threads: vec![remote] })
 }
 
 /// Takes hold of a fresh copy of ourselves: seized, stopped, with a scratch area.
@@ -216,7 +175,7 @@ fn children(model: &Model, parent: TaskId, skeletons: &mut Skeletons) -> Result<
     for child in after {
         let sid = model.tasks[child.at()].sid;
         let own = sid == model.tasks[child.at()].pid;
-        if own || sid == task.sid || model.task_of(sid).is_none() && Some(sid) == outer_session(model) {
+        if own || sid == task.sid || model.task_of(sid).is_none() && Some(sid) == super::root::outer_session(model) {
             child_of(model, parent, child, skeletons)?;
         } else {
             child_in_dead_session(model, parent, child, skeletons, &mut helpers)?;
@@ -229,12 +188,6 @@ fn children(model: &Model, parent: TaskId, skeletons: &mut Skeletons) -> Result<
         children(model, child, skeletons)?;
     }
     Ok(())
-}
-
-/// The session the root inherits from outside the tree.
-fn outer_session(model: &Model) -> Option<NsPid> {
-    let sid = model.root().sid;
-    model.task_of(sid).is_none().then_some(sid)
 }
 
 fn child_of(model: &Model, parent: TaskId, child: TaskId, skeletons: &mut Skeletons) -> Result<()> {
@@ -283,14 +236,28 @@ fn child_in_dead_session(
 
 /// Ends a helper and has its parent reap it. It was made without an exit signal, so nobody is told.
 fn end_helper(helper: Remote, skeletons: &mut Skeletons, parent: TaskId) -> Result<()> {
+    kill_traced(helper)?;
+    let (remote, scratch) = skeletons.leader(parent);
+    reap_in(remote, scratch)
+}
+
+fn kill_traced(helper: Remote) -> Result<()> {
     let pid = helper.pid();
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL);
     drop(helper);
-    wait::wait(pid).map_err(|errno| Error::System { operation: "wait", object: format!("helper {pid}"), errno })?;
-    let (remote, scratch) = skeletons.leader(parent);
+    wait::wait(pid).map(drop).map_err(|errno| Error::System {
+        operation: "wait",
+        object: format!("helper {pid}"),
+        errno,
+    })
+}
+
+/// Has a task reap a child that was made without an exit signal.
+fn reap_in(parent: &mut Remote, scratch: Scratch) -> Result<()> {
     let mut batch = Batch::new();
-    batch.must(libc::SYS_wait4, &[(-1i32).into(), 0u64.into(), libc::__WCLONE.into(), 0u64.into()]);
-    remote.run_all(&scratch, &batch)?;
+    let flags = libc::__WCLONE | libc::WNOHANG;
+    batch.may(libc::SYS_wait4, &[(-1i32).into(), 0u64.into(), flags.into(), 0u64.into()]);
+    parent.run_all(&scratch, &batch)?;
     Ok(())
 }
 
@@ -356,27 +323,53 @@ pub(super) fn clone_from(
 /// Puts every task into its process group: leaders first, then members; dead leaders are played by helpers.
 pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons) -> Result<()> {
     let mut helpers = Vec::new();
+    let scratch = skeletons.scratch;
     for &(pgid, sid) in &plan.dead_groups {
-        let Some(maker) = model.task_of(sid).filter(|t| !is_zombie(model, *t)) else { continue };
-        let scratch = skeletons.scratch;
-        let mut helper = clone_from(&mut skeletons.task(maker).threads[0], scratch, 0, 0, &[pgid.0])?;
+        let helper = match model.task_of(sid).filter(|t| !is_zombie(model, *t)) {
+            Some(maker) => clone_from(&mut skeletons.task(maker).threads[0], scratch, 0, 0, &[pgid.0])
+                .map(|helper| (Some(maker), helper)),
+            None => match &mut skeletons.session {
+                Some(leader) if leader.pid().0 != pgid.0 => {
+                    clone_from(leader, scratch, 0, 0, &[pgid.0]).map(|helper| (None, helper))
+                }
+                _ => continue,
+            },
+        };
+        let (maker, mut helper) = match helper {
+            Ok(made) => made,
+            // Somebody has the number: the group cannot be made, its members stay in the group of their session.
+            Err(Error::PidInUse { .. }) => continue,
+            Err(e) => return Err(e),
+        };
         set_group(&mut helper, scratch, 0)?;
-        helpers.push((maker, helper));
+        helpers.push((maker, pgid, helper));
     }
     let (leaders, members): (Vec<_>, Vec<_>) =
         plan.order.iter().copied().partition(|t| model.tasks[t.at()].pgid == model.tasks[t.at()].pid);
     for id in leaders.into_iter().chain(members) {
         let task = &model.tasks[id.at()];
-        let outside = task.pgid.0 == 0
-            || (model.task_of(task.pgid).is_none() && !plan.dead_groups.iter().any(|g| g.0 == task.pgid));
-        if task.sid == task.pid || outside {
+        let exists = model.task_of(task.pgid).is_some() || helpers.iter().any(|h| h.1 == task.pgid);
+        if task.sid == task.pid || task.pgid.0 == 0 || !exists {
             continue;
         }
         let (remote, scratch) = skeletons.leader(id);
         set_group(remote, scratch, task.pgid.0)?;
     }
-    for (maker, helper) in helpers {
-        end_helper(helper, skeletons, maker)?;
+    for (maker, _, helper) in helpers {
+        match maker {
+            Some(maker) => end_helper(helper, skeletons, maker)?,
+            None => {
+                kill_traced(helper)?;
+                let leader = skeletons.session.as_mut().expect("it has made the helper");
+                reap_in(leader, scratch)?;
+            }
+        }
+    }
+    if let Some(leader) = skeletons.session.take() {
+        kill_traced(leader)?;
+        if let Some(init) = &mut skeletons.init {
+            reap_in(init, scratch)?;
+        }
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ pub fn paused_child(flags: u64, exit_signal: i32, set_tid: &[i32], cgroup: Optio
 
 /// Makes process 1 of a new PID namespace (`flags` has `CLONE_NEWPID`): it reaps whatever ends there and exits as `root`
 /// did, a process id in the new namespace, once that one has ended.
-pub fn reaper(flags: u64, root: i32) -> Result<Pid> {
-    make(flags, libc::SIGCHLD, &[], None, || {
+pub fn reaper(flags: u64, root: i32, cgroup: Option<i32>) -> Result<Pid> {
+    make(flags, libc::SIGCHLD, &[], cgroup, || {
         loop {
             let mut status = 0i32;
             // SAFETY: `status` lives on this copy of the stack.

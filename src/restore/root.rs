@@ -1,0 +1,107 @@
+//! The root of the tree: with its own id or in a PID namespace of the tree's own, in a session, a cgroup and a time
+//! namespace that are not ours.
+
+use super::skeleton::{Skeleton, Skeletons, clone_from, empty, hold};
+use super::{Error, Options, Result, cgroup::Place, clock, pidns};
+use crate::image::{Model, NsPid, Pid};
+use crate::ops::options::Pids;
+use crate::proc::ProcDir;
+use crate::sys::{Errno, clone};
+use crate::trace::Batch;
+use crate::trace::remote::Remote;
+
+/// Makes the root task, stopped and empty but for our scratch area.
+pub fn make(
+    model: &Model,
+    options: &Options,
+    place: &Place,
+    skeletons: &mut Skeletons,
+    warnings: &mut Vec<String>,
+) -> Result<Skeleton> {
+    let sibling = if options.sibling { libc::CLONE_PARENT as u64 } else { 0 };
+    if !keeps_ids(model, options, warnings)? {
+        skeletons.new_pids = true;
+    }
+    let mut remote = if skeletons.new_pids {
+        pidns::root(model, options, sibling, place, skeletons)?
+    } else {
+        with_same_id(model, options, sibling, place, skeletons)?
+    };
+    place.enter(remote.pid())?;
+    clock::enter(model, &mut remote, skeletons.scratch, warnings)?;
+    empty(&mut remote, skeletons.scratch)?;
+    Ok(Skeleton { pid: remote.pid(), threads: vec![remote] })
+}
+
+/// Whether the tree gets the ids it had.
+fn keeps_ids(model: &Model, options: &Options, warnings: &mut Vec<String>) -> Result<bool> {
+    if options.pids == Pids::New {
+        return Ok(false);
+    }
+    match taken(model) {
+        None => Ok(true),
+        Some((pid, occupant)) if options.pids == Pids::Same => Err(Error::PidInUse { pid, occupant }),
+        Some((pid, occupant)) => {
+            warnings.push(format!(
+                "process id {pid} is in use here by {occupant}: the tree gets a PID namespace of its own"
+            ));
+            Ok(false)
+        }
+    }
+}
+
+/// The first id of the tree that somebody has already.
+fn taken(model: &Model) -> Option<(i32, String)> {
+    let ids = model.tasks.iter().flat_map(|t| t.threads.iter().map(|th| th.tid).chain([t.pid]));
+    ids.map(|id| id.0).find_map(|id| occupant(id).map(|name| (id, name)))
+}
+
+fn occupant(id: i32) -> Option<String> {
+    let mut name = Vec::new();
+    ProcDir::open(Pid(id)).ok()?.read_into("comm", &mut name).ok()?;
+    Some(String::from_utf8_lossy(&name).trim().to_owned())
+}
+
+fn with_same_id(
+    model: &Model,
+    options: &Options,
+    sibling: u64,
+    place: &Place,
+    skeletons: &mut Skeletons,
+) -> Result<Remote> {
+    let pid = model.root().pid;
+    let failed = |errno| match errno {
+        Errno::EEXIST => Error::PidInUse { pid: pid.0, occupant: occupant(pid.0).unwrap_or_default() },
+        errno => Error::System { operation: "clone3", object: format!("pid {pid}"), errno },
+    };
+    let Some(session) = outer_session(model).filter(|_| options.own_session) else {
+        let child = clone::paused_child(sibling, libc::SIGCHLD, &[pid.0], place.unified()).map_err(failed)?;
+        return hold(child, skeletons.scratch);
+    };
+    // The leader of the session has ended, or stays behind: a helper plays it while groups are made. Its number is taken
+    // if it is free; else the session has another one here.
+    let free = session.0 > 0 && occupant(session.0).is_none();
+    let id = [session.0];
+    let ids = if free { &id[..] } else { &[] };
+    let child = clone::paused_child(sibling, 0, ids, place.unified()).map_err(failed)?;
+    let mut leader = hold(child, skeletons.scratch)?;
+    open_session(&mut leader, skeletons)?;
+    let flags = libc::CLONE_PARENT as u64;
+    let root = clone_from(&mut leader, skeletons.scratch, flags, libc::SIGCHLD, &[pid.0]);
+    skeletons.session = Some(leader);
+    root
+}
+
+/// Begins a session in a task.
+pub(super) fn open_session(remote: &mut Remote, skeletons: &Skeletons) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_setsid, &[]);
+    remote.run_all(&skeletons.scratch, &batch)?;
+    Ok(())
+}
+
+/// The session the root inherited from outside the tree.
+pub fn outer_session(model: &Model) -> Option<NsPid> {
+    let sid = model.root().sid;
+    model.task_of(sid).is_none().then_some(sid)
+}
