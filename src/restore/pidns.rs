@@ -26,9 +26,11 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
     let mut init = hold(child, scratch)?;
     mount_proc(&mut init, scratch)?;
     place.enter(child)?;
+    if options.own_session {
+        open_session(&mut init, skeletons)?;
+    }
     let outer = outer_session(model).filter(|_| options.own_session);
     let made = match outer {
-        // The reaper leads a session of its own, which the tree shares where the number of its own cannot be had.
         Some(session) if session.0 > 1 => {
             let mut leader = clone_from(&mut init, scratch, 0, 0, &[session.0])?;
             open_session(&mut leader, skeletons)?;
@@ -36,11 +38,8 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
             skeletons.session = Some(leader);
             root
         }
-        Some(_) => {
-            open_session(&mut init, skeletons)?;
-            clone_from(&mut init, scratch, 0, libc::SIGCHLD, &[pid.0])
-        }
-        None => clone_from(&mut init, scratch, 0, libc::SIGCHLD, &[pid.0]),
+        // The tree shares the reaper's session where it had none of its own, or a number that cannot be had.
+        _ => clone_from(&mut init, scratch, 0, libc::SIGCHLD, &[pid.0]),
     };
     skeletons.init = Some(init);
     made
