@@ -87,7 +87,7 @@ impl Place {
             ImagePlace::Stream => {
                 let level = if let Compression::Zstd(level) = compression { Some(level) } else { None };
                 let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot write the stream", e);
-                let host = host::collect().map_err(|e| failed(&e))?;
+                let host = host::collect(None).map_err(|e| failed(&e))?;
                 let host = HostSummary::of(&Model::empty(host));
                 let head = Head { kind: Kind::Full, host, tree: Vec::new() };
                 let stream = StreamWriter::new(std::io::stdout(), level, &head).map_err(|e| failed(&e))?;
