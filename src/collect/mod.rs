@@ -43,6 +43,15 @@ pub enum Error {
         /// Kernel's answer.
         errno: crate::sys::Errno,
     },
+    /// A socket of the target could not be read.
+    #[error("{object}")]
+    Socket {
+        /// Which.
+        object: String,
+        /// Why.
+        #[source]
+        error: crate::net::Error,
+    },
 }
 
 /// Result of this room.
@@ -99,6 +108,8 @@ pub struct Cx<'a> {
     pub ghost_by_inode: fd::Ghosts,
     /// Mappings with their flags, read before the tree was stopped: used where `maps` still says the same.
     pub known_mappings: HashMap<Pid, mm::Mappings>,
+    /// Locked TCP sockets.
+    pub locks: Vec<crate::net::lock::NetLock>,
     /// Buffer for reading /proc.
     pub buf: Vec<u8>,
 }
@@ -112,6 +123,8 @@ pub struct Collection {
     pub sources: Sources,
     /// What could not be saved. A collection with blockers must not be written as an image.
     pub blockers: Vec<Blocker>,
+    /// TCP sockets of the target, mute and deaf since they were read. Dropping unlocks them.
+    pub locks: Vec<crate::net::lock::NetLock>,
 }
 
 /// Reads a frozen tree. Scratch areas are made in it and stay until it is thawed.
@@ -139,13 +152,14 @@ pub fn collect_known(
         shmem_by_inode: HashMap::new(),
         ghost_by_inode: HashMap::new(),
         known_mappings,
+        locks: Vec::new(),
         buf: Vec::new(),
     };
     ns::collect(&mut cx)?;
     task::collect(&mut cx)?;
     cx.model.host = host::collect(task::clocks(&mut cx)?)?;
     fd::collect(&mut cx)?;
-    Ok(Collection { model: cx.model, sources: cx.sources, blockers: cx.blockers })
+    Ok(Collection { model: cx.model, sources: cx.sources, blockers: cx.blockers, locks: cx.locks })
 }
 
 impl Cx<'_> {

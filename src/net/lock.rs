@@ -50,6 +50,13 @@ impl NetLock {
         Ok(lock)
     }
 
+    /// Looks at a socket without locking it.
+    pub fn look(socket: OwnedFd) -> Result<Self> {
+        let reuse = socket::int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR)
+            .map_err(failed("TCP", "SO_REUSEADDR"))?;
+        Ok(Self { socket: Some(socket), filter: Vec::new(), filtered: false, repair: false, reuse })
+    }
+
     fn attach(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
         let locked = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_LOCK_FILTER).unwrap_or(0);
         if locked != 0 {

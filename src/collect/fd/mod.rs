@@ -32,11 +32,12 @@ pub use ghost::ghost_of_mapping;
 pub use preflight::preflight;
 
 pub mod socket;
+pub mod sockets;
 pub mod tcp;
 pub mod unix;
 
 use super::{Cx, Result};
-use crate::blocker::{Blocker, codes};
+use crate::blocker::Blocker;
 use crate::image::fd::{External, File, FileKind};
 use crate::image::{FileId, GhostId};
 use classify::Class;
@@ -53,6 +54,8 @@ pub struct State {
     pub views: views::Views,
     /// Pipes by device and inode.
     pub pipes: pipe::Pipes,
+    /// What the kernel says of sockets.
+    pub sockets: sockets::Sockets,
 }
 
 /// Deleted files by device and inode, for mappings and descriptors of the same one.
@@ -76,6 +79,7 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         cx.model.files.push(file);
     }
     pipe::finish(cx, &mut state)?;
+    sockets::finish(cx, &mut state)?;
     epoll::finish(cx, &mut state)?;
     lock::collect(cx, &state);
     Ok(())
@@ -111,10 +115,7 @@ fn kind(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<
         Class::Shmem => shmem::collect(cx, state, id, fd),
         Class::Device => device::collect(cx, state, id),
         Class::Tty => Ok(outside::terminal(cx, &state.set[id])),
-        Class::Socket => {
-            cx.blockers.push(Blocker::new(codes::SOCKET_FAMILY, state.set[id].object()));
-            Ok(None)
-        }
+        Class::Socket => sockets::collect(cx, state, id, fd),
         Class::Unsupported(code) => {
             cx.blockers.push(Blocker::new(code, state.set[id].object()));
             Ok(None)

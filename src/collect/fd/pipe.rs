@@ -22,7 +22,7 @@ const O_DIRECT: u32 = libc::O_DIRECT as u32;
 
 /// One end of a pipe; at the first one met the pipe itself with what is in it.
 pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<Option<FileKind>> {
-    let State { set, views, pipes } = state;
+    let State { set, views, pipes, .. } = state;
     let d = &set[id];
     if let Some(pipe) = pipes.get(&d.inode()) {
         return Ok(Some(FileKind::Pipe(PipeEnd { pipe: *pipe })));

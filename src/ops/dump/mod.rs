@@ -18,6 +18,8 @@ use crate::memory::pipeline::{default_workers, dump_pages};
 use crate::memory::rounds::{Copied, Named, Residual};
 use crate::memory::store::{Compression, Mark};
 use crate::memory::track::Backend;
+use crate::net::lock::NetLock;
+use crate::net::nft::PacketLock;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use memory::Rounds;
@@ -66,7 +68,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     paused.parts.end("image");
     if let Some(frozen) = paused.held.take() {
         let since = frozen.since;
-        finish(options, frozen, &mut outcome)?;
+        finish(options, frozen, paused.locks, &mut outcome)?;
         outcome.downtime = (options.after != AfterDump::End).then(|| since.elapsed());
     } else {
         // It has run since before the image was written.
@@ -140,6 +142,8 @@ struct Paused {
     model: Model,
     /// The target, if it waits for the image to be complete.
     held: Option<Frozen>,
+    /// Its TCP sockets; dropped, its connections go on.
+    locks: Vec<NetLock>,
     parts: Parts,
 }
 
@@ -163,7 +167,7 @@ fn pause(
     let collection = collect::collect_known(&mut frozen, policy, known)
         .map_err(|e| running(Failure::of("cannot read the target's state", &e)))?;
     parts.end("state");
-    let Collection { model, sources, blockers, .. } = collection;
+    let Collection { model, sources, blockers, mut locks } = collection;
     if !blockers.is_empty() {
         return Err(running(Failure::blocked("the target cannot be saved", blockers)));
     }
@@ -186,6 +190,7 @@ fn pause(
         let copied = Copied::of(&source, &residual.plan)
             .map_err(|e| running(Failure::of("cannot copy the target's memory", &e)))?;
         parts.end("pages");
+        locks.clear();
         frozen.thaw().map_err(|e| running(Failure::of("cannot release the target", &e)))?;
         parts.end("release");
         took = frozen_at.elapsed();
@@ -202,7 +207,7 @@ fn pause(
     outcome.rounds = std::mem::take(&mut rounds.done);
     let number = outcome.rounds.len() as u32 + 1;
     outcome.rounds.push(super::outcome::Round { number, pages: bytes / PAGE, bytes, took });
-    Ok(Paused { model, held, parts })
+    Ok(Paused { model, held, locks, parts })
 }
 
 /// Writes what the pause has found.
@@ -239,18 +244,28 @@ fn write_residual(
 }
 
 /// Ends, stops or releases the target, now that the image is complete.
-fn finish(options: &DumpOptions, frozen: Frozen, outcome: &mut Outcome) -> Result<()> {
+fn finish(options: &DumpOptions, frozen: Frozen, locks: Vec<NetLock>, outcome: &mut Outcome) -> Result<()> {
     let failed = |e: crate::trace::Error| Failure::of("the image is complete, but the target could not be ended", &e);
     match options.after {
         AfterDump::End => {
             (outcome.state, outcome.place) = (State::Ended, Where::Nowhere);
-            frozen.kill().map_err(|e| failed(e).kind(FailureKind::NeedsPerson).target(TargetState::Held))
+            // Segments that come in while nobody has the connections must not be answered.
+            let packets = crate::net::nft::hold_off(&locks)
+                .map_err(|e| Failure::of("the image is complete, but its connections cannot be held", &e))
+                .map_err(|f| f.hint("--tcp close ends them instead").target(TargetState::Running))?;
+            frozen.kill().map_err(|e| failed(e).kind(FailureKind::NeedsPerson).target(TargetState::Held))?;
+            // The last close of a locked socket is silent: the peer must not learn of this end.
+            locks.into_iter().for_each(NetLock::keep);
+            packets.into_iter().for_each(PacketLock::keep);
+            Ok(())
         }
         AfterDump::Run => {
+            drop(locks);
             (outcome.state, outcome.place) = (State::Running, Where::Both);
             frozen.thaw().map_err(failed)
         }
         AfterDump::Stop => {
+            drop(locks);
             (outcome.state, outcome.place) = (State::Stopped, Where::Both);
             frozen.thaw_stopped().map_err(failed)
         }
