@@ -89,6 +89,11 @@ impl NetLock {
         self.reuse
     }
 
+    /// Whether it is a connection, locked.
+    pub fn is_connection(&self) -> bool {
+        self.repair
+    }
+
     /// Whether segments of the peer are kept away: not where the program has locked its filter, or has an eBPF one.
     pub fn is_deaf(&self) -> bool {
         self.filtered

@@ -5,6 +5,7 @@
 pub mod announce;
 pub mod lock;
 pub mod namespace;
+pub mod nft;
 pub mod place;
 pub mod segment;
 

@@ -34,6 +34,7 @@ pub use preflight::preflight;
 pub mod socket;
 pub mod sockets;
 pub mod tcp;
+pub mod udp;
 pub mod unix;
 
 use super::{Cx, Result};

@@ -2,7 +2,7 @@
 
 use super::set::Description;
 use super::views::{mnt_of, path_ref};
-use super::{State, socket as common, tcp, unix};
+use super::{State, socket as common, tcp, udp, unix};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{Cx, Error, Result};
 use crate::image::fd::FileKind;
@@ -42,7 +42,15 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
     let kind = match identity.family() {
         Family::Tcp => collect_tcp(cx, state, id, fd, net),
         Family::Unix => collect_unix(cx, state, id, fd, net),
-        Family::Udp | Family::Netlink | Family::Unsupported => {
+        Family::Udp => {
+            let found = common::preflight(fd.as_fd(), &object);
+            if !found.is_empty() {
+                cx.blockers.extend(found);
+                return Ok(None);
+            }
+            udp::read(fd.as_fd(), identity, net).map(|udp| Some(FileKind::Udp(udp))).map_err(failed)
+        }
+        Family::Netlink | Family::Unsupported => {
             let reason = format!("{} sockets cannot be saved", identity.name());
             cx.blockers.push(Blocker::new(codes::SOCKET_FAMILY, &*object).because(reason));
             return Ok(None);
@@ -50,7 +58,11 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
     };
     match kind {
         Err(Error::Socket { error: net::Error::Unsupported { kind, reason }, .. }) => {
-            let code = if kind == "UNIX" { codes::UNIX_QUEUE } else { codes::TCP_STATE };
+            let code = match kind {
+                "UNIX" => codes::UNIX_QUEUE,
+                "TCP" => codes::TCP_STATE,
+                _ => codes::SOCKET_FAMILY,
+            };
             cx.blockers.push(Blocker::new(code, object).because(reason));
             Ok(None)
         }

@@ -1,6 +1,7 @@
 //! Descriptors of every kind, read from a live process that stays unharmed.
 
 use super::*;
+use crate::blocker::codes;
 use crate::collect::{Collection, Policy, collect};
 use crate::image::Pid;
 use crate::image::fd::lock::LockKind;

@@ -24,6 +24,7 @@ pub mod signalfd;
 pub mod socket;
 pub mod tcp;
 pub mod timerfd;
+pub mod udp;
 pub mod unix;
 
 pub use finish::finish;

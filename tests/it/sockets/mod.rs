@@ -1,6 +1,7 @@
 //! Sockets read and made again, in network namespaces of their own.
 
 mod tcp;
+mod udp;
 mod unix;
 
 /// Runs `test` on a thread with a network namespace of its own whose loopback device is up. Skips, and says so, where that

@@ -409,3 +409,32 @@ fn unconnected_and_ended_sockets() {
         assert_eq!(made.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     });
 }
+
+#[test]
+fn packets_are_held_off_between_dump_and_restore() {
+    use migrate_engine::net::nft::{PacketLock, leftovers, name_of, remove};
+    in_new_net(|| {
+        for host in HOSTS {
+            let (mut client, server) = pair(host, false);
+            let mapped = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+            let tuple = (mapped(server.local_addr().unwrap()), mapped(server.peer_addr().unwrap()));
+            let lock = PacketLock::set(None, &[tuple]).unwrap();
+            let model = read(server.into());
+            lock.keep();
+            assert_eq!(leftovers(None).unwrap(), [name_of(&[tuple])]);
+            // Nobody has the connection now: without the table this would be answered with a reset.
+            client.write_all(b"into the void").unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            let (fd, rest) = restore::make(&model, Place::default()).unwrap();
+            remove(None, &name_of(&[tuple])).unwrap();
+            rest.finish(fd.as_fd(), &model, &Injector::open(None).unwrap()).unwrap();
+            let mut server = TcpStream::from(fd);
+            server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(exactly(&mut server, 13), b"into the void");
+            both_ways(&mut client, &mut server);
+            assert!(leftovers(None).unwrap().is_empty());
+            drop(PacketLock::set(None, &[tuple]).unwrap());
+            assert!(leftovers(None).unwrap().is_empty());
+        }
+    });
+}

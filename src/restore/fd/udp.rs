@@ -1,0 +1,94 @@
+//! Made by the engine: UDP sockets and others that exchange datagrams over IP.
+
+use super::socket as common;
+use super::tcp::Place;
+use crate::image::fd::udp::Udp;
+use crate::net::segment::{Injector, parse_address};
+use crate::net::{Error, Result, failed, namespace};
+use crate::sys::{Errno, socket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Makes a socket bound to its address, not connected yet.
+pub fn make(udp: &Udp, place: Place<'_>) -> Result<OwnedFd> {
+    let domain = if udp.v6 { libc::AF_INET6 } else { libc::AF_INET };
+    if udp.socket_type != libc::SOCK_DGRAM {
+        return Err(Error::BadModel { kind: "UDP", reason: format!("socket type {}", udp.socket_type) });
+    }
+    let fd =
+        namespace::socket_in(place.net, domain, udp.socket_type, udp.protocol)?.map_err(failed("UDP", "socket"))?;
+    common::early(fd.as_fd(), &udp.options, &[])?;
+    common::set_ints(fd.as_fd(), &udp.ints, &[])?;
+    if udp.local.0.is_empty() {
+        return Ok(fd);
+    }
+    common::check_address("UDP", &udp.local.0, domain)?;
+    let (level, name) =
+        if udp.v6 { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) } else { (libc::SOL_IP, libc::IP_TRANSPARENT) };
+    let own = udp.ints.contains(&(level, name, 1));
+    let set = |value| socket::set_int_option(fd.as_fd(), level, name, value).map_err(failed("UDP", "IP_TRANSPARENT"));
+    if place.address_later && !own {
+        set(1)?;
+    }
+    socket::bind(fd.as_fd(), &udp.local.0).map_err(|e| {
+        let address = parse_address(&udp.local.0).map_or_else(String::new, |a| a.to_string());
+        failed("UDP", &format!("bind to {address}"))(e)
+    })?;
+    if place.address_later && !own {
+        set(0)?;
+    }
+    Ok(fd)
+}
+
+/// Fills the queue, connects, sets the last options; when the local address is here. Returns a warning if datagrams were lost.
+pub fn finish(fd: BorrowedFd<'_>, udp: &Udp, injector: &Injector) -> Result<Option<String>> {
+    let warning = fill(fd, udp, injector)?;
+    if !udp.peer.0.is_empty() {
+        socket::connect(fd, &udp.peer.0).map_err(failed("UDP", "connect"))?;
+    }
+    common::late(fd, &udp.options)?;
+    Ok(warning)
+}
+
+/// Gives the queued datagrams to the local stack as if their senders had sent them now.
+fn fill(fd: BorrowedFd<'_>, udp: &Udp, injector: &Injector) -> Result<Option<String>> {
+    if udp.queue.is_empty() {
+        return Ok(None);
+    }
+    let lost = |count: usize, why: &str| {
+        let address = parse_address(&udp.local.0).map_or_else(String::new, |a| a.to_string());
+        Ok(Some(format!("UDP socket {address}: {count} datagram(s) in its queue are lost: {why}")))
+    };
+    let Some(local) = parse_address(&udp.local.0) else { return lost(udp.queue.len(), "it has no address") };
+    if common::int(&udp.options, libc::SO_REUSEPORT).unwrap_or(0) != 0 {
+        return lost(udp.queue.len(), "others share its port, who might get them");
+    }
+    let mut missing = 0;
+    for (data, from) in &udp.queue {
+        let Some(from) = parse_address(&from.0) else {
+            missing += 1;
+            continue;
+        };
+        match injector.datagram(from, destination(local, from), &data.0) {
+            Ok(()) => {}
+            Err(Error::Kernel { errno: Errno::EMSGSIZE | Errno::EINVAL | Errno::ENETUNREACH, .. }) => missing += 1,
+            Err(e) => return Err(e),
+        }
+    }
+    let waiting = socket::poll_now(fd, libc::POLLIN).map_err(failed("UDP", "poll"))? & libc::POLLIN != 0;
+    match (missing, waiting) {
+        (0, true) => Ok(None),
+        (_, false) => lost(udp.queue.len(), "the local stack does not take them"),
+        (missing, true) => lost(missing, "the local stack does not take them"),
+    }
+}
+
+/// The local address a datagram goes to: loopback stands for a socket bound to every address.
+fn destination(local: SocketAddr, from: SocketAddr) -> SocketAddr {
+    let address = match (local.ip(), from) {
+        (ip, _) if !ip.is_unspecified() => ip,
+        (_, SocketAddr::V4(_)) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        (_, SocketAddr::V6(_)) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    SocketAddr::new(address, local.port())
+}
