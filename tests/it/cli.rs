@@ -175,3 +175,83 @@ fn list_shows_a_tree_of_ours() {
     let text = out(&run(&["list"]));
     assert!(text.starts_with("TARGET"), "{text}");
 }
+
+/// A process of ours that is ended by its id, whatever happens.
+struct Sleeper(std::process::Child);
+
+impl Sleeper {
+    fn start() -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    fn runs(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_failed_dump_says_in_what_state_the_target_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let output = run(&["dump", "2147483647", "-D", image.to_str().unwrap()]);
+    assert_eq!(code(&output), 1);
+    assert!(err(&output).starts_with("error: "), "{}", err(&output));
+    assert!(err(&output).lines().last().unwrap().starts_with("target: "), "{}", err(&output));
+
+    // A place that cannot be written to: found before anything is stopped.
+    let mut target = Sleeper::start();
+    let output = run(&["dump", &target.0.id().to_string(), "-D", "/proc/image", "--json"]);
+    let result = events_of_failure(&output);
+    assert_eq!((&result["verb"], &result["ok"]), (&Value::from("dump"), &Value::Bool(false)));
+    assert!(result["failure"]["what"].as_str().unwrap().contains("/proc/image"), "{result}");
+    assert!(target.runs());
+}
+
+#[test]
+fn options_that_do_not_work_yet_are_refused_and_not_shown() {
+    let mut target = Sleeper::start();
+    let pid = target.0.id().to_string();
+    let output = run(&["dump", &pid, "-D", "/nonexistent/x", "--cpu", "minimal"]);
+    assert_eq!(code(&output), 2, "{}", err(&output));
+    assert!(err(&output).contains("--cpu does not work yet"), "{}", err(&output));
+    assert!(!out(&run(&["dump", "--help"])).contains("--cpu"));
+    assert!(target.runs());
+}
+
+#[test]
+fn a_restore_in_the_foreground_leaves_exit_codes_to_the_target() {
+    let output = run(&["restore", "-D", "/nonexistent"]);
+    assert_eq!(code(&output), 125, "{}", err(&output));
+    assert_eq!(err(&output).lines().last(), Some("target: not started"));
+    let output = run(&["restore", "-D", "/nonexistent", "--detach"]);
+    assert_eq!(code(&output), 7, "{}", err(&output));
+    let output = run(&["restore", "-D", "/nonexistent", "--detach", "--json"]);
+    assert_eq!(events_of_failure(&output)["where"], "nowhere");
+}
+
+#[test]
+fn check_answers_with_its_exit_code() {
+    let mut target = Sleeper::start();
+    let pid = target.0.id().to_string();
+    let output = run(&["check", &pid, "--json"]);
+    let result = events(&output).pop().unwrap();
+    let blockers = result["blockers"].as_array().unwrap();
+    assert_eq!(code(&output), if blockers.is_empty() { 0 } else { 3 });
+    assert_eq!(result["targets"][0]["pids"][0].as_i64(), pid.parse().ok());
+    assert!(!result["probes"].as_array().unwrap().is_empty());
+    assert!(out(&run(&["check"])).contains("PROBE"));
+    // This test runs below the program that it would stop.
+    let output = run(&["check", &std::process::id().to_string()]);
+    assert_eq!(code(&output), 3);
+    assert!(out(&output).contains("M0109"), "{}", out(&output));
+    assert!(target.runs());
+}

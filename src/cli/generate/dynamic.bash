@@ -7,27 +7,26 @@ _migrate_pids() {
     case "${COMP_TYPE:-9}" in 33|63|64) names=1 ;; esac
     for pid in /proc/[0-9]*; do
         # Threads of the kernel have no command line.
-        [[ -s /proc/self/cmdline ]] && IFS= read -r -n 1 name 2>/dev/null <"$pid/cmdline" || continue
-        IFS= read -r name 2>/dev/null <"$pid/comm" || continue
+        { IFS= read -r -n 1 name <"$pid/cmdline" && IFS= read -r name <"$pid/comm"; } 2>/dev/null || continue
         printf '%s%s\n' "${pid#/proc/}" "${names:+  ($name)}"
     done
 }
 
 _migrate_hosts() {
     local key rest host
-    while read -r key rest; do
+    [[ -r $HOME/.ssh/config ]] && while read -r key rest; do
         [[ ${key,,} == host ]] || continue
         for host in $rest; do
             [[ $host == *[*?!]* ]] || printf '%s\n' "$host"
         done
-    done 2>/dev/null <"$HOME/.ssh/config"
-    while read -r key rest; do
+    done <"$HOME/.ssh/config"
+    [[ -r $HOME/.ssh/known_hosts ]] && while read -r key rest; do
         [[ $key == @* ]] && key=${rest%% *}
         [[ $key == '|'* || $key == '#'* ]] && continue
         for host in ${key//,/ }; do
             [[ $host == *[*?!]* || $host == '['* ]] || printf '%s\n' "$host"
         done
-    done 2>/dev/null <"$HOME/.ssh/known_hosts"
+    done <"$HOME/.ssh/known_hosts"
     printf '%s\n' local tcp:// unix:
 }
 
