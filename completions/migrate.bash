@@ -233,7 +233,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__dump)
-            opts="-D -v -q -h --leave-running --leave-stopped --force --tcp --external-unix --stdio --stream --parent --stop-first --dry-run --track --compress --bandwidth --streams --cpu --pids --files --move-address --cgroup --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --leave-running --leave-stopped --dry-run --force --tcp --external-unix --stdio --supervisor --stream --parent --stop-first --track --compress --bandwidth --streams --cpu --pids --files --move-address --cgroup --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -256,6 +256,10 @@ _migrate() {
                     ;;
                 --stdio)
                     COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
+                    return 0
+                    ;;
+                --supervisor)
+                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
                     return 0
                     ;;
                 --parent)
@@ -299,10 +303,6 @@ _migrate() {
                     ;;
                 --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --supervisor)
-                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
                     return 0
                     ;;
                 --log)

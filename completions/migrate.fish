@@ -158,6 +158,8 @@ attach\t'carry them to where this command runs'
 null\t'put /dev/null in their place'
 log\t'put a log file in their place'
 refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
+ignore\t'you have taken care of it'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
 wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
@@ -176,8 +178,6 @@ check\t'compare; refuse if one differs'
 skip\t'take what has the same name'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path' -r
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
-ignore\t'you have taken care of it'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -189,10 +189,10 @@ always\t'always'
 never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l leave-running -d 'Let the target run on'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l dry-run -d 'Only say what stands in the way, if anything'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l force -d 'Replace an image that is already there'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l stream -d 'The image is one self-checking stream: standard output of a dump, standard input of a restore'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l stop-first -d 'Stop the target before the first page is read: one copy, a longer pause'
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l dry-run -d 'Only say what stands in the way, if anything'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'

@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::options::{image::ImageArgs, memory::MemoryArgs, state::StateArgs};
+use super::signals::Watch;
 use crate::failure::Failure;
 use crate::ops;
 use crate::ops::options::{AfterDump, DumpOptions, ImagePlace};
@@ -51,6 +52,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options();
         let data = matches!(options.image, ImagePlace::Stream);
+        let _watch = Watch::begin()?;
         let session = context.session(options.session, Some(self.target.to_string()), data);
         let result = ops::dump::run(&options, &session);
         Ok(session.finish(result))

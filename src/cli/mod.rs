@@ -8,6 +8,7 @@ pub mod everywhere;
 pub mod generate;
 mod not_yet;
 mod options;
+mod signals;
 
 mod agent;
 mod cancel;

@@ -2,7 +2,9 @@
 
 use super::Context;
 use super::options::{image::ImageArgs, state::StateArgs};
+use super::signals::Watch;
 use crate::failure::{Failure, FailureKind};
+use crate::image::Pid;
 use crate::ops;
 use crate::ops::options::RestoreOptions;
 use crate::ops::words::SessionId;
@@ -41,11 +43,15 @@ impl Args {
         let options = self.options();
         // In the foreground standard output and the exit code are the target's.
         let foreground = !options.detach && !options.dry_run;
+        let watch = if foreground { Watch::begin_foreground()? } else { Watch::begin()? };
         let session = context.session(options.session, None, foreground);
         match ops::restore::run(&options, &session) {
             Err(failure) if foreground => Ok(session.finish(Err(failure.kind(FailureKind::BeforeRun)))),
             Err(failure) => Ok(session.finish(Err(failure))),
             Ok(restored) => {
+                if let (true, Some(pid)) = (foreground, restored.outcome.pid) {
+                    watch.forward_to(Pid(pid));
+                }
                 let code = session.finish(Ok(restored.outcome.clone()));
                 Ok(if foreground { restored.wait() } else { code })
             }

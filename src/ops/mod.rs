@@ -4,6 +4,7 @@ pub mod check;
 pub mod container;
 pub mod dump;
 pub mod image;
+pub mod interrupt;
 pub mod keygen;
 pub mod list;
 pub mod options;

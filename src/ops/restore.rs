@@ -2,7 +2,7 @@
 
 use super::options::{ImagePlace, RestoreOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
-use super::{Event, Events};
+use super::{Event, Events, interrupt};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::Pid;
 use crate::memory::pipeline::default_workers;
@@ -56,6 +56,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         events.event(Event::Warning(warning.clone()));
     }
     let root = restored.root();
+    interrupt::check().map_err(|failure| failure.target(TargetState::NotStarted))?;
     if let Some(path) = &options.pidfile {
         std::fs::write(path, root.to_string()).map_err(|e| failed(&e))?;
     }

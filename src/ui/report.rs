@@ -41,6 +41,10 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         (Some(pid), None) => pid.to_string(),
         (None, _) => target.map(clean).unwrap_or_default(),
     };
+    if outcome.place == Where::Source && matches!(verb, "dump" | "move") {
+        // A dry run: a real one leaves it elsewhere, nowhere, or on both sides.
+        return format!("nothing is in the way of a {verb} of {name}");
+    }
     let done = match verb {
         "dump" => "dumped",
         "pre-dump" => "memory saved of",
@@ -83,6 +87,12 @@ mod tests {
     use super::*;
     use crate::ops::words::SessionId;
     use std::time::Duration;
+
+    #[test]
+    fn a_dry_run_is_no_dump() {
+        let outcome = Outcome::new(SessionId::random(), State::Running, Where::Source);
+        assert_eq!(text("dump", Some("7"), &outcome), "nothing is in the way of a dump of 7\n");
+    }
 
     #[test]
     fn known_numbers_only() {

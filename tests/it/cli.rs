@@ -1,6 +1,10 @@
 //! The program as a shell sees it: streams, exit codes, JSON Lines.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 /// The program, away from the configuration of whoever runs the tests.
@@ -181,9 +185,28 @@ struct Sleeper(std::process::Child);
 
 impl Sleeper {
     fn start() -> Self {
-        let mut command = Command::new("sleep");
-        command.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self(command.spawn().unwrap())
+        Self::of(&["sleep", "1000"])
+    }
+
+    /// A program without anything that ends outside of it: whoever runs the tests may have left descriptors open.
+    fn of(words: &[&str]) -> Self {
+        let close = r#"for f in /proc/self/fd/*; do n=${f##*/}; [ "$n" -gt 2 ] && eval "exec $n>&-"; done; exec "$@""#;
+        let mut command = Command::new("bash");
+        command.args(["--norc", "-c", close, "bash"]).args(words).process_group(0);
+        let mut target =
+            Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let name = format!("{}\n", words[0]);
+        let comm = format!("/proc/{}/comm", target.0.id());
+        target.wait_until(|| std::fs::read_to_string(&comm).is_ok_and(|comm| comm == name));
+        target
+    }
+
+    fn wait_until(&mut self, done: impl Fn() -> bool) {
+        let began = std::time::Instant::now();
+        while !done() {
+            assert!(self.runs() && began.elapsed().as_secs() < 60);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     fn runs(&mut self) -> bool {
@@ -254,4 +277,89 @@ fn check_answers_with_its_exit_code() {
     assert_eq!(code(&output), 3);
     assert!(out(&output).contains("M0109"), "{}", out(&output));
     assert!(target.runs());
+}
+
+fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
+/// A process with memory that takes a while to copy, and with nothing that ends outside of it.
+fn large(ready: &std::path::Path) -> Sleeper {
+    let program =
+        "import os,sys,time\nb=bytearray(os.urandom(1<<20))*600\nopen(sys.argv[1],'w').close()\ntime.sleep(1000)";
+    let mut target = Sleeper::of(&["python3", "-c", program, ready.to_str().unwrap()]);
+    target.wait_until(|| ready.exists());
+    target
+}
+
+#[test]
+fn a_signal_during_a_dump_undoes_it() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let mut target = large(&dir.path().join("ready"));
+    let pid = target.0.id().to_string();
+    for (signal, exit) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
+        let mut dump = migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(dump.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut said = Vec::new();
+        for line in lines.by_ref() {
+            let frozen = line.contains("\"event\":\"frozen\"");
+            said.push(line);
+            if frozen {
+                kill(Pid::from_raw(dump.id() as i32), signal).unwrap();
+                break;
+            }
+        }
+        said.extend(lines);
+        let status = dump.wait().unwrap();
+        assert_eq!(status.code(), Some(exit), "{said:#?}");
+        let result: Value = serde_json::from_str(said.last().unwrap()).unwrap();
+        assert_eq!((&result["event"], &result["state"]), (&Value::from("result"), &Value::from("running")));
+        assert!(target.runs());
+        assert!(!image.exists(), "nothing is left of the image");
+    }
+    // And the target is sound: it can be dumped.
+    let output = run(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running"]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(target.runs());
+}
+
+#[test]
+fn signals_reach_a_restored_program_in_the_foreground_and_its_end_is_the_commands() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let mut target = Sleeper::start();
+    let pid = target.0.id() as i32;
+    let output = run(&["dump", &pid.to_string(), "-D", image.to_str().unwrap()]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert!(out(&output).starts_with(&format!("dumped {pid} (sleep): has ended\n")), "{}", out(&output));
+    target.0.wait().unwrap();
+
+    let pidfile = dir.path().join("pid");
+    let mut restore = migrate(&["restore", "-D", image.to_str().unwrap(), "--pidfile", pidfile.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The report says that it runs.
+    let mut report = String::new();
+    BufReader::new(restore.stderr.as_mut().unwrap()).read_line(&mut report).unwrap();
+    assert!(report.starts_with("restored") && report.contains("runs on local"), "{report}");
+    assert_eq!(std::fs::read_to_string(&pidfile).unwrap().trim().parse(), Ok(pid));
+    kill(Pid::from_raw(restore.id() as i32), Signal::SIGUSR1).unwrap();
+    assert_eq!(restore.wait().unwrap().code(), Some(128 + Signal::SIGUSR1 as i32));
 }

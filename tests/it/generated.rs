@@ -83,7 +83,7 @@ fn completion_scripts_are_valid() {
 /// What bash would offer at the end of `line`.
 fn bash_offers(line: &str, home: &Path) -> Vec<String> {
     let script = format!(
-        "source {}/completions/migrate.bash\nread -r -a COMP_WORDS <<<'{line}'\n[[ '{line}' == *' ' ]] && COMP_WORDS+=('')\n\
+        "source {}/completions/migrate.bash\ncompopt() {{ :; }}\nread -r -a COMP_WORDS <<<'{line}'\n[[ '{line}' == *' ' ]] && COMP_WORDS+=('')\n\
          COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMP_TYPE=9\n\
          _migrate_dynamic migrate \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"",
         top().display()

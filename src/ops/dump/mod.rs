@@ -9,7 +9,7 @@ pub(super) mod place;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
-use super::{Event, Events, preflight, target};
+use super::{Event, Events, interrupt, preflight, target};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::{Model, Pid};
@@ -62,8 +62,12 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;
     let sink = Sink::of(&place, backend(options.memory.track)?);
     let mut rounds = if options.stop_first { Rounds::none() } else { memory::run(&job, &sink, &place)? };
+    let undone = || interrupt::check().map_err(|failure| failure.target(TargetState::Running));
+    undone()?;
     let mut paused = pause(options, &job, &policy, &place, &sink, &mut rounds, &mut outcome)?;
     drop(sink);
+    // The last moment at which nothing has happened.
+    undone()?;
     place.finish(&paused.model).map_err(|f| f.target(TargetState::Running))?;
     paused.parts.end("image");
     if let Some(frozen) = paused.held.take() {
@@ -167,6 +171,7 @@ fn pause(
     let collection = collect::collect_known(&mut frozen, policy, known)
         .map_err(|e| running(Failure::of("cannot read the target's state", &e)))?;
     parts.end("state");
+    interrupt::check().map_err(running)?;
     let Collection { model, sources, blockers, mut locks } = collection;
     if !blockers.is_empty() {
         return Err(running(Failure::blocked("the target cannot be saved", blockers)));
