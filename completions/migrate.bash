@@ -233,7 +233,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__dump)
-            opts="-D -v -q -h --leave-running --leave-stopped --dry-run --force --tcp --external-unix --stdio --supervisor --stream --parent --stop-first --track --compress --bandwidth --streams --cpu --pids --files --move-address --cgroup --json --log --config --progress --color --help"
+            opts="-D -v -q -h --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --streams --tcp --external-unix --stdio --supervisor --stream --bandwidth --cpu --pids --files --move-address --cgroup --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -244,6 +244,25 @@ _migrate() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o plusdirs
                     fi
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --track)
+                    COMPREPLY=($(compgen -W "auto wp soft-dirty hash" -- "${cur}"))
+                    return 0
+                    ;;
+                --compress)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --streams)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --tcp)
@@ -262,26 +281,7 @@ _migrate() {
                     COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
                     return 0
                     ;;
-                --parent)
-                    COMPREPLY=()
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o plusdirs
-                    fi
-                    return 0
-                    ;;
-                --track)
-                    COMPREPLY=($(compgen -W "auto wp soft-dirty hash" -- "${cur}"))
-                    return 0
-                    ;;
-                --compress)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --bandwidth)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --streams)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

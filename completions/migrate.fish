@@ -147,6 +147,13 @@ complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s q -d 'Say not
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
+wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
+soft-dirty\t'soft-dirty bits, where the kernel has them'
+hash\t'compare each page with the copy taken before'"
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
 close\t'both ends see a reset'
 refuse\t'refuse to dump or move'"
@@ -160,14 +167,7 @@ log\t'put a log file in their place'
 refuse\t'refuse to dump or move'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
 ignore\t'you have taken care of it'"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
-wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
-soft-dirty\t'soft-dirty bits, where the kernel has them'
-hash\t'compare each page with the copy taken before'"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
 minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l pids -d 'Which process ids the restored tree gets' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
@@ -189,10 +189,10 @@ always\t'always'
 never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l leave-running -d 'Let the target run on'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l stop-first -d 'Stop the target before the first page is read: one copy, a longer pause'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l dry-run -d 'Only say what stands in the way, if anything'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l force -d 'Replace an image that is already there'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l stream -d 'The image is one self-checking stream: standard output of a dump, standard input of a restore'
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l stop-first -d 'Stop the target before the first page is read: one copy, a longer pause'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
