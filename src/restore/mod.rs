@@ -65,6 +65,15 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A socket could not be made.
+    #[error("{object}")]
+    Socket {
+        /// Which.
+        object: String,
+        /// Why.
+        #[source]
+        error: crate::net::Error,
+    },
     /// The model asks for something that cannot be made here.
     #[error("{object}: {reason}")]
     Impossible {
@@ -103,6 +112,8 @@ pub struct Options {
 /// A tree that is complete and stopped.
 pub struct Restored<'m> {
     model: &'m Model,
+    /// Still in repair mode: where a restore fails, connections end silently.
+    sleeping: fd::sockets::Sleeping,
     skeletons: skeleton::Skeletons,
     /// Things a person should know.
     pub warnings: Vec<String>,
@@ -129,13 +140,14 @@ pub fn build<'m>(
         threads::make(model, task, &mut skeletons)?;
     }
     skeleton::process_groups(model, &plan, &mut skeletons)?;
-    let opened = fd::make_all(model, &mut skeletons, &material, options, &mut warnings)?;
+    let mut opened = fd::make_all(model, &mut skeletons, &material, options, &mut warnings)?;
     fd::install_all(model, &opened, &mut skeletons, &material)?;
     task::end_zombies(model, &mut skeletons)?;
     for task in plan.order.iter().copied() {
         task::finish(model, task, &mut skeletons, &mut warnings)?;
     }
     fd::finish(model, &opened, &mut skeletons)?;
+    let sleeping = std::mem::take(&mut opened.sleeping);
     drop(opened);
     for task in plan.order.iter().copied() {
         creds::set(model, task, &mut skeletons, &mut warnings)?;
@@ -143,7 +155,7 @@ pub fn build<'m>(
     for task in plan.order.iter().copied() {
         signals::queue(model, task, &mut skeletons)?;
     }
-    Ok(Restored { model, skeletons, warnings })
+    Ok(Restored { model, sleeping, skeletons, warnings })
 }
 
 fn load_shared(pages: &PageReader, material: &material::Material, options: &Options) -> Result<()> {
@@ -185,6 +197,9 @@ impl Restored<'_> {
     /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).
     pub fn go(self, leave_stopped: bool) -> Result<Pid> {
         let root = self.root();
+        for warning in self.sleeping.wake(self.model)? {
+            tracing::warn!("{warning}");
+        }
         go::go(self.model, self.skeletons, leave_stopped)?;
         Ok(root)
     }

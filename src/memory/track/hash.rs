@@ -72,7 +72,8 @@ impl<'a> Sieve<'a> {
         let hashes: Vec<u128> = data.chunks_exact(PAGE_BYTES).map(xxh3_128).collect();
         let differs: Vec<bool> = {
             let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut differs = |(n, hash): (usize, &u128)| written.insert((space, first + n as u64), *hash) != Some(*hash);
+            let mut differs =
+                |(n, hash): (usize, &u128)| written.insert((space, first + n as u64), *hash) != Some(*hash);
             hashes.iter().enumerate().map(&mut differs).collect()
         };
         let mut at = 0;

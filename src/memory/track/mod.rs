@@ -78,9 +78,8 @@ impl Area {
 
 /// The private mappings of a live process.
 pub fn areas_of_maps(maps: &[Mapping]) -> Vec<Area> {
-    let special = |m: &Mapping| {
-        matches!(m.special(), Some(Special::Vdso | Special::Vvar | Special::Vsyscall | Special::Uprobes))
-    };
+    let special =
+        |m: &Mapping| matches!(m.special(), Some(Special::Vdso | Special::Vvar | Special::Vsyscall | Special::Uprobes));
     let private = maps.iter().filter(|m| !m.shared && !special(m));
     private.map(|m| Area { start: m.start, end: m.end, of_file: m.has_file() }).collect()
 }

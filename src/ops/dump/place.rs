@@ -78,9 +78,7 @@ impl Place {
     /// No room, something in the way, a parent that is damaged.
     pub fn begin(options: &DumpOptions, processes: &[Pid], compression: Compression) -> Result<Self> {
         match &options.image {
-            ImagePlace::Dir(dir) => {
-                Self::in_dir(dir, options.force, options.parent.as_deref(), processes, compression)
-            }
+            ImagePlace::Dir(dir) => Self::in_dir(dir, options.force, options.parent.as_deref(), processes, compression),
             ImagePlace::Stream if options.parent.is_some() => {
                 Err(Failure::new("a stream stands for itself: it cannot have a parent image").kind(FailureKind::Usage))
             }

@@ -22,6 +22,7 @@ pub mod roots;
 pub mod shmem;
 pub mod signalfd;
 pub mod socket;
+pub mod sockets;
 pub mod tcp;
 pub mod timerfd;
 pub mod udp;
@@ -50,6 +51,8 @@ const TMPFILE: u32 = 0o20_000_000;
 pub struct Opened {
     files: Vec<OwnedFd>,
     holders: Holders,
+    /// Sockets that wait for the end of the restore to speak.
+    pub sleeping: sockets::Sleeping,
 }
 
 impl Opened {
@@ -104,6 +107,7 @@ pub(crate) struct Maker<'a> {
     pub(crate) warnings: &'a mut Vec<String>,
     pub(crate) roots: roots::Roots,
     pub(crate) pipes: pipe::Pipes,
+    pub(crate) sockets: sockets::Sockets,
 }
 
 /// Makes every open file description.
@@ -118,20 +122,22 @@ pub fn make_all(
     warnings: &mut Vec<String>,
 ) -> Result<Opened> {
     allow_many(model)?;
-    let (roots, pipes) = Default::default();
-    let mut maker = Maker { model, skeletons, material, options, warnings, roots, pipes };
+    let (roots, pipes, sockets) = Default::default();
+    let mut maker = Maker { model, skeletons, material, options, warnings, roots, pipes, sockets };
+    sockets::begin(&mut maker)?;
     let mut files = Vec::with_capacity(model.files.len());
-    for file in &model.files {
-        let fd = make(&mut maker, file)?;
+    for (id, file) in crate::image::fd::enumerate(&model.files) {
+        let fd = make(&mut maker, id, file)?;
         attributes(file, &fd)?;
         files.push(fd);
     }
+    let sleeping = sockets::finish(&mut maker, &files)?;
     shmem::seal(model, material)?;
-    Ok(Opened { files, holders: Holders::of(model) })
+    Ok(Opened { files, holders: Holders::of(model), sleeping })
 }
 
 /// One row for each kind.
-fn make(maker: &mut Maker<'_>, file: &File) -> Result<OwnedFd> {
+fn make(maker: &mut Maker<'_>, id: FileId, file: &File) -> Result<OwnedFd> {
     match &file.kind {
         FileKind::Regular(regular) => regular::make(maker, regular, file.flags),
         FileKind::Ghost(ghost) => ghost::make(maker, ghost.ghost, file.flags),
@@ -147,7 +153,8 @@ fn make(maker: &mut Maker<'_>, file: &File) -> Result<OwnedFd> {
         FileKind::Namespace(ns) => nsfd::make(maker, ns.ns, file.flags),
         FileKind::ProcFile(proc) => procfile::make(maker, proc, file.flags),
         FileKind::External(external) => given(maker.options, external),
-        FileKind::Tty(_) | FileKind::Unix(_) | FileKind::Tcp(_) | FileKind::Udp(_) => Err(Error::Impossible {
+        FileKind::Unix(_) | FileKind::Tcp(_) | FileKind::Udp(_) => sockets::make(maker, id, &file.kind),
+        FileKind::Tty(_) => Err(Error::Impossible {
             object: format!("{:?}", file.kind),
             reason: "this kind cannot be made yet".to_owned(),
         }),

@@ -1,0 +1,206 @@
+//! Made by the engine: sockets of all families. What must not speak before the tree is complete sleeps until
+//! [`Sleeping::wake`], right before the release: a restore that fails until then has sent nothing, and closes silently.
+
+use super::{Maker, nsfd, tcp, udp, unix};
+use crate::image::fd::tcp::TcpState;
+use crate::image::fd::{FileKind, udp::Udp};
+use crate::image::{FileId, Model, NsId, NsPid, Pid, UnixId};
+use crate::net::segment::{Injector, parse_address};
+use crate::net::{self, nft};
+use crate::restore::{Error, Result};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Sockets while descriptions are made.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    unix: Option<unix::Made>,
+    asleep: Sleeping,
+}
+
+/// Sockets that are made and do not speak yet.
+#[derive(Debug, Default)]
+pub struct Sleeping {
+    tcp: Vec<(FileId, OwnedFd, tcp::Unfinished)>,
+    udp: Vec<(FileId, OwnedFd)>,
+    namespaces: HashMap<NsId, OwnedFd>,
+}
+
+fn failed(object: impl Into<String>) -> impl FnOnce(net::Error) -> Error {
+    let object = object.into();
+    move |error| Error::Socket { object, error }
+}
+
+/// Makes the UNIX sockets, all together, and opens the namespaces that sockets are in.
+pub(crate) fn begin(maker: &mut Maker<'_>) -> Result<()> {
+    let model = maker.model;
+    let mut wanted: Vec<NsId> = model.unix_sockets.iter().map(|s| s.net).collect();
+    wanted.extend(model.unix_sockets.iter().filter_map(|s| s.node.as_ref().map(|n| n.path.mnt)));
+    wanted.extend(model.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Tcp(tcp) => Some(tcp.net),
+        FileKind::Udp(udp) => Some(udp.net),
+        _ => None,
+    }));
+    for ns in wanted {
+        if !model.namespaces[ns.at()].of_host && !maker.sockets.asleep.namespaces.contains_key(&ns) {
+            let fd = nsfd::make(maker, ns, libc::O_RDONLY as u32)?;
+            maker.sockets.asleep.namespaces.insert(ns, fd);
+        }
+    }
+    if !model.unix_sockets.is_empty() {
+        let around = around(maker, &[]);
+        let made = unix::make_all(&model.unix_sockets, &around).map_err(failed("UNIX sockets"))?;
+        maker.sockets.unix = Some(made);
+    }
+    Ok(())
+}
+
+/// One description. TCP and UDP sockets are asleep.
+pub(crate) fn make(maker: &mut Maker<'_>, id: FileId, kind: &FileKind) -> Result<OwnedFd> {
+    match kind {
+        FileKind::Unix(unix) => made(maker, *unix),
+        FileKind::Tcp(tcp) => {
+            let (fd, rest) = tcp::make(tcp, place(maker, tcp.net)).map_err(failed(describe(kind)))?;
+            let kept = duplicate(&fd, kind)?;
+            maker.sockets.asleep.tcp.push((id, kept, rest));
+            Ok(fd)
+        }
+        FileKind::Udp(udp) => {
+            let fd = udp::make(udp, place(maker, udp.net)).map_err(failed(describe(kind)))?;
+            let kept = duplicate(&fd, kind)?;
+            maker.sockets.asleep.udp.push((id, kept));
+            Ok(fd)
+        }
+        other => Err(Error::Impossible { object: super::describe(other), reason: "it is no socket".to_owned() }),
+    }
+}
+
+fn made(maker: &Maker<'_>, id: UnixId) -> Result<OwnedFd> {
+    let none = || Error::Impossible { object: "a UNIX socket".to_owned(), reason: "it was not made".to_owned() };
+    let fd = maker.sockets.unix.as_ref().ok_or_else(none)?.fd(id.at()).map_err(failed("a UNIX socket"))?;
+    duplicate(&fd, &FileKind::Unix(id))
+}
+
+fn duplicate(fd: &impl AsFd, kind: &FileKind) -> Result<OwnedFd> {
+    fd.as_fd().try_clone_to_owned().map_err(|e| {
+        let errno = crate::sys::Errno::from_raw(e.raw_os_error().unwrap_or(0));
+        Error::System { operation: "dup", object: describe(kind), errno }
+    })
+}
+
+fn place<'a>(maker: &'a Maker<'_>, ns: NsId) -> tcp::Place<'a> {
+    tcp::Place { net: maker.sockets.asleep.namespaces.get(&ns).map(AsFd::as_fd), address_later: false }
+}
+
+/// How messages name a socket.
+pub(crate) fn describe(kind: &FileKind) -> String {
+    let address = |raw: &[u8]| parse_address(raw).map_or_else(|| "no address".to_owned(), |a| a.to_string());
+    match kind {
+        FileKind::Tcp(tcp) if tcp.peer.0.is_empty() => format!("TCP socket {}", address(&tcp.local.0)),
+        FileKind::Tcp(tcp) => format!("TCP connection {} to {}", address(&tcp.local.0), address(&tcp.peer.0)),
+        FileKind::Udp(Udp { local, .. }) => format!("UDP socket {}", address(&local.0)),
+        other => super::describe(other),
+    }
+}
+
+/// Fills the queues of UNIX sockets, when all descriptions are there, and ends their making.
+pub(crate) fn finish(maker: &mut Maker<'_>, files: &[OwnedFd]) -> Result<Sleeping> {
+    if let Some(mut made) = maker.sockets.unix.take() {
+        let sockets = &maker.model.unix_sockets;
+        let mut around = around(maker, files);
+        made.fill(sockets, &mut around).map_err(failed("queues of UNIX sockets"))?;
+        made.finish(sockets, &around).map_err(failed("UNIX sockets"))?;
+        maker.warnings.append(&mut made.warnings);
+    }
+    Ok(std::mem::take(&mut maker.sockets.asleep))
+}
+
+/// The tree as the maker of UNIX sockets sees it.
+struct Around<'a> {
+    namespaces: &'a HashMap<NsId, OwnedFd>,
+    pids: HashMap<NsPid, Pid>,
+    files: &'a [OwnedFd],
+}
+
+fn around<'a>(maker: &'a Maker<'_>, files: &'a [OwnedFd]) -> Around<'a> {
+    let tasks = maker.model.tasks.iter().enumerate();
+    let pids = tasks.map(|(n, t)| (t.pid, maker.skeletons.pid(n.into()))).collect();
+    Around { namespaces: &maker.sockets.asleep.namespaces, pids, files }
+}
+
+impl unix::Around for Around<'_> {
+    fn net(&self, ns: NsId) -> Option<BorrowedFd<'_>> {
+        self.namespaces.get(&ns).map(AsFd::as_fd)
+    }
+
+    fn mnt(&self, ns: NsId) -> Option<BorrowedFd<'_>> {
+        self.namespaces.get(&ns).map(AsFd::as_fd)
+    }
+
+    fn pid(&self, pid: NsPid) -> Option<i32> {
+        self.pids.get(&pid).map(|pid| pid.0)
+    }
+
+    fn file(&mut self, file: FileId) -> std::result::Result<OwnedFd, String> {
+        let fd = self.files.get(file.at()).ok_or_else(|| format!("there is no file {}", file.0))?;
+        fd.try_clone().map_err(|e| e.to_string())
+    }
+}
+
+impl Sleeping {
+    /// Lets every socket speak: the tree is complete and about to run. Returns what a person should know.
+    pub fn wake(self, model: &Model) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        if self.tcp.is_empty() && self.udp.is_empty() {
+            return Ok(warnings);
+        }
+        self.let_packets_in(model)?;
+        let mut injectors: HashMap<NsId, Injector> = HashMap::new();
+        for (id, fd, rest) in self.tcp {
+            let kind = &model.files[id.at()].kind;
+            let FileKind::Tcp(tcp) = kind else { continue };
+            let injector = injector(&mut injectors, &self.namespaces, tcp.net)?;
+            rest.finish(fd.as_fd(), tcp, injector).map_err(failed(describe(kind)))?;
+        }
+        for (id, fd) in self.udp {
+            let kind = &model.files[id.at()].kind;
+            let FileKind::Udp(udp) = kind else { continue };
+            let injector = injector(&mut injectors, &self.namespaces, udp.net)?;
+            warnings.extend(udp::finish(fd.as_fd(), udp, injector).map_err(failed(describe(kind)))?);
+        }
+        Ok(warnings)
+    }
+
+    /// Removes what the dump has left to hold segments off.
+    fn let_packets_in(&self, model: &Model) -> Result<()> {
+        let mut by_namespace: BTreeMap<NsId, Vec<nft::Tuple>> = BTreeMap::new();
+        for (id, ..) in &self.tcp {
+            if let FileKind::Tcp(tcp) = &model.files[id.at()].kind
+                && matches!(tcp.state, TcpState::Connected(_))
+                && let (Some(local), Some(peer)) = (parse_address(&tcp.local.0), parse_address(&tcp.peer.0))
+            {
+                by_namespace.entry(tcp.net).or_default().push((local, peer));
+            }
+        }
+        for (ns, tuples) in by_namespace {
+            let net = self.namespaces.get(&ns).map(AsFd::as_fd);
+            nft::remove(net, &nft::name_of(&tuples)).map_err(failed("packet filter"))?;
+        }
+        Ok(())
+    }
+}
+
+fn injector<'a>(
+    injectors: &'a mut HashMap<NsId, Injector>,
+    namespaces: &HashMap<NsId, OwnedFd>,
+    ns: NsId,
+) -> Result<&'a Injector> {
+    use std::collections::hash_map::Entry;
+    match injectors.entry(ns) {
+        Entry::Occupied(known) => Ok(known.into_mut()),
+        Entry::Vacant(room) => {
+            let injector = Injector::open(namespaces.get(&ns).map(AsFd::as_fd)).map_err(failed("raw sockets"))?;
+            Ok(room.insert(injector))
+        }
+    }
+}
