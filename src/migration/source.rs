@@ -55,22 +55,32 @@ pub struct Final {
     pub spaces: Vec<SpaceName>,
 }
 
+/// What became of the pages of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// The destination has them.
+    Stored,
+    /// Nobody took them.
+    GivenBack,
+}
+
+/// Sends the pages of a round, read from the given place.
+pub type Send<'a> = dyn FnMut(&Plan, &dyn ReadPages) -> Result<Taken, MoveError> + 'a;
+
 /// The target as this side handles it; the engine implements it. Called from one thread.
 pub trait Target {
     /// Reads it in a short freeze and begins to track its writes; it runs on.
     fn survey(&mut self) -> Result<Survey, Failure>;
 
-    /// Takes what was written since the last call (at first: everything). The pages are then read while it runs.
-    fn take_dirty(&mut self) -> Result<Plan, Failure>;
-
-    /// What was written since the last [`Target::take_dirty`], bytes; taken nothing.
-    fn dirty_bytes(&mut self) -> Result<u64, Failure>;
-
-    /// Where contents are read, by any thread.
-    fn pages(&self) -> &dyn ReadPages;
+    /// Takes what was written since the last round (at first: everything), and lets `send` read it while the target runs.
+    /// What was not stored is taken again by the next round, or by [`Target::freeze`].
+    fn round(&mut self, send: &mut Send<'_>) -> Result<Taken, MoveError>;
 
     /// Stops it, and reads all that is left. On failure it runs on.
     fn freeze(&mut self) -> Result<Final, Failure>;
+
+    /// Where contents of the frozen target are read, by any thread.
+    fn frozen_pages(&self) -> Box<dyn ReadPages + '_>;
 
     /// When the first of its tasks was stopped, once it is frozen.
     fn frozen_since(&self) -> Option<Instant>;
@@ -137,7 +147,6 @@ impl Compression {
 struct Attempt<'a> {
     id: AttemptId,
     link: Link,
-    target: &'a mut dyn Target,
     wishes: &'a Wishes<'a>,
     events: &'a dyn Events,
     rounds: Vec<RoundStats>,
@@ -158,7 +167,6 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
     let mut attempt = Attempt {
         id,
         link,
-        target,
         wishes,
         events,
         rounds: Vec::new(),
@@ -166,30 +174,30 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         room_bytes: u64::MAX,
         number: 1,
     };
-    match attempt.whole() {
+    match attempt.whole(target) {
         Ok(()) => {
             attempt.report.bytes_sent = attempt.link.bytes_sent();
             Ok(attempt.report)
         }
         Err(error @ MoveError::InDoubt { .. }) => Err(error),
-        Err(error) => Err(attempt.roll_back(error)),
+        Err(error) => Err(attempt.roll_back(target, error)),
     }
 }
 
 impl Attempt<'_> {
-    fn whole(&mut self) -> Result<(), MoveError> {
-        self.offer()?;
+    fn whole(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        self.offer(target)?;
         if self.wishes.dry_run {
-            return self.abort("only a look").map_err(MoveError::from).and_then(|()| Ok(self.target.resume()?));
+            return self.abort("only a look").map_err(MoveError::from).and_then(|()| Ok(target.resume()?));
         }
-        let exit = self.rounds()?;
+        let exit = self.rounds(target)?;
         self.report.exit = Some(exit);
-        self.switch_over()
+        self.switch_over(target)
     }
 
     /// Both sides' preflight, before anything but a short look has happened to the target.
-    fn offer(&mut self) -> Result<(), MoveError> {
-        let survey = self.target.survey()?;
+    fn offer(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        let survey = target.survey()?;
         self.link.control.during("the preflight");
         let offer = FromSource::Offer {
             attempt: self.id,
@@ -219,25 +227,40 @@ impl Attempt<'_> {
     }
 
     /// Rounds while it runs, until the policy says that it is enough.
-    fn rounds(&mut self) -> Result<ExitCondition, MoveError> {
+    fn rounds(&mut self, target: &mut dyn Target) -> Result<ExitCondition, MoveError> {
         if self.wishes.stop_and_copy {
             return Ok(ExitCondition::StopAndCopy);
         }
-        loop {
-            let plan = self.target.take_dirty()?;
-            let (bytes, pages, took) = self.round(&plan, false)?;
-            let residual_bytes = self.target.dirty_bytes()?;
-            let stats = RoundStats {
-                took,
-                sent_bytes: bytes,
-                residual_bytes,
-                lacking_room_bytes: residual_bytes.saturating_mul(2).saturating_sub(self.room_bytes),
-            };
-            self.note_round(pages, &stats);
-            self.rounds.push(stats);
-            if let Decision::SwitchOver(exit) = switchover::decide(&self.rounds, &self.wishes.goals) {
-                return Ok(exit);
-            }
+        let mut exit = None;
+        let mut sent: Option<(u64, u64, Duration)> = None;
+        let mut began = Instant::now();
+        while exit.is_none() {
+            target.round(&mut |plan, pages| {
+                let since = began.elapsed();
+                began = Instant::now();
+                if let Some((bytes, pages, _)) = sent {
+                    // What was written while the last round was under way is what this one would send.
+                    exit = self.decide(bytes, pages, since, plan.bytes());
+                    if exit.is_some() {
+                        return Ok(Taken::GivenBack);
+                    }
+                }
+                sent = Some(self.round(plan, pages, false)?);
+                Ok(Taken::Stored)
+            })?;
+        }
+        Ok(exit.unwrap_or(ExitCondition::Rounds))
+    }
+
+    /// Another round? The last one sent `sent_bytes` and took `took`, and left `residual_bytes`.
+    fn decide(&mut self, sent_bytes: u64, pages: u64, took: Duration, residual_bytes: u64) -> Option<ExitCondition> {
+        let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.room_bytes);
+        let stats = RoundStats { took, sent_bytes, residual_bytes, lacking_room_bytes };
+        self.note_round(pages, &stats);
+        self.rounds.push(stats);
+        match switchover::decide(&self.rounds, &self.wishes.goals) {
+            Decision::SwitchOver(exit) => Some(exit),
+            Decision::Continue => None,
         }
     }
 
@@ -254,7 +277,7 @@ impl Attempt<'_> {
     }
 
     /// Sends the pages of one round and waits until they are stored. Bytes on the wire, pages, time.
-    fn round(&mut self, plan: &Plan, in_pause: bool) -> Result<(u64, u64, Duration), MoveError> {
+    fn round(&mut self, plan: &Plan, pages: &dyn ReadPages, in_pause: bool) -> Result<(u64, u64, Duration), MoveError> {
         let started = Instant::now();
         let (before, number) = (self.link.bytes_sent(), self.number);
         self.number += 1;
@@ -264,7 +287,7 @@ impl Attempt<'_> {
         let level = self.wishes.compression.level(&self.rounds);
         let total = plan.bytes();
         let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
-        let sent = send_round(&mut self.link, self.target.pages(), plan, number, in_pause, level, &throttle, &progress);
+        let sent = send_round(&mut self.link, pages, plan, number, in_pause, level, &throttle, &progress);
         let pages = sent.map_err(|error| self.explain(error))?;
         protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
         match self.receive()? {
@@ -289,18 +312,18 @@ impl Attempt<'_> {
     }
 
     /// The pause.
-    fn switch_over(&mut self) -> Result<(), MoveError> {
+    fn switch_over(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
         let mut pause = Pause::begin();
-        let last = self.target.freeze()?;
-        pause.frozen(self.target.frozen_since());
+        let last = target.freeze()?;
+        pause.frozen(target.frozen_since());
         self.events.event(Event::Frozen);
-        let (bytes, pages, took) = self.round(&last.plan, true)?;
+        let (bytes, pages, took) = self.round(&last.plan, &*target.frozen_pages(), true)?;
         let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, lacking_room_bytes: 0 };
         self.note_round(pages, &stats);
         pause.part("residual");
         self.prepare(&last)?;
         pause.part("rebuild");
-        let pid = self.commit()?;
+        let pid = self.commit(target)?;
         pause.part("handover");
         self.report.switched(pid, pause);
         let downtime = self.report.downtime.unwrap_or_default();
@@ -325,12 +348,12 @@ impl Attempt<'_> {
     }
 
     /// From the moment COMMIT may have left this host, only the destination knows who owns the target.
-    fn commit(&mut self) -> Result<i32, MoveError> {
+    fn commit(&mut self, target: &mut dyn Target) -> Result<i32, MoveError> {
         let pid = self.report.target.as_ref().map(|target| target.pid);
         let peer = self.link.control.peer().to_owned();
         let journal = |source| MoveError::Journal { source };
         let mut lines = Journal::begin(self.wishes.journals, Role::Source, self.id, &peer, pid).map_err(journal)?;
-        if let Err(failure) = self.target.hold() {
+        if let Err(failure) = target.hold() {
             let _ = lines.write(Step::Aborted);
             return Err(failure.into());
         }
@@ -342,7 +365,7 @@ impl Attempt<'_> {
         match answer {
             Ok(FromDestination::Running { pid, .. }) => {
                 // It runs there: what fails from here on is a warning, not a failure of the move.
-                self.end_original(&mut lines);
+                self.end_original(target, &mut lines);
                 Ok(pid)
             }
             // Said after COMMIT was read: it durably does not run there.
@@ -358,8 +381,8 @@ impl Attempt<'_> {
         }
     }
 
-    fn end_original(&mut self, journal: &mut Journal) {
-        if let Err(failure) = self.target.end() {
+    fn end_original(&mut self, target: &mut dyn Target, journal: &mut Journal) {
+        if let Err(failure) = target.end() {
             self.report.warnings.push(format!("the frozen original could not be ended: {failure}"));
         }
         if let Err(error) = journal.write_synced(Step::Done) {
@@ -403,8 +426,8 @@ impl Attempt<'_> {
     }
 
     /// The target goes on here; the destination is told, if it can be.
-    fn roll_back(&mut self, error: MoveError) -> MoveError {
-        let resumed = self.target.resume();
+    fn roll_back(&mut self, target: &mut dyn Target, error: MoveError) -> MoveError {
+        let resumed = target.resume();
         self.link.control.deadline(Some(Duration::from_secs(1)));
         if let Err(unheard) = self.abort(&error.to_string()) {
             tracing::debug!(%unheard, "the destination was not told that the target stays");

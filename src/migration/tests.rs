@@ -4,7 +4,7 @@ use super::destination::{Builder, Surroundings};
 use super::journal::{self, Step};
 use super::pages::{Run, What};
 use super::protocol::{SpaceName, TargetSummary};
-use super::source::{Compression, Final, Plan, Survey, Target, Wishes};
+use super::source::{Compression, Final, Plan, Survey, Taken, Target, Wishes};
 use super::switchover::{ExitCondition, Goals};
 use super::*;
 use crate::image::{MmId, ShmemId, codec, mm::PAGE};
@@ -69,6 +69,14 @@ impl ReadPages for Pages {
             out.copy_from_slice(content);
         }
         Ok(())
+    }
+}
+
+struct Borrowed<'a>(&'a Pages);
+
+impl ReadPages for Borrowed<'_> {
+    fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+        self.0.read(space, ranges, buf)
     }
 }
 
@@ -156,21 +164,22 @@ impl Target for FakeTarget {
         Ok(Survey { summary, model: model(), blockers })
     }
 
-    fn take_dirty(&mut self) -> Result<Plan, Failure> {
+    fn round(&mut self, send: &mut source::Send<'_>) -> Result<Taken, MoveError> {
         self.fails(Fault::TakeDirty)?;
         let plan = self.plan();
         // Some of what was just found is gone before it is read.
         self.live();
-        Ok(plan)
-    }
-
-    fn dirty_bytes(&mut self) -> Result<u64, Failure> {
-        self.live();
-        Ok(self.dirty.len() as u64 * PAGE)
-    }
-
-    fn pages(&self) -> &dyn ReadPages {
-        &self.pages
+        match send(&plan, &self.pages) {
+            Ok(Taken::Stored) => Ok(Taken::Stored),
+            given_back => {
+                self.dirty.extend(plan.pages.iter().map(|(space, range)| (*space, range.first)));
+                let still_there = self.pages.0.get_mut().unwrap();
+                self.dirty.retain(|page| still_there.contains_key(page));
+                let gone = plan.notes.iter().map(|run| (run.space, run.range.first));
+                self.gone.extend(gone.filter(|page| !still_there.contains_key(page)));
+                given_back
+            }
+        }
     }
 
     fn freeze(&mut self) -> Result<Final, Failure> {
@@ -184,6 +193,10 @@ impl Target for FakeTarget {
         };
         let spaces = vec![name(MM, MM), name(SHARED, SHARED), name(CHILD, Space::Mm(MmId(1)))];
         Ok(Final { plan: self.plan(), model: model(), spaces })
+    }
+
+    fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
+        Box::new(Borrowed(&self.pages))
     }
 
     fn frozen_since(&self) -> Option<Instant> {

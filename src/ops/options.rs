@@ -5,6 +5,7 @@
 
 use super::words::{Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -71,7 +72,8 @@ pub struct MemoryOptions {
 }
 
 /// `--cpu`: which features a destination's CPU must have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Cpu {
     /// All that the source's CPU shows.
     #[default]
@@ -81,7 +83,8 @@ pub enum Cpu {
 }
 
 /// `--pids`: which process ids a restored tree gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Pids {
     /// The same if they are free, else a new PID namespace.
     #[default]
@@ -93,7 +96,8 @@ pub enum Pids {
 }
 
 /// `--files`: what is done about files that the target has open or mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Files {
     /// Nothing on the same file system; else as `check`.
     #[default]
@@ -105,7 +109,8 @@ pub enum Files {
 }
 
 /// `--tcp`: what becomes of established TCP connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Tcp {
     /// They survive.
     #[default]
@@ -117,7 +122,8 @@ pub enum Tcp {
 }
 
 /// `--external-unix`: what becomes of UNIX sockets whose peer is outside the tree. Those to journal and syslog always reconnect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ExternalUnix {
     /// One is a blocker.
     #[default]
@@ -129,7 +135,8 @@ pub enum ExternalUnix {
 }
 
 /// `--stdio`: what becomes of terminals and pipes whose other end is outside the tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Stdio {
     /// As `Attach` for a restore in the foreground, else as `Refuse`.
     #[default]
@@ -145,7 +152,8 @@ pub enum Stdio {
 }
 
 /// `--cgroup`: which cgroup a restored tree runs in; never the one of the agent or the ssh session.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Cgroup {
     /// A transient systemd scope, else /migrate/ID.
     #[default]
@@ -157,7 +165,8 @@ pub enum Cgroup {
 }
 
 /// `--supervisor`: what is done about a supervisor that would start the target again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Supervisor {
     /// It is a blocker.
     #[default]
@@ -167,7 +176,7 @@ pub enum Supervisor {
 }
 
 /// `--move-address IP/LEN@IF[:DEST_IF]`: an address that moves with the target.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveAddress {
     /// The address.
     pub ip: IpAddr,
@@ -180,7 +189,8 @@ pub struct MoveAddress {
 }
 
 /// The STATE group.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StateOptions {
     /// `--cpu`.
     pub cpu: Cpu,
