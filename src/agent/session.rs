@@ -2,6 +2,8 @@
 //! what the session is for. It is a re-exec of this program with the connection as standard input.
 
 use super::detach;
+use crate::migration::MoveError;
+use crate::ops::receive;
 use crate::sys::pass_fd;
 use crate::transport::frame::FrameKind;
 use crate::transport::hello::{self, HostFacts, Purpose};
@@ -12,7 +14,7 @@ use crate::transport::preamble::SessionNumber;
 use crate::transport::stream::{self, Stream};
 use crate::transport::tls::TlsStream;
 use crate::transport::wait::Patience;
-use crate::transport::{Abort, Channel, Result, TransportError};
+use crate::transport::{Abort, Channel, TransportError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -85,6 +87,17 @@ pub fn socket_path(run: &Path, session: SessionNumber) -> PathBuf {
     run.join(format!("session-{session}.sock"))
 }
 
+/// Why a session ended before its time.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    /// Authentication, versions, the link.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A target did not come.
+    #[error(transparent)]
+    Move(#[from] MoveError),
+}
+
 /// Runs a session process; the exit code.
 pub fn main(argument: &OsStr) -> u8 {
     let spec: SessionSpec = match argument.to_str().map(serde_json::from_str) {
@@ -105,7 +118,7 @@ pub fn main(argument: &OsStr) -> u8 {
     }
 }
 
-fn run(spec: &SessionSpec) -> Result<()> {
+fn run(spec: &SessionSpec) -> Result<(), SessionError> {
     let abort = Abort::new().map_err(|e| local("prepare", e))?;
     let door = Door::of(spec)?;
     let mut control = door.control(spec, &abort)?;
@@ -125,7 +138,7 @@ fn run(spec: &SessionSpec) -> Result<()> {
     let joined = Joins::listen(spec, door, &abort)?;
     let link = Link::accept(control.channel, &grant, &joined.connections, OPENING_TIME)?;
     drop(joined);
-    serve(link)
+    serve(link, spec)
 }
 
 fn local(operation: &'static str, source: io::Error) -> TransportError {
@@ -133,18 +146,22 @@ fn local(operation: &'static str, source: io::Error) -> TransportError {
 }
 
 /// What the session is for.
-fn serve(link: Link) -> Result<()> {
+fn serve(link: Link, spec: &SessionSpec) -> Result<(), SessionError> {
     match link.purpose {
-        Purpose::Look => look(link),
-        Purpose::Send | Purpose::Receive => {
-            link.control.refuse("this version serves no targets to others");
+        Purpose::Look => Ok(look(link)?),
+        Purpose::Send => {
+            let limit = link.max_memory_bytes;
+            Ok(receive::run(link, &spec.state, limit)?)
+        }
+        Purpose::Receive => {
+            link.control.refuse("this version gives no targets away on request");
             Ok(())
         }
     }
 }
 
 /// Answers every message with fresh facts of this host, until the client closes.
-fn look(mut link: Link) -> Result<()> {
+fn look(mut link: Link) -> Result<(), TransportError> {
     link.control.during("waiting for a question");
     loop {
         match link.control.expect(FrameKind::MESSAGE, "a question") {
@@ -173,7 +190,7 @@ struct Control {
 }
 
 impl Door {
-    fn of(spec: &SessionSpec) -> Result<Self> {
+    fn of(spec: &SessionSpec) -> Result<Self, TransportError> {
         match spec.carrier {
             Carrier::Unix | Carrier::Stdio => Ok(Self::Open),
             Carrier::Tls => Ok(Self::Tls(Box::new((Identity::load(&spec.keys)?, Peers::load(&spec.peers)?)))),
@@ -181,7 +198,7 @@ impl Door {
     }
 
     /// Standard input (and output, for [`Carrier::Stdio`]) as the control channel; both are then /dev/null.
-    fn control(&self, spec: &SessionSpec, abort: &Abort) -> Result<Control> {
+    fn control(&self, spec: &SessionSpec, abort: &Abort) -> Result<Control, TransportError> {
         let input = take_stdio(true).map_err(|e| local("take the connection of", e))?;
         let output = take_stdio(false).map_err(|e| local("take the connection of", e))?;
         if spec.carrier == Carrier::Stdio {
@@ -199,7 +216,7 @@ impl Door {
     }
 
     /// Authenticates a connection whose preamble was read.
-    fn admit(&self, connection: OwnedFd, spec: &SessionSpec, abort: &Abort) -> Result<Control> {
+    fn admit(&self, connection: OwnedFd, spec: &SessionSpec, abort: &Abort) -> Result<Control, TransportError> {
         let taken = |e| local("take a connection of", e);
         match self {
             Self::Open => {
@@ -253,7 +270,7 @@ struct Joins {
 }
 
 impl Joins {
-    fn listen(spec: &SessionSpec, door: Door, abort: &Abort) -> Result<Self> {
+    fn listen(spec: &SessionSpec, door: Door, abort: &Abort) -> Result<Self, TransportError> {
         let stop = Abort::new().map_err(|e| local("prepare", e))?;
         let (sender, connections) = bounded(STREAMS_MAX.into());
         if spec.carrier == Carrier::Stdio {
@@ -308,7 +325,7 @@ fn admit_all(
 }
 
 /// The connection that the agent passes; anybody else is turned away.
-fn accept_passed(listener: &UnixListener) -> Result<OwnedFd> {
+fn accept_passed(listener: &UnixListener) -> Result<OwnedFd, TransportError> {
     let failed = |e| local("take a connection of", e);
     let (socket, _) = listener.accept().map_err(failed)?;
     stream::check_peer_uid(stream::peer_uid(&socket)?)?;

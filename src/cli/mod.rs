@@ -22,6 +22,7 @@ mod r#move;
 mod pre_dump;
 mod restore;
 mod show;
+mod signals;
 mod verify;
 
 use crate::failure::Failure;
@@ -53,6 +54,7 @@ enum Verb {
     Keygen(keygen::Args),
     Dump(dump::Args),
     Restore(restore::Args),
+    Move(r#move::Args),
 }
 
 impl Verb {
@@ -67,6 +69,7 @@ impl Verb {
             Self::Keygen(args) => args.run(context),
             Self::Dump(args) => args.run(context),
             Self::Restore(args) => args.run(context),
+            Self::Move(args) => args.run(context),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! `migrate move`.
 
-use super::config::Config;
+use super::{Context, config::Config, signals};
 use super::options::dest::{DestArg, single};
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
 use crate::failure::Failure;
+use crate::ops;
 use crate::ops::options::MoveOptions;
 use crate::ops::words::{SessionId, Target};
 
@@ -33,6 +34,18 @@ pub struct Args {
 }
 
 impl Args {
+    /// Moves the target and says what became of it. Signals roll it back until the moment of handing over.
+    ///
+    /// # Errors
+    /// Usage, before anything has happened; a failure of the move is shown as the session's result.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        let options = self.options(&context.config)?;
+        let abort = signals::abort_on_signals().map_err(|error| Failure::of("signals cannot be taken", &error))?;
+        let session = context.session(options.session, Some(self.target.to_string()), false);
+        let result = ops::move_::run(&options, &session, &abort);
+        Ok(session.finish(result))
+    }
+
     /// The choices as the engine takes them.
     ///
     /// # Errors

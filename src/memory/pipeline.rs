@@ -40,6 +40,12 @@ pub trait ReadPages: Sync {
     fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError>;
 }
 
+impl<T: ReadPages + ?Sized> ReadPages for &T {
+    fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+        (**self).read(space, ranges, buf)
+    }
+}
+
 /// Where pages go: address spaces in the making.
 pub trait WritePages: Sync {
     /// Writes content to the ranges, which lie in `data` one behind the other.

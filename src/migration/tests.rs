@@ -72,14 +72,6 @@ impl ReadPages for Pages {
     }
 }
 
-struct Borrowed<'a>(&'a Pages);
-
-impl ReadPages for Borrowed<'_> {
-    fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
-        self.0.read(space, ranges, buf)
-    }
-}
-
 /// A target that writes a few pages whenever nobody looks.
 struct FakeTarget {
     pages: Pages,
@@ -196,7 +188,7 @@ impl Target for FakeTarget {
     }
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
-        Box::new(Borrowed(&self.pages))
+        Box::new(&self.pages)
     }
 
     fn frozen_since(&self) -> Option<Instant> {

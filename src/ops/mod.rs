@@ -7,6 +7,7 @@ pub mod image;
 pub mod interrupt;
 pub mod keygen;
 pub mod list;
+pub mod move_;
 pub mod options;
 pub mod outcome;
 pub mod places;
@@ -16,6 +17,7 @@ pub mod show;
 pub mod supervisor;
 pub mod target;
 pub mod verify;
+pub mod receive;
 pub mod words;
 
 use crate::blocker::Blocker;

@@ -41,6 +41,8 @@ pub struct FrozenProcess {
     pub scratch: Option<Scratch>,
     /// It shares the address space (and the scratch area) of another frozen process, which removes the area.
     pub borrows_scratch: bool,
+    /// A SIGSTOP waits for it, see [`Frozen::hold`].
+    pub held: bool,
 }
 
 impl Frozen {
@@ -84,6 +86,25 @@ impl Frozen {
     /// Lets every task go on as it was. Tasks that died meanwhile are no error.
     pub fn thaw(mut self) -> Result<()> {
         self.thaw_all()
+    }
+
+    /// Sees to it that the tree stays stopped when this program dies: the kernel lets tracees go with their tracer, and
+    /// each process then meets a SIGSTOP before it executes a single instruction. Thawing takes the signal back.
+    ///
+    /// # Errors
+    /// When a process cannot be signalled; those before it are held.
+    pub fn hold(&mut self) -> Result<()> {
+        for process in self.processes.iter_mut().filter(|p| !p.zombie && p.stopped_by.is_none() && !p.held) {
+            let pid = nix::unistd::Pid::from_raw(process.pid.0);
+            // To the process, not to a thread: whichever thread is the first to look takes it for all.
+            nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).map_err(|errno| Error::Ptrace {
+                pid: process.pid,
+                operation: "hold",
+                errno,
+            })?;
+            process.held = true;
+        }
+        Ok(())
     }
 
     /// Lets every task go into a group stop, as by SIGSTOP.
@@ -144,6 +165,7 @@ impl FrozenProcess {
             stopped_by: None,
             scratch: None,
             borrows_scratch: false,
+            held: false,
         };
         let mut known = HashSet::new();
         loop {
@@ -291,8 +313,11 @@ impl FrozenProcess {
 
     fn release(self) -> Result<()> {
         let mut first = Ok(());
+        let mut held = self.held;
         for thread in self.threads {
-            match thread.release() {
+            // The first thread takes the signal that holds the process; then the others find none.
+            let released = if std::mem::take(&mut held) { thread.release_held() } else { thread.release() };
+            match released {
                 Err(Error::Died { .. }) => {}
                 other => first = first.and(other),
             }

@@ -105,6 +105,27 @@ impl Remote {
         self.tracee.take().expect("checked above").detach(signal)
     }
 
+    /// The same for a thread of a process that a SIGSTOP waits for ([`super::freeze::Frozen::hold`]): takes the signal, so
+    /// that the process never stops by it.
+    pub fn release_held(mut self) -> Result<()> {
+        if self.tracee.is_none() {
+            return Ok(());
+        }
+        self.give_back()?;
+        let signal = self.late_signals.pop().unwrap_or(0);
+        let mut running = self.tracee.take().expect("checked above").cont(signal)?;
+        loop {
+            // No instruction of the program runs before the signal is seen: others that are delivered first only set up
+            // their handlers' frames.
+            let (stopped, status) = running.wait()?;
+            running = match status {
+                Status::Signal(libc::SIGSTOP) => return stopped.detach(0),
+                Status::Signal(other) => stopped.cont(other)?,
+                _ => stopped.cont(0)?,
+            };
+        }
+    }
+
     /// Gives up the handle of the stopped thread.
     pub fn into_tracee(mut self) -> Option<Tracee<Stopped>> {
         self.tracee.take()

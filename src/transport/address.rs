@@ -36,6 +36,8 @@ pub enum PeerAddress {
         /// Port; `None` = what ssh decides.
         port: Option<u16>,
     },
+    /// Another process of this program on this host, over pipes.
+    Local,
 }
 
 impl Display for PeerAddress {
@@ -45,6 +47,7 @@ impl Display for PeerAddress {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tls { host, port } => write!(f, "tcp://{}:{port}", bracketed(host)),
             Self::Plain { host, port } => write!(f, "tcp+plain://{}:{port}", bracketed(host)),
+            Self::Local => f.write_str("local"),
             Self::Ssh { user, host, port } => {
                 if let Some(user) = user {
                     write!(f, "{user}@")?;

@@ -51,6 +51,9 @@ pub fn connect(address: &PeerAddress, options: &ConnectOptions, request: Request
         let place = ssh::Place { user: user.as_deref(), host, port: *port };
         return ssh::connect(&place, options, request, abort);
     }
+    if let PeerAddress::Local = address {
+        return ssh::connect_local(options, request, abort);
+    }
     let mut tls = None;
     if let PeerAddress::Tls { .. } = address {
         tls = Some((Identity::load(&options.keys)?, Peers::load(&options.peers)?));
@@ -101,7 +104,7 @@ fn open_channel(
             return Ok(channel);
         }
         PeerAddress::Tls { host, port } | PeerAddress::Plain { host, port } => (host, *port),
-        PeerAddress::Ssh { .. } => unreachable!("ssh has one stream, made in ssh::connect"),
+        PeerAddress::Ssh { .. } | PeerAddress::Local => unreachable!("a child has one stream, made in ssh.rs"),
     };
     let socket = connect_tcp(
         host,

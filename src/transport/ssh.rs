@@ -64,6 +64,14 @@ pub fn connect(place: &Place<'_>, options: &ConnectOptions, request: Request, ab
     start(place, options, &format!("exec sh -c '{command}'"), request, abort)
 }
 
+/// Starts `migrate agent --stdio` on this host and opens a link to it.
+pub fn connect_local(options: &ConnectOptions, request: Request, abort: &Abort) -> Result<Link> {
+    let place = Place { user: None, host: "local", port: None };
+    let mut command = Command::new(&options.program);
+    command.args(["agent", "--stdio"]);
+    open(SshChild::start(command, &place, "migrate agent --stdio".into())?, &place, options, request, abort)
+}
+
 /// `sudo -n migrate` is `sudo -n ` and `migrate`.
 fn split_remote(remote: &str) -> (&str, &str) {
     let remote = remote.trim_end();
@@ -71,7 +79,18 @@ fn split_remote(remote: &str) -> (&str, &str) {
 }
 
 fn start(place: &Place<'_>, options: &ConnectOptions, command: &str, request: Request, abort: &Abort) -> Result<Link> {
-    let (mut ssh, stream) = SshChild::spawn(place, options, command)?;
+    let (ssh, line) = remote_command(place, options, command)?;
+    open(SshChild::start(ssh, place, line)?, place, options, request, abort)
+}
+
+/// Opens a link to the program at the other end of a child's pipes.
+fn open(
+    (mut ssh, stream): (SshChild, Stream),
+    place: &Place<'_>,
+    options: &ConnectOptions,
+    request: Request,
+    abort: &Abort,
+) -> Result<Link> {
     let mut channel = Channel::new(stream, place.host, options.patience(abort));
     let mut noise = Vec::new();
     let answer = channel.send_preamble(Preamble::control()).and_then(|()| channel.receive_preamble(&mut noise));
@@ -104,9 +123,9 @@ fn start(place: &Place<'_>, options: &ConnectOptions, command: &str, request: Re
 }
 
 impl SshChild {
-    /// Starts the remote shell with one command; its stdin and stdout are the stream.
-    fn spawn(place: &Place<'_>, options: &ConnectOptions, command: &str) -> Result<(Self, Stream)> {
-        let (mut child, line) = spawn(place, options, command)?;
+    /// Starts a command; its stdin and stdout are the stream.
+    fn start(command: Command, place: &Place<'_>, line: String) -> Result<(Self, Stream)> {
+        let mut child = spawn(command, &line)?;
         let failed = |source| TransportError::Connect { address: place.host.into(), source };
         let stderr = Arc::new(Mutex::new(Vec::new()));
         if let Some(pipe) = child.stderr.take() {
@@ -154,7 +173,8 @@ impl Drop for SshChild {
     }
 }
 
-fn spawn(place: &Place<'_>, options: &ConnectOptions, command: &str) -> Result<(Child, String)> {
+/// The remote shell with one command for the other host, and how to name it in messages.
+fn remote_command(place: &Place<'_>, options: &ConnectOptions, command: &str) -> Result<(Command, String)> {
     let (program, arguments) = options.rsh.split_first().ok_or_else(|| TransportError::Connect {
         address: place.host.into(),
         source: io::Error::new(io::ErrorKind::InvalidInput, "the remote shell (--rsh) is empty"),
@@ -172,11 +192,13 @@ fn spawn(place: &Place<'_>, options: &ConnectOptions, command: &str) -> Result<(
         ssh.args(["-p", &port.to_string()]);
     }
     ssh.args([&to, command]);
+    Ok((ssh, format!("{} {to}", program.to_string_lossy())))
+}
+
+fn spawn(mut command: Command, line: &str) -> Result<Child> {
     // A process group of its own: Ctrl-C is for us to handle, it must not cut the link after COMMIT.
-    ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let line = format!("{} {to}", program.to_string_lossy());
-    let child = ssh.spawn().map_err(|source| TransportError::Connect { address: line.clone(), source })?;
-    Ok((child, line))
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.spawn().map_err(|source| TransportError::Connect { address: line.into(), source })
 }
 
 fn keep_tail(mut pipe: impl Read, kept: &Mutex<Vec<u8>>) {
@@ -222,7 +244,8 @@ fn send_program(place: &Place<'_>, options: &ConnectOptions, abort: &Abort) -> R
     let refuse = |reason: String| TransportError::Bootstrap { host: place.host.into(), reason };
     check_static(&options.program).map_err(refuse)?;
     let mut binary = File::open(&options.program).map_err(|e| refuse(e.to_string()))?;
-    let (mut child, _) = spawn(place, options, &format!("exec sh -c '{STORE}'"))?;
+    let (ssh, line) = remote_command(place, options, &format!("exec sh -c '{STORE}'"))?;
+    let mut child = spawn(ssh, &line)?;
     let patience = Patience { deadline: None, ..options.patience(abort) };
     let stderr = child.stderr.take().expect("standard error is a pipe");
     let stdout = child.stdout.take().expect("standard output is a pipe");

@@ -1,0 +1,274 @@
+//! `migrate move`: a running tree goes to another host. The source's end: the engine behind
+//! [`crate::migration::source`].
+
+use super::dump::page_plan;
+use super::options::{Compress, Mode, MoveOptions, Pids, StateOptions, Stdio};
+use super::outcome::{Outcome, State, Where};
+use super::places::Places;
+use super::target::Resolved;
+use super::words::Dest;
+use super::{Event, Events, preflight, target};
+use crate::collect::{self, Policy, ShmemSource, Sources};
+use crate::failure::{Failure, FailureKind, Result, TargetState};
+use crate::image::{Model, codec};
+use crate::memory::Space;
+use crate::memory::pipeline::ReadPages;
+use crate::migration::protocol::{SpaceName, TargetSummary};
+use crate::migration::report::Report;
+use crate::migration::source::{self, Compression, Final, Plan, Send, Survey, Taken, Target, Wishes};
+use crate::migration::switchover::Goals;
+use crate::migration::MoveError;
+use crate::trace::freeze::Frozen;
+use crate::trace::pages::TargetPages;
+use crate::transport::connect::{self, ConnectOptions};
+use crate::transport::hello::Purpose;
+use crate::transport::link::{Link, Request};
+use crate::transport::{Abort, PeerAddress, TransportError};
+use std::time::Instant;
+
+/// Bulk channels when nobody chose a number: more than two bring nothing on one link.
+const STREAMS: u16 = 2;
+
+/// Moves the target. `abort` rolls it back until the moment of handing over.
+///
+/// # Errors
+/// [`FailureKind::Blocked`], [`FailureKind::Peer`], and whatever else keeps it here; the failure says where it runs.
+pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
+    let resolved = target::resolve(&options.target)?;
+    let root = resolved.root(&options.target)?;
+    let link = connect_to(options, abort).map_err(|error| peer_failure(&options.dest, &error))?;
+    let policy = policy(&options.state);
+    let mut live = Live { options, resolved, policy, frozen: None, pages: TargetPages::default() };
+    let places = Places::here();
+    let journals = places.state.join("moves");
+    let wishes = wishes(options, &journals)?;
+    let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(&options.dest, error))?;
+    for warning in &report.warnings {
+        events.event(Event::Warning(warning.clone()));
+    }
+    Ok(outcome(options, root.0, report))
+}
+
+/// The wishes as the protocol takes them.
+fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
+    let mut state = options.state.clone();
+    if options.dest == Dest::Local && state.pids == Pids::Auto {
+        state.pids = Pids::New;
+    }
+    let state = serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))?;
+    Ok(Wishes {
+        session: options.session.to_string(),
+        goals: Goals {
+            downtime_max: options.mode.max_downtime,
+            rounds_max: options.mode.max_rounds,
+            time_max: options.mode.max_time,
+            bytes_max: options.mode.max_bytes,
+        },
+        stop_and_copy: options.mode.mode == Mode::StopAndCopy,
+        dry_run: options.dry_run,
+        compression: match options.memory.compress {
+            Compress::Auto => Compression::Auto,
+            Compress::Off => Compression::Off,
+            Compress::Level(level) => Compression::Level(level.into()),
+        },
+        bandwidth: options.memory.bandwidth,
+        state,
+        journals,
+    })
+}
+
+fn policy(state: &StateOptions) -> Policy {
+    Policy {
+        tcp: state.tcp,
+        external_unix: state.external_unix,
+        allow_external_stdio: !matches!(state.stdio, Stdio::Auto | Stdio::Refuse),
+    }
+}
+
+fn connect_to(options: &MoveOptions, abort: &Abort) -> std::result::Result<Link, TransportError> {
+    let places = Places::here();
+    let connection = ConnectOptions {
+        keys: places.keys,
+        peers: places.peers,
+        connect_timeout: options.peer.connect_timeout,
+        peer_timeout: options.peer.peer_timeout,
+        allow_plain: options.peer.allow_plain,
+        rsh: options.peer.rsh.clone(),
+        remote: options.peer.remote.clone(),
+        bootstrap: options.peer.bootstrap,
+        program: "/proc/self/exe".into(),
+    };
+    let request = Request { purpose: Purpose::Send, streams: options.memory.streams.unwrap_or(STREAMS) };
+    connect::connect(&address(&options.dest), &connection, request, abort)
+}
+
+/// A destination as the transport knows it.
+pub(crate) fn address(dest: &Dest) -> PeerAddress {
+    match dest.clone() {
+        Dest::Ssh { user, host, port } => PeerAddress::Ssh { user, host, port },
+        Dest::Tls(address) => PeerAddress::Tls { host: address.host, port: address.port },
+        Dest::Plain(address) => PeerAddress::Plain { host: address.host, port: address.port },
+        Dest::Unix(path) => PeerAddress::Unix(path),
+        Dest::Local => PeerAddress::Local,
+    }
+}
+
+/// A live tree, for [`source::run`].
+struct Live<'a> {
+    options: &'a MoveOptions,
+    resolved: Resolved,
+    policy: Policy,
+    frozen: Option<Frozen>,
+    pages: TargetPages,
+}
+
+impl Live<'_> {
+    fn freeze_and_collect(&self) -> Result<(Frozen, Model, Sources)> {
+        let root = self.resolved.root(&self.options.target)?;
+        let mut frozen = super::dump::freeze(root)?;
+        let collection = collect::collect(&mut frozen, &self.policy)
+            .map_err(|e| Failure::of("cannot read the target's state", &e).target(TargetState::Running))?;
+        if !collection.blockers.is_empty() {
+            return Err(Failure::blocked("the target cannot be moved", collection.blockers).target(TargetState::Running));
+        }
+        Ok((frozen, collection.model, collection.sources))
+    }
+}
+
+fn encoded(model: &Model) -> Result<Vec<u8>> {
+    codec::encode(model).map_err(|e| Failure::of("the target's state cannot be written", &e))
+}
+
+impl Target for Live<'_> {
+    fn survey(&mut self) -> Result<Survey> {
+        let options = self.options;
+        let ends_here = Some(options.state.supervisor);
+        let findings = preflight::look(&options.target, &self.resolved, &self.policy, ends_here)?;
+        let mut summary = TargetSummary {
+            pid: self.resolved.root(&options.target)?.0,
+            comm: String::new(),
+            tasks: findings.threads,
+            memory_bytes: findings.memory_bytes,
+        };
+        if !findings.blockers.is_empty() {
+            return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers));
+        }
+        let (frozen, model, _) = self.freeze_and_collect()?;
+        frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
+        summary.comm = comm(&model);
+        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new() })
+    }
+
+    fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {
+        // Without tracking a round says nothing about what is written during it.
+        send(&Plan::default(), &self.pages)
+    }
+
+    fn freeze(&mut self) -> Result<Final> {
+        let (frozen, model, sources) = self.freeze_and_collect()?;
+        let plan = page_plan(&model, &sources).map_err(|e| Failure::of("cannot find the target's pages", &e))?;
+        let shmems = sources.shmems.into_iter().map(|ShmemSource::File(file)| file).collect();
+        self.pages = TargetPages::new(sources.mms, shmems);
+        let name = |space: Space| SpaceName { sent_as: space.into(), model: Some(space.into()), cow_parent: None };
+        let mms = (0..model.mms.len()).map(|n| name(Space::Mm(n.into())));
+        let spaces = mms.chain((0..model.shmems.len()).map(|n| name(Space::Shmem(n.into())))).collect();
+        let model = encoded(&model)?;
+        self.frozen = Some(frozen);
+        Ok(Final { plan: Plan { pages: plan, notes: Vec::new() }, model, spaces })
+    }
+
+    fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
+        Box::new(&self.pages)
+    }
+
+    fn frozen_since(&self) -> Option<Instant> {
+        self.frozen.as_ref().map(|frozen| frozen.since)
+    }
+
+    fn hold(&mut self) -> Result<()> {
+        match &mut self.frozen {
+            Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e)),
+            None => Err(Failure::new("the target is not frozen")),
+        }
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        match self.frozen.take() {
+            Some(frozen) => frozen.thaw().map_err(|e| Failure::of("the target could not be released", &e)),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        match self.frozen.take() {
+            Some(frozen) => frozen.kill().map_err(|e| Failure::of("the original could not be ended", &e)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn comm(model: &Model) -> String {
+    model.root().threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default()
+}
+
+fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
+    let moved = report.pid.is_some();
+    let place = if moved { Where::Dest(options.dest.to_string()) } else { Where::Source };
+    let mut outcome = Outcome::new(options.session, State::Running, place);
+    outcome.target_pid = Some(root);
+    outcome.target_comm = report.target.as_ref().map(|target| target.comm.clone());
+    outcome.threads = report.target.as_ref().map(|target| target.tasks);
+    outcome.pid = report.pid;
+    if moved {
+        outcome.mode = Some(if report.rounds.len() > 1 { "pre-copy" } else { "stop-and-copy" });
+        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum());
+        outcome.bytes = Some(report.bytes_sent);
+    } else {
+        outcome.notes.push("nothing stands in the way; nothing was moved".into());
+    }
+    outcome.exit_condition = report.exit.map(|exit| exit.name());
+    outcome.downtime = report.downtime;
+    outcome.downtime_parts = report.downtime_parts;
+    outcome.total = report.total;
+    outcome.rounds = report.rounds;
+    outcome
+}
+
+/// No link: nothing has happened to the target.
+pub(crate) fn peer_failure(dest: &Dest, error: &TransportError) -> Failure {
+    let failure = Failure::of(format!("{dest} cannot be reached"), error).kind(FailureKind::Peer);
+    let failure = match error {
+        TransportError::Aborted { .. } => failure.kind(FailureKind::Interrupted),
+        _ => failure,
+    };
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn failure(dest: &Dest, error: MoveError) -> Failure {
+    let what = format!("the target was not moved to {dest}");
+    match error {
+        MoveError::Blocked(blockers) => {
+            Failure::blocked(format!("the target cannot move to {dest}"), blockers).target(TargetState::Running)
+        }
+        MoveError::Target(failure) => failure.target(TargetState::Running),
+        MoveError::Destination(theirs) => {
+            let causes = std::iter::once(format!("{dest}: {}", theirs.what)).chain(theirs.causes).collect();
+            Failure { causes, hint: theirs.hint, ..Failure::new(what) }.target(TargetState::Running)
+        }
+        MoveError::Transport(error) => {
+            let causes = Failure::of("", &error).causes;
+            Failure { what, causes, ..peer_failure(dest, &error) }.target(TargetState::Running)
+        }
+        error @ MoveError::InDoubt { .. } => Failure::of(format!("it is not known whether {dest} runs the target"), &error)
+            .kind(FailureKind::NeedsPerson)
+            .target(TargetState::InDoubt)
+            .hint(format!("look whether it runs on {dest}; if it does, kill the stopped original here, else send it SIGCONT")),
+        error @ MoveError::NotResumed { .. } => {
+            Failure::of(what, &error).kind(FailureKind::NeedsPerson).target(TargetState::Held)
+        }
+        error => Failure::of(what, &error).target(TargetState::Running),
+    }
+}

@@ -1,0 +1,94 @@
+//! The destination's end of a move: the engine behind [`crate::migration::destination`].
+
+use super::options::{Pids, StateOptions};
+use crate::blocker::{Blocker, codes};
+use crate::failure::{Failure, Result};
+use crate::image::Model;
+use crate::memory::pipeline::default_workers;
+use crate::memory::store::{ImageDir, PageReader};
+use crate::migration::destination::{self, Builder, Surroundings};
+use crate::migration::MoveError;
+use crate::proc::host;
+use crate::restore::{self, Restored};
+use crate::transport::Link;
+use std::path::Path;
+
+/// Takes a target that comes over the link, and sees to it that it runs.
+///
+/// # Errors
+/// See [`destination::run`].
+pub fn run(link: Link, state_dir: &Path, max_memory_bytes: Option<u64>) -> std::result::Result<(), MoveError> {
+    let journals = state_dir.join("moves");
+    // Memory first: contents are read back once, a moment later.
+    let stores = [Path::new("/dev/shm"), Path::new("/var/tmp"), state_dir];
+    let around = Surroundings { journals: &journals, stores: &stores, max_memory_bytes };
+    destination::run(link, &mut Engine::default(), around)
+}
+
+/// Rebuilds targets with the restore of this program.
+#[derive(Default)]
+struct Engine {
+    state: StateOptions,
+    restored: Option<Restored<'static>>,
+}
+
+impl Builder for Engine {
+    fn preflight(&mut self, model: &Model, state: &serde_json::Value) -> Result<Vec<Blocker>> {
+        self.state = serde_json::from_value(state.clone())
+            .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
+        let mut blockers = cpu(model);
+        if self.state.pids == Pids::Same {
+            blockers.extend(taken_pids(model));
+        }
+        Ok(blockers)
+    }
+
+    fn prepare(&mut self, image: &ImageDir) -> Result<()> {
+        let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("the target cannot be rebuilt here", e);
+        let model = image.model().map_err(|e| failed(&e))?;
+        let pages = PageReader::of(image).map_err(|e| failed(&e))?;
+        let options = restore::Options {
+            pids: self.state.pids,
+            files: self.state.files,
+            workers: default_workers(),
+            ..restore::Options::default()
+        };
+        // This process serves one session: the model lives as long as it does.
+        let model: &'static Model = Box::leak(Box::new(model));
+        let restored = restore::build(model, &pages, &options, &|_| {}).map_err(|e| failed(&e))?;
+        for warning in &restored.warnings {
+            tracing::warn!(warning, "restore");
+        }
+        self.restored = Some(restored);
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<i32> {
+        let restored = self.restored.take().ok_or_else(|| Failure::new("there is nothing to run"))?;
+        let root = restored.go(false).map_err(|e| Failure::of("the target cannot be started here", &e))?;
+        Ok(root.0)
+    }
+
+    fn discard(&mut self) {
+        // Skeletons are killed with the value.
+        self.restored = None;
+    }
+}
+
+/// Features of the source's CPU that this one lacks: the target may be using them.
+fn cpu(model: &Model) -> Vec<Blocker> {
+    let here = host::cpu_features();
+    let missing: Vec<&str> =
+        model.host.cpu_features.iter().filter(|feature| !here.contains(feature)).map(String::as_str).collect();
+    if missing.is_empty() || here.is_empty() {
+        return Vec::new();
+    }
+    vec![Blocker::new(codes::CPU_FEATURES, missing.join(" "))]
+}
+
+/// Process ids of the target that somebody has here.
+fn taken_pids(model: &Model) -> Vec<Blocker> {
+    let ids = model.tasks.iter().map(|task| task.pid.0);
+    let taken = ids.filter(|pid| Path::new("/proc").join(pid.to_string()).exists());
+    taken.map(|pid| Blocker::new(codes::PID_IN_USE, format!("pid {pid}"))).collect()
+}
