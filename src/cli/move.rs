@@ -1,8 +1,8 @@
 //! `migrate move`.
 
-use super::{Context, config::Config, signals};
 use super::options::dest::{DestArg, single};
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
+use super::{Context, config::Config, signals};
 use crate::failure::Failure;
 use crate::ops;
 use crate::ops::options::MoveOptions;

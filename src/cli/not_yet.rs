@@ -23,6 +23,10 @@ const NOT_YET: &[(&str, &str)] = &[
     ("restore", "move-address"),
     ("restore", "cgroup"),
     ("restore", "supervisor"),
+    ("move", "track"),
+    ("move", "cpu"),
+    ("move", "move-address"),
+    ("move", "cgroup"),
 ];
 
 /// The definitions without what does not work yet.

@@ -12,12 +12,12 @@ pub mod options;
 pub mod outcome;
 pub mod places;
 pub mod preflight;
+pub mod receive;
 pub mod restore;
 pub mod show;
 pub mod supervisor;
 pub mod target;
 pub mod verify;
-pub mod receive;
 pub mod words;
 
 use crate::blocker::Blocker;

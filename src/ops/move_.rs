@@ -13,11 +13,11 @@ use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::{Model, codec};
 use crate::memory::Space;
 use crate::memory::pipeline::ReadPages;
+use crate::migration::MoveError;
 use crate::migration::protocol::{SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{self, Compression, Final, Plan, Send, Survey, Taken, Target, Wishes};
 use crate::migration::switchover::Goals;
-use crate::migration::MoveError;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use crate::transport::connect::{self, ConnectOptions};
@@ -129,7 +129,9 @@ impl Live<'_> {
         let collection = collect::collect(&mut frozen, &self.policy)
             .map_err(|e| Failure::of("cannot read the target's state", &e).target(TargetState::Running))?;
         if !collection.blockers.is_empty() {
-            return Err(Failure::blocked("the target cannot be moved", collection.blockers).target(TargetState::Running));
+            return Err(
+                Failure::blocked("the target cannot be moved", collection.blockers).target(TargetState::Running)
+            );
         }
         Ok((frozen, collection.model, collection.sources))
     }
@@ -262,10 +264,14 @@ fn failure(dest: &Dest, error: MoveError) -> Failure {
             let causes = Failure::of("", &error).causes;
             Failure { what, causes, ..peer_failure(dest, &error) }.target(TargetState::Running)
         }
-        error @ MoveError::InDoubt { .. } => Failure::of(format!("it is not known whether {dest} runs the target"), &error)
-            .kind(FailureKind::NeedsPerson)
-            .target(TargetState::InDoubt)
-            .hint(format!("look whether it runs on {dest}; if it does, kill the stopped original here, else send it SIGCONT")),
+        error @ MoveError::InDoubt { .. } => {
+            Failure::of(format!("it is not known whether {dest} runs the target"), &error)
+                .kind(FailureKind::NeedsPerson)
+                .target(TargetState::InDoubt)
+                .hint(format!(
+                    "look whether it runs on {dest}; if it does, kill the stopped original here, else send it SIGCONT"
+                ))
+        }
         error @ MoveError::NotResumed { .. } => {
             Failure::of(what, &error).kind(FailureKind::NeedsPerson).target(TargetState::Held)
         }
