@@ -23,7 +23,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("restore", "move-address"),
     ("restore", "cgroup"),
     ("restore", "supervisor"),
-    ("move", "track"),
     ("move", "cpu"),
     ("move", "move-address"),
     ("move", "cgroup"),

@@ -80,6 +80,13 @@ impl Store {
                 return Err(MoveError::Names { reason: format!("{} is named twice", Space::from(name.sent_as)) });
             }
             if let Some(space) = model_space {
+                let known = match space {
+                    Space::Mm(id) => id.at() < model.mms.len(),
+                    Space::Shmem(id) => id.at() < model.shmems.len(),
+                };
+                if !known || name.cow_parent.is_some_and(|parent| parent as usize >= model.mms.len()) {
+                    return Err(MoveError::Names { reason: format!("{space} is not in the model") });
+                }
                 let cow_parent = name.cow_parent.map(MmId);
                 pages.space(space, SpaceInfo { cow_parent, ..SpaceInfo::default() });
             }

@@ -1,19 +1,23 @@
 //! `migrate move`: a running tree goes to another host. The source's end: the engine behind
 //! [`crate::migration::source`].
 
-use super::dump::page_plan;
-use super::options::{Compress, Mode, MoveOptions, Pids, StateOptions, Stdio};
+use super::options::{Compress, Mode, MoveOptions, Pids, StateOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
 use super::{Event, Events, preflight, target};
+use crate::blocker::{Blocker, codes};
+use crate::collect::preflight::Findings;
 use crate::collect::{self, Policy, ShmemSource, Sources};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
-use crate::image::{Model, codec};
-use crate::memory::Space;
+use crate::image::{MmId, Model, ShmemId, codec};
 use crate::memory::pipeline::ReadPages;
+use crate::memory::rounds::{Named, Residual, Tree, worth_watching};
+use crate::memory::track::{Backend, TrackError};
+use crate::memory::{PageRange, Space, scan};
 use crate::migration::MoveError;
+use crate::migration::pages::{Run, What};
 use crate::migration::protocol::{SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{self, Compression, Final, Plan, Send, Survey, Taken, Target, Wishes};
@@ -24,6 +28,7 @@ use crate::transport::connect::{self, ConnectOptions};
 use crate::transport::hello::Purpose;
 use crate::transport::link::{Link, Request};
 use crate::transport::{Abort, PeerAddress, TransportError};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 /// Bulk channels when nobody chose a number: more than two bring nothing on one link.
@@ -36,17 +41,57 @@ const STREAMS: u16 = 2;
 pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
-    let link = connect_to(options, abort).map_err(|error| peer_failure(&options.dest, &error))?;
     let policy = policy(&options.state);
-    let mut live = Live { options, resolved, policy, frozen: None, pages: TargetPages::default() };
+    let findings = preflight::look(&options.target, &resolved, &policy, Some(options.state.supervisor))?;
+    if !findings.blockers.is_empty() {
+        return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
+            .target(TargetState::Running));
+    }
+    let backend = backend(options, &findings)?;
+    let link = connect_to(options, abort).map_err(|error| peer_failure(&options.dest, &error))?;
     let places = Places::here();
     let journals = places.state.join("moves");
-    let wishes = wishes(options, &journals)?;
+    let wishes = Wishes { stop_and_copy: backend.is_none(), ..wishes(options, &journals)? };
+    let mut live = Live {
+        options,
+        resolved,
+        policy,
+        findings,
+        backend: backend.unwrap_or(Backend::Hash),
+        tree: None,
+        frozen: None,
+        pages: TargetPages::default(),
+        names: Vec::new(),
+    };
     let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(&options.dest, error))?;
     for warning in &report.warnings {
         events.event(Event::Warning(warning.clone()));
     }
     Ok(outcome(options, root.0, report))
+}
+
+/// How writes are found; `None` = no rounds, because they were not wanted or would not pay.
+fn backend(options: &MoveOptions, findings: &Findings) -> Result<Option<Backend>> {
+    let backend = match options.memory.track {
+        Track::Auto => Backend::choose(),
+        Track::WriteProtect => Backend::WriteProtect,
+        Track::SoftDirty => Backend::SoftDirty,
+        Track::Hash => Backend::Hash,
+    };
+    if !backend.works() {
+        let object = format!("--track {}", backend.name());
+        let blocker = Blocker::new(codes::TRACKING, object);
+        return Err(
+            Failure::blocked("the target's writes cannot be tracked", vec![blocker]).target(TargetState::Running)
+        );
+    }
+    let rounds = match options.mode.mode {
+        Mode::StopAndCopy => false,
+        Mode::PreCopy => true,
+        Mode::Auto => worth_watching(findings.memory_bytes, findings.processes.into()),
+    };
+    // By comparison alone every round is a whole copy: the pause would gain nothing.
+    Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
 }
 
 /// The wishes as the protocol takes them.
@@ -64,7 +109,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
             time_max: options.mode.max_time,
             bytes_max: options.mode.max_bytes,
         },
-        stop_and_copy: options.mode.mode == Mode::StopAndCopy,
+        stop_and_copy: false,
         dry_run: options.dry_run,
         compression: match options.memory.compress {
             Compress::Auto => Compression::Auto,
@@ -118,15 +163,24 @@ struct Live<'a> {
     options: &'a MoveOptions,
     resolved: Resolved,
     policy: Policy,
+    findings: Findings,
+    backend: Backend,
+    /// Its memory, watched.
+    tree: Option<Tree>,
     frozen: Option<Frozen>,
+    /// Memory of the frozen tree, by the model's names.
     pages: TargetPages,
+    /// What rounds called address spaces, and what the model calls them.
+    names: Vec<(Space, Option<Space>)>,
 }
 
 impl Live<'_> {
     fn freeze_and_collect(&self) -> Result<(Frozen, Model, Sources)> {
         let root = self.resolved.root(&self.options.target)?;
+        // Walking the page tables for flags of mappings is done while the target runs.
+        let known = self.tree.as_ref().map(Tree::mappings).unwrap_or_default();
         let mut frozen = super::dump::freeze(root)?;
-        let collection = collect::collect(&mut frozen, &self.policy)
+        let collection = collect::collect_known(&mut frozen, &self.policy, known)
             .map_err(|e| Failure::of("cannot read the target's state", &e).target(TargetState::Running))?;
         if !collection.blockers.is_empty() {
             return Err(
@@ -143,18 +197,12 @@ fn encoded(model: &Model) -> Result<Vec<u8>> {
 
 impl Target for Live<'_> {
     fn survey(&mut self) -> Result<Survey> {
-        let options = self.options;
-        let ends_here = Some(options.state.supervisor);
-        let findings = preflight::look(&options.target, &self.resolved, &self.policy, ends_here)?;
         let mut summary = TargetSummary {
-            pid: self.resolved.root(&options.target)?.0,
+            pid: self.resolved.root(&self.options.target)?.0,
             comm: String::new(),
-            tasks: findings.threads,
-            memory_bytes: findings.memory_bytes,
+            tasks: self.findings.threads,
+            memory_bytes: self.findings.memory_bytes,
         };
-        if !findings.blockers.is_empty() {
-            return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers));
-        }
         let (frozen, model, _) = self.freeze_and_collect()?;
         frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
         summary.comm = comm(&model);
@@ -162,25 +210,44 @@ impl Target for Live<'_> {
     }
 
     fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {
-        // Without tracking a round says nothing about what is written during it.
-        send(&Plan::default(), &self.pages)
+        let failed = |e: TrackError| MoveError::from(Failure::of("cannot watch the target's memory", &e));
+        let tree = match &mut self.tree {
+            Some(tree) => tree,
+            none => {
+                let root = self.resolved.root(&self.options.target).map_err(Failure::from)?;
+                none.insert(Tree::watch(root, self.backend).map_err(failed)?)
+            }
+        };
+        let round = tree.round().map_err(failed)?;
+        let plan = Plan { pages: round.plan().to_vec(), notes: Vec::new() };
+        let taken = send(&plan, &round.source())?;
+        if taken == Taken::Stored {
+            round.commit();
+        }
+        Ok(taken)
     }
 
     fn freeze(&mut self) -> Result<Final> {
         let (frozen, model, sources) = self.freeze_and_collect()?;
-        let plan = page_plan(&model, &sources).map_err(|e| Failure::of("cannot find the target's pages", &e))?;
+        let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
+        let mut residual = match &mut self.tree {
+            Some(tree) => tree.last(&model, &sources.mms).map_err(|e| failed(&e))?,
+            None => everything(&model, &sources).map_err(|e| failed(&e))?,
+        };
+        residual.plan.extend(shared(&model, &sources).map_err(|e| failed(&e))?);
+        let hole = |(space, range): &(Space, PageRange)| Run { space: *space, range: *range, what: What::Hole };
+        let plan = Plan { pages: residual.plan, notes: residual.gone.iter().map(hole).collect() };
         let shmems = sources.shmems.into_iter().map(|ShmemSource::File(file)| file).collect();
         self.pages = TargetPages::new(sources.mms, shmems);
-        let name = |space: Space| SpaceName { sent_as: space.into(), model: Some(space.into()), cow_parent: None };
-        let mms = (0..model.mms.len()).map(|n| name(Space::Mm(n.into())));
-        let spaces = mms.chain((0..model.shmems.len()).map(|n| name(Space::Shmem(n.into())))).collect();
+        self.names = residual.names;
+        let spaces = space_names(&model, &self.names);
         let model = encoded(&model)?;
         self.frozen = Some(frozen);
-        Ok(Final { plan: Plan { pages: plan, notes: Vec::new() }, model, spaces })
+        Ok(Final { plan, model, spaces })
     }
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
-        Box::new(&self.pages)
+        Box::new(Named::new(&self.pages, &self.names))
     }
 
     fn frozen_since(&self) -> Option<Instant> {
@@ -195,10 +262,13 @@ impl Target for Live<'_> {
     }
 
     fn resume(&mut self) -> Result<()> {
-        match self.frozen.take() {
+        let thawed = match self.frozen.take() {
             Some(frozen) => frozen.thaw().map_err(|e| Failure::of("the target could not be released", &e)),
             None => Ok(()),
-        }
+        };
+        // In small steps, while it runs.
+        self.tree = None;
+        thawed
     }
 
     fn end(&mut self) -> Result<()> {
@@ -207,6 +277,42 @@ impl Target for Live<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// Every page of the private memory of a tree that was not watched.
+fn everything(model: &Model, sources: &Sources) -> collect::Result<Residual> {
+    let mut residual = Residual::default();
+    for (n, (mm, pid)) in model.mms.iter().zip(&sources.mms).enumerate() {
+        let pagemap = crate::proc::ProcDir::open(*pid)?.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
+        let failed =
+            |errno| collect::Error::System { operation: "scan", object: format!("memory of process {pid}"), errno };
+        residual.plan.extend(scan::private_pages(MmId::from(n), mm, &pagemap.into()).map_err(failed)?);
+    }
+    Ok(residual)
+}
+
+/// The pages of shared memory objects: all of them, in the pause.
+fn shared(model: &Model, sources: &Sources) -> collect::Result<Vec<(Space, PageRange)>> {
+    let mut plan = Vec::new();
+    for (n, (shmem, ShmemSource::File(file))) in model.shmems.iter().zip(&sources.shmems).enumerate() {
+        let failed = |errno| collect::Error::System { operation: "lseek", object: format!("shared memory {n}"), errno };
+        plan.extend(scan::shared_pages(ShmemId::from(n), shmem.size, file.as_fd()).map_err(failed)?);
+    }
+    Ok(plan)
+}
+
+/// What every space that pages are sent for is called in the model.
+fn space_names(model: &Model, names: &[(Space, Option<Space>)]) -> Vec<SpaceName> {
+    let name = |sent_as: Space, model: Option<Space>| SpaceName {
+        sent_as: sent_as.into(),
+        model: model.map(Into::into),
+        cow_parent: None,
+    };
+    let renamed = |space: &Space| names.iter().any(|(_, to)| *to == Some(*space));
+    let mms = (0..model.mms.len()).map(|n| Space::Mm(n.into())).filter(|space| !renamed(space));
+    let shmems = (0..model.shmems.len()).map(|n| Space::Shmem(n.into()));
+    let own = mms.chain(shmems).map(|space| name(space, Some(space)));
+    names.iter().map(|(from, to)| name(*from, *to)).chain(own).collect()
 }
 
 fn comm(model: &Model) -> String {
