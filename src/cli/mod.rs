@@ -22,7 +22,6 @@ mod r#move;
 mod pre_dump;
 mod restore;
 mod show;
-mod signals;
 mod verify;
 
 use crate::failure::Failure;

@@ -2,11 +2,13 @@
 
 use super::options::dest::{DestArg, single};
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
-use super::{Context, config::Config, signals};
+use super::signals::Watch;
+use super::{Context, config::Config};
 use crate::failure::Failure;
 use crate::ops;
 use crate::ops::options::MoveOptions;
 use crate::ops::words::{SessionId, Target};
+use crate::transport::Abort;
 
 /// Move a running process tree to another host
 ///
@@ -40,7 +42,9 @@ impl Args {
     /// Usage, before anything has happened; a failure of the move is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options(&context.config)?;
-        let abort = signals::abort_on_signals().map_err(|error| Failure::of("signals cannot be taken", &error))?;
+        let watch = Watch::begin()?;
+        let abort = Abort::new().map_err(|error| Failure::of("nothing can be interrupted", &error))?;
+        watch.abort_with(&abort);
         let session = context.session(options.session, Some(self.target.to_string()), false);
         let result = ops::move_::run(&options, &session, &abort);
         Ok(session.finish(result))

@@ -6,7 +6,7 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, preflight, target};
+use super::{Event, Events, interrupt, preflight, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Policy, ShmemSource, Sources};
@@ -346,7 +346,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
 pub(crate) fn peer_failure(dest: &Dest, error: &TransportError) -> Failure {
     let failure = Failure::of(format!("{dest} cannot be reached"), error).kind(FailureKind::Peer);
     let failure = match error {
-        TransportError::Aborted { .. } => failure.kind(FailureKind::Interrupted),
+        TransportError::Aborted { .. } => failure.kind(interrupt::requested().unwrap_or(FailureKind::Interrupted)),
         _ => failure,
     };
     match error.hint() {
