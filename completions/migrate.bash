@@ -236,7 +236,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__dump)
-            opts="-D -v -q -h --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --streams --tcp --external-unix --stdio --supervisor --stream --bandwidth --cpu --pids --files --move-address --cgroup --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --streams --tcp --external-unix --stdio --supervisor --bandwidth --cpu --pids --files --move-address --cgroup --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -654,7 +654,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --detach --pidfile --leave-stopped --pids --files --stream --dry-run --cpu --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --pids --files --dry-run --cpu --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -7,14 +7,12 @@ use clap::{ArgMatches, Command};
 
 /// Verb and long option (the ids are the same with underscores).
 const NOT_YET: &[(&str, &str)] = &[
-    ("dump", "stream"),
     ("dump", "bandwidth"),
     ("dump", "cpu"),
     ("dump", "pids"),
     ("dump", "files"),
     ("dump", "move-address"),
     ("dump", "cgroup"),
-    ("restore", "stream"),
     ("restore", "dry-run"),
     ("restore", "cpu"),
     ("restore", "tcp"),

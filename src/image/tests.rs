@@ -87,8 +87,8 @@ pub(crate) fn sample() -> Model {
     }];
     model.unix_sockets = vec![fd::unix::UnixSocket {
         socket_type: 1,
-        state: fd::unix::UnixState::Connected(Some(UnixId(0))),
         net: NsId(1),
+        state: fd::unix::UnixState::Connected(Some(UnixId(0))),
         ..arbitrary::value(&[])
     }];
     model

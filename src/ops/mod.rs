@@ -15,6 +15,7 @@ pub mod preflight;
 pub mod receive;
 pub mod restore;
 pub mod show;
+pub mod spool;
 pub mod supervisor;
 pub mod target;
 pub mod verify;

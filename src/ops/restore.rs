@@ -1,9 +1,10 @@
 //! `migrate restore`: an image becomes a tree.
 
-use super::options::{ImagePlace, RestoreOptions, Stdio};
+use super::options::{RestoreOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
+use super::spool::Spooled;
 use super::{Event, Events, interrupt};
-use crate::failure::{Failure, FailureKind, Result, TargetState};
+use crate::failure::{Failure, Result, TargetState};
 use crate::image::Pid;
 use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
@@ -24,14 +25,15 @@ pub struct Running {
 /// Everything that keeps the tree from being made; then nothing of it is left.
 pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let began = Instant::now();
-    let ImagePlace::Dir(dir) = &options.image else {
-        return Err(Failure::new("a restore from a stream is not there yet").kind(FailureKind::Usage));
-    };
+    let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
+    let dir = spooled.dir();
     let damaged =
         |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
     let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
     let model = image.model().map_err(|e| damaged(&e))?;
+    crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
+    pages.fits(&model).map_err(|e| damaged(&e))?;
     let settings = restore::Options {
         pids: options.state.pids,
         files: options.state.files,

@@ -119,6 +119,13 @@ fn what_goes_in_comes_out() {
         assert_eq!((summary.data, summary.zero), (2940 + 600, 60), "{name}");
     }
     assert_eq!(std::fs::read_dir(at.path()).unwrap().count(), 3, "no temporary directories are left");
+    // Memory has secrets in it.
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&at.path().join("raw")), 0o700);
+    for file in std::fs::read_dir(at.path().join("raw")).unwrap() {
+        assert_eq!(mode(&file.unwrap().path()), 0o600);
+    }
 }
 
 #[test]

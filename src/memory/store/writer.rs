@@ -14,7 +14,7 @@ use crate::memory::{PageRange, Space, zero};
 use std::{
     collections::BTreeMap,
     fs::File,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -411,7 +411,12 @@ impl Drop for Lane<'_> {
 impl LaneState {
     fn create(dir: &Path, number: usize, compression: Compression) -> Result<Self, StoreError> {
         let path = dir.join(pages_file(number));
-        let file = File::options().write(true).create_new(true).open(&path).map_err(StoreError::io("create", &path))?;
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(StoreError::io("create", &path))?;
         let (packer, pages) = match compression {
             Compression::Auto | Compression::Off => (None, RAW_FRAME_PAGES),
             Compression::Zstd(level) => {
