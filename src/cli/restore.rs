@@ -65,6 +65,7 @@ impl Args {
             image: self.image.place(),
             detach: self.detach,
             pidfile: self.pidfile.clone(),
+            sibling: false,
             leave_stopped: self.leave_stopped,
             state: self.state.options(),
             dry_run: self.dry_run,

@@ -366,6 +366,8 @@ pub struct RestoreOptions {
     pub detach: bool,
     /// `--pidfile`: gets the root's process id as this host sees it.
     pub pidfile: Option<PathBuf>,
+    /// The root becomes a child of this program's parent (`criu --restore-sibling`).
+    pub sibling: bool,
     /// `--leave-stopped`.
     pub leave_stopped: bool,
     /// STATE.
@@ -382,6 +384,7 @@ impl RestoreOptions {
             image,
             detach: false,
             pidfile: None,
+            sibling: false,
             leave_stopped: false,
             state: StateOptions::default(),
             dry_run: false,

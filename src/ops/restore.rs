@@ -41,7 +41,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         own_session: options.detach || options.state.stdio != Stdio::Attach && options.state.stdio != Stdio::Auto,
         cgroup: options.state.cgroup.clone(),
         name: options.session.to_string(),
-        sibling: false,
+        sibling: options.sibling,
         workers: default_workers(),
     };
     let failed = |e: &(dyn std::error::Error + 'static)| {

@@ -52,6 +52,14 @@ impl ProcDir {
         Self::open_path("/proc/self".into(), Pid(pid))
     }
 
+    /// The directory of the calling thread.
+    ///
+    /// # Errors
+    /// Fails where `/proc` is not mounted.
+    pub fn of_this_thread() -> Result<Self> {
+        Self::open_path("/proc/thread-self".into(), Pid(nix::unistd::gettid().as_raw()))
+    }
+
     fn open_path(path: String, pid: Pid) -> Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         match nix::fcntl::open(path.as_str(), flags, Mode::empty()) {

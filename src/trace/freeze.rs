@@ -1,6 +1,7 @@
 //! Stopping a whole tree, to a fixpoint: no thread and no child is missed however fast they come and go.
 
 use super::remote::{Remote, Scratch, vdso_syscall};
+use super::sleepers;
 use super::{Error, Result, Running, Stopped, Tracee, memory};
 use crate::arch::restart;
 use crate::image::Pid;
@@ -9,7 +10,7 @@ use crate::sys::abi::RseqCs;
 use crate::sys::ptrace::options;
 use crate::sys::wait::Status;
 use crate::sys::{Errno, ptrace};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// How long a task may take to stop before the whole freeze is given up.
@@ -48,7 +49,7 @@ pub struct FrozenProcess {
 impl Frozen {
     /// Stops `root` and all its descendants.
     pub fn tree(root: Pid) -> Result<Self> {
-        let slept = asleep(root);
+        let slept = sleepers::look(root);
         let mut frozen = Self { processes: Vec::new(), since: Instant::now() };
         let deadline = Instant::now() + DEADLINE;
         frozen.add(root, deadline)?;
@@ -121,6 +122,9 @@ impl Frozen {
     }
 
     fn thaw_all(&mut self) -> Result<()> {
+        let threads = self.processes.iter().flat_map(|p| &p.threads);
+        let slept = threads.filter_map(|t| t.slept_ns.map(|ns| (t.pid(), ns)));
+        sleepers::remember(slept, self.since);
         let mut first = Ok(());
         // The owner of a scratch area removes it while everybody who shares it is still stopped.
         for process in &mut self.processes {
@@ -341,26 +345,6 @@ impl FrozenProcess {
         }
         Ok(())
     }
-}
-
-/// For how long each thread of a tree has been asleep, nanoseconds: looked at before anybody is stopped, as a stop is a
-/// wake-up. A thread that runs in between is off by at most the time until it is stopped.
-fn asleep(root: Pid) -> HashMap<Pid, u64> {
-    let mut last_ran = HashMap::new();
-    let mut buf = Vec::new();
-    let mut queue = vec![root];
-    while let Some(pid) = queue.pop() {
-        let Ok(dir) = ProcDir::open(pid) else { continue };
-        for tid in dir.tasks().unwrap_or_default() {
-            if let Some(then) = dir.thread(tid).ok().and_then(|d| d.last_ran(&mut buf)) {
-                last_ran.insert(tid, then);
-            }
-        }
-        queue.extend(dir.children_of_all_threads(&mut buf).unwrap_or_default());
-    }
-    let now = ProcDir::of_self().ok().and_then(|d| d.last_ran(&mut buf)).unwrap_or(0);
-    last_ran.values_mut().for_each(|then| *then = now.saturating_sub(*then));
-    last_ran
 }
 
 /// A task stopped inside a restartable sequence must go on at the abort handler: any code of ours that runs in between

@@ -10,6 +10,7 @@ pub mod freeze;
 pub mod memory;
 pub mod pages;
 pub mod remote;
+pub mod sleepers;
 pub mod task;
 
 pub use batch::{Arg, Batch, Ref, Results};
