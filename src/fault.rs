@@ -1,1 +1,96 @@
-//! fault
+//! Named places where a test can have an operation fail: `MIGRATE_FAULT=NAME`.
+//!
+//! Without the variable a place costs one load and one branch. A fault is an ordinary error of the layer it is in, so that
+//! what is tested is the ordinary way out: the target goes on, and nothing of a half-made tree is left.
+
+use std::sync::OnceLock;
+
+/// The operation was told to fail here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("failed on purpose at {} (MIGRATE_FAULT)", .0.name())]
+pub struct Injected(pub Point);
+
+macro_rules! points {
+    ($($(#[$doc:meta])* $point:ident = $name:literal,)*) => {
+        /// A place where an operation can be made to fail.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Point { $($(#[$doc])* $point,)* }
+
+        impl Point {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$point,)*];
+
+            /// As `MIGRATE_FAULT` names it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$point => $name,)* }
+            }
+        }
+    };
+}
+
+points! {
+    /// Every task is stopped.
+    DumpFrozen = "dump-frozen",
+    /// The model is complete.
+    DumpCollected = "dump-collected",
+    /// Memory contents are written.
+    DumpPages = "dump-pages",
+    /// The image is about to be completed.
+    DumpModel = "dump-model",
+    /// The image is complete and renamed; the target has not been ended.
+    DumpCommitted = "dump-committed",
+    /// Files and shared memory objects are open.
+    RestoreMaterial = "restore-material",
+    /// All processes exist.
+    RestoreSkeletons = "restore-skeletons",
+    /// Mappings are made.
+    RestoreMappings = "restore-mappings",
+    /// Memory contents are in.
+    RestorePages = "restore-pages",
+    /// All threads exist.
+    RestoreThreads = "restore-threads",
+    /// Process groups are made.
+    RestoreGroups = "restore-groups",
+    /// Descriptors are in.
+    RestoreFiles = "restore-files",
+    /// Zombies have ended.
+    RestoreZombies = "restore-zombies",
+    /// Tasks have their attributes.
+    RestoreTasks = "restore-tasks",
+    /// Credentials and filters are set.
+    RestoreCreds = "restore-creds",
+    /// Pending signals are queued: the tree is complete.
+    RestoreSignals = "restore-signals",
+    /// Timers run, nobody is released.
+    RestoreArmed = "restore-armed",
+    /// Half of the tree is released.
+    RestoreHalf = "restore-half",
+}
+
+/// Fails if this is where the operation was told to fail.
+#[inline]
+pub fn at(point: Point) -> Result<(), Injected> {
+    static WANTED: OnceLock<Option<Point>> = OnceLock::new();
+    match WANTED.get_or_init(wanted) {
+        Some(wanted) if *wanted == point => Err(Injected(point)),
+        _ => Ok(()),
+    }
+}
+
+fn wanted() -> Option<Point> {
+    let name = std::env::var("MIGRATE_FAULT").ok()?;
+    Point::ALL.iter().copied().find(|p| p.name() == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_nothing_fails_unasked() {
+        for (n, point) in Point::ALL.iter().enumerate() {
+            assert!(Point::ALL[..n].iter().all(|p| p.name() != point.name()));
+            assert_eq!(at(*point), Ok(()));
+        }
+    }
+}

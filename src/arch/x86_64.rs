@@ -53,6 +53,22 @@ impl UserRegs {
     }
 }
 
+/// The rights of a thread to protection keys, out of its XSAVE area (standard format); `None` on a processor without.
+pub fn pkru(xstate: &[u8]) -> Option<u32> {
+    const PKRU: u32 = 9;
+    const HEADER: usize = 512;
+    if xfeatures() & 1 << PKRU == 0 {
+        return None;
+    }
+    let in_use = u64::from_ne_bytes(*xstate.get(HEADER..)?.first_chunk()?);
+    if in_use & 1 << PKRU == 0 {
+        // The initial state: everything is allowed.
+        return Some(0);
+    }
+    let offset = std::arch::x86_64::__cpuid_count(0xd, PKRU).ebx as usize;
+    Some(u32::from_ne_bytes(*xstate.get(offset..)?.first_chunk()?))
+}
+
 /// Components of the extended state that this kernel has enabled (XCR0 as CPUID leaf 0xD shows it), a bit mask.
 pub fn xfeatures() -> u64 {
     let leaf = std::arch::x86_64::__cpuid_count(0xd, 0);

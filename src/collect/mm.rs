@@ -1,6 +1,6 @@
 //! Address spaces: layout, mappings and their attributes.
 
-use super::{Cx, Error, Result, ShmemSource, ns, task::path_ref};
+use super::{Cx, Error, Result, ShmemSource, ns, pkeys, task::path_ref};
 use crate::blocker::codes;
 use crate::image::fd::PathRef;
 use crate::image::mm::{Advice, Backing, Layout, Mm, Shmem, ShmemKind, VdsoBlock, Vma};
@@ -38,11 +38,24 @@ pub fn ensure_scratch(cx: &mut Cx<'_>, at: usize, mm_number: usize, mappings: Op
     let owner = cx.sources.mms[mm_number];
     let scratch = cx.frozen.processes.iter().find(|p| p.pid == owner).and_then(|p| p.scratch);
     let process = &mut cx.frozen.processes[at];
-    if process.scratch.is_none() {
-        process.scratch = scratch;
-        process.borrows_scratch = true;
+    if let (None, Some(scratch)) = (process.scratch, scratch) {
+        process.borrow_scratch(scratch)?;
     }
     Ok(())
+}
+
+/// How mappings to come are locked (mlockall(2)): our own area, being one of them, shows it.
+fn locked_future(cx: &mut Cx<'_>, at: usize) -> Result<u32> {
+    let process = &cx.frozen.processes[at];
+    let locked = process.dir.status(&mut cx.buf)?.memory.is_some_and(|m| m.locked != 0);
+    let Some(scratch) = process.scratch.filter(|_| locked) else { return Ok(0) };
+    let mappings = process.dir.smaps_flags(&mut cx.buf)?;
+    let ours = mappings.iter().find(|m| m.mapping.start <= scratch.data && scratch.data < m.mapping.end);
+    Ok(match ours.map(|m| m.flags) {
+        Some(flags) if flags.contains(VmFlags::LOCK_ON_FAULT) => (libc::MCL_FUTURE | libc::MCL_ONFAULT) as u32,
+        Some(flags) if flags.contains(VmFlags::LOCKED) => libc::MCL_FUTURE as u32,
+        _ => 0,
+    })
 }
 
 /// Calls whose answers describe the address space.
@@ -91,6 +104,8 @@ pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Result
     let mnt = ns::of_task(cx, at)?.mnt;
     let exe = path_ref(&cx.frozen.processes[at].dir, "exe", mnt)?;
     let vmas = vmas(cx, at, mappings)?;
+    let scratch = cx.frozen.processes[at].scratch;
+    let pkeys = scratch.map_or(Ok(0), |scratch| pkeys::in_use(cx, at, &vmas, &scratch))?;
     let mm = Mm {
         layout,
         auxv,
@@ -100,7 +115,8 @@ pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Result
         dumpable: results.get(query.dumpable).unwrap_or(1) as u32,
         thp_disable: results.get(query.thp_disable).unwrap_or(0) as u32,
         mdwe: results.get(query.mdwe).unwrap_or(0) as u32,
-        mlock_future: false,
+        mlock_future: locked_future(cx, at)?,
+        pkeys,
         membarrier: results.get(query.membarrier).unwrap_or(0) as u32,
         cow_parent: None,
     };

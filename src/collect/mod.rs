@@ -9,6 +9,7 @@ pub mod fd;
 pub mod host;
 pub mod mm;
 pub mod ns;
+pub mod pkeys;
 pub mod preflight;
 pub mod restart;
 pub mod sharing;

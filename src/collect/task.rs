@@ -3,7 +3,7 @@
 use super::sharing::Shared;
 use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
 use crate::image::fd::PathRef;
-use crate::image::task::{Fs, RLimit, Registers, Rseq, Sched, Task, TaskState, Thread};
+use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Sched, Task, TaskState, Thread};
 use crate::image::{Bytes, FdTableId, FsId, MmId, NsPid, Pid, SighandId, TaskId};
 use crate::proc::ProcDir;
 use crate::proc::status::Status;
@@ -36,7 +36,26 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         cx.model.tasks.push(task);
         cx.process_of.push(at);
     }
+    unread_stops(cx)?;
     mm::find_cow_sharing(cx)?;
+    Ok(())
+}
+
+/// Asks parents whether they have waited for the stops of their children; those of a parent outside count as unread.
+fn unread_stops(cx: &mut Cx<'_>) -> Result<()> {
+    const FLAGS: i32 = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    for n in 0..cx.model.tasks.len() {
+        let task = &cx.model.tasks[n];
+        let (TaskState::Stopped(_), Some(parent)) = (task.state, task.parent) else { continue };
+        let id = task.id_seen_by(&cx.model.tasks[parent.at()]);
+        let process = &mut cx.frozen.processes[cx.process_of[parent.at()]];
+        let Some(scratch) = process.scratch.filter(|_| !process.zombie) else { continue };
+        let mut batch = Batch::new();
+        let info = batch.out(128);
+        batch.may(libc::SYS_waitid, &[libc::P_PID.into(), id.0.into(), info.into(), FLAGS.into(), 0u64.into()]);
+        let results = process.leader().run(&scratch, &batch)?;
+        cx.model.tasks[n].stop_reported = results.bytes(info)[..4] == libc::SIGCHLD.to_ne_bytes();
+    }
     Ok(())
 }
 
@@ -87,6 +106,7 @@ fn process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, status: &Status) -
             (false, Some(signal)) => TaskState::Stopped(signal),
             (false, None) => TaskState::Running,
         },
+        dead: None,
         exit_signal: stat.exit_signal,
         child_subreaper: false,
         threads: Vec::new(),
@@ -106,6 +126,8 @@ fn process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, status: &Status) -
     };
     if zombie {
         zombie_threads(cx, at, status);
+        let creds = creds::collect(status, 0);
+        task.dead = Some(Dead { comm: comm(&cx.frozen.processes[at].dir, &mut cx.buf)?, creds });
         return Ok(task);
     }
     fill(cx, sharing, at, &mut task)?;

@@ -25,8 +25,10 @@ pub struct Mm {
     pub thp_disable: u32,
     /// `PR_GET_MDWE`, bits.
     pub mdwe: u32,
-    /// `MCL_*` of mlockall for mappings yet to come.
-    pub mlock_future: bool,
+    /// `MCL_FUTURE`, and `MCL_ONFAULT` with it, of mlockall(2): how mappings yet to come are locked; 0 = not at all.
+    pub mlock_future: u32,
+    /// Protection keys in use (pkey_alloc(2)), a bit mask.
+    pub pkeys: u32,
     /// `membarrier(MEMBARRIER_CMD_GET_REGISTRATIONS)`.
     pub membarrier: u32,
     /// The address space (of an ancestor) whose pages are shared copy-on-write at equal addresses, if any are.

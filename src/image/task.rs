@@ -24,6 +24,8 @@ pub struct Task {
     pub sid: NsPid,
     /// Running, stopped or zombie.
     pub state: TaskState,
+    /// Name and credentials of a zombie, which has no threads to keep them.
+    pub dead: Option<Dead>,
     /// Signal sent to the parent when the process ends (`clone(2)`), 17 = SIGCHLD.
     pub exit_signal: i32,
     /// `PR_SET_CHILD_SUBREAPER`.
@@ -56,6 +58,25 @@ pub struct Task {
     pub cgroups: Option<CgroupSetId>,
     /// Stop signal that is reported to a waiting parent is still unread (`wait4(WSTOPPED)` would return it).
     pub stop_reported: bool,
+}
+
+impl Task {
+    /// The process id as another task of the tree, in this or an outer PID namespace, sees it.
+    pub fn id_seen_by(&self, other: &Task) -> NsPid {
+        match other.inner_pids.len() {
+            0 => self.pid,
+            depth => self.inner_pids.get(depth - 1).copied().unwrap_or(self.pid),
+        }
+    }
+}
+
+/// What is left of a process that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dead {
+    /// Its name.
+    pub comm: Bytes,
+    /// User, groups, capabilities: who may ask about it, and what its parent is told.
+    pub creds: Creds,
 }
 
 /// What a process is doing.

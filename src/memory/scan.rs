@@ -61,6 +61,7 @@ fn scan(
     let held = category::PRESENT | category::SWAPPED;
     // FILE makes the kernel look at each struct page: only where a file is mapped. PFN_ZERO: read but never written.
     let not = if of_file { category::FILE | category::PFN_ZERO } else { category::PFN_ZERO };
+    let not = not | pagemap::guard_category();
     let query = Query { all_of: not, inverted: not, any_of: held, report: held, flags: 0 };
     let mut open: Option<(u64, u64)> = None;
     pagemap::scan(pagemap, start, end, query, &mut buf, |region| match &mut open {

@@ -2,7 +2,7 @@
 
 use super::{Result, mm, skeleton::Skeletons};
 use crate::image::creds::{Creds, Seccomp};
-use crate::image::task::Thread;
+use crate::image::task::{Task, Thread};
 use crate::image::{Model, TaskId};
 use crate::trace::Batch;
 
@@ -19,9 +19,10 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
     let own = super::task::own_caps();
     let scratch = skeletons.scratch;
     let skeleton = skeletons.task(task);
+    let common = common_filters(of);
     for (n, thread) in of.threads.iter().enumerate() {
         let mut batch = Batch::new();
-        filters(&mut batch, model, thread);
+        filters(&mut batch, model, thread, n == 0, common);
         ids(&mut batch, &thread.creds, own);
         if n == 0 {
             mm::seal(&mut batch, model, task);
@@ -48,8 +49,22 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
     Ok(())
 }
 
+/// How many filters, from the oldest on, all threads of a process have in common: installed for all at once, so that the
+/// program can install more for all at once.
+fn common_filters(task: &Task) -> usize {
+    let of = |thread: &Thread| match &thread.seccomp {
+        Seccomp::Filter(ids) => ids.clone(),
+        Seccomp::Disabled | Seccomp::Strict => Vec::new(),
+    };
+    let Some((first, others)) = task.threads.split_first() else { return 0 };
+    let first = of(first);
+    let shared = |with: &Thread| first.iter().zip(of(with)).take_while(|(a, b)| **a == *b).count();
+    others.iter().map(shared).min().unwrap_or(0)
+}
+
 /// Filters, while CAP_SYS_ADMIN is still there; suspended as long as we trace.
-fn filters(batch: &mut Batch, model: &Model, thread: &Thread) {
+fn filters(batch: &mut Batch, model: &Model, thread: &Thread, leader: bool, common: usize) {
+    const SECCOMP_FILTER_FLAG_TSYNC: u64 = 1;
     const SECCOMP_SET_MODE_STRICT: u64 = 0;
     const SECCOMP_SET_MODE_FILTER: u64 = 1;
     // Flags that change how a filter is attached, not what it does afterwards, are not set again.
@@ -60,13 +75,14 @@ fn filters(batch: &mut Batch, model: &Model, thread: &Thread) {
             batch.must(libc::SYS_seccomp, &[SECCOMP_SET_MODE_STRICT.into(), 0u64.into(), 0u64.into()]);
         }
         Seccomp::Filter(ids) => {
-            for id in ids {
+            for (n, id) in ids.iter().enumerate().skip(if leader { 0 } else { common }) {
                 let filter = &model.seccomp_filters[id.at()];
                 let program: Vec<u8> = filter.program.iter().flat_map(|i| i.to_ne_bytes()).collect();
                 let program = batch.bytes(&program);
                 let header = batch.value(&[filter.program.len() as u64, 0u64]);
                 batch.relocate(header, 8, program);
-                let flags = filter.flags & LASTING_FLAGS;
+                let for_all = if n < common { SECCOMP_FILTER_FLAG_TSYNC } else { 0 };
+                let flags = filter.flags & LASTING_FLAGS | for_all;
                 batch.must(libc::SYS_seccomp, &[SECCOMP_SET_MODE_FILTER.into(), flags.into(), header]);
             }
         }
@@ -76,7 +92,8 @@ fn filters(batch: &mut Batch, model: &Model, thread: &Thread) {
     }
 }
 
-fn ids(batch: &mut Batch, creds: &Creds, own: u64) {
+/// User, groups, capabilities, of which only those in `own` can be given.
+pub fn ids(batch: &mut Batch, creds: &Creds, own: u64) {
     const KEEP_CAPS: u64 = 1 << 4;
     const NO_SETUID_FIXUP: u64 = 1 << 2;
     for cap in (0..CAPS).filter(|c| own & !creds.caps.bounding & 1 << c != 0) {

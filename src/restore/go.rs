@@ -1,50 +1,88 @@
 //! The last steps: timers run again, registers are set, our area goes, and everybody is released at once.
+//!
+//! Stopped processes come first, children before their parents: each is let into its stop, and what its parent has been
+//! told of before is taken from the parent again, while that one is still ours.
 
 use super::skeleton::{Skeleton, Skeletons};
-use super::{Error, Result, restart, timers};
-use crate::image::task::{Registers, TaskState, Thread};
+use super::{Error, Result, restart, signals, timers};
+use crate::fault::{self, Point};
+use crate::image::task::{Registers, Task, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
+use crate::proc::ProcDir;
 use crate::sys::abi::UserRegs;
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
+use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Releases the tree.
+/// How long a process may take into its stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Releases the tree. After a failure nothing of it is left.
 pub fn go(model: &Model, mut skeletons: Skeletons, leave_stopped: bool) -> Result<()> {
-    let scratch = skeletons.scratch;
-    for n in 0..model.tasks.len() {
-        prepare(model, TaskId::from(n), &mut skeletons)?;
-    }
-    for (n, task) in model.tasks.iter().enumerate() {
-        if task.threads.is_empty() {
-            continue;
-        }
-        let (remote, _) = skeletons.leader(TaskId::from(n));
-        let mut batch = Batch::new();
-        timers::arm(&mut batch, task);
-        remote.run_all(&scratch, &batch)?;
-        restart::begin_again(task, &mut skeletons.task(TaskId::from(n)).threads, scratch)?;
-    }
-    for n in 0..model.tasks.len() {
-        let first = model.tasks.iter().position(|t| t.mm.is_some() && t.mm == model.tasks[n].mm);
-        if first == Some(n) {
-            skeletons.leader(TaskId::from(n)).0.drop_scratch(&scratch)?;
+    let mut released = Vec::new();
+    let done = release_all(model, &mut skeletons, leave_stopped, &mut released);
+    if done.is_err() {
+        for pid in released {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
         }
     }
-    let (mut tasks, init) = skeletons.into_tasks();
-    if let Some(init) = init {
-        release_init(init, scratch)?;
+    done
+}
+
+fn release_all(model: &Model, skeletons: &mut Skeletons, leave_stopped: bool, released: &mut Vec<i32>) -> Result<()> {
+    for n in 0..model.tasks.len() {
+        prepare(model, TaskId::from(n), skeletons)?;
     }
-    // Stopped tasks and children first: nobody sees a child that is not there yet.
-    for (n, task) in model.tasks.iter().enumerate().rev() {
-        let Some(skeleton) = tasks.remove(&TaskId::from(n)) else { continue };
-        let stop = match task.state {
-            TaskState::Stopped(signal) => Some(signal),
-            _ if leave_stopped => Some(libc::SIGSTOP),
-            _ => None,
-        };
-        release(skeleton, stop)?;
+    let signal = |task: &Task| match task.state {
+        TaskState::Stopped(signal) => Some(signal),
+        _ if leave_stopped => Some(libc::SIGSTOP),
+        _ => None,
+    };
+    let live = |n: &usize| !model.tasks[*n].threads.is_empty();
+    let stops: Vec<usize> =
+        (0..model.tasks.len()).rev().filter(live).filter(|n| signal(&model.tasks[*n]).is_some()).collect();
+    for n in &stops {
+        let id = TaskId::from(*n);
+        start_clocks(model, id, skeletons)?;
+        ignore_trap(model, id, skeletons)?;
+        if drops_scratch(model, &stops, *n) {
+            drop_scratch(id, skeletons)?;
+        }
+        let pid = skeletons.pid(id);
+        queue_stop(pid, signal(&model.tasks[*n]).unwrap_or(libc::SIGSTOP))?;
+        released.push(pid.0);
+        release(id, skeletons)?;
+        wait_until_stopped(pid)?;
+        parent_knows(model, id, skeletons)?;
     }
+    let rest: Vec<usize> = (0..model.tasks.len()).rev().filter(live).filter(|n| !stops.contains(n)).collect();
+    for n in &rest {
+        start_clocks(model, TaskId::from(*n), skeletons)?;
+    }
+    fault::at(Point::RestoreArmed)?;
+    for n in &rest {
+        ignore_trap(model, TaskId::from(*n), skeletons)?;
+    }
+    for n in &rest {
+        if drops_scratch(model, &stops, *n) {
+            drop_scratch(TaskId::from(*n), skeletons)?;
+        }
+    }
+    if let Some(init) = skeletons.init.take() {
+        let pid = init.pid();
+        released.push(pid.0);
+        release_init(init, skeletons.scratch)?;
+    }
+    for (done, n) in rest.iter().enumerate() {
+        if done == rest.len() / 2 {
+            fault::at(Point::RestoreHalf)?;
+        }
+        released.push(skeletons.pid(TaskId::from(*n)).0);
+        release(TaskId::from(*n), skeletons)?;
+    }
+    // Zombies are nobody's to kill.
+    skeletons.tasks.clear();
     Ok(())
 }
 
@@ -66,11 +104,43 @@ fn general(regs: &Registers, thread: &Thread) -> Result<UserRegs> {
     })
 }
 
-fn release(skeleton: Skeleton, stop: Option<i32>) -> Result<()> {
-    if let (Some(signal), false) = (stop, skeleton.threads.is_empty()) {
-        queue_stop(skeleton.pid, signal)?;
+/// Timers and interrupted waits.
+fn start_clocks(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+    let task = &model.tasks[id.at()];
+    let (remote, scratch) = skeletons.leader(id);
+    let mut batch = Batch::new();
+    timers::arm(&mut batch, task);
+    remote.run_all(&scratch, &batch)?;
+    restart::begin_again(task, &mut skeletons.task(id).threads, scratch)
+}
+
+/// Of those that share an address space, the last to be released removes our area.
+fn drops_scratch(model: &Model, stops: &[usize], n: usize) -> bool {
+    let mm = model.tasks[n].mm;
+    let sharers = || (0..model.tasks.len()).filter(|t| model.tasks[*t].mm == mm);
+    sharers().find(|t| !stops.contains(t)).or_else(|| sharers().next()) == Some(n)
+}
+
+fn drop_scratch(id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+    let (remote, scratch) = skeletons.leader(id);
+    Ok(remote.drop_scratch(&scratch)?)
+}
+
+/// After the last batch in a task: the trap at the end of each has made the kernel forget that SIGTRAP is ignored.
+fn ignore_trap(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+    const SIG_IGN: u64 = 1;
+    let Some(sighand) = model.tasks[id.at()].sighand else { return Ok(()) };
+    let action = &model.sighands[sighand.at()].actions[libc::SIGTRAP as usize - 1];
+    if action.handler == SIG_IGN {
+        let (remote, scratch) = skeletons.leader(id);
+        remote.set_trap_action(&scratch, &signals::raw(action))?;
     }
-    for thread in skeleton.threads {
+    Ok(())
+}
+
+fn release(id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+    let Some(Skeleton { threads, .. }) = skeletons.tasks.remove(&id) else { return Ok(()) };
+    for thread in threads {
         thread.release()?;
     }
     Ok(())
@@ -80,6 +150,41 @@ fn queue_stop(pid: Pid, signal: i32) -> Result<()> {
     let failed = |errno| Error::System { operation: "kill (stop)", object: format!("process {pid}"), errno };
     let signal = nix::sys::signal::Signal::try_from(signal).map_err(failed)?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), signal).map_err(failed)
+}
+
+fn wait_until_stopped(pid: Pid) -> Result<()> {
+    let dir = ProcDir::open(pid)?;
+    let (mut buf, deadline) = (Vec::new(), Instant::now() + STOP_DEADLINE);
+    while dir.stat(&mut buf)?.state != b'T' {
+        if Instant::now() > deadline {
+            let reason = "it did not stop again".to_owned();
+            return Err(Error::Impossible { object: format!("process {pid}"), reason });
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
+}
+
+/// A stop that the parent has been told of is not told again, and leaves no signal.
+fn parent_knows(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+    let task = &model.tasks[id.at()];
+    let Some(parent) = task.parent.filter(|p| skeletons.tasks.contains_key(p)) else { return Ok(()) };
+    let of = &model.tasks[parent.at()];
+    let unread = matches!(task.state, TaskState::Stopped(_)) && task.stop_reported;
+    let mut batch = Batch::new();
+    if !unread {
+        let flags = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
+        batch.may(
+            libc::SYS_waitid,
+            &[libc::P_PID.into(), task.id_seen_by(of).0.into(), 0u64.into(), flags.into(), 0u64.into()],
+        );
+    }
+    if !of.pending.iter().any(|info| signals::signal_of(info) == libc::SIGCHLD) {
+        signals::drain(&mut batch);
+    }
+    let (remote, scratch) = skeletons.leader(parent);
+    remote.run_all(&scratch, &batch)?;
+    Ok(())
 }
 
 /// Process 1 of a new PID namespace goes on waiting for children, without any descriptor of ours.

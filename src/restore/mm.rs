@@ -59,7 +59,8 @@ fn map(batch: &mut Batch, vma: &Vma, material: &Material) {
     let mut flags = flags | libc::MAP_FIXED_NOREPLACE;
     flags |= if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     if vma.grows_down {
-        flags |= libc::MAP_GROWSDOWN | libc::MAP_STACK;
+        // Without MAP_STACK, which asks for no huge pages (Linux 6.7): execve does not use it either.
+        flags |= libc::MAP_GROWSDOWN;
     }
     if vma.no_reserve {
         flags |= libc::MAP_NORESERVE;
@@ -82,6 +83,7 @@ pub fn finish(model: &Model, task: TaskId, skeletons: &mut Skeletons, material: 
     let Some(mm) = own_mm(model, task) else { return Ok(()) };
     let (remote, scratch) = skeletons.leader(task);
     let mut batch = Batch::new();
+    protection_keys(&mut batch, mm.pkeys);
     for vma in &mm.vmas {
         attributes(&mut batch, vma);
     }
@@ -89,6 +91,17 @@ pub fn finish(model: &Model, task: TaskId, skeletons: &mut Skeletons, material: 
     registrations(&mut batch, mm);
     remote.run_all(&scratch, &batch)?;
     Ok(())
+}
+
+/// Allocates protection keys: the kernel gives the lowest free one, so those between are given back.
+fn protection_keys(batch: &mut Batch, keys: u32) {
+    let last = 31 - (keys | 1).leading_zeros();
+    for _ in 1..=last {
+        batch.must(libc::SYS_pkey_alloc, &[0u64.into(), 0u64.into()]);
+    }
+    for key in (1..last).filter(|key| keys & 1 << key == 0) {
+        batch.must(libc::SYS_pkey_free, &[key.into()]);
+    }
 }
 
 fn attributes(batch: &mut Batch, vma: &Vma) {
@@ -127,7 +140,8 @@ fn attributes(batch: &mut Batch, vma: &Vma) {
             &[vma.start.into(), vma.len().into(), (if on_fault { MLOCK_ONFAULT } else { 0 }).into()],
         );
     }
-    if vma.pkey != 0 {
+    // What can only be executed has a key that the kernel chooses (mprotect(2), "PROT_EXEC").
+    if vma.pkey != 0 && vma.prot != libc::PROT_EXEC as u32 {
         batch.must(libc::SYS_pkey_mprotect, &[vma.start.into(), vma.len().into(), vma.prot.into(), vma.pkey.into()]);
     }
 }
@@ -168,8 +182,8 @@ fn registrations(batch: &mut Batch, mm: &Mm) {
     if mm.thp_disable != 0 {
         batch.may_prctl(PR_SET_THP_DISABLE, mm.thp_disable & 1, 0u64);
     }
-    if mm.mlock_future {
-        batch.may(libc::SYS_mlockall, &[libc::MCL_FUTURE.into()]);
+    if mm.mlock_future != 0 {
+        batch.may(libc::SYS_mlockall, &[mm.mlock_future.into()]);
     }
 }
 

@@ -15,12 +15,14 @@ pub mod pidns;
 pub mod plan;
 pub mod restart;
 pub mod root;
+pub mod sessions;
 pub mod signals;
 pub mod skeleton;
 pub mod task;
 pub mod threads;
 pub mod timers;
 
+use crate::fault::{self, Point};
 use crate::image::{Model, Pid, TaskId};
 use crate::memory::Space;
 use crate::memory::pipeline::{PipelineError, load_pages};
@@ -39,6 +41,9 @@ pub enum Error {
     /// Memory contents could not be loaded.
     #[error(transparent)]
     Pages(#[from] PipelineError),
+    /// A test wanted a failure.
+    #[error(transparent)]
+    Injected(#[from] crate::fault::Injected),
     /// A process id is taken.
     #[error("process id {pid} is in use here, by {occupant}")]
     PidInUse {
@@ -129,32 +134,46 @@ pub fn build<'m>(
     let mut warnings = Vec::new();
     let plan = plan::plan(model)?;
     let material = material::prepare(model, options)?;
+    fault::at(Point::RestoreMaterial)?;
     load_shared(pages, &material, options)?;
     let mut skeletons = skeleton::make(model, &plan, &material, options, &mut warnings)?;
+    fault::at(Point::RestoreSkeletons)?;
     for task in plan.order.iter().copied() {
         mm::lay_out(model, task, &mut skeletons, &material)?;
     }
+    fault::at(Point::RestoreMappings)?;
     load_private(model, pages, &skeletons, options, progress)?;
+    fault::at(Point::RestorePages)?;
     for task in plan.order.iter().copied() {
         mm::finish(model, task, &mut skeletons, &material)?;
         threads::make(model, task, &mut skeletons)?;
     }
-    skeleton::process_groups(model, &plan, &mut skeletons)?;
+    fault::at(Point::RestoreThreads)?;
+    sessions::process_groups(model, &plan, &mut skeletons, &mut warnings)?;
+    fault::at(Point::RestoreGroups)?;
     let mut opened = fd::make_all(model, &mut skeletons, &material, options, &mut warnings)?;
     fd::install_all(model, &opened, &mut skeletons, &material)?;
+    fault::at(Point::RestoreFiles)?;
     task::end_zombies(model, &mut skeletons)?;
+    fault::at(Point::RestoreZombies)?;
     for task in plan.order.iter().copied() {
         task::finish(model, task, &mut skeletons, &mut warnings)?;
     }
     fd::finish(model, &opened, &mut skeletons)?;
     let sleeping = std::mem::take(&mut opened.sleeping);
     drop(opened);
+    fault::at(Point::RestoreTasks)?;
     for task in plan.order.iter().copied() {
         creds::set(model, task, &mut skeletons, &mut warnings)?;
     }
+    fault::at(Point::RestoreCreds)?;
     for task in plan.order.iter().copied() {
         signals::queue(model, task, &mut skeletons)?;
     }
+    for task in plan.order.iter().copied() {
+        task::schedule(model, task, &mut skeletons, &mut warnings)?;
+    }
+    fault::at(Point::RestoreSignals)?;
     Ok(Restored { model, sleeping, skeletons, warnings })
 }
 

@@ -18,12 +18,12 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
     let flags = flags | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     if pid.0 == 1 {
         let child = clone::paused_child(flags, libc::SIGCHLD, &[1], place.unified()).map_err(failed)?;
-        let mut remote = hold(child, scratch)?;
+        let mut remote = hold(child, skeletons)?;
         mount_proc(&mut remote, scratch)?;
         return Ok(remote);
     }
     let child = clone::reaper(flags, pid.0, place.unified()).map_err(failed)?;
-    let mut init = hold(child, scratch)?;
+    let mut init = hold(child, skeletons)?;
     mount_proc(&mut init, scratch)?;
     place.enter(child)?;
     if options.own_session {
@@ -32,9 +32,9 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
     let outer = outer_session(model).filter(|_| options.own_session);
     let made = match outer {
         Some(session) if session.0 > 1 => {
-            let mut leader = clone_from(&mut init, scratch, 0, 0, &[session.0])?;
+            let mut leader = clone_from(&mut init, scratch, 0, libc::SIGCHLD, &[session.0])?;
             open_session(&mut leader, skeletons)?;
-            let root = clone_from(&mut leader, scratch, libc::CLONE_PARENT as u64, libc::SIGCHLD, &[pid.0]);
+            let root = clone_from(&mut leader, scratch, libc::CLONE_PARENT as u64, 0, &[pid.0]);
             skeletons.session = Some(leader);
             root
         }

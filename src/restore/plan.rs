@@ -24,15 +24,13 @@ pub fn plan(model: &Model) -> Result<Plan> {
     Ok(Plan { order, scratch: scratch(model)?, dead_groups: dead_groups(model) })
 }
 
-/// (group, session) of groups whose leader is not in the tree but whose session is.
+/// (group, session) of groups whose leader is not in the tree. That of a session comes with the session.
 fn dead_groups(model: &Model) -> Vec<(NsPid, NsPid)> {
     let pids: BTreeSet<NsPid> = model.tasks.iter().map(|t| t.pid).collect();
-    let sessions: BTreeSet<NsPid> = model.tasks.iter().map(|t| t.sid).collect();
     let groups: BTreeSet<(NsPid, NsPid)> = model
         .tasks
         .iter()
-        .filter(|t| t.pgid.0 != 0 && !pids.contains(&t.pgid) && !sessions.contains(&t.pgid))
-        .filter(|t| pids.contains(&t.sid) || t.sid == model.root().sid)
+        .filter(|t| t.pgid.0 != 0 && t.pgid != t.sid && !pids.contains(&t.pgid))
         .map(|t| (t.pgid, t.sid))
         .collect();
     groups.into_iter().collect()

@@ -76,18 +76,19 @@ fn with_same_id(
     };
     let Some(session) = outer_session(model).filter(|_| options.own_session) else {
         let child = clone::paused_child(sibling, libc::SIGCHLD, &[pid.0], place.unified()).map_err(failed)?;
-        return hold(child, skeletons.scratch);
+        return hold(child, skeletons);
     };
     // The leader of the session has ended, or stays behind: a helper plays it while groups are made. Its number is taken
     // if it is free; else the session has another one here.
     let free = session.0 > 0 && occupant(session.0).is_none();
     let id = [session.0];
     let ids = if free { &id[..] } else { &[] };
-    let child = clone::paused_child(sibling, 0, ids, place.unified()).map_err(failed)?;
-    let mut leader = hold(child, skeletons.scratch)?;
+    let child = clone::paused_child(sibling, libc::SIGCHLD, ids, place.unified()).map_err(failed)?;
+    let mut leader = hold(child, skeletons)?;
     open_session(&mut leader, skeletons)?;
+    // A sibling has its maker's exit signal; the kernel takes no other.
     let flags = libc::CLONE_PARENT as u64;
-    let root = clone_from(&mut leader, skeletons.scratch, flags, libc::SIGCHLD, &[pid.0]);
+    let root = clone_from(&mut leader, skeletons.scratch, flags, 0, &[pid.0]);
     skeletons.session = Some(leader);
     root
 }

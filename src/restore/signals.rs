@@ -1,10 +1,15 @@
 //! Signal actions, alternate stacks, pending signals.
 
 use super::{Result, skeleton::Skeletons};
-use crate::image::signals::{SigInfo, Sighand};
+use crate::image::signals::{SigAction, SigInfo, Sighand};
 use crate::image::{Model, TaskId};
 use crate::sys::abi::KernelSigaction;
 use crate::trace::Batch;
+
+/// An action as the kernel takes it.
+pub fn raw(action: &SigAction) -> KernelSigaction {
+    KernelSigaction { handler: action.handler, flags: action.flags, restorer: action.restorer, mask: action.mask }
+}
 
 /// Sets all actions but those of SIGKILL and SIGSTOP, which nobody can set.
 pub fn actions(batch: &mut Batch, sighand: &Sighand) {
@@ -12,23 +17,19 @@ pub fn actions(batch: &mut Batch, sighand: &Sighand) {
         if signal == libc::SIGKILL || signal == libc::SIGSTOP {
             continue;
         }
-        let raw = KernelSigaction {
-            handler: action.handler,
-            flags: action.flags,
-            restorer: action.restorer,
-            mask: action.mask,
-        };
-        let raw = batch.value(&raw);
+        let raw = batch.value(&raw(action));
         batch.must(libc::SYS_rt_sigaction, &[signal.into(), raw, 0u64.into(), 8u64.into()]);
     }
 }
 
-/// Throws away the SIGCHLDs that zombies have queued while the tree was made.
+/// Throws away the signals that zombies and helpers have queued while the tree was made.
 pub fn drain(batch: &mut Batch) {
-    let set = batch.value(&(1u64 << (libc::SIGCHLD - 1)));
+    let set = batch.value(&u64::MAX);
     let now = batch.bytes(&[0; 16]);
-    // One is queued at most: SIGCHLD is no real-time signal.
-    batch.may(libc::SYS_rt_sigtimedwait, &[set, 0u64.into(), now, 8u64.into()]);
+    // Signals below the real-time ones are queued once at most; more than a few kinds of exit signal are unheard of.
+    for _ in 0..4 {
+        batch.may(libc::SYS_rt_sigtimedwait, &[set, 0u64.into(), now, 8u64.into()]);
+    }
 }
 
 /// Queues what was pending. Everything is blocked while a task works for us, so nothing is delivered yet.
@@ -56,6 +57,7 @@ pub fn queue(model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<(
     Ok(())
 }
 
-fn signal_of(info: &SigInfo) -> i32 {
+/// The number in a `siginfo_t`.
+pub fn signal_of(info: &SigInfo) -> i32 {
     info.0.0.first_chunk::<4>().map_or(0, |b| i32::from_ne_bytes(*b))
 }

@@ -1,10 +1,10 @@
-//! Empty stopped tasks with the right ids: parents before children, sessions and groups as they were.
+//! Empty stopped tasks with the right ids. Who makes whom is decided in [`super::sessions`].
 
 use super::plan::Plan;
 use super::{Error, Options, Result, material::Material};
+use crate::image::creds::Seccomp;
 use crate::image::mm::PAGE;
-use crate::image::task::TaskState;
-use crate::image::{Model, NsPid, Pid, TaskId};
+use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
 use crate::proc::maps::Special;
 use crate::sys::Errno;
@@ -17,7 +17,7 @@ use std::collections::HashMap;
 
 /// The tree in the making. Dropping it kills every task of it.
 pub struct Skeletons {
-    tasks: HashMap<TaskId, Skeleton>,
+    pub(super) tasks: HashMap<TaskId, Skeleton>,
     /// Where our area lies in all of them.
     pub scratch: Scratch,
     /// Process 1 of a new PID namespace, if one was made.
@@ -26,6 +26,8 @@ pub struct Skeletons {
     pub session: Option<Remote>,
     /// Ids differ from ours: the tree has a PID namespace of its own.
     pub new_pids: bool,
+    /// Tracing options of all tasks.
+    pub options: u64,
 }
 
 /// One task in the making.
@@ -36,9 +38,16 @@ pub struct Skeleton {
     pub threads: Vec<Remote>,
 }
 
-/// What skeletons are traced with: they die with us.
-const OPTIONS: u64 =
-    options::TRACE_SYSGOOD | options::EXIT_KILL | options::TRACE_FORK | options::TRACE_VFORK | options::TRACE_CLONE;
+/// What makes children of traced tasks traced.
+pub(super) const FOLLOW: u64 = options::TRACE_FORK | options::TRACE_VFORK | options::TRACE_CLONE;
+
+/// What skeletons are traced with: they die with us, and filters do not apply to what they do for us.
+fn trace_options(model: &Model) -> u64 {
+    let confined = model.tasks.iter().flat_map(|t| &t.threads).any(|t| t.seccomp != Seccomp::Disabled);
+    // Refused without CAP_SYS_ADMIN and to a program that has filters itself: only asked for where it is needed.
+    let suspend = if confined { options::SUSPEND_SECCOMP } else { 0 };
+    options::TRACE_SYSGOOD | options::EXIT_KILL | FOLLOW | suspend
+}
 
 impl Skeletons {
     /// One task.
@@ -65,11 +74,6 @@ impl Skeletons {
                 user.map_or(Pid(0), |task| self.pid(TaskId::from(task)))
             })
             .collect()
-    }
-
-    /// All tasks, consumed for the release.
-    pub fn into_tasks(mut self) -> (HashMap<TaskId, Skeleton>, Option<Remote>) {
-        (std::mem::take(&mut self.tasks), self.init.take())
     }
 }
 
@@ -98,17 +102,25 @@ pub fn make(
 ) -> Result<Skeletons> {
     let _ = material;
     let scratch = Scratch { code: plan.scratch, data: plan.scratch + PAGE, data_len: DATA_LEN };
-    let mut skeletons = Skeletons { tasks: HashMap::new(), scratch, init: None, session: None, new_pids: false };
+    let mut skeletons = Skeletons {
+        tasks: HashMap::new(),
+        scratch,
+        init: None,
+        session: None,
+        new_pids: false,
+        options: trace_options(model),
+    };
     let place = super::cgroup::prepare(model, &options.cgroup, &options.name, warnings)?;
     let root = super::root::make(model, options, &place, &mut skeletons, warnings)?;
     skeletons.tasks.insert(TaskId(0), root);
-    children(model, TaskId(0), &mut skeletons)?;
+    super::sessions::descendants(model, &mut skeletons)?;
     Ok(skeletons)
 }
 
 /// Takes hold of a fresh copy of ourselves: seized, stopped, with a scratch area.
-pub(super) fn hold(child: Pid, scratch: Scratch) -> Result<Remote> {
-    let tracee = match Tracee::seize(child, OPTIONS) {
+pub(super) fn hold(child: Pid, skeletons: &Skeletons) -> Result<Remote> {
+    let scratch = skeletons.scratch;
+    let tracee = match Tracee::seize(child, skeletons.options) {
         Ok(tracee) => tracee,
         Err(e) => {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.0), nix::sys::signal::SIGKILL);
@@ -150,119 +162,8 @@ pub(super) fn empty(remote: &mut Remote, scratch: Scratch) -> Result<()> {
     Ok(())
 }
 
-/// Makes the children of a task, and theirs. A child inherits its maker's session, so those that stayed behind in the
-/// session that the task left are made before it leaves.
-fn children(model: &Model, parent: TaskId, skeletons: &mut Skeletons) -> Result<()> {
-    let task = &model.tasks[parent.at()];
-    if matches!(task.state, TaskState::Zombie(_)) {
-        return Ok(());
-    }
-    let leads = task.sid == task.pid;
-    let inherited = task.parent.map(|p| model.tasks[p.at()].sid);
-    let (before, after): (Vec<TaskId>, Vec<TaskId>) = model
-        .children(parent)
-        .partition(|c| leads && Some(model.tasks[c.at()].sid) == inherited && model.tasks[c.at()].sid != task.sid);
-    for child in before {
-        child_of(model, parent, child, skeletons)?;
-    }
-    if leads {
-        let (remote, scratch) = skeletons.leader(parent);
-        let mut batch = Batch::new();
-        batch.must(libc::SYS_setsid, &[]);
-        remote.run_all(&scratch, &batch)?;
-    }
-    let mut helpers: HashMap<NsPid, Remote> = HashMap::new();
-    for child in after {
-        let sid = model.tasks[child.at()].sid;
-        let own = sid == model.tasks[child.at()].pid;
-        if own || sid == task.sid || model.task_of(sid).is_none() && Some(sid) == super::root::outer_session(model) {
-            child_of(model, parent, child, skeletons)?;
-        } else {
-            child_in_dead_session(model, parent, child, skeletons, &mut helpers)?;
-        }
-    }
-    for (_, helper) in helpers {
-        end_helper(helper, skeletons, parent)?;
-    }
-    for child in model.children(parent) {
-        children(model, child, skeletons)?;
-    }
-    Ok(())
-}
-
-fn child_of(model: &Model, parent: TaskId, child: TaskId, skeletons: &mut Skeletons) -> Result<()> {
-    let task = &model.tasks[child.at()];
-    let mut flags = sharing_flags(model, parent, child);
-    let scratch = skeletons.scratch;
-    if task.exit_signal < 0 {
-        flags |= libc::CLONE_PARENT as u64;
-    }
-    let maker = &mut skeletons.task(parent).threads[0];
-    let remote = clone_from(maker, scratch, flags, task.exit_signal, &ids(task))?;
-    let pid = remote.pid();
-    skeletons.tasks.insert(child, Skeleton { pid, threads: vec![remote] });
-    Ok(())
-}
-
-fn ids(task: &crate::image::task::Task) -> Vec<i32> {
-    task.inner_pids.iter().rev().chain([&task.pid]).map(|id| id.0).collect()
-}
-
-/// A child whose session leader has ended: a helper takes the leader's id, opens the session, and makes the child as its
-/// sibling.
-fn child_in_dead_session(
-    model: &Model,
-    parent: TaskId,
-    child: TaskId,
-    skeletons: &mut Skeletons,
-    helpers: &mut HashMap<NsPid, Remote>,
-) -> Result<()> {
-    let task = &model.tasks[child.at()];
-    let scratch = skeletons.scratch;
-    if !helpers.contains_key(&task.sid) {
-        let maker = &mut skeletons.task(parent).threads[0];
-        let mut helper = clone_from(maker, scratch, 0, 0, &[task.sid.0])?;
-        let mut batch = Batch::new();
-        batch.must(libc::SYS_setsid, &[]);
-        helper.run_all(&scratch, &batch)?;
-        helpers.insert(task.sid, helper);
-    }
-    let helper = helpers.get_mut(&task.sid).expect("inserted above");
-    let remote = clone_from(helper, scratch, libc::CLONE_PARENT as u64, task.exit_signal, &ids(task))?;
-    let pid = remote.pid();
-    skeletons.tasks.insert(child, Skeleton { pid, threads: vec![remote] });
-    Ok(())
-}
-
-/// Ends a helper and has its parent reap it. It was made without an exit signal, so nobody is told.
-fn end_helper(helper: Remote, skeletons: &mut Skeletons, parent: TaskId) -> Result<()> {
-    kill_traced(helper)?;
-    let (remote, scratch) = skeletons.leader(parent);
-    reap_in(remote, scratch)
-}
-
-fn kill_traced(helper: Remote) -> Result<()> {
-    let pid = helper.pid();
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL);
-    drop(helper);
-    wait::wait(pid).map(drop).map_err(|errno| Error::System {
-        operation: "wait",
-        object: format!("helper {pid}"),
-        errno,
-    })
-}
-
-/// Has a task reap a child that was made without an exit signal.
-fn reap_in(parent: &mut Remote, scratch: Scratch) -> Result<()> {
-    let mut batch = Batch::new();
-    let flags = libc::__WCLONE | libc::WNOHANG;
-    batch.may(libc::SYS_wait4, &[(-1i32).into(), 0u64.into(), flags.into(), 0u64.into()]);
-    parent.run_all(&scratch, &batch)?;
-    Ok(())
-}
-
 /// Objects that parent and child share without being threads.
-fn sharing_flags(model: &Model, parent: TaskId, child: TaskId) -> u64 {
+pub(super) fn sharing_flags(model: &Model, parent: TaskId, child: TaskId) -> u64 {
     let (p, c) = (&model.tasks[parent.at()], &model.tasks[child.at()]);
     let (Some(pt), Some(ct)) = (p.threads.first(), c.threads.first()) else { return 0 };
     let mut flags = 0;
@@ -318,69 +219,4 @@ pub(super) fn clone_from(
         Status::EventStop(_) | Status::Signal(_) => Ok(Remote::new(tracee)?),
         other => Err(trace::Error::OddStop { pid: child, what: "its first stop", status: format!("{other:?}") }.into()),
     }
-}
-
-/// Puts every task into its process group: leaders first, then members; dead leaders are played by helpers.
-pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons) -> Result<()> {
-    let mut helpers = Vec::new();
-    let scratch = skeletons.scratch;
-    for &(pgid, sid) in &plan.dead_groups {
-        let helper = match model.task_of(sid).filter(|t| !is_zombie(model, *t)) {
-            Some(maker) => clone_from(&mut skeletons.task(maker).threads[0], scratch, 0, 0, &[pgid.0])
-                .map(|helper| (Some(maker), helper)),
-            None => match &mut skeletons.session {
-                Some(leader) if leader.pid().0 != pgid.0 => {
-                    clone_from(leader, scratch, 0, 0, &[pgid.0]).map(|helper| (None, helper))
-                }
-                _ => continue,
-            },
-        };
-        let (maker, mut helper) = match helper {
-            Ok(made) => made,
-            // Somebody has the number: the group cannot be made, its members stay in the group of their session.
-            Err(Error::PidInUse { .. }) => continue,
-            Err(e) => return Err(e),
-        };
-        set_group(&mut helper, scratch, 0)?;
-        helpers.push((maker, pgid, helper));
-    }
-    let (leaders, members): (Vec<_>, Vec<_>) =
-        plan.order.iter().copied().partition(|t| model.tasks[t.at()].pgid == model.tasks[t.at()].pid);
-    for id in leaders.into_iter().chain(members) {
-        let task = &model.tasks[id.at()];
-        let exists = model.task_of(task.pgid).is_some() || helpers.iter().any(|h| h.1 == task.pgid);
-        if task.sid == task.pid || task.pgid.0 == 0 || !exists {
-            continue;
-        }
-        let (remote, scratch) = skeletons.leader(id);
-        set_group(remote, scratch, task.pgid.0)?;
-    }
-    for (maker, _, helper) in helpers {
-        match maker {
-            Some(maker) => end_helper(helper, skeletons, maker)?,
-            None => {
-                kill_traced(helper)?;
-                let leader = skeletons.session.as_mut().expect("it has made the helper");
-                reap_in(leader, scratch)?;
-            }
-        }
-    }
-    if let Some(leader) = skeletons.session.take() {
-        kill_traced(leader)?;
-        if let Some(init) = &mut skeletons.init {
-            reap_in(init, scratch)?;
-        }
-    }
-    Ok(())
-}
-
-fn set_group(remote: &mut Remote, scratch: Scratch, pgid: i32) -> Result<()> {
-    let mut batch = Batch::new();
-    batch.must(libc::SYS_setpgid, &[0u64.into(), pgid.into()]);
-    remote.run_all(&scratch, &batch)?;
-    Ok(())
-}
-
-fn is_zombie(model: &Model, task: TaskId) -> bool {
-    matches!(model.tasks[task.at()].state, TaskState::Zombie(_))
 }

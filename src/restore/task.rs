@@ -1,7 +1,7 @@
 //! What a process and its threads have besides memory, descriptors and credentials.
 
-use super::{Error, Result, signals, skeleton::Skeletons, timers};
-use crate::image::task::{Sched, Task, TaskState, Thread};
+use super::{Error, Result, creds, signals, skeleton::Skeletons, timers};
+use crate::image::task::{Dead, Sched, Task, TaskState, Thread};
 use crate::image::{Bytes, Model, Pid, TaskId};
 use crate::proc::ProcDir;
 use crate::sys::abi::{SchedAttr, StackT};
@@ -20,12 +20,12 @@ pub fn end_zombies(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
     let zombies = model.tasks.iter().enumerate();
     for (n, task) in zombies {
         let TaskState::Zombie(status) = task.state else { continue };
-        end(skeletons, TaskId::from(n), status)?;
+        end(skeletons, TaskId::from(n), status, task.dead.as_ref())?;
     }
     Ok(())
 }
 
-fn end(skeletons: &mut Skeletons, id: TaskId, status: i32) -> Result<()> {
+fn end(skeletons: &mut Skeletons, id: TaskId, status: i32, dead: Option<&Dead>) -> Result<()> {
     let scratch = skeletons.scratch;
     let skeleton = skeletons.task(id);
     let pid = skeleton.pid;
@@ -34,17 +34,25 @@ fn end(skeletons: &mut Skeletons, id: TaskId, status: i32) -> Result<()> {
     // No core file for a death that happened long ago.
     let none = batch.bytes(&[0; 16]);
     batch.must(libc::SYS_setrlimit, &[libc::RLIMIT_CORE.into(), none]);
+    if let Some(dead) = dead {
+        let comm = batch.c_string(&dead.comm.0);
+        batch.prctl(libc::PR_SET_NAME, comm, 0u64);
+        creds::ids(&mut batch, &dead.creds, own_caps());
+    }
     let signal = status & 0x7f;
     if signal == 0 {
         batch.must(libc::SYS_exit_group, &[(status >> 8 & 0xff).into()]);
     } else {
         let default = batch.bytes(&[0; 32]);
         batch.may(libc::SYS_rt_sigaction, &[signal.into(), default, 0u64.into(), 8u64.into()]);
+        // A signal that is blocked would be queued instead of taken.
+        remote.saved_mask = 0;
     }
     let ran = remote.run(&scratch, &batch);
     match ran {
         Err(crate::trace::Error::Died { .. }) if signal == 0 => Ok(()),
         Ok(_) if signal != 0 => {
+            remote.give_back()?;
             let tracee = remote.into_tracee().ok_or_else(|| gone(pid))?;
             let running = tracee.cont(signal)?;
             match running.wait() {
@@ -74,17 +82,23 @@ pub fn finish(model: &Model, id: TaskId, skeletons: &mut Skeletons, warnings: &m
     if let Some(sighand) = task.sighand {
         signals::actions(&mut batch, &model.sighands[sighand.at()]);
     }
-    if task.child_subreaper {
-        batch.prctl(libc::PR_SET_CHILD_SUBREAPER, 1u64, 0u64);
-    }
+    // Some have been made subreapers while the tree was made.
+    batch.prctl(libc::PR_SET_CHILD_SUBREAPER, u64::from(task.child_subreaper), 0u64);
     timers::create(&mut batch, task);
     skeleton.threads[0].run_all(&scratch, &batch)?;
     for (thread, remote) in task.threads.iter().zip(&mut skeleton.threads) {
         finish_thread(model, task, thread, remote, scratch)?;
-        scheduling(remote.pid(), &thread.sched, warnings)?;
     }
     limits(task, pid, warnings)?;
     values(task, pid, warnings)
+}
+
+/// Gives the threads of a task their share of the processors: last, as our own work in them goes by it, too.
+pub fn schedule(model: &Model, id: TaskId, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
+    for (thread, remote) in model.tasks[id.at()].threads.iter().zip(&skeletons.task(id).threads) {
+        scheduling(remote.pid(), &thread.sched, warnings)?;
+    }
+    Ok(())
 }
 
 fn finish_thread(model: &Model, task: &Task, thread: &Thread, remote: &mut Remote, scratch: Scratch) -> Result<()> {

@@ -1,9 +1,9 @@
 //! Threads beside the first: made in one batch, parked in our stub, then taken one by one.
 
-use super::{Error, Result, skeleton::Skeletons};
+use super::skeleton::{FOLLOW, Skeletons};
+use super::{Error, Result};
 use crate::image::{Model, Pid, TaskId};
 use crate::sys::abi::CloneArgs;
-use crate::sys::ptrace::options;
 use crate::trace::Tracee;
 use crate::trace::batch::Batch;
 use crate::trace::remote::Remote;
@@ -27,10 +27,10 @@ pub fn make(model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<()
         return Ok(());
     }
     let new_pids = skeletons.new_pids;
-    let scratch = skeletons.scratch;
+    let (scratch, options) = (skeletons.scratch, skeletons.options & !FOLLOW);
     let skeleton = skeletons.task(task);
     // New threads wait in the stub instead of being attached one at a time: 5 times as fast (kernel.md 3).
-    skeleton.threads[0].tracee().set_options(options::TRACE_SYSGOOD | options::EXIT_KILL)?;
+    skeleton.threads[0].tracee().set_options(options)?;
     for group in others.chunks(BATCH) {
         let mut batch = Batch::new();
         let mut calls = Vec::with_capacity(group.len());
@@ -55,7 +55,7 @@ pub fn make(model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<()
         }
         let mut running = Vec::with_capacity(seized.len());
         for tid in seized {
-            let tracee = Tracee::seize(tid, options::TRACE_SYSGOOD | options::EXIT_KILL)?;
+            let tracee = Tracee::seize(tid, options)?;
             tracee.interrupt()?;
             running.push(tracee);
         }

@@ -2,7 +2,8 @@
 
 use super::abi::{PageRegion, PmScanArg};
 use super::{Errno, Result};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
 
 /// Categories of pages.
 pub mod category {
@@ -24,6 +25,17 @@ pub mod category {
     pub const SOFT_DIRTY: u64 = 1 << 7;
     /// `MADV_GUARD_INSTALL` (Linux 6.15).
     pub const GUARD: u64 = 1 << 8;
+}
+
+/// [`category::GUARD`] where the kernel knows it, else 0. Guard pages look like pages that are swapped out, but cannot be read.
+pub fn guard_category() -> u64 {
+    static KNOWN: OnceLock<u64> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let query = Query { all_of: category::GUARD, report: category::GUARD, ..Query::default() };
+        let Ok(file) = std::fs::File::open("/proc/self/pagemap") else { return 0 };
+        let known = scan(file.as_fd(), 0, 4096, query, &mut Vec::new(), |_| {});
+        if known.is_ok() { category::GUARD } else { 0 }
+    })
 }
 
 /// Protect matching pages while scanning.

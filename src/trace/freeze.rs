@@ -6,7 +6,7 @@ use super::{Error, Result, Running, Stopped, Tracee, memory};
 use crate::arch::restart;
 use crate::image::Pid;
 use crate::proc::ProcDir;
-use crate::sys::abi::RseqCs;
+use crate::sys::abi::{KernelSigaction, RseqCs};
 use crate::sys::ptrace::options;
 use crate::sys::wait::Status;
 use crate::sys::{Errno, ptrace};
@@ -44,6 +44,8 @@ pub struct FrozenProcess {
     pub borrows_scratch: bool,
     /// A SIGSTOP waits for it, see [`Frozen::hold`].
     pub held: bool,
+    /// The action of SIGTRAP, where it ignores that signal: our batches end in a trap that resets it.
+    pub trap_action: Option<KernelSigaction>,
 }
 
 impl Frozen {
@@ -126,6 +128,9 @@ impl Frozen {
         let slept = threads.filter_map(|t| t.slept_ns.map(|ns| (t.pid(), ns)));
         sleepers::remember(slept, self.since);
         let mut first = Ok(());
+        for process in &mut self.processes {
+            first = first.and(process.give_trap_action_back());
+        }
         // The owner of a scratch area removes it while everybody who shares it is still stopped.
         for process in &mut self.processes {
             first = first.and(process.remove_scratch());
@@ -170,6 +175,7 @@ impl FrozenProcess {
             scratch: None,
             borrows_scratch: false,
             held: false,
+            trap_action: None,
         };
         let mut known = HashSet::new();
         loop {
@@ -303,7 +309,32 @@ impl FrozenProcess {
         let ip = vdso.and_then(vdso_syscall).ok_or_else(no_way)?;
         let scratch = self.leader().make_scratch(ip, None)?;
         self.scratch = Some(scratch);
+        self.note_trap_action()?;
         Ok(scratch)
+    }
+
+    /// Uses the scratch area of a process that has the same address space.
+    pub fn borrow_scratch(&mut self, scratch: Scratch) -> Result<()> {
+        self.scratch = Some(scratch);
+        self.borrows_scratch = true;
+        self.note_trap_action()
+    }
+
+    fn note_trap_action(&mut self) -> Result<()> {
+        let ignored = self.dir.status(&mut Vec::new())?.sig_ign & 1 << (libc::SIGTRAP - 1) != 0;
+        if let (Some(scratch), true) = (self.scratch, ignored) {
+            self.trap_action = Some(self.leader().trap_action(&scratch)?);
+        }
+        Ok(())
+    }
+
+    fn give_trap_action_back(&mut self) -> Result<()> {
+        match (self.scratch, self.trap_action.take()) {
+            (Some(scratch), Some(action)) if !self.threads[0].is_dead() => {
+                self.threads[0].set_trap_action(&scratch, &action)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn remove_scratch(&mut self) -> Result<()> {

@@ -4,8 +4,11 @@ use super::batch::{Batch, Results};
 use super::{Error, Result, Stopped, Tracee, memory};
 use crate::arch::{self, UserRegs};
 use crate::image::Pid;
+use crate::sys::abi::KernelSigaction;
 use crate::sys::wait::Status;
 use crate::sys::{Errno, stub};
+use std::time::Duration;
+use zerocopy::IntoBytes;
 
 /// Our area in a target's address space: one page of code (never writable), then room for tables and data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,26 +221,26 @@ impl Remote {
     /// kernel's restart logic. `regs.rip` is a `syscall` with an `int3` behind it.
     pub fn run_interrupted(&mut self, regs: &UserRegs) -> Result<u64> {
         self.lend()?;
-        let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
-        tracee.set_regs(regs)?;
-        let running = tracee.cont(0)?;
-        running.interrupt()?;
-        let (tracee, status) = running.wait()?;
-        let mut ret = tracee.regs()?;
-        self.tracee = Some(tracee);
-        match status {
-            Status::EventStop(_) if ret.rip == regs.rip => {
-                // Interrupted before it had entered the call: once more.
-                return self.run_interrupted(regs);
+        let mut wait = Duration::ZERO;
+        loop {
+            let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
+            tracee.set_regs(regs)?;
+            let running = tracee.cont(0)?;
+            // A task of low priority may need a while to get as far as its call.
+            std::thread::sleep(wait);
+            running.interrupt()?;
+            let (tracee, status) = running.wait()?;
+            let ret = tracee.regs()?;
+            self.tracee = Some(tracee);
+            match status {
+                // Interrupted before it had entered the call: once more, and later.
+                Status::EventStop(_) if ret.rip == regs.rip => wait = wait * 2 + Duration::from_micros(10),
+                Status::EventStop(_) => return Ok(ret.rax),
+                // It returned at once and hit the trap; the interrupt is still to come.
+                Status::Signal(libc::SIGTRAP) => return self.after_trap(ret.rax),
+                s => return Err(Error::OddStop { pid: self.pid, what: "a wait", status: format!("{s:?}") }),
             }
-            Status::EventStop(_) => {}
-            // It returned at once and hit the trap; the interrupt is still to come.
-            Status::Signal(libc::SIGTRAP) => {
-                ret.rax = self.after_trap(ret.rax)?;
-            }
-            s => return Err(Error::OddStop { pid: self.pid, what: "a wait", status: format!("{s:?}") }),
         }
-        Ok(ret.rax)
     }
 
     fn after_trap(&mut self, ret: u64) -> Result<u64> {
@@ -245,6 +248,29 @@ impl Remote {
         let (tracee, _) = tracee.cont(0)?.wait()?;
         self.tracee = Some(tracee);
         Ok(ret)
+    }
+
+    /// Reads the action of SIGTRAP by stepping, without the trap that ends a batch: that one would reset it.
+    pub fn trap_action(&mut self, scratch: &Scratch) -> Result<KernelSigaction> {
+        self.trap_call(scratch, 0, scratch.data)?;
+        memory::read_value(self.pid, scratch.data)
+    }
+
+    /// Sets the action of SIGTRAP. The kernel resets it from "ignore" to the default at the end of every batch, so this comes
+    /// after the last.
+    pub fn set_trap_action(&mut self, scratch: &Scratch, action: &KernelSigaction) -> Result<()> {
+        memory::write(self.pid, scratch.data, action.as_bytes())?;
+        self.trap_call(scratch, scratch.data, 0)
+    }
+
+    fn trap_call(&mut self, scratch: &Scratch, new: u64, old: u64) -> Result<()> {
+        let ip = scratch.code + stub::stub().syscall;
+        let args = [libc::SIGTRAP as u64, new, old, 8, 0, 0];
+        self.call_at(ip, libc::SYS_rt_sigaction, &args)?.map(drop).map_err(|errno| Error::Call {
+            pid: self.pid,
+            call: "rt_sigaction (SIGTRAP)".to_owned(),
+            errno,
+        })
     }
 
     /// Removes the scratch area; the call is made from the area itself, so the thread must get its registers back next.

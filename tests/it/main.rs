@@ -6,3 +6,4 @@ mod generated;
 mod reader;
 mod sockets;
 mod ssh;
+mod zoo;

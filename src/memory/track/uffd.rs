@@ -17,7 +17,7 @@ use crate::memory::{PageRange, RangeSet};
 use crate::proc::ProcDir;
 use crate::proc::maps::Special;
 use crate::sys::abi::PageRegion;
-use crate::sys::pagemap::{CHECK_WPASYNC, Query, WP_MATCHING, category, scan};
+use crate::sys::pagemap::{CHECK_WPASYNC, Query, WP_MATCHING, category, guard_category, scan};
 use crate::sys::userfaultfd::{self as sys, feature, mode};
 use crate::sys::{Errno, fd};
 use crate::trace::freeze::FrozenProcess;
@@ -77,7 +77,7 @@ impl Uffd {
 
     /// Protects what matches and gives it. `EPERM`: not, or not all, under asynchronous protection.
     fn protect(&mut self, area: &Area, pagemap: &std::fs::File, all: bool, out: &mut RangeSet) -> Result<(), Errno> {
-        let not = category::PFN_ZERO | if area.of_file { category::FILE } else { 0 };
+        let not = category::PFN_ZERO | guard_category() | if area.of_file { category::FILE } else { 0 };
         let query = Query {
             flags: WP_MATCHING | CHECK_WPASYNC,
             all_of: not | if all { 0 } else { category::WRITTEN },
@@ -151,13 +151,14 @@ impl Uffd {
                 | category::SWAPPED
                 | category::PFN_ZERO
                 | category::WP_ALLOWED
+                | guard_category()
                 | if of_file { category::FILE } else { 0 },
             ..Query::default()
         };
         scan(map.as_fd(), area.start, area.end, query, &mut self.buf, |r| {
             let has = |c| r.categories & c != 0;
             let range = PageRange::of_bytes(r.start, r.end);
-            let held = has(category::PRESENT | category::SWAPPED);
+            let held = has(category::PRESENT | category::SWAPPED) && !has(guard_category());
             if !held || has(category::PFN_ZERO) || has(category::FILE) {
                 last.empty.insert(range);
             } else if of_file || has(category::WRITTEN) || !has(category::WP_ALLOWED) {

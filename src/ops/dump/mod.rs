@@ -12,6 +12,7 @@ use super::outcome::{Outcome, State, Where};
 use super::{Event, Events, interrupt, preflight, target};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
+use crate::fault::{self, Point};
 use crate::image::mm::PAGE;
 use crate::image::{Model, Pid};
 use crate::memory::pipeline::{default_workers, dump_pages};
@@ -68,7 +69,9 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     drop(sink);
     // The last moment at which nothing has happened.
     undone()?;
+    fault::at(Point::DumpModel).map_err(injected)?;
     place.finish(&paused.model).map_err(|f| f.target(TargetState::Running))?;
+    fault::at(Point::DumpCommitted).map_err(injected)?;
     paused.parts.end("image");
     if let Some(frozen) = paused.held.take() {
         let since = frozen.since;
@@ -117,6 +120,10 @@ fn policy(options: &DumpOptions) -> Policy {
         external_unix: options.state.external_unix,
         allow_external_stdio: !matches!(options.state.stdio, Stdio::Auto | Stdio::Refuse),
     }
+}
+
+fn injected(fault: fault::Injected) -> Failure {
+    Failure::of("cannot save the target", &fault).target(TargetState::Running)
 }
 
 /// Stops the tree.
@@ -168,6 +175,7 @@ fn pause(
     let mut parts = Parts { last: frozen_at, parts: Vec::new() };
     parts.end("freeze");
     job.events.event(Event::Frozen);
+    fault::at(Point::DumpFrozen).map_err(injected)?;
     let collection = collect::collect_known(&mut frozen, policy, known)
         .map_err(|e| running(Failure::of("cannot read the target's state", &e)))?;
     parts.end("state");
@@ -176,6 +184,7 @@ fn pause(
     if !blockers.is_empty() {
         return Err(running(Failure::blocked("the target cannot be saved", blockers)));
     }
+    fault::at(Point::DumpCollected).map_err(injected)?;
     let residual = memory::residual(&model, &sources, rounds).map_err(running)?;
     parts.end("scan");
     let identities = place.identities(&model, &sources);
@@ -209,6 +218,7 @@ fn pause(
         took = frozen_at.elapsed();
         held = Some(frozen);
     }
+    fault::at(Point::DumpPages).map_err(injected)?;
     outcome.rounds = std::mem::take(&mut rounds.done);
     let number = outcome.rounds.len() as u32 + 1;
     outcome.rounds.push(super::outcome::Round { number, pages: bytes / PAGE, bytes, took });

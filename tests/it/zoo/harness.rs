@@ -1,0 +1,442 @@
+//! Runs one scenario of the zoo: a fixture sets up its state, is saved and restored, and verifies from inside.
+
+use migrate_engine::image::Model;
+use migrate_engine::image::diff::{self, Ignore};
+use migrate_engine::memory::store::ImageDir;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// How long a fixture may take to set up, and to verify. Generous: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is done to a fixture between its set-up and its verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Dumped and left running: it must not notice.
+    LeaveRunning,
+    /// Dumped and restored.
+    Once,
+    /// Dumped and restored three times over.
+    Chain,
+    /// Restored in a PID namespace of its own.
+    NewPids,
+}
+
+/// One row of the zoo.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Source file under tests/fixtures, without `.c`.
+    pub fixture: &'static str,
+    /// Case in it.
+    pub case: &'static str,
+    /// Paths of the model that may differ afterwards, each with its reason.
+    pub ignore: &'static [(&'static str, &'static str)],
+    /// Allow-list for the independent reader, beside the general one: TOML.
+    pub allow: &'static str,
+    /// Does not sleep while it waits: contents and times of two readings differ.
+    pub busy: bool,
+}
+
+/// Differences that every scenario may have.
+const ALWAYS: &[(&str, &str)] = &[
+    ("host", "facts about the host, free memory and clocks among them"),
+    ("tasks[*].threads[*].regs", "a waiting fixture polls; registers are compared by its own checks"),
+    ("tasks[*].threads[*].restart", "where in its sleep it was stopped is chance"),
+    ("tasks[*].threads[*].blocked", "libc blocks signals for moments; masks are compared by the fixtures"),
+    ("tasks[*].itimers.*.remaining_ns", "time passes"),
+    ("tasks[*].posix_timers[*].spec.remaining_ns", "time passes"),
+    ("**.mtime_ns", "a fixture that has written a file since"),
+    ("cgroups", "the tree is put into a cgroup of its own"),
+    ("tasks[*].cgroups", "the tree is put into a cgroup of its own"),
+    ("tasks[*].threads[*].cgroups", "the tree is put into a cgroup of its own"),
+];
+
+/// Outcome of a scenario that did not fail.
+enum Ran {
+    Passed,
+    Skipped(String),
+}
+
+/// Runs a scenario in a mode; panics with everything that is known if it fails.
+pub fn run(scenario: &Scenario, mode: Mode) {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped(scenario, mode, "needs root");
+    }
+    adopt_orphans();
+    let _huge_pages = (scenario.case == "hugetlb").then(HugePages::reserve);
+    let fixture = match compiled(scenario.fixture) {
+        Ok(path) => path,
+        Err(reason) => return skipped(scenario, mode, &reason),
+    };
+    let run = Run::start(scenario, &fixture);
+    match run.all(mode) {
+        Ok(Ran::Passed) => {}
+        Ok(Ran::Skipped(reason)) => skipped(scenario, mode, &reason),
+        Err(reason) => panic!("{}:{} {mode:?}: {reason}{}", scenario.fixture, scenario.case, run.state()),
+    }
+}
+
+/// Huge pages for a fixture; as many as before when it is dropped.
+struct HugePages(String);
+
+impl HugePages {
+    const FILE: &'static str = "/proc/sys/vm/nr_hugepages";
+
+    fn reserve() -> Self {
+        let before = fs::read_to_string(Self::FILE).unwrap_or_default().trim().to_owned();
+        let more = before.parse::<u64>().unwrap_or(0) + 8;
+        // Where none can be had the fixture says so.
+        let _ = fs::write(Self::FILE, more.to_string());
+        Self(before)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::FILE, &self.0);
+    }
+}
+
+/// Prints and counts what was not run; a line of its own that the capture of libtest does not swallow.
+fn skipped(scenario: &Scenario, mode: Mode, reason: &str) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED (number {n}) zoo {}:{} {mode:?}: {}",
+        scenario.fixture,
+        scenario.case,
+        reason.trim()
+    );
+}
+
+/// Restored trees become children of this process when the command that made them ends, as the originals were.
+fn adopt_orphans() {
+    nix::sys::prctl::set_child_subreaper(true).expect("any process may be a subreaper");
+}
+
+/// The fixture, compiled once in a run of the tests.
+pub fn compiled(name: &'static str) -> Result<PathBuf, String> {
+    static DONE: OnceLock<Mutex<BTreeSet<&'static str>>> = OnceLock::new();
+    let mut done = DONE.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("zoo");
+    let binary = dir.join(name);
+    if done.contains(name) {
+        return Ok(binary);
+    }
+    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).with_extension("c");
+    // Renamed when complete: tests of another process may be compiling it, too.
+    let partial = dir.join(format!("{name}.{}", std::process::id()));
+    let output = Command::new("gcc")
+        .args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+        .args([&partial, &source])
+        .output()
+        .map_err(|e| format!("gcc cannot be run: {e}"))?;
+    assert!(output.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
+    fs::rename(&partial, &binary).map_err(|e| e.to_string())?;
+    done.insert(name);
+    Ok(binary)
+}
+
+/// A fixture that runs. Dropping it ends everything that belongs to it.
+pub struct Run<'a> {
+    scenario: &'a Scenario,
+    /// Directory the fixture works with.
+    pub dir: tempfile::TempDir,
+    child: Mutex<Child>,
+    tree: Mutex<BTreeSet<i32>>,
+}
+
+impl<'a> Run<'a> {
+    /// Starts it; returns when it is ready or has ended.
+    pub fn start(scenario: &'a Scenario, fixture: &Path) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::Builder::new().prefix("zoo-").tempdir().expect("there is a directory for temporary files");
+        // Unprivileged fixtures use it as well.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
+        let child = Command::new(fixture)
+            .arg(dir.path())
+            .arg(scenario.case)
+            .env("ZOO", dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it was compiled");
+        let pid = child.id() as i32;
+        Self { scenario, dir, child: Mutex::new(child), tree: Mutex::new(BTreeSet::from([pid])) }
+    }
+
+    /// Process id of the original root.
+    pub fn pid(&self) -> i32 {
+        self.child.lock().unwrap_or_else(|e| e.into_inner()).id() as i32
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.path(name)).ok()
+    }
+
+    /// Waits for the end of the set-up.
+    pub fn ready(&self) -> Result<(), String> {
+        self.appears("ready")?;
+        match self.text("failures") {
+            Some(failures) => Err(format!("set-up: {failures}")),
+            None => Ok(()),
+        }
+    }
+
+    fn appears(&self, name: &str) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        let complete = |text: Option<String>| text.is_some_and(|t| name == "ready" || t.ends_with('\n'));
+        while !complete(self.text(name)) {
+            if Instant::now() > deadline {
+                return Err(format!("no `{name}` within {PATIENCE:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn all(&self, mode: Mode) -> Result<Ran, String> {
+        self.ready()?;
+        if let Some(reason) = self.text("skip") {
+            return Ok(Ran::Skipped(reason));
+        }
+        // Into the wait for `go`.
+        std::thread::sleep(Duration::from_millis(20));
+        let before = if self.scenario.busy { None } else { Some(self.capture(self.pid(), "before.json")?) };
+        let root = match mode {
+            Mode::LeaveRunning => {
+                self.dump(self.pid(), 0, &["--leave-running"])?;
+                self.dump(self.pid(), 1, &["--leave-running"])?;
+                self.pid()
+            }
+            Mode::Once => self.rounds(1, &["--pids", "same"])?,
+            Mode::Chain => self.rounds(3, &["--pids", "same"])?,
+            Mode::NewPids => self.rounds(1, &["--pids", "new"])?,
+        };
+        if let (Some(before), false) = (before, mode == Mode::NewPids) {
+            let after = self.capture(root, "after.json")?;
+            self.compare(&before, &after)?;
+        }
+        let images = match mode {
+            Mode::Chain => 3,
+            _ => 2,
+        };
+        if mode == Mode::Once {
+            self.dump(root, 1, &["--leave-running"])?;
+        }
+        if mode != Mode::NewPids {
+            (1..images).try_for_each(|n| self.same_model(0, n))?;
+        }
+        self.verify()?;
+        Ok(Ran::Passed)
+    }
+
+    /// Has the fixture check itself.
+    pub fn verify(&self) -> Result<(), String> {
+        fs::write(self.path("go"), "").map_err(|e| e.to_string())?;
+        self.appears("result")?;
+        match (self.text("result").as_deref(), self.text("failures")) {
+            (Some("EXIT-SUCCESS\n"), None) => Ok(()),
+            (result, failures) => Err(format!("{}: {}", result.unwrap_or(""), failures.unwrap_or_default())),
+        }
+    }
+
+    /// Dump and restore this many times; the root's process id at the end.
+    fn rounds(&self, count: usize, options: &[&str]) -> Result<i32, String> {
+        let mut root = self.pid();
+        for n in 0..count {
+            self.dump(root, n, &[])?;
+            root = self.restore(n, options)?;
+            // Until everybody is in the wait for `go` again.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(root)
+    }
+
+    /// Dumps into image `n`. Whoever has ended by that is reaped.
+    pub fn dump(&self, root: i32, n: usize, options: &[&str]) -> Result<(), String> {
+        self.note_tree(root);
+        let image = self.image(n);
+        let mut args = vec!["dump".to_owned(), root.to_string(), "-D".to_owned(), image.display().to_string()];
+        args.extend(options.iter().map(|o| (*o).to_owned()));
+        self.migrate(&args, &[]).map_err(|e| format!("dump {n}: {e}"))?;
+        if !options.contains(&"--leave-running") {
+            self.reap();
+        }
+        Ok(())
+    }
+
+    /// Restores image `n`; the root's process id.
+    pub fn restore(&self, n: usize, options: &[&str]) -> Result<i32, String> {
+        let pid_file = self.path("pid");
+        let image = self.image(n).display().to_string();
+        let mut args: Vec<String> =
+            ["restore", "-D", &image, "--detach", "--pidfile"].iter().map(|s| (*s).to_owned()).collect();
+        args.push(pid_file.display().to_string());
+        args.extend(options.iter().map(|o| (*o).to_owned()));
+        self.migrate(&args, &[]).map_err(|e| format!("restore {n}: {e}"))?;
+        let root = fs::read_to_string(&pid_file).map_err(|e| format!("no pidfile: {e}"))?;
+        let root = root.trim().parse().map_err(|e| format!("{root:?}: {e}"))?;
+        self.note_tree(root);
+        Ok(root)
+    }
+
+    /// Directory of image `n`.
+    pub fn image(&self, n: usize) -> PathBuf {
+        self.path(&format!("image-{n}"))
+    }
+
+    /// Runs the program with its output in a file, so that nobody waits for descriptors that the target may have.
+    pub fn migrate(&self, args: &[String], env: &[(&str, &str)]) -> Result<String, String> {
+        let log = self.path("log");
+        let out = fs::File::create(&log).map_err(|e| e.to_string())?;
+        let mut command = crate::cli::migrate(&[]);
+        command.args(args).stdout(out.try_clone().map_err(|e| e.to_string())?).stderr(out);
+        command.envs(env.iter().copied());
+        let mut child = command.spawn().map_err(|e| e.to_string())?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                return if status.success() { Ok(text) } else { Err(format!("{status}: {text}")) };
+            }
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("not done within {PATIENCE:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn capture(&self, pid: i32, name: &str) -> Result<PathBuf, String> {
+        let file = self.path(name);
+        reader(&["capture".as_ref(), pid.to_string().as_ref(), "-o".as_ref(), file.as_os_str()])?;
+        Ok(file)
+    }
+
+    fn compare(&self, before: &Path, after: &Path) -> Result<(), String> {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/allow.toml");
+        let own = self.path("allow.toml");
+        fs::write(&own, self.scenario.allow).map_err(|e| e.to_string())?;
+        reader(&[
+            "compare".as_ref(),
+            before.as_os_str(),
+            after.as_os_str(),
+            "--allow".as_ref(),
+            fixture.as_os_str(),
+            "--allow".as_ref(),
+            own.as_os_str(),
+        ])
+        .map_err(|e| format!("the independent reader sees a difference:\n{e}"))
+    }
+
+    /// The model of image `n` is that of image `first`.
+    fn same_model(&self, first: usize, n: usize) -> Result<(), String> {
+        let model = |n| -> Result<Model, String> {
+            ImageDir::open(&self.image(n)).and_then(|i| i.model()).map_err(|e| e.to_string())
+        };
+        let rules = ALWAYS.iter().chain(self.scenario.ignore).map(|(path, _)| *path);
+        let found = diff::diff(&model(first)?, &model(n)?, &Ignore::new(rules)).map_err(|e| e.to_string())?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let lines: Vec<String> = found.iter().take(40).map(ToString::to_string).collect();
+        Err(format!("the model differs:\n  {}", lines.join("\n  ")))
+    }
+
+    /// Remembers who belongs to the tree, to reap and to end them.
+    fn note_tree(&self, root: i32) {
+        let mut tree = self.tree.lock().unwrap_or_else(|e| e.into_inner());
+        let mut queue = vec![root];
+        while let Some(pid) = queue.pop() {
+            tree.insert(pid);
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+                let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+                queue.extend(children.split_whitespace().filter_map(|c| c.parse::<i32>().ok()));
+            }
+        }
+    }
+
+    /// Collects those of the tree that have ended: their ids have to be free.
+    fn reap(&self) {
+        use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+        let tree = self.tree.lock().unwrap_or_else(|e| e.into_inner());
+        for pid in tree.iter() {
+            for _ in 0..2000 {
+                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+                match waitid(Id::Pid(nix::unistd::Pid::from_raw(*pid)), flags) {
+                    // Still ending, or not yet handed on to us by its parent.
+                    Ok(WaitStatus::StillAlive) => {}
+                    Err(_) if Path::new(&format!("/proc/{pid}")).exists() => {}
+                    _ => break,
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// What there is to see of the fixture, for a failure.
+    pub fn state(&self) -> String {
+        let mut text = String::new();
+        for pid in marked(self.dir.path()) {
+            let of = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            text += &format!("\n  {} waits in {}", of("stat").chars().take(60).collect::<String>(), of("wchan"));
+        }
+        text + "\n" + &self.text("failures").unwrap_or_default()
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        // Children may be made while we look: until nobody is found.
+        for _ in 0..100 {
+            let found = marked(self.dir.path());
+            if found.is_empty() {
+                break;
+            }
+            for pid in found {
+                self.tree.lock().unwrap_or_else(|e| e.into_inner()).insert(pid);
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.reap();
+        let _ = self.child.lock().unwrap_or_else(|e| e.into_inner()).wait();
+    }
+}
+
+/// Processes with `ZOO=DIR` in their environment: whatever became of their parents, sessions and namespaces.
+pub fn marked(dir: &Path) -> Vec<i32> {
+    let mark = format!("ZOO={}\0", dir.display()).into_bytes();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| *pid != std::process::id() as i32)
+        .filter(|pid| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.windows(mark.len()).any(|w| w == mark)
+        })
+        .collect()
+}
+
+fn reader(args: &[&std::ffi::OsStr]) -> Result<(), String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/state.py");
+    let output = Command::new("python3").arg(script).args(args).output().map_err(|e| format!("python3: {e}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
+    }
+}

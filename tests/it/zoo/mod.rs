@@ -1,0 +1,105 @@
+//! The zoo: every kind of state is set up by a fixture, saved, restored, and verified from inside; the model and an
+//! independent reader of /proc see the same before and after.
+//!
+//! A row is a case of a fixture (`tests/fixtures/FIXTURE.c`); it runs in every mode of [`harness::Mode`] that makes sense.
+
+mod faults;
+mod harness;
+
+use harness::{Mode, Scenario, run};
+
+/// What is particular about a case.
+fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
+    let plain = Scenario { fixture, case, ignore: &[], allow: "", busy: false };
+    match (fixture, case) {
+        // They spin, or sleep for a time that is measured: nobody may look at them for long.
+        ("processor", _) => Scenario { busy: true, ..plain },
+        ("tree", "zombies" | "zombie_leads_session") => Scenario { allow: ZOMBIES, ..plain },
+        _ => plain,
+    }
+}
+
+const ZOMBIES: &str = r#"
+[[allow]]
+path = "processes/*/stat/signal"
+rule = "ignore"
+reason = "the signal that ended a process stays pending in what is left of it; nobody takes it any more"
+[[allow]]
+path = "processes/*/status/SigPnd"
+rule = "ignore"
+reason = "the signal that ended a process stays pending in what is left of it; nobody takes it any more"
+[[allow]]
+path = "processes/*/stat/blocked"
+rule = "ignore"
+reason = "a zombie gets no signals"
+[[allow]]
+path = "processes/*/status/SigBlk"
+rule = "ignore"
+reason = "a zombie gets no signals"
+[[allow]]
+path = "processes/*/stat/sigignore"
+rule = "ignore"
+reason = "a zombie gets no signals"
+[[allow]]
+path = "processes/*/status/SigIgn"
+rule = "ignore"
+reason = "a zombie gets no signals"
+[[allow]]
+path = "processes/*/stat/sigcatch"
+rule = "ignore"
+reason = "a zombie gets no signals"
+[[allow]]
+path = "processes/*/status/SigCgt"
+rule = "ignore"
+reason = "a zombie gets no signals"
+"#;
+
+macro_rules! row {
+    ($fixture:ident, $case:ident, $($test:ident = $mode:ident),*) => {
+        mod $case {
+            $(#[test]
+            fn $test() {
+                super::super::run(
+                    &super::super::scenario(stringify!($fixture), stringify!($case)),
+                    super::super::Mode::$mode,
+                );
+            })*
+        }
+    };
+}
+
+/// Cases that run in every mode.
+macro_rules! zoo {
+    ($fixture:ident: $($case:ident)*) => {
+        mod $fixture {
+            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, chain = Chain, new_pids = NewPids);)*
+        }
+    };
+}
+
+/// Cases that measure time: one dump or one restore is what they have time for.
+macro_rules! timed {
+    ($name:ident = $fixture:ident: $($case:ident)*) => {
+        mod $name {
+            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once);)*
+        }
+    };
+}
+
+zoo!(tree: plain three_generations hundred_children sessions left_behind orphaned_session orphaned_group zombies
+    zombie_leads_session stopped subreaper exit_signals goes_on deep);
+zoo!(threads: few five_hundred synchronised robust_list own_tables own_attributes children_of_threads goes_on shares_vm
+    shares_files shares_fs shares_sighand shares_io shares_all);
+zoo!(identity: names unprivileged mixed_ids capabilities securebits no_new_privs not_dumpable parent_death_signal limits
+    scheduling oom personalities places changed_root seccomp_filter seccomp_several seccomp_per_thread
+    seccomp_synchronised seccomp_strict);
+zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso rseq_registered rseq_critical
+    in_read in_futex_for_ever in_wait4 in_pause in_sigsuspend in_epoll_for_ever in_poll_for_ever in_sigwait in_accept);
+timed!(sleeps = processor: in_nanosleep in_clock_nanosleep in_absolute_sleep in_poll in_empty_poll in_ppoll in_select
+    in_pselect in_epoll in_futex in_absolute_futex in_sigtimedwait in_recv in_semtimedop);
+zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory memory_files guards locked locked_future advice
+    huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
+    large);
+zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
+    on_alternate_stack);
+timed!(timers = signals: interval_timers alarm_clock posix_timers);
