@@ -9,7 +9,7 @@ use super::words::Dest;
 use super::{Event, Events, interrupt, preflight, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
-use crate::collect::{self, Policy, ShmemSource, Sources};
+use crate::collect::{self, Collection, Policy, ShmemSource, Sources};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::{MmId, Model, ShmemId, codec};
 use crate::memory::pipeline::ReadPages;
@@ -22,6 +22,8 @@ use crate::migration::protocol::{SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{self, Compression, Final, Plan, Send, Survey, Taken, Target, Wishes};
 use crate::migration::switchover::Goals;
+use crate::net::lock::NetLock;
+use crate::net::nft::{self, PacketLock};
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use crate::transport::connect::{self, ConnectOptions};
@@ -62,6 +64,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         frozen: None,
         pages: TargetPages::default(),
         names: Vec::new(),
+        locks: Vec::new(),
+        packets: Vec::new(),
     };
     let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(&options.dest, error))?;
     for warning in &report.warnings {
@@ -172,10 +176,14 @@ struct Live<'a> {
     pages: TargetPages,
     /// What rounds called address spaces, and what the model calls them.
     names: Vec<(Space, Option<Space>)>,
+    /// Its TCP sockets, mute and deaf since they were read.
+    locks: Vec<NetLock>,
+    /// Keeps segments for them away until this command has ended.
+    packets: Vec<PacketLock>,
 }
 
 impl Live<'_> {
-    fn freeze_and_collect(&self) -> Result<(Frozen, Model, Sources)> {
+    fn freeze_and_collect(&self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map(Tree::mappings).unwrap_or_default();
@@ -187,7 +195,7 @@ impl Live<'_> {
                 Failure::blocked("the target cannot be moved", collection.blockers).target(TargetState::Running)
             );
         }
-        Ok((frozen, collection.model, collection.sources))
+        Ok((frozen, collection))
     }
 }
 
@@ -203,7 +211,8 @@ impl Target for Live<'_> {
             tasks: self.findings.threads,
             memory_bytes: self.findings.memory_bytes,
         };
-        let (frozen, model, _) = self.freeze_and_collect()?;
+        let (frozen, Collection { model, locks, .. }) = self.freeze_and_collect()?;
+        drop(locks);
         frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
         summary.comm = comm(&model);
         Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new() })
@@ -228,7 +237,7 @@ impl Target for Live<'_> {
     }
 
     fn freeze(&mut self) -> Result<Final> {
-        let (frozen, model, sources) = self.freeze_and_collect()?;
+        let (frozen, Collection { model, sources, locks, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
         let mut residual = match &mut self.tree {
             Some(tree) => tree.last(&model, &sources.mms).map_err(|e| failed(&e))?,
@@ -242,6 +251,7 @@ impl Target for Live<'_> {
         self.names = residual.names;
         let spaces = space_names(&model, &self.names);
         let model = encoded(&model)?;
+        self.locks = locks;
         self.frozen = Some(frozen);
         Ok(Final { plan, model, spaces })
     }
@@ -255,6 +265,10 @@ impl Target for Live<'_> {
     }
 
     fn hold(&mut self) -> Result<()> {
+        // Segments that come in after the original's sockets are gone must not be answered with a reset.
+        self.packets = nft::hold_off(&self.locks).map_err(|e| {
+            Failure::of("the target's connections cannot be held", &e).hint("--tcp close ends them instead")
+        })?;
         match &mut self.frozen {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e)),
             None => Err(Failure::new("the target is not frozen")),
@@ -262,6 +276,8 @@ impl Target for Live<'_> {
     }
 
     fn resume(&mut self) -> Result<()> {
+        self.packets.clear();
+        self.locks.clear();
         let thawed = match self.frozen.take() {
             Some(frozen) => frozen.thaw().map_err(|e| Failure::of("the target could not be released", &e)),
             None => Ok(()),
@@ -272,10 +288,12 @@ impl Target for Live<'_> {
     }
 
     fn end(&mut self) -> Result<()> {
-        match self.frozen.take() {
-            Some(frozen) => frozen.kill().map_err(|e| Failure::of("the original could not be ended", &e)),
-            None => Ok(()),
+        if let Some(frozen) = self.frozen.take() {
+            frozen.kill().map_err(|e| Failure::of("the original could not be ended", &e))?;
         }
+        // The last close of a locked socket is silent: the peer must not learn of this end.
+        self.locks.drain(..).for_each(NetLock::keep);
+        Ok(())
     }
 }
 

@@ -1,0 +1,326 @@
+//! `migrate move` of real programs, over every transport, and what is left when something is killed on the way.
+//!
+//! A host is a directory here: source and destination share one kernel, so a moved tree gets a PID namespace of its own
+//! while the frozen original still has its ids.
+
+use migrate_engine::transport::keys;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_migrate");
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Counts in a file, a line every 2 ms, never the same number twice; some memory that it keeps writing to.
+const COUNTER: &str = "
+import sys, time
+out = open(sys.argv[1], 'a', buffering=1)
+memory = bytearray(int(sys.argv[2]) << 20)
+n = 0
+while True:
+    n += 1
+    memory[n * 4096 % len(memory)] = n % 251 + 1
+    assert memory[(n - 1) * 4096 % len(memory)] in ((n - 1) % 251 + 1, 0), 'memory is not what it was'
+    out.write('%d\\n' % n)
+    time.sleep(0.002)
+";
+
+/// Whether moves can be tried here.
+fn can_move() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    let python = Path::new("/usr/bin/python3").exists();
+    if !root || !python {
+        eprintln!("skipped: needs root ({root}) and /usr/bin/python3 ({python})");
+    }
+    root && python
+}
+
+/// A counter, wherever it runs; every process of it is killed in the end.
+struct Counter {
+    dir: tempfile::TempDir,
+    child: Child,
+}
+
+impl Counter {
+    fn start(mib: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let child = Command::new("setsid")
+            .args(["/usr/bin/python3", "-c", COUNTER])
+            .arg(dir.path().join("count"))
+            .arg(mib.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let counter = Self { dir, child };
+        counter.wait_for_more(0);
+        counter
+    }
+
+    fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("count")
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        let text = std::fs::read_to_string(self.path()).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Until it has counted beyond `than`.
+    fn wait_for_more(&self, than: u64) -> u64 {
+        let until = Instant::now() + LIMIT;
+        loop {
+            match self.numbers().last() {
+                Some(n) if *n > than + 5 => return *n,
+                _ => assert!(Instant::now() < until, "the counter does not go on after {than}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// It counts, every number once, one copy of it.
+    fn check_runs(&self) {
+        let last = *self.numbers().last().unwrap();
+        self.wait_for_more(last);
+        let numbers = self.numbers();
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "a number is missing or was counted twice");
+    }
+
+    /// Processes that count in this file.
+    fn processes(&self) -> Vec<i32> {
+        let path = self.path();
+        let path = path.to_str().unwrap();
+        let pids =
+            std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).split('\0').any(|word| word == path)
+        })
+        .collect()
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An agent with places of its own: /etc/migrate, /var/lib/migrate and /run are private to its mount namespace.
+struct Agent {
+    child: Child,
+    address: String,
+}
+
+const PRIVATE: &str = "mount -t tmpfs none /run && mkdir -p /etc/migrate /var/lib/migrate \
+    && mount --bind \"$1\" /etc/migrate && mount --bind \"$2\" /var/lib/migrate && shift 2 && exec \"$@\"";
+
+/// A command that sees only this host's keys, peers and journals.
+fn on_host(host: &Path) -> Command {
+    for part in ["etc", "state"] {
+        std::fs::create_dir_all(host.join(part)).unwrap();
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", PRIVATE, "sh"]).arg(host.join("etc")).arg(host.join("state"));
+    command
+}
+
+impl Agent {
+    fn start(host: &Path, listen: &str) -> Self {
+        let mut child = on_host(host)
+            .args([PROGRAM, "agent", "--listen", listen])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        Self { child, address }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(mut command: Command, arguments: &[&str]) -> Output {
+    command.args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The `result` event.
+fn result(output: &Output) -> serde_json::Value {
+    let last = String::from_utf8_lossy(&output.stdout).lines().last().map(str::to_owned);
+    serde_json::from_str(&last.unwrap_or_else(|| panic!("{}", text(output)))).unwrap()
+}
+
+/// Moves and checks that exactly one copy runs and counts on.
+fn moves(source: Command, counter: &Counter, to: &str, options: &[&str]) -> serde_json::Value {
+    let pid = counter.pid();
+    let output = run(source, &[&[PROGRAM, "move", pid.as_str(), to, "--json"], options].concat());
+    assert!(output.status.success(), "{}", text(&output));
+    counter.check_runs();
+    let processes = counter.processes();
+    assert_eq!(processes.len(), 1, "the original has ended, one copy runs");
+    assert_ne!(processes[0].to_string(), pid);
+    let result = result(&output);
+    assert_eq!((result["ok"].as_bool(), result["pid"].as_i64()), (Some(true), Some(processes[0].into())));
+    result
+}
+
+#[test]
+fn over_a_unix_socket_and_the_agent_may_go() {
+    if !can_move() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let counter = Counter::start(4);
+    let listen = format!("unix:{}", dir.path().join("agent.sock").display());
+    let agent = Agent::start(&b, &listen);
+    let result = moves(on_host(&a), &counter, &agent.address, &["--mode", "pre-copy"]);
+    assert_eq!((result["mode"].as_str(), result["where"].as_str()), (Some("pre-copy"), Some(listen.as_str())));
+    assert!(result["rounds"].as_array().unwrap().len() >= 2);
+    // Killed, not stopped: nothing of the target depends on it.
+    drop(agent);
+    counter.check_runs();
+    assert!(std::fs::read_dir(b.join("state/moves")).unwrap().count() == 1, "the destination's journal is kept");
+}
+
+#[test]
+fn over_mutual_tls_with_memory() {
+    if !can_move() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = [dir.path().join("a"), dir.path().join("b")];
+    let fingerprints =
+        hosts.clone().map(|host| keys::generate(&host.join("etc/keys"), "x", false).unwrap().fingerprint());
+    for (host, other) in hosts.iter().zip(fingerprints.iter().rev()) {
+        std::fs::write(host.join("etc/peers"), format!("{other} the-other\n")).unwrap();
+    }
+    let counter = Counter::start(64);
+    let agent = Agent::start(&hosts[1], "tcp://127.0.0.1:0");
+    let result = moves(on_host(&hosts[0]), &counter, &agent.address, &["--streams", "3"]);
+    assert_eq!(result["mode"].as_str(), Some("pre-copy"), "64 MiB are worth rounds");
+}
+
+/// What sshd does: forgets the options and the host, gives the rest to a shell.
+fn fake_ssh(dir: &Path) -> String {
+    let path = dir.join("fake-ssh");
+    std::fs::write(&path, "#!/bin/sh\necho Welcome\nshift\nexec sh -c \"$*\"\n").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn over_ssh_and_the_ssh_session_may_end() {
+    if !can_move() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let counter = Counter::start(1);
+    let rsh = fake_ssh(dir.path());
+    moves(
+        on_host(&dir.path().join("a")),
+        &counter,
+        "over-there",
+        &["--rsh", &rsh, "--remote", PROGRAM, "--mode", "stop-and-copy"],
+    );
+    // ssh, its shell and the agent have ended with the command; the tree stands in nobody's session, group or cgroup.
+    let pid = counter.processes()[0];
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let agents = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    assert_ne!(cgroups, agents);
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let target = std::fs::read_link(fd.unwrap().path()).unwrap();
+        let target = target.to_str().unwrap();
+        assert!(target == "/dev/null" || target.ends_with("/count"), "a descriptor that is not the target's: {target}");
+    }
+}
+
+#[test]
+fn a_dry_run_and_a_blocked_target_are_left_alone() {
+    if !can_move() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let counter = Counter::start(1);
+    let host = dir.path().join("a");
+    let pid = counter.pid();
+    let output = run(on_host(&host), &[PROGRAM, "move", &pid, "local", "--dry-run", "--json"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(result(&output)["where"].as_str(), Some("source"));
+    // The id is taken here, by the original itself.
+    let output = run(on_host(&host), &[PROGRAM, "move", &pid, "local", "--pids", "same", "--json"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let result = result(&output);
+    assert_eq!(result["state"].as_str(), Some("running"));
+    assert!(!result["blockers"].as_array().unwrap().is_empty());
+    counter.check_runs();
+    assert_eq!(counter.processes().len(), 1);
+}
+
+#[test]
+fn a_destination_that_dies_leaves_the_target_here() {
+    if !can_move() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let counter = Counter::start(1);
+    // Speaks the first bytes of the protocol and ends: each length cuts at another step.
+    for bytes in [0, 32, 600, 2000] {
+        let remote = format!("{PROGRAM} agent --stdio | head -c {bytes} #");
+        let rsh = fake_ssh(dir.path());
+        let pid = counter.pid();
+        let host = dir.path().join("a");
+        let output = run(on_host(&host), &[PROGRAM, "move", &pid, "x", "--rsh", &rsh, "--remote", &remote, "--json"]);
+        assert_eq!(output.status.code(), Some(5), "after {bytes} bytes: {}", text(&output));
+        counter.check_runs();
+        assert_eq!(counter.processes().len(), 1);
+    }
+}
+
+#[test]
+fn an_interrupt_rolls_back() {
+    if !can_move() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let counter = Counter::start(64);
+    let host = dir.path().join("a");
+    // So slow that the first round takes far longer than the test.
+    let child = on_host(&host)
+        .args([PROGRAM, "move", &counter.pid(), "local", "--bandwidth", "100kB/s", "--mode", "pre-copy", "--json"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143), "{}", text(&output));
+    assert_eq!(result(&output)["state"].as_str(), Some("running"));
+    counter.check_runs();
+    assert_eq!(counter.processes().len(), 1);
+}
