@@ -15,7 +15,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Counts in a file, a line every 2 ms, never the same number twice; some memory that it keeps writing to.
 const COUNTER: &str = "
-import sys, time
+import os, sys, time
+os.closerange(3, 1024)  # what the test runner's shell has left open
 out = open(sys.argv[1], 'a', buffering=1)
 memory = bytearray(int(sys.argv[2]) << 20)
 n = 0
@@ -117,29 +118,24 @@ impl Drop for Counter {
     }
 }
 
-/// An agent with places of its own: /etc/migrate, /var/lib/migrate and /run are private to its mount namespace.
+/// A command that sees only this host's keys, peers and journals.
+fn on_host(host: &Path) -> Command {
+    std::fs::create_dir_all(host).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.env("MIGRATE_PLACES", host);
+    command
+}
+
+/// An agent with places of its own.
 struct Agent {
     child: Child,
     address: String,
 }
 
-const PRIVATE: &str = "mount -t tmpfs none /run && mkdir -p /etc/migrate /var/lib/migrate \
-    && mount --bind \"$1\" /etc/migrate && mount --bind \"$2\" /var/lib/migrate && shift 2 && exec \"$@\"";
-
-/// A command that sees only this host's keys, peers and journals.
-fn on_host(host: &Path) -> Command {
-    for part in ["etc", "state"] {
-        std::fs::create_dir_all(host.join(part)).unwrap();
-    }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", PRIVATE, "sh"]).arg(host.join("etc")).arg(host.join("state"));
-    command
-}
-
 impl Agent {
     fn start(host: &Path, listen: &str) -> Self {
         let mut child = on_host(host)
-            .args([PROGRAM, "agent", "--listen", listen])
+            .args(["agent", "--listen", listen])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -176,7 +172,7 @@ fn result(output: &Output) -> serde_json::Value {
 /// Moves and checks that exactly one copy runs and counts on.
 fn moves(source: Command, counter: &Counter, to: &str, options: &[&str]) -> serde_json::Value {
     let pid = counter.pid();
-    let output = run(source, &[&[PROGRAM, "move", pid.as_str(), to, "--json"], options].concat());
+    let output = run(source, &[&["move", pid.as_str(), to, "--json"], options].concat());
     assert!(output.status.success(), "{}", text(&output));
     counter.check_runs();
     let processes = counter.processes();
@@ -213,13 +209,14 @@ fn over_mutual_tls_with_memory() {
     }
     let dir = tempfile::tempdir().unwrap();
     let hosts = [dir.path().join("a"), dir.path().join("b")];
-    let fingerprints =
-        hosts.clone().map(|host| keys::generate(&host.join("etc/keys"), "x", false).unwrap().fingerprint());
+    let fingerprints = hosts.clone().map(|host| keys::generate(&host.join("keys"), "x", false).unwrap().fingerprint());
     for (host, other) in hosts.iter().zip(fingerprints.iter().rev()) {
-        std::fs::write(host.join("etc/peers"), format!("{other} the-other\n")).unwrap();
+        std::fs::write(host.join("peers"), format!("{other} the-other\n")).unwrap();
     }
     let counter = Counter::start(64);
-    let agent = Agent::start(&hosts[1], "tcp://127.0.0.1:0");
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let agent = Agent::start(&hosts[1], &format!("tcp://127.0.0.1:{port}"));
     let result = moves(on_host(&hosts[0]), &counter, &agent.address, &["--streams", "3"]);
     assert_eq!(result["mode"].as_str(), Some("pre-copy"), "64 MiB are worth rounds");
 }
@@ -267,11 +264,11 @@ fn a_dry_run_and_a_blocked_target_are_left_alone() {
     let counter = Counter::start(1);
     let host = dir.path().join("a");
     let pid = counter.pid();
-    let output = run(on_host(&host), &[PROGRAM, "move", &pid, "local", "--dry-run", "--json"]);
+    let output = run(on_host(&host), &["move", &pid, "local", "--dry-run", "--json"]);
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(result(&output)["where"].as_str(), Some("source"));
     // The id is taken here, by the original itself.
-    let output = run(on_host(&host), &[PROGRAM, "move", &pid, "local", "--pids", "same", "--json"]);
+    let output = run(on_host(&host), &["move", &pid, "local", "--pids", "same", "--json"]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     let result = result(&output);
     assert_eq!(result["state"].as_str(), Some("running"));
@@ -293,7 +290,7 @@ fn a_destination_that_dies_leaves_the_target_here() {
         let rsh = fake_ssh(dir.path());
         let pid = counter.pid();
         let host = dir.path().join("a");
-        let output = run(on_host(&host), &[PROGRAM, "move", &pid, "x", "--rsh", &rsh, "--remote", &remote, "--json"]);
+        let output = run(on_host(&host), &["move", &pid, "x", "--rsh", &rsh, "--remote", &remote, "--json"]);
         assert_eq!(output.status.code(), Some(5), "after {bytes} bytes: {}", text(&output));
         counter.check_runs();
         assert_eq!(counter.processes().len(), 1);
@@ -310,7 +307,7 @@ fn an_interrupt_rolls_back() {
     let host = dir.path().join("a");
     // So slow that the first round takes far longer than the test.
     let child = on_host(&host)
-        .args([PROGRAM, "move", &counter.pid(), "local", "--bandwidth", "100kB/s", "--mode", "pre-copy", "--json"])
+        .args(["move", &counter.pid(), "local", "--bandwidth", "100kB/s", "--mode", "pre-copy", "--json"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
