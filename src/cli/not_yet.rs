@@ -22,7 +22,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("restore", "cgroup"),
     ("restore", "supervisor"),
     ("move", "cpu"),
-    ("move", "move-address"),
     ("move", "cgroup"),
 ];
 

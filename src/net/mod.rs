@@ -2,6 +2,7 @@
 //! are, [`segment`] says to a restored socket what its peer has said before, [`announce`] tells neighbours of an address
 //! that has moved.
 
+pub mod address;
 pub mod announce;
 pub mod lock;
 pub mod namespace;

@@ -1,7 +1,7 @@
 //! `migrate move`: a running tree goes to another host. The source's end: the engine behind
 //! [`crate::migration::source`].
 
-use super::options::{Compress, Mode, MoveOptions, Pids, StateOptions, Stdio, Track};
+use super::options::{Compress, Mode, MoveAddress, MoveOptions, Pids, StateOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
@@ -22,6 +22,7 @@ use crate::migration::protocol::{SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{self, Compression, Final, Plan, Send, Survey, Taken, Target, Wishes};
 use crate::migration::switchover::Goals;
+use crate::net::address::Place;
 use crate::net::lock::NetLock;
 use crate::net::nft::{self, PacketLock};
 use crate::trace::freeze::Frozen;
@@ -50,6 +51,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
             .target(TargetState::Running));
     }
     let backend = backend(options, &findings)?;
+    let addresses = addresses(&options.state)?;
     let link = connect_to(options, abort).map_err(|error| peer_failure(&options.dest, &error))?;
     let places = Places::here();
     let journals = places.state.join("moves");
@@ -66,6 +68,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         names: Vec::new(),
         locks: Vec::new(),
         packets: Vec::new(),
+        addresses,
+        removed: Vec::new(),
     };
     let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(&options.dest, error))?;
     for warning in &report.warnings {
@@ -96,6 +100,20 @@ fn backend(options: &MoveOptions, findings: &Findings) -> Result<Option<Backend>
     };
     // By comparison alone every round is a whole copy: the pause would gain nothing.
     Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
+}
+
+/// Addresses that move with the target; they must be where the person says.
+fn addresses(state: &StateOptions) -> Result<Vec<Place>> {
+    let place =
+        |address: &MoveAddress| Place { ip: address.ip, prefix: address.prefix, interface: address.interface.clone() };
+    let places: Vec<Place> = state.move_addresses.iter().map(place).collect();
+    let missing = places.iter().filter(|place| !place.is_here());
+    let blockers: Vec<_> = missing.map(|place| Blocker::new(codes::ADDRESS_MISSING, place.to_string())).collect();
+    if blockers.is_empty() {
+        return Ok(places);
+    }
+    Err(Failure::blocked("an address that is to move with the target is not here", blockers)
+        .target(TargetState::Running))
 }
 
 /// The wishes as the protocol takes them.
@@ -180,6 +198,10 @@ struct Live<'a> {
     locks: Vec<NetLock>,
     /// Keeps segments for them away until this command has ended.
     packets: Vec<PacketLock>,
+    /// Addresses that move with it.
+    addresses: Vec<Place>,
+    /// Those that were taken off their interfaces.
+    removed: Vec<Place>,
 }
 
 impl Live<'_> {
@@ -253,6 +275,10 @@ impl Target for Live<'_> {
         let model = encoded(&model)?;
         self.locks = locks;
         self.frozen = Some(frozen);
+        for place in self.addresses.drain(..) {
+            place.remove().map_err(|e| Failure::of("an address cannot be moved", &e))?;
+            self.removed.push(place);
+        }
         Ok(Final { plan, model, spaces })
     }
 
@@ -276,6 +302,11 @@ impl Target for Live<'_> {
     }
 
     fn resume(&mut self) -> Result<()> {
+        for place in self.removed.drain(..) {
+            if let Err(error) = place.add().and_then(|()| place.announce()) {
+                tracing::warn!(%error, "an address did not come back to its interface");
+            }
+        }
         self.packets.clear();
         self.locks.clear();
         let thawed = match self.frozen.take() {

@@ -1,6 +1,6 @@
 //! The destination's end of a move: the engine behind [`crate::migration::destination`].
 
-use super::options::{Pids, StateOptions};
+use super::options::{MoveAddress, Pids, StateOptions};
 use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, Result};
 use crate::image::Model;
@@ -8,6 +8,7 @@ use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::migration::MoveError;
 use crate::migration::destination::{self, Builder, Surroundings};
+use crate::net::address::Place;
 use crate::proc::host;
 use crate::restore::{self, Restored};
 use crate::transport::Link;
@@ -30,6 +31,8 @@ pub fn run(link: Link, state_dir: &Path, max_memory_bytes: Option<u64>) -> std::
 struct Engine {
     state: StateOptions,
     restored: Option<Restored<'static>>,
+    /// Addresses that were put on interfaces of this host.
+    added: Vec<Place>,
 }
 
 impl Builder for Engine {
@@ -40,6 +43,10 @@ impl Builder for Engine {
         if self.state.pids == Pids::Same {
             blockers.extend(taken_pids(model));
         }
+        let unknown = self.addresses().into_iter().filter(|place| !place.has_interface());
+        blockers.extend(unknown.map(|place| {
+            Blocker::new(codes::ADDRESS_MISSING, place.to_string()).because("there is no such interface here")
+        }));
         Ok(blockers)
     }
 
@@ -53,6 +60,11 @@ impl Builder for Engine {
             workers: default_workers(),
             ..restore::Options::default()
         };
+        // Sockets are bound to these. The source has given them up.
+        for place in self.addresses() {
+            place.add().map_err(|e| failed(&e))?;
+            self.added.push(place);
+        }
         // This process serves one session: the model lives as long as it does.
         let model: &'static Model = Box::leak(Box::new(model));
         let restored = restore::build(model, &pages, &options, &|_| {}).map_err(|e| failed(&e))?;
@@ -66,12 +78,34 @@ impl Builder for Engine {
     fn run(&mut self) -> Result<i32> {
         let restored = self.restored.take().ok_or_else(|| Failure::new("there is nothing to run"))?;
         let root = restored.go(false).map_err(|e| Failure::of("the target cannot be started here", &e))?;
+        for place in std::mem::take(&mut self.added) {
+            if let Err(error) = place.announce() {
+                tracing::warn!(%error, "neighbours were not told of a moved address");
+            }
+        }
         Ok(root.0)
     }
 
     fn discard(&mut self) {
         // Skeletons are killed with the value.
         self.restored = None;
+        for place in self.added.drain(..) {
+            if let Err(error) = place.remove() {
+                tracing::warn!(%error, "an address was left behind");
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Addresses that come with the target, on interfaces of this host.
+    fn addresses(&self) -> Vec<Place> {
+        let place = |address: &MoveAddress| Place {
+            ip: address.ip,
+            prefix: address.prefix,
+            interface: address.dest_interface.clone().unwrap_or_else(|| address.interface.clone()),
+        };
+        self.state.move_addresses.iter().map(place).collect()
     }
 }
 
