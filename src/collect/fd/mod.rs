@@ -11,6 +11,7 @@ pub mod eventfd;
 pub mod ghost;
 pub mod inotify;
 pub mod lock;
+pub mod netlink;
 pub mod nsfd;
 pub mod outside;
 pub mod owner;
@@ -32,6 +33,7 @@ pub use ghost::ghost_of_mapping;
 pub use preflight::preflight;
 
 pub mod socket;
+pub mod socket_preflight;
 pub mod sockets;
 pub mod tcp;
 pub mod udp;

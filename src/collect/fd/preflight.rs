@@ -1,8 +1,9 @@
-//! What stands in the way, of a tree that runs: only `/proc` is looked at, nothing is stopped or duplicated.
+//! What stands in the way, of a tree that runs: only `/proc` is looked at, and duplicates of its sockets; nothing is stopped.
 
 use super::classify::{Class, Look, classify};
 use super::outside::{Missing, Outsiders};
 use super::set::fs_magic;
+use super::socket_preflight::Sockets;
 use super::views::DELETED;
 use super::{ghost, pidfd};
 use crate::blocker::{Blocker, codes};
@@ -44,6 +45,7 @@ pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<Vec<Blocker>> {
     let mut found = Vec::new();
     let mut pipes: BTreeMap<(u64, u64), Ends> = BTreeMap::new();
     let mut magics = HashMap::new();
+    let mut sockets = Sockets::default();
     let mut buf = Vec::new();
     for dir in tree {
         let fds = match dir.fds() {
@@ -54,11 +56,14 @@ pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<Vec<Blocker>> {
             let Some(seen) = absent_is_none(look(dir, fd, &mut magics, &mut buf))? else { continue };
             if seen.class == Class::Pipe {
                 note_end(&mut pipes, &seen);
+            } else if seen.class == Class::Socket {
+                found.extend(sockets.look(dir, fd, seen.stat.st_ino, &seen.object, policy));
             } else {
                 found.extend(judge(&seen, &pids, policy));
             }
         }
     }
+    found.extend(sockets.outside(&pids, policy, &mut buf));
     found.extend(pipes_outside(&pipes, &pids, policy, &mut buf)?);
     Ok(found)
 }

@@ -30,7 +30,7 @@ pub enum Family {
     Udp,
     /// [`super::unix`].
     Unix,
-    /// Netlink.
+    /// [`super::netlink`].
     Netlink,
     /// Nobody can save it.
     Unsupported,

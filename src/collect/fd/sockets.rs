@@ -2,7 +2,7 @@
 
 use super::set::Description;
 use super::views::{mnt_of, path_ref};
-use super::{State, socket as common, tcp, udp, unix};
+use super::{State, netlink, socket as common, tcp, udp, unix};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{Cx, Error, Result};
 use crate::image::fd::FileKind;
@@ -50,7 +50,8 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
             }
             udp::read(fd.as_fd(), identity, net).map(|udp| Some(FileKind::Udp(udp))).map_err(failed)
         }
-        Family::Netlink | Family::Unsupported => {
+        Family::Netlink => netlink::read(fd.as_fd(), identity, net).map(|n| Some(FileKind::Netlink(n))).map_err(failed),
+        Family::Unsupported => {
             let reason = format!("{} sockets cannot be saved", identity.name());
             cx.blockers.push(Blocker::new(codes::SOCKET_FAMILY, &*object).because(reason));
             return Ok(None);
@@ -61,6 +62,7 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
             let code = match kind {
                 "UNIX" => codes::UNIX_QUEUE,
                 "TCP" => codes::TCP_STATE,
+                "netlink" => codes::NETLINK,
                 _ => codes::SOCKET_FAMILY,
             };
             cx.blockers.push(Blocker::new(code, object).because(reason));
@@ -232,25 +234,26 @@ fn decide(cx: &mut Cx<'_>, d: &Description, fd: &OwnedFd, outside: &unix::Outsid
     if cx.policy.external_unix == ExternalUnix::Close {
         return;
     }
-    let mut peer = String::new();
-    if let Ok(creds) = socket::peer_credentials(fd.as_fd())
-        && creds.pid > 0
-    {
-        peer = format!(" of pid {}", creds.pid);
-        if let Ok(comm) = ProcDir::open(Pid(creds.pid)).and_then(|dir| dir.comm(&mut cx.buf)) {
-            peer = format!("{peer} ({comm})");
-        }
-    }
-    let name = match outside.peer_name.split_first() {
+    let peer = socket::peer_credentials(fd.as_fd()).ok().filter(|c| c.pid > 0).map(|c| Pid(c.pid));
+    let blocker = outside_blocker(&d.object(), &outside.peer_name, named, peer, &mut cx.buf);
+    cx.blockers.push(blocker);
+}
+
+/// Says who is at the other end of a UNIX socket; `named`: it could be connected again by that name.
+pub(super) fn outside_blocker(object: &str, name: &[u8], named: bool, peer: Option<Pid>, buf: &mut Vec<u8>) -> Blocker {
+    let process = peer.map_or_else(String::new, |pid| match ProcDir::open(pid).and_then(|dir| dir.comm(buf)) {
+        Ok(comm) => format!(" of {comm} (pid {pid})"),
+        Err(_) => format!(" of pid {pid}"),
+    });
+    let name = match name.split_first() {
         None => "an unnamed socket".to_owned(),
         Some((0, rest)) => format!("@{}", rest.escape_ascii()),
-        Some(_) => outside.peer_name.escape_ascii().to_string(),
+        Some(_) => name.escape_ascii().to_string(),
     };
-    let blocker = Blocker::new(codes::UNIX_OUTSIDE, d.object()).because(format!("it is connected to {name}{peer}"));
     let remedy = if named {
         "--external-unix reconnect|close, or take the peer along"
     } else {
         "--external-unix close, or take the peer along"
     };
-    cx.blockers.push(blocker.remedy(remedy));
+    Blocker::new(codes::UNIX_OUTSIDE, object).because(format!("it is connected to {name}{process}")).remedy(remedy)
 }

@@ -5,6 +5,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod inotify;
 pub mod lock;
+pub mod netlink;
 pub mod nsfd;
 pub mod pidfd;
 pub mod pipe;
@@ -94,8 +95,10 @@ pub enum FileKind {
     Unix(super::UnixId),
     /// TCP over IPv4 or IPv6.
     Tcp(tcp::Tcp),
-    /// UDP over IPv4 or IPv6, also raw ICMP sockets without state.
+    /// UDP over IPv4 or IPv6, also ping sockets without state.
     Udp(udp::Udp),
+    /// AF_NETLINK.
+    Netlink(netlink::Netlink),
     /// pidfd_open(2).
     PidFd(pidfd::PidFd),
     /// `/proc/PID/ns/*`.

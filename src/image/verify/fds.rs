@@ -122,6 +122,11 @@ fn check_file<'a>(c: &mut Checker<'a>, file: &'a File) {
                 c.must(sent, "kind.state.unsent", "is more than there is to send");
             }
         }
+        FileKind::Netlink(netlink) => {
+            c.namespace(netlink.net, "kind.net", "net");
+            c.must(netlink.peer.0.len() <= ADDRESS, "kind", "has an impossible address");
+            options(c, &netlink.options);
+        }
         FileKind::Udp(udp) => {
             c.namespace(udp.net, "kind.net", "net");
             c.must(udp.local.0.len() <= ADDRESS && udp.peer.0.len() <= ADDRESS, "kind", "has an impossible address");

@@ -12,6 +12,7 @@ pub mod ghost;
 pub mod inotify;
 pub mod install;
 pub mod lock;
+pub mod netlink;
 pub mod nsfd;
 pub mod owner;
 pub mod pidfd;
@@ -153,7 +154,9 @@ fn make(maker: &mut Maker<'_>, id: FileId, file: &File) -> Result<OwnedFd> {
         FileKind::Namespace(ns) => nsfd::make(maker, ns.ns, file.flags),
         FileKind::ProcFile(proc) => procfile::make(maker, proc, file.flags),
         FileKind::External(external) => given(maker.options, external),
-        FileKind::Unix(_) | FileKind::Tcp(_) | FileKind::Udp(_) => sockets::make(maker, id, &file.kind),
+        FileKind::Unix(_) | FileKind::Tcp(_) | FileKind::Udp(_) | FileKind::Netlink(_) => {
+            sockets::make(maker, id, &file.kind)
+        }
         FileKind::Tty(_) => Err(Error::Impossible {
             object: format!("{:?}", file.kind),
             reason: "this kind cannot be made yet".to_owned(),
@@ -234,6 +237,7 @@ pub(crate) fn describe(kind: &FileKind) -> String {
         FileKind::Unix(_) => "a UNIX socket".to_owned(),
         FileKind::Tcp(_) => "a TCP socket".to_owned(),
         FileKind::Udp(_) => "a UDP socket".to_owned(),
+        FileKind::Netlink(_) => "a netlink socket".to_owned(),
         FileKind::PidFd(_) => "a pidfd".to_owned(),
         FileKind::Namespace(_) => "a namespace".to_owned(),
     }

@@ -39,6 +39,7 @@ pub(crate) fn begin(maker: &mut Maker<'_>) -> Result<()> {
     wanted.extend(model.files.iter().filter_map(|file| match &file.kind {
         FileKind::Tcp(tcp) => Some(tcp.net),
         FileKind::Udp(udp) => Some(udp.net),
+        FileKind::Netlink(netlink) => Some(netlink.net),
         _ => None,
     }));
     for ns in wanted {
@@ -70,6 +71,9 @@ pub(crate) fn make(maker: &mut Maker<'_>, id: FileId, kind: &FileKind) -> Result
             let kept = duplicate(&fd, kind)?;
             maker.sockets.asleep.udp.push((id, kept));
             Ok(fd)
+        }
+        FileKind::Netlink(netlink) => {
+            super::netlink::make(netlink, place(maker, netlink.net).net).map_err(failed(describe(kind)))
         }
         other => Err(Error::Impossible { object: super::describe(other), reason: "it is no socket".to_owned() }),
     }

@@ -1,6 +1,7 @@
 //! Sockets read and made again, in network namespaces of their own.
 
 mod tcp;
+mod tree;
 mod udp;
 mod unix;
 
