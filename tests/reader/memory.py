@@ -4,13 +4,13 @@ import hashlib
 import os
 import struct
 
-from kernel import attempt, read, text
+from kernel import attempt, error, read, text
 
 PAGE = 4096
+CPUS = os.cpu_count()
 SIZES = {"Rss", "Pss", "Pss_Dirty", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty", "Referenced",
          "Anonymous", "KSM", "LazyFree", "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb",
          "Private_Hugetlb", "Swap", "SwapPss", "Locked"}
-ZERO = bytes(PAGE)
 
 
 def head(line, devices):
@@ -76,23 +76,62 @@ def alike(a, b):
 
 
 def digest(pid, vma, mem, pagemap):
-    """SHA-256 of pages that are not zero, with their addresses: a list of (page, digest) pairs hashed per mapping.
+    """Pages that are not zero, with their digests.
 
-    Of private file mappings only pages that were written count; the file holds the others."""
-    private = vma["perms"][3] == "p"
+    Of private mappings those that do not belong to the file behind them; of shared memory without a name all that the
+    object has, whoever has touched it; other files hold their contents themselves."""
+    if vma["perms"][3] == "p":
+        return private_pages(vma, mem, pagemap)
+    if not isinstance(vma["file"], dict):
+        return []
+    try:
+        file = os.open(f"/proc/{pid}/map_files/{vma['start']:x}-{vma['end']:x}", os.O_RDONLY)
+    except OSError as e:
+        return [error(e)]
+    try:
+        return pages(file, range(vma["start"], vma["end"], PAGE), vma["offset"] - vma["start"])
+    finally:
+        os.close(file)
+
+
+def private_pages(vma, mem, pagemap):
     total = []
     for start in range(vma["start"], vma["end"], PAGE * 512):
         end = min(vma["end"], start + PAGE * 512)
         raw = attempt(os.pread, pagemap, (end - start) // PAGE * 8, start // PAGE * 8)
         if not isinstance(raw, bytes):
             return [raw]
-        for n, entry in enumerate(struct.unpack(f"{len(raw) // 8}Q", raw)):
-            there = entry >> 62 & 3
-            if private and (not there or entry >> 61 & 1) or not private and not there:
-                continue
-            page = attempt(os.pread, mem, PAGE, start + n * PAGE)
-            if isinstance(page, bytes) and page != ZERO:
-                total.append([hex(start + n * PAGE), hashlib.sha256(page).hexdigest()[:16]])
+        entries = struct.unpack(f"{len(raw) // 8}Q", raw)
+        # In memory or swapped out (bits 63, 62), and not a page of the file (bit 61).
+        there = [start + n * PAGE for n, entry in enumerate(entries) if entry >> 62 & 3 and not entry >> 61 & 1]
+        total += pages(mem, there, 0)
+    return total
+
+
+def without_rseq(page):
+    """With zeros where a thread's `struct rseq` may be: the kernel writes there on which processor the thread runs.
+
+    Found by its form (32 bytes, aligned): the same small number twice, no critical section, no flags, a small node and
+    a small concurrency id."""
+    words = memoryview(page).cast("I")
+    found = None
+    for at in range(0, len(words), 8):
+        cpu = words[at]
+        if cpu == words[at + 1] and cpu < CPUS and not (words[at + 2] or words[at + 3] or words[at + 4]):
+            if words[at + 5] < 64 and words[at + 6] < 4096 and (cpu or words[at + 6]):
+                found = found or bytearray(page)
+                found[at * 4:at * 4 + 28] = bytes(28)
+    return bytes(found) if found else page
+
+
+def pages(file, addresses, shift):
+    """[address, digest] of each page that can be read and is not zero; it lies in the file at its address plus `shift`."""
+    total = []
+    for address in addresses:
+        page = attempt(os.pread, file, PAGE, address + shift)
+        if isinstance(page, bytes) and page.strip(b"\0"):
+            page = without_rseq(page)
+            total.append([hex(address), hashlib.sha256(page).hexdigest()[:16]])
     return total
 
 
