@@ -7,7 +7,6 @@ use crate::{
         preflight::{self, Findings},
     },
     failure::{Failure, Result},
-    proc::table::Table,
 };
 
 /// Looks at a target while it runs. `ends_here` tells what to do about whoever would start the target again; `None` for
@@ -17,10 +16,9 @@ use crate::{
 /// `/proc` cannot be read.
 pub fn look(target: &Target, resolved: &Resolved, policy: &Policy, ends_here: Option<Supervisor>) -> Result<Findings> {
     let failed = |e: &(dyn std::error::Error + 'static)| Failure::of(format!("Cannot look at {target}"), e);
-    let table = Table::read().map_err(|e| failed(&e))?;
-    let mut findings = preflight::run(&table, &resolved.processes, policy).map_err(|e| failed(&e))?;
+    let mut findings = preflight::run(&resolved.table, &resolved.processes, policy).map_err(|e| failed(&e))?;
     if let Some(choice) = ends_here {
-        findings.blockers.extend(supervisor::blockers(&table, &resolved.roots, &resolved.processes, choice));
+        findings.blockers.extend(supervisor::blockers(&resolved.table, &resolved.roots, &resolved.processes, choice));
     }
     Ok(findings)
 }

@@ -28,6 +28,8 @@ pub struct Resolved {
     pub freezer: Option<Freezer>,
     /// Directory of the first root, opened before this answer was given: it tells whether the root is still the same.
     pub dir: ProcDir,
+    /// Processes of this host at that moment; those outside the target in brief, perhaps.
+    pub table: Table,
 }
 
 /// A target that names nothing, or too much.
@@ -121,10 +123,14 @@ impl Resolved {
 /// # Errors
 /// See [`TargetError`].
 pub fn resolve(target: &Target) -> Result<Resolved, TargetError> {
-    let table = Table::read()?;
+    let table = match target {
+        Target::Pid(pid) => Table::around(*pid)?,
+        Target::PidFile(path) => Table::around(pid_file(path)?)?,
+        Target::Unit(_) | Target::Cgroup(_) => Table::read()?,
+    };
     let found = match target {
         Target::Pid(pid) => one(&table, *pid)?,
-        Target::PidFile(path) => one(&table, pid_file(&table, path)?)?,
+        Target::PidFile(path) => vec![fresh(&table, path, pid_file(path)?)?],
         Target::Unit(name) => within(&table, &unit_path(&table, name, target)?, Some("unit")),
         Target::Cgroup(path) => within(&table, &cgroup_path(path), None),
     };
@@ -139,7 +145,7 @@ pub fn resolve(target: &Target) -> Result<Resolved, TargetError> {
         processes.extend(table.tree(*root).into_iter().filter(|pid| seen.insert(*pid)));
     }
     let freezer = cgroupfs::freezer_of(&table, &processes, &cgroupfs::hierarchies()?);
-    Ok(Resolved { roots, processes, freezer, dir })
+    Ok(Resolved { roots, processes, freezer, dir, table })
 }
 
 fn one(table: &Table, pid: Pid) -> Result<Vec<Pid>, TargetError> {
@@ -160,7 +166,7 @@ const PID_FILE_MAX: u64 = 64;
 /// got the number of a process that ended.
 const CLOCK_ERROR: Duration = Duration::from_secs(10);
 
-fn pid_file(table: &Table, path: &Path) -> Result<Pid, TargetError> {
+fn pid_file(path: &Path) -> Result<Pid, TargetError> {
     let wrong = |why: String| TargetError::PidFile { path: path.to_owned(), why };
     let metadata = std::fs::metadata(path).map_err(|e| wrong(e.to_string()))?;
     if !metadata.is_file() || metadata.len() > PID_FILE_MAX {
@@ -169,9 +175,15 @@ fn pid_file(table: &Table, path: &Path) -> Result<Pid, TargetError> {
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     let word = text.split_whitespace().next().unwrap_or_default();
     let pid = word.parse().ok().filter(|pid| *pid > 0).map(Pid);
-    let pid = pid.ok_or_else(|| wrong("its first word is not a process id".into()))?;
+    pid.ok_or_else(|| wrong("its first word is not a process id".into()))
+}
+
+/// The process whose id stands in a file, unless it is younger than the file.
+fn fresh(table: &Table, path: &Path, pid: Pid) -> Result<Pid, TargetError> {
+    let wrong = |why: String| TargetError::PidFile { path: path.to_owned(), why };
     let row = table.get(pid).ok_or_else(|| wrong(format!("process {pid} has ended")))?;
-    if let (Ok(written), Some(started)) = (metadata.modified(), started(row))
+    let written = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    if let (Ok(written), Some(started)) = (written, started(row))
         && started > written + CLOCK_ERROR
     {
         let comm = &row.stat.comm;

@@ -1,6 +1,9 @@
 //! Where cgroup hierarchies are mounted (cgroups(7)), and which cgroup holds a set of processes and nobody else.
 
-use super::{ProcDir, Result, table::Table};
+use super::{
+    ProcDir, Result,
+    table::{Row, Table},
+};
 use crate::image::{Pid, ns::mnt::Mount};
 use std::{
     collections::HashSet,
@@ -93,17 +96,17 @@ pub fn freezer_of(table: &Table, processes: &[Pid], hierarchies: &[Hierarchy]) -
     let usable = |h: &&Hierarchy| h.is_v2() || h.controllers.split(',').any(|c| c == "freezer");
     let mut candidates: Vec<&Hierarchy> = hierarchies.iter().filter(usable).collect();
     candidates.sort_by_key(|h| !h.is_v2());
+    let mut buf = Vec::new();
     candidates.into_iter().find_map(|hierarchy| {
-        let path_of = |pid: &Pid| {
-            let row = table.get(*pid)?;
-            row.cgroups.iter().find(|l| l.controllers == hierarchy.controllers).map(|l| l.path.0.as_slice())
+        let of = |row: &Row, buf: &mut Vec<u8>| {
+            let lines = row.read_cgroups(buf).ok()?;
+            lines.iter().find(|l| l.controllers == hierarchy.controllers).map(|l| l.path.0.clone())
         };
-        let paths: Option<Vec<&[u8]>> = processes.iter().map(path_of).collect();
-        let path = common(paths?.into_iter()).filter(|path| !path.is_empty() && *path != b"/")?;
-        let alone = table
-            .rows()
-            .iter()
-            .all(|row| wanted.contains(&row.pid) || path_of(&row.pid).is_none_or(|other| !is_within(other, path)));
+        let paths: Option<Vec<Vec<u8>>> = processes.iter().map(|pid| of(table.get(*pid)?, &mut buf)).collect();
+        let paths = paths?;
+        let path = common(paths.iter().map(Vec::as_slice)).filter(|path| !path.is_empty() && *path != b"/")?;
+        let mut others = table.rows().iter().filter(|row| !wanted.contains(&row.pid));
+        let alone = others.all(|row| of(row, &mut buf).is_none_or(|other| !is_within(&other, path)));
         alone.then(|| hierarchy.dir(path)).flatten().map(|dir| Freezer { dir, v2: hierarchy.is_v2() })
     })
 }

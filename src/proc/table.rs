@@ -2,12 +2,16 @@
 
 use super::{ProcDir, Result, cgroup, stat::Stat, status::Memory, task};
 use crate::image::Pid;
-use std::collections::{HashMap, HashSet};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 /// `PF_KTHREAD`: belongs to the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
-/// One process.
+/// One process. Kernel threads, and processes outside the tree in a table made by [`Table::around`], have `stat` alone; what
+/// else is here is then empty.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// Its process id.
@@ -44,6 +48,14 @@ impl Row {
         self.ns_pid.len() > 1 && self.ns_pid.last() == Some(&1)
     }
 
+    /// Its cgroups, read now if they have not been.
+    pub fn read_cgroups(&self, buf: &mut Vec<u8>) -> Result<Cow<'_, [cgroup::Line]>> {
+        if self.is_kernel() || !self.cgroups.is_empty() {
+            return Ok(Cow::Borrowed(&self.cgroups));
+        }
+        ProcDir::open(self.pid)?.cgroup(buf).map(Cow::Owned)
+    }
+
     /// The path in cgroup version 2, or in systemd's own hierarchy of version 1 where that is the one it uses.
     pub fn systemd_path(&self) -> Option<&[u8]> {
         let of =
@@ -60,18 +72,33 @@ pub struct Table {
     children: HashMap<Pid, Vec<Pid>>,
 }
 
-fn row(pid: Pid, buf: &mut Vec<u8>) -> Result<Row> {
+/// The row of a process with `stat` alone.
+fn brief(pid: Pid, buf: &mut Vec<u8>) -> Result<(Row, ProcDir)> {
     let dir = ProcDir::open(pid)?;
     let stat = dir.stat(buf)?;
-    if stat.flags & PF_KTHREAD != 0 {
-        // Half of the processes of an idle host; nothing else of them is of interest.
-        let (ns_pid, cgroups) = (vec![pid.0], Vec::new());
-        return Ok(Row { pid, stat, uids: [0; 4], memory: None, ns_pid, tracer: 0, seccomp: 0, cgroups });
+    let (ns_pid, cgroups) = (vec![pid.0], Vec::new());
+    Ok((Row { pid, stat, uids: [0; 4], memory: None, ns_pid, tracer: 0, seccomp: 0, cgroups }, dir))
+}
+
+/// Reads the rest. Kernel threads are half of the processes of an idle host, and nothing else of them is of interest.
+fn complete(row: &mut Row, dir: &ProcDir, buf: &mut Vec<u8>) -> Result<()> {
+    if row.is_kernel() {
+        return Ok(());
     }
     let status = dir.status(buf)?;
-    let cgroups = dir.cgroup(buf)?;
-    let (uids, memory, ns_pid) = (status.uids, status.memory, status.ns_pid);
-    Ok(Row { pid, stat, uids, memory, ns_pid, tracer: status.tracer_pid, seccomp: status.seccomp, cgroups })
+    (row.uids, row.memory, row.ns_pid) = (status.uids, status.memory, status.ns_pid);
+    (row.tracer, row.seccomp) = (status.tracer_pid, status.seccomp);
+    row.cgroups = dir.cgroup(buf)?;
+    Ok(())
+}
+
+/// Nothing, for a process that has ended.
+fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.is_gone() => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 impl Table {
@@ -83,13 +110,32 @@ impl Table {
         let mut buf = Vec::new();
         let mut rows = Vec::new();
         for pid in task::processes()? {
-            match row(pid, &mut buf) {
-                Ok(row) => rows.push(row),
-                Err(e) if e.is_gone() => {}
-                Err(e) => return Err(e),
-            }
+            let row = brief(pid, &mut buf).and_then(|(mut row, dir)| {
+                complete(&mut row, &dir, &mut buf)?;
+                Ok(row)
+            });
+            rows.extend(unless_gone(row)?);
         }
         Ok(Self::of(rows))
+    }
+
+    /// The same, but of processes outside the tree below `root` only `stat`: several times as fast.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn around(root: Pid) -> Result<Self> {
+        let mut buf = Vec::new();
+        let mut rows = Vec::new();
+        for pid in task::processes()? {
+            rows.extend(unless_gone(brief(pid, &mut buf))?.map(|(row, _)| row));
+        }
+        let mut table = Self::of(rows);
+        for pid in table.tree(root) {
+            let row = &mut table.rows[table.index[&pid]];
+            // One that has ended since keeps what is known: whoever looks at it next will see that it is gone.
+            unless_gone(ProcDir::open(pid).and_then(|dir| complete(row, &dir, &mut buf)))?;
+        }
+        Ok(table)
     }
 
     /// A table of given rows.
@@ -164,6 +210,16 @@ pub(crate) mod tests {
         assert!(table.ancestors(own).contains(&table.get(own).unwrap().parent()));
         assert!(table.tree(table.get(own).unwrap().parent()).contains(&own));
         assert!(table.tree(Pid(-5)).is_empty());
+    }
+
+    #[test]
+    fn around_a_process_only_its_tree_is_complete() {
+        let own = Pid(std::process::id() as i32);
+        let table = Table::around(own).unwrap();
+        assert!(table.get(own).unwrap().memory.is_some());
+        let parent = table.get(table.get(own).unwrap().parent()).unwrap();
+        assert!(parent.memory.is_none() && parent.cgroups.is_empty());
+        assert!(!parent.read_cgroups(&mut Vec::new()).unwrap().is_empty());
     }
 
     proptest! {

@@ -7,4 +7,5 @@ mod moves;
 mod reader;
 mod sockets;
 mod ssh;
+mod traces;
 mod zoo;

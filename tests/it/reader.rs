@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 /// Ends the process when the test is over, also when it failed.
-struct Ended(Child);
+pub struct Ended(pub Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
@@ -14,26 +14,43 @@ impl Drop for Ended {
     }
 }
 
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader")
+}
+
 fn reader(args: &[&str]) -> Output {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/state.py");
-    Command::new("python3").arg(script).args(args).output().expect("python3 is installed")
+    Command::new("python3").arg(folder().join("state.py")).args(args).output().expect("python3 is installed")
 }
 
-fn capture(pid: u32, file: &Path) {
-    let output = reader(&["capture", "--memory", &pid.to_string(), "-o", file.to_str().unwrap()]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+/// All that the kernel shows of a process tree at one moment.
+pub struct Reading {
+    /// Holds the file below.
+    _dir: tempfile::TempDir,
+    file: PathBuf,
 }
 
-fn compare(a: &Path, b: &Path) -> (bool, String) {
-    let output = reader(&["compare", a.to_str().unwrap(), b.to_str().unwrap()]);
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-    (output.status.success(), String::from_utf8(output.stdout).unwrap())
-}
+impl Reading {
+    /// Reads the tree below `pid`, contents of its memory included: it has to be quiet.
+    pub fn of(pid: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("reading.json");
+        let output = reader(&["capture", "--memory", &pid.to_string(), "-o", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self { _dir: dir, file }
+    }
 
-fn files() -> (tempfile::TempDir, PathBuf, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let (a, b) = (dir.path().join("before.json"), dir.path().join("after.json"));
-    (dir, a, b)
+    /// Differences of a later reading, a line each; empty if there are none but those that `allow.toml`, and the files
+    /// named (of `tests/reader/`), permit.
+    pub fn differences(&self, after: &Self, allow: &[&str]) -> String {
+        let allow: Vec<String> =
+            allow.iter().flat_map(|f| ["--allow".into(), folder().join(f).to_str().unwrap().to_owned()]).collect();
+        let mut args = vec!["compare", self.file.to_str().unwrap(), after.file.to_str().unwrap()];
+        args.extend(allow.iter().map(String::as_str));
+        let output = reader(&args);
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        if output.status.success() { String::new() } else { text }
+    }
 }
 
 /// A tree with a pipe, a socket pair, an epoll instance, threads, a child and a zombie; says a line when it is ready.
@@ -68,49 +85,46 @@ fn an_unchanged_tree_has_no_difference_and_changes_are_named() {
     let pid = child.0.id();
     let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
-    let (_dir, a, b) = files();
-    capture(pid, &a);
-    capture(pid, &b);
-    assert_eq!(compare(&a, &b), (true, "no difference\n".into()));
+    let before = Reading::of(pid);
+    assert_eq!(before.differences(&Reading::of(pid), &[]), "");
 
     child.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
     assert_eq!(lines.next().unwrap().unwrap(), "changed");
-    capture(pid, &b);
+    let after = Reading::of(pid);
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     for child in children.split_whitespace() {
         let kill =
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.parse().unwrap()), nix::sys::signal::SIGKILL);
         kill.expect("the child, a zombie or not, is still ours to signal");
     }
-    let (same, differences) = compare(&a, &b);
-    assert!(!same);
+    let differences = before.differences(&after, &[]);
     assert!(differences.contains("/ duplicate / unread: 5 -> 4"), "{differences}");
     assert!(differences.contains("/ stat / nice: 0 -> 3"), "{differences}");
 }
 
 #[test]
 fn two_runs_of_a_program_differ_in_their_layout_only_where_they_do() {
-    let (_dir, a, b) = files();
-    for file in [&a, &b] {
-        // Without randomisation two runs of a static binary look alike but for their ids.
+    let readings = [(); 2].map(|()| {
+        // Without randomisation two runs of a program look alike but for their ids.
         let child =
             Ended(Command::new("setarch").args(["-R", "sleep", "300"]).spawn().expect("util-linux is installed"));
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        capture(child.0.id(), file);
-    }
-    let (same, differences) = compare(&a, &b);
-    assert!(!same, "other process ids must be seen");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        Reading::of(child.0.id())
+    });
+    let differences = readings[0].differences(&readings[1], &[]);
+    assert!(!differences.is_empty(), "other process ids must be seen");
     assert!(!differences.contains("/ memory /"), "{differences}");
 }
 
 #[test]
 fn an_allow_list_without_reasons_is_refused() {
-    let (dir, a, b) = files();
-    std::fs::write(&a, "{}").unwrap();
-    std::fs::write(&b, "{}").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let empty = dir.path().join("empty.json");
+    std::fs::write(&empty, "{}").unwrap();
     let allow = dir.path().join("allow.toml");
     std::fs::write(&allow, "[[allow]]\npath = \"x\"\nrule = \"ignore\"\nreason = \"\"\n").unwrap();
-    let output = reader(&["compare", a.to_str().unwrap(), b.to_str().unwrap(), "--allow", allow.to_str().unwrap()]);
+    let output =
+        reader(&["compare", empty.to_str().unwrap(), empty.to_str().unwrap(), "--allow", allow.to_str().unwrap()]);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("reason"), "{output:?}");
 }

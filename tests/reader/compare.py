@@ -17,7 +17,8 @@ def number(value):
 
 
 class Allowed:
-    """Lines `path`, `rule`, `reason`. In a path `*` stands for one step and a leading `**` for any number of steps."""
+    """Lines `path`, `rule`, `reason`. In a path `*` stands for one step and a leading `**` for any number of steps. Steps that contain
+    slashes are written as a list."""
 
     def __init__(self, files):
         self.lines = []
@@ -26,7 +27,8 @@ class Allowed:
                 for line in tomllib.load(f)["allow"]:
                     if set(line) != {"path", "rule", "reason"} or not line["reason"] or line["rule"] not in RULES:
                         raise SystemExit(f"{file}: each line has path, rule and reason: {line}")
-                    self.lines.append((line["path"].split("/"), RULES[line["rule"]]))
+                    steps = line["path"] if isinstance(line["path"], list) else line["path"].split("/")
+                    self.lines.append((steps, RULES[line["rule"]]))
 
     def permits(self, path, a, b):
         for pattern, rule in self.lines:

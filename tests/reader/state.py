@@ -23,7 +23,7 @@ import memory  # noqa: E402
 import mounts  # noqa: E402
 import process  # noqa: E402
 from compare import compare  # noqa: E402
-from kernel import attempt, read, read_link, read_text  # noqa: E402
+from kernel import read, read_link, read_text  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -35,14 +35,15 @@ def capture(root, contents):
         for tid in [pid, *identity.tids(pid)]:
             statuses[tid] = identity.parse_status(read(f"/proc/{pid}/task/{tid}/status"))
     ids, devices = identity.Ids(root, statuses), identity.Devices()
-    namespaces = {}
-    for pid in ["self", *pids]:
-        key = (str(attempt(read_link, f"/proc/{pid}/ns/mnt")), str(read_link(f"/proc/{pid}/root")))
-        if key not in namespaces:
-            lines, facts = mounts.namespace(pid)
+    devices.see(mounts.namespace("self")[0])
+    namespaces, seen = {}, set()
+    for pid in pids:
+        key = (str(read_link(f"/proc/{pid}/ns/mnt")), str(read_link(f"/proc/{pid}/root")))
+        if key not in seen:
+            seen.add(key)
+            lines, namespaces[str(ids.inner[pid])] = mounts.namespace(pid)
             devices.see(lines)
-            namespaces[key] = (pid, facts)
-    facts = {"mounts": {str(ids.inner[pid]): m for pid, m in namespaces.values() if pid != "self"}, "processes": {}}
+    facts = {"mounts": namespaces, "processes": {}}
     for pid in pids:
         one = process.process(pid, ids, devices)
         if one["stat"]["state"] != "Z":

@@ -107,7 +107,7 @@ pub(super) fn mapped_outside(
     }
     let tree: HashSet<Pid> = tree.iter().copied().collect();
     let mut said = HashSet::new();
-    for row in table.rows().iter().filter(|row| !tree.contains(&row.pid) && row.memory.is_some()) {
+    for row in table.rows().iter().filter(|row| !tree.contains(&row.pid) && !row.is_kernel()) {
         let Ok(maps) = ProcDir::open(row.pid).and_then(|dir| dir.maps(buf)) else { continue };
         for mapping in maps.iter().filter(|m| is_nameless_shared(m)) {
             let key = (mapping.device, mapping.inode);

@@ -25,8 +25,7 @@ pub(super) fn tables(table: &Table, members: &[Member<'_>], found: &mut Vec<Bloc
         let compare = |a: Pid, b: Pid| kcmp(a, b, kind, 0, 0).ok();
         // The kernel's order is the same for all of this boot; a member that has ended sorts anywhere.
         inside.sort_by(|a, b| compare(a.row.pid, b.row.pid).unwrap_or(Ordering::Equal));
-        let outside =
-            table.rows().iter().filter(|r| !tree.contains(&r.pid) && r.memory.is_some() && !r.stat.is_zombie());
+        let outside = table.rows().iter().filter(|r| !tree.contains(&r.pid) && !r.is_kernel() && !r.stat.is_zombie());
         for row in outside {
             let at = inside.binary_search_by(|member| compare(member.row.pid, row.pid).unwrap_or(Ordering::Less));
             if let Ok(at) = at {
