@@ -3,7 +3,7 @@
 
 use crate::reader::{Ended, Reading};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Memory of several kinds, threads, a child, a pipe with data, an open file, signal handlers, timers that do not run.
@@ -68,6 +68,27 @@ fn end_tree(pid: u32) {
     for one in children.split_whitespace().map(|w| w.parse().unwrap()).chain([pid as i32]) {
         // Gone is as good as ended.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(one), nix::sys::signal::SIGKILL);
+    }
+}
+
+/// Directories of the cgroups that the engine has made for a process.
+fn own_cgroups(pid: u32) -> Vec<PathBuf> {
+    let memberships = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let paths = memberships.lines().filter_map(|line| line.splitn(3, ':').nth(2)?.strip_prefix("/migrate/"));
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+    let hierarchies: Vec<PathBuf> = hierarchies.chain(["/sys/fs/cgroup".into()]).collect();
+    let found = paths.flat_map(|path| hierarchies.iter().map(move |h| h.join("migrate").join(path)));
+    found.filter(|dir| dir.is_dir()).collect()
+}
+
+/// Removes cgroups whose processes have just been ended.
+fn remove(cgroups: &[PathBuf]) {
+    for dir in cgroups {
+        let gone = (0..100).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::fs::remove_dir(dir).is_ok() || !dir.exists()
+        });
+        assert!(gone, "{} stays behind", dir.display());
     }
 }
 
@@ -136,7 +157,9 @@ fn a_restored_tree_is_as_it_was() {
     assert!(ok, "{said}");
     let restored: u32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
     let after = Reading::of(restored);
+    let cgroups = own_cgroups(restored);
     end_tree(restored);
-    let allow: &[&str] = if restored == pid { &[] } else { &["new-pids.toml"] };
+    remove(&cgroups);
+    let allow: &[&str] = if restored == pid { &["scope.toml"] } else { &["scope.toml", "new-pids.toml"] };
     assert_eq!(before.differences(&after, allow), "");
 }
