@@ -134,7 +134,8 @@ mod tests {
         assert_eq!(report.probes.len(), Probe::ALL.len());
         let found = &report.targets[0];
         assert_eq!((&found.target, found.processes, found.threads, found.comm.as_str()), (&target, 1, 1, "sleep"));
-        assert_eq!(found.blockers, []);
+        // Descriptors that this test was started with are open in every child.
+        assert!(found.blockers.iter().all(|b| b.code.group() == 3), "{found:?}");
         assert!(found.memory_bytes > 0);
     }
 

@@ -104,7 +104,8 @@ impl ProcDir {
         }
     }
 
-    /// `timerslack_ns` of the task (also of a thread whose directory this is), nanoseconds.
+    /// `timerslack_ns` of the task, nanoseconds. The directories below `task/` have no such file: open a thread by its id as if
+    /// it were a process.
     ///
     /// # Errors
     /// See [`ProcDir::parsed`]; EPERM without CAP_SYS_NICE, but for the calling thread.
@@ -131,7 +132,7 @@ pub(super) mod tests {
         assert!((-1000..=1000).contains(&dir.oom_score_adj(&mut buf).unwrap()));
         assert!(dir.coredump_filter(&mut buf).unwrap().is_some());
         // A thread may always ask about itself; about another, the first of its process included, only with CAP_SYS_NICE.
-        let thread = dir.thread(crate::image::Pid(nix::unistd::gettid().as_raw())).unwrap();
+        let thread = ProcDir::open(crate::image::Pid(nix::unistd::gettid().as_raw())).unwrap();
         assert!(thread.timer_slack_ns(&mut buf).unwrap() > 0);
     }
 
