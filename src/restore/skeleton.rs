@@ -42,7 +42,7 @@ pub struct Skeleton {
 pub(super) const FOLLOW: u64 = options::TRACE_FORK | options::TRACE_VFORK | options::TRACE_CLONE;
 
 /// What skeletons are traced with: they die with us, and filters do not apply to what they do for us.
-fn trace_options(model: &Model) -> u64 {
+pub(super) fn trace_options(model: &Model) -> u64 {
     let confined = model.tasks.iter().flat_map(|t| &t.threads).any(|t| t.seccomp != Seccomp::Disabled);
     // Refused without CAP_SYS_ADMIN and to a program that has filters itself: only asked for where it is needed.
     let suspend = if confined { options::SUSPEND_SECCOMP } else { 0 };

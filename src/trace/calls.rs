@@ -65,7 +65,10 @@ impl Batch {
         let ids_at = self.bytes(&ids);
         let args = CloneArgs { set_tid: 0, set_tid_size: set_tid.len() as u64, ..*args };
         let args_at = self.value(&args);
-        self.relocate(args_at, std::mem::offset_of!(CloneArgs, set_tid), ids_at);
+        // The kernel refuses an address without a length.
+        if !set_tid.is_empty() {
+            self.relocate(args_at, std::mem::offset_of!(CloneArgs, set_tid), ids_at);
+        }
         let call = [args_at, size_of::<CloneArgs>().into()];
         if park { self.must_park(libc::SYS_clone3, &call) } else { self.must(libc::SYS_clone3, &call) }
     }

@@ -39,6 +39,8 @@ pub struct Description {
     pub info: FdInfo,
     /// What it is.
     pub class: Class,
+    /// [`eventfd_id`].
+    eventfd_id: u64,
     /// Our own duplicate of one in flight.
     kept: Option<OwnedFd>,
 }
@@ -80,8 +82,16 @@ impl Description {
     }
 }
 
-/// What descriptors of one description agree in.
-type Key = (u64, u64, u32, i64);
+/// What descriptors of one description agree in, whatever a process outside does with it meanwhile: device, inode, and
+/// the number of an eventfd.
+type Key = (u64, u64, u64);
+
+/// The number that tells eventfds apart (Linux 5.2); 0 for everything else.
+fn eventfd_id(fdinfo: &[u8]) -> u64 {
+    let line = fdinfo.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"eventfd-id:"));
+    let number = line.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.trim().parse().ok());
+    number.unwrap_or(0)
+}
 
 /// A POSIX, flock or OFD lock as shown for a descriptor of a table.
 #[derive(Debug, Clone, Copy)]
@@ -171,11 +181,12 @@ impl Descriptions {
         let link = dir.readlink(&name)?;
         let stat = dir.stat_of(&name)?;
         let info = dir.fdinfo(fd, buf)?;
+        let eventfd_id = eventfd_id(buf);
         let fs_magic = self.magic(dir, &name, stat.st_dev);
         let o_path = info.flags & libc::O_PATH as u32 != 0;
         let class = classify(Look { link: &link.0, mode: stat.st_mode, rdev: stat.st_rdev, fs_magic, o_path });
         let pid = dir.pid();
-        Ok(Description { holder: pid, pid, at: 0, fd, table: None, link, stat, info, class, kept: None })
+        Ok(Description { holder: pid, pid, at: 0, fd, table: None, link, stat, info, class, eventfd_id, kept: None })
     }
 
     fn magic(&mut self, dir: &ProcDir, name: &str, device: u64) -> i64 {
@@ -188,7 +199,8 @@ impl Descriptions {
     }
 
     fn identify(&mut self, description: Description) -> Result<FileId> {
-        let key = (description.stat.st_dev, description.stat.st_ino, description.flags(), description.info.pos);
+        let (dev, ino) = description.inode();
+        let key = (dev, ino, description.eventfd_id);
         let new = FileId::from(self.list.len());
         let known = self.by_key.entry(key).or_default();
         let list = &self.list;

@@ -3,8 +3,9 @@
 use super::Maker;
 use crate::image::fd::pidfd::PidFd;
 use crate::image::{NsPid, Pid, TaskId};
-use crate::restore::{Error, Result};
+use crate::restore::{Error, Result, skeleton};
 use crate::sys::{clone, fd, pidfd, wait};
+use crate::trace::Batch;
 use std::os::fd::OwnedFd;
 
 /// `PIDFD_THREAD`.
@@ -12,7 +13,7 @@ const THREAD: u32 = libc::O_EXCL as u32;
 
 /// A descriptor of a task of the tree, or of one that is gone.
 pub(crate) fn make(maker: &mut Maker<'_>, model: &PidFd, flags: u32) -> Result<OwnedFd> {
-    let Some(id) = model.pid else { return of_the_dead() };
+    let Some(id) = model.pid else { return of_the_dead(maker) };
     let failed = |errno| Error::System { operation: "pidfd_open", object: format!("process {id}"), errno };
     let pid = pid_of(maker, id).ok_or_else(|| Error::Impossible {
         object: format!("a pidfd of process {id}"),
@@ -32,13 +33,35 @@ fn pid_of(maker: &mut Maker<'_>, id: NsPid) -> Option<Pid> {
     maker.skeletons.task(task).threads.get(thread).map(crate::trace::remote::Remote::pid)
 }
 
-/// A descriptor of a process that has ended and was reaped.
-fn of_the_dead() -> Result<OwnedFd> {
+/// A descriptor of a process that has ended and was reaped. It was of the tree's own PID namespace, from where alone it
+/// can be used; so where the tree gets a new one, the process is made there.
+fn of_the_dead(maker: &mut Maker<'_>) -> Result<OwnedFd> {
     let failed = |operation| move |errno| Error::System { operation, object: "a pidfd".to_owned(), errno };
-    let child = clone::paused_child(0, libc::SIGCHLD, &[], None).map_err(failed("clone3"))?;
-    let pidfd = fd::pidfd_open(child).map_err(failed("pidfd_open"));
-    let killed = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.0), nix::sys::signal::SIGKILL);
-    killed.map_err(failed("kill"))?;
-    wait::wait(child).map_err(failed("wait"))?;
+    let end = |child: Pid| {
+        let killed = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.0), nix::sys::signal::SIGKILL);
+        killed.map_err(failed("kill"))?;
+        wait::wait(child).map(drop).map_err(failed("wait"))
+    };
+    if !maker.skeletons.new_pids {
+        let child = clone::paused_child(0, libc::SIGCHLD, &[], None).map_err(failed("clone3"))?;
+        let pidfd = fd::pidfd_open(child).map_err(failed("pidfd_open"));
+        end(child)?;
+        return pidfd;
+    }
+    let scratch = maker.skeletons.scratch;
+    let parent = match &mut maker.skeletons.init {
+        Some(init) => init,
+        None => maker.skeletons.leader(TaskId(0)).0,
+    };
+    parent.tracee().set_options(skeleton::trace_options(maker.model))?;
+    // Without an exit signal nobody is told of its end.
+    let child = skeleton::clone_from(parent, scratch, 0, 0, &[])?;
+    let pid = child.pid();
+    let pidfd = fd::pidfd_open(pid).map_err(failed("pidfd_open"));
+    drop(child);
+    end(pid)?;
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_wait4, &[(-1i32).into(), 0u64.into(), libc::__WCLONE.into(), 0u64.into()]);
+    parent.run_all(&scratch, &batch)?;
     pidfd
 }
