@@ -1,6 +1,7 @@
 //! The program `migrate`.
 
 use migrate_engine::agent::session;
+use migrate_engine::companion::tracker;
 
 fn main() -> std::process::ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
@@ -9,6 +10,11 @@ fn main() -> std::process::ExitCode {
         && entry == session::ENTRY
     {
         return session::main(argument).into();
+    }
+    if let [_, entry] = args.as_slice()
+        && tracker::is_entry(entry)
+    {
+        return tracker::main().into();
     }
     migrate_engine::cli::run(args).into()
 }

@@ -9,7 +9,6 @@
 //! So neither stopping, killing or upgrading the agent, nor the end of ssh, ends a session, and still less a target that
 //! was restored by one. TLS is spoken by the session process; the agent holds no key in its memory.
 
-mod detach;
 mod listen;
 mod notify;
 mod route;

@@ -1,9 +1,9 @@
 //! The process of one session: it authenticates the peer, exchanges versions, collects the bulk connections, and serves
 //! what the session is for. It is a re-exec of this program with the connection as standard input.
 
-use super::detach;
 use crate::migration::MoveError;
 use crate::ops::receive;
+use crate::companion::detach;
 use crate::sys::pass_fd;
 use crate::transport::frame::FrameKind;
 use crate::transport::hello::{self, HostFacts, Purpose};
@@ -106,7 +106,7 @@ pub fn main(argument: &OsStr) -> u8 {
     };
     // Without a file there is nothing that can fail.
     let _ = crate::ui::log::begin(spec.verbose, None);
-    detach::leave_the_agent();
+    detach::leave_the_caller();
     match run(&spec) {
         Ok(()) => 0,
         Err(error) => {

@@ -1,6 +1,9 @@
 //! `migrate cancel`.
 
-use crate::ops::options::CancelOptions;
+use super::Context;
+use crate::failure::Failure;
+use crate::ops::{self, options::CancelOptions};
+use crate::ui;
 
 /// End the tracker that a pre-dump has left
 #[derive(Debug, Clone, clap::Args)]
@@ -11,6 +14,16 @@ pub struct Args {
 }
 
 impl Args {
+    /// Ends the session and prints its id.
+    ///
+    /// # Errors
+    /// No such session, or several.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        let id = ops::cancel::run(&self.options())?;
+        ui::agent::cancelled(&id, &context.settings);
+        Ok(0)
+    }
+
     /// The choices as the engine takes them.
     pub fn options(&self) -> CancelOptions {
         CancelOptions { session: self.session.clone() }

@@ -52,8 +52,10 @@ enum Verb {
     Agent(agent::Args),
     Keygen(keygen::Args),
     Dump(dump::Args),
+    PreDump(pre_dump::Args),
     Restore(restore::Args),
     Move(r#move::Args),
+    Cancel(cancel::Args),
 }
 
 impl Verb {
@@ -67,8 +69,10 @@ impl Verb {
             Self::Agent(args) => args.run(context),
             Self::Keygen(args) => args.run(context),
             Self::Dump(args) => args.run(context),
+            Self::PreDump(args) => args.run(context),
             Self::Restore(args) => args.run(context),
             Self::Move(args) => args.run(context),
+            Self::Cancel(args) => args.run(context),
         }
     }
 }

@@ -13,6 +13,7 @@ const NOT_YET: &[(&str, &str)] = &[
     ("dump", "files"),
     ("dump", "move-address"),
     ("dump", "cgroup"),
+    ("pre-dump", "bandwidth"),
     ("restore", "dry-run"),
     ("restore", "cpu"),
     ("restore", "tcp"),

@@ -1,6 +1,9 @@
 //! `migrate pre-dump`.
 
+use super::Context;
 use super::options::memory::MemoryArgs;
+use crate::failure::Failure;
+use crate::ops;
 use crate::ops::options::PreDumpOptions;
 use crate::ops::words::{SessionId, Target, Time};
 use std::path::PathBuf;
@@ -28,6 +31,17 @@ pub struct Args {
 }
 
 impl Args {
+    /// Saves the target's memory.
+    ///
+    /// # Errors
+    /// None here: a failure is shown as the session's result.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        let options = self.options();
+        let session = context.session(options.session, Some(self.target.to_string()), false);
+        let result = ops::pre_dump::run(&options, &session);
+        Ok(session.finish(result))
+    }
+
     /// The choices as the engine takes them.
     pub fn options(&self) -> PreDumpOptions {
         PreDumpOptions {

@@ -1,1 +1,7 @@
-//! companion
+//! Small processes of ours that hold something for longer than a command runs.
+//!
+//! Each is this program started again with a hidden first word: no threads, no descriptor but those it was handed, a session
+//! of its own, outside the caller's cgroup.
+
+pub mod detach;
+pub mod tracker;

@@ -124,6 +124,11 @@ impl Tree {
         self.backend
     }
 
+    /// What rounds called address spaces that are gone.
+    pub fn dead(&self) -> &[Space] {
+        &self.dead
+    }
+
     /// The address spaces.
     pub fn watched(&mut self) -> &mut Vec<Watched> {
         &mut self.watched

@@ -1,5 +1,6 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
+pub mod cancel;
 pub mod check;
 pub mod container;
 pub mod dump;
@@ -11,6 +12,7 @@ pub mod move_;
 pub mod options;
 pub mod outcome;
 pub mod places;
+pub mod pre_dump;
 pub mod preflight;
 pub mod receive;
 pub mod restore;

@@ -20,6 +20,18 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: u32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// close_range(2), Linux 5.9: closes every descriptor from this number on. Only for a process that has not opened any yet.
+pub fn close_from(first: u32) -> Result<()> {
+    // SAFETY: called before anything in this process owns a descriptor of such a number.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// dup2(2) onto standard input.
+pub fn replace_stdin(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: standard input has no owner that could be confused by another file behind it.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), 0) }.into()).map(drop)
+}
+
 /// Most descriptors in one message (`SCM_MAX_FD`).
 pub const RIGHTS_MAX: usize = 253;
 

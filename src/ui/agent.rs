@@ -1,4 +1,4 @@
-//! What `agent` and `keygen` say.
+//! What `agent`, `keygen` and `cancel` say.
 
 use super::json::{Object, Stamp};
 use super::{Settings, Stream, put};
@@ -24,5 +24,15 @@ pub fn key(made: &Made, settings: &Settings) {
     if !settings.quiet {
         let peers = made.peers.display();
         put(Stream::Err, &format!("add this line to {peers} of the other host, and its line to {peers} here\n"));
+    }
+}
+
+/// A session was ended: its id.
+pub fn cancelled(id: &str, settings: &Settings) {
+    if settings.json {
+        let fields = Object::default().with("ok", true).with("exit", 0).with("verb", "cancel");
+        put(Stream::Out, &Stamp::begin(SessionId::random()).line("result", fields.with("cancelled", id)));
+    } else {
+        put(Stream::Out, &format!("{id}\n"));
     }
 }

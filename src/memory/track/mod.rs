@@ -123,6 +123,11 @@ pub trait Tracking: Send + std::fmt::Debug {
     /// Ends the tracking without a long hold on the address space.
     fn end(self: Box<Self>);
 
+    /// What is registered, for a tracker process.
+    fn tracked(&self) -> Option<&RangeSet> {
+        None
+    }
+
     /// The userfaultfd, for a tracker process.
     fn into_fd(self: Box<Self>) -> Option<std::os::fd::OwnedFd> {
         None

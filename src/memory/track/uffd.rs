@@ -65,11 +65,6 @@ impl Uffd {
         Self { fd, tracked, buf: Vec::new() }
     }
 
-    /// What is registered.
-    pub fn tracked(&self) -> &RangeSet {
-        &self.tracked
-    }
-
     fn covers(&self, area: &Area) -> bool {
         let pages = area.pages();
         self.tracked.iter().any(|t| t.first <= pages.first && pages.end() <= t.end())
@@ -214,6 +209,10 @@ impl Tracking for Uffd {
                 let _ = sys::unregister(self.fd.as_fd(), piece.start_byte(), piece.bytes());
             }
         }
+    }
+
+    fn tracked(&self) -> Option<&RangeSet> {
+        Some(&self.tracked)
     }
 
     fn into_fd(self: Box<Self>) -> Option<OwnedFd> {

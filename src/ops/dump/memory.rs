@@ -3,16 +3,22 @@
 use super::Job;
 use super::place::{Place, Sink};
 use crate::collect::{ShmemSource, Sources, mm::Mappings};
+use crate::companion::tracker::{self, Kept};
 use crate::failure::{Failure, Result};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid, ShmemId};
 use crate::memory::pipeline::dump_pages;
-use crate::memory::rounds::{Residual, Tree, worth_watching};
+use crate::memory::rounds::{Residual, Tree, Watched, worth_watching};
 use crate::memory::scan;
-use crate::ops::Event;
+use crate::memory::store::Mark;
+use crate::memory::track::{Backend, Tracking, uffd::Uffd};
+use crate::memory::{RangeSet, Space};
 use crate::ops::outcome::Round;
+use crate::ops::places::Places;
+use crate::ops::{Event, Events};
+use crate::proc::ProcDir;
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -76,14 +82,94 @@ pub(crate) fn progress<'j>(job: &'j Job<'_>, phase: &'static str, total: u64) ->
     }
 }
 
+/// What the tracker of a pre-dump has kept.
+pub(crate) struct Taken {
+    kept: Kept,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Taken {
+    /// Takes over from the tracker of this tree, if there is one. It ends.
+    pub fn of(root: Pid) -> Option<Self> {
+        let start_time = ProcDir::open(root).and_then(|d| d.stat(&mut Vec::new())).ok()?.starttime;
+        let (kept, descriptors) = tracker::take_over(&Places::here().run, root, start_time)?;
+        Some(Self { kept, descriptors })
+    }
+
+    /// What was tracked fits this image's parent: says so to the image. Otherwise the tracking ends.
+    pub fn fitting(self, place: &mut Place, events: &dyn Events) -> Option<Self> {
+        if place.parent_id() == Some(&self.kept.image) {
+            place.tracked_since_parent();
+            return Some(self);
+        }
+        if place.parent_id().is_some() {
+            warn_compared(events);
+        }
+        for (space, fd) in self.kept.spaces.iter().zip(self.descriptors) {
+            Box::new(Uffd::new(fd, tracker::set(&space.tracked))).end();
+        }
+        None
+    }
+
+    fn watched(self) -> Vec<Watched> {
+        let mut all = Vec::new();
+        for (space, fd) in self.kept.spaces.into_iter().zip(self.descriptors) {
+            let Ok(dir) = ProcDir::open(Pid(space.pid)) else { continue };
+            if !dir.stat(&mut Vec::new()).is_ok_and(|s| s.starttime == space.start_time) {
+                continue;
+            }
+            all.push(Watched {
+                dir,
+                start_time: space.start_time,
+                // Named by the tree it becomes part of.
+                space: Space::Mm(MmId(u32::MAX)),
+                tracking: Some(Box::new(Uffd::new(fd, tracker::set(&space.tracked)))),
+                shipped: RangeSet::new(),
+                owed: tracker::set(&space.owed),
+            });
+        }
+        all
+    }
+}
+
+/// Says that nothing tells which pages were written since the parent image.
+pub(crate) fn warn_compared(events: &dyn Events) {
+    let text = "no tracker has followed the target since the parent image was made: every page is compared with it";
+    events.event(Event::Warning(text.to_owned()));
+}
+
+/// Begins to watch a tree, or goes on where a tracker has left off: then everything is as in the parent image but for what
+/// the first round finds.
+pub(crate) fn begin(job: &Job<'_>, sink: &Sink<'_>, place: &Place, taken: Option<Taken>) -> Result<Tree> {
+    let cannot = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot watch the target's memory", e);
+    let Some(taken) = taken else { return Tree::watch(job.root, sink.backend()).map_err(|e| cannot(&e)) };
+    let mut tree = Tree::resume(job.root, Backend::WriteProtect, taken.watched());
+    for watched in tree.watched() {
+        let identity = super::place::identity(watched.dir.pid(), watched.start_time);
+        match place.pages_of_parent(identity) {
+            Some(pages) => {
+                for range in pages.iter() {
+                    sink.get().mark(watched.space, range, Mark::Parent).map_err(|e| cannot(&e))?;
+                }
+                watched.shipped = pages;
+            }
+            // Unknown to the parent image: registered anew, and so taken as a whole.
+            None => {
+                let fd = watched.tracking.take().and_then(|t| t.into_fd());
+                watched.tracking = fd.map(|fd| -> Box<dyn Tracking> { Box::new(Uffd::new(fd, RangeSet::new())) });
+            }
+        }
+    }
+    Ok(tree)
+}
+
 /// Takes the memory in rounds, if that makes the pause shorter.
-pub(crate) fn run(job: &Job<'_>, sink: &Sink<'_>, place: &Place) -> Result<Rounds> {
+pub(crate) fn run(job: &Job<'_>, sink: &Sink<'_>, place: &Place, taken: Option<Taken>) -> Result<Rounds> {
     let mut rounds = Rounds::none();
-    if !worth_watching(job.resident_bytes, job.processes.into()) {
+    if taken.is_none() && !worth_watching(job.resident_bytes, job.processes.into()) {
         return Ok(rounds);
     }
-    let cannot = |e: crate::memory::track::TrackError| Failure::of("cannot watch the target's memory", &e);
-    let mut tree = Tree::watch(job.root, sink.backend()).map_err(cannot)?;
+    let mut tree = begin(job, sink, place, taken)?;
     let mut began = Instant::now();
     loop {
         let pages = one(job, sink, place, &mut tree, &mut rounds, &mut began)?;

@@ -4,7 +4,7 @@
 //! else, a last look at the page tables, and the pages that were written since. A target that is to run on goes on as soon as
 //! those pages are copied to our memory; one that is to end does so after the image is complete, synced and renamed.
 
-mod memory;
+pub(super) mod memory;
 pub(super) mod place;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
@@ -23,7 +23,7 @@ use crate::net::lock::NetLock;
 use crate::net::nft::PacketLock;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
-use memory::Rounds;
+use memory::{Rounds, Taken};
 use place::{Place, Sink};
 use std::time::{Duration, Instant};
 
@@ -60,9 +60,18 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         resident_bytes: findings.memory_bytes,
         processes: findings.processes,
     };
-    let place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;
+    let mut place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;
+    let taken = match Taken::of(root) {
+        // Without rounds everything is compared.
+        Some(taken) if !options.stop_first => taken.fitting(&mut place, events),
+        _ if options.parent.is_some() => {
+            memory::warn_compared(events);
+            None
+        }
+        _ => None,
+    };
     let sink = Sink::of(&place, backend(options.memory.track)?);
-    let mut rounds = if options.stop_first { Rounds::none() } else { memory::run(&job, &sink, &place)? };
+    let mut rounds = if options.stop_first { Rounds::none() } else { memory::run(&job, &sink, &place, taken)? };
     let undone = || interrupt::check().map_err(|failure| failure.target(TargetState::Running));
     undone()?;
     let mut paused = pause(options, &job, &policy, &place, &sink, &mut rounds, &mut outcome)?;

@@ -4,7 +4,6 @@ use crate::collect::{ShmemSource, Sources, host};
 use crate::failure::{Failure, FailureKind, Result};
 use crate::image::manifest::{HostSummary, Kind};
 use crate::image::{MmId, Model, Pid, ShmemId};
-use crate::memory::Space;
 use crate::memory::pipeline::Against;
 use crate::memory::rounds::Tree;
 use crate::memory::store::{
@@ -12,6 +11,7 @@ use crate::memory::store::{
     StoreError, StoredPages, StreamWriter, free_bytes,
 };
 use crate::memory::track::{Backend, hash::Sieve};
+use crate::memory::{RangeSet, Space};
 use crate::ops::options::{DumpOptions, ImagePlace};
 use crate::proc::ProcDir;
 use std::collections::HashMap;
@@ -28,8 +28,17 @@ enum Out {
 /// An image in the making.
 pub(crate) struct Place {
     out: Out,
-    /// Parent image, and whether it was made since this boot: only then do identities mean anything.
-    parent: Option<(Arc<PageReader>, bool)>,
+    parent: Option<Parent>,
+}
+
+/// The parent image.
+struct Parent {
+    reader: Arc<PageReader>,
+    id: String,
+    /// It was made since this boot: only then do identities mean anything.
+    same_boot: bool,
+    /// Nobody knows what has been written since: pages are compared.
+    compare: bool,
 }
 
 /// What spaces are known by from one dump to the next.
@@ -47,6 +56,14 @@ pub(crate) fn identity(pid: Pid, start_time: u64) -> [u64; 2] {
 pub(crate) struct Compare<'a> {
     parent: &'a PageReader,
     space: Box<dyn Fn(Space) -> Option<Space> + Sync + 'a>,
+}
+
+impl Identities {
+    /// Of spaces that are known by other names from now on.
+    pub fn renamed(self, names: &HashMap<Space, Space>) -> Self {
+        let name = |space| names.get(&space).copied().unwrap_or(space);
+        Self { of: self.of.into_iter().map(|(space, info)| (name(space), info)).collect() }
+    }
 }
 
 impl Compare<'_> {
@@ -113,8 +130,11 @@ impl Place {
         if let Some((parent, ..)) = &parent {
             image.set_parent(parent).map_err(|e| cannot_write(dir, &e))?;
         }
-        let parent = parent.map(|(_, reader, same_boot)| (reader, same_boot));
-        let pages = image.pages(PageOptions { compression, parent: parent.as_ref().map(|(r, _)| r.clone()) });
+        let parent = parent.map(|(image, reader, same_boot)| {
+            let id = image.id().to_owned();
+            Parent { reader, id, same_boot, compare: true }
+        });
+        let pages = image.pages(PageOptions { compression, parent: parent.as_ref().map(|p| p.reader.clone()) });
         Ok(Self { out: Out::Dir { image: Box::new(image), pages: Box::new(pages) }, parent })
     }
 
@@ -126,9 +146,28 @@ impl Place {
         }
     }
 
+    /// The id of the parent image.
+    pub fn parent_id(&self) -> Option<&str> {
+        self.parent.as_ref().map(|p| p.id.as_str())
+    }
+
+    /// A tracker knows which pages have been written since the parent image: nothing needs to be compared.
+    pub fn tracked_since_parent(&mut self) {
+        if let Some(parent) = &mut self.parent {
+            parent.compare = false;
+        }
+    }
+
+    /// The pages that the parent image has of this space.
+    pub fn pages_of_parent(&self, identity: [u64; 2]) -> Option<RangeSet> {
+        let space = self.in_parent(identity)?;
+        let entry = self.parent.as_ref()?.reader.index().space(space)?;
+        Some(entry.runs.iter().map(|run| run.range).collect())
+    }
+
     /// The parent's space that was this one.
     fn in_parent(&self, identity: [u64; 2]) -> Option<Space> {
-        self.parent.as_ref().filter(|(_, same_boot)| *same_boot).and_then(|(p, _)| p.by_identity(identity))
+        self.parent.as_ref().filter(|p| p.same_boot).and_then(|p| p.reader.by_identity(identity))
     }
 
     fn info(&self, identity: [u64; 2]) -> SpaceInfo {
@@ -160,7 +199,7 @@ impl Place {
 
     /// How pages are compared with the parent image, if there is one.
     pub fn against<'a>(&'a self, identities: &'a Identities) -> Option<Compare<'a>> {
-        let (parent, _) = self.parent.as_ref()?;
+        let parent = &*self.parent.as_ref().filter(|p| p.compare)?.reader;
         let space = Box::new(|space: Space| identities.of.get(&space).and_then(|i| i.parent));
         Some(Compare { parent, space })
     }

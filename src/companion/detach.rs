@@ -1,4 +1,5 @@
-//! Leaving the agent: a session process must not end with it, with ssh, or with the login that started either.
+//! Leaving the caller: a process of ours that outlives it must not end with it: not with the agent, ssh, or the login
+//! that started either.
 
 use std::fs;
 use std::io;
@@ -9,7 +10,7 @@ const CGROUP: &str = "migrate/sessions";
 
 /// A session and process group of our own, no working directory held, and a cgroup that no service or login owns.
 /// What cannot be left is logged: an ordinary user may not leave their login's cgroup.
-pub fn leave_the_agent() {
+pub fn leave_the_caller() {
     if let Err(error) = nix::unistd::setsid() {
         tracing::debug!(%error, "already leads a session");
     }
@@ -18,7 +19,7 @@ pub fn leave_the_agent() {
     }
     for hierarchy in hierarchies(Path::new("/sys/fs/cgroup")) {
         if let Err(error) = enter(&hierarchy) {
-            tracing::debug!(%error, hierarchy = %hierarchy.display(), "stays in the agent's cgroup");
+            tracing::debug!(%error, hierarchy = %hierarchy.display(), "stays in the caller's cgroup");
         }
     }
 }
