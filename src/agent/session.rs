@@ -1,9 +1,9 @@
 //! The process of one session: it authenticates the peer, exchanges versions, collects the bulk connections, and serves
 //! what the session is for. It is a re-exec of this program with the connection as standard input.
 
+use crate::companion::detach;
 use crate::migration::MoveError;
 use crate::ops::receive;
-use crate::companion::detach;
 use crate::sys::pass_fd;
 use crate::transport::frame::FrameKind;
 use crate::transport::hello::{self, HostFacts, Purpose};

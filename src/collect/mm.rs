@@ -350,8 +350,3 @@ fn mark_guards(cx: &mut Cx<'_>, at: usize, vmas: &mut [Vma]) -> Result<()> {
     }
     Ok(())
 }
-
-/// Finds address spaces that share pages copy-on-write with their parent's.
-pub fn find_cow_sharing(_: &mut Cx<'_>) -> Result<()> {
-    Ok(())
-}

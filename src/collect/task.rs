@@ -37,7 +37,6 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         cx.process_of.push(at);
     }
     unread_stops(cx)?;
-    mm::find_cow_sharing(cx)?;
     Ok(())
 }
 

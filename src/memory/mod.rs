@@ -1,5 +1,6 @@
 //! Memory of the target: ranges of pages, the page store, the pipeline between the two.
 
+pub mod cow;
 pub mod pipeline;
 pub mod ranges;
 pub mod rounds;

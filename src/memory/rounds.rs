@@ -40,6 +40,17 @@ pub struct Watched {
     pub shipped: RangeSet,
     /// Pages that were taken and did not make it: taken again.
     pub owed: RangeSet,
+    /// What it shares with its parent process; `None` = not looked for yet.
+    pub kinship: Option<Kinship>,
+}
+
+/// Pages that an address space shares copy-on-write with that of the parent process, as the image says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Kinship {
+    /// What rounds call the parent's.
+    pub parent: Option<Space>,
+    /// Pages that neither has written since they were found to be shared.
+    pub shared: RangeSet,
 }
 
 /// A live tree whose memory is watched.
@@ -63,6 +74,7 @@ pub struct Tree {
 pub struct Round<'t> {
     tree: &'t mut Tree,
     plan: Vec<(Space, PageRange)>,
+    inherited: Vec<(Space, PageRange)>,
     unread: Mutex<Vec<(Space, PageRange)>>,
     committed: bool,
 }
@@ -74,6 +86,10 @@ pub struct Residual {
     pub plan: Vec<(Space, PageRange)>,
     /// Pages that the image has and the target no longer.
     pub gone: Vec<(Space, PageRange)>,
+    /// Pages that are as in the address space it was forked from.
+    pub inherited: Vec<(Space, PageRange)>,
+    /// Address spaces of the model that share pages, each with the one it was forked from.
+    pub kin: Vec<(MmId, MmId)>,
     /// Provisional spaces with their final names; `None` = the address space is no part of the tree any more.
     pub names: Vec<(Space, Option<Space>)>,
 }
@@ -201,6 +217,7 @@ impl Tree {
                 tracking,
                 shipped: RangeSet::new(),
                 owed: RangeSet::new(),
+                kinship: None,
             });
         }
         Ok(())
@@ -228,11 +245,11 @@ impl Tree {
         self.look_for_new()?;
         let stops = self.watched.iter().any(|w| w.tracking.as_ref().is_some_and(|t| t.stops()));
         let frozen = if stops { Some(Frozen::tree(self.root)?) } else { None };
-        let mut plan = Vec::new();
+        let mut taken = HashMap::new();
         let mut failed = Ok(());
         for n in (0..self.watched.len()).rev() {
             match self.watched[n].take() {
-                Ok(pages) => plan.extend(pages.iter().map(|r| (self.watched[n].space, r))),
+                Ok(pages) => drop(taken.insert(self.watched[n].space, pages)),
                 Err(e) if e.is_gone() => self.forget(n),
                 Err(e) => failed = failed.and(Err(e)),
             }
@@ -242,9 +259,79 @@ impl Tree {
             frozen.thaw()?;
             self.stopped_since(since);
         }
+        self.part(&mut taken);
+        let inherited = self.look_for_kin(&mut taken);
+        let flat = |sets: &HashMap<Space, RangeSet>| -> Vec<(Space, PageRange)> {
+            let mut all: Vec<_> = sets.iter().flat_map(|(space, set)| set.iter().map(|r| (*space, r))).collect();
+            all.sort_unstable();
+            all
+        };
         // Pages that were taken are given back by the drop of the round.
-        let round = Round { tree: self, plan, unread: Mutex::default(), committed: false };
+        let plan = flat(&taken);
+        let round = Round { tree: self, plan, inherited: flat(&inherited), unread: Mutex::default(), committed: false };
         failed.map(|()| round)
+    }
+
+    /// Pages that one of two relatives has written are no longer shared: the child has kept the old content, or has its own.
+    fn part(&mut self, taken: &mut HashMap<Space, RangeSet>) {
+        let before = taken.clone();
+        let nothing = RangeSet::new();
+        for watched in &mut self.watched {
+            let Some(kinship) = &mut watched.kinship else { continue };
+            let Some(parent) = kinship.parent else { continue };
+            let own = before.get(&watched.space).unwrap_or(&nothing);
+            let broken = match before.get(&parent) {
+                Some(theirs) => kinship.shared.intersection(theirs),
+                // The parent is gone.
+                None => std::mem::take(&mut kinship.shared),
+            };
+            kinship.shared = kinship.shared.difference(own).difference(&broken);
+            if !broken.is_empty() {
+                let all = taken.entry(watched.space).or_default();
+                *all = all.union(&broken);
+            }
+        }
+    }
+
+    /// Looks once for pages that an address space shares with its parent's; they are taken out of what is to be copied.
+    fn look_for_kin(&mut self, taken: &mut HashMap<Space, RangeSet>) -> HashMap<Space, RangeSet> {
+        let mut inherited = HashMap::new();
+        let mut buf = Vec::new();
+        for n in 0..self.watched.len() {
+            if self.watched[n].kinship.is_some() {
+                continue;
+            }
+            let kinship = self.kinship_of(n, taken, &mut buf).unwrap_or_default();
+            if let Some(pages) = taken.get_mut(&self.watched[n].space) {
+                *pages = pages.difference(&kinship.shared);
+            }
+            if !kinship.shared.is_empty() {
+                inherited.insert(self.watched[n].space, kinship.shared.clone());
+            }
+            self.watched[n].kinship = Some(kinship);
+        }
+        inherited
+    }
+
+    fn kinship_of(&self, n: usize, taken: &HashMap<Space, RangeSet>, buf: &mut Vec<u8>) -> Option<Kinship> {
+        let child = &self.watched[n];
+        // What cannot be watched may change unseen.
+        let tracks = |w: &Watched| w.tracking.is_some() && self.backend != Backend::Hash;
+        let ppid = Pid(child.dir.stat(buf).ok()?.ppid);
+        let parent = self.watched.iter().find(|w| w.dir.pid() == ppid && w.space != child.space)?;
+        if !tracks(child) || !tracks(parent) {
+            return None;
+        }
+        let areas = |w: &Watched, buf: &mut Vec<u8>| w.dir.maps(buf).map(|maps| areas_of_maps(&maps)).ok();
+        let (ours, theirs) = (areas(child, buf)?, areas(parent, buf)?);
+        let found = super::cow::shared((&child.dir, &ours), (&parent.dir, &theirs)).ok()?;
+        // Only what this round takes, or what the image has already: all of it was armed before the look.
+        let in_image = |w: &Watched| match taken.get(&w.space) {
+            Some(now) => w.shipped.union(now),
+            None => w.shipped.clone(),
+        };
+        let shared = found.intersection(&in_image(child)).intersection(&in_image(parent));
+        Some(Kinship { parent: Some(parent.space), shared })
     }
 
     /// The process has ended or runs another program: if it is there still, it is looked at anew.
@@ -262,8 +349,9 @@ impl Tree {
         let mut residual = Residual::default();
         residual.names.extend(self.dead.iter().map(|space| (*space, None)));
         let mut unmatched: HashSet<Space> = self.watched.iter().map(|w| w.space).collect();
+        let mut looks: HashMap<Space, Look> = HashMap::new();
         for (n, (mm, pid)) in model.mms.iter().zip(processes).enumerate() {
-            let space = Space::Mm(MmId::from(n));
+            let id = MmId::from(n);
             let areas = areas_of_mm(mm);
             let dir = ProcDir::open(*pid)?;
             let start_time = dir.stat(&mut Vec::new())?.starttime;
@@ -271,16 +359,21 @@ impl Tree {
             match found {
                 Some(watched) => {
                     unmatched.remove(&watched.space);
-                    residual.names.push((watched.space, Some(space)));
-                    watched.last(&areas, &mut residual)?;
+                    residual.names.push((watched.space, Some(Space::Mm(id))));
+                    looks.insert(watched.space, watched.last(id, &areas)?);
                 }
                 None => {
                     let last = Tracking::last(&mut hash::Everything, &dir, &areas)?;
-                    residual.plan.extend(last.changed.iter().map(|r| (space, r)));
+                    residual.plan.extend(last.changed.iter().map(|r| (Space::Mm(id), r)));
                 }
             }
         }
         residual.names.extend(unmatched.into_iter().map(|space| (space, None)));
+        for watched in &self.watched {
+            if let Some(look) = looks.get(&watched.space) {
+                watched.settle(look, &looks, &mut residual);
+            }
+        }
         Ok(residual)
     }
 
@@ -318,8 +411,7 @@ impl Watched {
         Ok(found.union(&owed.intersection(&mapped)))
     }
 
-    fn last(&mut self, areas: &[Area], residual: &mut Residual) -> Result<(), TrackError> {
-        let space = self.space;
+    fn last(&mut self, id: MmId, areas: &[Area]) -> Result<Look, TrackError> {
         let Last { changed, empty } = match &mut self.tracking {
             Some(tracking) => tracking.last(&self.dir, areas)?,
             None => Tracking::last(&mut hash::Everything, &self.dir, areas)?,
@@ -328,17 +420,76 @@ impl Watched {
         let held = all.difference(&empty);
         // What is owed, and (never seen, but it costs nothing to be sure) what is held, unchanged, and was never copied.
         let missing = held.difference(&self.shipped.difference(&self.owed));
-        let plan = changed.union(&missing);
-        residual.plan.extend(plan.iter().map(|r| (space, r)));
-        residual.gone.extend(self.shipped.difference(&held).iter().map(|r| (space, r)));
-        Ok(())
+        Ok(Look { id, plan: changed.union(&missing), held })
     }
+
+    /// From what was seen of this address space and its parent's to what is to be done.
+    fn settle(&self, look: &Look, looks: &HashMap<Space, Look>, residual: &mut Residual) {
+        let mut plan = look.plan.clone();
+        if let Some(kinship) = self.kinship.as_ref().filter(|k| !k.shared.is_empty()) {
+            let still = kinship.shared.intersection(&look.held).difference(&look.plan);
+            let parent = kinship.parent.and_then(|p| looks.get(&p));
+            let same = parent.map(|p| still.intersection(&p.held.difference(&p.plan))).unwrap_or_default();
+            plan = plan.union(&still.difference(&same));
+            if let Some(parent) = parent.filter(|_| !same.is_empty()) {
+                residual.kin.push((look.id, parent.id));
+            }
+        }
+        residual.plan.extend(plan.iter().map(|r| (self.space, r)));
+        residual.gone.extend(self.shipped.difference(&look.held).iter().map(|r| (self.space, r)));
+    }
+}
+
+/// What the last look at an address space has shown.
+struct Look {
+    id: MmId,
+    /// Pages to be copied.
+    plan: RangeSet,
+    /// Pages that hold something.
+    held: RangeSet,
+}
+
+/// Finds shared pages of a stopped tree that was not watched, and takes them out of the plan.
+///
+/// # Errors
+/// A pagemap cannot be read.
+pub fn inherit_at_once(model: &Model, processes: &[Pid], residual: &mut Residual) -> Result<(), TrackError> {
+    let owner = |mm: MmId| model.tasks.iter().find(|t| t.mm == Some(mm));
+    for n in 0..model.mms.len() {
+        let id = MmId::from(n);
+        let parent = owner(id).and_then(|t| t.parent).and_then(|p| model.tasks[p.at()].mm).filter(|p| *p != id);
+        let Some(parent) = parent else { continue };
+        let (ours, theirs) = (areas_of_mm(&model.mms[n]), areas_of_mm(&model.mms[parent.at()]));
+        let (dir, of_parent) = (ProcDir::open(processes[n])?, ProcDir::open(processes[parent.at()])?);
+        let planned = |id: MmId| -> RangeSet {
+            residual.plan.iter().filter(|(s, _)| *s == Space::Mm(id)).map(|(_, r)| *r).collect()
+        };
+        let own = planned(id);
+        let inherited: RangeSet =
+            residual.inherited.iter().filter(|(s, _)| *s == Space::Mm(parent)).map(|(_, r)| *r).collect();
+        let in_parent = planned(parent).union(&inherited);
+        let shared = super::cow::shared((&dir, &ours), (&of_parent, &theirs))?.intersection(&own);
+        let shared = shared.intersection(&in_parent);
+        if shared.is_empty() {
+            continue;
+        }
+        residual.plan.retain(|(s, _)| *s != Space::Mm(id));
+        residual.plan.extend(own.difference(&shared).iter().map(|r| (Space::Mm(id), r)));
+        residual.inherited.extend(shared.iter().map(|r| (Space::Mm(id), r)));
+        residual.kin.push((id, parent));
+    }
+    Ok(())
 }
 
 impl Round<'_> {
     /// Pages to be copied.
     pub fn plan(&self) -> &[(Space, PageRange)] {
         &self.plan
+    }
+
+    /// Pages that are as in the address space of the parent process.
+    pub fn inherited(&self) -> &[(Space, PageRange)] {
+        &self.inherited
     }
 
     /// How many.
@@ -361,7 +512,7 @@ impl Round<'_> {
                 ranges.sort_unstable();
                 ranges.into_iter().collect()
             };
-            watched.shipped = watched.shipped.union(&of(&self.plan));
+            watched.shipped = watched.shipped.union(&of(&self.plan)).union(&of(&self.inherited));
             watched.owed = watched.owed.union(&of(&unread));
         }
         self.committed = true;
@@ -374,8 +525,14 @@ impl Drop for Round<'_> {
             return;
         }
         for watched in &mut self.tree.watched {
-            let back: RangeSet = self.plan.iter().filter(|(s, _)| *s == watched.space).map(|(_, r)| *r).collect();
-            watched.owed = watched.owed.union(&back);
+            let given = |list: &[(Space, PageRange)]| -> RangeSet {
+                list.iter().filter(|(s, _)| *s == watched.space).map(|(_, r)| *r).collect()
+            };
+            let inherited = given(&self.inherited);
+            watched.owed = watched.owed.union(&given(&self.plan)).union(&inherited);
+            if !inherited.is_empty() {
+                watched.kinship = None;
+            }
         }
     }
 }

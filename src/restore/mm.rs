@@ -2,7 +2,7 @@
 
 use super::{Result, material::Material, skeleton::Skeletons};
 use crate::arch::vdso::ARCH_MAP_VDSO_64;
-use crate::image::mm::{Backing, Mm, Vma};
+use crate::image::mm::{Backing, Mm, VdsoBlock, Vma};
 use crate::image::{Model, TaskId};
 use crate::sys::abi::PrctlMmMap;
 use crate::trace::Batch;
@@ -24,7 +24,7 @@ pub fn lay_out(model: &Model, task: TaskId, skeletons: &mut Skeletons, material:
     let (remote, scratch) = skeletons.leader(task);
     let mut batch = Batch::new();
     if let Some(block) = mm.vdso {
-        batch.must(libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64.into(), block.start.into()]);
+        map_vdso(&mut batch, block);
     }
     for vma in &mm.vmas {
         map(&mut batch, vma, material);
@@ -33,7 +33,18 @@ pub fn lay_out(model: &Model, task: TaskId, skeletons: &mut Skeletons, material:
     Ok(())
 }
 
-fn map(batch: &mut Batch, vma: &Vma, material: &Material) {
+/// Maps the kernel's block; none may be mapped yet.
+pub(super) fn map_vdso(batch: &mut Batch, block: VdsoBlock) {
+    batch.must(libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64.into(), block.start.into()]);
+}
+
+/// The protection a mapping has while it is filled.
+pub(super) fn first_prot(vma: &Vma) -> u32 {
+    vma.prot | extra_prot(vma)
+}
+
+/// Maps one mapping, or a piece of one.
+pub(super) fn map(batch: &mut Batch, vma: &Vma, material: &Material) {
     let (flags, fd) = match &vma.backing {
         Backing::Vdso | Backing::Vvar => return,
         Backing::Anon => (libc::MAP_ANONYMOUS, -1),

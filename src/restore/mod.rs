@@ -6,6 +6,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod cow;
 pub mod creds;
 pub mod fd;
 pub mod go;
@@ -136,13 +137,14 @@ pub fn build<'m>(
     let material = material::prepare(model, options)?;
     fault::at(Point::RestoreMaterial)?;
     load_shared(pages, &material, options)?;
-    let mut skeletons = skeleton::make(model, &plan, &material, options, &mut warnings)?;
+    let loader = cow::Loader { pages, material: &material, options, progress };
+    let mut skeletons = skeleton::make(model, &plan, &loader, options, &mut warnings)?;
     fault::at(Point::RestoreSkeletons)?;
     for task in plan.order.iter().copied() {
-        mm::lay_out(model, task, &mut skeletons, &material)?;
+        cow::lay_out(model, task, &mut skeletons, &loader)?;
     }
     fault::at(Point::RestoreMappings)?;
-    load_private(model, pages, &skeletons, options, progress)?;
+    cow::fill_rest(model, &mut skeletons, &loader)?;
     fault::at(Point::RestorePages)?;
     for task in plan.order.iter().copied() {
         mm::finish(model, task, &mut skeletons, &material)?;
@@ -180,18 +182,6 @@ pub fn build<'m>(
 fn load_shared(pages: &PageReader, material: &material::Material, options: &Options) -> Result<()> {
     let runs = runs(pages, |space| matches!(space, Space::Shmem(_)))?;
     Ok(load_pages(pages, &runs, &material.shared_pages()?, options.workers.max(1), &|_| {})?)
-}
-
-fn load_private(
-    model: &Model,
-    pages: &PageReader,
-    skeletons: &skeleton::Skeletons,
-    options: &Options,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<()> {
-    let runs = runs(pages, |space| matches!(space, Space::Mm(_)))?;
-    let dest = trace::pages::TargetPages { mms: skeletons.pids_of_mms(model), shmems: Vec::new() };
-    Ok(load_pages(pages, &runs, &dest, options.workers.max(1), progress)?)
 }
 
 fn runs(pages: &PageReader, wanted: impl Fn(Space) -> bool) -> Result<Vec<ResolvedRun>> {

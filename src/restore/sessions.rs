@@ -7,7 +7,7 @@
 
 use super::plan::Plan;
 use super::skeleton::{Skeleton, Skeletons, clone_from, sharing_flags};
-use super::{Error, Result};
+use super::{Error, Result, cow};
 use crate::image::task::{Task, TaskState};
 use crate::image::{Model, NsPid, TaskId};
 use crate::sys::wait;
@@ -15,15 +15,15 @@ use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
 
 /// Makes everybody below the root, which is there.
-pub fn descendants(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
+pub fn descendants(model: &Model, skeletons: &mut Skeletons, loader: &cow::Loader<'_>) -> Result<()> {
     let mut adopted = Vec::new();
-    children(model, TaskId(0), skeletons, &mut adopted)?;
+    children(model, TaskId(0), skeletons, loader, &mut adopted)?;
     while !adopted.is_empty() {
         let mut later = Vec::new();
         let before = adopted.len();
         for child in adopted {
             if in_session(model, child, skeletons)? {
-                children(model, child, skeletons, &mut later)?;
+                children(model, child, skeletons, loader, &mut later)?;
             } else {
                 later.push(child);
             }
@@ -33,7 +33,7 @@ pub fn descendants(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
             // Nobody of these sessions is there: play the leader of one, its other members follow from the first.
             let child = adopted.remove(0);
             in_dead_session(model, child, skeletons)?;
-            children(model, child, skeletons, &mut adopted)?;
+            children(model, child, skeletons, loader, &mut adopted)?;
         } else {
             adopted = later;
         }
@@ -43,7 +43,14 @@ pub fn descendants(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
 
 /// Makes the children of a task, and theirs, but for those that it cannot have made itself. A child inherits its maker's
 /// session, so those that stayed behind in the session that the task left are made before it leaves.
-fn children(model: &Model, parent: TaskId, skeletons: &mut Skeletons, adopted: &mut Vec<TaskId>) -> Result<()> {
+fn children(
+    model: &Model,
+    parent: TaskId,
+    skeletons: &mut Skeletons,
+    loader: &cow::Loader<'_>,
+    adopted: &mut Vec<TaskId>,
+) -> Result<()> {
+    cow::before_children(model, parent, skeletons, loader)?;
     let task = &model.tasks[parent.at()];
     let leads = task.sid == task.pid;
     let inherited = task.parent.map(|p| model.tasks[p.at()].sid);
@@ -66,7 +73,7 @@ fn children(model: &Model, parent: TaskId, skeletons: &mut Skeletons, adopted: &
     }
     for child in model.children(parent) {
         if skeletons.tasks.contains_key(&child) {
-            children(model, child, skeletons, adopted)?;
+            children(model, child, skeletons, loader, adopted)?;
         }
     }
     Ok(())
@@ -85,13 +92,15 @@ fn child_of(model: &Model, parent: TaskId, child: TaskId, skeletons: &mut Skelet
     let scratch = skeletons.scratch;
     let maker = &mut skeletons.task(parent).threads[0];
     let remote = clone_from(maker, scratch, sharing_flags(model, parent, child), task.exit_signal, &ids(task))?;
-    add(child, remote, skeletons);
-    Ok(())
+    add(model, parent, child, remote, skeletons)
 }
 
-fn add(child: TaskId, remote: Remote, skeletons: &mut Skeletons) {
+/// Adds a task that this other one has made, directly or through a helper.
+fn add(model: &Model, maker: TaskId, child: TaskId, mut remote: Remote, skeletons: &mut Skeletons) -> Result<()> {
     let pid = remote.pid();
+    let cleared = cow::born(model, maker, child, &mut remote, skeletons);
     skeletons.tasks.insert(child, Skeleton { pid, threads: vec![remote] });
+    cleared
 }
 
 fn ids(task: &Task) -> Vec<i32> {
@@ -117,18 +126,18 @@ fn in_session(model: &Model, child: TaskId, skeletons: &mut Skeletons) -> Result
     if of.parent == task.parent && of.exit_signal == libc::SIGCHLD {
         let maker = &mut skeletons.task(member).threads[0];
         let remote = clone_from(maker, scratch, libc::CLONE_PARENT as u64, 0, &ids(task))?;
-        add(child, remote, skeletons);
+        add(model, member, child, remote, skeletons)?;
     } else if is_zombie(of) {
         // Adopted when the zombie ends.
         adopts(model, child, skeletons)?;
         let maker = &mut skeletons.task(member).threads[0];
         let remote = clone_from(maker, scratch, 0, libc::SIGCHLD, &ids(task))?;
-        add(child, remote, skeletons);
+        add(model, member, child, remote, skeletons)?;
     } else {
         adopts(model, child, skeletons)?;
         let mut helper = clone_from(&mut skeletons.task(member).threads[0], scratch, 0, 0, &[])?;
         let remote = clone_from(&mut helper, scratch, 0, libc::SIGCHLD, &ids(task))?;
-        add(child, remote, skeletons);
+        add(model, member, child, remote, skeletons)?;
         end_helper(helper, skeletons, member)?;
     }
     Ok(true)
@@ -154,7 +163,7 @@ fn in_dead_session(model: &Model, child: TaskId, skeletons: &mut Skeletons) -> R
     let mut helper = clone_from(maker, scratch, 0, task.exit_signal, &[task.sid.0])?;
     lead_session(&mut helper, scratch)?;
     let remote = clone_from(&mut helper, scratch, libc::CLONE_PARENT as u64, 0, &ids(task))?;
-    add(child, remote, skeletons);
+    add(model, parent, child, remote, skeletons)?;
     end_helper(helper, skeletons, parent)
 }
 

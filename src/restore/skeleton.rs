@@ -1,7 +1,7 @@
 //! Empty stopped tasks with the right ids. Who makes whom is decided in [`super::sessions`].
 
 use super::plan::Plan;
-use super::{Error, Options, Result, material::Material};
+use super::{Error, Options, Result, cow};
 use crate::image::creds::Seccomp;
 use crate::image::mm::PAGE;
 use crate::image::{Model, Pid, TaskId};
@@ -24,6 +24,8 @@ pub struct Skeletons {
     pub init: Option<Remote>,
     /// Plays the leader of the session that the root inherited from outside the tree, until groups are made.
     pub session: Option<Remote>,
+    /// How far address spaces are.
+    pub memory: cow::Progress,
     /// Ids differ from ours: the tree has a PID namespace of its own.
     pub new_pids: bool,
     /// Tracing options of all tasks.
@@ -96,24 +98,24 @@ impl Drop for Skeletons {
 pub fn make(
     model: &Model,
     plan: &Plan,
-    material: &Material,
+    loader: &cow::Loader<'_>,
     options: &Options,
     warnings: &mut Vec<String>,
 ) -> Result<Skeletons> {
-    let _ = material;
     let scratch = Scratch { code: plan.scratch, data: plan.scratch + PAGE, data_len: DATA_LEN };
     let mut skeletons = Skeletons {
         tasks: HashMap::new(),
         scratch,
         init: None,
         session: None,
+        memory: cow::Progress::default(),
         new_pids: false,
         options: trace_options(model),
     };
     let place = super::cgroup::prepare(model, &options.cgroup, &options.name, warnings)?;
     let root = super::root::make(model, options, &place, &mut skeletons, warnings)?;
     skeletons.tasks.insert(TaskId(0), root);
-    super::sessions::descendants(model, &mut skeletons)?;
+    super::sessions::descendants(model, &mut skeletons, loader)?;
     Ok(skeletons)
 }
 
@@ -155,9 +157,21 @@ pub(super) fn empty(remote: &mut Remote, scratch: Scratch) -> Result<()> {
     }
     batch.must(libc::SYS_set_tid_address, &[0u64.into()]);
     batch.must(libc::SYS_set_robust_list, &[0u64.into(), 24u64.into()]);
+    unmap_all(&mut batch, scratch);
+    remote.run_all(&scratch, &batch)?;
+    Ok(())
+}
+
+fn unmap_all(batch: &mut Batch, scratch: Scratch) {
     batch.munmap(0, scratch.code);
     let end = scratch.data + scratch.data_len;
     batch.munmap(end, crate::arch::USER_END - end);
+}
+
+/// Unmaps everything but the scratch area in a task that was born with its maker's memory.
+pub(super) fn clear(remote: &mut Remote, scratch: Scratch) -> Result<()> {
+    let mut batch = Batch::new();
+    unmap_all(&mut batch, scratch);
     remote.run_all(&scratch, &batch)?;
     Ok(())
 }

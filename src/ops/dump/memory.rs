@@ -8,7 +8,7 @@ use crate::failure::{Failure, Result};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid, ShmemId};
 use crate::memory::pipeline::dump_pages;
-use crate::memory::rounds::{Residual, Tree, Watched, worth_watching};
+use crate::memory::rounds::{Residual, Tree, Watched, inherit_at_once, worth_watching};
 use crate::memory::scan;
 use crate::memory::store::Mark;
 use crate::memory::track::{Backend, Tracking, uffd::Uffd};
@@ -126,6 +126,7 @@ impl Taken {
                 tracking: Some(Box::new(Uffd::new(fd, tracker::set(&space.tracked)))),
                 shipped: RangeSet::new(),
                 owed: tracker::set(&space.owed),
+                kinship: None,
             });
         }
         all
@@ -206,6 +207,9 @@ pub(crate) fn one(
     let pages = round.pages();
     let progress = progress(job, "memory", pages * PAGE);
     let out = sink.get();
+    for (space, range) in round.inherited() {
+        out.mark(*space, *range, Mark::Inherit).map_err(|e| Failure::of("cannot write the image", &e))?;
+    }
     match place.against(&identities) {
         Some(against) => crate::memory::pipeline::dump_changed_pages(
             &round.source(),
@@ -241,6 +245,7 @@ pub(crate) fn residual(model: &Model, sources: &Sources, rounds: &mut Rounds) ->
                 .map_err(|e| failed(&e))?;
             residual.plan.extend(scan::private_pages(MmId::from(n), mm, &pagemap.into()).map_err(|e| failed(&e))?);
         }
+        inherit_at_once(model, &sources.mms, &mut residual).map_err(|e| failed(&e))?;
     }
     for (n, (shmem, ShmemSource::File(file))) in model.shmems.iter().zip(&sources.shmems).enumerate() {
         let pages = scan::shared_pages(ShmemId::from(n), shmem.size, file.as_fd()).map_err(|e| failed(&e))?;

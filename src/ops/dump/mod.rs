@@ -189,13 +189,16 @@ fn pause(
         .map_err(|e| running(Failure::of("cannot read the target's state", &e)))?;
     parts.end("state");
     interrupt::check().map_err(running)?;
-    let Collection { model, sources, blockers, mut locks } = collection;
+    let Collection { mut model, sources, blockers, mut locks } = collection;
     if !blockers.is_empty() {
         return Err(running(Failure::blocked("the target cannot be saved", blockers)));
     }
     fault::at(Point::DumpCollected).map_err(injected)?;
     let residual = memory::residual(&model, &sources, rounds).map_err(running)?;
     parts.end("scan");
+    for (child, parent) in &residual.kin {
+        model.mms[child.at()].cow_parent = Some(*parent);
+    }
     let identities = place.identities(&model, &sources);
     let shmems = sources.shmems.into_iter().map(|collect::ShmemSource::File(f)| f).collect();
     let pages = TargetPages::new(sources.mms, shmems);
@@ -247,6 +250,9 @@ fn write_residual(
     let out = sink.get();
     for (space, range) in &residual.gone {
         out.mark(*space, *range, Mark::Hole).map_err(|e| failed(&e))?;
+    }
+    for (space, range) in &residual.inherited {
+        out.mark(*space, *range, Mark::Inherit).map_err(|e| failed(&e))?;
     }
     let progress = memory::progress(job, "memory", residual.plan.iter().map(|(_, r)| r.bytes()).sum());
     match place.against(identities) {

@@ -5,7 +5,7 @@ use crate::failure::{Failure, FailureKind, Result};
 use crate::image::manifest::{HostSummary, Kind};
 use crate::image::{MmId, Model, Pid, ShmemId};
 use crate::memory::pipeline::Against;
-use crate::memory::rounds::Tree;
+use crate::memory::rounds::{Tree, Watched};
 use crate::memory::store::{
     Compression, Draft, Head, ImageDir, ImageWriter, PageOptions, PageReader, PageSink, PageWriter, SpaceInfo,
     StoreError, StoredPages, StreamWriter, free_bytes,
@@ -62,7 +62,14 @@ impl Identities {
     /// Of spaces that are known by other names from now on.
     pub fn renamed(self, names: &HashMap<Space, Space>) -> Self {
         let name = |space| names.get(&space).copied().unwrap_or(space);
-        Self { of: self.of.into_iter().map(|(space, info)| (name(space), info)).collect() }
+        let renamed = |info: SpaceInfo| {
+            let cow_parent = info.cow_parent.and_then(|id| match name(Space::Mm(id)) {
+                Space::Mm(id) => Some(id),
+                Space::Shmem(_) => None,
+            });
+            SpaceInfo { cow_parent, ..info }
+        };
+        Self { of: self.of.into_iter().map(|(space, info)| (name(space), renamed(info))).collect() }
     }
 }
 
@@ -193,8 +200,12 @@ impl Place {
 
     /// What the spaces of a tree that is watched are known by.
     pub fn live_identities(&self, tree: &mut Tree) -> Identities {
-        let watched = tree.watched().iter();
-        Identities { of: watched.map(|w| (w.space, self.info(identity(w.dir.pid(), w.start_time)))).collect() }
+        let info = |w: &Watched| {
+            let kin = w.kinship.as_ref().filter(|k| !k.shared.is_empty()).and_then(|k| k.parent);
+            let cow_parent = if let Some(Space::Mm(id)) = kin { Some(id) } else { None };
+            SpaceInfo { cow_parent, ..self.info(identity(w.dir.pid(), w.start_time)) }
+        };
+        Identities { of: tree.watched().iter().map(|w| (w.space, info(w))).collect() }
     }
 
     /// How pages are compared with the parent image, if there is one.

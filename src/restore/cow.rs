@@ -1,0 +1,282 @@
+//! Address spaces that share pages copy-on-write: the parent is filled first, the child is forked from it, and then only
+//! what differs is mapped and written anew.
+//!
+//! A task is born with the mappings of its maker. One that shares nothing with it is emptied at once; one that does is
+//! adapted: what it lacks is unmapped, what is new is mapped, and what both have stays, with its pages. Advice that keeps
+//! pages from children (`MADV_DONTFORK`, `MADV_WIPEONFORK`) and locks in memory are applied after all forks
+//! ([`super::mm::finish`]).
+
+use super::material::Material;
+use super::mm;
+use super::skeleton::{Skeletons, clear};
+use super::{Options, Result};
+use crate::image::mm::{Backing, Mm, Vma};
+use crate::image::{MmId, Model, TaskId};
+use crate::memory::pipeline::{PipelineError, load_pages};
+use crate::memory::store::{PageReader, ResolvedRun, Source};
+use crate::memory::{PageRange, RangeSet, Space};
+use crate::trace::pages::TargetPages;
+use crate::trace::{Batch, remote::Remote};
+use std::collections::{HashMap, HashSet};
+
+/// Where contents come from.
+pub struct Loader<'a> {
+    /// The page store.
+    pub pages: &'a PageReader,
+    /// What mappings need.
+    pub material: &'a Material,
+    /// The caller's choices.
+    pub options: &'a Options,
+    /// Told about bytes that are done.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+/// How far address spaces are.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Everything is mapped.
+    laid_out: HashSet<MmId>,
+    /// Contents are in.
+    filled: HashSet<MmId>,
+    /// Born as a copy of this other one.
+    born_of: HashMap<MmId, MmId>,
+    /// Whose mappings are in a task; those of no other task are there but our own area.
+    contents: HashMap<TaskId, MmId>,
+}
+
+/// The address space of a task, if the task is the first in the model that has it.
+fn own(model: &Model, task: TaskId) -> Option<MmId> {
+    let mm = model.tasks[task.at()].mm?;
+    let first = model.tasks.iter().position(|t| t.mm == Some(mm));
+    (first == Some(task.at())).then_some(mm)
+}
+
+/// Before children of a task are made: fills its address space if any of them shares pages with it.
+pub fn before_children(model: &Model, parent: TaskId, skeletons: &mut Skeletons, loader: &Loader<'_>) -> Result<()> {
+    let Some(mm) = model.tasks[parent.at()].mm else { return Ok(()) };
+    let shares = |child: TaskId| own(model, child).is_some_and(|c| model.mms[c.at()].cow_parent == Some(mm));
+    if !model.children(parent).any(shares) || skeletons.memory.filled.contains(&mm) {
+        return Ok(());
+    }
+    let Some(owner) = model.tasks.iter().position(|t| t.mm == Some(mm)).map(TaskId::from) else { return Ok(()) };
+    lay_out(model, owner, skeletons, loader)?;
+    fill(model, &[mm], skeletons, loader)
+}
+
+/// After a task was made by this other one: notes what it was born with, or empties it.
+pub fn born(model: &Model, maker: TaskId, child: TaskId, remote: &mut Remote, skeletons: &mut Skeletons) -> Result<()> {
+    let Some(inherited) = skeletons.memory.contents.get(&maker).copied() else { return Ok(()) };
+    match model.tasks[child.at()].mm {
+        // It ends before anybody looks at its memory.
+        None => {}
+        // The very same.
+        Some(mm) if mm == inherited => {}
+        Some(mm) if model.mms[mm.at()].cow_parent == Some(inherited) => {
+            skeletons.memory.born_of.insert(mm, inherited);
+        }
+        Some(_) => return clear(remote, skeletons.scratch),
+    }
+    skeletons.memory.contents.insert(child, inherited);
+    Ok(())
+}
+
+/// Maps what a task has, if it is the first with its address space and that was not done yet.
+pub fn lay_out(model: &Model, task: TaskId, skeletons: &mut Skeletons, loader: &Loader<'_>) -> Result<()> {
+    let Some(id) = own(model, task) else { return Ok(()) };
+    if !skeletons.memory.laid_out.insert(id) {
+        return Ok(());
+    }
+    skeletons.memory.contents.insert(task, id);
+    match skeletons.memory.born_of.get(&id) {
+        None => mm::lay_out(model, task, skeletons, loader.material),
+        Some(parent) => {
+            let batch = adapted(&model.mms[parent.at()], &model.mms[id.at()], loader.material);
+            let (remote, scratch) = skeletons.leader(task);
+            remote.run_all(&scratch, &batch)?;
+            Ok(())
+        }
+    }
+}
+
+/// Fills every address space that is not filled yet.
+pub fn fill_rest(model: &Model, skeletons: &mut Skeletons, loader: &Loader<'_>) -> Result<()> {
+    let rest: Vec<MmId> =
+        (0..model.mms.len()).map(MmId::from).filter(|mm| !skeletons.memory.filled.contains(mm)).collect();
+    fill(model, &rest, skeletons, loader)
+}
+
+fn fill(model: &Model, mms: &[MmId], skeletons: &mut Skeletons, loader: &Loader<'_>) -> Result<()> {
+    let mut runs = Vec::new();
+    for &mm in mms {
+        match skeletons.memory.born_of.get(&mm).copied() {
+            None => runs.extend(loader.contents(mm)?),
+            Some(parent) => runs.extend(differences(model, parent, mm, skeletons, loader)?),
+        }
+    }
+    let dest = TargetPages { mms: skeletons.pids_of_mms(model), shmems: Vec::new() };
+    load_pages(loader.pages, &runs, &dest, loader.options.workers.max(1), loader.progress)?;
+    skeletons.memory.filled.extend(mms);
+    Ok(())
+}
+
+impl Loader<'_> {
+    fn contents(&self, mm: MmId) -> Result<Vec<ResolvedRun>> {
+        let all = PageRange::new(0, crate::image::limits::PAGE_NUMBERS);
+        Ok(self.pages.contents_in(Space::Mm(mm), all).map_err(PipelineError::Store)?)
+    }
+}
+
+/// What has to be written into a child that was born of its filled parent. Pages that the parent has and the child has not
+/// are dropped here.
+fn differences(
+    model: &Model,
+    parent: MmId,
+    child: MmId,
+    skeletons: &mut Skeletons,
+    loader: &Loader<'_>,
+) -> Result<Vec<ResolvedRun>> {
+    let (theirs, ours) = (&model.mms[parent.at()], &model.mms[child.at()]);
+    let common: RangeSet =
+        common(&theirs.vmas, &ours.vmas).into_iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect();
+    let mut runs = Vec::new();
+    let mut held = RangeSet::new();
+    for run in loader.pages.runs(Space::Mm(child)).map_err(PipelineError::Store)? {
+        held.insert(run.range);
+        if run.source != Source::Inherit {
+            runs.push(run);
+            continue;
+        }
+        // Inherited, but not where the mapping itself was: written like any other page.
+        let all: RangeSet = [run.range].into_iter().collect();
+        for range in all.difference(&common).ranges() {
+            runs.extend(loader.pages.contents_in(Space::Mm(child), *range).map_err(PipelineError::Store)?);
+        }
+    }
+    let filled: RangeSet = loader.contents(parent)?.iter().map(|run| run.range).collect();
+    let surplus = filled.intersection(&common).difference(&held);
+    let owner = model.tasks.iter().position(|t| t.mm == Some(child)).map(TaskId::from);
+    let Some(owner) = owner else { return Ok(runs) };
+    let (remote, scratch) = skeletons.leader(owner);
+    for part in surplus.ranges().chunks(4096) {
+        let mut batch = Batch::new();
+        for range in part {
+            batch.madvise(range.start_byte(), range.bytes(), libc::MADV_DONTNEED);
+        }
+        remote.run_all(&scratch, &batch)?;
+    }
+    Ok(runs)
+}
+
+/// A part of a mapping that stays as it was inherited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    start: u64,
+    end: u64,
+    /// Positions of the mappings.
+    theirs: usize,
+    ours: usize,
+}
+
+/// Could one mapping be a piece of the other?
+fn alike(a: &Vma, b: &Vma) -> bool {
+    let kept = match a.backing {
+        Backing::Anon => true,
+        Backing::Shmem(_) | Backing::File { .. } | Backing::Ghost(_) => {
+            a.offset.wrapping_sub(a.start) == b.offset.wrapping_sub(b.start)
+        }
+        _ => false,
+    };
+    kept && a.backing == b.backing
+        && (a.shared, a.grows_down, a.no_reserve, a.advice.huge)
+            == (b.shared, b.grows_down, b.no_reserve, b.advice.huge)
+}
+
+/// What the two address spaces have in common, ascending.
+fn common(theirs: &[Vma], ours: &[Vma]) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for (n, vma) in ours.iter().enumerate() {
+        while theirs.get(from).is_some_and(|t| t.end <= vma.start) {
+            from += 1;
+        }
+        for (m, other) in theirs.iter().enumerate().skip(from).take_while(|(_, t)| t.start < vma.end) {
+            if alike(other, vma) {
+                let (start, end) = (other.start.max(vma.start), other.end.min(vma.end));
+                parts.push(Part { start, end, theirs: m, ours: n });
+            }
+        }
+    }
+    parts
+}
+
+/// From the parent's mappings to the child's.
+fn adapted(theirs: &Mm, ours: &Mm, material: &Material) -> Batch {
+    let mut batch = Batch::new();
+    let parts = common(&theirs.vmas, &ours.vmas);
+    let kept: RangeSet = parts.iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect();
+    let same_vdso = theirs.vdso == ours.vdso;
+    let special = |v: &Vma| matches!(v.backing, Backing::Vdso | Backing::Vvar);
+    for vma in theirs.vmas.iter().filter(|v| !(same_vdso && special(v))) {
+        let all: RangeSet = [PageRange::of_bytes(vma.start, vma.end)].into_iter().collect();
+        for range in all.difference(&kept).ranges() {
+            batch.munmap(range.start_byte(), range.bytes());
+        }
+    }
+    if let Some(block) = ours.vdso.filter(|_| !same_vdso) {
+        mm::map_vdso(&mut batch, block);
+    }
+    for vma in &ours.vmas {
+        let all: RangeSet = [PageRange::of_bytes(vma.start, vma.end)].into_iter().collect();
+        for range in all.difference(&kept).ranges() {
+            let start = range.start_byte();
+            let offset = if vma.backing == Backing::Anon { 0 } else { vma.offset + (start - vma.start) };
+            mm::map(&mut batch, &Vma { start, end: range.end_byte(), offset, ..vma.clone() }, material);
+        }
+    }
+    for part in parts {
+        let (from, to) = (mm::first_prot(&theirs.vmas[part.theirs]), mm::first_prot(&ours.vmas[part.ours]));
+        if from != to {
+            batch.mprotect(part.start, part.end - part.start, to);
+        }
+    }
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::mm::Advice;
+
+    fn anon(start: u64, end: u64) -> Vma {
+        Vma {
+            start,
+            end,
+            prot: 3,
+            backing: Backing::Anon,
+            shared: false,
+            offset: 0,
+            grows_down: false,
+            locked: None,
+            no_reserve: false,
+            accounted: true,
+            advice: Advice::default(),
+            may_write: true,
+            numa: None,
+            sealed: false,
+            pkey: 0,
+            guards: Vec::new(),
+            anon_name: None,
+        }
+    }
+
+    #[test]
+    fn parts_of_mappings_stay() {
+        let theirs = [anon(0x1000, 0x5000), anon(0x8000, 0x9000), anon(0xa000, 0xc000)];
+        let ours = [anon(0x2000, 0x3000), anon(0x4000, 0x6000), anon(0x8000, 0x9000)];
+        let found: Vec<_> = common(&theirs, &ours).into_iter().map(|p| (p.start, p.end, p.theirs, p.ours)).collect();
+        assert_eq!(found, [(0x2000, 0x3000, 0, 0), (0x4000, 0x5000, 0, 1), (0x8000, 0x9000, 1, 2)]);
+        let mut stack = anon(0x8000, 0x9000);
+        stack.grows_down = true;
+        assert!(common(&theirs, &[stack]).is_empty());
+    }
+}
