@@ -73,7 +73,9 @@ impl Skeletons {
         (0..model.mms.len())
             .map(|mm| {
                 let user = model.tasks.iter().position(|t| t.mm.is_some_and(|m| m.at() == mm));
-                user.map_or(Pid(0), |task| self.pid(TaskId::from(task)))
+                let skeleton = user.and_then(|task| self.tasks.get(&TaskId::from(task)));
+                // While tasks are made, those that are not there yet are not asked for.
+                skeleton.map_or(Pid(0), |s| s.pid)
             })
             .collect()
     }
