@@ -514,7 +514,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --mode --max-downtime --max-rounds --max-time --max-bytes --compress --bandwidth --streams --pids --files --tcp --external-unix --stdio --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --track --cpu --move-address --cgroup --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --mode --max-downtime --max-rounds --max-time --max-bytes --track --compress --bandwidth --streams --pids --files --tcp --external-unix --stdio --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --cpu --move-address --cgroup --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -538,6 +538,10 @@ _migrate() {
                     ;;
                 --max-bytes)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --track)
+                    COMPREPLY=($(compgen -W "auto wp soft-dirty hash" -- "${cur}"))
                     return 0
                     ;;
                 --compress)
@@ -590,10 +594,6 @@ _migrate() {
                     ;;
                 --peer-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --track)
-                    COMPREPLY=($(compgen -W "auto wp soft-dirty hash" -- "${cur}"))
                     return 0
                     ;;
                 --cpu)

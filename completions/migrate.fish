@@ -247,6 +247,10 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-downtime -d
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-rounds -d 'Pause after this many rounds at the latest' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-time -d 'Pause when the rounds have taken this long' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-bytes -d 'Pause when the rounds have sent this much [default: unlimited]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
+wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
+soft-dirty\t'soft-dirty bits, where the kernel has them'
+hash\t'compare each page with the copy taken before'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
@@ -273,10 +277,6 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l rsh -d 'Program
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l connect-timeout -d 'Give up when there is no connection after this time' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
-wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
-soft-dirty\t'soft-dirty bits, where the kernel has them'
-hash\t'compare each page with the copy taken before'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
 minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r

@@ -181,10 +181,11 @@ fn list_shows_a_tree_of_ours() {
 }
 
 /// A process of ours that is ended by its id, whatever happens.
-struct Sleeper(std::process::Child);
+pub struct Sleeper(std::process::Child);
 
 impl Sleeper {
-    fn start() -> Self {
+    /// A program that does nothing.
+    pub fn start() -> Self {
         Self::of(&["sleep", "1000"])
     }
 
@@ -209,7 +210,13 @@ impl Sleeper {
         }
     }
 
-    fn runs(&mut self) -> bool {
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.0.id()).unwrap()
+    }
+
+    /// Whether it has not ended yet.
+    pub fn runs(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
     }
 }

@@ -140,8 +140,13 @@ fn man_pages_have_no_errors() {
     }
 }
 
+/// All pages there are.
+pub fn pages_by_hand_and_made() -> Vec<PathBuf> {
+    ["1", "5", "7"].iter().flat_map(|section| files_in("man", section)).collect()
+}
+
 /// The command lines of a page: those that begin with a prompt.
-fn command_lines(page: &Path) -> Vec<String> {
+pub fn command_lines(page: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(page).unwrap();
     // What stands between `.ig` and `..` is not shown: text about things that do not work yet.
     let mut hidden = false;
@@ -154,7 +159,7 @@ fn command_lines(page: &Path) -> Vec<String> {
 }
 
 /// The words of each `migrate` in a shell line.
-fn calls(line: &str) -> Vec<Vec<String>> {
+pub fn calls(line: &str) -> Vec<Vec<String>> {
     line.split(['|', ';', '&'])
         .filter_map(|part| {
             let mut words = shell_words(part.split('>').next().unwrap_or_default());

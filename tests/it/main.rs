@@ -3,6 +3,7 @@
 mod agent;
 mod cli;
 mod generated;
+mod manual;
 mod moves;
 mod reader;
 mod sockets;

@@ -1,0 +1,287 @@
+//! Every command line of the manual is run: those of EXAMPLES and of migrate-workflows(7), as they stand there, with
+//! stand-ins for what the reader has (a program, another host, a place for images).
+
+use super::cli::Sleeper;
+use super::generated::{calls, command_lines, pages_by_hand_and_made};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Gives a command places of its own in its mount namespace, with a key and an empty list of peers.
+const OWN: &str = "mount -t tmpfs none /run && cp -a /etc /run/etc && mount --bind /run/etc /etc && \
+                   mount -t tmpfs none /var/lib && migrate keygen -q >/dev/null && : > /etc/migrate/peers &&";
+
+/// The reader's surroundings.
+struct Desk {
+    dir: tempfile::TempDir,
+    target: Option<Sleeper>,
+    /// Process id of a tree that a command line has restored.
+    restored: Option<i32>,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let desk = Self { dir: tempfile::tempdir().unwrap(), target: None, restored: None };
+        for name in ["bin", "backups", "run/migrate", "srv/job"] {
+            fs::create_dir_all(desk.path(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_migrate"), desk.path("bin/migrate")).unwrap();
+        // Another host: this one. Options and the name of the host are dropped, the rest is a command for a shell.
+        desk.script(
+            "ssh",
+            "while [ \"${1#-}\" != \"$1\" ]; do [ \"$1\" = -o ] && shift; shift; done\nshift\nexec sh -c \"$*\"",
+        );
+        desk.script("sudo", "[ \"$1\" = -n ] && shift\nexec \"$@\"");
+        desk.script("gpg", "exec cat");
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn script(&self, name: &str, body: &str) {
+        let path = self.path("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The line with the reader's names in place of those of the manual.
+    fn adapted(&mut self, line: &str) -> String {
+        let here = |name: &str| self.path(name).display().to_string();
+        let places = [
+            ("/var/backups", here("backups")),
+            ("/srv/job", here("srv/job")),
+            ("/tmp/", here("run/")),
+            ("/run/", here("run/")),
+        ];
+        let mut adapted = String::new();
+        let mut rest = line;
+        while let Some(c) = rest.chars().next() {
+            match places.iter().find(|(there, _)| rest.starts_with(there)) {
+                Some((there, here)) => {
+                    adapted += here;
+                    rest = &rest[there.len()..];
+                }
+                None => {
+                    adapted.push(c);
+                    rest = &rest[c.len_utf8()..];
+                }
+            }
+        }
+        if adapted.contains("4242") {
+            adapted = adapted.replace("4242", &self.pid().to_string());
+        }
+        adapted
+    }
+
+    /// Process id of a program that runs.
+    fn pid(&mut self) -> i32 {
+        if let Some(pid) = self.restored.filter(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
+            return pid;
+        }
+        if !self.target.as_mut().is_some_and(Sleeper::runs) {
+            self.target = Some(Sleeper::start());
+        }
+        self.target.as_ref().unwrap().pid()
+    }
+
+    fn shell(&self, line: &str) -> Command {
+        let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("bash");
+        command.args(["--norc", "-c", line]).env("PATH", path).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.env("XDG_CONFIG_HOME", self.path("none")).process_group(0);
+        command
+    }
+
+    fn must(&self, line: &str) -> Output {
+        let output = self.shell(line).output().unwrap();
+        assert!(output.status.success(), "{line}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// Makes what a line takes for granted: the image it reads, the parent it adds to, the place it writes to.
+    fn prepare(&mut self, words: &[String]) {
+        let value = |option: &str| words.iter().position(|word| word == option).map(|at| words[at + 1].clone());
+        let verb = words.get(1).map(String::as_str).unwrap_or_default();
+        if let Some(parent) = value("--parent").filter(|parent| !Path::new(parent).exists()) {
+            let pid = self.pid();
+            self.must(&format!("migrate dump {pid} -D {parent} --leave-running -q"));
+        }
+        let read = match verb {
+            "restore" => value("-D"),
+            "show" | "verify" => words.last().cloned(),
+            _ => None,
+        };
+        if let Some(image) = read.filter(|image| !Path::new(image).exists()) {
+            self.end_target();
+            let pid = self.pid();
+            self.must(&format!("migrate dump {pid} -D {image} -q"));
+        }
+        if verb == "restore" {
+            self.end_target();
+        }
+        if matches!(verb, "dump" | "pre-dump")
+            && let Some(image) = value("-D")
+        {
+            let _ = fs::remove_dir_all(image);
+        }
+    }
+
+    /// Ends whatever has the process id that a restore needs.
+    fn end_target(&mut self) {
+        if let Some(pid) = self.restored.take() {
+            end(pid);
+        }
+        self.target = None;
+    }
+
+    fn run(&mut self, line: &str) {
+        let line = self.adapted(line);
+        for words in calls(&line) {
+            self.prepare(&words);
+        }
+        let foreground = line.contains("migrate restore") && !line.contains("--detach") && !line.contains("--dry-run");
+        if line.contains("pidfile:") {
+            let pid = self.pid();
+            fs::write(self.path("run/redis.pid"), pid.to_string()).unwrap();
+        }
+        if foreground {
+            self.foreground(&line);
+        } else if line.contains("tcp://b") {
+            self.over_tls(&line);
+        } else if line.contains("migrate agent") || line.contains("migrate keygen") {
+            self.private(&line);
+        } else {
+            self.ordinary(&line);
+        }
+    }
+
+    /// A command that ends by itself. What it has started elsewhere is noted, to be ended later.
+    fn ordinary(&mut self, line: &str) {
+        let starts = (line.contains("migrate restore") || line.contains("migrate move")) && !line.contains("--dry-run");
+        if !starts {
+            self.must(line);
+            return;
+        }
+        let events = self.path("run/events");
+        let noted = match line.split_once("--json |") {
+            Some((ours, theirs)) => format!("{ours}--json | tee {} | {theirs}", events.display()),
+            None => format!("{line} --json > {}", events.display()),
+        };
+        let output = self.shell(&noted).output().unwrap();
+        let said = fs::read_to_string(&events).unwrap_or_default() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {}\n{said}", output.status);
+        self.note_restored(line, &events);
+    }
+
+    /// Takes the process id out of the result.
+    fn note_restored(&mut self, line: &str, events: &Path) {
+        let events = fs::read_to_string(events).unwrap();
+        let result: serde_json::Value =
+            serde_json::from_str(events.lines().last().expect("there is a result")).unwrap();
+        self.restored = result["pid"].as_i64().and_then(|pid| pid.try_into().ok());
+        assert!(self.restored.is_some(), "{line}: {result}");
+        // It is on the other host now: the next line is about the reader's program here.
+        if line.contains("migrate move") {
+            self.end_target();
+        }
+    }
+
+    /// A move to an agent over TLS: host b is this one, with the same key, in places of its own.
+    fn over_tls(&mut self, line: &str) {
+        let events = self.path("run/events");
+        // The target has to be in the same mount namespace, without what the tests leave open.
+        let line = line.replace(&self.pid().to_string(), "$target").replace("tcp://b", "tcp://127.0.0.1:17413");
+        let target = "for f in /proc/self/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; \
+                      sleep 1000 </dev/null >/dev/null 2>&1 & target=$!;";
+        let script = format!(
+            "{target} {OWN} migrate keygen --force -q > /etc/migrate/peers && {{ migrate agent --listen tcp://127.0.0.1:17413 -q & \
+             sleep 1; {line} --json > {}; ended=$?; kill $!; exit $ended; }}",
+            events.display()
+        );
+        let mut command = self.shell("exec unshare --mount -- bash --norc -c \"$0\"");
+        let output = command.arg(&script).output().unwrap();
+        let result = fs::read_to_string(&events).unwrap_or_default();
+        assert!(output.status.success(), "{line}: {result} {}", String::from_utf8_lossy(&output.stderr));
+        self.note_restored(&line, &events);
+    }
+
+    /// A command that stays: it has to be there after a while, and ends by a signal.
+    fn foreground(&mut self, line: &str) {
+        let mut child = self.shell(&format!("exec {line}")).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(child.try_wait().unwrap().is_none(), "{line}: {}", said(child));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(143), "{line}");
+    }
+
+    /// A command that writes to places of the system: it gets its own, in a mount namespace.
+    fn private(&mut self, line: &str) {
+        let line = line.replace("migrate keygen", "migrate keygen --force");
+        let inner = format!("{OWN} exec {line}");
+        let mut command = self.shell("exec unshare --mount --net -- bash --norc -c \"$0\"");
+        let mut child = command.arg(&inner).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        if line.contains("keygen") {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            assert!(output.stdout.starts_with(b"SHA256:"), "{line}");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1000));
+        assert!(child.try_wait().unwrap().is_none(), "{line}: {}", said(child));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.end_target();
+    }
+}
+
+fn said(child: Child) -> String {
+    String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr).into_owned()
+}
+
+/// Ends a process that may not be our child, and waits until it is gone.
+fn end(pid: i32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    let began = Instant::now();
+    let stat = format!("/proc/{pid}/stat");
+    while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "))
+        && began.elapsed() < Duration::from_secs(10)
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn have(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+#[test]
+fn every_command_line_of_the_manual_works() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let mut ran = 0;
+    for page in pages_by_hand_and_made() {
+        let mut desk = Desk::new();
+        for line in command_lines(&page) {
+            if line.contains("| jq") && !have("jq") {
+                println!("skipped: {line}: jq is not installed");
+                continue;
+            }
+            println!("{}: {line}", page.file_name().unwrap().to_string_lossy());
+            desk.run(&line);
+            ran += 1;
+        }
+    }
+    assert!(ran > 10, "{ran}");
+}
