@@ -514,7 +514,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --mode --max-downtime --max-rounds --max-time --max-bytes --track --compress --bandwidth --streams --pids --files --tcp --external-unix --stdio --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --cpu --move-address --cgroup --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --mode --max-downtime --max-rounds --max-time --max-bytes --track --compress --bandwidth --streams --pids --files --tcp --external-unix --stdio --move-address --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --cpu --cgroup --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -576,6 +576,10 @@ _migrate() {
                     COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
                     return 0
                     ;;
+                --move-address)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --supervisor)
                     COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
                     return 0
@@ -598,10 +602,6 @@ _migrate() {
                     ;;
                 --cpu)
                     COMPREPLY=($(compgen -W "superset minimal" -- "${cur}"))
-                    return 0
-                    ;;
-                --move-address)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --cgroup)

@@ -14,6 +14,12 @@ use std::time::{Duration, Instant};
 const OWN: &str = "mount -t tmpfs none /run && cp -a /etc /run/etc && mount --bind /run/etc /etc && \
                    mount -t tmpfs none /var/lib && migrate keygen -q >/dev/null && : > /etc/migrate/peers &&";
 
+/// Closes what whoever runs the tests has left open.
+const CLOSE: &str = "for f in /proc/self/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done;";
+
+/// Starts a program with nothing that ends outside of it.
+const SLEEP: &str = "sleep 1000 </dev/null >/dev/null 2>&1 &";
+
 /// The reader's surroundings.
 struct Desk {
     dir: tempfile::TempDir,
@@ -32,7 +38,7 @@ impl Desk {
         // Another host: this one. Options and the name of the host are dropped, the rest is a command for a shell.
         desk.script(
             "ssh",
-            "while [ \"${1#-}\" != \"$1\" ]; do [ \"$1\" = -o ] && shift; shift; done\nshift\nexec sh -c \"$*\"",
+            "while [ \"${1#-}\" != \"$1\" ]; do [ \"$1\" = -o ] && shift; shift; done\nshift\nexec ${HOST_B:+nsenter -t $HOST_B -n} sh -c \"$*\"",
         );
         desk.script("sudo", "[ \"$1\" = -n ] && shift\nexec \"$@\"");
         desk.script("gpg", "exec cat");
@@ -151,6 +157,8 @@ impl Desk {
         }
         if foreground {
             self.foreground(&line);
+        } else if line.contains("--move-address") {
+            self.with_address(&line);
         } else if line.contains("tcp://b") {
             self.over_tls(&line);
         } else if line.contains("migrate agent") || line.contains("migrate keygen") {
@@ -191,23 +199,42 @@ impl Desk {
         }
     }
 
+    /// A move that takes an address along: two hosts with an interface eth0 each, in network namespaces of their own.
+    fn with_address(&mut self, line: &str) {
+        let (events, pidfile) = (self.path("run/events"), self.path("run/redis.pid"));
+        let script = format!(
+            "{CLOSE} {SLEEP} target=$!; echo $target > {}; unshare --net -- sleep 1000 </dev/null >/dev/null 2>&1 & \
+             export HOST_B=$!; sleep 0.5; ip link add eth0 type veth peer name eth0 netns $HOST_B && \
+             ip addr add 192.0.2.7/24 dev eth0 && ip link set eth0 up && nsenter -t $HOST_B -n ip link set eth0 up && \
+             {{ {line} --json > {}; ended=$?; kill $HOST_B; exit $ended; }}",
+            pidfile.display(),
+            events.display()
+        );
+        self.in_script("--net", line, &script);
+    }
+
+    /// Runs a script in a namespace of its own and notes what it has started.
+    fn in_script(&mut self, kind: &str, line: &str, script: &str) {
+        let events = self.path("run/events");
+        let mut command = self.shell(&format!("exec unshare {kind} -- bash --norc -c \"$0\""));
+        let output = command.arg(script).output().unwrap();
+        let result = fs::read_to_string(&events).unwrap_or_default();
+        assert!(output.status.success(), "{line}: {result} {}", String::from_utf8_lossy(&output.stderr));
+        self.note_restored(line, &events);
+    }
+
     /// A move to an agent over TLS: host b is this one, with the same key, in places of its own.
     fn over_tls(&mut self, line: &str) {
         let events = self.path("run/events");
         // The target has to be in the same mount namespace, without what the tests leave open.
         let line = line.replace(&self.pid().to_string(), "$target").replace("tcp://b", "tcp://127.0.0.1:17413");
-        let target = "for f in /proc/self/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; \
-                      sleep 1000 </dev/null >/dev/null 2>&1 & target=$!;";
         let script = format!(
-            "{target} {OWN} migrate keygen --force -q > /etc/migrate/peers && {{ migrate agent --listen tcp://127.0.0.1:17413 -q & \
-             sleep 1; {line} --json > {}; ended=$?; kill $!; exit $ended; }}",
+            "{CLOSE} {SLEEP} target=$!; {OWN} migrate keygen --force -q > /etc/migrate/peers && \
+             {{ migrate agent --listen tcp://127.0.0.1:17413 -q & sleep 1; {line} --json > {}; ended=$?; kill $!; \
+             exit $ended; }}",
             events.display()
         );
-        let mut command = self.shell("exec unshare --mount -- bash --norc -c \"$0\"");
-        let output = command.arg(&script).output().unwrap();
-        let result = fs::read_to_string(&events).unwrap_or_default();
-        assert!(output.status.success(), "{line}: {result} {}", String::from_utf8_lossy(&output.stderr));
-        self.note_restored(&line, &events);
+        self.in_script("--mount", &line, &script);
     }
 
     /// A command that stays: it has to be there after a while, and ends by a signal.
