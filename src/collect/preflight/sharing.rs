@@ -20,11 +20,9 @@ const KINDS: [(Kcmp, &str); 4] = [
 /// shares with the tree was made by one of its relatives, and runs as the same user as a rule.
 pub(super) fn tables(table: &Table, members: &[Member<'_>], found: &mut Vec<Blocker>) {
     let tree: HashSet<Pid> = members.iter().map(|m| m.row.pid).collect();
-    let mut inside: Vec<&Member<'_>> = members.iter().collect();
     for (kind, name) in KINDS {
         let compare = |a: Pid, b: Pid| kcmp(a, b, kind, 0, 0).ok();
-        // The kernel's order is the same for all of this boot; a member that has ended sorts anywhere.
-        inside.sort_by(|a, b| compare(a.row.pid, b.row.pid).unwrap_or(Ordering::Equal));
+        let inside = ordered(members, compare);
         let outside = table.rows().iter().filter(|r| !tree.contains(&r.pid) && !r.is_kernel() && !r.stat.is_zombie());
         for row in outside {
             let at = inside.binary_search_by(|member| compare(member.row.pid, row.pid).unwrap_or(Ordering::Less));
@@ -33,5 +31,40 @@ pub(super) fn tables(table: &Table, members: &[Member<'_>], found: &mut Vec<Bloc
                 found.push(Blocker::new(codes::SHARES_OUTSIDE, object(inside[at].row)).because(reason));
             }
         }
+    }
+}
+
+/// Members in the kernel's order of their objects, which is the same for all of this boot. Put in one by one, as the
+/// library's sort panics when the order changes: a member that ends meanwhile stands anywhere, and is found by nobody.
+fn ordered<'m, 'a>(members: &'m [Member<'a>], compare: impl Fn(Pid, Pid) -> Option<Ordering>) -> Vec<&'m Member<'a>> {
+    let mut found: Vec<&Member<'a>> = Vec::with_capacity(members.len());
+    for member in members {
+        let order = |other: &&Member<'a>| compare(other.row.pid, member.row.pid).unwrap_or(Ordering::Less);
+        let at = found.binary_search_by(order).unwrap_or_else(|at| at);
+        found.insert(at, member);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::{ProcDir, table::tests::row};
+    use std::cell::Cell;
+
+    #[test]
+    fn an_order_that_changes_meanwhile_is_no_panic() {
+        let rows: Vec<_> = (1..200).map(|pid| row(pid, 0, 0)).collect();
+        let dir = ProcDir::of_self().unwrap();
+        let members: Vec<Member<'_>> = rows.iter().map(|row| Member { row, dir: &dir }).collect();
+        let count = Cell::new(0u32);
+        // Answers like a host whose processes end all the time.
+        let answer = |a: Pid, b: Pid| {
+            count.set(count.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+            (count.get() >> 24 & 3 != 0).then(|| if count.get() >> 20 & 1 == 0 { a.cmp(&b) } else { b.cmp(&a) })
+        };
+        assert_eq!(ordered(&members, answer).len(), members.len());
+        let sorted = ordered(&members, |a, b| Some(b.cmp(&a)));
+        assert!(sorted.is_sorted_by_key(|member| std::cmp::Reverse(member.row.pid)));
     }
 }
