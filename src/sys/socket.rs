@@ -161,29 +161,16 @@ pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u64]) -> Result<()> {
 /// The classic filter of a socket (`SO_GET_FILTER`); empty = none. `EACCES` = it has an eBPF program, which cannot be read.
 pub fn filter(fd: BorrowedFd<'_>) -> Result<Vec<u64>> {
     // The length of this option counts instructions, not bytes.
-    let mut count: libc::socklen_t = 0;
-    // SAFETY: with a length of 0 the kernel writes nothing but the length.
-    check(
-        unsafe {
-            libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_GET_FILTER, std::ptr::null_mut(), &mut count)
-        }
-        .into(),
-    )?;
+    let get = |room: *mut u64, mut count: libc::socklen_t| {
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
+        // SAFETY: `room` has `count` instructions of 8 bytes; with a count of 0 only the count is written.
+        let ret = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, room.cast(), &mut count) };
+        check(ret.into()).map(|_| count)
+    };
+    let count = get(std::ptr::null_mut(), 0)?;
     let mut program = vec![0u64; count as usize];
     if count > 0 {
-        // SAFETY: `program` has room for `count` instructions of 8 bytes.
-        check(
-            unsafe {
-                libc::getsockopt(
-                    fd.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_GET_FILTER,
-                    program.as_mut_ptr().cast(),
-                    &mut count,
-                )
-            }
-            .into(),
-        )?;
+        let count = get(program.as_mut_ptr(), count)?;
         program.truncate(count as usize);
     }
     Ok(program)

@@ -18,6 +18,7 @@ use crate::proc::ProcDir;
 use crate::sys::{Errno, sock_diag, socket};
 use common::Family;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What the collection of sockets knows besides the model.
@@ -136,19 +137,30 @@ fn collect_tcp(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd, net
         tcp.peer = Bytes(raw_address(peer.remote));
     }
     cx.locks.push(lock);
+    if cx.locks.len() % 256 == 0 {
+        allow_many(&object)?;
+    }
     Ok(Some(FileKind::Tcp(tcp)))
+}
+
+/// Every locked socket is a descriptor of ours.
+fn allow_many(object: &str) -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let failed = |errno| system("setrlimit of our own open files", object, errno);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed) } else { Ok(()) }
 }
 
 fn collect_unix(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd, net: NsId) -> Result<Option<FileKind>> {
     let object = state.set[id].object();
     let inode = state.set[id].stat.st_ino as u32;
     let failed = |error| Error::Socket { object: object.clone(), error };
-    if !state.sockets.unix.contains_key(&net) {
+    if let Entry::Vacant(room) = state.sockets.unix.entry(net) {
         let ns = socket::namespace_of(fd.as_fd()).ok();
         let all = namespace::inside(ns.as_ref().map(AsFd::as_fd), sock_diag::unix_sockets)
             .and_then(|all| all.map_err(net::failed("UNIX", "listing sockets (sock_diag)")))
             .map_err(failed)?;
-        state.sockets.unix.insert(net, all.into_iter().map(|s| (s.inode, s)).collect());
+        room.insert(all.into_iter().map(|s| (s.inode, s)).collect());
     }
     let Some(diag) = state.sockets.unix[&net].get(&inode).cloned() else {
         return Err(system("listing sockets (sock_diag)", &object, Errno::ENOENT));

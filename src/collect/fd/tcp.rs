@@ -87,7 +87,8 @@ pub fn read(lock: &NetLock, net: NsId, policy: Policy) -> Result<Tcp> {
     let fd = lock.fd().ok_or_else(|| failed("TCP", "reading")(Errno::EBADF))?;
     let info = tcp_repair::info(fd).map_err(failed("TCP", "TCP_INFO"))?;
     let local = socket::local_address(fd).map_err(failed("TCP", "getsockname"))?;
-    let v6 = local.first().is_some() && i32::from(u16::from_ne_bytes([local[0], local[1]])) == libc::AF_INET6;
+    let family = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).map_err(failed("TCP", "SO_DOMAIN"))?;
+    let v6 = family == libc::AF_INET6;
     let mut options = common::options(fd)?;
     if lock.is_deaf() {
         options.filter = lock.own_filter().to_vec();

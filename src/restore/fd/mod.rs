@@ -205,9 +205,9 @@ fn allow_many(model: &Model) -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let failed = |errno| Error::System { operation: "setrlimit", object: "open files of our own".to_owned(), errno };
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
-    // Beside the descriptions: what is mapped, a few of our own.
+    // Beside the descriptions: sockets once more until they are let speak, what is mapped, a few of our own.
     let mapped: usize = model.mms.iter().map(|mm| mm.vmas.len()).sum();
-    if soft < hard && (model.files.len() + mapped + 256) as u64 > soft {
+    if soft < hard && (model.files.len() * 2 + model.unix_sockets.len() * 2 + mapped + 256) as u64 > soft {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)?;
     }
     Ok(())
