@@ -48,6 +48,7 @@ struct Attempt<'a> {
     around: Surroundings<'a>,
     store: Store,
     state: serde_json::Value,
+    journal: Journal,
 }
 
 /// Takes a target that comes over the link. Returns when it runs and the source knows, or when it was only looked at.
@@ -63,8 +64,14 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     let store = Store::begin(around.stores, id, target.memory_bytes, around.max_memory_bytes);
-    let mut attempt = match store {
-        Ok(store) => Attempt { id, control, builder, around, store, state },
+    // Begun long before the pause: making a file costs a wait for the disk.
+    let ready = store.and_then(|store| {
+        let journal = Journal::begin(around.journals, Role::Destination, id, control.peer(), None)
+            .map_err(|source| MoveError::Journal { source })?;
+        Ok((store, journal))
+    });
+    let mut attempt = match ready {
+        Ok((store, journal)) => Attempt { id, control, builder, around, store, state, journal },
         Err(error) => {
             protocol::receive_model(&mut control, model_bytes)?;
             protocol::send(&mut control, &FromDestination::Failed { attempt: id, failure: error.to_wire() })?;
@@ -88,7 +95,8 @@ impl Attempt<'_> {
     ) -> Result<(), MoveError> {
         let may_come = self.verdict(memory_bytes, model_bytes)?;
         if dry_run || !may_come {
-            return self.wait_for_abort();
+            self.wait_for_abort()?;
+            return self.note(Step::Aborted);
         }
         let (spaces, model_bytes) = self.rounds(bulk)?;
         self.prepare(&spaces, model_bytes)
@@ -163,13 +171,8 @@ impl Attempt<'_> {
         let started = Instant::now();
         let model = self.model(model_bytes)?;
         let image = self.store.finish(&model, spaces)?;
-        let mut journal = self.journal()?;
-        let built = while_alive(&mut self.control, || self.builder.prepare(&image));
-        if let Err(failure) = built {
-            let _ = journal.write(Step::Aborted);
-            return Err(failure.into());
-        }
-        journal.write(Step::Prepared).map_err(|source| MoveError::Journal { source })?;
+        while_alive(&mut self.control, || self.builder.prepare(&image))?;
+        self.note(Step::Prepared)?;
         let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.control.during("waiting for the order to run the target");
         self.send(&FromDestination::Prepared { attempt: self.id, took_us })?;
@@ -179,39 +182,45 @@ impl Attempt<'_> {
             other => Err(self.out_of_turn(&other, "COMMIT")),
         });
         match order {
-            Ok(()) => self.commit(&mut journal),
+            Ok(()) => self.commit(),
             Err(error) => {
-                // Nobody else can have got a COMMIT that was never received here: on the disk before it is discarded.
-                journal.write_synced(Step::Aborted).map_err(|source| MoveError::Journal { source })?;
+                // A COMMIT that comes later finds nobody who would act on it: on the disk before anything is discarded.
+                self.note_synced(Step::Aborted)?;
                 Err(error)
             }
         }
     }
 
-    fn journal(&self) -> Result<Journal, MoveError> {
-        Journal::begin(self.around.journals, Role::Destination, self.id, self.control.peer(), None)
-            .map_err(|source| MoveError::Journal { source })
-    }
-
     /// It is ours from the line `owner` on.
-    fn commit(&mut self, journal: &mut Journal) -> Result<(), MoveError> {
-        journal.write_synced(Step::Owner).map_err(|source| MoveError::Journal { source })?;
+    fn commit(&mut self) -> Result<(), MoveError> {
+        self.note_synced(Step::Owner)?;
         let pid = match self.builder.run() {
             Ok(pid) => pid,
             Err(failure) => {
-                journal.write_synced(Step::Aborted).map_err(|source| MoveError::Journal { source })?;
+                self.note_synced(Step::Aborted)?;
                 return Err(failure.into());
             }
         };
-        journal.set_target(pid);
+        self.journal.set_target(pid);
         // Whether the source hears it or not: it runs here, and the journal says so.
         let told = self.send(&FromDestination::Running { attempt: self.id, pid });
         self.control.during("waiting for the end of the original");
         match told.and_then(|()| Ok(protocol::receive::<FromSource>(&mut self.control)?)) {
-            Ok(FromSource::Done { .. }) => journal.write(Step::Done).map_err(|source| MoveError::Journal { source }),
-            Ok(other) => Err(self.out_of_turn(&other, "the end of the original")),
+            Ok(FromSource::Done { .. }) => self.note(Step::Done),
+            Ok(other) => {
+                let source = Box::new(self.out_of_turn(&other, "the end of the original"));
+                Err(MoveError::RunsHere { pid, source })
+            }
             Err(error) => Err(MoveError::RunsHere { pid, source: Box::new(error) }),
         }
+    }
+
+    fn note(&mut self, step: Step) -> Result<(), MoveError> {
+        self.journal.write(step).map_err(|source| MoveError::Journal { source })
+    }
+
+    fn note_synced(&mut self, step: Step) -> Result<(), MoveError> {
+        self.journal.write_synced(step).map_err(|source| MoveError::Journal { source })
     }
 
     fn send(&mut self, message: &FromDestination) -> Result<(), MoveError> {
@@ -224,6 +233,9 @@ impl Attempt<'_> {
             return;
         }
         self.builder.discard();
+        if let Err(unwritten) = self.journal.write(Step::Aborted) {
+            tracing::warn!(%unwritten, "the journal does not say that the attempt is over");
+        }
         self.control.deadline(Some(Duration::from_secs(2)));
         let failure = error.to_wire();
         if let Err(unheard) = self.send(&FromDestination::Failed { attempt: self.id, failure }) {

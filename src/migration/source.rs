@@ -155,6 +155,7 @@ struct Attempt<'a> {
     room_bytes: u64,
     /// The next round.
     number: u32,
+    journal: Journal,
 }
 
 /// Moves the target over the link. Whatever fails before the destination runs it: it goes on here.
@@ -164,6 +165,9 @@ struct Attempt<'a> {
 /// runs on here.
 pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dyn Events) -> Result<Report, MoveError> {
     let id = AttemptId::random()?;
+    // Begun long before the pause: making a file costs a wait for the disk.
+    let journal = Journal::begin(wishes.journals, Role::Source, id, link.control.peer(), None)
+        .map_err(|source| MoveError::Journal { source })?;
     let mut attempt = Attempt {
         id,
         link,
@@ -173,6 +177,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         report: Report::begin(),
         room_bytes: u64::MAX,
         number: 1,
+        journal,
     };
     match attempt.whole(target) {
         Ok(()) => {
@@ -188,7 +193,9 @@ impl Attempt<'_> {
     fn whole(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
         self.offer(target)?;
         if self.wishes.dry_run {
-            return self.abort("only a look").map_err(MoveError::from).and_then(|()| Ok(target.resume()?));
+            self.abort("only a look")?;
+            self.journal.write(Step::Aborted).map_err(|source| MoveError::Journal { source })?;
+            return Ok(target.resume()?);
         }
         let exit = self.rounds(target)?;
         self.report.exit = Some(exit);
@@ -222,6 +229,7 @@ impl Attempt<'_> {
             tasks: survey.summary.tasks,
             memory_bytes: survey.summary.memory_bytes,
         });
+        self.journal.set_target(survey.summary.pid);
         self.report.target = Some(survey.summary);
         if blockers.is_empty() { Ok(()) } else { Err(MoveError::Blocked(blockers)) }
     }
@@ -349,15 +357,9 @@ impl Attempt<'_> {
 
     /// From the moment COMMIT may have left this host, only the destination knows who owns the target.
     fn commit(&mut self, target: &mut dyn Target) -> Result<i32, MoveError> {
-        let pid = self.report.target.as_ref().map(|target| target.pid);
         let peer = self.link.control.peer().to_owned();
-        let journal = |source| MoveError::Journal { source };
-        let mut lines = Journal::begin(self.wishes.journals, Role::Source, self.id, &peer, pid).map_err(journal)?;
-        if let Err(failure) = target.hold() {
-            let _ = lines.write(Step::Aborted);
-            return Err(failure.into());
-        }
-        lines.write(Step::Committing).map_err(journal)?;
+        target.hold()?;
+        self.journal.write(Step::Committing).map_err(|source| MoveError::Journal { source })?;
         self.link.control.during("handing the target over");
         let answer = protocol::send(&mut self.link.control, &FromSource::Commit { attempt: self.id })
             .map_err(MoveError::from)
@@ -365,30 +367,29 @@ impl Attempt<'_> {
         match answer {
             Ok(FromDestination::Running { pid, .. }) => {
                 // It runs there: what fails from here on is a warning, not a failure of the move.
-                self.end_original(target, &mut lines);
+                self.end_original(target);
                 Ok(pid)
             }
             // Said after COMMIT was read: it durably does not run there.
-            Err(error @ MoveError::Destination(_)) => {
-                lines.write_synced(Step::Aborted).map_err(journal)?;
-                Err(error)
-            }
+            Err(error @ MoveError::Destination(_)) => Err(error),
             Ok(other) => {
                 let error = self.unexpected(&other, "the word that the target runs");
-                Err(MoveError::InDoubt { peer, journal: lines.path().into(), source: Box::new(error) })
+                Err(MoveError::InDoubt { peer, journal: self.journal.path().into(), source: Box::new(error) })
             }
-            Err(error) => Err(MoveError::InDoubt { peer, journal: lines.path().into(), source: Box::new(error) }),
+            Err(error) => {
+                Err(MoveError::InDoubt { peer, journal: self.journal.path().into(), source: Box::new(error) })
+            }
         }
     }
 
-    fn end_original(&mut self, target: &mut dyn Target, journal: &mut Journal) {
+    fn end_original(&mut self, target: &mut dyn Target) {
         if let Err(failure) = target.end() {
             self.report.warnings.push(format!("the frozen original could not be ended: {failure}"));
         }
-        if let Err(error) = journal.write_synced(Step::Done) {
+        if let Err(error) = self.journal.write_synced(Step::Done) {
             self.report
                 .warnings
-                .push(format!("the journal {} could not be written: {error}", journal.path().display()));
+                .push(format!("the journal {} could not be written: {error}", self.journal.path().display()));
         }
         if let Err(error) = protocol::send(&mut self.link.control, &FromSource::Done { attempt: self.id }) {
             tracing::debug!(%error, "the destination was not told that the original has ended");
@@ -428,6 +429,9 @@ impl Attempt<'_> {
     /// The target goes on here; the destination is told, if it can be.
     fn roll_back(&mut self, target: &mut dyn Target, error: MoveError) -> MoveError {
         let resumed = target.resume();
+        if let Err(unwritten) = self.journal.write(Step::Aborted) {
+            tracing::warn!(%unwritten, "the journal does not say that the target stays");
+        }
         self.link.control.deadline(Some(Duration::from_secs(1)));
         if let Err(unheard) = self.abort(&error.to_string()) {
             tracing::debug!(%unheard, "the destination was not told that the target stays");

@@ -321,3 +321,136 @@ fn an_interrupt_rolls_back() {
     counter.check_runs();
     assert_eq!(counter.processes().len(), 1);
 }
+
+/// Answers each line with its number and itself, each connection in a thread.
+const ECHO: &str = "
+import os, socket, sys, threading
+os.closerange(3, 1024)
+listener = socket.create_server((sys.argv[1], 7000))
+def serve(connection):
+    for n, line in enumerate(connection.makefile('rb'), 1):
+        connection.sendall(b'%d %s' % (n, line))
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+";
+
+/// Sends numbered lines over one connection for some seconds and checks every answer.
+const CLIENT: &str = "
+import socket, sys, time
+connection = socket.create_connection((sys.argv[1], 7000), timeout=20)
+answers = connection.makefile('rb')
+print('connected', flush=True)
+n, longest, end = 0, 0, time.time() + float(sys.argv[2])
+while time.time() < end:
+    n, before = n + 1, time.time()
+    connection.sendall(b'line %d\\n' % n)
+    assert answers.readline() == b'%d line %d\\n' % (n, n), 'an answer is missing or wrong'
+    longest = max(longest, time.time() - before)
+    time.sleep(0.002)
+print(n, 'answers, longest gap', round(longest * 1000), 'ms')
+";
+
+/// Three hosts' networks on one bridge; removed when dropped.
+struct Networks {
+    bridge: String,
+    names: [String; 3],
+}
+
+impl Networks {
+    /// The first two have the addresses .1 and .2, the third .3; the first also .100.
+    fn make() -> Option<Self> {
+        let tag = std::process::id() % 100_000;
+        let networks =
+            Self { bridge: format!("mvb{tag}"), names: ["a", "b", "c"].map(|name| format!("mv{name}{tag}")) };
+        let bridge = &networks.bridge;
+        let mut script = format!("ip link add {bridge} type bridge && ip link set {bridge} up");
+        for (n, name) in networks.names.iter().enumerate() {
+            script += &format!(
+                " && ip netns add {name} && ip link add {name}h type veth peer name eth0 netns {name} \
+                 && ip link set {name}h master {bridge} up && ip -n {name} link set lo up && ip -n {name} link set eth0 up \
+                 && ip -n {name} addr add 10.77.0.{}/24 dev eth0",
+                n + 1
+            );
+        }
+        script += &format!(" && ip -n {} addr add 10.77.0.100/24 dev eth0", networks.names[0]);
+        let made =
+            Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status().is_ok_and(|status| status.success());
+        if !made {
+            eprintln!("skipped: network namespaces on a bridge cannot be made here");
+        }
+        made.then_some(networks)
+    }
+
+    /// A command in one of the networks (`ip netns exec` would change the mount namespace as well).
+    fn inside(&self, network: usize, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.names[network])).arg(program).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Networks {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = Command::new("ip").args(["netns", "del", name]).status();
+        }
+        let _ = Command::new("ip").args(["link", "del", &self.bridge]).status();
+    }
+}
+
+/// A child that is killed when dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_connection_moves_with_its_server_and_its_address() {
+    if !can_move() {
+        return;
+    }
+    let Some(networks) = Networks::make() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let mut agent = networks.inside(1, PROGRAM);
+    agent
+        .args(["agent", "--listen"])
+        .arg(format!("unix:{}", socket.display()))
+        .env("MIGRATE_PLACES", dir.path().join("b"));
+    let mut agent = Killed(agent.stderr(Stdio::piped()).spawn().unwrap());
+    BufReader::new(agent.0.stderr.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+
+    let mut server = networks.inside(0, "setsid");
+    server.args(["/usr/bin/python3", "-c", ECHO, "10.77.0.100"]);
+    let server = Killed(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    std::thread::sleep(Duration::from_millis(500));
+    let mut client = networks.inside(2, "/usr/bin/python3");
+    client.args(["-c", CLIENT, "10.77.0.100", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut client = client.spawn().unwrap();
+    let mut output = BufReader::new(client.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "connected\n");
+
+    let pid = server.0.id().to_string();
+    let mut source = networks.inside(0, PROGRAM);
+    source.env("MIGRATE_PLACES", dir.path().join("a"));
+    let to = format!("unix:{}", socket.display());
+    let moved = run(source, &["move", &pid, &to, "--move-address", "10.77.0.100/24@eth0", "--json"]);
+    assert!(moved.status.success(), "{}", text(&moved));
+    let new_pid = result(&moved)["pid"].as_i64().unwrap();
+
+    let ended = client.wait_with_output().unwrap();
+    let mut said = String::new();
+    output.read_line(&mut said).unwrap();
+    let there = std::fs::read_link(format!("/proc/{new_pid}/ns/net")).unwrap();
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(new_pid as i32), nix::sys::signal::SIGKILL);
+    assert!(ended.status.success(), "no byte lost, no reset: {}", String::from_utf8_lossy(&ended.stderr));
+    eprintln!("{said}");
+    let agent_net = std::fs::read_link(format!("/proc/{}/ns/net", agent.0.id())).unwrap();
+    assert_eq!(there, agent_net, "it runs in the other network");
+}
