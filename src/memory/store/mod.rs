@@ -11,6 +11,7 @@
 
 mod dir;
 pub mod index;
+mod lane;
 mod overlay;
 mod reader;
 mod sink;
@@ -20,10 +21,11 @@ mod tests;
 mod writer;
 
 pub use dir::{Draft, ImageDir, ImageWriter, free_bytes};
+pub use lane::Lane;
 pub use reader::{PageReader, ResolvedRun, Scratch, Source};
 pub use sink::{PageLane, PageSink};
 pub use stream::{Head, Item, StreamError, StreamReader, StreamWriter, receive, send};
-pub use writer::{Compression, Lane, Mark, PageOptions, PageWriter, SpaceInfo, StoredPages};
+pub use writer::{Compression, Mark, PageOptions, PageWriter, SpaceInfo, StoredPages};
 
 use super::{PageRange, Space};
 use crate::image::{codec::CodecError, manifest::ManifestError};
