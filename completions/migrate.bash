@@ -19,6 +19,9 @@ _migrate() {
             migrate,agent)
                 cmd="migrate__subcmd__agent"
                 ;;
+            migrate,cancel)
+                cmd="migrate__subcmd__cancel"
+                ;;
             migrate,check)
                 cmd="migrate__subcmd__check"
                 ;;
@@ -37,6 +40,9 @@ _migrate() {
             migrate,move)
                 cmd="migrate__subcmd__move"
                 ;;
+            migrate,pre-dump)
+                cmd="migrate__subcmd__pre__subcmd__dump"
+                ;;
             migrate,restore)
                 cmd="migrate__subcmd__restore"
                 ;;
@@ -53,7 +59,7 @@ _migrate() {
 
     case "${cmd}" in
         migrate)
-            opts="-v -q -h -V --json --log --config --progress --color --help --version check list show verify explain agent keygen dump restore move"
+            opts="-v -q -h -V --json --log --config --progress --color --help --version check list show verify explain agent keygen cancel dump pre-dump restore move"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -138,6 +144,58 @@ _migrate() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --log)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --config)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto bar plain none" -- "${cur}"))
+                    return 0
+                    ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        migrate__subcmd__cancel)
+            opts="-v -q -h --json --log --config --progress --color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --log)
                     local oldifs
                     if [ -n "${IFS+x}" ]; then
@@ -653,6 +711,92 @@ _migrate() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        migrate__subcmd__pre__subcmd__dump)
+            opts="-D -v -q -h --parent --keep-tracking --track --compress --streams --bandwidth --json --log --config --progress --color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                -D)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --parent)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --keep-tracking)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --track)
+                    COMPREPLY=($(compgen -W "auto wp soft-dirty hash" -- "${cur}"))
+                    return 0
+                    ;;
+                --compress)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --streams)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bandwidth)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --config)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto bar plain none" -- "${cur}"))
+                    return 0
+                    ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         migrate__subcmd__restore)
             opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --pids --files --dry-run --cpu --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -913,7 +1057,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--files|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--track|-D) ((at++)) ;;
+            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--track|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -921,12 +1065,13 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--files|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--track|-D) return 0 ;;
+        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--track|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;
                 explain:*) kind=code ;;
                 dump:0) kind=target ;;
+                pre-dump:0) kind=target ;;
                 move:0) kind=target ;;
                 move:*) kind=host ;;
                 *) return 0 ;;

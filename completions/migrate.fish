@@ -45,7 +45,9 @@ complete -c migrate -n "__fish_migrate_needs_command" -f -a "verify" -d 'Check a
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "explain" -d 'Explain what stands in the way: object, why, remedy, kernel versions'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "agent" -d 'Receive process trees from other hosts'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "keygen" -d 'Make the key with which this host or user shows who it is'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "cancel" -d 'End the tracker that a pre-dump has left'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "dump" -d 'Save a process tree to an image'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "pre-dump" -d 'Save the memory of a process tree ahead of a dump'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "restore" -d 'Start a process tree from an image'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "move" -d 'Move a running process tree to another host'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l log -d 'Write a debug log to this file' -r -F
@@ -147,6 +149,19 @@ complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s v -d 'Say mor
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
@@ -198,6 +213,29 @@ complete -c migrate -n "__fish_migrate_using_subcommand dump" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s D -d 'Directory of the image' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l keep-tracking -d 'How long the tracker waits for the next dump' -r
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
+wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
+soft-dirty\t'soft-dirty bits, where the kernel has them'
+hash\t'compare each page with the copy taken before'"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pidfile -d 'Write the process id of the tree\'s root to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
@@ -446,5 +484,6 @@ end
 complete -c migrate -n "__fish_migrate_using_subcommand check" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand explain" -f -a "(__fish_migrate_codes)"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -f -a "(__fish_migrate_targets)"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -f -a "(__fish_migrate_dests)"

@@ -6,6 +6,7 @@ mod generated;
 mod manual;
 mod moves;
 mod reader;
+mod rounds;
 mod sockets;
 mod ssh;
 mod traces;

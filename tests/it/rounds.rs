@@ -1,0 +1,311 @@
+//! Memory taken while the target runs: rounds, pre-dumps and their tracker, shared pages, full disks. The targets know what
+//! each of their pages has to hold, and say so by their exit status after the restore.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+fn migrate() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_migrate"))
+}
+
+/// These tests stop and make processes of their own ids: as root alone.
+fn root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
+/// The compiled fixture.
+fn fixture(name: &str) -> PathBuf {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.c"));
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rounds-{name}"));
+    let status = Command::new("cc").args(["-O1", "-w", "-o"]).args([&program, &source]).status().unwrap();
+    assert!(status.success(), "{name}.c does not compile");
+    program
+}
+
+/// A running fixture; ended with its whole tree when dropped.
+struct Target(Child);
+
+impl Target {
+    fn start(name: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(fixture(name));
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    fn pid_text(&self) -> String {
+        self.0.id().to_string()
+    }
+
+    /// Waits for its end, so that its id is free.
+    fn reap(&mut self) {
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        end_tree(self.pid());
+        let _ = self.0.wait();
+    }
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+fn end_tree(pid: i32) {
+    let below = children(pid);
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    below.into_iter().for_each(end_tree);
+}
+
+fn run(args: &[&str]) -> Output {
+    let output = migrate().args(args).stdin(Stdio::null()).output().unwrap();
+    println!("{args:?}\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn ok(args: &[&str]) -> Output {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}");
+    output
+}
+
+/// Restores an image in the foreground, lets `look` see the root, asks the target to compare, and gives its exit status.
+fn restored(image: &Path, look: impl FnOnce(i32)) -> Option<i32> {
+    let pidfile = image.with_extension("pid");
+    let mut command = migrate();
+    command.args(["restore", "-D"]).arg(image).arg("--pidfile").arg(&pidfile);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let root: i32 = loop {
+        if let Some(pid) = std::fs::read_to_string(&pidfile).ok().and_then(|text| text.trim().parse().ok()) {
+            break pid;
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        assert!(Instant::now() < deadline, "nothing was restored");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    // It goes on with its work first.
+    std::thread::sleep(Duration::from_millis(300));
+    look(root);
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(root), nix::sys::signal::SIGUSR2);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if Instant::now() > deadline {
+            end_tree(root);
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the restored target does not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn result(output: &Output) -> serde_json::Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().expect("a result");
+    serde_json::from_str(last).expect("JSON")
+}
+
+/// No userfaultfd of ours is left on it.
+fn is_untracked(pid: i32) -> bool {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    !smaps.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" uw"))
+}
+
+fn pss_kib(pids: &[i32]) -> u64 {
+    let of = |pid: &i32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = text.lines().find(|l| l.starts_with("Pss:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    pids.iter().map(of).sum()
+}
+
+#[test]
+fn a_busy_target_is_dumped_in_rounds_and_left_as_it_was() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = Target::start("writer", &["64", "2000"]);
+    let mappings = || std::fs::read_to_string(format!("/proc/{}/maps", target.pid())).unwrap();
+    let before = mappings();
+    let first = dir.path().join("first");
+    let output = ok(&["dump", &target.pid_text(), "-D", first.to_str().unwrap(), "--leave-running", "--json"]);
+    let result = result(&output);
+    assert!(result["rounds"].as_array().unwrap().len() >= 2, "{result}");
+    assert_eq!((&result["mode"], &result["state"]), (&"pre-copy".into(), &"running".into()));
+    assert!(is_untracked(target.pid()));
+    assert_eq!(mappings(), before);
+    let second = dir.path().join("second");
+    ok(&["dump", &target.pid_text(), "-D", second.to_str().unwrap()]);
+    target.reap();
+    assert_eq!(restored(&second, |_| {}), Some(0));
+    assert_eq!(restored(&first, |_| {}), Some(0));
+}
+
+#[test]
+fn a_chain_of_pre_dumps_restores_byte_by_byte() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = Target::start("writer", &["24", "3000"]);
+    let pid = target.pid_text();
+    let at = |n: usize| dir.path().join(format!("image{n}")).to_str().unwrap().to_owned();
+    for n in 0..3 {
+        let mut args = vec!["pre-dump".to_owned(), pid.clone(), "-D".to_owned(), at(n)];
+        if n > 0 {
+            args.extend(["--parent".to_owned(), at(n - 1)]);
+        }
+        let output = ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("compared"), "the tracker was not found: {said}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(!is_untracked(target.pid()));
+    // What cannot be restored says so.
+    assert!(!run(&["restore", "-D", &at(2), "--detach"]).status.success());
+    ok(&["dump", &pid, "-D", &at(3), "--parent", &at(2)]);
+    target.reap();
+    ok(&["verify", &at(3)]);
+    let size = |n: usize| -> u64 {
+        let files = std::fs::read_dir(at(n)).unwrap().map(|e| e.unwrap().metadata().unwrap());
+        files.map(|m| m.len()).sum()
+    };
+    assert!(size(1) < size(0) / 2 && size(3) < size(0) / 2, "{} {} {}", size(0), size(1), size(3));
+    assert_eq!(restored(Path::new(&at(3)), |_| {}), Some(0));
+}
+
+#[test]
+fn without_a_tracker_pages_are_compared_with_the_parent() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = Target::start("writer", &["24", "3000"]);
+    let pid = target.pid_text();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let session = result(&ok(&["pre-dump", &pid, "-D", &at("a"), "--json"]))["session"].as_str().unwrap().to_owned();
+    ok(&["cancel", &session]);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_untracked(target.pid()) {
+        assert!(Instant::now() < deadline, "the tracker did not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!run(&["cancel", &session]).status.success());
+    let output = ok(&["dump", &pid, "-D", &at("b"), "--parent", &at("a")]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("compared"));
+    target.reap();
+    assert_eq!(restored(Path::new(&at("b")), |_| {}), Some(0));
+}
+
+#[test]
+fn relatives_share_memory_after_a_restore_as_before() {
+    if !root() {
+        return;
+    }
+    for stop_first in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut target = Target::start("prefork", &["64", "8"]);
+        let family = |root: i32| -> Vec<i32> { children(root).into_iter().chain([root]).collect() };
+        let before = pss_kib(&family(target.pid()));
+        let image = dir.path().join("image");
+        let mut args = vec!["dump".to_owned(), target.pid_text(), "-D".to_owned(), image.to_str().unwrap().to_owned()];
+        args.extend(stop_first.then(|| "--stop-first".to_owned()));
+        ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        target.reap();
+        let status = restored(&image, |root| {
+            let after = pss_kib(&family(root));
+            assert!(after * 100 <= before * 105 + 200_000, "Pss {before} kB before, {after} kB after");
+        });
+        assert_eq!(status, Some(0), "stop first: {stop_first}");
+    }
+}
+
+#[test]
+fn memory_under_every_kind_of_change_comes_back_right() {
+    if !root() {
+        return;
+    }
+    for seed in ["1", "2", "3"] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("blocks");
+        let mut target = Target::start("torture", &[seed, file.to_str().unwrap()]);
+        let pid = target.pid_text();
+        let at = |n: usize| dir.path().join(format!("image{n}")).to_str().unwrap().to_owned();
+        ok(&["pre-dump", &pid, "-D", &at(0)]);
+        ok(&["pre-dump", &pid, "-D", &at(1), "--parent", &at(0)]);
+        std::thread::sleep(Duration::from_millis(200));
+        ok(&["pre-dump", &pid, "-D", &at(2), "--parent", &at(1)]);
+        ok(&["dump", &pid, "-D", &at(3), "--parent", &at(2)]);
+        target.reap();
+        assert_eq!(restored(Path::new(&at(3)), |_| {}), Some(0), "seed {seed}");
+    }
+}
+
+/// A file system of so many MiB; unmounted when dropped.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn of(mib: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={mib}m");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, Some(options.as_str())).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_target_running_and_nothing_behind() {
+    if !root() {
+        return;
+    }
+    let target = Target::start("writer", &["64", "40000"]);
+    // Refused at once; and full only in the middle, of the pages that were written again in the rounds.
+    for (mib, reason, state) in [(20, "bytes free", "untouched"), (68, "full", "still running")] {
+        let small = Small::of(mib);
+        let image = small.0.path().join("image");
+        let output = run(&["dump", &target.pid_text(), "-D", image.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{mib} MiB");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(reason) && said.contains(state), "{said}");
+        assert_eq!(std::fs::read_dir(small.0.path()).unwrap().count(), 0);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", target.pid())).unwrap();
+        let state = stat.rsplit_once(") ").unwrap().1.chars().next().unwrap();
+        assert!(matches!(state, 'R' | 'S'), "{state}");
+        assert!(is_untracked(target.pid()));
+    }
+}
