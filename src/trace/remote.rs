@@ -45,6 +45,9 @@ pub struct Remote {
     pub last_child: Option<Pid>,
 }
 
+/// Bytes of `syscall; int3`.
+const SYSCALL_AND_INT3: u64 = 3;
+
 /// Everything blocked but SIGTRAP: the kernel resets the action of a blocked SIGTRAP when `int3` hits it.
 const WORK_MASK: u64 = !(1 << (libc::SIGTRAP - 1));
 
@@ -235,9 +238,11 @@ impl Remote {
             match status {
                 // Interrupted before it had entered the call: once more, and later.
                 Status::EventStop(_) if ret.rip == regs.rip => wait = wait * 2 + Duration::from_micros(10),
-                Status::EventStop(_) => return Ok(ret.rax),
-                // It returned at once and hit the trap; the interrupt is still to come.
+                // It returned at once and hit the trap: of its two stops, the trap's and the interrupt's, the other is still
+                // to come, in either order. A trap left pending would end the program at its release.
+                Status::EventStop(_) if ret.rip == regs.rip + SYSCALL_AND_INT3 => return self.after_trap(ret.rax),
                 Status::Signal(libc::SIGTRAP) => return self.after_trap(ret.rax),
+                Status::EventStop(_) => return Ok(ret.rax),
                 s => return Err(Error::OddStop { pid: self.pid, what: "a wait", status: format!("{s:?}") }),
             }
         }
