@@ -20,7 +20,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("restore", "external-unix"),
     ("restore", "stdio"),
     ("restore", "move-address"),
-    ("restore", "cgroup"),
     ("restore", "supervisor"),
     ("move", "cpu"),
     ("move", "cgroup"),

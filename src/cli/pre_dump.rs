@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::options::memory::MemoryArgs;
+use super::signals::Watch;
 use crate::failure::Failure;
 use crate::ops;
 use crate::ops::options::PreDumpOptions;
@@ -37,6 +38,7 @@ impl Args {
     /// None here: a failure is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options();
+        let _watch = Watch::begin()?;
         let session = context.session(options.session, Some(self.target.to_string()), false);
         let result = ops::pre_dump::run(&options, &session);
         Ok(session.finish(result))

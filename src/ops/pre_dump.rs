@@ -65,6 +65,7 @@ pub fn run(options: &PreDumpOptions, events: &dyn Events) -> Result<Outcome> {
     let names = name(&sink, &place, &mut tree).map_err(running)?;
     drop(sink);
     let draft = draft(&resolved.processes, &mut tree, &names)?;
+    super::interrupt::check().map_err(running)?;
     let image = place.finish_memory(draft).map_err(running)?;
     let mut outcome = Outcome::new(options.session, State::Running, Where::Source);
     outcome.notes.push(format!(

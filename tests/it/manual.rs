@@ -151,6 +151,10 @@ impl Desk {
             self.prepare(&words);
         }
         let foreground = line.contains("migrate restore") && !line.contains("--detach") && !line.contains("--dry-run");
+        let line = match line.contains("migrate cancel") {
+            true => line.replace("hkqwzrtb", &self.tracked()),
+            false => line,
+        };
         if line.contains("pidfile:") {
             let pid = self.pid();
             fs::write(self.path("run/redis.pid"), pid.to_string()).unwrap();
@@ -166,6 +170,15 @@ impl Desk {
         } else {
             self.ordinary(&line);
         }
+    }
+
+    /// The session id of a tracker that waits.
+    fn tracked(&mut self) -> String {
+        let (pid, image) = (self.pid(), self.path("backups/tracked"));
+        let output = self.must(&format!("migrate pre-dump {pid} -D {} --json", image.display()));
+        let events = String::from_utf8(output.stdout).unwrap();
+        let result: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
+        result["session"].as_str().unwrap().to_owned()
     }
 
     /// A command that ends by itself. What it has started elsewhere is noted, to be ended later.
