@@ -1,8 +1,11 @@
 //! `migrate demo`.
 
+use super::Context;
 use super::options::mode::MODE;
 use super::options::one_of;
+use crate::failure::Failure;
 use crate::ops::options::{DemoOptions, Mode};
+use crate::{ops, ui};
 
 /// Show a live move between two hosts made of namespaces
 ///
@@ -16,9 +19,34 @@ pub struct Args {
     /// Leave logs and images behind and say where
     #[arg(long)]
     keep: bool,
+    /// One of the programs of the demo, run by the demo itself
+    #[arg(long, hide = true, value_parser = ["counter", "client"])]
+    part: Option<String>,
+    /// Where that program writes its process id
+    #[arg(long, hide = true, requires = "part")]
+    file: Option<std::path::PathBuf>,
 }
 
 impl Args {
+    /// Runs the demo; exit code 1 if anything was lost.
+    ///
+    /// # Errors
+    /// The demo cannot be run here.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        match self.part.as_deref() {
+            None => {
+                let verdict = ops::demo::run(&self.options(), &mut |scene| ui::demo::show(scene, &context.settings))?;
+                Ok(u8::from(!verdict.is_good()))
+            }
+            Some("counter") => ops::demo::parts::counter(self.file.as_deref())
+                .map(|()| 0)
+                .map_err(|e| Failure::of("the demo's program", &e)),
+            Some(_) => ops::demo::parts::client(&mut std::io::stdout())
+                .map(|()| 0)
+                .map_err(|e| Failure::of("the demo's client", &e)),
+        }
+    }
+
     /// The choices as the engine takes them.
     pub fn options(&self) -> DemoOptions {
         DemoOptions { mode: self.mode, keep: self.keep }

@@ -54,6 +54,7 @@ enum Verb {
     Dump(dump::Args),
     PreDump(pre_dump::Args),
     Restore(restore::Args),
+    Demo(demo::Args),
     Move(r#move::Args),
     Cancel(cancel::Args),
 }
@@ -71,6 +72,7 @@ impl Verb {
             Self::Dump(args) => args.run(context),
             Self::PreDump(args) => args.run(context),
             Self::Restore(args) => args.run(context),
+            Self::Demo(args) => args.run(context),
             Self::Move(args) => args.run(context),
             Self::Cancel(args) => args.run(context),
         }

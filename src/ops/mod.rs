@@ -3,6 +3,7 @@
 pub mod cancel;
 pub mod check;
 pub mod container;
+pub mod demo;
 pub mod dump;
 pub mod image;
 pub mod interrupt;

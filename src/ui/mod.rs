@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod check;
 mod clock;
+pub mod demo;
 pub mod explain;
 pub mod failure;
 pub mod image;

@@ -1,0 +1,220 @@
+//! `migrate demo`: two hosts made of namespaces, a program with a counter and a client, and a move between them.
+//!
+//! Everything runs on this machine: a bridge in a network namespace of its own is the network, and the client sits on it.
+//! Each host has its own network, PID, mount and UTS namespaces. The program's address moves with it.
+
+mod hosts;
+pub mod parts;
+
+use super::options::{DemoOptions, Mode};
+use crate::failure::{Failure, Result, TargetState};
+use hosts::{Host, Network};
+use parts::{Sight, Verdict};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What the demo shows, in the order of its happening.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scene {
+    /// What the client sees, every 100 ms.
+    Sight(Sight),
+    /// A word about what happens now.
+    Word(String),
+    /// What the move said.
+    Moved {
+        /// The pause as `migrate move` measured it.
+        pause: Option<Duration>,
+    },
+    /// The end.
+    Verdict(Verdict),
+}
+
+/// Client's address on the bridge.
+const CLIENT: &str = "10.77.0.1/24";
+/// The program's address, which moves.
+pub const SERVICE: &str = "10.77.0.10";
+/// The program's port.
+pub const PORT: u16 = 7700;
+/// What runs before the move and after it.
+const BEFORE: Duration = Duration::from_millis(1500);
+const AFTER: Duration = Duration::from_millis(1500);
+/// Longest time anything here may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs the demo; `show` gets each scene. The verdict is also returned.
+///
+/// # Errors
+/// Namespaces cannot be made here, or a part of the demo does not start.
+pub fn run(options: &DemoOptions, show: &mut dyn FnMut(&Scene)) -> Result<Verdict> {
+    let dir = Workplace::make(options.keep)?;
+    let network = Network::make(CLIENT)?;
+    let a = Host::make(&network, "host-a", "10.77.0.2/24", dir.path())?;
+    let b = Host::make(&network, "host-b", "10.77.0.3/24", dir.path())?;
+    a.add_address(SERVICE)?;
+    let socket = dir.path().join("host-b.sock");
+    let agent =
+        Part::start(b.migrate().arg("agent").arg("--listen").arg(format!("unix:{}", socket.display())), "agent")?;
+    wait_for(&socket)?;
+    let pidfile = dir.path().join("counter.pid");
+    let program = Part::start(a.migrate_part("counter").arg("--file").arg(&pidfile), "program")?;
+    wait_for(&pidfile)?;
+    let pid = std::fs::read_to_string(&pidfile).map_err(|e| Failure::of("the program did not start", &e))?;
+    let mut client = Part::start(network.migrate_part("client").stdout(Stdio::piped()), "client")?;
+    let sights = client.output()?;
+    let mut audience = Audience { lines: sights, show };
+    audience.watch(BEFORE)?;
+    (audience.show)(&Scene::Word(format!("migrate move {pid} host-b")));
+    let mover = mover(&a, options.mode, &pid, &socket)?;
+    let pause = audience.watch_until_ended(mover)?;
+    (audience.show)(&Scene::Moved { pause });
+    audience.watch(AFTER)?;
+    client.end();
+    let verdict = audience.verdict()?;
+    drop((program, agent));
+    (audience.show)(&Scene::Verdict(verdict.clone()));
+    Ok(verdict)
+}
+
+fn mover(a: &Host, mode: Mode, pid: &str, socket: &Path) -> Result<Child> {
+    let mode = match mode {
+        Mode::Auto => "auto",
+        Mode::PreCopy => "pre-copy",
+        Mode::StopAndCopy => "stop-and-copy",
+    };
+    let mut command = a.migrate();
+    command.arg("--json").arg("move").arg(pid).arg(format!("unix:{}", socket.display()));
+    command.arg("--mode").arg(mode).arg("--move-address").arg(format!("{SERVICE}/24@eth0"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command.spawn().map_err(|e| Failure::of("the move did not start", &e))
+}
+
+/// Reads what the client says and passes it on.
+struct Audience<'a> {
+    lines: BufReader<ChildStdout>,
+    show: &'a mut dyn FnMut(&Scene),
+}
+
+impl Audience<'_> {
+    fn watch(&mut self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            let sight = self.next()?;
+            (self.show)(&Scene::Sight(sight));
+        }
+        Ok(())
+    }
+
+    /// Shows what the client sees until the move has ended; the pause it reports.
+    fn watch_until_ended(&mut self, mut mover: Child) -> Result<Option<Duration>> {
+        let end = Instant::now() + PATIENCE;
+        while mover.try_wait().map_err(|e| Failure::of("the move cannot be waited for", &e))?.is_none() {
+            if Instant::now() > end {
+                let _ = mover.kill();
+            }
+            let sight = self.next()?;
+            (self.show)(&Scene::Sight(sight));
+        }
+        let output = mover.wait_with_output().map_err(|e| Failure::of("the move cannot be read", &e))?;
+        let result = String::from_utf8_lossy(&output.stdout);
+        let result = result.lines().rev().find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+        let result = result.unwrap_or_default();
+        if !output.status.success() {
+            let what = result["failure"]["what"].as_str().unwrap_or("the move failed").to_owned();
+            let mut failure = Failure::new(what).target(TargetState::Running);
+            failure.causes = result["failure"]["causes"]
+                .as_array()
+                .map(|causes| causes.iter().filter_map(|c| c.as_str().map(str::to_owned)).collect())
+                .unwrap_or_default();
+            return Err(failure);
+        }
+        Ok(result["downtime_us"].as_u64().map(Duration::from_micros))
+    }
+
+    fn next(&mut self) -> Result<Sight> {
+        Ok(serde_json::from_str(&self.line()?).unwrap_or_default())
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        match self.lines.read_line(&mut line) {
+            Ok(n) if n > 0 => Ok(line),
+            Ok(_) => Err(Failure::new("the demo's client has ended too early")),
+            Err(e) => Err(Failure::of("the demo's client cannot be read", &e)),
+        }
+    }
+
+    fn verdict(&mut self) -> Result<Verdict> {
+        loop {
+            let line = self.line()?;
+            if let Ok(verdict) = serde_json::from_str::<Verdict>(&line) {
+                return Ok(verdict);
+            }
+        }
+    }
+}
+
+/// A process of the demo; ended when dropped.
+struct Part(Child);
+
+impl Part {
+    fn start(command: &mut Command, name: &str) -> Result<Self> {
+        let child = command.stdin(Stdio::piped()).spawn();
+        child.map(Self).map_err(|e| Failure::of(format!("the demo's {name} did not start"), &e))
+    }
+
+    fn output(&mut self) -> Result<BufReader<ChildStdout>> {
+        self.0.stdout.take().map(BufReader::new).ok_or_else(|| Failure::new("the demo's client has no output"))
+    }
+
+    /// Tells it to come to an end: its standard input closes.
+    fn end(&mut self) {
+        drop(self.0.stdin.take());
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.end();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A directory for sockets and journals, removed at the end unless it is to be kept.
+struct Workplace {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Workplace {
+    fn make(keep: bool) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("migrate-demo-{}", std::process::id()));
+        std::fs::create_dir(&path).map_err(|e| Failure::of(format!("cannot make {}", path.display()), &e))?;
+        Ok(Self { path, keep })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Workplace {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn wait_for(path: &Path) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !path.exists() {
+        if Instant::now() > end {
+            return Err(Failure::new(format!("{} did not appear", path.display())));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

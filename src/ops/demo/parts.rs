@@ -1,0 +1,167 @@
+//! The programs of the demo: one that counts and answers, one that asks.
+
+use super::{PORT, SERVICE};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What the client has seen in the last 100 ms.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sight {
+    /// Milliseconds since the client began.
+    pub at_ms: u64,
+    /// The host that answered last.
+    pub host: String,
+    /// The program's counter.
+    pub counter: u64,
+    /// The last round trip, microseconds.
+    pub round_trip_us: u64,
+    /// The longest wait for an answer in this time, microseconds.
+    pub longest_us: u64,
+}
+
+/// How it went, as the client has seen it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Questions asked.
+    pub questions: u64,
+    /// Bytes of answers that did not come, or came wrong.
+    pub bytes_lost: u64,
+    /// Connections reset or closed.
+    pub resets: u64,
+    /// The longest wait for an answer, microseconds.
+    pub longest_gap_us: u64,
+    /// The counter went back at least once.
+    pub counter_went_back: bool,
+    /// Hosts that answered, in their order.
+    pub hosts: Vec<String>,
+}
+
+impl Verdict {
+    /// Nothing was lost, and the program went on elsewhere.
+    pub fn is_good(&self) -> bool {
+        self.bytes_lost == 0 && self.resets == 0 && !self.counter_went_back && self.hosts.len() == 2
+    }
+}
+
+/// The program that moves: counts every millisecond, and answers each line with its host, its counter and the line.
+///
+/// # Errors
+/// The address cannot be bound, or the file not be written.
+pub fn counter(pidfile: Option<&Path>) -> std::io::Result<()> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let listener = TcpListener::bind((SERVICE, PORT))?;
+    std::thread::spawn(|| {
+        loop {
+            COUNTER.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    if let Some(path) = pidfile {
+        let draft = path.with_extension("draft");
+        std::fs::write(&draft, std::process::id().to_string())?;
+        std::fs::rename(draft, path)?;
+    }
+    for stream in listener.incoming() {
+        let _ = answer(stream?, &COUNTER);
+    }
+    Ok(())
+}
+
+fn answer(stream: TcpStream, counter: &AtomicU64) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut out = stream.try_clone()?;
+    for line in BufReader::new(stream).lines() {
+        let host = nix::unistd::gethostname()?;
+        let text = format!("{} {} {}\n", host.to_string_lossy(), counter.load(Ordering::Relaxed), line?);
+        out.write_all(text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The client: asks every millisecond over one connection, says every 100 ms what it sees (a JSON line), and at the end of
+/// its standard input the verdict.
+///
+/// # Errors
+/// The program cannot be reached at all.
+pub fn client(out: &mut dyn Write) -> std::io::Result<()> {
+    static END: AtomicBool = AtomicBool::new(false);
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0; 1]);
+        END.store(true, Ordering::Relaxed);
+    });
+    let stream = TcpStream::connect((SERVICE, PORT))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut ask = stream.try_clone()?;
+    let mut answers = BufReader::new(stream);
+    let began = Instant::now();
+    let mut seen = Seen::default();
+    let mut next = Duration::from_millis(100);
+    while !END.load(Ordering::Relaxed) && seen.verdict.resets == 0 {
+        seen.ask(&mut ask, &mut answers);
+        if began.elapsed() >= next {
+            next += Duration::from_millis(100);
+            seen.sight.at_ms = began.elapsed().as_millis() as u64;
+            writeln!(out, "{}", serde_json::to_string(&std::mem::take(&mut seen.sight))?)?;
+            out.flush()?;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    writeln!(out, "{}", serde_json::to_string(&seen.verdict)?)?;
+    out.flush()
+}
+
+struct Seen {
+    sight: Sight,
+    verdict: Verdict,
+    counter: u64,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        let verdict = Verdict {
+            questions: 0,
+            bytes_lost: 0,
+            resets: 0,
+            longest_gap_us: 0,
+            counter_went_back: false,
+            hosts: Vec::new(),
+        };
+        Self { sight: Sight::default(), verdict, counter: 0 }
+    }
+}
+
+impl Seen {
+    fn ask(&mut self, ask: &mut TcpStream, answers: &mut BufReader<TcpStream>) {
+        let asked = Instant::now();
+        self.verdict.questions += 1;
+        let question = format!("{}\n", self.verdict.questions);
+        let mut line = String::new();
+        let answered = ask.write_all(question.as_bytes()).and_then(|()| answers.read_line(&mut line));
+        let took = asked.elapsed().as_micros() as u64;
+        if !matches!(answered, Ok(n) if n > 0) {
+            self.verdict.resets += 1;
+            self.verdict.bytes_lost += question.len() as u64;
+            return;
+        }
+        let mut words = line.split_whitespace();
+        let (host, counter, echo) = (words.next(), words.next().and_then(|w| w.parse().ok()), words.next());
+        if echo != Some(question.trim()) {
+            self.verdict.bytes_lost += question.len() as u64;
+        }
+        let counter: u64 = counter.unwrap_or(0);
+        self.verdict.counter_went_back |= counter < self.counter;
+        self.counter = counter;
+        let host = host.unwrap_or_default();
+        if self.verdict.hosts.last().is_none_or(|last| last != host) {
+            self.verdict.hosts.push(host.to_owned());
+        }
+        self.verdict.longest_gap_us = self.verdict.longest_gap_us.max(took);
+        self.sight.longest_us = self.sight.longest_us.max(took);
+        (self.sight.host, self.sight.counter, self.sight.round_trip_us) = (host.to_owned(), counter, took);
+    }
+}
