@@ -64,6 +64,16 @@ impl Material {
         self.files.get(&(path.path.0.clone(), flags)).map_or(-1, AsRawFd::as_raw_fd)
     }
 
+    /// Number of an executable for `PR_SET_MM_MAP`; -1, which leaves it as it is, where it is our own: a skeleton has it
+    /// already, and the kernel does not change an executable that is mapped.
+    pub fn exe(&self, path: &PathRef) -> RawFd {
+        let fd = self.file(path, libc::O_RDONLY as u32);
+        let own = nix::sys::stat::stat("/proc/self/exe").map(|s| (s.st_dev, s.st_ino));
+        let file = self.files.get(&(path.path.0.clone(), libc::O_RDONLY as u32));
+        let wanted = file.and_then(|f| nix::sys::stat::fstat(f).ok()).map(|s| (s.st_dev, s.st_ino));
+        if own.ok() == wanted { -1 } else { fd }
+    }
+
     /// Number of a shared memory object.
     pub fn shmem(&self, id: ShmemId) -> RawFd {
         self.shmems[id.at()].as_raw_fd()

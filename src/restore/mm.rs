@@ -175,7 +175,7 @@ fn set_layout(batch: &mut Batch, mm: &Mm, material: &Material) {
         env_end: layout.env_end,
         auxv: 0,
         auxv_size: mm.auxv.0.len() as u32,
-        exe_fd: material.file(&mm.exe, libc::O_RDONLY as u32) as u32,
+        exe_fd: material.exe(&mm.exe) as u32,
     };
     let map = batch.value(&map);
     batch.relocate(map, std::mem::offset_of!(PrctlMmMap, auxv), auxv);

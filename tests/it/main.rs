@@ -2,6 +2,7 @@
 
 mod agent;
 mod cli;
+mod demo;
 mod generated;
 mod manual;
 mod moves;

@@ -54,14 +54,14 @@ pub fn run(options: &DemoOptions, show: &mut dyn FnMut(&Scene)) -> Result<Verdic
     let b = Host::make(&network, "host-b", "10.77.0.3/24", dir.path())?;
     a.add_address(SERVICE)?;
     let socket = dir.path().join("host-b.sock");
-    let agent =
-        Part::start(b.migrate().arg("agent").arg("--listen").arg(format!("unix:{}", socket.display())), "agent")?;
+    let agent = Part::start(agent_of(&mut b.migrate(), &socket), "agent")?;
     wait_for(&socket)?;
     let pidfile = dir.path().join("counter.pid");
     let program = Part::start(a.migrate_part("counter").arg("--file").arg(&pidfile), "program")?;
     wait_for(&pidfile)?;
     let pid = std::fs::read_to_string(&pidfile).map_err(|e| Failure::of("the program did not start", &e))?;
-    let mut client = Part::start(network.migrate_part("client").stdout(Stdio::piped()), "client")?;
+    let mut client =
+        Part::start(network.migrate_part("client").stdout(Stdio::piped()).stderr(Stdio::null()), "client")?;
     let sights = client.output()?;
     let mut audience = Audience { lines: sights, show };
     audience.watch(BEFORE)?;
@@ -75,6 +75,11 @@ pub fn run(options: &DemoOptions, show: &mut dyn FnMut(&Scene)) -> Result<Verdic
     drop((program, agent));
     (audience.show)(&Scene::Verdict(verdict.clone()));
     Ok(verdict)
+}
+
+fn agent_of<'c>(command: &'c mut Command, socket: &Path) -> &'c mut Command {
+    command.arg("agent").arg("--listen").arg(format!("unix:{}", socket.display()));
+    command.stdout(Stdio::null()).stderr(Stdio::null())
 }
 
 fn mover(a: &Host, mode: Mode, pid: &str, socket: &Path) -> Result<Child> {
@@ -123,10 +128,14 @@ impl Audience<'_> {
         if !output.status.success() {
             let what = result["failure"]["what"].as_str().unwrap_or("the move failed").to_owned();
             let mut failure = Failure::new(what).target(TargetState::Running);
-            failure.causes = result["failure"]["causes"]
-                .as_array()
-                .map(|causes| causes.iter().filter_map(|c| c.as_str().map(str::to_owned)).collect())
-                .unwrap_or_default();
+            let texts = |list: &serde_json::Value, text: &dyn Fn(&serde_json::Value) -> String| -> Vec<String> {
+                list.as_array().map(|all| all.iter().map(text).collect()).unwrap_or_default()
+            };
+            failure.causes = texts(&result["failure"]["causes"], &|c| c.as_str().unwrap_or_default().to_owned());
+            failure.causes.extend(texts(&result["blockers"], &|b| {
+                let word = |key: &str| b[key].as_str().unwrap_or_default().to_owned();
+                format!("{} {}: {} ({})", word("code"), word("object"), word("reason"), word("remedy"))
+            }));
             return Err(failure);
         }
         Ok(result["downtime_us"].as_u64().map(Duration::from_micros))

@@ -52,6 +52,7 @@ impl Verdict {
 /// # Errors
 /// The address cannot be bound, or the file not be written.
 pub fn counter(pidfile: Option<&Path>) -> std::io::Result<()> {
+    own_descriptors_only()?;
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let listener = TcpListener::bind((SERVICE, PORT))?;
     std::thread::spawn(|| {
@@ -68,6 +69,17 @@ pub fn counter(pidfile: Option<&Path>) -> std::io::Result<()> {
     for stream in listener.incoming() {
         let _ = answer(stream?, &COUNTER);
     }
+    Ok(())
+}
+
+/// What this program was started with belongs to whoever started it, and would end outside of what moves.
+fn own_descriptors_only() -> std::io::Result<()> {
+    use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+    crate::sys::fd::close_from(3)?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
     Ok(())
 }
 
