@@ -29,6 +29,9 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     if let Some(volume) = volume {
         row(if verb == "move" { "sent" } else { "size" }, volume);
     }
+    if verb == "pre-dump" {
+        row("session", outcome.session.to_string());
+    }
     for note in &outcome.notes {
         text += &format!("{}\n", clean(note));
     }
@@ -63,7 +66,10 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         (State::Held, _) => "held frozen".to_owned(),
         (State::InDoubt, _) => "in doubt".to_owned(),
     };
-    format!("{done} {name}: {fate}").replace("  ", " ")
+    match name.is_empty() {
+        true => format!("{done}: {fate}"),
+        false => format!("{done} {name}: {fate}"),
+    }
 }
 
 fn parts(outcome: &Outcome) -> String {
@@ -98,6 +104,9 @@ mod tests {
     fn known_numbers_only() {
         let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
         assert_eq!(text("move", Some("7"), &outcome), "moved 7: runs on b\n");
+        assert_eq!(text("restore", None, &outcome), "restored: runs on b\n");
+        let session = format!("memory saved of 7: runs on b\n  session   {}\n", outcome.session);
+        assert_eq!(text("pre-dump", Some("7"), &outcome), session);
         outcome.target_pid = Some(7);
         outcome.target_comm = Some("redis".into());
         outcome.pid = Some(8);
