@@ -71,7 +71,10 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         _ => None,
     };
     let sink = Sink::of(&place, backend(options.memory.track)?);
-    let mut rounds = if options.stop_first { Rounds::none() } else { memory::run(&job, &sink, &place, taken)? };
+    let mut rounds = match options.stop_first {
+        true => Rounds::none(),
+        false => memory::run(&job, &sink, &place, taken).map_err(|f| f.target(TargetState::Running))?,
+    };
     let undone = || interrupt::check().map_err(|failure| failure.target(TargetState::Running));
     undone()?;
     let mut paused = pause(options, &job, &policy, &place, &sink, &mut rounds, &mut outcome)?;
