@@ -1,12 +1,12 @@
 //! Made by the engine, where the file was: deleted files, which are made anew and removed again.
 
-use super::{Maker, TMPFILE, roots};
+use super::{Maker, SETTABLE, TMPFILE, roots};
 use crate::image::fd::FileKind;
 use crate::image::fd::regular::Ghost;
 use crate::image::{Bytes, GhostId, Model};
 use crate::restore::{Error, Result};
 use crate::sys::openat2::{open_in_root, reopen};
-use crate::sys::{Errno, xattr};
+use crate::sys::{Errno, fcntl, xattr};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
@@ -41,12 +41,21 @@ pub(crate) fn make(maker: &mut Maker<'_>, ghost: GhostId, flags: u32) -> Result<
     let Some(file) = maker.material.ghost_file(ghost) else {
         return Err(Error::File { path: object, reason: "it was deleted and has not been made again".to_owned() });
     };
+    let failed = |operation| {
+        let object = object.clone();
+        move |errno| Error::System { operation, object, errno }
+    };
+    // The description that O_TMPFILE made is the one that still says so; opened again, a file has other flags.
+    let same = |has: u32| (has ^ flags) & !SETTABLE == 0;
+    if flags & TMPFILE != 0 && same(fcntl::flags(file).map_err(failed("fcntl F_GETFL"))?) {
+        return file.try_clone().map_err(errno).map_err(failed("dup"));
+    }
     let directory = maker.model.ghosts[ghost.at()].path.mode & libc::S_IFMT == libc::S_IFDIR;
     let mut drop = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW | libc::O_ASYNC) as u32 | TMPFILE;
     if !directory {
         drop |= libc::O_DIRECTORY as u32;
     }
-    reopen(file, flags & !drop).map_err(|errno| Error::System { operation: "open (deleted file)", object, errno })
+    reopen(file, flags & !drop).map_err(failed("open (deleted file)"))
 }
 
 fn make_one(root: &OwnedFd, ghost: &Ghost, unnamed: bool) -> Result<OwnedFd> {

@@ -15,9 +15,44 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         // They spin, or sleep for a time that is measured: nobody may look at them for long.
         ("processor", _) => Scenario { busy: true, ..plain },
         ("tree", "zombies" | "zombie_leads_session") => Scenario { allow: ZOMBIES, ..plain },
+        ("descriptors", "other_name") => Scenario { ignore: LINKED, allow: OTHER_NAMES, ..plain },
+        ("descriptors", "deleted_and_replaced" | "deleted_directory" | "temporary") => {
+            Scenario { ignore: DESCRIPTORS, allow: OTHER_NAMES, ..plain }
+        }
+        ("descriptors", "timer_descriptors") => Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain },
+        ("descriptors", _) => Scenario { ignore: DESCRIPTORS, ..plain },
         _ => plain,
     }
 }
+
+/// What is made anew has a number of its own, and clocks go on.
+const DESCRIPTORS: &[(&str, &str)] = &[
+    ("**.spec.remaining_ns", "time passes"),
+    ("**.due_ns", "two clocks are read one after the other"),
+    ("**.ticks", "a periodic timer goes on"),
+    ("ghosts[*].path.inode", "a deleted file is made anew"),
+    ("pipes[*].fifo.inode", "a deleted FIFO is made anew"),
+    ("ghosts[*].path.path", "its name may be another file's by now, or its directory gone"),
+];
+
+const LINKED: &[(&str, &str)] = &[
+    ("ghosts", "a file that is opened by another name of its own is no deleted one any more"),
+    ("files[*].kind", "a file that is opened by another name of its own is no deleted one any more"),
+];
+
+const OTHER_NAMES: &str = r#"
+[[allow]]
+path = "processes/*/descriptors/*/link"
+rule = "ignore"
+reason = "the name of a removed file is another file's by now, or its directory is gone; it is shown under the name it was made with"
+"#;
+
+const TICKS: &str = r#"
+[[allow]]
+path = "processes/*/descriptors/*/info/ticks"
+rule = "ignore"
+reason = "a periodic timer goes on"
+"#;
 
 const ZOMBIES: &str = r#"
 [[allow]]
@@ -103,3 +138,8 @@ zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory memo
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
     on_alternate_stack);
 timed!(timers = signals: interval_timers alarm_clock posix_timers);
+zoo!(descriptors: regular appended directories shared_between_processes deleted deleted_and_replaced deleted_directory
+    other_name pipes packets dead_ends pipe_between_processes fifos event_counters signal_descriptors polled
+    polled_numbers watched process_descriptors namespace_descriptors devices memory_files proc_files locks owners leases
+    three_thousand table_of_a_thread nothing_open);
+timed!(unnamed = descriptors: temporary timer_descriptors);
