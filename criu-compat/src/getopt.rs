@@ -90,19 +90,12 @@ fn find<'t>(table: &'t [Option_], name: &str) -> Result<(&'t Option_, bool), Str
     }
 }
 
-fn letters(
-    table: &[Option_],
-    word: &str,
-    rest: &mut VecDeque<String>,
-    items: &mut Vec<Item>,
-) -> Result<(), String> {
+fn letters(table: &[Option_], word: &str, rest: &mut VecDeque<String>, items: &mut Vec<Item>) -> Result<(), String> {
     let mut left = word;
     while let Some(letter) = left.chars().next() {
         left = &left[letter.len_utf8()..];
-        let option = table
-            .iter()
-            .find(|o| o.letter == Some(letter))
-            .ok_or_else(|| format!("invalid option -- '{letter}'"))?;
+        let option =
+            table.iter().find(|o| o.letter == Some(letter)).ok_or_else(|| format!("invalid option -- '{letter}'"))?;
         match option.kind {
             Kind::Switch => items.push(Item::Option(option.name, None)),
             Kind::Optional => {

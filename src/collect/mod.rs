@@ -158,7 +158,10 @@ pub fn collect_known(
     };
     ns::collect(&mut cx)?;
     task::collect(&mut cx)?;
-    cx.model.host = host::collect(task::clocks(&mut cx)?)?;
+    // In the host's own time namespace the target sees the host's clocks: read once, not twice a moment apart.
+    let own_clocks = !cx.model.namespaces[cx.model.root().namespaces.time.at()].of_host;
+    let seen = if own_clocks { task::clocks(&mut cx)? } else { None };
+    cx.model.host = host::collect(seen)?;
     fd::collect(&mut cx)?;
     Ok(Collection { model: cx.model, sources: cx.sources, blockers: cx.blockers, locks: cx.locks })
 }
