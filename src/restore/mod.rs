@@ -17,6 +17,7 @@ pub mod plan;
 pub mod restart;
 pub mod root;
 pub mod sessions;
+pub mod sharing;
 pub mod signals;
 pub mod skeleton;
 pub mod task;
@@ -151,7 +152,7 @@ pub fn build<'m>(
         threads::make(model, task, &mut skeletons)?;
     }
     fault::at(Point::RestoreThreads)?;
-    sessions::process_groups(model, &plan, &mut skeletons, &mut warnings)?;
+    sessions::process_groups(model, &plan, &mut skeletons)?;
     fault::at(Point::RestoreGroups)?;
     let mut opened = fd::make_all(model, &mut skeletons, &material, options, &mut warnings)?;
     fd::install_all(model, &opened, &mut skeletons, &material)?;

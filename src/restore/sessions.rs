@@ -6,8 +6,8 @@
 //! that are gone are played by helpers that take their ids.
 
 use super::plan::Plan;
-use super::skeleton::{Skeleton, Skeletons, clone_from, sharing_flags};
-use super::{Error, Result, cow};
+use super::skeleton::{Skeleton, Skeletons, clone_from};
+use super::{Error, Result, cow, sharing};
 use crate::image::task::{Task, TaskState};
 use crate::image::{Model, NsPid, TaskId};
 use crate::sys::wait;
@@ -90,9 +90,15 @@ pub(super) fn lead_session(remote: &mut Remote, scratch: Scratch) -> Result<()> 
 fn child_of(model: &Model, parent: TaskId, child: TaskId, skeletons: &mut Skeletons) -> Result<()> {
     let task = &model.tasks[child.at()];
     let scratch = skeletons.scratch;
-    let maker = &mut skeletons.task(parent).threads[0];
-    let remote = clone_from(maker, scratch, sharing_flags(model, parent, child), task.exit_signal, &ids(task))?;
-    add(model, parent, child, remote, skeletons)
+    let maker = sharing::maker(model, parent, child, skeletons)?;
+    let shared = sharing::flags(model, maker, child);
+    let from = &mut skeletons.task(maker).threads[0];
+    let remote = if maker == parent {
+        clone_from(from, scratch, shared, task.exit_signal, &ids(task))?
+    } else {
+        clone_from(from, scratch, shared | libc::CLONE_PARENT as u64, 0, &ids(task))?
+    };
+    add(model, maker, child, remote, skeletons)
 }
 
 /// Adds a task that this other one has made, directly or through a helper.
@@ -221,7 +227,7 @@ pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons, war
             }
             // Somebody has the number: the members stay in the group of their session.
             Err(Error::PidInUse { .. }) if outer => {
-                warnings.push(format!("process group {pgid} could not be made again: its number is in use"));
+                tracing::debug!("process group {pgid} could not be made again: its number is in use");
             }
             Err(e) => return Err(e),
         }

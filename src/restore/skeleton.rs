@@ -13,7 +13,7 @@ use crate::sys::ptrace::{self, options};
 use crate::sys::wait::{self, Status};
 use crate::trace::remote::{DATA_LEN, Remote, Scratch, vdso_syscall};
 use crate::trace::{self, Batch, Tracee};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The tree in the making. Dropping it kills every task of it.
 pub struct Skeletons {
@@ -30,6 +30,8 @@ pub struct Skeletons {
     pub new_pids: bool,
     /// Tracing options of all tasks.
     pub options: u64,
+    /// Objects that more than one process has, see [`super::sharing`].
+    pub shared: HashSet<(i32, u32)>,
 }
 
 /// One task in the making.
@@ -113,6 +115,7 @@ pub fn make(
         memory: cow::Progress::default(),
         new_pids: false,
         options: trace_options(model),
+        shared: super::sharing::shared(model),
     };
     let place = super::cgroup::prepare(model, &options.cgroup, &options.name, warnings)?;
     let root = super::root::make(model, options, &place, &mut skeletons, warnings)?;
@@ -176,29 +179,6 @@ pub(super) fn clear(remote: &mut Remote, scratch: Scratch) -> Result<()> {
     unmap_all(&mut batch, scratch);
     remote.run_all(&scratch, &batch)?;
     Ok(())
-}
-
-/// Objects that parent and child share without being threads.
-pub(super) fn sharing_flags(model: &Model, parent: TaskId, child: TaskId) -> u64 {
-    let (p, c) = (&model.tasks[parent.at()], &model.tasks[child.at()]);
-    let (Some(pt), Some(ct)) = (p.threads.first(), c.threads.first()) else { return 0 };
-    let mut flags = 0;
-    if p.mm == c.mm {
-        flags |= libc::CLONE_VM;
-    }
-    if p.sighand == c.sighand {
-        flags |= libc::CLONE_SIGHAND;
-    }
-    if pt.fd_table == ct.fd_table {
-        flags |= libc::CLONE_FILES;
-    }
-    if pt.fs == ct.fs {
-        flags |= libc::CLONE_FS;
-    }
-    if pt.io_context != 0 && pt.io_context == ct.io_context {
-        flags |= libc::CLONE_IO as i32;
-    }
-    flags as u64
 }
 
 /// A stopped child of a stopped task.

@@ -5,6 +5,7 @@
 
 mod faults;
 mod harness;
+mod pids;
 
 use harness::{Mode, Scenario, run};
 
@@ -122,14 +123,17 @@ macro_rules! timed {
 }
 
 zoo!(tree: plain three_generations hundred_children sessions left_behind orphaned_session orphaned_group zombies
-    zombie_leads_session stopped subreaper exit_signals goes_on deep);
-zoo!(threads: few five_hundred synchronised robust_list own_tables own_attributes children_of_threads goes_on shares_vm
+    zombie_leads_session adopted_in_live_session adopted_from_zombie orphans_of_one_session stopped subreaper exit_signals goes_on deep);
+zoo!(threads: few five_hundred synchronised robust_list own_tables own_attributes children_of_threads goes_on siblings_share shares_vm
     shares_files shares_fs shares_sighand shares_io shares_all);
 zoo!(identity: names unprivileged mixed_ids capabilities securebits no_new_privs not_dumpable parent_death_signal limits
     scheduling oom personalities places changed_root seccomp_filter seccomp_several seccomp_per_thread
     seccomp_synchronised seccomp_strict);
 zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso rseq_registered rseq_critical
     in_read in_futex_for_ever in_wait4 in_pause in_sigsuspend in_epoll_for_ever in_poll_for_ever in_sigwait in_accept);
+mod outer {
+    row!(tree, outer_session, dumped = LeaveRunning, new_pids = NewPids);
+}
 timed!(sleeps = processor: in_nanosleep in_clock_nanosleep in_absolute_sleep in_poll in_empty_poll in_ppoll in_select
     in_pselect in_epoll in_futex in_absolute_futex in_sigtimedwait in_recv in_semtimedop);
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory memory_files guards locked locked_future advice

@@ -1,0 +1,47 @@
+//! Process ids that are taken: refused, or the tree gets a PID namespace of its own.
+
+use super::harness::{Run, Scenario, compiled};
+use std::io::Write;
+
+const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false };
+
+fn saved() -> Option<Run<'static>> {
+    if !nix::unistd::geteuid().is_root() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED process ids that are taken: needs root");
+        return None;
+    }
+    let fixture = compiled(TARGET.fixture).expect("gcc is there");
+    let run = Run::start(&TARGET, &fixture);
+    run.ready().expect("it sets up");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    run.dump(run.pid(), 0, &["--leave-running"]).expect("it can be saved");
+    Some(run)
+}
+
+#[test]
+fn same_refuses_and_names_who_has_the_id() {
+    let Some(run) = saved() else { return };
+    let failure = run.restore(0, &["--pids", "same"]).expect_err("the original runs");
+    assert!(failure.contains(&format!("process id {} is in use here, by tree", run.pid())), "{failure}");
+    assert_eq!(super::harness::marked(run.dir.path()), [run.pid()]);
+    run.verify().expect("the original has not noticed");
+}
+
+#[test]
+fn auto_takes_a_namespace_and_says_so() {
+    let Some(run) = saved() else { return };
+    let original = run.pid();
+    let pid = run.restore(0, &["--pids", "auto"]).expect("in a namespace of its own");
+    assert_ne!(pid, original);
+    let said = std::fs::read_to_string(run.dir.path().join("log")).unwrap_or_default();
+    assert!(said.contains("PID namespace of its own"), "{said}");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let inside = status.lines().find_map(|l| l.strip_prefix("NSpid:")).map(str::to_owned).unwrap_or_default();
+    assert_eq!(inside.split_whitespace().last(), Some(original.to_string().as_str()), "{inside}");
+    // /proc inside is that of the namespace: the tree sees itself under its old number.
+    let seen = std::fs::read_link(format!("/proc/{pid}/root/proc/{original}/exe")).expect("a /proc of its own");
+    assert!(seen.ends_with("tree"), "{}", seen.display());
+    // The copy alone: the original would answer as well.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(original), nix::sys::signal::SIGKILL).expect("it is ours");
+    run.verify().expect("it sees the same numbers");
+}
