@@ -205,7 +205,7 @@ enum Maker {
 }
 
 /// Puts every task into its process group: leaders first, then members; dead leaders are played by helpers.
-pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
+pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons) -> Result<()> {
     let mut helpers = Vec::new();
     let (scratch, root) = (skeletons.scratch, model.root());
     for &(pgid, sid) in &plan.dead_groups {
