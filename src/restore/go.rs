@@ -35,7 +35,7 @@ fn release_all(model: &Model, skeletons: &mut Skeletons, leave_stopped: bool, re
         prepare(model, TaskId::from(n), skeletons)?;
     }
     let signal = |task: &Task| match task.state {
-        TaskState::Stopped(signal) => Some(signal),
+        TaskState::Stopped(signal) => Some(stop_signal(model, task, signal)),
         _ if leave_stopped => Some(libc::SIGSTOP),
         _ => None,
     };
@@ -144,6 +144,14 @@ fn release(id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
         thread.release()?;
     }
     Ok(())
+}
+
+/// The signal that stops a process again: the one that did, unless the program would now handle, ignore or keep it.
+fn stop_signal(model: &Model, task: &Task, signal: i32) -> i32 {
+    let action = |sighand: crate::image::SighandId| model.sighands[sighand.at()].actions.get(signal as usize - 1);
+    let default = task.sighand.and_then(action).is_some_and(|a| a.handler == libc::SIG_DFL as u64);
+    let blocked = task.threads.iter().all(|t| t.blocked & 1 << (signal - 1) != 0);
+    if default && !blocked { signal } else { libc::SIGSTOP }
 }
 
 fn queue_stop(pid: Pid, signal: i32) -> Result<()> {

@@ -124,10 +124,9 @@ fn separate_threads(model: &Model, opened: &Opened, skeletons: &mut Skeletons) -
     for (n, task) in model.tasks.iter().enumerate() {
         let id = TaskId::from(n);
         let Some(leader) = task.threads.first().map(|t| t.fd_table) else { continue };
-        let shares_with_parent =
-            task.parent.is_some_and(|p| model.tasks[p.at()].threads.first().is_some_and(|t| t.fd_table == leader));
-        let first = opened.holders.tables[leader.at()];
-        if first != Some((id, 0)) && !shares_with_parent {
+        // What first threads share they have shared since they were made, see `restore::sharing`.
+        let holder = opened.holders.tables[leader.at()];
+        if holder.is_none_or(|(_, thread)| thread != 0) {
             return Err(shared_oddly(task.pid.0));
         }
         for (at, thread) in task.threads.iter().enumerate().filter(|(_, t)| t.fd_table != leader) {
@@ -145,7 +144,7 @@ fn separate_threads(model: &Model, opened: &Opened, skeletons: &mut Skeletons) -
 fn shared_oddly(task: i32) -> Error {
     Error::Impossible {
         object: format!("descriptor table of task {task}"),
-        reason: "it is shared with a task that is neither its parent nor the first thread of its process".to_owned(),
+        reason: "it is shared with a task that is not the first thread of its process".to_owned(),
     }
 }
 
