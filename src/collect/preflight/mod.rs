@@ -66,7 +66,7 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
         let mut look = || -> proc::Result<()> {
             tasks::look(member, &mut buf, &mut blockers)?;
             memory::look(member, &mut buf, &mut shared, &mut blockers)?;
-            namespaces::look(member, &mut buf, &mut blockers)
+            namespaces::look(member, members[0].dir, &mut buf, &mut blockers)
         };
         match look() {
             Err(e) if !e.is_gone() => return Err(e.into()),

@@ -9,16 +9,21 @@ use crate::{
 use std::collections::BTreeSet;
 
 /// Kinds that a restore cannot make: a tree that has one of its own is refused. PID namespaces are handled by the ids of
-/// the tasks, mount namespaces below, roots of cgroups by `--cgroup`.
-const REFUSED: [&str; 5] = ["net", "user", "uts", "ipc", "time"];
+/// the tasks, mount namespaces below, roots of cgroups by `--cgroup`, one time namespace for the whole tree by its clocks.
+const REFUSED: [&str; 4] = ["net", "user", "uts", "ipc"];
 
-pub(super) fn look(member: &Member<'_>, buf: &mut Vec<u8>, found: &mut Vec<Blocker>) -> Result<()> {
+pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found: &mut Vec<Blocker>) -> Result<()> {
     let own = ProcDir::of_self()?;
     for kind in REFUSED {
         if member.dir.ns(kind)? != own.ns(kind)? {
             let reason = format!("it has a {kind} namespace of its own");
             found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
         }
+    }
+    let time = root.ns("time")?;
+    if member.dir.ns("time")? != time || member.dir.ns("time_for_children")? != time {
+        let reason = "it, or what it starts, has another time namespace than the first process of the tree";
+        found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
     }
     if member.dir.ns("mnt")? != own.ns("mnt")? {
         let (theirs, ours) = (view(&member.dir.mountinfo(buf)?), view(&own.mountinfo(buf)?));

@@ -36,7 +36,7 @@ fn a_dump_that_fails_anywhere_leaves_the_target_running() {
         let args = ["dump".to_owned(), run.pid().to_string(), "-D".to_owned(), image];
         let failure = run.migrate(&args, &[("MIGRATE_FAULT", point.name())]).expect_err(point.name());
         assert!(failure.contains(point.name()), "{failure}");
-        assert!(failure.contains("target: running"), "{failure}");
+        assert!(failure.contains("target: still running"), "{failure}");
         assert_eq!(marked(run.dir.path()), before, "{}", point.name());
         assert_eq!(run.image(n).join("manifest.json").exists(), *point == Point::DumpCommitted, "{}", point.name());
     }
@@ -63,6 +63,7 @@ fn a_restore_that_fails_anywhere_leaves_nothing_behind() {
             while !marked(run.dir.path()).is_empty() && std::time::Instant::now() < deadline {
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }
+            run.reap();
             assert_eq!(marked(run.dir.path()), Vec::<i32>::new(), "{} leaves something behind", point.name());
         }
     }

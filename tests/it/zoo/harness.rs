@@ -55,6 +55,7 @@ const ALWAYS: &[(&str, &str)] = &[
     ("namespaces", "a time namespace lets the monotonic clock go on where it was stopped"),
     ("tasks[*].namespaces.time", "a time namespace lets the monotonic clock go on where it was stopped"),
     ("tasks[*].namespaces.time_for_children", "a time namespace lets the monotonic clock go on where it was stopped"),
+    ("mms[*].cow_parent", "how much relatives still share depends on what they did since"),
     ("cgroups", "the tree is put into a cgroup of its own"),
     ("tasks[*].cgroups", "the tree is put into a cgroup of its own"),
     ("tasks[*].threads[*].cgroups", "the tree is put into a cgroup of its own"),
@@ -275,7 +276,15 @@ impl<'a> Run<'a> {
         let image = self.image(n);
         let mut args = vec!["dump".to_owned(), root.to_string(), "-D".to_owned(), image.display().to_string()];
         args.extend(options.iter().map(|o| (*o).to_owned()));
-        self.migrate(&args, &[]).map_err(|e| format!("dump {n}: {e}"))?;
+        // On a busy machine a tree may not stop in time; then it runs on, and it is tried again.
+        let mut done = self.migrate(&args, &[]);
+        for _ in 0..5 {
+            match &done {
+                Err(why) if why.contains("did not stop within") => done = self.migrate(&args, &[]),
+                _ => break,
+            }
+        }
+        done.map_err(|e| format!("dump {n}: {e}"))?;
         if !options.contains(&"--leave-running") {
             self.reap();
         }
@@ -375,7 +384,7 @@ impl<'a> Run<'a> {
     }
 
     /// Collects those of the tree that have ended: their ids have to be free.
-    fn reap(&self) {
+    pub fn reap(&self) {
         use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
         let tree = self.tree.lock().unwrap_or_else(|e| e.into_inner());
         for pid in tree.iter() {

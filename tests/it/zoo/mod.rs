@@ -15,7 +15,7 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
     match (fixture, case) {
         // They spin, or sleep for a time that is measured: nobody may look at them for long.
         ("processor", _) => Scenario { busy: true, ..plain },
-        ("tree", "zombies" | "zombie_leads_session") => Scenario { allow: ZOMBIES, ..plain },
+        ("tree", "zombies" | "zombie_leads_session" | "adopted_from_zombie") => Scenario { allow: ZOMBIES, ..plain },
         ("descriptors", "other_name") => Scenario { ignore: LINKED, allow: OTHER_NAMES, ..plain },
         ("descriptors", "deleted_and_replaced" | "deleted_directory" | "temporary") => {
             Scenario { ignore: DESCRIPTORS, allow: OTHER_NAMES, ..plain }
