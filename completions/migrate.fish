@@ -45,6 +45,7 @@ complete -c migrate -n "__fish_migrate_needs_command" -f -a "verify" -d 'Check a
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "explain" -d 'Explain what stands in the way: object, why, remedy, kernel versions'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "agent" -d 'Receive process trees from other hosts'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "keygen" -d 'Make the key with which this host or user shows who it is'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "demo" -d 'Show a live move between two hosts made of namespaces'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "cancel" -d 'End the tracker that a pre-dump has left'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "dump" -d 'Save a process tree to an image'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "pre-dump" -d 'Save the memory of a process tree ahead of a dump'
@@ -149,6 +150,26 @@ complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s v -d 'Say mor
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
+pre-copy\t'copy while the target runs, then pause it for what is left'
+stop-and-copy\t'pause it, copy everything'"
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l part -d 'One of the programs of the demo, run by the demo itself' -r -f -a "counter\t''
+client\t''"
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l file -d 'Where that program writes its process id' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l keep -d 'Leave logs and images behind and say where'
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'

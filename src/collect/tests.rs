@@ -19,14 +19,13 @@ impl Drop for Target {
 }
 
 fn target() -> Target {
-    let mut command = Command::new("/bin/sh");
-    command
-        .args(["-c", "sleep 1000 & trap 'echo hi' USR1; wait"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    // Descriptors that whoever runs the tests has leaked to us would be somebody else's pipes.
+    let script = "for f in /proc/self/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done 2>/dev/null
+        sleep 1000 & trap 'echo hi' USR1; wait";
+    let mut command = Command::new("/bin/bash");
+    command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().expect("/bin/sh runs");
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(std::time::Duration::from_millis(200));
     Target(child)
 }
 

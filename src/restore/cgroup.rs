@@ -89,10 +89,15 @@ fn wanted(
     }
 }
 
-/// Directories of trees that have ended. One with a process in it refuses to go.
+/// Directories of trees that have ended. One with a process in it refuses to go; a young one may belong to a restore that
+/// has just made it.
 fn remove_empty(above: &Path) {
+    const YOUNG: std::time::Duration = std::time::Duration::from_secs(60);
     for entry in std::fs::read_dir(above).into_iter().flatten().flatten() {
-        let _ = std::fs::remove_dir(entry.path());
+        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+        if age.is_some_and(|age| age > YOUNG) {
+            let _ = std::fs::remove_dir(entry.path());
+        }
     }
 }
 
