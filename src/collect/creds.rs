@@ -42,8 +42,8 @@ pub fn seccomp(cx: &mut Cx<'_>, at: usize, n: usize, status: &Status) -> Result<
         Err(e) => return Err(e.into()),
     };
     let mut ids = Vec::new();
-    // The kernel counts from the newest filter; they are installed again oldest first.
-    for (flags, program) in filters.into_iter().rev() {
+    // The oldest comes first, and is installed first again.
+    for (flags, program) in filters {
         let filter = SeccompFilter { flags, program };
         let known = cx.model.seccomp_filters.iter().position(|f| *f == filter);
         let id = known.unwrap_or_else(|| {

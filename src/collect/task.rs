@@ -277,12 +277,15 @@ fn number_in(cx: &mut Cx<'_>, at: usize, name: &str, radix: u32) -> Result<i64> 
 
 fn sched_of(tid: Pid) -> Result<Sched> {
     let attr = sched::attributes(tid).map_err(|e| system("sched_getattr", tid, e))?;
+    // Other policies keep a nice value for later and do not tell it here.
+    let fair = [libc::SCHED_OTHER as u32, libc::SCHED_BATCH as u32].contains(&attr.policy);
+    let nice = if fair { attr.nice } else { ProcDir::open(tid)?.stat(&mut Vec::new())?.nice as i32 };
     let affinity = sched::affinity(tid).map_err(|e| system("sched_getaffinity", tid, e))?;
     let io_priority = sched::io_priority(tid).map_err(|e| system("ioprio_get", tid, e))?;
     Ok(Sched {
         policy: attr.policy,
         flags: attr.flags,
-        nice: attr.nice,
+        nice,
         priority: attr.priority,
         runtime_ns: attr.runtime,
         deadline_ns: attr.deadline,

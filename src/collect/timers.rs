@@ -67,7 +67,10 @@ pub fn posix(cx: &mut Cx<'_>, at: usize, scratch: &Scratch) -> Result<Vec<PosixT
             overrun: results.get(*overrun).map_or(0, |n| n as i32),
         }
     };
-    Ok(listed.iter().zip(&asked).map(timer).collect())
+    let mut timers: Vec<PosixTimer> = listed.iter().zip(&asked).map(timer).collect();
+    // The order of /proc is that of their making, newest first.
+    timers.sort_by_key(|timer| timer.id);
+    Ok(timers)
 }
 
 fn ns(s: i64, ns: i64) -> u64 {

@@ -166,6 +166,12 @@ fn scheduling(tid: Pid, wanted: &Sched, warnings: &mut Vec<String>) -> Result<()
     if (current.policy, current.nice, current.priority, current.flags)
         != (attr.policy, attr.nice, attr.priority, attr.flags)
     {
+        const FAIR: [u32; 2] = [libc::SCHED_OTHER as u32, libc::SCHED_BATCH as u32];
+        if !FAIR.contains(&attr.policy) {
+            // Only these policies take a nice value, but it outlives a change to another one.
+            let fair = SchedAttr { policy: FAIR[0], flags: 0, priority: 0, runtime: 0, deadline: 0, period: 0, ..attr };
+            soft("nice value", sched::set_attributes(tid, &fair));
+        }
         soft("scheduling policy", sched::set_attributes(tid, &attr));
     }
     if sched::affinity(tid).ok().as_deref() != Some(wanted.affinity.0.as_slice()) {

@@ -13,6 +13,7 @@ use harness::{Mode, Scenario, run};
 fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
     let plain = Scenario { fixture, case, ignore: &[], allow: "", busy: false };
     match (fixture, case) {
+        ("memory", "guards") => Scenario { allow: GUARDS, ..plain },
         // They spin, or sleep for a time that is measured: nobody may look at them for long.
         ("processor", _) => Scenario { busy: true, ..plain },
         ("tree", "zombies" | "zombie_leads_session" | "adopted_from_zombie") => {
@@ -55,6 +56,13 @@ const TICKS: &str = r#"
 path = "processes/*/descriptors/*/info/ticks"
 rule = "ignore"
 reason = "a periodic timer goes on"
+"#;
+
+const GUARDS: &str = r#"
+[[allow]]
+path = "processes/*/memory/*/flags"
+rule = "ignore"
+reason = "a mapping that was split keeps the mark `gu` in all its parts; guard pages are verified from inside"
 "#;
 
 const CORE_LIMIT: &[(&str, &str)] =
