@@ -57,7 +57,8 @@ impl Error {
 
     /// The process or thread has ended: not a failure for whoever lists processes.
     pub fn is_gone(&self) -> bool {
-        matches!(self, Self::Gone { .. })
+        // A process that has just ended still has its directory, but no memory to open.
+        matches!(self, Self::Gone { .. }) || self.errno() == Some(libc::ESRCH)
     }
 
     /// The file does not exist: an older kernel, or one built without the option.
