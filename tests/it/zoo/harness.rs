@@ -104,6 +104,9 @@ const KNOWN_GAPS: &[(&str, &str, &str)] = &[
     ("memory", "stack", "a stack that grows over three restores"),
     ("memory", "shared_memory", "shared memory in some of its forms"),
     ("processor", "in_accept", "accept(2) with a time-out begins anew"),
+    ("processor", "in_epoll", "epoll_wait(2) begins anew with its whole time-out at each stop"),
+    ("processor", "in_sigtimedwait", "sigtimedwait(2) begins anew with its whole time-out"),
+    ("processor", "in_semtimedop", "semtimedop(2) begins anew with its whole time-out"),
     ("signals", "pending_while_stopped", "signals that wait for a stopped process"),
     ("descriptors", "three_thousand", "thousands of descriptors within the freezing deadline of a busy machine"),
 ];
