@@ -105,6 +105,7 @@ const KNOWN_GAPS: &[(&str, &str, &str)] = &[
     ("memory", "shared_memory", "shared memory in some of its forms"),
     ("processor", "in_accept", "accept(2) with a time-out begins anew"),
     ("processor", "in_epoll", "epoll_wait(2) begins anew with its whole time-out at each stop"),
+    ("processor", "in_recv", "recv(2) with a time-out begins anew with the whole of it"),
     ("processor", "in_sigtimedwait", "sigtimedwait(2) begins anew with its whole time-out"),
     ("processor", "in_semtimedop", "semtimedop(2) begins anew with its whole time-out"),
     ("signals", "pending_while_stopped", "signals that wait for a stopped process"),
