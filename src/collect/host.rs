@@ -19,8 +19,8 @@ pub fn collect(seen: Option<(i64, i64)>) -> Result<Host> {
     Ok(Host {
         hostname: name(|u| u.nodename()),
         kernel: name(|u| u.release()),
-        boot_id: crate::proc::host::boot_id(),
-        cpu_features: crate::proc::host::cpu_features(),
+        boot_id: crate::proc::sys::boot_id().unwrap_or_default(),
+        cpu_features: crate::proc::sys::cpu_features().unwrap_or_default(),
         xfeatures: crate::arch::xfeatures(),
         host_monotonic_ns: monotonic,
         monotonic_ns: seen.0,

@@ -11,7 +11,7 @@ use crate::proc::smaps::{Flagged, VmFlags};
 use crate::sys::Errno;
 use crate::sys::pagemap::{self, category};
 use crate::trace::Batch;
-use crate::trace::batch::{Out, Ref, Results};
+use crate::trace::batch::{Ref, Results};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Mappings as they are before we add ours.
@@ -65,7 +65,6 @@ pub struct Query {
     thp_disable: Ref,
     mdwe: Ref,
     membarrier: Ref,
-    unused: Out,
 }
 
 /// Adds the calls that ask for what /proc does not show.
@@ -79,13 +78,11 @@ pub fn ask(batch: &mut Batch) -> Query {
         thp_disable: batch.may_prctl(PR_GET_THP_DISABLE, 0u64, 0u64),
         mdwe: batch.may_prctl(PR_GET_MDWE, 0u64, 0u64),
         membarrier: batch.may(libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS.into()]),
-        unused: batch.out(8),
     }
 }
 
 /// Adds the address space of a process to the model.
 pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Results, query: &Query) -> Result<()> {
-    let _ = results.bytes(query.unused);
     let stat = cx.frozen.processes[at].dir.stat(&mut cx.buf)?;
     let layout = Layout {
         start_code: stat.startcode,

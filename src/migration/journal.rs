@@ -92,7 +92,7 @@ impl Journal {
         };
         let path = dir.join(format!("{attempt}.{side}.journal"));
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
-        let boot_id = crate::proc::host::boot_id();
+        let boot_id = crate::proc::sys::boot_id().unwrap_or_default();
         let line = Line { attempt, role, step: Step::Begun, boot_id, peer: peer.into(), target_pid, unix_ms: 0 };
         let mut journal = Self { file, path, line };
         journal.write(Step::Begun)?;

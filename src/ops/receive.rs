@@ -9,7 +9,7 @@ use crate::memory::store::{ImageDir, PageReader};
 use crate::migration::MoveError;
 use crate::migration::destination::{self, Builder, Surroundings};
 use crate::net::address::Place;
-use crate::proc::host;
+use crate::proc::sys;
 use crate::restore::{self, Restored};
 use crate::transport::Link;
 use std::path::Path;
@@ -111,7 +111,7 @@ impl Engine {
 
 /// Features of the source's CPU that this one lacks: the target may be using them.
 fn cpu(model: &Model) -> Vec<Blocker> {
-    let here = host::cpu_features();
+    let here = sys::cpu_features().unwrap_or_default();
     let missing: Vec<&str> =
         model.host.cpu_features.iter().filter(|feature| !here.contains(feature)).map(String::as_str).collect();
     if missing.is_empty() || here.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::{Error, Result, creds, signals, skeleton::Skeletons, timers};
 use crate::image::task::{Dead, Sched, Task, TaskState, Thread};
-use crate::image::{Bytes, Model, Pid, TaskId};
+use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
 use crate::sys::abi::{SchedAttr, StackT};
 use crate::sys::{Errno, sched, wait};
@@ -223,12 +223,6 @@ fn values(task: &Task, pid: Pid, warnings: &mut Vec<String>) -> Result<()> {
     }
     set("loginuid", task.loginuid.to_string());
     Ok(())
-}
-
-/// Name of a thread for messages.
-pub fn label(thread: &Thread) -> String {
-    let Bytes(name) = &thread.comm;
-    format!("{} ({})", thread.tid, String::from_utf8_lossy(name))
 }
 
 fn gone(pid: Pid) -> Error {

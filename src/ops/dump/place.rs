@@ -91,7 +91,7 @@ pub(crate) fn parent_of(dir: &Path) -> Result<(ImageDir, Arc<PageReader>, bool)>
     };
     let image = ImageDir::open(dir).map_err(failed)?;
     let reader = PageReader::of(&image).map_err(failed)?;
-    let same_boot = image.manifest().host.boot_id == crate::proc::host::boot_id();
+    let same_boot = image.manifest().host.boot_id == crate::proc::sys::boot_id().unwrap_or_default();
     Ok((image, Arc::new(reader), same_boot))
 }
 
