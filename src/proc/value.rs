@@ -93,14 +93,16 @@ impl ProcDir {
         }
     }
 
-    /// `autogroup`; `None` in kernels without CONFIG_SCHED_AUTOGROUP.
+    /// `autogroup`; `None` in kernels without CONFIG_SCHED_AUTOGROUP, and for a task outside every autogroup, whose file is empty
+    /// (`proc_sched_autogroup_show_task` of the kernel prints nothing where the task's group belongs to a cpu cgroup).
     ///
     /// # Errors
     /// See [`ProcDir::parsed`].
     pub fn autogroup(&self, buf: &mut Vec<u8>) -> Result<Option<Autogroup>> {
-        match self.parsed("autogroup", buf, parse_autogroup) {
+        let some = |text: &[u8]| if text.is_empty() { Ok(None) } else { parse_autogroup(text).map(Some) };
+        match self.parsed("autogroup", buf, some) {
             Err(e) if e.is_absent() => Ok(None),
-            other => other.map(Some),
+            other => other,
         }
     }
 
