@@ -2,19 +2,23 @@
 
 use super::remote::{Remote, Scratch, vdso_syscall};
 use super::sleepers;
-use super::{Error, Result, Running, Stopped, Tracee, memory};
-use crate::arch::restart;
+use super::stopping::{self, Stopping};
+use super::{Error, Result};
 use crate::image::Pid;
 use crate::proc::ProcDir;
-use crate::sys::abi::{KernelSigaction, RseqCs};
-use crate::sys::ptrace::options;
-use crate::sys::wait::Status;
-use crate::sys::{Errno, ptrace};
+use crate::sys::Errno;
+use crate::sys::abi::KernelSigaction;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// How long a task may take to stop before the whole freeze is given up.
+/// How long a tree may take to stop before all of it goes on again.
 pub const DEADLINE: Duration = Duration::from_millis(100);
+
+/// How often it is tried to stop a tree; between two attempts it runs, each time for longer.
+pub const ATTEMPTS: u32 = 6;
+
+/// How long a task that was asked to stop, and did not, may take to come round so that it can be let go.
+const STRAGGLER: Duration = Duration::from_secs(1);
 
 /// A stopped tree. Dropping it thaws every task as it was.
 #[derive(Debug)]
@@ -50,40 +54,59 @@ pub struct FrozenProcess {
 
 impl Frozen {
     /// Stops `root` and all its descendants.
+    ///
+    /// A tree that is not stopped whole within [`DEADLINE`] runs on for a while before it is tried again: a busy machine
+    /// lets a task wait for its turn, and half a tree must not stand still for longer.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotStop`] after [`ATTEMPTS`]; a task that another program traces; the tree runs then.
     pub fn tree(root: Pid) -> Result<Self> {
         let slept = sleepers::look(root);
-        let mut frozen = Self { processes: Vec::new(), since: Instant::now() };
-        let deadline = Instant::now() + DEADLINE;
-        frozen.add(root, deadline)?;
-        let mut known: HashSet<Pid> = HashSet::from([root]);
-        let mut buf = Vec::new();
-        // A stopped process makes no children, so each pass can only find those of processes that were still running in
-        // the pass before; orphans that moved to a stopped subreaper are found by the last, empty pass.
+        let mut attempt = 1;
         loop {
-            let mut found = Vec::new();
-            for process in &frozen.processes {
-                if !process.zombie {
-                    found.extend(process.dir.children_of_all_threads(&mut buf)?);
+            let mut frozen = Self { processes: Vec::new(), since: Instant::now() };
+            match frozen.stop_all(root) {
+                Ok(()) => {
+                    for thread in frozen.processes.iter_mut().flat_map(|p| &mut p.threads) {
+                        thread.slept_ns = slept.get(&thread.pid()).copied();
+                    }
+                    return Ok(frozen);
+                }
+                Err((error, stragglers)) => {
+                    drop(frozen);
+                    let all_run = stragglers.into_iter().all(|process| process.let_go(Instant::now() + STRAGGLER));
+                    if !matches!(error, Error::DoesNotStop { .. }) || !all_run || attempt == ATTEMPTS {
+                        return Err(error);
+                    }
                 }
             }
-            found.retain(|pid| known.insert(*pid));
-            if found.is_empty() {
-                break;
-            }
-            for pid in found {
-                frozen.add(pid, deadline)?;
-            }
+            std::thread::sleep(attempt * DEADLINE);
+            attempt += 1;
         }
-        for thread in frozen.processes.iter_mut().flat_map(|p| &mut p.threads) {
-            thread.slept_ns = slept.get(&thread.pid()).copied();
-        }
-        Ok(frozen)
     }
 
-    fn add(&mut self, pid: Pid, deadline: Instant) -> Result<()> {
-        let Some(process) = FrozenProcess::stop(pid, deadline)? else { return Ok(()) };
-        self.processes.push(process);
+    /// All processes of a generation are asked before any is waited for.
+    fn stop_all(&mut self, root: Pid) -> std::result::Result<(), (Error, Vec<Stopping>)> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut known: HashSet<Pid> = HashSet::from([root]);
+        let mut found = vec![root];
+        // A stopped process makes no children, so each pass can only find those of processes that were still running in
+        // the pass before; orphans that moved to a stopped subreaper are found by the last, empty pass.
+        while !found.is_empty() {
+            self.processes.extend(stopping::stop(&found, deadline)?);
+            found = self.children().map_err(|e| (e, Vec::new()))?;
+            found.retain(|pid| known.insert(*pid));
+        }
         Ok(())
+    }
+
+    fn children(&self) -> Result<Vec<Pid>> {
+        let mut buf = Vec::new();
+        let mut found = Vec::new();
+        for process in self.processes.iter().filter(|p| !p.zombie) {
+            found.extend(process.dir.children_of_all_threads(&mut buf)?);
+        }
+        Ok(found)
     }
 
     /// Lets every task go on as it was. Tasks that died meanwhile are no error.
@@ -159,14 +182,9 @@ impl Drop for Frozen {
 }
 
 impl FrozenProcess {
-    /// Stops all threads of a process; `None` if it has vanished.
-    fn stop(pid: Pid, deadline: Instant) -> Result<Option<Self>> {
-        let dir = match ProcDir::open(pid) {
-            Ok(dir) => dir,
-            Err(e) if e.is_gone() => return Ok(None),
-            Err(e) => return Err(e.into()),
-        };
-        let mut process = Self {
+    /// A process of which nothing is stopped yet.
+    pub(super) fn new(pid: Pid, dir: ProcDir) -> Self {
+        Self {
             pid,
             dir,
             threads: Vec::new(),
@@ -176,122 +194,7 @@ impl FrozenProcess {
             borrows_scratch: false,
             held: false,
             trap_action: None,
-        };
-        let mut known = HashSet::new();
-        loop {
-            let tids = match process.dir.tasks() {
-                Ok(tids) => tids,
-                Err(e) if e.is_gone() && process.threads.is_empty() => return Ok(None),
-                Err(e) => return Err(e.into()),
-            };
-            let mut running = Vec::new();
-            for tid in tids.into_iter().filter(|tid| known.insert(*tid)) {
-                running.extend(process.seize(tid)?);
-            }
-            if running.is_empty() {
-                break;
-            }
-            process.wait_for(running, deadline)?;
         }
-        if process.threads.is_empty() && !process.zombie {
-            return Ok(None);
-        }
-        process.threads.sort_by_key(|t| (t.pid() != pid, t.pid()));
-        Ok(Some(process))
-    }
-
-    fn seize(&mut self, tid: Pid) -> Result<Option<Tracee<Running>>> {
-        let wanted = options::TRACE_SYSGOOD | options::SUSPEND_SECCOMP;
-        let tracee = match Tracee::seize(tid, wanted) {
-            Err(Error::Ptrace { errno: Errno::EPERM | Errno::EINVAL, .. }) => self.seize_refused(tid)?,
-            Err(Error::Died { .. }) => None,
-            other => Some(other?),
-        };
-        if let Some(tracee) = &tracee {
-            tracee.interrupt()?;
-        }
-        Ok(tracee)
-    }
-
-    /// Finds out why a task cannot be seized: it has ended, is traced, or we may not use one of the options.
-    fn seize_refused(&mut self, tid: Pid) -> Result<Option<Tracee<Running>>> {
-        let mut buf = Vec::new();
-        let status = match self.dir.thread(tid).and_then(|d| d.status(&mut buf)) {
-            Err(e) if e.is_gone() => return Ok(None),
-            status => status?,
-        };
-        if matches!(status.state, b'Z' | b'X') {
-            self.zombie |= tid == self.pid;
-            return Ok(None);
-        }
-        if status.tracer_pid != 0 {
-            return Err(Error::Traced { pid: tid, tracer: Pid(status.tracer_pid) });
-        }
-        // Without CAP_SYS_ADMIN, or with a filter of our own, filters cannot be suspended; only tasks without any can
-        // then be worked with.
-        if status.seccomp == 0 {
-            return Tracee::seize(tid, options::TRACE_SYSGOOD).map(Some);
-        }
-        Err(Error::Ptrace { pid: tid, operation: "seize", errno: Errno::EPERM })
-    }
-
-    fn wait_for(&mut self, mut running: Vec<Tracee<Running>>, deadline: Instant) -> Result<()> {
-        let mut pass = 0u32;
-        while !running.is_empty() {
-            for tracee in std::mem::take(&mut running) {
-                let tid = tracee.tid();
-                match tracee.try_wait() {
-                    Err(Error::Died { .. }) => self.zombie |= tid == self.pid,
-                    Err(e) => return Err(e),
-                    Ok(Err(still)) => running.push(still),
-                    Ok(Ok((stopped, status))) => running.extend(self.stopped(stopped, status)?),
-                }
-            }
-            pass += 1;
-            if let Some(tracee) = running.first()
-                && Instant::now() > deadline
-            {
-                return Err(self.does_not_stop(tracee.tid()));
-            }
-            if pass > 20 {
-                std::thread::sleep(Duration::from_micros(50));
-            } else {
-                std::thread::yield_now();
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a thread that reported a stop, or lets it go on to the stop we asked for.
-    fn stopped(&mut self, tracee: Tracee<Stopped>, status: Status) -> Result<Option<Tracee<Running>>> {
-        match status {
-            // A signal on its way in: deliver it. The stop that was asked for comes before the first instruction of
-            // the handler, so nothing is lost and nothing has run.
-            Status::Signal(signal) => return tracee.cont(signal).map(Some),
-            Status::EventStop(signal) if signal != libc::SIGTRAP => self.stopped_by = Some(signal),
-            _ => {}
-        }
-        let mut remote = Remote::new(tracee)?;
-        leave_rseq_section(&mut remote)?;
-        if remote.saved.rax as i64 == -4 {
-            let deliverable = self.deliverable(remote.pid())?;
-            remote.rewound = restart::hide_stop(&mut remote.saved, deliverable);
-            remote.tracee().set_regs(&remote.saved)?;
-        }
-        self.threads.push(remote);
-        Ok(None)
-    }
-
-    fn deliverable(&self, tid: Pid) -> Result<bool> {
-        let status = self.dir.thread(tid)?.status(&mut Vec::new())?;
-        Ok((status.sig_pnd | status.shd_pnd) & !status.sig_blk != 0)
-    }
-
-    fn does_not_stop(&self, tid: Pid) -> Error {
-        let mut wchan = Vec::new();
-        let _ = self.dir.thread(tid).and_then(|d| d.read_into("wchan", &mut wchan).map(drop));
-        let wchan = String::from_utf8_lossy(&wchan).into_owned();
-        Error::DoesNotStop { pid: tid, ms: DEADLINE.as_millis() as u64, wchan }
     }
 
     /// The leader (or, where it has ended before its threads, another thread).
@@ -346,7 +249,7 @@ impl FrozenProcess {
         }
     }
 
-    fn release(self) -> Result<()> {
+    pub(super) fn release(self) -> Result<()> {
         let mut first = Ok(());
         let mut held = self.held;
         for thread in self.threads {
@@ -376,25 +279,4 @@ impl FrozenProcess {
         }
         Ok(())
     }
-}
-
-/// A task stopped inside a restartable sequence must go on at the abort handler: any code of ours that runs in between
-/// makes the kernel forget the section, and resuming at the old place would commit without atomicity (kernel.md 1).
-fn leave_rseq_section(remote: &mut Remote) -> Result<()> {
-    const RSEQ_CS: u64 = 8;
-    let config = match ptrace::rseq_configuration(remote.pid()) {
-        Ok(config) if config.address != 0 => config,
-        _ => return Ok(()),
-    };
-    let Ok(section_at) = memory::read_value::<u64>(remote.pid(), config.address + RSEQ_CS) else { return Ok(()) };
-    if section_at == 0 {
-        return Ok(());
-    }
-    let section: RseqCs = memory::read_value(remote.pid(), section_at)?;
-    if remote.saved.rip.wrapping_sub(section.start_ip) < section.post_commit_offset {
-        remote.saved.rip = section.abort_ip;
-        remote.tracee().set_regs(&remote.saved)?;
-        memory::write(remote.pid(), config.address + RSEQ_CS, &0u64.to_ne_bytes())?;
-    }
-    Ok(())
 }

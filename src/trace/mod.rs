@@ -11,6 +11,7 @@ pub mod memory;
 pub mod pages;
 pub mod remote;
 pub mod sleepers;
+mod stopping;
 pub mod task;
 
 pub use batch::{Arg, Batch, Ref, Results};

@@ -93,7 +93,11 @@ fn open(
 ) -> Result<Link> {
     let mut channel = Channel::new(stream, place.host, options.patience(abort));
     let mut noise = Vec::new();
-    let answer = channel.send_preamble(Preamble::control()).and_then(|()| channel.receive_preamble(&mut noise));
+    let answer = match channel.send_preamble(Preamble::control()) {
+        // Nobody listens any more: what they said before is still there to be read.
+        Ok(()) | Err(TransportError::Closed { .. }) => channel.receive_preamble(&mut noise),
+        Err(error) => Err(error),
+    };
     match answer {
         Ok(_) => {
             if !noise.is_empty() {

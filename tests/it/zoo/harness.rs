@@ -308,15 +308,7 @@ impl<'a> Run<'a> {
         let image = self.image(n);
         let mut args = vec!["dump".to_owned(), root.to_string(), "-D".to_owned(), image.display().to_string()];
         args.extend(options.iter().map(|o| (*o).to_owned()));
-        // On a busy machine a tree may not stop in time; then it runs on, and it is tried again.
-        let mut done = self.migrate(&args, &[]);
-        for _ in 0..5 {
-            match &done {
-                Err(why) if why.contains("did not stop within") => done = self.migrate(&args, &[]),
-                _ => break,
-            }
-        }
-        done.map_err(|e| format!("dump {n}: {e}"))?;
+        self.migrate(&args, &[]).map_err(|e| format!("dump {n}: {e}"))?;
         if !options.contains(&"--leave-running") {
             self.reap();
         }

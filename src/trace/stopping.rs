@@ -1,0 +1,232 @@
+//! Stopping processes: every thread of theirs is seized, asked, and waited for, until no new one is found.
+
+use super::freeze::{DEADLINE, FrozenProcess};
+use super::remote::Remote;
+use super::{Error, Result, Running, Stopped, Tracee, memory};
+use crate::arch::restart;
+use crate::image::Pid;
+use crate::proc::ProcDir;
+use crate::sys::abi::RseqCs;
+use crate::sys::ptrace::options;
+use crate::sys::wait::Status;
+use crate::sys::{Errno, ptrace};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+/// A process some of whose threads have been asked to stop and have not done so yet.
+#[derive(Debug)]
+pub struct Stopping {
+    process: FrozenProcess,
+    known: HashSet<Pid>,
+    running: Vec<Tracee<Running>>,
+}
+
+/// Stops all threads of these processes; those that have vanished are left out.
+///
+/// # Errors
+/// What went wrong, with all processes as far as they are stopped: see [`Stopping::let_go`].
+pub fn stop(pids: &[Pid], deadline: Instant) -> std::result::Result<Vec<FrozenProcess>, (Error, Vec<Stopping>)> {
+    let mut all = Vec::with_capacity(pids.len());
+    for pid in pids {
+        match Stopping::new(*pid) {
+            Ok(found) => all.extend(found),
+            Err(e) => return Err((e, all)),
+        }
+    }
+    match stop_threads(&mut all, deadline) {
+        Ok(()) => Ok(all.into_iter().filter_map(Stopping::stopped_whole).collect()),
+        Err(e) => Err((e, all)),
+    }
+}
+
+fn stop_threads(all: &mut [Stopping], deadline: Instant) -> Result<()> {
+    loop {
+        let mut more = false;
+        for process in &mut *all {
+            more |= process.seize_new()?;
+        }
+        if !more {
+            return Ok(());
+        }
+        for process in &mut *all {
+            process.wait(deadline)?;
+        }
+    }
+}
+
+impl Stopping {
+    fn new(pid: Pid) -> Result<Option<Self>> {
+        let dir = match ProcDir::open(pid) {
+            Ok(dir) => dir,
+            Err(e) if e.is_gone() => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        Ok(Some(Self { process: FrozenProcess::new(pid, dir), known: HashSet::new(), running: Vec::new() }))
+    }
+
+    /// Seizes the threads that have not been met yet; whether there were any.
+    fn seize_new(&mut self) -> Result<bool> {
+        let tids = match self.process.dir.tasks() {
+            Ok(tids) => tids,
+            Err(e) if e.is_gone() && self.process.threads.is_empty() => return Ok(false),
+            Err(e) => return Err(e.into()),
+        };
+        for tid in tids {
+            if self.known.insert(tid)
+                && let Some(tracee) = self.seize(tid)?
+            {
+                tracee.interrupt()?;
+                self.running.push(tracee);
+            }
+        }
+        Ok(!self.running.is_empty())
+    }
+
+    fn seize(&mut self, tid: Pid) -> Result<Option<Tracee<Running>>> {
+        let wanted = options::TRACE_SYSGOOD | options::SUSPEND_SECCOMP;
+        match Tracee::seize(tid, wanted) {
+            Err(Error::Ptrace { errno: Errno::EPERM | Errno::EINVAL, .. }) => self.seize_refused(tid),
+            Err(Error::Died { .. }) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Finds out why a task cannot be seized: it has ended, is traced, or we may not use one of the options.
+    fn seize_refused(&mut self, tid: Pid) -> Result<Option<Tracee<Running>>> {
+        let mut buf = Vec::new();
+        let status = match self.process.dir.thread(tid).and_then(|d| d.status(&mut buf)) {
+            Err(e) if e.is_gone() => return Ok(None),
+            status => status?,
+        };
+        if matches!(status.state, b'Z' | b'X') {
+            self.process.zombie |= tid == self.process.pid;
+            return Ok(None);
+        }
+        if status.tracer_pid != 0 {
+            return Err(Error::Traced { pid: tid, tracer: Pid(status.tracer_pid) });
+        }
+        // Without CAP_SYS_ADMIN, or with a filter of our own, filters cannot be suspended; only tasks without any can
+        // then be worked with.
+        if status.seccomp == 0 {
+            return Tracee::seize(tid, options::TRACE_SYSGOOD).map(Some);
+        }
+        Err(Error::Ptrace { pid: tid, operation: "seize", errno: Errno::EPERM })
+    }
+
+    /// Waits until every thread that was asked has stopped.
+    fn wait(&mut self, deadline: Instant) -> Result<()> {
+        let mut pass = 0u32;
+        while !self.running.is_empty() {
+            for tracee in std::mem::take(&mut self.running) {
+                let tid = tracee.tid();
+                match tracee.try_wait() {
+                    Err(Error::Died { .. }) => self.process.zombie |= tid == self.process.pid,
+                    Err(e) => return Err(e),
+                    Ok(Err(still)) => self.running.push(still),
+                    Ok(Ok((stopped, status))) => {
+                        let on = self.stopped(stopped, status)?;
+                        self.running.extend(on);
+                    }
+                }
+            }
+            pass += 1;
+            if let Some(tracee) = self.running.first()
+                && Instant::now() > deadline
+            {
+                return Err(self.does_not_stop(tracee.tid()));
+            }
+            if pass > 20 {
+                std::thread::sleep(Duration::from_micros(50));
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a thread that reported a stop, or lets it go on to the stop we asked for.
+    fn stopped(&mut self, tracee: Tracee<Stopped>, status: Status) -> Result<Option<Tracee<Running>>> {
+        match status {
+            // A signal on its way in: deliver it. The stop that was asked for comes before the first instruction of
+            // the handler, so nothing is lost and nothing has run.
+            Status::Signal(signal) => return tracee.cont(signal).map(Some),
+            Status::EventStop(signal) if signal != libc::SIGTRAP => self.process.stopped_by = Some(signal),
+            _ => {}
+        }
+        let mut remote = Remote::new(tracee)?;
+        leave_rseq_section(&mut remote)?;
+        if remote.saved.rax as i64 == -4 {
+            let deliverable = self.deliverable(remote.pid())?;
+            remote.rewound = restart::hide_stop(&mut remote.saved, deliverable);
+            remote.tracee().set_regs(&remote.saved)?;
+        }
+        self.process.threads.push(remote);
+        Ok(None)
+    }
+
+    fn deliverable(&self, tid: Pid) -> Result<bool> {
+        let status = self.process.dir.thread(tid)?.status(&mut Vec::new())?;
+        Ok((status.sig_pnd | status.shd_pnd) & !status.sig_blk != 0)
+    }
+
+    fn does_not_stop(&self, tid: Pid) -> Error {
+        let mut wchan = Vec::new();
+        let _ = self.process.dir.thread(tid).and_then(|d| d.read_into("wchan", &mut wchan).map(drop));
+        let wchan = String::from_utf8_lossy(&wchan).into_owned();
+        Error::DoesNotStop { pid: tid, ms: DEADLINE.as_millis() as u64, wchan }
+    }
+
+    /// The process with all threads; `None` if it has vanished.
+    fn stopped_whole(mut self) -> Option<FrozenProcess> {
+        if self.process.threads.is_empty() && !self.process.zombie {
+            return None;
+        }
+        let pid = self.process.pid;
+        self.process.threads.sort_by_key(|t| (t.pid() != pid, t.pid()));
+        Some(self.process)
+    }
+
+    /// Lets it go on after a failure: what has stopped at once, the rest as soon as it stops. Whether nothing of it is
+    /// traced any more; what is, the kernel lets go when this program ends.
+    pub fn let_go(mut self, until: Instant) -> bool {
+        let mut all = true;
+        loop {
+            for thread in self.process.threads.drain(..) {
+                all &= matches!(thread.release(), Ok(()) | Err(Error::Died { .. }));
+            }
+            if self.running.is_empty() {
+                return all;
+            }
+            let step = Instant::now() + Duration::from_millis(1);
+            match self.wait(step) {
+                Err(Error::DoesNotStop { .. }) if Instant::now() < until => {}
+                Err(e) => {
+                    tracing::warn!("a task that was asked to stop cannot be let go yet: {e}");
+                    return false;
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+}
+
+/// A task stopped inside a restartable sequence must go on at the abort handler: any code of ours that runs in between
+/// makes the kernel forget the section, and resuming at the old place would commit without atomicity (kernel.md 1).
+fn leave_rseq_section(remote: &mut Remote) -> Result<()> {
+    const RSEQ_CS: u64 = 8;
+    let config = match ptrace::rseq_configuration(remote.pid()) {
+        Ok(config) if config.address != 0 => config,
+        _ => return Ok(()),
+    };
+    let Ok(section_at) = memory::read_value::<u64>(remote.pid(), config.address + RSEQ_CS) else { return Ok(()) };
+    if section_at == 0 {
+        return Ok(());
+    }
+    let section: RseqCs = memory::read_value(remote.pid(), section_at)?;
+    if remote.saved.rip.wrapping_sub(section.start_ip) < section.post_commit_offset {
+        remote.saved.rip = section.abort_ip;
+        remote.tracee().set_regs(&remote.saved)?;
+        memory::write(remote.pid(), config.address + RSEQ_CS, &0u64.to_ne_bytes())?;
+    }
+    Ok(())
+}
