@@ -16,6 +16,7 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("memory", "guards") => Scenario { allow: GUARDS, ..plain },
         // They spin, or sleep for a time that is measured: nobody may look at them for long.
         ("processor", _) => Scenario { busy: true, ..plain },
+        ("threads", "in_vfork") => Scenario { busy: true, ignore: CHILD_ENDED, ..plain },
         ("tree", "zombies" | "zombie_leads_session" | "adopted_from_zombie") => {
             Scenario { allow: ZOMBIES, ignore: CORE_LIMIT, ..plain }
         }
@@ -64,6 +65,11 @@ path = "processes/*/memory/*/flags"
 rule = "ignore"
 reason = "a mapping that was split keeps the mark `gu` in all its parts; guard pages are verified from inside"
 "#;
+
+const CHILD_ENDED: &[(&str, &str)] = &[
+    ("tasks[1]", "the child has ended, and its parent may not have waited for it yet"),
+    ("tasks[0].pending", "the signal of its end"),
+];
 
 const CORE_LIMIT: &[(&str, &str)] =
     &[("tasks[*].rlimits[4]", "a zombie ends again, without writing a core file this time")];
@@ -154,6 +160,7 @@ zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory memo
     large);
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
     on_alternate_stack);
+timed!(children = threads: in_vfork);
 timed!(timers = signals: interval_timers alarm_clock posix_timers);
 zoo!(descriptors: regular appended directories shared_between_processes deleted deleted_and_replaced deleted_directory
     other_name pipes packets dead_ends pipe_between_processes fifos event_counters signal_descriptors polled
