@@ -62,7 +62,7 @@ _migrate() {
 
     case "${cmd}" in
         migrate)
-            opts="-v -q -h -V --json --log --config --progress --color --help --version check list show verify explain agent keygen demo cancel dump pre-dump restore move"
+            opts="-v -q -h -V --json --log --config --progress --color --help --version check list show verify explain agent keygen demo move cancel dump pre-dump restore"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -245,12 +245,32 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__check)
-            opts="-v -q -h --json --log --config --progress --color --help"
+            opts="-v -q -h --to --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --to)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --rsh)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --remote)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connect-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --peer-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log)
                     local oldifs
                     if [ -n "${IFS+x}" ]; then
@@ -639,7 +659,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --mode --max-downtime --max-rounds --max-time --max-bytes --track --compress --bandwidth --streams --pids --files --tcp --external-unix --stdio --move-address --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --cpu --cgroup --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --mode --max-downtime --max-rounds --max-time --max-bytes --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -681,6 +701,10 @@ _migrate() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --cpu)
+                    COMPREPLY=($(compgen -W "superset minimal" -- "${cur}"))
+                    return 0
+                    ;;
                 --pids)
                     COMPREPLY=($(compgen -W "auto same new" -- "${cur}"))
                     return 0
@@ -705,6 +729,10 @@ _migrate() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --cgroup)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --supervisor)
                     COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
                     return 0
@@ -722,14 +750,6 @@ _migrate() {
                     return 0
                     ;;
                 --peer-timeout)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --cpu)
-                    COMPREPLY=($(compgen -W "superset minimal" -- "${cur}"))
-                    return 0
-                    ;;
-                --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -865,7 +885,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --pids --files --cgroup --dry-run --cpu --tcp --external-unix --stdio --move-address --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --dry-run --cpu --pids --files --cgroup --tcp --external-unix --stdio --move-address --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -893,6 +913,10 @@ _migrate() {
                     fi
                     return 0
                     ;;
+                --cpu)
+                    COMPREPLY=($(compgen -W "superset minimal" -- "${cur}"))
+                    return 0
+                    ;;
                 --pids)
                     COMPREPLY=($(compgen -W "auto same new" -- "${cur}"))
                     return 0
@@ -903,10 +927,6 @@ _migrate() {
                     ;;
                 --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --cpu)
-                    COMPREPLY=($(compgen -W "superset minimal" -- "${cur}"))
                     return 0
                     ;;
                 --tcp)
@@ -1124,7 +1144,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--file|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--track|-D) ((at++)) ;;
+            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--file|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1132,15 +1152,15 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--file|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--track|-D) return 0 ;;
+        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--file|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;
                 explain:*) kind=code ;;
-                dump:0) kind=target ;;
-                pre-dump:0) kind=target ;;
                 move:0) kind=target ;;
                 move:*) kind=host ;;
+                dump:0) kind=target ;;
+                pre-dump:0) kind=target ;;
                 *) return 0 ;;
             esac
             ;;

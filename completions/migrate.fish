@@ -46,11 +46,16 @@ complete -c migrate -n "__fish_migrate_needs_command" -f -a "explain" -d 'Explai
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "agent" -d 'Receive process trees from other hosts'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "keygen" -d 'Make the key with which this host or user shows who it is'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "demo" -d 'Show a live move between two hosts made of namespaces'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "move" -d 'Move a running process tree to another host'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "cancel" -d 'End the tracker that a pre-dump has left'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "dump" -d 'Save a process tree to an image'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "pre-dump" -d 'Save the memory of a process tree ahead of a dump'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "restore" -d 'Start a process tree from an image'
-complete -c migrate -n "__fish_migrate_needs_command" -f -a "move" -d 'Move a running process tree to another host'
+complete -c migrate -n "__fish_migrate_using_subcommand check" -l to -d 'Hosts to ask as well, as for `move`: separated by commas, or @GROUP' -r -f -a "(__fish_print_hostnames)"
+complete -c migrate -n "__fish_migrate_using_subcommand check" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
+complete -c migrate -n "__fish_migrate_using_subcommand check" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
+complete -c migrate -n "__fish_migrate_using_subcommand check" -l connect-timeout -d 'Give up when there is no connection after this time' -r
+complete -c migrate -n "__fish_migrate_using_subcommand check" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -60,6 +65,8 @@ none\t'nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
 always\t'always'
 never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand check" -l bootstrap -d 'Send this program where there is none of this version'
+complete -c migrate -n "__fish_migrate_using_subcommand check" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -170,6 +177,63 @@ complete -c migrate -n "__fish_migrate_using_subcommand demo" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
+pre-copy\t'copy while the target runs, then pause it for what is left'
+stop-and-copy\t'pause it, copy everything'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-downtime -d 'The pause to aim at: rounds go on until what is left fits in it' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-rounds -d 'Pause after this many rounds at the latest' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-time -d 'Pause when the rounds have taken this long' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-bytes -d 'Pause when the rounds have sent this much [default: unlimited]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
+wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
+soft-dirty\t'soft-dirty bits, where the kernel has them'
+hash\t'compare each page with the copy taken before'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
+minimal\t'only those whose registers are in use'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l pids -d 'Which process ids the restored tree gets' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
+same\t'the same, or none'
+new\t'the same, in a new PID namespace with its own /proc'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l files -d 'What is done about files that the target has open or mapped' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
+check\t'compare; refuse if one differs'
+skip\t'take what has the same name'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
+close\t'both ends see a reset'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree' -r -f -a "refuse\t'refuse to dump or move'
+reconnect\t'connect again by the path of the peer'
+close\t'the program sees its peer gone'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
+attach\t'carry them to where this command runs'
+null\t'put /dev/null in their place'
+log\t'put a log file in their place'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
+ignore\t'you have taken care of it'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l connect-timeout -d 'Give up when there is no connection after this time' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l dry-run -d 'Only say what stands in the way on either side, if anything'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l bootstrap -d 'Send this program where there is none of this version'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -259,6 +323,8 @@ complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l json -d 'Wr
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pidfile -d 'Write the process id of the tree\'s root to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
+minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
 same\t'the same, or none'
 new\t'the same, in a new PID namespace with its own /proc'"
@@ -266,8 +332,6 @@ complete -c migrate -n "__fish_migrate_using_subcommand restore" -l files -d 'Wh
 check\t'compare; refuse if one differs'
 skip\t'take what has the same name'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path' -r
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
-minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
 close\t'both ends see a reset'
 refuse\t'refuse to dump or move'"
@@ -299,63 +363,6 @@ complete -c migrate -n "__fish_migrate_using_subcommand restore" -s v -d 'Say mo
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
-pre-copy\t'copy while the target runs, then pause it for what is left'
-stop-and-copy\t'pause it, copy everything'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-downtime -d 'The pause to aim at: rounds go on until what is left fits in it' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-rounds -d 'Pause after this many rounds at the latest' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-time -d 'Pause when the rounds have taken this long' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-bytes -d 'Pause when the rounds have sent this much [default: unlimited]' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
-wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
-soft-dirty\t'soft-dirty bits, where the kernel has them'
-hash\t'compare each page with the copy taken before'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l pids -d 'Which process ids the restored tree gets' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
-same\t'the same, or none'
-new\t'the same, in a new PID namespace with its own /proc'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l files -d 'What is done about files that the target has open or mapped' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
-check\t'compare; refuse if one differs'
-skip\t'take what has the same name'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
-close\t'both ends see a reset'
-refuse\t'refuse to dump or move'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree' -r -f -a "refuse\t'refuse to dump or move'
-reconnect\t'connect again by the path of the peer'
-close\t'the program sees its peer gone'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
-attach\t'carry them to where this command runs'
-null\t'put /dev/null in their place'
-log\t'put a log file in their place'
-refuse\t'refuse to dump or move'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
-ignore\t'you have taken care of it'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l connect-timeout -d 'Give up when there is no connection after this time' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
-minimal\t'only those whose registers are in use'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
-bar\t'a bar that moves'
-plain\t'a line every 5 seconds'
-none\t'nothing'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
-always\t'always'
-never\t'never'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l dry-run -d 'Only say what stands in the way on either side, if anything'
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l bootstrap -d 'Send this program where there is none of this version'
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
-complete -c migrate -n "__fish_migrate_using_subcommand move" -s v -d 'Say more on standard error; -vv says everything'
-complete -c migrate -n "__fish_migrate_using_subcommand move" -s q -d 'Say nothing but failures'
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
-complete -c migrate -n "__fish_migrate_using_subcommand move" -s h -l help -d 'Print help (see more with \'--help\')'
 
 # What changes while you work: process ids with their names, hosts of ssh, codes of blockers.
 
@@ -504,7 +511,7 @@ end
 
 complete -c migrate -n "__fish_migrate_using_subcommand check" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand explain" -f -a "(__fish_migrate_codes)"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -f -a "(__fish_migrate_targets)"
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -f -a "(__fish_migrate_dests)"
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -f -a "(__fish_migrate_targets)"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -f -a "(__fish_migrate_targets)"

@@ -14,15 +14,11 @@ const NOT_YET: &[(&str, &str)] = &[
     ("dump", "move-address"),
     ("dump", "cgroup"),
     ("pre-dump", "bandwidth"),
-    ("restore", "dry-run"),
-    ("restore", "cpu"),
     ("restore", "tcp"),
     ("restore", "external-unix"),
     ("restore", "stdio"),
     ("restore", "move-address"),
     ("restore", "supervisor"),
-    ("move", "cpu"),
-    ("move", "cgroup"),
 ];
 
 /// The definitions without what does not work yet.

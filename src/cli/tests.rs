@@ -195,8 +195,8 @@ fn several_destinations_are_refused_by_name() {
 
 #[test]
 fn smaller_verbs() {
-    assert_eq!(parse::<check::Args>("7 unit:x").unwrap().options().targets.len(), 2);
-    assert_eq!(parse::<check::Args>("").unwrap().options(), CheckOptions::default());
+    assert_eq!(parse::<check::Args>("7 unit:x").unwrap().options(&Config::default()).unwrap().targets.len(), 2);
+    assert_eq!(parse::<check::Args>("").unwrap().options(&Config::default()).unwrap(), CheckOptions::default());
     refused::<check::Args>(&["--to b", "0"]);
     assert_eq!(parse::<list::Args>("").unwrap().options(), ListOptions::default());
     assert_eq!(parse::<show::Args>("d").unwrap().options().dir, std::path::Path::new("d"));

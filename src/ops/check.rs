@@ -1,4 +1,6 @@
-//! `migrate check`: what this host can do, and what stands in the way of a target.
+//! `migrate check`: what this host can do, and what stands in the way of a target, here and where it is to go.
+
+pub mod peers;
 
 use super::{
     options::{CheckOptions, Supervisor},
@@ -12,7 +14,9 @@ use crate::{
     failure::{Failure, FailureKind, Result},
     image::Pid,
     kernel::{self, Answer, Facts, Need, Probe},
+    transport::Abort,
 };
+use peers::PeerReport;
 
 /// One probe with its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,27 +59,31 @@ pub struct Report {
     pub blockers: Vec<Blocker>,
     /// Targets, in the order in which they were named.
     pub targets: Vec<TargetReport>,
+    /// Destinations, in the order in which they were named.
+    pub peers: Vec<PeerReport>,
 }
 
 impl Report {
     /// Everything in the way, the host's own first.
     pub fn all_blockers(&self) -> Vec<Blocker> {
-        self.blockers.iter().chain(self.targets.iter().flat_map(|t| &t.blockers)).cloned().collect()
+        let here = self.blockers.iter().chain(self.targets.iter().flat_map(|t| &t.blockers));
+        here.chain(self.peers.iter().flat_map(PeerReport::all_blockers)).cloned().collect()
     }
 
     /// Nothing needed is missing.
     pub fn is_ok(&self) -> bool {
-        self.blockers.is_empty() && self.targets.iter().all(|t| t.blockers.is_empty())
+        self.all_blockers().is_empty()
     }
 }
 
-/// Checks this host, and the targets that are named.
+/// Checks this host, the targets that are named, and the destinations. A target with something in its way here is not
+/// asked about over there.
 ///
 /// A report with blockers is a success of this function; the command then ends with 3.
 ///
 /// # Errors
-/// A target that does not exist, or a mask of probes that names none.
-pub fn run(options: &CheckOptions) -> Result<Report> {
+/// A target that does not exist, a mask of probes that names none, or a destination that fails while it is asked.
+pub fn run(options: &CheckOptions, abort: &Abort) -> Result<Report> {
     let unknown = kernel::unknown_masks();
     if !unknown.is_empty() {
         let failure = Failure::new(format!("{} names no probe: {}", kernel::MASK, unknown.join(", ")));
@@ -84,8 +92,11 @@ pub fn run(options: &CheckOptions) -> Result<Report> {
     let resolved = options.targets.iter().map(|t| Ok((t, target::resolve(t)?))).collect::<Result<Vec<_>>>()?;
     let probes: Vec<ProbeLine> =
         Probe::ALL.iter().map(|&probe| ProbeLine { probe, answer: probe.answer().clone() }).collect();
-    let targets = resolved.iter().map(|(target, resolved)| report(target, resolved)).collect::<Result<_>>()?;
-    Ok(Report { facts: kernel::facts(), blockers: missing(&probes), probes, targets })
+    let targets: Vec<TargetReport> =
+        resolved.iter().map(|(target, resolved)| report(target, resolved)).collect::<Result<_>>()?;
+    let free: Vec<Target> = targets.iter().filter(|t| t.blockers.is_empty()).map(|t| t.target.clone()).collect();
+    let peers = options.to.iter().map(|dest| peers::look(dest, &free, options, abort)).collect::<Result<_>>()?;
+    Ok(Report { facts: kernel::facts(), blockers: missing(&probes), probes, targets, peers })
 }
 
 /// Blockers of the host: required probes that do not answer yes.
@@ -127,7 +138,8 @@ mod tests {
     fn this_host_and_a_child() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep is installed");
         let target = Target::Pid(Pid(child.id() as i32));
-        let report = run(&CheckOptions { targets: vec![target.clone()], ..CheckOptions::default() });
+        let report =
+            run(&CheckOptions { targets: vec![target.clone()], ..CheckOptions::default() }, &Abort::new().unwrap());
         child.kill().unwrap();
         child.wait().unwrap();
         let report = report.unwrap();
@@ -144,7 +156,8 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().expect("true is installed");
         child.wait().unwrap();
         let target = Target::Pid(Pid(child.id() as i32));
-        let failure = run(&CheckOptions { targets: vec![target], ..CheckOptions::default() }).unwrap_err();
+        let failure = run(&CheckOptions { targets: vec![target], ..CheckOptions::default() }, &Abort::new().unwrap())
+            .unwrap_err();
         assert_eq!(failure.exit_code(), 1);
     }
 

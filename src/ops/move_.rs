@@ -1,7 +1,7 @@
 //! `migrate move`: a running tree goes to another host. The source's end: the engine behind
 //! [`crate::migration::source`].
 
-use super::options::{Compress, Mode, MoveAddress, MoveOptions, Pids, StateOptions, Stdio, Track};
+use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
@@ -52,7 +52,9 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     }
     let backend = backend(options, &findings)?;
     let addresses = addresses(&options.state)?;
-    let link = connect_to(options, abort).map_err(|error| peer_failure(&options.dest, &error))?;
+    let streams = options.memory.streams.unwrap_or(STREAMS);
+    let link = connect_to(&options.dest, &options.peer, Purpose::Send, streams, abort)
+        .map_err(|error| peer_failure(&options.dest, &error))?;
     let places = Places::here();
     let journals = places.state.join("moves");
     let wishes = Wishes { stop_and_copy: backend.is_none(), ..wishes(options, &journals)? };
@@ -152,21 +154,30 @@ fn policy(state: &StateOptions) -> Policy {
     }
 }
 
-fn connect_to(options: &MoveOptions, abort: &Abort) -> std::result::Result<Link, TransportError> {
+/// Opens a link with this many bulk channels.
+///
+/// # Errors
+/// See [`connect::connect`].
+pub(crate) fn connect_to(
+    dest: &Dest,
+    peer: &PeerOptions,
+    purpose: Purpose,
+    streams: u16,
+    abort: &Abort,
+) -> std::result::Result<Link, TransportError> {
     let places = Places::here();
     let connection = ConnectOptions {
         keys: places.keys,
         peers: places.peers,
-        connect_timeout: options.peer.connect_timeout,
-        peer_timeout: options.peer.peer_timeout,
-        allow_plain: options.peer.allow_plain,
-        rsh: options.peer.rsh.clone(),
-        remote: options.peer.remote.clone(),
-        bootstrap: options.peer.bootstrap,
+        connect_timeout: peer.connect_timeout,
+        peer_timeout: peer.peer_timeout,
+        allow_plain: peer.allow_plain,
+        rsh: peer.rsh.clone(),
+        remote: peer.remote.clone(),
+        bootstrap: peer.bootstrap,
         program: "/proc/self/exe".into(),
     };
-    let request = Request { purpose: Purpose::Send, streams: options.memory.streams.unwrap_or(STREAMS) };
-    connect::connect(&address(&options.dest), &connection, request, abort)
+    connect::connect(&address(dest), &connection, Request { purpose, streams }, abort)
 }
 
 /// A destination as the transport knows it.

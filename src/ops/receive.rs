@@ -1,6 +1,6 @@
 //! The destination's end of a move: the engine behind [`crate::migration::destination`].
 
-use super::options::{MoveAddress, Pids, StateOptions};
+use super::options::{MoveAddress, StateOptions};
 use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, Result};
 use crate::image::Model;
@@ -9,7 +9,6 @@ use crate::memory::store::{ImageDir, PageReader};
 use crate::migration::MoveError;
 use crate::migration::destination::{self, Builder, Surroundings};
 use crate::net::address::Place;
-use crate::proc::sys;
 use crate::restore::{self, Restored};
 use crate::transport::Link;
 use std::path::Path;
@@ -39,10 +38,10 @@ impl Builder for Engine {
     fn preflight(&mut self, model: &Model, state: &serde_json::Value) -> Result<Vec<Blocker>> {
         self.state = serde_json::from_value(state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
-        let mut blockers = cpu(model);
-        if self.state.pids == Pids::Same {
-            blockers.extend(taken_pids(model));
-        }
+        let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
+        let scope = restore::preflight::Scope { cpu: self.state.cpu, original_runs: true, coming };
+        let options = restore::Options { pids: self.state.pids, files: self.state.files, ..Default::default() };
+        let mut blockers = restore::preflight::look(model, &options, &scope);
         let unknown = self.addresses().into_iter().filter(|place| !place.has_interface());
         blockers.extend(unknown.map(|place| {
             Blocker::new(codes::ADDRESS_MISSING, place.to_string()).because("there is no such interface here")
@@ -57,6 +56,7 @@ impl Builder for Engine {
         let options = restore::Options {
             pids: self.state.pids,
             files: self.state.files,
+            cgroup: self.state.cgroup.clone(),
             workers: default_workers(),
             ..restore::Options::default()
         };
@@ -107,22 +107,4 @@ impl Engine {
         };
         self.state.move_addresses.iter().map(place).collect()
     }
-}
-
-/// Features of the source's CPU that this one lacks: the target may be using them.
-fn cpu(model: &Model) -> Vec<Blocker> {
-    let here = sys::cpu_features().unwrap_or_default();
-    let missing: Vec<&str> =
-        model.host.cpu_features.iter().filter(|feature| !here.contains(feature)).map(String::as_str).collect();
-    if missing.is_empty() || here.is_empty() {
-        return Vec::new();
-    }
-    vec![Blocker::new(codes::CPU_FEATURES, missing.join(" "))]
-}
-
-/// Process ids of the target that somebody has here.
-fn taken_pids(model: &Model) -> Vec<Blocker> {
-    let ids = model.tasks.iter().map(|task| task.pid.0);
-    let taken = ids.filter(|pid| Path::new("/proc").join(pid.to_string()).exists());
-    taken.map(|pid| Blocker::new(codes::PID_IN_USE, format!("pid {pid}"))).collect()
 }

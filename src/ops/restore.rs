@@ -47,6 +47,17 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
     };
+    let scope = restore::preflight::Scope { cpu: options.state.cpu, ..Default::default() };
+    let blockers = restore::preflight::look(&model, &settings, &scope);
+    if !blockers.is_empty() {
+        let what = format!("{} cannot be restored here", dir.display());
+        return Err(Failure::blocked(what, blockers).target(TargetState::NotStarted));
+    }
+    if options.dry_run {
+        let mut outcome = Outcome::new(options.session.clone(), State::Ended, Where::Nowhere);
+        outcome.notes.push("nothing stands in the way; nothing was started".into());
+        return Ok(Running { outcome, root: Pid(0) });
+    }
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
     let restored = restore::build(&model, &pages, &settings, &|n| {

@@ -14,6 +14,7 @@ pub mod material;
 pub mod mm;
 pub mod pidns;
 pub mod plan;
+pub mod preflight;
 pub mod restart;
 pub mod root;
 pub mod sessions;

@@ -51,7 +51,7 @@ fn keeps_ids(model: &Model, options: &Options, warnings: &mut Vec<String>) -> Re
 }
 
 /// The first id of the tree that somebody has already.
-fn taken(model: &Model) -> Option<(i32, String)> {
+pub(super) fn taken(model: &Model) -> Option<(i32, String)> {
     let ids = model.tasks.iter().flat_map(|t| t.threads.iter().map(|th| th.tid).chain([t.pid]));
     ids.map(|id| id.0).find_map(|id| occupant(id).map(|name| (id, name)))
 }

@@ -6,6 +6,7 @@ use super::units::{bytes, count};
 use super::{Settings, Stream, failure, result_with, table};
 use crate::failure::FailureKind;
 use crate::kernel::{Answer, Need};
+use crate::ops::check::peers::PeerReport;
 use crate::ops::check::{ProbeLine, Report, TargetReport};
 
 /// Shows the report; returns the exit code.
@@ -30,6 +31,7 @@ fn fields(report: &Report) -> Object {
         .object("here", host)
         .list("probes", report.probes.iter().map(probe).collect())
         .list("targets", report.targets.iter().map(target).collect())
+        .list("peers", report.peers.iter().map(peer).collect())
         .list("blockers", report.all_blockers().iter().map(json::blocker).collect())
 }
 
@@ -56,6 +58,19 @@ fn target(target: &TargetReport) -> Object {
         .with("threads", target.threads)
         .with("memory_bytes", target.memory_bytes)
         .list("blockers", target.blockers.iter().map(json::blocker).collect())
+}
+
+fn peer(peer: &PeerReport) -> Object {
+    let known = peer.program.is_some();
+    let text = |text: &str| known.then(|| text.to_owned());
+    Object::default()
+        .with("dest", peer.dest.to_string())
+        .known("program", peer.program.as_deref())
+        .known("hostname", text(&peer.host.hostname))
+        .known("kernel", text(&peer.host.kernel))
+        .known("machine", text(&peer.host.arch))
+        .known("memory_available_bytes", Some(peer.host.memory_available_bytes).filter(|n| *n > 0))
+        .list("blockers", peer.all_blockers().map(json::blocker).collect())
 }
 
 fn answer(answer: &Answer) -> &'static str {
@@ -102,6 +117,31 @@ fn text(report: &Report, settings: &Settings) -> String {
     }
     for target in &report.targets {
         text += &target_text(target, coloured);
+    }
+    for peer in &report.peers {
+        text += &peer_text(peer, coloured);
+    }
+    text
+}
+
+fn peer_text(peer: &PeerReport, coloured: bool) -> String {
+    let mut text = format!("\n{}", paint(&peer.dest.to_string(), Style::Strong, coloured));
+    match &peer.program {
+        Some(program) => {
+            let free = bytes(peer.host.memory_available_bytes);
+            let (name, kernel, arch) = (clean(&peer.host.hostname), clean(&peer.host.kernel), clean(&peer.host.arch));
+            text += &format!(": {name}, Linux {kernel}, {arch}, {free} free, migrate {}\n", clean(program));
+        }
+        None => text += "\n",
+    }
+    let blockers: Vec<_> = peer.all_blockers().cloned().collect();
+    match (blockers.is_empty(), peer.targets.is_empty()) {
+        (false, _) => text += &failure::blockers(&blockers, coloured),
+        (true, true) => text += "nothing seen in the way there\n",
+        (true, false) => {
+            let names: Vec<_> = peer.targets.iter().map(|(target, _)| target.to_string()).collect();
+            text += &format!("could go there: {}\n", names.join(", "));
+        }
     }
     text
 }

@@ -7,6 +7,7 @@ mod generated;
 mod manual;
 mod moves;
 mod reader;
+mod refusals;
 mod rounds;
 mod sockets;
 mod ssh;

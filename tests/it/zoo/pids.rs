@@ -22,7 +22,8 @@ fn saved() -> Option<Run<'static>> {
 fn same_refuses_and_names_who_has_the_id() {
     let Some(run) = saved() else { return };
     let failure = run.restore(0, &["--pids", "same"]).expect_err("the original runs");
-    assert!(failure.contains(&format!("process id {} is in use here, by tree", run.pid())), "{failure}");
+    assert!(failure.contains("M0106") && failure.contains(&format!("pid {}", run.pid())), "{failure}");
+    assert!(failure.contains("tree has it"), "{failure}");
     assert_eq!(super::harness::marked(run.dir.path()), [run.pid()]);
     run.verify().expect("the original has not noticed");
 }

@@ -1,0 +1,114 @@
+//! `check --to`: the other ends. Each host says what it is; with targets, each is asked what the destination of a move would
+//! be asked before anything is stopped.
+
+use crate::blocker::{Blocker, Code, codes};
+use crate::failure::{Failure, FailureKind, Result};
+use crate::ops::options::{CheckOptions, MoveOptions};
+use crate::ops::words::{Dest, Target};
+use crate::ops::{Quiet, move_};
+use crate::transport::hello::{HostFacts, Purpose};
+use crate::transport::link::Link;
+use crate::transport::{Abort, TransportError};
+
+/// What was found of one destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerReport {
+    /// The destination as it was named.
+    pub dest: Dest,
+    /// Version of the program over there; `None` where it cannot be reached.
+    pub program: Option<String>,
+    /// What the host is; empty where it cannot be reached.
+    pub host: HostFacts,
+    /// What keeps every target of this host from going there.
+    pub blockers: Vec<Blocker>,
+    /// What keeps each of the targets from going there.
+    pub targets: Vec<(Target, Vec<Blocker>)>,
+}
+
+impl PeerReport {
+    /// Everything in the way there.
+    pub fn all_blockers(&self) -> impl Iterator<Item = &Blocker> {
+        self.blockers.iter().chain(self.targets.iter().flat_map(|(_, blockers)| blockers))
+    }
+}
+
+/// Looks at one destination; `targets` are those that could leave this host.
+///
+/// # Errors
+/// The destination failed while it was asked about a target; one that cannot be reached is a blocker.
+pub fn look(dest: &Dest, targets: &[Target], options: &CheckOptions, abort: &Abort) -> Result<PeerReport> {
+    let mut report = PeerReport {
+        dest: dest.clone(),
+        program: None,
+        host: HostFacts::default(),
+        blockers: Vec::new(),
+        targets: Vec::new(),
+    };
+    match move_::connect_to(dest, &options.peer, Purpose::Look, 0, abort) {
+        Ok(Link { peer, peer_program, .. }) => {
+            report.blockers = unfit(&HostFacts::here(), &peer);
+            (report.host, report.program) = (peer, Some(peer_program));
+        }
+        Err(error) => {
+            report.blockers.push(unreachable(dest, &error));
+            return Ok(report);
+        }
+    }
+    for target in targets {
+        report.targets.push((target.clone(), there(target, dest, options, abort)?));
+    }
+    Ok(report)
+}
+
+/// What makes a host unfit for anything that runs on this one.
+fn unfit(here: &HostFacts, there: &HostFacts) -> Vec<Blocker> {
+    if here.arch != there.arch {
+        return vec![Blocker::new(codes::ARCHITECTURE, format!("{}: {}", there.hostname, there.arch))];
+    }
+    let lacks = |feature: &&String| !there.cpu_features.contains(feature);
+    let missing: Vec<&str> = here.cpu_features.iter().filter(lacks).map(String::as_str).collect();
+    if missing.is_empty() || there.cpu_features.is_empty() {
+        return Vec::new();
+    }
+    vec![Blocker::new(codes::CPU_FEATURES, format!("{}: {}", there.hostname, missing.join(" ")))]
+}
+
+fn unreachable(dest: &Dest, error: &TransportError) -> Blocker {
+    let code: Code = match error {
+        TransportError::NoProgram { .. } | TransportError::NotMigrate { .. } => codes::PEER_MISSING,
+        TransportError::NoCommonVersion { .. } => codes::PEER_VERSION,
+        _ => codes::PEER_UNREACHABLE,
+    };
+    Blocker::new(code, dest.to_string()).because(error.to_string())
+}
+
+/// A move that only asks.
+fn there(target: &Target, dest: &Dest, options: &CheckOptions, abort: &Abort) -> Result<Vec<Blocker>> {
+    let ask =
+        MoveOptions { peer: options.peer.clone(), dry_run: true, ..MoveOptions::new(target.clone(), dest.clone()) };
+    match move_::run(&ask, &Quiet, abort) {
+        Ok(_) => Ok(Vec::new()),
+        Err(Failure { kind: FailureKind::Blocked, blockers, .. }) => Ok(blockers),
+        Err(failure) => Err(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_must_have_what_this_one_has() {
+        let facts = |arch: &str, features: &[&str]| HostFacts {
+            arch: arch.into(),
+            cpu_features: features.iter().map(|f| (*f).to_owned()).collect(),
+            ..HostFacts::default()
+        };
+        let here = facts("x86_64", &["avx", "avx2"]);
+        assert_eq!(unfit(&here, &facts("x86_64", &["avx", "avx2", "avx512f"])), []);
+        assert_eq!(unfit(&here, &facts("aarch64", &[]))[0].code, codes::ARCHITECTURE);
+        let lacking = unfit(&here, &facts("x86_64", &["avx"]));
+        assert_eq!(lacking[0].code, codes::CPU_FEATURES);
+        assert!(lacking[0].object.contains("avx2"), "{lacking:?}");
+    }
+}

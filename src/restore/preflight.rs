@@ -1,0 +1,215 @@
+//! What would keep a tree from being made here: all of it at once, before the first process is made.
+//!
+//! A restore asks before it begins, `restore --dry-run` only asks, and the destination of a move asks about the model of
+//! the target that still runs over there.
+
+use super::fd::{regular, roots};
+use super::{Options, root};
+use crate::arch;
+use crate::blocker::{Blocker, Code, codes};
+use crate::image::fd::tcp::TcpState;
+use crate::image::fd::{FileKind, PathRef, SocketOptions};
+use crate::image::mm::Backing;
+use crate::image::task::{Task, TaskState};
+use crate::image::{Bytes, Model, NsId};
+use crate::net::segment;
+use crate::ops::options::{Cpu, Pids};
+use crate::proc::sys;
+use crate::sys::{Errno, socket};
+use nix::sys::stat::fstat;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+
+/// What is looked at.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// Features the processor must have.
+    pub cpu: Cpu,
+    /// The original may still hold its ports and ids: it runs, here or on another host.
+    pub original_runs: bool,
+    /// Addresses that are put on this host with the tree.
+    pub coming: Vec<IpAddr>,
+}
+
+/// Everything in the way.
+pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
+    let mut blockers = processor(model, scope.cpu);
+    if options.pids == Pids::Same {
+        let taken = root::taken(model);
+        blockers.extend(taken.map(|(pid, occupant)| {
+            Blocker::new(codes::PID_IN_USE, format!("pid {pid}")).because(format!("{occupant} has it"))
+        }));
+    }
+    blockers.extend(files(model, options));
+    blockers.extend(addresses(model, scope));
+    blockers
+}
+
+/// Features of the processor the target was saved on that this one lacks: the program may have asked for them once, and
+/// keep using them.
+fn processor(model: &Model, policy: Cpu) -> Vec<Blocker> {
+    let lacking = in_use(model) & !arch::xfeatures();
+    if lacking != 0 {
+        let object = format!("extended state components {lacking:#x}");
+        return vec![Blocker::new(codes::XSTATE, object).because("a thread has them in use")];
+    }
+    let here = sys::cpu_features().unwrap_or_default();
+    if policy == Cpu::Minimal || here.is_empty() {
+        return Vec::new();
+    }
+    let missing = model.host.cpu_features.iter().filter(|feature| !here.contains(feature));
+    let missing: Vec<&str> = missing.map(String::as_str).collect();
+    if missing.is_empty() { Vec::new() } else { vec![Blocker::new(codes::CPU_FEATURES, missing.join(" "))] }
+}
+
+/// Components of the extended state that are not in their initial state in some thread: XSTATE_BV, the first word of the
+/// XSAVE header (Intel SDM, volume 1, 13.4.2).
+fn in_use(model: &Model) -> u64 {
+    const HEADER: usize = 512;
+    let threads = model.tasks.iter().flat_map(|task| &task.threads);
+    let word = |area: &Bytes| Some(u64::from_ne_bytes(*area.0.get(HEADER..)?.first_chunk()?));
+    threads.filter_map(|thread| word(&thread.regs.xstate)).fold(0, |all, bits| all | bits)
+}
+
+/// A path, how it is opened, and whether code is run from it.
+type Wanted<'m> = (&'m PathRef, u32, bool);
+
+/// Files that are missing or differ, by name.
+fn files(model: &Model, options: &Options) -> Vec<Blocker> {
+    let Ok(own) = roots::own() else { return Vec::new() };
+    let mut seen = BTreeSet::new();
+    let mut blockers = Vec::new();
+    for (path, flags, code) in wanted(model) {
+        // What is below /proc comes and goes with processes; what is in a mount namespace of the tree's own comes with it.
+        let looked_at = of_host(model, path.mnt) && !path.path.0.starts_with(b"/proc/");
+        if !looked_at || !seen.insert((&path.path.0, flags & libc::O_APPEND as u32)) {
+            continue;
+        }
+        blockers.extend(file(&own, path, flags, code, options));
+    }
+    blockers
+}
+
+fn wanted(model: &Model) -> impl Iterator<Item = Wanted<'_>> {
+    const READ: u32 = libc::O_RDONLY as u32;
+    const PLACE: u32 = libc::O_PATH as u32;
+    let mapped = model.mms.iter().flat_map(|mm| {
+        let vmas = mm.vmas.iter().filter_map(|vma| match &vma.backing {
+            Backing::File { path, flags } => Some((path, *flags, true)),
+            Backing::Device(path) => Some((path, READ, false)),
+            _ => None,
+        });
+        vmas.chain([(&mm.exe, READ, true)])
+    });
+    let open = model.files.iter().filter_map(|file| match &file.kind {
+        FileKind::Regular(regular) => Some((&regular.path, file.flags, false)),
+        _ => None,
+    });
+    let alive = |task: &&Task| !matches!(task.state, TaskState::Zombie(_));
+    let states = model.tasks.iter().filter(alive).flat_map(|task| &task.threads).map(|thread| thread.fs);
+    let places = states.filter_map(|id| model.fs.get(id.at())).flat_map(|fs| [&fs.cwd, &fs.root]);
+    mapped.chain(open).chain(places.map(|path| (path, PLACE, false)))
+}
+
+fn file(own: &std::os::fd::OwnedFd, path: &PathRef, flags: u32, code: bool, options: &Options) -> Option<Blocker> {
+    let blocker = |code: Code, reason: String| Some(Blocker::new(code, path.path.to_string()).because(reason));
+    let seen = match crate::sys::openat2::open_in_root(own, &path.path.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32, 0) {
+        Ok(seen) => seen,
+        Err(Errno::ENOENT | Errno::ENOTDIR) => {
+            return blocker(codes::FILE_MISSING, "it does not exist here".to_owned());
+        }
+        Err(errno) => return blocker(codes::FILE_ACCESS, errno.desc().to_owned()),
+    };
+    let stat = fstat(&seen).ok()?;
+    let reason = regular::difference(path, &stat, flags, options.files)?;
+    blocker(if code { codes::CODE_DIFFERS } else { codes::FILE_CHANGED }, reason)
+}
+
+fn of_host(model: &Model, ns: NsId) -> bool {
+    model.namespaces.get(ns.at()).is_none_or(|ns| ns.of_host)
+}
+
+/// Local addresses of sockets that this host has not, or whose port somebody else has.
+fn addresses(model: &Model, scope: &Scope) -> Vec<Blocker> {
+    let mut seen = BTreeSet::new();
+    let mut blockers = Vec::new();
+    for file in &model.files {
+        let (net, local, kind, listens, options) = match &file.kind {
+            FileKind::Tcp(tcp) => {
+                let listens = matches!(tcp.state, TcpState::Listen { .. });
+                (tcp.net, &tcp.local, libc::SOCK_STREAM, listens, &tcp.options)
+            }
+            FileKind::Udp(udp) if udp.socket_type == libc::SOCK_DGRAM => {
+                (udp.net, &udp.local, libc::SOCK_DGRAM, udp.peer.0.is_empty(), &udp.options)
+            }
+            _ => continue,
+        };
+        let Some(address) = segment::parse_address(&local.0) else { continue };
+        if of_host(model, net) && !scope.coming.contains(&address.ip()) && seen.insert((kind, address, listens)) {
+            let port = listens && !scope.original_runs;
+            blockers.extend(bound(address, kind, port, options));
+        }
+    }
+    blockers
+}
+
+/// Tries to have the address for a moment, sharing it as the socket does; with its port if `port`.
+fn bound(address: SocketAddr, kind: i32, port: bool, options: &SocketOptions) -> Option<Blocker> {
+    let mut wanted = address;
+    if !port {
+        wanted.set_port(0);
+    }
+    let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let probe = socket::socket(domain, kind, 0).ok()?;
+    let shared = [libc::SO_REUSEADDR, libc::SO_REUSEPORT];
+    for (name, value) in options.ints.iter().filter(|(name, _)| shared.contains(name)) {
+        socket::set_int_option(probe.as_fd(), libc::SOL_SOCKET, *name, *value).ok()?;
+    }
+    if kind == libc::SOCK_STREAM {
+        // What is left of old connections does not count.
+        socket::set_int_option(probe.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).ok()?;
+    }
+    if address.is_ipv6() {
+        socket::set_int_option(probe.as_fd(), libc::SOL_IPV6, libc::IPV6_V6ONLY, 1).ok()?;
+    }
+    match socket::bind(probe.as_fd(), &segment::raw_address(wanted)) {
+        Err(Errno::EADDRNOTAVAIL) => Some(Blocker::new(codes::ADDRESS_MISSING, address.ip().to_string())),
+        Err(Errno::EADDRINUSE) => Some(Blocker::new(codes::PORT_IN_USE, address.to_string())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, UdpSocket};
+
+    #[test]
+    fn a_port_that_somebody_has_is_found() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        assert_eq!(
+            bound(address, libc::SOCK_STREAM, true, &SocketOptions::default()).unwrap().code,
+            codes::PORT_IN_USE
+        );
+        assert_eq!(bound(address, libc::SOCK_STREAM, false, &SocketOptions::default()), None);
+        drop(taken);
+        assert_eq!(bound(address, libc::SOCK_STREAM, true, &SocketOptions::default()), None);
+        let taken = UdpSocket::bind("[::1]:0").unwrap();
+        assert_eq!(
+            bound(taken.local_addr().unwrap(), libc::SOCK_DGRAM, true, &SocketOptions::default()).unwrap().code,
+            codes::PORT_IN_USE
+        );
+    }
+
+    #[test]
+    fn an_address_of_another_host_is_missing() {
+        // TEST-NET-1 (RFC 5737): nobody has it.
+        let address = "192.0.2.7:80".parse().unwrap();
+        assert_eq!(
+            bound(address, libc::SOCK_STREAM, true, &SocketOptions::default()).unwrap().code,
+            codes::ADDRESS_MISSING
+        );
+    }
+}

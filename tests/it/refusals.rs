@@ -1,0 +1,145 @@
+//! What stands in the way is said before anything is stopped or started, all of it at once: here and at the other end.
+
+use crate::cli::{events, migrate};
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Has a file open for reading and a listening socket, both made by itself, and says when it is ready.
+const SERVER: &str = "
+import os, socket, sys, time
+os.closerange(3, 1024)
+data = open(sys.argv[1])
+server = socket.create_server(('127.0.0.1', int(sys.argv[2])))
+open(sys.argv[3], 'w').close()
+time.sleep(1000)
+";
+
+struct Server {
+    dir: tempfile::TempDir,
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    /// `None`, said, where it cannot be tried.
+    fn start() -> Option<Self> {
+        let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
+        if !root || !python {
+            eprintln!("SKIPPED refusals: needs root ({root}) and /usr/bin/python3 ({python})");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("data"), "0123456789").unwrap();
+        // A port that was free a moment ago.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = Command::new("setsid")
+            .args(["/usr/bin/python3", "-c", SERVER])
+            .arg(dir.path().join("data"))
+            .arg(port.to_string())
+            .arg(dir.path().join("ready"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self { dir, child, port };
+        let until = Instant::now() + Duration::from_secs(30);
+        while !server.path("ready").exists() {
+            assert!(Instant::now() < until, "the server does not get ready");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(server)
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    /// Nobody runs this program but the original, if that.
+    fn copies(&self) -> Vec<i32> {
+        let mark = self.path("ready").display().to_string();
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).split('\0').any(|word| word == mark)
+        })
+        .collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for pid in self.copies() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// With its output in a file: a restored program must not have our pipe.
+fn run(server: &Server, args: &[&str]) -> Output {
+    let out = std::fs::File::create(server.path("out")).unwrap();
+    assert!(out.as_raw_fd() > 2);
+    let status = migrate(args).stdout(out.try_clone().unwrap()).stderr(out).status().unwrap();
+    Output { status, stdout: std::fs::read(server.path("out")).unwrap(), stderr: Vec::new() }
+}
+
+fn codes(output: &Output) -> Vec<String> {
+    let result = events(output).pop().unwrap();
+    let blockers = result["blockers"].as_array().cloned().unwrap_or_default();
+    blockers.iter().map(|b| b["code"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_restore_says_all_that_is_missing_before_it_begins() {
+    let Some(mut server) = Server::start() else { return };
+    let image = server.path("image").display().to_string();
+    let dump = run(&server, &["dump", &server.pid(), "-D", &image]);
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stdout));
+    let _ = server.child.wait();
+    std::fs::rename(server.path("data"), server.path("elsewhere")).unwrap();
+    let taken = TcpListener::bind(("127.0.0.1", server.port)).unwrap();
+    for option in ["--dry-run", "--detach"] {
+        let output = run(&server, &["restore", "-D", &image, option, "--json"]);
+        assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stdout));
+        assert_eq!(codes(&output), ["M0502", "M0412"], "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(server.copies().is_empty());
+    }
+    drop(taken);
+    std::fs::write(server.path("data"), "another one").unwrap();
+    let output = run(&server, &["restore", "-D", &image, "--dry-run", "--json"]);
+    assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0501".to_owned()]));
+    std::fs::rename(server.path("elsewhere"), server.path("data")).unwrap();
+    let output = run(&server, &["restore", "-D", &image, "--dry-run"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(server.copies().is_empty(), "a dry run starts nothing");
+    let output = run(&server, &["restore", "-D", &image, "--detach"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(server.copies().len(), 1);
+}
+
+#[test]
+fn check_asks_the_other_end() {
+    let Some(server) = Server::start() else { return };
+    let output = run(&server, &["check", &server.pid(), "--to", "local", "--json"]);
+    let result = events(&output).pop().unwrap();
+    assert_eq!((output.status.code(), codes(&output)), (Some(0), vec![]), "{result}");
+    assert_eq!(result["peers"][0]["dest"], "local");
+    assert_eq!(result["peers"][0]["program"], env!("CARGO_PKG_VERSION"));
+    let output = run(&server, &["check", &server.pid(), "--to", "local"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains(&format!("could go there: {}", server.pid())), "{said}");
+    let nobody = format!("unix:{}", server.path("nobody").display());
+    let output = run(&server, &["check", "--to", &nobody, "--json"]);
+    assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0901".to_owned()]));
+    assert_eq!(server.copies().len(), 1);
+}
