@@ -4,7 +4,7 @@ use super::{Cx, Error, Result, ShmemSource, ns, pkeys, task::path_ref};
 use crate::blocker::codes;
 use crate::image::fd::PathRef;
 use crate::image::mm::{Advice, Backing, Layout, Mm, Shmem, ShmemKind, VdsoBlock, Vma};
-use crate::image::{Bytes, ShmemId};
+use crate::image::{Bytes, NsId, ShmemId};
 use crate::proc::ProcDir;
 use crate::proc::maps::Special;
 use crate::proc::smaps::{Flagged, VmFlags};
@@ -100,7 +100,7 @@ pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Result
     let auxv = Bytes(cx.frozen.processes[at].dir.read_into("auxv", &mut cx.buf)?.to_vec());
     let mnt = ns::of_task(cx, at)?.mnt;
     let exe = path_ref(&cx.frozen.processes[at].dir, "exe", mnt)?;
-    let vmas = vmas(cx, at, mappings)?;
+    let vmas = vmas(cx, at, mappings, mnt)?;
     let scratch = cx.frozen.processes[at].scratch;
     let pkeys = scratch.map_or(Ok(0), |scratch| pkeys::in_use(cx, at, &vmas, &scratch))?;
     let mm = Mm {
@@ -130,14 +130,14 @@ fn vdso_block(mappings: &Mappings) -> Option<VdsoBlock> {
     Some(VdsoBlock { start, text: text.mapping.start, end })
 }
 
-fn vmas(cx: &mut Cx<'_>, at: usize, mappings: &Mappings) -> Result<Vec<Vma>> {
+fn vmas(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, mnt: NsId) -> Result<Vec<Vma>> {
     let mut vmas = Vec::with_capacity(mappings.len());
     for flagged in mappings {
         if flagged.mapping.special() == Some(Special::Vsyscall) {
             continue;
         }
         refuse_unsupported(cx, at, flagged);
-        let Some(backing) = backing(cx, at, flagged)? else { continue };
+        let Some(backing) = backing(cx, at, flagged, mnt)? else { continue };
         let vma = vma(flagged, backing);
         if vmas.last_mut().is_none_or(|last| !join(last, &vma)) {
             vmas.push(vma);
@@ -232,8 +232,8 @@ fn refuse_unsupported(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) {
     }
 }
 
-/// What lies behind a mapping; `None` where a blocker has been noted.
-fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) -> Result<Option<Backing>> {
+/// What lies behind a mapping of a task in this mount namespace; `None` where a blocker has been noted.
+fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged, mnt: NsId) -> Result<Option<Backing>> {
     let mapping = &flagged.mapping;
     match mapping.special() {
         Some(Special::Vdso) => return Ok(Some(Backing::Vdso)),
@@ -258,13 +258,11 @@ fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) -> Result<Option<Backi
         return Ok(Some(Backing::Shmem(id)));
     }
     if stat.st_mode & libc::S_IFMT == libc::S_IFCHR {
-        let mnt = ns::of_task(cx, at)?.mnt;
         return Ok(Some(Backing::Device(path_ref(&cx.frozen.processes[at].dir, &link, mnt)?)));
     }
     if stat.st_nlink == 0 || name.0.ends_with(b" (deleted)") {
         return super::fd::ghost_of_mapping(cx, at, &link).map(|ghost| ghost.map(Backing::Ghost));
     }
-    let mnt = ns::of_task(cx, at)?.mnt;
     let path: PathRef = path_ref(&cx.frozen.processes[at].dir, &link, mnt)?;
     let writes = flagged.flags.contains(VmFlags::MAY_SHARE) && flagged.flags.contains(VmFlags::MAY_WRITE);
     Ok(Some(Backing::File { path, flags: if writes { libc::O_RDWR as u32 } else { 0 } }))
