@@ -3,6 +3,28 @@
 use super::Result;
 use crate::image::Bytes;
 use crate::image::host::Host;
+use std::sync::OnceLock;
+
+/// What stays as it is while this program runs: reading it takes a millisecond.
+struct Fixed {
+    boot_id: String,
+    cpu_features: Vec<String>,
+    vdso: Vec<u8>,
+}
+
+fn fixed() -> &'static Fixed {
+    static FIXED: OnceLock<Fixed> = OnceLock::new();
+    FIXED.get_or_init(|| Fixed {
+        boot_id: crate::proc::sys::boot_id().unwrap_or_default(),
+        cpu_features: crate::proc::sys::cpu_features().unwrap_or_default(),
+        vdso: crate::arch::vdso::own_text().to_vec(),
+    })
+}
+
+/// Reads what takes time, so that it need not be done while a target is stopped.
+pub fn prepare() {
+    fixed();
+}
 
 /// This host, now. `seen` is what the target's own CLOCK_MONOTONIC and CLOCK_BOOTTIME say, nanoseconds.
 pub fn collect(seen: Option<(i64, i64)>) -> Result<Host> {
@@ -19,13 +41,13 @@ pub fn collect(seen: Option<(i64, i64)>) -> Result<Host> {
     Ok(Host {
         hostname: name(|u| u.nodename()),
         kernel: name(|u| u.release()),
-        boot_id: crate::proc::sys::boot_id().unwrap_or_default(),
-        cpu_features: crate::proc::sys::cpu_features().unwrap_or_default(),
+        boot_id: fixed().boot_id.clone(),
+        cpu_features: fixed().cpu_features.clone(),
         xfeatures: crate::arch::xfeatures(),
         host_monotonic_ns: monotonic,
         monotonic_ns: seen.0,
         boottime_ns: seen.1,
         realtime_ns: clock(nix::time::ClockId::CLOCK_REALTIME),
-        vdso: Bytes(crate::arch::vdso::own_text().to_vec()),
+        vdso: Bytes(fixed().vdso.clone()),
     })
 }

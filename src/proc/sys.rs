@@ -164,6 +164,11 @@ pub fn cpu_features() -> Result<Vec<String>> {
     Ok(parse_cpu_features(&read("/proc/cpuinfo")?))
 }
 
+/// Does the kernel use huge pages for every mapping that does not refuse them (transparent huge pages, "always")?
+pub fn huge_pages_everywhere() -> bool {
+    std::fs::read("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| text.starts_with(b"[always]"))
+}
+
 /// Processes and threads made since boot (`processes` in `/proc/stat`): unchanged means that nobody forked.
 ///
 /// # Errors

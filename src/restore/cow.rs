@@ -15,6 +15,7 @@ use crate::image::{MmId, Model, TaskId};
 use crate::memory::pipeline::{PipelineError, load_pages};
 use crate::memory::store::{PageReader, ResolvedRun, Source};
 use crate::memory::{PageRange, RangeSet, Space};
+use crate::trace::fill::Fill;
 use crate::trace::pages::TargetPages;
 use crate::trace::{Batch, remote::Remote};
 use std::collections::{HashMap, HashSet};
@@ -113,10 +114,46 @@ fn fill(model: &Model, mms: &[MmId], skeletons: &mut Skeletons, loader: &Loader<
             Some(parent) => runs.extend(differences(model, parent, mm, skeletons, loader)?),
         }
     }
-    let dest = TargetPages { mms: skeletons.pids_of_mms(model), shmems: Vec::new() };
+    let mut dest = TargetPages::new(skeletons.pids_of_mms(model), Vec::new());
+    for &mm in mms {
+        if skeletons.memory.born_of.contains_key(&mm) {
+            continue;
+        }
+        if let Some(fill) = fresh(model, mm, &runs, skeletons)? {
+            dest.fills.insert(mm, fill);
+        }
+    }
     load_pages(loader.pages, &runs, &dest, loader.options.workers.max(1), loader.progress)?;
     skeletons.memory.filled.extend(mms);
     Ok(())
+}
+
+/// Below this many pages a mapping is filled by ordinary writes: each registration costs a few microseconds.
+const FILL_PAGES: u64 = 256;
+
+/// Large anonymous mappings of an address space that nobody has touched are filled page by page, if there are any. Not
+/// where the kernel would use huge pages: those are faster still.
+fn fresh(model: &Model, mm: MmId, runs: &[ResolvedRun], skeletons: &mut Skeletons) -> Result<Option<Fill>> {
+    let always = crate::proc::sys::huge_pages_everywhere();
+    let content = |r: &&ResolvedRun| r.space == Space::Mm(mm) && r.source != Source::Zero;
+    let held: RangeSet = runs.iter().filter(content).map(|run| run.range).collect();
+    if held.pages() < FILL_PAGES {
+        return Ok(None);
+    }
+    let suits = |vma: &&Vma| {
+        let pages = PageRange::of_bytes(vma.start, vma.end);
+        let huge = vma.advice.huge || always && !vma.advice.no_huge;
+        vma.backing == Backing::Anon
+            && !vma.shared
+            && !huge
+            && pages.count >= FILL_PAGES
+            && held.intersection(&[pages].into_iter().collect()).pages() >= FILL_PAGES
+    };
+    let areas: Vec<(u64, u64)> = model.mms[mm.at()].vmas.iter().filter(suits).map(|v| (v.start, v.end)).collect();
+    let owner = model.tasks.iter().position(|t| t.mm == Some(mm)).map(TaskId::from);
+    let (Some(owner), false) = (owner, areas.is_empty()) else { return Ok(None) };
+    let (remote, scratch) = skeletons.leader(owner);
+    Ok(Fill::begin(remote, &scratch, &areas)?)
 }
 
 impl Loader<'_> {

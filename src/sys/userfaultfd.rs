@@ -39,6 +39,7 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
+const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 
 /// A new descriptor (non-blocking, close-on-exec). With `user_mode_only` (5.11) faults of the kernel are not handled, which
@@ -75,6 +76,16 @@ pub fn unregister(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<()> {
     let mut range = [start, len];
     // SAFETY: `range` has the layout and size of struct uffdio_range.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr()) }.into()).map(drop)
+}
+
+/// `UFFDIO_COPY`: makes pages at `to` that are not there yet, with this content (a whole number of pages). Gives the bytes
+/// that were copied, all of them where it succeeds. `EEXIST`: the next page is there; `EAGAIN`: once more with the rest.
+pub fn copy(fd: BorrowedFd<'_>, to: u64, data: &[u8]) -> (usize, Result<()>) {
+    let mut arg = [to, data.as_ptr() as u64, data.len() as u64, 0, 0];
+    // SAFETY: `arg` has the layout and size of struct uffdio_copy; `data` is only read, for the length given.
+    let result = check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_COPY, arg.as_mut_ptr()) }.into()).map(drop);
+    // The last field is the number of bytes, or an error once more.
+    (usize::try_from(arg[4] as i64).unwrap_or(0), result)
 }
 
 /// `UFFDIO_WRITEPROTECT`: protects, or lifts the protection. `PAGEMAP_SCAN` protects three times as fast where the mode is

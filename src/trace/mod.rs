@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod calls;
+pub mod fill;
 pub mod freeze;
 pub mod memory;
 pub mod pages;

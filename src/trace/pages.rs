@@ -1,10 +1,12 @@
 //! Memory contents of targets, for the page pipeline: any thread may call these, none of them needs ptrace.
 
-use crate::image::Pid;
+use super::fill::Fill;
 use crate::image::mm::PAGE;
+use crate::image::{MmId, Pid};
 use crate::memory::pipeline::{PageError, ReadPages, WritePages};
 use crate::memory::{PageRange, Space};
 use crate::sys::{Errno, mem};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -16,12 +18,14 @@ pub struct TargetPages {
     pub mms: Vec<Pid>,
     /// For each shared memory object of the model a descriptor, open for what is to be done.
     pub shmems: Vec<std::fs::File>,
+    /// Address spaces with fresh mappings that are filled page by page.
+    pub fills: HashMap<MmId, Fill>,
 }
 
 impl TargetPages {
     /// From processes and descriptors.
     pub fn new(mms: Vec<Pid>, shmems: Vec<OwnedFd>) -> Self {
-        Self { mms, shmems: shmems.into_iter().map(Into::into).collect() }
+        Self { mms, shmems: shmems.into_iter().map(Into::into).collect(), fills: HashMap::new() }
     }
 }
 
@@ -83,7 +87,10 @@ fn read_mm(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageErr
 impl WritePages for TargetPages {
     fn write(&self, space: Space, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError> {
         match space {
-            Space::Mm(mm) => write_mm(self.mms[mm.at()], ranges, data),
+            Space::Mm(mm) => match self.fills.get(&mm) {
+                None => write_mm(self.mms[mm.at()], ranges, data),
+                Some(fill) => fill_mm(self.mms[mm.at()], fill, ranges, data),
+            },
             Space::Shmem(shmem) => {
                 let mut rest = data;
                 for range in ranges {
@@ -108,6 +115,20 @@ fn write_file(file: &std::fs::File, page: u64, part: &[u8]) -> Result<(), PageEr
     let size = file.metadata().map_err(failed)?.len();
     let len = size.saturating_sub(page * PAGE).min(part.len() as u64) as usize;
     file.write_all_at(&part[..len], page * PAGE).map_err(failed)
+}
+
+fn fill_mm(pid: Pid, fill: &Fill, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError> {
+    let mut rest = data;
+    for (piece, covered) in ranges.iter().flat_map(|r| fill.pieces(*r)) {
+        let (part, later) = rest.split_at(piece.bytes() as usize);
+        if covered {
+            fill.copy(pid, piece, part).map_err(|(page, errno)| at(page)(errno))?;
+        } else {
+            write_mm(pid, &[piece], part)?;
+        }
+        rest = later;
+    }
+    Ok(())
 }
 
 fn write_mm(pid: Pid, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError> {

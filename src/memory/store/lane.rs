@@ -13,7 +13,6 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::Ordering,
 };
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Pages of a raw frame: what one check covers, and about what fits the second-level cache together with its source.
 const RAW_FRAME_PAGES: usize = 64;
@@ -192,7 +191,7 @@ impl LaneState {
             offset: self.offset,
             stored: u32::try_from(stored.len()).expect("a frame is at most 1 MiB"),
             pages: u32::try_from(pages).expect("a frame has at most limits::FRAME_PAGES"),
-            check: xxh3_64(stored),
+            check: super::frame_check(stored),
         });
         self.offset += stored.len() as u64;
     }

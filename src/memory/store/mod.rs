@@ -31,6 +31,11 @@ use super::{PageRange, Space};
 use crate::image::{codec::CodecError, manifest::ManifestError};
 use std::{io, path::PathBuf};
 
+/// The check of a frame: XXH3 of 64 bits, without a seed, of the bytes as they are stored.
+fn frame_check(stored: &[u8]) -> u64 {
+    twox_hash::XxHash3_64::oneshot(stored)
+}
+
 /// What can go wrong with an image directory.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

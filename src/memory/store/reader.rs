@@ -14,7 +14,6 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
-use xxhash_rust::xxh3::xxh3_64;
 
 const PAGE_BYTES: usize = PAGE as usize;
 
@@ -436,7 +435,7 @@ impl Layer {
 
     fn check(&self, number: u32, stored: &[u8]) -> Result<(), StoreError> {
         let frame = &self.index.frames[number as usize];
-        if xxh3_64(stored) != frame.check {
+        if super::frame_check(stored) != frame.check {
             let what = format!("the checksum of the {} bytes at {} does not match", frame.stored, frame.offset);
             return Err(StoreError::Damaged { path: self.path(frame.file), what });
         }
