@@ -10,6 +10,7 @@ use migrate_engine::ops::options::{
 };
 use migrate_engine::ops::words::Target;
 use migrate_engine::ops::{self, Event, Events};
+use migrate_engine::transport::Abort;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -123,7 +124,9 @@ fn check(settings: &Settings, log: &Log) -> u8 {
         let known = FEATURES.iter().find(|f| f.0 == feature);
         return u8::from(!known.is_some_and(|(_, probes)| probes.iter().all(|p| p.works())));
     }
-    match ops::check::run(&CheckOptions::default()) {
+    let cannot = |e: std::io::Error| Failure::of("Cannot look at this host", &e);
+    let looked = Abort::new().map_err(cannot).and_then(|abort| ops::check::run(&CheckOptions::default(), &abort));
+    match looked {
         Ok(_) => {
             println!("Looks good.");
             0
