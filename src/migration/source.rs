@@ -79,6 +79,15 @@ pub trait Target {
     /// Stops it, and reads all that is left. On failure it runs on.
     fn freeze(&mut self) -> Result<Final, Failure>;
 
+    /// Gives up what the destination takes while it rebuilds the target, and what only one of the two can have. Called in
+    /// the pause, when all pages are over there; [`Target::resume`] takes it back.
+    ///
+    /// # Errors
+    /// It cannot be given up: the target goes on here.
+    fn make_way(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Where contents of the frozen target are read, by any thread.
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_>;
 
@@ -329,6 +338,7 @@ impl Attempt<'_> {
         let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, lacking_room_bytes: 0 };
         self.note_round(pages, &stats);
         pause.part("residual");
+        target.make_way()?;
         self.prepare(&last)?;
         pause.part("rebuild");
         let pid = self.commit(target)?;

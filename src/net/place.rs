@@ -10,7 +10,7 @@ use crate::sys::{Errno, socket, thread_ids};
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -44,11 +44,44 @@ pub struct Target<'a> {
     pub mnt: Option<BorrowedFd<'a>>,
     /// Path, mode and owner.
     pub node: &'a Node,
+    /// The original still lives on this kernel, frozen: where its node is at the place, the new one waits beside it.
+    pub original_here: bool,
+}
+
+/// A node that waits beside its place. Dropping it removes it.
+#[derive(Debug)]
+pub struct Waiting {
+    small: SmallRoot,
+    parent: OwnedFd,
+    /// Its path in the small root.
+    from: PathBuf,
+    /// Its name in the parent directory.
+    file: OsString,
+}
+
+impl Waiting {
+    /// Moves the node to its place: who connects from now on finds the new socket.
+    pub fn settle(self) -> Result<()> {
+        renameat(&self.small.dir, &self.from, &self.parent, self.file.as_os_str())
+            .map_err(unix("moving the node to its place"))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // Nothing is there after `settle`.
+        let _ = unlinkat(&self.small.dir, &self.from, UnlinkatFlags::NoRemoveDir);
+        self.small.remove(&self.parent);
+    }
 }
 
 /// Binds `socket` to the path `name`. With a `target` the node goes there, over a stale one; without, it is removed again.
 /// Returns an `O_PATH` descriptor of the node, through which the socket can be reached.
-pub fn bind_path(socket: BorrowedFd<'_>, name: &[u8], target: Option<Target<'_>>) -> Result<OwnedFd> {
+pub fn bind_path(
+    socket: BorrowedFd<'_>,
+    name: &[u8],
+    target: Option<Target<'_>>,
+) -> Result<(OwnedFd, Option<Waiting>)> {
     let outcome = std::thread::scope(|scope| scope.spawn(|| bind_here(socket, name, target)).join());
     outcome.unwrap_or_else(|_| Err(failed("UNIX", "binding")(Errno::ECANCELED)))
 }
@@ -58,7 +91,7 @@ fn unix(operation: &'static str) -> impl FnOnce(Errno) -> Error {
 }
 
 /// Runs on a thread of its own, whose root it changes.
-fn bind_here(socket: BorrowedFd<'_>, name: &[u8], target: Option<Target<'_>>) -> Result<OwnedFd> {
+fn bind_here(socket: BorrowedFd<'_>, name: &[u8], target: Option<Target<'_>>) -> Result<(OwnedFd, Option<Waiting>)> {
     thread_ids::own_fs().map_err(unix("unshare"))?;
     if let Some(mnt) = target.and_then(|t| t.mnt) {
         thread_ids::enter_mnt(mnt).map_err(unix("setns to a mount namespace"))?;
@@ -77,17 +110,31 @@ fn bind_here(socket: BorrowedFd<'_>, name: &[u8], target: Option<Target<'_>>) ->
     let parent = nix::fcntl::open(parent, directory, Mode::empty()).map_err(failed("UNIX", &in_parent))?;
     let small = SmallRoot::make(&parent)?;
     let found = small.bind(socket, name).and_then(|node| match target {
-        Some(t) => settle(&small, name, &parent, file, t.node).map(|()| node),
+        Some(t) if t.original_here && is_at(&parent, file, t.node) => {
+            dress(&small, name, t.node).map(|()| (node, true)).inspect_err(|_| small.unlink(name))
+        }
+        Some(t) => settle(&small, name, &parent, file, t.node).map(|()| (node, false)),
         None => {
             small.unlink(name);
-            Ok(node)
+            Ok((node, false))
         }
     });
+    if let Ok((node, true)) = found {
+        let from = relative(Path::new(OsStr::from_bytes(name))).to_owned();
+        return Ok((node, Some(Waiting { small, parent, from, file: file.to_owned() })));
+    }
     small.remove(&parent);
-    found
+    found.map(|(node, _)| (node, None))
+}
+
+/// What is at the place is the very node that the model tells of.
+fn is_at(parent: &OwnedFd, file: &OsStr, node: &Node) -> bool {
+    fstatat(parent, file, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (node.path.device, node.path.inode))
 }
 
 /// A directory that becomes the root of the thread.
+#[derive(Debug)]
 struct SmallRoot {
     name: String,
     dir: OwnedFd,
@@ -149,17 +196,23 @@ fn relative(path: &Path) -> &Path {
 fn settle(small: &SmallRoot, name: &[u8], parent: &OwnedFd, file: &OsStr, node: &Node) -> Result<()> {
     let outcome = (|| {
         check_stale(parent, file, node)?;
+        dress(small, name, node)?;
         let from = relative(Path::new(OsStr::from_bytes(name)));
-        let mode = Mode::from_bits_truncate(node.path.mode & 0o7777);
-        fchownat(&small.dir, from, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)), AtFlags::empty())
-            .map_err(unix("chown of the node"))?;
-        fchmodat(&small.dir, from, mode, FchmodatFlags::FollowSymlink).map_err(unix("chmod of the node"))?;
         renameat(&small.dir, from, parent, file).map_err(unix("moving the node to its place"))
     })();
     if outcome.is_err() {
         small.unlink(name);
     }
     outcome
+}
+
+/// Gives the node its owner and mode.
+fn dress(small: &SmallRoot, name: &[u8], node: &Node) -> Result<()> {
+    let from = relative(Path::new(OsStr::from_bytes(name)));
+    let mode = Mode::from_bits_truncate(node.path.mode & 0o7777);
+    fchownat(&small.dir, from, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)), AtFlags::empty())
+        .map_err(unix("chown of the node"))?;
+    fchmodat(&small.dir, from, mode, FchmodatFlags::FollowSymlink).map_err(unix("chmod of the node"))
 }
 
 /// What is at the place already may be replaced if it is the node of the dead socket, or one that nobody answers at.

@@ -5,6 +5,7 @@ pub mod check;
 pub mod container;
 pub mod demo;
 pub mod dump;
+mod held_locks;
 pub mod image;
 pub mod interrupt;
 pub mod keygen;

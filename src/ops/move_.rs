@@ -1,6 +1,7 @@
 //! `migrate move`: a running tree goes to another host. The source's end: the engine behind
 //! [`crate::migration::source`].
 
+use super::held_locks::GivenUp;
 use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
@@ -72,6 +73,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         packets: Vec::new(),
         addresses,
         removed: Vec::new(),
+        same_host: link.is_same_host(),
+        given_up: GivenUp::default(),
     };
     let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(&options.dest, error))?;
     for warning in &report.warnings {
@@ -213,6 +216,10 @@ struct Live<'a> {
     addresses: Vec<Place>,
     /// Those that were taken off their interfaces.
     removed: Vec<Place>,
+    /// Both ends are on one kernel.
+    same_host: bool,
+    /// File locks of it that the destination takes.
+    given_up: GivenUp,
 }
 
 impl Live<'_> {
@@ -283,6 +290,7 @@ impl Target for Live<'_> {
         self.pages = TargetPages::new(sources.mms, shmems);
         self.names = residual.names;
         let spaces = space_names(&model, &self.names);
+        self.given_up = GivenUp::plan(&model);
         let model = encoded(&model)?;
         self.locks = locks;
         self.frozen = Some(frozen);
@@ -291,6 +299,13 @@ impl Target for Live<'_> {
             self.removed.push(place);
         }
         Ok(Final { plan, model, spaces })
+    }
+
+    fn make_way(&mut self) -> Result<()> {
+        match &mut self.frozen {
+            Some(frozen) if self.same_host => self.given_up.give_up(frozen),
+            _ => Ok(()),
+        }
     }
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
@@ -320,7 +335,13 @@ impl Target for Live<'_> {
         }
         self.packets.clear();
         self.locks.clear();
+        let back = self.frozen.as_mut().is_none_or(|frozen| self.given_up.take_back(frozen));
         let thawed = match self.frozen.take() {
+            Some(frozen) if !back => {
+                frozen.thaw_stopped().map_err(|e| Failure::of("the target could not be released", &e))?;
+                Err(Failure::new("another process has taken a file lock of the target meanwhile")
+                    .hint("it is stopped and without that lock; SIGCONT lets it go on"))
+            }
             Some(frozen) => frozen.thaw().map_err(|e| Failure::of("the target could not be released", &e)),
             None => Ok(()),
         };

@@ -43,6 +43,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         name: options.session.to_string(),
         sibling: options.sibling,
         workers: default_workers(),
+        original_here: false,
     };
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)

@@ -115,6 +115,8 @@ pub struct Options {
     pub sibling: bool,
     /// Page workers.
     pub workers: usize,
+    /// The original is on this very kernel, frozen, and ends when this tree runs: what has a name is there already.
+    pub original_here: bool,
 }
 
 /// A tree that is complete and stopped.

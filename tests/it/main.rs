@@ -6,6 +6,8 @@ mod demo;
 mod generated;
 mod manual;
 mod moves;
+mod networks;
+mod programs;
 mod reader;
 mod refusals;
 mod rounds;

@@ -3,6 +3,7 @@
 //! A host is a directory here: source and destination share one kernel, so a moved tree gets a PID namespace of its own
 //! while the frozen original still has its ids.
 
+use crate::networks::{Killed, Networks};
 use migrate_engine::transport::keys;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -349,64 +350,6 @@ while time.time() < end:
     time.sleep(0.002)
 print(n, 'answers, longest gap', round(longest * 1000), 'ms')
 ";
-
-/// Three hosts' networks on one bridge; removed when dropped.
-struct Networks {
-    bridge: String,
-    names: [String; 3],
-}
-
-impl Networks {
-    /// The first two have the addresses .1 and .2, the third .3; the first also .100.
-    fn make() -> Option<Self> {
-        let tag = std::process::id() % 100_000;
-        let networks =
-            Self { bridge: format!("mvb{tag}"), names: ["a", "b", "c"].map(|name| format!("mv{name}{tag}")) };
-        let bridge = &networks.bridge;
-        let mut script = format!("ip link add {bridge} type bridge && ip link set {bridge} up");
-        for (n, name) in networks.names.iter().enumerate() {
-            script += &format!(
-                " && ip netns add {name} && ip link add {name}h type veth peer name eth0 netns {name} \
-                 && ip link set {name}h master {bridge} up && ip -n {name} link set lo up && ip -n {name} link set eth0 up \
-                 && ip -n {name} addr add 10.77.0.{}/24 dev eth0",
-                n + 1
-            );
-        }
-        script += &format!(" && ip -n {} addr add 10.77.0.100/24 dev eth0", networks.names[0]);
-        let made =
-            Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status().is_ok_and(|status| status.success());
-        if !made {
-            eprintln!("skipped: network namespaces on a bridge cannot be made here");
-        }
-        made.then_some(networks)
-    }
-
-    /// A command in one of the networks (`ip netns exec` would change the mount namespace as well).
-    fn inside(&self, network: usize, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.names[network])).arg(program).stdin(Stdio::null());
-        command
-    }
-}
-
-impl Drop for Networks {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = Command::new("ip").args(["netns", "del", name]).status();
-        }
-        let _ = Command::new("ip").args(["link", "del", &self.bridge]).status();
-    }
-}
-
-/// A child that is killed when dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn a_connection_moves_with_its_server_and_its_address() {

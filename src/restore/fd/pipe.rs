@@ -63,6 +63,10 @@ fn ends(maker: &mut Maker<'_>, model: &Pipe) -> Result<Ends> {
             (again, both)
         }
     };
+    if maker.options.original_here && model.fifo.as_ref().is_some_and(|path| is_same(path, &writer)) {
+        // The very FIFO of the frozen original, with what is in it.
+        return Ok(Ends { reader, writer, reader_taken: false, writer_taken: false });
+    }
     resize(maker.warnings, model, &writer)?;
     if pipe::readable(&reader).map_err(failed("ioctl FIONREAD"))? == 0 {
         fill(model, &writer)?;
@@ -71,6 +75,10 @@ fn ends(maker: &mut Maker<'_>, model: &Pipe) -> Result<Ends> {
         return Err(Error::File { path, reason: "somebody else has written to this FIFO".to_owned() });
     }
     Ok(Ends { reader, writer, reader_taken: false, writer_taken: false })
+}
+
+fn is_same(path: &PathRef, fifo: &OwnedFd) -> bool {
+    fstat(fifo).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (path.device, path.inode))
 }
 
 /// Opens a FIFO for both directions, which never waits.

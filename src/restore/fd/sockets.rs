@@ -5,6 +5,7 @@ use super::{Maker, nsfd, tcp, udp, unix};
 use crate::image::fd::tcp::TcpState;
 use crate::image::fd::{FileKind, udp::Udp};
 use crate::image::{FileId, Model, NsId, NsPid, Pid, UnixId};
+use crate::net::place::Waiting;
 use crate::net::segment::{Injector, parse_address};
 use crate::net::{self, nft};
 use crate::restore::{Error, Result};
@@ -23,6 +24,8 @@ pub(crate) struct Sockets {
 pub struct Sleeping {
     tcp: Vec<(FileId, OwnedFd, tcp::Unfinished)>,
     udp: Vec<(FileId, OwnedFd)>,
+    /// Nodes of UNIX sockets, where those of the original are until this tree runs.
+    nodes: Vec<Waiting>,
     namespaces: HashMap<NsId, OwnedFd>,
 }
 
@@ -115,6 +118,7 @@ pub(crate) fn finish(maker: &mut Maker<'_>, files: &[OwnedFd]) -> Result<Sleepin
         made.fill(sockets, &mut around).map_err(failed("queues of UNIX sockets"))?;
         made.finish(sockets, &around).map_err(failed("UNIX sockets"))?;
         maker.warnings.append(&mut made.warnings);
+        maker.sockets.asleep.nodes.append(&mut made.waiting);
     }
     Ok(std::mem::take(&mut maker.sockets.asleep))
 }
@@ -124,12 +128,14 @@ struct Around<'a> {
     namespaces: &'a HashMap<NsId, OwnedFd>,
     pids: HashMap<NsPid, Pid>,
     files: &'a [OwnedFd],
+    original_here: bool,
 }
 
 fn around<'a>(maker: &'a Maker<'_>, files: &'a [OwnedFd]) -> Around<'a> {
     let tasks = maker.model.tasks.iter().enumerate();
     let pids = tasks.map(|(n, t)| (t.pid, maker.skeletons.pid(n.into()))).collect();
-    Around { namespaces: &maker.sockets.asleep.namespaces, pids, files }
+    let original_here = maker.options.original_here;
+    Around { namespaces: &maker.sockets.asleep.namespaces, pids, files, original_here }
 }
 
 impl unix::Around for Around<'_> {
@@ -145,6 +151,10 @@ impl unix::Around for Around<'_> {
         self.pids.get(&pid).map(|pid| pid.0)
     }
 
+    fn original_here(&self) -> bool {
+        self.original_here
+    }
+
     fn file(&mut self, file: FileId) -> std::result::Result<OwnedFd, String> {
         let fd = self.files.get(file.at()).ok_or_else(|| format!("there is no file {}", file.0))?;
         fd.try_clone().map_err(|e| e.to_string())
@@ -153,8 +163,11 @@ impl unix::Around for Around<'_> {
 
 impl Sleeping {
     /// Lets every socket speak: the tree is complete and about to run. Returns what a person should know.
-    pub fn wake(self, model: &Model) -> Result<Vec<String>> {
+    pub fn wake(mut self, model: &Model) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
+        for node in self.nodes.drain(..) {
+            node.settle().map_err(failed("a UNIX socket"))?;
+        }
         if self.tcp.is_empty() && self.udp.is_empty() {
             return Ok(warnings);
         }

@@ -7,7 +7,7 @@
 use super::socket as common;
 use crate::image::fd::unix::{Creds, UnixSocket, UnixState};
 use crate::image::{FileId, NsId, NsPid, UnixId};
-use crate::net::place::{Target, address_of_node, bind_path, unix_address};
+use crate::net::place::{Target, Waiting, address_of_node, bind_path, unix_address};
 use crate::net::{Error, Result, failed, namespace};
 use crate::sys::{Errno, socket, thread_ids};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,6 +23,10 @@ pub trait Around {
     fn mnt(&self, ns: NsId) -> Option<BorrowedFd<'_>>;
     /// A process of the target as we see it, if it is there.
     fn pid(&self, pid: NsPid) -> Option<i32>;
+    /// The original lives on this kernel until this tree runs.
+    fn original_here(&self) -> bool {
+        false
+    }
     /// A descriptor of ours of a file of the model, for messages in flight.
     fn file(&mut self, file: FileId) -> std::result::Result<OwnedFd, String>;
 }
@@ -35,6 +39,8 @@ pub struct Made {
     stand_ins: Vec<Option<OwnedFd>>,
     /// `O_PATH` descriptors of bound nodes.
     nodes: Vec<Option<OwnedFd>>,
+    /// Nodes that go to their places when the tree runs.
+    pub waiting: Vec<Waiting>,
     /// What could not be had exactly as it was.
     pub warnings: Vec<String>,
 }
@@ -54,7 +60,8 @@ fn is_dgram(socket: &UnixSocket) -> bool {
 /// Makes all sockets. `sockets` is [`crate::image::Model::unix_sockets`].
 pub fn make_all(sockets: &[UnixSocket], around: &dyn Around) -> Result<Made> {
     let none = || std::iter::repeat_with(|| None).take(sockets.len()).collect::<Vec<Option<OwnedFd>>>();
-    let mut made = Made { sockets: none(), stand_ins: none(), nodes: none(), warnings: Vec::new() };
+    let mut made =
+        Made { sockets: none(), stand_ins: none(), nodes: none(), waiting: Vec::new(), warnings: Vec::new() };
     // Listening sockets first: connections are made through them.
     for (n, socket) in sockets.iter().enumerate() {
         check(sockets, n)?;
@@ -158,8 +165,11 @@ impl Made {
             let name = s.name.0[1..].escape_ascii();
             return socket::bind(fd, &address).map_err(unix(&format!("bind to abstract name {name}")));
         }
-        let target = s.node.as_ref().map(|node| Target { mnt: around.mnt(node.path.mnt), node });
-        self.nodes[n] = Some(bind_path(fd, &s.name.0, target)?);
+        let original_here = around.original_here();
+        let target = s.node.as_ref().map(|node| Target { mnt: around.mnt(node.path.mnt), node, original_here });
+        let (node, waiting) = bind_path(fd, &s.name.0, target)?;
+        self.nodes[n] = Some(node);
+        self.waiting.extend(waiting);
         Ok(())
     }
 
@@ -442,7 +452,7 @@ fn temporary_listener(
         socket::bind(fd.as_fd(), &address).map_err(unix("bind to the name of a listening socket that has gone"))?;
         (address, None)
     } else {
-        let node = bind_path(fd.as_fd(), &server.name.0, None)?;
+        let (node, _) = bind_path(fd.as_fd(), &server.name.0, None)?;
         (address_of_node(node.as_fd())?, Some(node))
     };
     run_as(client.peer_creds.as_ref(), net, || socket::listen(fd.as_fd(), 1))?.map_err(unix("listen"))?;

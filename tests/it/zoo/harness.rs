@@ -1,5 +1,7 @@
 //! Runs one scenario of the zoo: a fixture sets up its state, is saved and restored, and verifies from inside.
 
+pub use super::tools::marked;
+use super::tools::{adopt_orphans, note_tree, reader, reap};
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::{self, Ignore};
 use migrate_engine::memory::store::ImageDir;
@@ -26,6 +28,16 @@ pub enum Mode {
     Chain,
     /// Restored in a PID namespace of its own.
     NewPids,
+    /// Moved to another network of this kernel: both ends of the protocol, and a PID namespace of its own, as the frozen
+    /// original has its ids.
+    Move,
+}
+
+impl Mode {
+    /// Whether the tree ends up in a PID namespace of its own, where a reader outside sees other ids.
+    fn new_pids(self) -> bool {
+        matches!(self, Self::NewPids | Self::Move)
+    }
 }
 
 /// One row of the zoo.
@@ -152,11 +164,6 @@ fn skipped(scenario: &Scenario, mode: Mode, reason: &str) {
     );
 }
 
-/// Restored trees become children of this process when the command that made them ends, as the originals were.
-fn adopt_orphans() {
-    nix::sys::prctl::set_child_subreaper(true).expect("any process may be a subreaper");
-}
-
 /// The fixture, compiled once in a run of the tests.
 pub fn compiled(name: &'static str) -> Result<PathBuf, String> {
     static DONE: OnceLock<Mutex<BTreeSet<&'static str>>> = OnceLock::new();
@@ -261,8 +268,9 @@ impl<'a> Run<'a> {
             Mode::Once => self.rounds(1, &["--pids", "same"])?,
             Mode::Chain => self.rounds(3, &["--pids", "same"])?,
             Mode::NewPids => self.rounds(1, &["--pids", "new"])?,
+            Mode::Move => self.moved(self.pid())?,
         };
-        if let (Some(before), false) = (before, mode == Mode::NewPids) {
+        if let (Some(before), false) = (before, mode.new_pids()) {
             let after = self.capture(root, "after.json")?;
             self.compare(&before, &after)?;
         }
@@ -273,7 +281,7 @@ impl<'a> Run<'a> {
         if mode == Mode::Once {
             self.dump(root, 1, &["--leave-running"])?;
         }
-        if mode != Mode::NewPids {
+        if !mode.new_pids() {
             (1..images).try_for_each(|n| self.same_model(0, n))?;
         }
         self.verify()?;
@@ -299,6 +307,28 @@ impl<'a> Run<'a> {
             // Until everybody is in the wait for `go` again.
             std::thread::sleep(Duration::from_millis(20));
         }
+        Ok(root)
+    }
+
+    /// Moves it to what is another host but for its files, by way of a stand-in for ssh; the root's process id there.
+    fn moved(&self, root: i32) -> Result<i32, String> {
+        use std::os::unix::fs::PermissionsExt;
+        self.note_tree(root);
+        let rsh = self.path("ssh");
+        fs::write(&rsh, "#!/bin/sh\nshift\nexec unshare --net sh -c \"$*\"\n").map_err(|e| e.to_string())?;
+        fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
+        let (root, rsh) = (root.to_string(), rsh.display().to_string());
+        let remote = env!("CARGO_BIN_EXE_migrate");
+        let args = ["move", &root, "over-there", "--rsh", &rsh, "--remote", remote, "--json"].map(str::to_owned);
+        let places = self.path("places").display().to_string();
+        let said = self.migrate(&args, &[("MIGRATE_PLACES", &places)]).map_err(|e| format!("move: {e}"))?;
+        let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let root =
+            result.and_then(|r| i32::try_from(r["pid"].as_i64()?).ok()).ok_or_else(|| format!("no pid: {said}"))?;
+        self.note_tree(root);
+        self.reap();
+        // Until everybody is in the wait for `go` again.
+        std::thread::sleep(Duration::from_millis(20));
         Ok(root)
     }
 
@@ -396,33 +426,12 @@ impl<'a> Run<'a> {
 
     /// Remembers who belongs to the tree, to reap and to end them.
     fn note_tree(&self, root: i32) {
-        let mut tree = self.tree.lock().unwrap_or_else(|e| e.into_inner());
-        let mut queue = vec![root];
-        while let Some(pid) = queue.pop() {
-            tree.insert(pid);
-            for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-                let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-                queue.extend(children.split_whitespace().filter_map(|c| c.parse::<i32>().ok()));
-            }
-        }
+        note_tree(root, &mut self.tree.lock().unwrap_or_else(|e| e.into_inner()));
     }
 
     /// Collects those of the tree that have ended: their ids have to be free.
     pub fn reap(&self) {
-        use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-        let tree = self.tree.lock().unwrap_or_else(|e| e.into_inner());
-        for pid in tree.iter() {
-            for _ in 0..2000 {
-                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
-                match waitid(Id::Pid(nix::unistd::Pid::from_raw(*pid)), flags) {
-                    // Still ending, or not yet handed on to us by its parent.
-                    Ok(WaitStatus::StillAlive) => {}
-                    Err(_) if Path::new(&format!("/proc/{pid}")).exists() => {}
-                    _ => break,
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
+        reap(&self.tree.lock().unwrap_or_else(|e| e.into_inner()));
     }
 
     /// What there is to see of the fixture, for a failure.
@@ -452,27 +461,5 @@ impl Drop for Run<'_> {
         }
         self.reap();
         let _ = self.child.lock().unwrap_or_else(|e| e.into_inner()).wait();
-    }
-}
-
-/// Processes with `ZOO=DIR` in their environment: whatever became of their parents, sessions and namespaces.
-pub fn marked(dir: &Path) -> Vec<i32> {
-    let mark = format!("ZOO={}\0", dir.display()).into_bytes();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != std::process::id() as i32)
-        .filter(|pid| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.windows(mark.len()).any(|w| w == mark)
-        })
-        .collect()
-}
-
-fn reader(args: &[&std::ffi::OsStr]) -> Result<(), String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/state.py");
-    let output = Command::new("python3").arg(script).args(args).output().map_err(|e| format!("python3: {e}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
     }
 }

@@ -6,6 +6,7 @@
 mod faults;
 mod harness;
 mod pids;
+pub mod tools;
 
 use harness::{Mode, Scenario, run};
 
@@ -127,16 +128,16 @@ macro_rules! row {
 macro_rules! zoo {
     ($fixture:ident: $($case:ident)*) => {
         mod $fixture {
-            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, chain = Chain, new_pids = NewPids);)*
+            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, chain = Chain, new_pids = NewPids, moved = Move);)*
         }
     };
 }
 
-/// Cases that measure time: one dump or one restore is what they have time for.
+/// Cases that measure time: one dump, one restore or one move is what they have time for.
 macro_rules! timed {
     ($name:ident = $fixture:ident: $($case:ident)*) => {
         mod $name {
-            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once);)*
+            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, moved = Move);)*
         }
     };
 }

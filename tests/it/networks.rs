@@ -1,0 +1,90 @@
+//! Hosts' networks for tests: network namespaces on one bridge.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Three hosts' networks on one bridge; removed when dropped, with whoever still runs in them.
+pub struct Networks {
+    bridge: String,
+    names: [String; 3],
+}
+
+impl Networks {
+    /// The first two have the addresses .1 and .2, the third .3; the first also .100.
+    pub fn make() -> Option<Self> {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        // Names of interfaces have at most 15 characters.
+        let tag = format!("{}x{}", std::process::id() % 1_000_000, MADE.fetch_add(1, Ordering::Relaxed) % 100);
+        let networks =
+            Self { bridge: format!("mvb{tag}"), names: ["a", "b", "c"].map(|name| format!("mv{name}{tag}")) };
+        let bridge = &networks.bridge;
+        let mut script = format!("ip link add {bridge} type bridge forward_delay 0 && ip link set {bridge} up");
+        for (n, name) in networks.names.iter().enumerate() {
+            script += &format!(
+                " && ip netns add {name} && ip link add {name}h type veth peer name eth0 netns {name} \
+                 && ip link set {name}h master {bridge} up && ip -n {name} link set lo up && ip -n {name} link set eth0 up \
+                 && ip -n {name} addr add 10.77.0.{}/24 dev eth0",
+                n + 1
+            );
+        }
+        script += &format!(" && ip -n {} addr add 10.77.0.100/24 dev eth0", networks.names[0]);
+        let made =
+            Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status().is_ok_and(|status| status.success());
+        if !made {
+            eprintln!("skipped: network namespaces on a bridge cannot be made here");
+        }
+        made.then_some(networks)
+    }
+
+    /// A command in one of the networks (`ip netns exec` would change the mount namespace as well).
+    pub fn inside(&self, network: usize, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.names[network])).arg(program).stdin(Stdio::null());
+        command
+    }
+
+    /// Processes in one of the networks, whatever became of their parents, sessions and PID namespaces.
+    fn processes(&self) -> Vec<i32> {
+        use std::os::unix::fs::MetadataExt;
+        let inode = |path: String| std::fs::metadata(path).ok().map(|file| file.ino());
+        let ours: Vec<u64> = self.names.iter().filter_map(|name| inode(format!("/run/netns/{name}"))).collect();
+        let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid: &i32| inode(format!("/proc/{pid}/ns/net")).is_some_and(|net| ours.contains(&net)))
+            .collect()
+    }
+
+    /// Ends everybody in one of the networks.
+    pub fn end_all(&self) {
+        for _ in 0..100 {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Networks {
+    fn drop(&mut self) {
+        self.end_all();
+        for name in &self.names {
+            let _ = Command::new("ip").args(["netns", "del", name]).status();
+        }
+        let _ = Command::new("ip").args(["link", "del", &self.bridge]).status();
+    }
+}
+
+/// A child that is killed when dropped.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
