@@ -268,7 +268,10 @@ impl Target for Live<'_> {
             }
         };
         let round = tree.round().map_err(failed)?;
-        let plan = Plan { pages: round.plan().to_vec(), notes: Vec::new() };
+        // What a child shares with its parent goes with each of them: the destination does not put it together again.
+        let mut pages = [round.plan(), round.inherited()].concat();
+        pages.sort_unstable();
+        let plan = Plan { pages, notes: Vec::new() };
         let taken = send(&plan, &round.source())?;
         if taken == Taken::Stored {
             round.commit();

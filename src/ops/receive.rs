@@ -58,7 +58,7 @@ impl Builder for Engine {
             files: self.state.files,
             cgroup: self.state.cgroup.clone(),
             workers: default_workers(),
-            original_here: sys::boot_id().is_ok_and(|here| here == model.host.boot_id),
+            original_here: crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id),
             ..restore::Options::default()
         };
         // Sockets are bound to these. The source has given them up.

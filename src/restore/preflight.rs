@@ -41,7 +41,7 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
             Blocker::new(codes::PID_IN_USE, format!("pid {pid}")).because(format!("{occupant} has it"))
         }));
     }
-    blockers.extend(files(model, options));
+    blockers.extend(files(model, options, scope));
     blockers.extend(addresses(model, scope));
     blockers
 }
@@ -76,8 +76,11 @@ fn in_use(model: &Model) -> u64 {
 type Wanted<'m> = (&'m PathRef, u32, bool);
 
 /// Files that are missing or differ, by name.
-fn files(model: &Model, options: &Options) -> Vec<Blocker> {
+fn files(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     let Ok(own) = roots::own() else { return Vec::new() };
+    // The original may be writing to the very file that is looked at.
+    let same_host = crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id);
+    let original_writes = scope.original_runs && same_host;
     let mut seen = BTreeSet::new();
     let mut blockers = Vec::new();
     for (path, flags, code) in wanted(model) {
@@ -86,7 +89,7 @@ fn files(model: &Model, options: &Options) -> Vec<Blocker> {
         if !looked_at || !seen.insert((&path.path.0, flags & libc::O_APPEND as u32)) {
             continue;
         }
-        blockers.extend(file(&own, path, flags, code, options));
+        blockers.extend(file(&own, path, flags, code, options, original_writes));
     }
     blockers
 }
@@ -112,7 +115,14 @@ fn wanted(model: &Model) -> impl Iterator<Item = Wanted<'_>> {
     mapped.chain(open).chain(places.map(|path| (path, PLACE, false)))
 }
 
-fn file(own: &std::os::fd::OwnedFd, path: &PathRef, flags: u32, code: bool, options: &Options) -> Option<Blocker> {
+fn file(
+    own: &std::os::fd::OwnedFd,
+    path: &PathRef,
+    flags: u32,
+    code: bool,
+    options: &Options,
+    original_writes: bool,
+) -> Option<Blocker> {
     let blocker = |code: Code, reason: String| Some(Blocker::new(code, path.path.to_string()).because(reason));
     let seen = match crate::sys::openat2::open_in_root(own, &path.path.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32, 0) {
         Ok(seen) => seen,
@@ -122,6 +132,9 @@ fn file(own: &std::os::fd::OwnedFd, path: &PathRef, flags: u32, code: bool, opti
         Err(errno) => return blocker(codes::FILE_ACCESS, errno.desc().to_owned()),
     };
     let stat = fstat(&seen).ok()?;
+    if original_writes && (stat.st_dev, stat.st_ino) == (path.device, path.inode) {
+        return None;
+    }
     let reason = regular::difference(path, &stat, flags, options.files)?;
     blocker(if code { codes::CODE_DIFFERS } else { codes::FILE_CHANGED }, reason)
 }

@@ -15,7 +15,12 @@ const REFUSED: [&str; 4] = ["net", "user", "uts", "ipc"];
 pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found: &mut Vec<Blocker>) -> Result<()> {
     let own = ProcDir::of_self()?;
     for kind in REFUSED {
-        if member.dir.ns(kind)? != own.ns(kind)? {
+        let theirs = member.dir.ns(kind)?;
+        if theirs == 0 {
+            // It is ending at this moment.
+            return Ok(());
+        }
+        if theirs != own.ns(kind)? {
             let reason = format!("it has a {kind} namespace of its own");
             found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
         }

@@ -133,11 +133,11 @@ macro_rules! zoo {
     };
 }
 
-/// Cases that measure time: one dump, one restore or one move is what they have time for.
+/// Cases that measure time: one dump or one restore is what they have time for.
 macro_rules! timed {
     ($name:ident = $fixture:ident: $($case:ident)*) => {
         mod $name {
-            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, moved = Move);)*
+            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once);)*
         }
     };
 }
