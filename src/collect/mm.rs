@@ -1,6 +1,6 @@
 //! Address spaces: layout, mappings and their attributes.
 
-use super::{Cx, Error, Result, ShmemSource, ns, pkeys, task::path_ref};
+use super::{Cx, Error, Result, ShmemSource, ns, pkeys, sysv, task::path_ref};
 use crate::blocker::codes;
 use crate::image::fd::PathRef;
 use crate::image::mm::{Advice, Backing, Layout, Mm, Shmem, ShmemKind, VdsoBlock, Vma};
@@ -184,6 +184,7 @@ fn vma(flagged: &Flagged, backing: Backing) -> Vma {
         sealed: has(VmFlags::SEALED),
         pkey: flagged.pkey,
         guards: Vec::new(),
+        guarded: has(VmFlags::GUARD),
         anon_name,
     }
 }
@@ -253,6 +254,9 @@ fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged, mnt: NsId) -> Result<O
     if name.0.starts_with(b"/anon_hugepage") && !flagged.flags.contains(VmFlags::MAY_SHARE) {
         return Ok(Some(Backing::HugeAnon { page_size: flagged.page_size }));
     }
+    if let Some(key) = sysv::key_of(&name.0) {
+        return Ok(sysv::segment(cx, at, flagged, key)?.map(Backing::Shmem));
+    }
     if let Some(kind) = shmem_kind(&name.0, flagged) {
         let id = shmem(cx, at, &link, (stat.st_dev, stat.st_ino), kind)?;
         return Ok(Some(Backing::Shmem(id)));
@@ -274,10 +278,6 @@ fn shmem_kind(name: &[u8], flagged: &Flagged) -> Option<ShmemKind> {
     if let Some(name) = name.strip_prefix(b"/memfd:") {
         let huge_page = if huge { flagged.page_size } else { 0 };
         return Some(ShmemKind::Memfd { name: Bytes(name.to_vec()), seals: 0, huge_page });
-    }
-    if let Some(key) = name.strip_prefix(b"/SYSV") {
-        let key = u32::from_str_radix(std::str::from_utf8(key).ok()?, 16).ok()?;
-        return Some(ShmemKind::SysV { id: flagged.mapping.inode as i32, key: key as i32, destroyed: false });
     }
     match name {
         b"/dev/zero" => Some(ShmemKind::Anon),

@@ -14,6 +14,7 @@ pub mod preflight;
 pub mod restart;
 pub mod sharing;
 pub mod signals;
+pub mod sysv;
 pub mod task;
 pub mod timers;
 
@@ -105,6 +106,8 @@ pub struct Cx<'a> {
     pub table_owner: Vec<(usize, usize)>,
     /// Shared objects by (device, inode), for mappings and descriptors of the same one.
     pub shmem_by_inode: HashMap<(u64, u64), crate::image::ShmemId>,
+    /// System V shared memory.
+    pub segments: sysv::Segments,
     /// Deleted files by (device, inode), for mappings and descriptors of the same one.
     pub ghost_by_inode: fd::Ghosts,
     /// Mappings with their flags, read before the tree was stopped: used where `maps` still says the same.
@@ -151,6 +154,7 @@ pub fn collect_known(
         process_of: Vec::new(),
         table_owner: Vec::new(),
         shmem_by_inode: HashMap::new(),
+        segments: sysv::Segments::default(),
         ghost_by_inode: HashMap::new(),
         known_mappings,
         locks: Vec::new(),
@@ -158,6 +162,7 @@ pub fn collect_known(
     };
     ns::collect(&mut cx)?;
     task::collect(&mut cx)?;
+    sysv::refuse_shared(&mut cx);
     // In the host's own time namespace the target sees the host's clocks: read once, not twice a moment apart.
     let own_clocks = !cx.model.namespaces[cx.model.root().namespaces.time.at()].of_host;
     let seen = if own_clocks { task::clocks(&mut cx)? } else { None };

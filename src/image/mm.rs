@@ -108,6 +108,8 @@ pub struct Vma {
     pub pkey: u32,
     /// Ranges with `MADV_GUARD_INSTALL`, (start, end).
     pub guards: Vec<(u64, u64)>,
+    /// Has, or once had, such ranges (flag `gu`, Linux 6.18): the mark stays.
+    pub guarded: bool,
     /// `PR_SET_VMA_ANON_NAME`.
     pub anon_name: Option<Bytes>,
 }
@@ -216,10 +218,16 @@ pub enum ShmemKind {
     SysV {
         /// `shmid`.
         id: i32,
-        /// `key_t`.
+        /// `key_t` it was made with.
         key: i32,
         /// `SHM_DEST`: removed once nobody is attached.
         destroyed: bool,
+        /// `SHM_LOCK`.
+        locked: bool,
+        /// User and group of its creator, as the engine sees them.
+        creator: (u32, u32),
+        /// Huge page size in bytes (`SHM_HUGETLB`), 0 for ordinary pages.
+        huge_page: u64,
     },
     /// `mmap(MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB)` of this page size in bytes.
     HugeAnon {

@@ -5,6 +5,7 @@ pub mod pipeline;
 pub mod ranges;
 pub mod rounds;
 pub mod scan;
+pub mod shared;
 pub mod store;
 pub mod track;
 pub mod zero;

@@ -8,6 +8,7 @@
 //! [`Residual::names`] tells the writer what they are to be called.
 
 use super::pipeline::{PageError, ReadPages};
+use super::shared::{LastShared, Objects};
 use super::track::{Area, Backend, Last, TrackError, Tracking, areas_of_maps, areas_of_mm, hash, soft_dirty, uffd};
 use super::{PageRange, RangeSet, Space};
 use crate::image::mm::PAGE;
@@ -19,6 +20,7 @@ use crate::trace::freeze::{Frozen, FrozenProcess};
 use crate::trace::pages::TargetPages;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,6 +67,8 @@ pub struct Tree {
     ids: u32,
     /// Provisional spaces whose address space is gone.
     dead: Vec<Space>,
+    /// Shared memory objects, where rounds take them.
+    shared: Option<Objects>,
     /// The longest and the sum of all stops so far.
     pub stops: (Duration, Duration),
 }
@@ -117,6 +121,7 @@ impl Tree {
             known: HashSet::new(),
             ids: 0,
             dead: Vec::new(),
+            shared: None,
             stops: Default::default(),
         };
         tree.look_for_new()?;
@@ -126,13 +131,34 @@ impl Tree {
     /// Goes on with what a tracker process has kept.
     pub fn resume(root: Pid, backend: Backend, kept: Vec<Watched>) -> Self {
         let known = kept.iter().map(|w| (w.dir.pid(), w.start_time)).collect();
-        let mut tree =
-            Self { root, backend, watched: Vec::new(), known, ids: 0, dead: Vec::new(), stops: Default::default() };
+        let (watched, dead) = (Vec::new(), Vec::new());
+        let mut tree = Self { root, backend, watched, known, ids: 0, dead, shared: None, stops: Default::default() };
         for watched in kept {
             let space = tree.new_space();
             tree.watched.push(Watched { space, ..watched });
         }
         tree
+    }
+
+    /// Rounds take shared memory objects, too. Who asks for this has to ask [`Tree::last_shared`] in the end.
+    pub fn with_shared(mut self) -> Self {
+        self.shared = Some(Objects::default());
+        self
+    }
+
+    /// What the shared memory objects of the stopped tree owe the image; `files` lead to those of the model.
+    ///
+    /// # Errors
+    /// An object cannot be read.
+    pub fn last_shared<'f>(
+        &self,
+        model: &Model,
+        files: impl Iterator<Item = BorrowedFd<'f>>,
+    ) -> Result<LastShared, TrackError> {
+        match &self.shared {
+            Some(objects) => objects.last(model, files),
+            None => Objects::default().last(model, files),
+        }
     }
 
     /// How pages are found.
@@ -267,7 +293,12 @@ impl Tree {
             all
         };
         // Pages that were taken are given back by the drop of the round.
-        let plan = flat(&taken);
+        let mut plan = flat(&taken);
+        match self.shared.as_mut().map(|objects| objects.take(self.watched.iter().map(|w| &w.dir))) {
+            Some(Ok(pages)) => plan.extend(pages),
+            Some(Err(e)) => failed = failed.and(Err(e)),
+            None => {}
+        }
         let round = Round { tree: self, plan, inherited: flat(&inherited), unread: Mutex::default(), committed: false };
         failed.map(|()| round)
     }
@@ -500,7 +531,7 @@ impl Round<'_> {
     /// Where they are read: what has vanished meanwhile is passed over and taken again, if it still exists then.
     pub fn source(&self) -> Live<'_> {
         let mms = self.tree.watched.iter().map(|w| (w.space, w.dir.pid()));
-        Live { mms: mms.collect(), unread: &self.unread }
+        Live { mms: mms.collect(), shared: self.tree.shared.as_ref(), unread: &self.unread }
     }
 
     /// The pages are in the image.
@@ -524,6 +555,9 @@ impl Drop for Round<'_> {
         if self.committed {
             return;
         }
+        if let Some(objects) = &self.tree.shared {
+            objects.forget(&self.plan);
+        }
         for watched in &mut self.tree.watched {
             let given = |list: &[(Space, PageRange)]| -> RangeSet {
                 list.iter().filter(|(s, _)| *s == watched.space).map(|(_, r)| *r).collect()
@@ -541,11 +575,15 @@ impl Drop for Round<'_> {
 #[derive(Debug)]
 pub struct Live<'r> {
     mms: HashMap<Space, Pid>,
+    shared: Option<&'r Objects>,
     unread: &'r Mutex<Vec<(Space, PageRange)>>,
 }
 
 impl ReadPages for Live<'_> {
     fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+        if let Some(read) = self.shared.and_then(|objects| objects.read(space, ranges, buf)) {
+            return read;
+        }
         let pages = TargetPages::new(self.mms.get(&space).copied().into_iter().collect(), Vec::new());
         let only = Space::Mm(MmId(0));
         let known = !pages.mms.is_empty();

@@ -12,9 +12,11 @@ use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
-use crate::image::{MmId, Model, ShmemId, codec};
+use crate::image::mm::{Shmem, ShmemKind};
+use crate::image::{MmId, Model, codec};
 use crate::memory::pipeline::ReadPages;
-use crate::memory::rounds::{Named, Residual, Tree, worth_watching};
+use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once, worth_watching};
+use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
 use crate::migration::MoveError;
@@ -26,6 +28,7 @@ use crate::migration::switchover::Goals;
 use crate::net::address::Place;
 use crate::net::lock::NetLock;
 use crate::net::nft::{self, PacketLock};
+use crate::sys::sysv;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use crate::transport::connect::{self, ConnectOptions};
@@ -72,6 +75,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         locks: Vec::new(),
         packets: Vec::new(),
         addresses,
+        segments: Vec::new(),
         removed: Vec::new(),
         same_host: link.is_same_host(),
         given_up: GivenUp::default(),
@@ -214,6 +218,8 @@ struct Live<'a> {
     packets: Vec<PacketLock>,
     /// Addresses that move with it.
     addresses: Vec<Place>,
+    /// Its System V shared memory: goes with it.
+    segments: Vec<i32>,
     /// Those that were taken off their interfaces.
     removed: Vec<Place>,
     /// Both ends are on one kernel.
@@ -264,14 +270,11 @@ impl Target for Live<'_> {
             Some(tree) => tree,
             none => {
                 let root = self.resolved.root(&self.options.target).map_err(Failure::from)?;
-                none.insert(Tree::watch(root, self.backend).map_err(failed)?)
+                none.insert(Tree::watch(root, self.backend).map_err(failed)?.with_shared())
             }
         };
         let round = tree.round().map_err(failed)?;
-        // What a child shares with its parent goes with each of them: the destination does not put it together again.
-        let mut pages = [round.plan(), round.inherited()].concat();
-        pages.sort_unstable();
-        let plan = Plan { pages, notes: Vec::new() };
+        let plan = Plan { pages: round.plan().to_vec(), notes: notes(round.inherited(), What::Inherit) };
         let taken = send(&plan, &round.source())?;
         if taken == Taken::Stored {
             round.commit();
@@ -280,18 +283,35 @@ impl Target for Live<'_> {
     }
 
     fn freeze(&mut self) -> Result<Final> {
-        let (frozen, Collection { model, sources, locks, .. }) = self.freeze_and_collect()?;
+        let (frozen, Collection { mut model, sources, locks, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
         let mut residual = match &mut self.tree {
             Some(tree) => tree.last(&model, &sources.mms).map_err(|e| failed(&e))?,
-            None => everything(&model, &sources).map_err(|e| failed(&e))?,
+            None => {
+                let mut all = everything(&model, &sources).map_err(|e| failed(&e))?;
+                inherit_at_once(&model, &sources.mms, &mut all).map_err(|e| failed(&e))?;
+                all
+            }
         };
-        residual.plan.extend(shared(&model, &sources).map_err(|e| failed(&e))?);
-        let hole = |(space, range): &(Space, PageRange)| Run { space: *space, range: *range, what: What::Hole };
-        let plan = Plan { pages: residual.plan, notes: residual.gone.iter().map(hole).collect() };
+        let files = sources.shmems.iter().map(|ShmemSource::File(file)| file.as_fd());
+        let shared = match &self.tree {
+            Some(tree) => tree.last_shared(&model, files),
+            None => Objects::default().last(&model, files),
+        };
+        let shared = shared.map_err(|e| failed(&e))?;
+        residual.plan.extend(shared.plan);
+        residual.gone.extend(shared.gone);
+        residual.names.extend(shared.names);
+        for (child, parent) in &residual.kin {
+            model.mms[child.at()].cow_parent = Some(*parent);
+        }
+        let mut all_notes = notes(&residual.gone, What::Hole);
+        all_notes.extend(notes(&residual.inherited, What::Inherit));
+        let plan = Plan { pages: residual.plan, notes: all_notes };
         let shmems = sources.shmems.into_iter().map(|ShmemSource::File(file)| file).collect();
         self.pages = TargetPages::new(sources.mms, shmems);
         self.names = residual.names;
+        self.segments = model.shmems.iter().filter_map(segment_of_host).collect();
         let spaces = space_names(&model, &self.names);
         self.given_up = GivenUp::plan(&model);
         let model = encoded(&model)?;
@@ -357,10 +377,28 @@ impl Target for Live<'_> {
         if let Some(frozen) = self.frozen.take() {
             frozen.kill().map_err(|e| Failure::of("the original could not be ended", &e))?;
         }
+        for id in self.segments.drain(..) {
+            // Nobody else had attached it, or the preflight would have said so.
+            if sysv::stat(id).is_ok_and(|segment| segment.attached == 0)
+                && let Err(errno) = sysv::remove(id)
+            {
+                tracing::warn!("System V segment {id} was left behind: {errno}");
+            }
+        }
         // The last close of a locked socket is silent: the peer must not learn of this end.
         self.locks.drain(..).for_each(NetLock::keep);
         Ok(())
     }
+}
+
+/// Id of a System V segment.
+fn segment_of_host(shmem: &Shmem) -> Option<i32> {
+    if let ShmemKind::SysV { id, .. } = shmem.kind { Some(id) } else { None }
+}
+
+/// The same about all of these pages.
+fn notes(ranges: &[(Space, PageRange)], what: What) -> Vec<Run> {
+    ranges.iter().map(|(space, range)| Run { space: *space, range: *range, what }).collect()
 }
 
 /// Every page of the private memory of a tree that was not watched.
@@ -375,26 +413,20 @@ fn everything(model: &Model, sources: &Sources) -> collect::Result<Residual> {
     Ok(residual)
 }
 
-/// The pages of shared memory objects: all of them, in the pause.
-fn shared(model: &Model, sources: &Sources) -> collect::Result<Vec<(Space, PageRange)>> {
-    let mut plan = Vec::new();
-    for (n, (shmem, ShmemSource::File(file))) in model.shmems.iter().zip(&sources.shmems).enumerate() {
-        let failed = |errno| collect::Error::System { operation: "lseek", object: format!("shared memory {n}"), errno };
-        plan.extend(scan::shared_pages(ShmemId::from(n), shmem.size, file.as_fd()).map_err(failed)?);
-    }
-    Ok(plan)
-}
-
 /// What every space that pages are sent for is called in the model.
 fn space_names(model: &Model, names: &[(Space, Option<Space>)]) -> Vec<SpaceName> {
+    let cow_parent = |of: Option<Space>| match of {
+        Some(Space::Mm(id)) => model.mms[id.at()].cow_parent.map(|parent| parent.0),
+        _ => None,
+    };
     let name = |sent_as: Space, model: Option<Space>| SpaceName {
         sent_as: sent_as.into(),
         model: model.map(Into::into),
-        cow_parent: None,
+        cow_parent: cow_parent(model),
     };
     let renamed = |space: &Space| names.iter().any(|(_, to)| *to == Some(*space));
     let mms = (0..model.mms.len()).map(|n| Space::Mm(n.into())).filter(|space| !renamed(space));
-    let shmems = (0..model.shmems.len()).map(|n| Space::Shmem(n.into()));
+    let shmems = (0..model.shmems.len()).map(|n| Space::Shmem(n.into())).filter(|space| !renamed(space));
     let own = mms.chain(shmems).map(|space| name(space, Some(space)));
     names.iter().map(|(from, to)| name(*from, *to)).chain(own).collect()
 }

@@ -9,6 +9,7 @@
 use super::material::Material;
 use super::mm;
 use super::skeleton::{Skeletons, clear};
+use super::sysv;
 use super::{Options, Result};
 use crate::image::mm::{Backing, Mm, Vma};
 use crate::image::{MmId, Model, TaskId};
@@ -83,6 +84,7 @@ pub fn born(model: &Model, maker: TaskId, child: TaskId, remote: &mut Remote, sk
 
 /// Maps what a task has, if it is the first with its address space and that was not done yet.
 pub fn lay_out(model: &Model, task: TaskId, skeletons: &mut Skeletons, loader: &Loader<'_>) -> Result<()> {
+    sysv::enter(task, skeletons, loader.material)?;
     let Some(id) = own(model, task) else { return Ok(()) };
     if !skeletons.memory.laid_out.insert(id) {
         return Ok(());
@@ -223,9 +225,11 @@ fn alike(a: &Vma, b: &Vma) -> bool {
         }
         _ => false,
     };
+    // Of a shared object one may have what the other may only read.
     kept && a.backing == b.backing
-        && (a.shared, a.grows_down, a.no_reserve, a.advice.huge)
-            == (b.shared, b.grows_down, b.no_reserve, b.advice.huge)
+        && (!a.shared || a.may_write == b.may_write)
+        && (a.shared, a.grows_down, a.no_reserve, a.advice.huge, a.guarded)
+            == (b.shared, b.grows_down, b.no_reserve, b.advice.huge, b.guarded)
 }
 
 /// What the two address spaces have in common, ascending.
@@ -262,6 +266,8 @@ fn adapted(theirs: &Mm, ours: &Mm, material: &Material) -> Batch {
     if let Some(block) = ours.vdso.filter(|_| !same_vdso) {
         mm::map_vdso(&mut batch, block);
     }
+    let whole = |v: &&Vma| [PageRange::of_bytes(v.start, v.end)].into_iter().collect::<RangeSet>();
+    sysv::attach(&mut batch, ours.vmas.iter().filter(|v| !whole(v).difference(&kept).is_empty()), material);
     for vma in &ours.vmas {
         let all: RangeSet = [PageRange::of_bytes(vma.start, vma.end)].into_iter().collect();
         for range in all.difference(&kept).ranges() {
@@ -302,6 +308,7 @@ mod tests {
             sealed: false,
             pkey: 0,
             guards: Vec::new(),
+            guarded: false,
             anon_name: None,
         }
     }

@@ -1,7 +1,7 @@
 //! What skeletons inherit because we open it before the first of them is made: executables, mapped files, shared memory.
 //! A skeleton is a copy of us, so a number here is the same descriptor there.
 
-use super::{Error, Options, Result, fd};
+use super::{Error, Options, Result, fd, sysv::Segments};
 use crate::image::fd::PathRef;
 use crate::image::mm::{Backing, Shmem, ShmemKind};
 use crate::image::{Model, ShmemId};
@@ -16,6 +16,8 @@ pub struct Material {
     files: HashMap<(Vec<u8>, u32), OwnedFd>,
     shmems: Vec<OwnedFd>,
     ghosts: Vec<Option<OwnedFd>>,
+    /// System V shared memory.
+    pub segments: Segments,
     /// Our end of the socket that carries descriptors to skeletons.
     pub hub: OwnedFd,
     /// Theirs.
@@ -23,13 +25,19 @@ pub struct Material {
 }
 
 /// Opens everything that mappings need.
-pub fn prepare(model: &Model, options: &Options) -> Result<Material> {
+pub fn prepare(model: &Model, options: &Options, warnings: &mut Vec<String>) -> Result<Material> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     let (hub, hub_inside) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| Error::System { operation: "socketpair", object: "the hub".to_owned(), errno })?;
-    let mut material = Material { files: HashMap::new(), shmems: Vec::new(), ghosts: Vec::new(), hub, hub_inside };
-    for shmem in &model.shmems {
-        material.shmems.push(make_shmem(shmem)?);
+    let (segments, mut segment_files) = Segments::make(model, warnings)?;
+    let (files, shmems, ghosts) = (HashMap::new(), Vec::new(), Vec::new());
+    let mut material = Material { files, shmems, ghosts, segments, hub, hub_inside };
+    for (n, shmem) in model.shmems.iter().enumerate() {
+        let file = match segment_files.remove(&ShmemId::from(n)) {
+            Some(file) => file,
+            None => make_shmem(shmem)?,
+        };
+        material.shmems.push(file);
     }
     material.ghosts = fd::regular::make_ghosts(model)?;
     for mm in &model.mms {
@@ -127,9 +135,8 @@ fn make_shmem(shmem: &Shmem) -> Result<OwnedFd> {
         ShmemKind::HugeAnon { page_size } => {
             memory::shared_anonymous(shmem.size, *page_size).map_err(failed("mmap of huge pages"))
         }
-        ShmemKind::SysV { .. } => Err(Error::Impossible {
-            object: "System V shared memory".to_owned(),
-            reason: "it cannot be made outside of an IPC namespace of the tree's own".to_owned(),
-        }),
+        ShmemKind::SysV { .. } => {
+            Err(Error::Impossible { object: "System V shared memory".to_owned(), reason: "it was not made".to_owned() })
+        }
     }
 }

@@ -1,14 +1,15 @@
 //! Address spaces: mappings before their contents, attributes after them.
 
-use super::{Result, material::Material, skeleton::Skeletons};
+use super::{Result, material::Material, skeleton::Skeletons, sysv};
 use crate::arch::vdso::ARCH_MAP_VDSO_64;
-use crate::image::mm::{Backing, Mm, VdsoBlock, Vma};
+use crate::image::mm::{Backing, Mm, PAGE, VdsoBlock, Vma};
 use crate::image::{Model, TaskId};
 use crate::sys::abi::PrctlMmMap;
 use crate::trace::Batch;
 use crate::trace::batch::Arg;
 
 const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_GUARD_REMOVE: i32 = 103;
 const MAP_DROPPABLE: i32 = 0x08;
 
 /// The address space of a task, if the task is the first in the model that has it (others share it by `CLONE_VM`).
@@ -26,6 +27,7 @@ pub fn lay_out(model: &Model, task: TaskId, skeletons: &mut Skeletons, material:
     if let Some(block) = mm.vdso {
         map_vdso(&mut batch, block);
     }
+    sysv::attach(&mut batch, mm.vmas.iter(), material);
     for vma in &mm.vmas {
         map(&mut batch, vma, material);
     }
@@ -57,6 +59,8 @@ pub(super) fn map(batch: &mut Batch, vma: &Vma, material: &Material) {
             let size = (page_size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
             (libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | size, -1)
         }
+        // Attached before.
+        Backing::Shmem(id) if material.segments.get(*id).is_some() => return,
         Backing::Shmem(id) => (0, material.shmem(*id)),
         Backing::File { path, flags } => (0, material.file(path, *flags)),
         Backing::Ghost(id) => (0, material.ghost(*id)),
@@ -79,6 +83,12 @@ pub(super) fn map(batch: &mut Batch, vma: &Vma, material: &Material) {
     batch.mmap(vma.start, vma.len(), vma.prot | extra_prot(vma), flags, fd, vma.offset);
     if vma.advice.huge {
         batch.may(libc::SYS_madvise, &[vma.start.into(), vma.len().into(), libc::MADV_HUGEPAGE.into()]);
+    }
+    if vma.guarded {
+        // The mark outlives the guard; what it would cover is not filled yet.
+        for advice in [MADV_GUARD_INSTALL, MADV_GUARD_REMOVE] {
+            batch.may(libc::SYS_madvise, &[vma.start.into(), PAGE.into(), advice.into()]);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod sessions;
 pub mod sharing;
 pub mod signals;
 pub mod skeleton;
+pub mod sysv;
 pub mod task;
 pub mod threads;
 pub mod timers;
@@ -124,6 +125,8 @@ pub struct Restored<'m> {
     model: &'m Model,
     /// Still in repair mode: where a restore fails, connections end silently.
     sleeping: fd::sockets::Sleeping,
+    /// Removed again where a restore fails.
+    segments: sysv::Segments,
     skeletons: skeleton::Skeletons,
     /// Things a person should know.
     pub warnings: Vec<String>,
@@ -138,7 +141,7 @@ pub fn build<'m>(
 ) -> Result<Restored<'m>> {
     let mut warnings = Vec::new();
     let plan = plan::plan(model)?;
-    let material = material::prepare(model, options)?;
+    let mut material = material::prepare(model, options, &mut warnings)?;
     fault::at(Point::RestoreMaterial)?;
     load_shared(pages, &material, options)?;
     let loader = cow::Loader { pages, material: &material, options, progress };
@@ -147,6 +150,7 @@ pub fn build<'m>(
     for task in plan.order.iter().copied() {
         cow::lay_out(model, task, &mut skeletons, &loader)?;
     }
+    sysv::settle(model, &mut skeletons, &material)?;
     fault::at(Point::RestoreMappings)?;
     cow::fill_rest(model, &mut skeletons, &loader)?;
     fault::at(Point::RestorePages)?;
@@ -180,7 +184,8 @@ pub fn build<'m>(
         task::schedule(model, task, &mut skeletons, &mut warnings)?;
     }
     fault::at(Point::RestoreSignals)?;
-    Ok(Restored { model, sleeping, skeletons, warnings })
+    let segments = std::mem::take(&mut material.segments);
+    Ok(Restored { model, sleeping, segments, skeletons, warnings })
 }
 
 fn load_shared(pages: &PageReader, material: &material::Material, options: &Options) -> Result<()> {
@@ -208,12 +213,13 @@ impl Restored<'_> {
     }
 
     /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).
-    pub fn go(self, leave_stopped: bool) -> Result<Pid> {
+    pub fn go(mut self, leave_stopped: bool) -> Result<Pid> {
         let root = self.root();
         for warning in self.sleeping.wake(self.model)? {
             tracing::warn!("{warning}");
         }
         go::go(self.model, self.skeletons, leave_stopped)?;
+        self.segments.keep();
         Ok(root)
     }
 }

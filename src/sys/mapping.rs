@@ -1,7 +1,36 @@
-//! mmap(2) of a file that is only read.
+//! mmap(2) of files: one that is only read; one that has no write(2).
 
 use super::{Errno, Result};
+use std::os::unix::fs::MetadataExt;
 use std::{fs::File, os::fd::AsRawFd};
+
+/// Writes `bytes` to a file at `offset` through a mapping of that part: for hugetlbfs, which has no write(2). The part must
+/// lie within the file.
+pub fn write_at(file: &File, offset: u64, bytes: &[u8]) -> Result<()> {
+    let meta = file.metadata().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+    // On hugetlbfs this is the size of its pages; mappings begin and end at one.
+    let block = meta.blksize().max(4096);
+    let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= meta.size()).ok_or(Errno::EFBIG)?;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let start = offset - offset % block;
+    let length = (end - start).next_multiple_of(block) as usize;
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    let fd = file.as_raw_fd();
+    // SAFETY: a new mapping at an address of the kernel's choice; nothing else refers to it.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), length, prot, flags, fd, start as libc::off_t) };
+    if at == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // Pages of the pool are reserved by mmap(2), so touching them cannot fail; and the end was checked above.
+    // SAFETY: the target lies within the mapping, which nobody else knows of; `bytes` is borrowed memory of ours.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), at.cast::<u8>().add((offset - start) as usize), bytes.len());
+        libc::munmap(at, length);
+    }
+    Ok(())
+}
 
 /// A whole file in memory, read-only, until it is dropped.
 ///
@@ -45,6 +74,17 @@ impl Drop for FileMapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writes_through_a_mapping() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(10_000).unwrap();
+        write_at(&file, 4090, b"0123456789").unwrap();
+        let mut read = [0; 12];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut read, 4089).unwrap();
+        assert_eq!(&read, b"\x000123456789\0");
+        assert_eq!(write_at(&file, 9_999, b"xy"), Err(Errno::EFBIG));
+    }
 
     #[test]
     fn shows_the_content() {

@@ -28,6 +28,7 @@ pub mod signalfd;
 pub mod sock_diag;
 pub mod socket;
 pub mod stub;
+pub mod sysv;
 pub mod tcp_repair;
 pub mod thread_ids;
 pub mod timerfd;

@@ -5,7 +5,7 @@ use crate::image::mm::PAGE;
 use crate::image::{MmId, Pid};
 use crate::memory::pipeline::{PageError, ReadPages, WritePages};
 use crate::memory::{PageRange, Space};
-use crate::sys::{Errno, mem};
+use crate::sys::{Errno, mapping, mem};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -114,7 +114,13 @@ fn write_file(file: &std::fs::File, page: u64, part: &[u8]) -> Result<(), PageEr
     let failed = |source| PageError { page, source };
     let size = file.metadata().map_err(failed)?.len();
     let len = size.saturating_sub(page * PAGE).min(part.len() as u64) as usize;
-    file.write_all_at(&part[..len], page * PAGE).map_err(failed)
+    match file.write_all_at(&part[..len], page * PAGE) {
+        // hugetlbfs has no write(2): such a file is filled through a mapping.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            mapping::write_at(file, page * PAGE, &part[..len]).map_err(|errno| at(page)(errno))
+        }
+        written => written.map_err(failed),
+    }
 }
 
 fn fill_mm(pid: Pid, fill: &Fill, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError> {

@@ -253,6 +253,68 @@ fn relatives_share_memory_after_a_restore_as_before() {
     }
 }
 
+/// Moves a target within this host; what the command says at the end.
+fn moved(target: &Target, mode: &str, host: &Path) -> serde_json::Value {
+    for _ in 0..10 {
+        let mut command = migrate();
+        command.args(["move", &target.pid_text(), "local", "--mode", mode, "--json"]).env("MIGRATE_PLACES", host);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        if output.status.success() {
+            return result(&output);
+        }
+        // A busy machine.
+        assert!(String::from_utf8_lossy(&output.stdout).contains("did not stop within"), "{mode}: {output:?}");
+    }
+    panic!("the target never stops in time");
+}
+
+#[test]
+fn relatives_share_memory_after_a_move_as_before() {
+    if !root() {
+        return;
+    }
+    // Process 1 of its namespace becomes a child of ours when its maker ends, and tells us the root's exit status.
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    for mode in ["pre-copy", "stop-and-copy"] {
+        let host = tempfile::tempdir().unwrap();
+        let target = Target::start("prefork", &["64", "8"]);
+        let family = |root: i32| -> Vec<i32> { children(root).into_iter().chain([root]).collect() };
+        let before = pss_kib(&family(target.pid()));
+        let result = moved(&target, mode, host.path());
+        let moved = i32::try_from(result["pid"].as_i64().unwrap()).unwrap();
+        let after = pss_kib(&family(moved));
+        let pages = result["pages_sent"].as_u64().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{moved}/status")).unwrap();
+        let init = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(moved), nix::sys::signal::SIGUSR2).unwrap();
+        let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(init), None);
+        assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{mode}: {ended:?}");
+        assert!(after * 100 <= before * 105 + 200_000, "{mode}: Pss {before} kB before, {after} kB after");
+        assert!(pages * 4 <= before * 6 / 5, "{mode}: {pages} pages were sent for {before} kB");
+    }
+}
+
+#[test]
+fn shared_memory_is_taken_while_the_target_runs() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = Target::start("shared", &["64"]);
+    for (name, after) in [("first", "--leave-running"), ("second", "--force")] {
+        let image = dir.path().join(name);
+        let output = ok(&["dump", &target.pid_text(), "-D", image.to_str().unwrap(), "--json", after]);
+        let result = result(&output);
+        let rounds = result["rounds"].as_array().unwrap();
+        let pages: Vec<u64> = rounds.iter().map(|round| round["pages"].as_u64().unwrap()).collect();
+        assert!(pages[0] >= 64 * 256 && *pages.last().unwrap() < 64 * 256 / 8, "{pages:?}");
+    }
+    target.reap();
+    for name in ["second", "first"] {
+        assert_eq!(restored(&dir.path().join(name), |_| {}), Some(0), "{name}");
+    }
+}
+
 #[test]
 fn memory_under_every_kind_of_change_comes_back_right() {
     if !root() {

@@ -3,6 +3,7 @@
 use super::Member;
 use crate::{
     blocker::{Blocker, Code, codes},
+    collect::sysv,
     image::Pid,
     proc::{
         ProcDir, Result,
@@ -13,9 +14,28 @@ use crate::{
 };
 use std::collections::{BTreeMap, HashSet};
 
-/// Shared memory without a name that the tree maps: (device, inode) and the first mapping met.
+/// Shared memory without a name that the tree maps, and the first mapping met.
 #[derive(Debug, Default)]
-pub(super) struct Shared(BTreeMap<(u64, u64), String>);
+pub(super) struct Shared(BTreeMap<Object, String>);
+
+/// What tells one such object from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Object {
+    /// By device and inode.
+    Nameless(u64, u64),
+    /// A System V segment, by its IPC namespace and id.
+    Segment(u64, u64),
+}
+
+impl Object {
+    fn of(dir: &ProcDir, mapping: &Mapping) -> Option<Self> {
+        if is_nameless_shared(mapping) {
+            return Some(Self::Nameless(mapping.device, mapping.inode));
+        }
+        sysv::key_of(&mapping.name.0)?;
+        Some(Self::Segment(dir.ns("ipc").ok()?, mapping.inode))
+    }
+}
 
 fn object(pid: Pid, mapping: &Mapping) -> String {
     format!("pid {pid} mapping {:x}-{:x} {}", mapping.start, mapping.end, mapping.name)
@@ -37,8 +57,7 @@ pub(super) fn look(
             let blocker = Blocker::new(code, object(pid, &flagged.mapping));
             found.push(if because.is_empty() { blocker } else { blocker.because(because) });
         }
-        if is_nameless_shared(&flagged.mapping) {
-            let key = (flagged.mapping.device, flagged.mapping.inode);
+        if let Some(key) = Object::of(member.dir, &flagged.mapping) {
             shared.0.entry(key).or_insert_with(|| object(pid, &flagged.mapping));
         }
     }
@@ -87,12 +106,14 @@ fn anon_inode(kind: &[u8]) -> Code {
     }
 }
 
-/// Shared anonymous memory and memfds. System V segments have an owner of their own; files have a name at which others
-/// will find them as well.
+/// Shared anonymous memory and memfds. Files have a name at which others will find them as well.
 fn is_nameless_shared(mapping: &Mapping) -> bool {
     let name = mapping.name.0.as_slice();
     mapping.shared && mapping.inode != 0 && (name == b"/dev/zero (deleted)" || name.starts_with(b"/memfd:"))
 }
+
+/// Most processes outside that are named for one object.
+const USERS_SHOWN: usize = 5;
 
 /// Names shared memory of the tree that a process outside maps, too. Processes that may not be looked at are passed over.
 pub(super) fn mapped_outside(
@@ -106,18 +127,24 @@ pub(super) fn mapped_outside(
         return;
     }
     let tree: HashSet<Pid> = tree.iter().copied().collect();
-    let mut said = HashSet::new();
+    let mut others: BTreeMap<Object, Vec<String>> = BTreeMap::new();
     for row in table.rows().iter().filter(|row| !tree.contains(&row.pid) && !row.is_kernel()) {
-        let Ok(maps) = ProcDir::open(row.pid).and_then(|dir| dir.maps(buf)) else { continue };
-        for mapping in maps.iter().filter(|m| is_nameless_shared(m)) {
-            let key = (mapping.device, mapping.inode);
-            if let Some(object) = shared.0.get(&key)
-                && said.insert(key)
-            {
-                let reason = format!("{} maps this shared memory, too", super::reach::object(row));
-                found.push(Blocker::new(codes::SHARED_OUTSIDE, object.clone()).because(reason));
-            }
+        let Ok(dir) = ProcDir::open(row.pid) else { continue };
+        let Ok(maps) = dir.maps(buf) else { continue };
+        let keys: HashSet<Object> = maps.iter().filter_map(|mapping| Object::of(&dir, mapping)).collect();
+        for key in keys.into_iter().filter(|key| shared.0.contains_key(key)) {
+            others.entry(key).or_default().push(super::reach::object(row));
         }
+    }
+    for (key, users) in others {
+        let (code, does) = match key {
+            Object::Nameless(..) => (codes::SHARED_OUTSIDE, "map this shared memory"),
+            Object::Segment(..) => (codes::SYSV_OUTSIDE, "have attached this segment"),
+        };
+        let more = users.len().saturating_sub(USERS_SHOWN);
+        let named = users[..users.len() - more].join(", ");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        found.push(Blocker::new(code, shared.0[&key].clone()).because(format!("{named}{more} {does}, too")));
     }
 }
 

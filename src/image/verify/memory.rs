@@ -34,7 +34,11 @@ pub(super) fn check(c: &mut Checker<'_>) {
             ShmemKind::HugeAnon { page_size } => {
                 c.must(HUGE.contains(page_size), "kind.page_size", "is no size of a huge page");
             }
-            ShmemKind::Anon | ShmemKind::SysV { .. } => {}
+            ShmemKind::SysV { id, huge_page, .. } => {
+                c.must(*id >= 0, "kind.id", "is no id");
+                c.must(*huge_page == 0 || HUGE.contains(huge_page), "kind.huge_page", "is no size of a huge page");
+            }
+            ShmemKind::Anon => {}
         }
     });
 }

@@ -6,10 +6,11 @@ use crate::collect::{ShmemSource, Sources, mm::Mappings};
 use crate::companion::tracker::{self, Kept};
 use crate::failure::{Failure, Result};
 use crate::image::mm::PAGE;
-use crate::image::{MmId, Model, Pid, ShmemId};
+use crate::image::{MmId, Model, Pid};
 use crate::memory::pipeline::dump_pages;
 use crate::memory::rounds::{Residual, Tree, Watched, inherit_at_once, worth_watching};
 use crate::memory::scan;
+use crate::memory::shared::Objects;
 use crate::memory::store::Mark;
 use crate::memory::track::{Backend, Tracking, uffd::Uffd};
 use crate::memory::{RangeSet, Space};
@@ -171,6 +172,9 @@ pub(crate) fn run(job: &Job<'_>, sink: &Sink<'_>, place: &Place, taken: Option<T
         return Ok(rounds);
     }
     let mut tree = begin(job, sink, place, taken)?;
+    if place.parent_id().is_none() {
+        tree = tree.with_shared();
+    }
     let mut began = Instant::now();
     loop {
         let pages = one(job, sink, place, &mut tree, &mut rounds, &mut began)?;
@@ -247,10 +251,15 @@ pub(crate) fn residual(model: &Model, sources: &Sources, rounds: &mut Rounds) ->
         }
         inherit_at_once(model, &sources.mms, &mut residual).map_err(|e| failed(&e))?;
     }
-    for (n, (shmem, ShmemSource::File(file))) in model.shmems.iter().zip(&sources.shmems).enumerate() {
-        let pages = scan::shared_pages(ShmemId::from(n), shmem.size, file.as_fd()).map_err(|e| failed(&e))?;
-        residual.plan.extend(pages);
-    }
+    let files = sources.shmems.iter().map(|ShmemSource::File(file)| file.as_fd());
+    let shared = match &rounds.tree {
+        Some(tree) => tree.last_shared(model, files),
+        None => Objects::default().last(model, files),
+    };
+    let shared = shared.map_err(|e| failed(&e))?;
+    residual.plan.extend(shared.plan);
+    residual.gone.extend(shared.gone);
+    residual.names.extend(shared.names);
     Ok(residual)
 }
 

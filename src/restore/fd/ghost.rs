@@ -4,7 +4,7 @@ use super::{Maker, SETTABLE, TMPFILE, roots};
 use crate::image::fd::FileKind;
 use crate::image::fd::regular::Ghost;
 use crate::image::{Bytes, GhostId, Model};
-use crate::restore::{Error, Result};
+use crate::restore::{Error, Result, material::Material};
 use crate::sys::openat2::{open_in_root, reopen};
 use crate::sys::{Errno, fcntl, xattr};
 use nix::fcntl::{OFlag, openat};
@@ -86,8 +86,19 @@ fn make_one(root: &OwnedFd, ghost: &Ghost, unnamed: bool) -> Result<OwnedFd> {
     for (name, value) in &ghost.xattrs {
         xattr::set(&file, &name.0, &value.0).map_err(failed("fsetxattr"))?;
     }
-    futimens(&file, &time(ghost.atime_ns), &time(ghost.path.mtime_ns)).map_err(failed("futimens"))?;
     Ok(file)
+}
+
+/// Sets the times of a deleted file: once it is mapped and opened, as mmap(2) counts as access.
+pub(crate) fn set_times(model: &Model, material: &Material) -> Result<()> {
+    for (n, ghost) in model.ghosts.iter().enumerate().filter(|(_, ghost)| ghost.other_name.is_none()) {
+        let Some(file) = material.ghost_file(GhostId::from(n)) else { continue };
+        futimens(file, &time(ghost.atime_ns), &time(ghost.path.mtime_ns)).map_err(|errno| {
+            let object = format!("{} (deleted)", ghost.path.path);
+            Error::System { operation: "futimens", object, errno }
+        })?;
+    }
+    Ok(())
 }
 
 fn time(ns: i64) -> TimeSpec {

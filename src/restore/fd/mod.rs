@@ -134,6 +134,7 @@ pub fn make_all(
     }
     let sleeping = sockets::finish(&mut maker, &files)?;
     shmem::seal(model, material)?;
+    ghost::set_times(model, material)?;
     Ok(Opened { files, holders: Holders::of(model), sleeping })
 }
 

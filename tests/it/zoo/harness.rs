@@ -110,11 +110,6 @@ pub fn run(scenario: &Scenario, mode: Mode) {
 const KNOWN_GAPS: &[(&str, &str, &str)] = &[
     ("identity", "scheduling", "the nice value that a real-time thread keeps for later comes back as 0"),
     ("identity", "seccomp_several", "several filters of several threads"),
-    ("memory", "deleted_files", "mappings of deleted files"),
-    ("memory", "guards", "a mapping that once had guard pages loses the flag that says so"),
-    ("memory", "hugetlb", "huge pages of hugetlbfs"),
-    ("memory", "stack", "a stack that grows over three restores"),
-    ("memory", "shared_memory", "shared memory in some of its forms"),
     ("processor", "in_accept", "accept(2) with a time-out begins anew"),
     ("processor", "in_epoll", "epoll_wait(2) begins anew with its whole time-out at each stop"),
     ("processor", "in_recv", "recv(2) with a time-out begins anew with the whole of it"),

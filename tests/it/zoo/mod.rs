@@ -14,7 +14,6 @@ use harness::{Mode, Scenario, run};
 fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
     let plain = Scenario { fixture, case, ignore: &[], allow: "", busy: false };
     match (fixture, case) {
-        ("memory", "guards") => Scenario { allow: GUARDS, ..plain },
         // They spin, or sleep for a time that is measured: nobody may look at them for long.
         ("processor", _) => Scenario { busy: true, ..plain },
         ("threads", "in_vfork") => Scenario { busy: true, ignore: CHILD_ENDED, ..plain },
@@ -27,6 +26,8 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         }
         ("descriptors", "timer_descriptors") => Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain },
         ("descriptors", _) => Scenario { ignore: DESCRIPTORS, ..plain },
+        ("memory", "deleted_files") => Scenario { ignore: DESCRIPTORS, ..plain },
+        ("memory", "hugetlb") => Scenario { allow: HUGE_PAGES, ..plain },
         _ => plain,
     }
 }
@@ -53,18 +54,18 @@ rule = "ignore"
 reason = "the name of a removed file is another file's by now, or its directory is gone; it is shown under the name it was made with"
 "#;
 
+const HUGE_PAGES: &str = r#"
+[[allow]]
+path = "**/status/HugetlbPages"
+rule = "ignore"
+reason = "what is shared counts once it is touched; its contents are verified from inside"
+"#;
+
 const TICKS: &str = r#"
 [[allow]]
 path = "processes/*/descriptors/*/info/ticks"
 rule = "ignore"
 reason = "a periodic timer goes on"
-"#;
-
-const GUARDS: &str = r#"
-[[allow]]
-path = "processes/*/memory/*/flags"
-rule = "ignore"
-reason = "a mapping that was split keeps the mark `gu` in all its parts; guard pages are verified from inside"
 "#;
 
 const CHILD_ENDED: &[(&str, &str)] = &[
@@ -156,7 +157,7 @@ mod outer {
 }
 timed!(sleeps = processor: in_nanosleep in_clock_nanosleep in_absolute_sleep in_poll in_empty_poll in_ppoll in_select
     in_pselect in_epoll in_futex in_absolute_futex in_sigtimedwait in_recv in_semtimedop);
-zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory memory_files guards locked locked_future advice
+zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
     huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
     large);
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
