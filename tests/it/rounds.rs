@@ -289,7 +289,7 @@ fn relatives_share_memory_after_a_move_as_before() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(moved), nix::sys::signal::SIGUSR2).unwrap();
         let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(init), None);
         assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{mode}: {ended:?}");
-        assert!(after * 100 <= before * 105 + 200_000, "{mode}: Pss {before} kB before, {after} kB after");
+        assert!(after * 100 <= before * 105 + 200_000, "{mode}: Pss {before} kB before, {after} kB after; {result}");
         assert!(pages * 4 <= before * 6 / 5, "{mode}: {pages} pages were sent for {before} kB");
     }
 }
