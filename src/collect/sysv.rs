@@ -3,10 +3,10 @@
 
 use super::{Cx, Error, Result, ShmemSource};
 use crate::blocker::{Blocker, codes};
-use crate::image::ShmemId;
 use crate::image::mm::{Backing, Shmem, ShmemKind};
+use crate::image::{Model, ShmemId};
 use crate::proc::smaps::{Flagged, VmFlags};
-use crate::sys::sysv::{SHM_DEST, SHM_LOCKED, SHM_STAT_ANY, SHMID_DS_LEN, Segment};
+use crate::sys::sysv::{self, SHM_DEST, SHM_LOCKED, SHM_STAT_ANY, SHMID_DS_LEN, Segment};
 use crate::trace::Batch;
 use std::collections::HashMap;
 
@@ -85,6 +85,21 @@ pub fn refuse_shared(cx: &mut Cx<'_>) {
         if *attached > ours {
             let reason = format!("it has {attached} mappings, of which {ours} belong to the target");
             cx.blockers.push(Blocker::new(codes::SYSV_OUTSIDE, format!("System V segment {id}")).because(reason));
+        }
+    }
+}
+
+/// Ids of the System V segments of a model.
+pub fn ids(model: &Model) -> Vec<i32> {
+    let id = |shmem: &Shmem| if let ShmemKind::SysV { id, .. } = shmem.kind { Some(id) } else { None };
+    model.shmems.iter().filter_map(id).collect()
+}
+
+/// Removes what a target that is gone has left: nobody else had these segments, or the preflight would have said so.
+pub fn remove_left(ids: &[i32]) {
+    for id in ids.iter().copied().filter(|id| sysv::stat(*id).is_ok_and(|segment| segment.attached == 0)) {
+        if let Err(errno) = sysv::remove(id) {
+            tracing::warn!("System V segment {id} was left behind: {errno}");
         }
     }
 }

@@ -10,9 +10,8 @@ use super::words::Dest;
 use super::{Event, Events, interrupt, preflight, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
-use crate::collect::{self, Collection, Policy, ShmemSource, Sources};
+use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
-use crate::image::mm::{Shmem, ShmemKind};
 use crate::image::{MmId, Model, codec};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once, worth_watching};
@@ -28,7 +27,6 @@ use crate::migration::switchover::Goals;
 use crate::net::address::Place;
 use crate::net::lock::NetLock;
 use crate::net::nft::{self, PacketLock};
-use crate::sys::sysv;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use crate::transport::connect::{self, ConnectOptions};
@@ -311,7 +309,7 @@ impl Target for Live<'_> {
         let shmems = sources.shmems.into_iter().map(|ShmemSource::File(file)| file).collect();
         self.pages = TargetPages::new(sources.mms, shmems);
         self.names = residual.names;
-        self.segments = model.shmems.iter().filter_map(segment_of_host).collect();
+        self.segments = sysv::ids(&model);
         let spaces = space_names(&model, &self.names);
         self.given_up = GivenUp::plan(&model);
         let model = encoded(&model)?;
@@ -377,23 +375,11 @@ impl Target for Live<'_> {
         if let Some(frozen) = self.frozen.take() {
             frozen.kill().map_err(|e| Failure::of("the original could not be ended", &e))?;
         }
-        for id in self.segments.drain(..) {
-            // Nobody else had attached it, or the preflight would have said so.
-            if sysv::stat(id).is_ok_and(|segment| segment.attached == 0)
-                && let Err(errno) = sysv::remove(id)
-            {
-                tracing::warn!("System V segment {id} was left behind: {errno}");
-            }
-        }
+        sysv::remove_left(&self.segments);
         // The last close of a locked socket is silent: the peer must not learn of this end.
         self.locks.drain(..).for_each(NetLock::keep);
         Ok(())
     }
-}
-
-/// Id of a System V segment.
-fn segment_of_host(shmem: &Shmem) -> Option<i32> {
-    if let ShmemKind::SysV { id, .. } = shmem.kind { Some(id) } else { None }
 }
 
 /// The same about all of these pages.
