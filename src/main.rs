@@ -4,6 +4,7 @@ use migrate_engine::agent::session;
 use migrate_engine::companion::tracker;
 
 fn main() -> std::process::ExitCode {
+    migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
     let args: Vec<_> = std::env::args_os().collect();
     // A session process of the agent: not a verb, so it is taken before the command line is parsed.
     if let [_, entry, argument] = args.as_slice()

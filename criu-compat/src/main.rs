@@ -23,6 +23,7 @@ Usage: criu dump|pre-dump -t PID [options]
 ";
 
 fn main() -> ExitCode {
+    migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
     let settings = match options::Settings::of(std::env::args().skip(1)) {
         Ok(settings) => settings,
         Err(wrong) => {

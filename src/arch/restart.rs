@@ -1,6 +1,7 @@
 //! Interrupted system calls: what the kernel leaves in `rax`, and what a program must not see of it (kernel.md 1).
 
 use super::UserRegs;
+use crate::sys::socket::{SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW};
 
 /// `-ERESTARTSYS`.
 pub const ERESTARTSYS: i64 = -512;
@@ -12,12 +13,16 @@ pub const ERESTARTNOHAND: i64 = -514;
 pub const ERESTART_RESTARTBLOCK: i64 = -516;
 const EINTR: i64 = -4;
 
+const EPOLL_PWAIT2: i64 = 441;
+const IO_PGETEVENTS: i64 = 333;
+
 /// Calls that return `EINTR` to the program merely because it was stopped (signal(7), "Interruption of system calls ...
-/// by stop signals").
-const LEAKS_EINTR: [i64; 19] = [
+/// by stop signals"): some always, those of sockets where a time-out is set, the last three where the kernel cannot write
+/// the rest of the time-out back because it is in read-only memory.
+const LEAKS_EINTR: [i64; 24] = [
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
-    441, // epoll_pwait2
+    EPOLL_PWAIT2,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
@@ -31,20 +36,93 @@ const LEAKS_EINTR: [i64; 19] = [
     libc::SYS_semop,
     libc::SYS_semtimedop,
     libc::SYS_io_getevents,
-    333, // io_pgetevents
     libc::SYS_read,
     libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_sendfile,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_select,
 ];
 
-/// Registers as they are saved: a call that would report `EINTR` only because of our stop is made again instead.
-/// `deliverable`: a signal is pending that is not blocked, so the program sees `EINTR` rightly. Tells whether it did so.
-pub fn hide_stop(regs: &mut UserRegs, deliverable: bool) -> bool {
-    let call = regs.orig_rax as i64;
-    if deliverable || regs.rax as i64 != EINTR || call < 0 || !LEAKS_EINTR.contains(&call) || regs.is_32bit() {
+/// Calls that begin anew with their whole time-out where the kernel itself restarts them.
+const BEGINS_ANEW: [(i64, i64); 2] = [(libc::SYS_recvmmsg, ERESTARTSYS), (IO_PGETEVENTS, ERESTARTNOHAND)];
+
+/// Registers as they are saved: a call that would report `EINTR` only because of our stop is left to the kernel as one
+/// that is made again, unless a handler of the program runs first: then the program sees `EINTR`, as it should. Tells
+/// whether the call will begin anew, so that what is left of its time-out has to be put into its arguments.
+pub fn hide_stop(regs: &mut UserRegs) -> bool {
+    let (call, ret) = (regs.orig_rax as i64, regs.rax as i64);
+    if call < 0 || regs.is_32bit() {
         return false;
     }
-    make_again(regs, regs.orig_rax);
-    true
+    if ret == EINTR && LEAKS_EINTR.contains(&call) {
+        regs.rax = ERESTARTNOHAND as u64;
+        return true;
+    }
+    BEGINS_ANEW.contains(&(call, ret))
+}
+
+/// Where a call that begins anew has its relative time-out.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place<'r> {
+    /// In this register, milliseconds (an `int`; negative: none).
+    Milliseconds(&'r mut u64),
+    /// In a `struct timespec`, where this register points to.
+    Timespec(&'r mut u64),
+    /// In a `struct timeval`, where this register points to.
+    Timeval(&'r mut u64),
+    /// In a `struct timespec` at this address, which the call itself changes.
+    Own(u64),
+}
+
+/// Where the interrupted call has its time-out, if it can have one. Null pointers are none.
+pub fn place(regs: &mut UserRegs) -> Option<Place<'_>> {
+    let place = match regs.orig_rax as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => return Some(Place::Milliseconds(&mut regs.r10)),
+        EPOLL_PWAIT2 | libc::SYS_semtimedop => Place::Timespec(&mut regs.r10),
+        libc::SYS_rt_sigtimedwait | libc::SYS_ppoll => Place::Timespec(&mut regs.rdx),
+        libc::SYS_io_getevents | IO_PGETEVENTS | libc::SYS_pselect6 => Place::Timespec(&mut regs.r8),
+        libc::SYS_select => Place::Timeval(&mut regs.r8),
+        libc::SYS_recvmmsg => Place::Own(regs.r8),
+        _ => return None,
+    };
+    match &place {
+        Place::Timespec(pointer) | Place::Timeval(pointer) if **pointer == 0 => None,
+        Place::Own(0) => None,
+        _ => Some(place),
+    }
+}
+
+/// The descriptor that the interrupted call is about, and the option in which it would have its time-out if that is one of
+/// a socket.
+pub fn socket_option(regs: &UserRegs) -> Option<(u32, i32)> {
+    let option = match regs.orig_rax as i64 {
+        libc::SYS_recvfrom
+        | libc::SYS_recvmsg
+        | libc::SYS_recvmmsg
+        | libc::SYS_accept
+        | libc::SYS_accept4
+        | libc::SYS_read
+        | libc::SYS_readv => SO_RCVTIMEO_NEW,
+        libc::SYS_sendto
+        | libc::SYS_sendmsg
+        | libc::SYS_sendmmsg
+        | libc::SYS_connect
+        | libc::SYS_write
+        | libc::SYS_writev
+        | libc::SYS_sendfile => SO_SNDTIMEO_NEW,
+        _ => return None,
+    };
+    Some((regs.rdi as u32, option))
+}
+
+/// An address for 16 bytes of ours on the stack of a thread in a system call: below what belongs to the function that made
+/// it (the red zone of the calling convention), where a signal handler's frame would go.
+pub fn below_stack(regs: &UserRegs) -> u64 {
+    const RED_ZONE: u64 = 128;
+    regs.rsp.wrapping_sub(RED_ZONE + 16) & !7
 }
 
 /// Has the call be made again from the start.
@@ -58,7 +136,6 @@ pub fn make_again(regs: &mut UserRegs, call: u64) {
 pub fn timeout_ms(regs: &mut UserRegs, call: u64) -> Option<&mut u64> {
     match call as i64 {
         libc::SYS_poll => Some(&mut regs.rdx),
-        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Some(&mut regs.r10),
         _ => None,
     }
 }
@@ -92,4 +169,63 @@ pub fn remainder_pointer(regs: &UserRegs, call: u64) -> Option<u64> {
 pub fn call_in_code(code: &[u8; 7]) -> Option<u32> {
     let [0xb8, a, b, c, d, 0x0f, 0x05] = *code else { return None };
     Some(u32::from_le_bytes([a, b, c, d]))
+}
+
+/// The same, by the kernel function that the thread sleeps in (`/proc/TID/wchan`), where the code does not show it. The
+/// arguments are still in the registers.
+pub fn call_in_function(function: &[u8], regs: &UserRegs) -> Option<u32> {
+    // Clocks are small numbers, pointers are not.
+    let is_clock = regs.rdi < 4096;
+    // Taken up again, a wait has `_restart` in the name of its function.
+    let begins = |names: &[&str]| names.iter().any(|name| function.starts_with(name.as_bytes()));
+    let call = match () {
+        () if begins(&["hrtimer_nanosleep", "do_nanosleep"]) && is_clock => libc::SYS_clock_nanosleep,
+        () if begins(&["hrtimer_nanosleep", "do_nanosleep"]) => libc::SYS_nanosleep,
+        () if begins(&["futex_"]) => libc::SYS_futex,
+        // Of the calls that wait there only poll(2) leaves a restart block.
+        () if begins(&["poll_schedule_timeout", "do_poll", "do_sys_poll", "do_restart_poll"]) => libc::SYS_poll,
+        () => return None,
+    };
+    Some(call as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    fn interrupted(call: i64, ret: i64) -> UserRegs {
+        UserRegs { orig_rax: call as u64, rax: ret as u64, cs: 0x33, ..UserRegs::new_zeroed() }
+    }
+
+    #[test]
+    fn only_calls_that_a_stop_ends_are_made_again() {
+        let mut regs = interrupted(libc::SYS_epoll_wait, EINTR);
+        assert!(hide_stop(&mut regs));
+        assert_eq!((regs.rax as i64, regs.orig_rax as i64), (ERESTARTNOHAND, libc::SYS_epoll_wait));
+        assert!(!hide_stop(&mut interrupted(libc::SYS_epoll_wait, 1)));
+        assert!(!hide_stop(&mut interrupted(libc::SYS_close, EINTR)));
+        assert!(!hide_stop(&mut interrupted(-1, EINTR)), "user code that has -4 in this register");
+        assert!(hide_stop(&mut interrupted(libc::SYS_recvmmsg, ERESTARTSYS)));
+        assert!(!hide_stop(&mut interrupted(libc::SYS_recvfrom, ERESTARTSYS)), "no time-out");
+    }
+
+    #[test]
+    fn no_time_out_is_no_place() {
+        let mut regs = interrupted(libc::SYS_rt_sigtimedwait, EINTR);
+        assert_eq!(place(&mut regs), None);
+        regs.rdx = 0x1000;
+        assert_eq!(place(&mut regs), Some(Place::Timespec(&mut 0x1000)));
+    }
+
+    #[test]
+    fn a_sleep_is_told_by_its_function() {
+        let mut regs = interrupted(libc::SYS_restart_syscall, ERESTART_RESTARTBLOCK);
+        assert_eq!(call_in_function(b"hrtimer_nanosleep", &regs), Some(libc::SYS_clock_nanosleep as u32));
+        regs.rdi = 0x7fff_0000_0000;
+        assert_eq!(call_in_function(b"hrtimer_nanosleep_restar", &regs), Some(libc::SYS_nanosleep as u32));
+        assert_eq!(call_in_function(b"futex_do_wait", &regs), Some(libc::SYS_futex as u32));
+        assert_eq!(call_in_function(b"poll_schedule_timeout.constprop.0", &regs), Some(libc::SYS_poll as u32));
+        assert_eq!(call_in_function(b"pipe_read", &regs), None);
+    }
 }

@@ -5,23 +5,17 @@
 
 use crate::arch::{UserRegs, restart};
 use crate::image::task::Restart;
-use crate::trace::memory;
 use crate::trace::remote::Remote;
+use crate::trace::{memory, waits};
+use std::time::Duration;
 
 const NS_PER_MS: u64 = 1_000_000;
 
-/// How the wait of this thread, if it is in one, goes on elsewhere. Where the time-out is in a register of a call that is
-/// to be made again, the register gets what was left.
-pub fn collect(remote: &Remote, regs: &mut UserRegs) -> Restart {
-    if remote.rewound {
-        let call = regs.rax;
-        if let (Some(timeout), Some(slept)) = (restart::timeout_ms(regs, call), remote.slept_ns) {
-            // Negative and zero time-outs are no time-outs.
-            if (*timeout as i32) > 0 {
-                *timeout = u64::from(*timeout as u32).saturating_sub(slept / NS_PER_MS);
-            }
-        }
-        return Restart::None;
+/// How the wait of this thread goes on elsewhere, where its registers do not say it all.
+pub fn collect(remote: &Remote) -> Restart {
+    let regs = &remote.saved;
+    if let Some(remaining_ns) = waits::left_for_socket(remote, Duration::ZERO) {
+        return Restart::Socket { remaining_ns };
     }
     if regs.interrupted_call().is_none() || regs.rax as i64 != restart::ERESTART_RESTARTBLOCK {
         return Restart::None;
@@ -35,24 +29,24 @@ fn original_call(remote: &Remote, regs: &UserRegs) -> Option<u32> {
         return Some(regs.orig_rax as u32);
     }
     let mut code = [0; 7];
-    memory::read(remote.pid(), regs.rip - 7, &mut code).ok()?;
-    restart::call_in_code(&code)
+    let in_code = memory::read(remote.pid(), regs.rip - 7, &mut code).ok().and_then(|()| restart::call_in_code(&code));
+    let in_function = || {
+        let function = &remote.wait.function;
+        let len = function.iter().position(|b| *b == 0).unwrap_or(function.len());
+        restart::call_in_function(&function[..len], regs)
+    };
+    remote.wait.call.or(in_code).or_else(in_function)
 }
 
 fn remaining(remote: &Remote, regs: &UserRegs, call: u64) -> Option<u64> {
     let mut regs = *regs;
     if let Some(pointer) = restart::remainder_pointer(&regs, call) {
-        return timespec(remote, pointer);
+        return waits::time_at(remote.pid(), pointer, 1);
     }
-    let slept = remote.slept_ns.unwrap_or(0);
+    let slept = remote.wait.slept_ns.unwrap_or(0);
     if let Some(timeout) = restart::timeout_ms(&mut regs, call) {
         return u64::try_from(*timeout as i32).ok().map(|ms| (ms * NS_PER_MS).saturating_sub(slept));
     }
     let pointer = *restart::timeout_pointer(&mut regs, call)?;
-    timespec(remote, pointer).map(|timeout| timeout.saturating_sub(slept))
-}
-
-fn timespec(remote: &Remote, pointer: u64) -> Option<u64> {
-    let [s, ns] = memory::read_value::<[u64; 2]>(remote.pid(), pointer).ok()?;
-    s.checked_mul(1_000_000_000)?.checked_add(ns)
+    waits::time_at(remote.pid(), pointer, 1).map(|timeout| timeout.saturating_sub(slept))
 }

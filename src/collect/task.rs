@@ -182,8 +182,8 @@ fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result
     xstate.truncate(len);
     let rseq = remote.tracee().rseq()?;
     let pending = signals::pending(remote.tracee(), false)?;
-    let (mut saved, blocked) = (remote.saved, remote.saved_mask);
-    let restart = restart::collect(remote, &mut saved);
+    let (saved, blocked) = (remote.saved, remote.saved_mask);
+    let restart = restart::collect(remote);
     let dir = process.dir.thread(tid)?;
     let status = dir.status(&mut cx.buf)?;
     let seccomp = creds::seccomp(cx, at, n, &status)?;

@@ -168,6 +168,11 @@ pub enum Restart {
         /// What was left of a relative time-out, nanoseconds; `None` where there is none, or it is absolute.
         remaining_ns: Option<u64>,
     },
+    /// A call on a socket that has a time-out (`SO_RCVTIMEO`, `SO_SNDTIMEO`), which is made again.
+    Socket {
+        /// What was left of it, nanoseconds.
+        remaining_ns: u64,
+    },
 }
 
 /// `rseq(2)` as registered.

@@ -16,7 +16,7 @@ use std::time::Instant;
 pub struct Running {
     /// What has been achieved.
     pub outcome: Outcome,
-    root: Pid,
+    child: Pid,
 }
 
 /// Restores the tree.
@@ -57,7 +57,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     if options.dry_run {
         let mut outcome = Outcome::new(options.session.clone(), State::Ended, Where::Nowhere);
         outcome.notes.push("nothing stands in the way; nothing was started".into());
-        return Ok(Running { outcome, root: Pid(0) });
+        return Ok(Running { outcome, child: Pid(0) });
     }
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
@@ -69,7 +69,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     for warning in &restored.warnings {
         events.event(Event::Warning(warning.clone()));
     }
-    let root = restored.root();
+    let (root, child) = (restored.root(), restored.child());
     interrupt::check().map_err(|failure| failure.target(TargetState::NotStarted))?;
     if let Some(path) = &options.pidfile {
         std::fs::write(path, root.to_string()).map_err(|e| failed(&e))?;
@@ -79,20 +79,20 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let mut outcome = Outcome::new(options.session.clone(), state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
-    Ok(Running { outcome, root })
+    Ok(Running { outcome, child })
 }
 
 impl Running {
     /// Waits for the root: its exit code, or 128 + the signal that ended it.
     pub fn wait(&self) -> u8 {
-        exit_code(self.root)
+        exit_code(self.child)
     }
 }
 
-fn exit_code(root: Pid) -> u8 {
+fn exit_code(child: Pid) -> u8 {
     use crate::sys::wait::{Status, wait};
     loop {
-        match wait(root) {
+        match wait(child) {
             Ok(Status::Exited(code)) => return code as u8,
             Ok(Status::Killed(signal)) => return 128 + signal as u8,
             Ok(_) => {}

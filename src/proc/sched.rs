@@ -2,32 +2,46 @@
 
 use super::ProcDir;
 
-/// `se.exec_start`: the scheduler's clock when the thread last ran, nanoseconds. `None` where the file does not exist.
-pub fn parse(text: &[u8]) -> Option<u64> {
-    let line = text.split(|b| *b == b'\n').find(|l| l.starts_with(b"se.exec_start"))?;
-    let value = std::str::from_utf8(line.rsplit(|b| *b == b':').next()?).ok()?.trim();
+/// What the scheduler tells of a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastRun {
+    /// `se.exec_start`: the scheduler's clock when the thread last ran, nanoseconds.
+    pub at: u64,
+    /// `nr_voluntary_switches`: how often it has gone to sleep.
+    pub sleeps: u64,
+}
+
+/// `None` where the file does not exist, or says nothing of it.
+pub fn parse(text: &[u8]) -> Option<LastRun> {
+    let value = |key: &[u8]| {
+        let line = text.split(|b| *b == b'\n').find(|l| l.starts_with(key))?;
+        Some(std::str::from_utf8(line.rsplit(|b| *b == b':').next()?).ok()?.trim())
+    };
     // Milliseconds with six decimals.
-    let (ms, ns) = value.split_once('.')?;
+    let (ms, ns) = value(b"se.exec_start")?.split_once('.')?;
     let ns: u64 = if ns.len() == 6 { ns.parse().ok()? } else { return None };
-    ms.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(ns)
+    let at = ms.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(ns)?;
+    Some(LastRun { at, sleeps: value(b"nr_voluntary_switches")?.parse().ok()? })
 }
 
 impl ProcDir {
     /// When this thread last ran, on the scheduler's clock.
-    pub fn last_ran(&self, buf: &mut Vec<u8>) -> Option<u64> {
+    pub fn last_ran(&self, buf: &mut Vec<u8>) -> Option<LastRun> {
         parse(self.read_into("sched", buf).ok()?)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{LastRun, parse};
 
     #[test]
     fn milliseconds_with_six_decimals() {
-        let text = b"sh (1, #threads: 1)\n---\nse.exec_start          :       3763470.220694\nse.vruntime : 1.0\n";
-        assert_eq!(parse(text), Some(3_763_470_220_694));
-        assert_eq!(parse(b"se.exec_start : 1.5\n"), None);
+        let text =
+            b"sh (1, #threads: 1)\n---\nse.exec_start          :       3763470.220694\nnr_voluntary_switches :   7\n";
+        assert_eq!(parse(text), Some(LastRun { at: 3_763_470_220_694, sleeps: 7 }));
+        assert_eq!(parse(b"se.exec_start : 1.5\nnr_voluntary_switches : 7\n"), None);
+        assert_eq!(parse(b"se.exec_start : 1.500000\n"), None);
         assert_eq!(parse(b""), None);
     }
 
@@ -37,6 +51,7 @@ mod tests {
         let mut buf = Vec::new();
         let first = own.last_ran(&mut buf);
         std::thread::sleep(std::time::Duration::from_millis(5));
-        assert!(own.last_ran(&mut buf) >= first);
+        let at = |seen: Option<LastRun>| seen.map(|seen| seen.at);
+        assert!(at(own.last_ran(&mut buf)) >= at(first));
     }
 }

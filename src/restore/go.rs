@@ -6,12 +6,12 @@
 use super::skeleton::{Skeleton, Skeletons};
 use super::{Error, Result, restart, signals, timers};
 use crate::fault::{self, Point};
-use crate::image::task::{Registers, Task, TaskState, Thread};
+use crate::image::task::{Registers, Restart, Task, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
 use crate::sys::abi::UserRegs;
-use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
+use crate::trace::{Batch, group_stop, sleepers, socket_waits, waits};
 use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -50,9 +50,10 @@ fn release_all(model: &Model, skeletons: &mut Skeletons, leave_stopped: bool, re
             drop_scratch(id, skeletons)?;
         }
         let pid = skeletons.pid(id);
-        queue_stop(pid, signal(&model.tasks[*n]).unwrap_or(libc::SIGSTOP))?;
         released.push(pid.0);
-        release(id, skeletons)?;
+        if let Some(Skeleton { threads, .. }) = skeletons.tasks.remove(&id) {
+            group_stop::release(pid, threads, signal(&model.tasks[*n]).unwrap_or(libc::SIGSTOP))?;
+        }
         wait_until_stopped(pid)?;
         parent_knows(model, id, skeletons)?;
     }
@@ -73,6 +74,10 @@ fn release_all(model: &Model, skeletons: &mut Skeletons, leave_stopped: bool, re
         let pid = init.pid();
         released.push(pid.0);
         release_init(init, skeletons.scratch)?;
+    }
+    remember_waits(model, &rest, skeletons);
+    for n in &rest {
+        release_socket_waits(model, TaskId::from(*n), skeletons)?;
     }
     for (done, n) in rest.iter().enumerate() {
         if done == rest.len() / 2 {
@@ -138,6 +143,42 @@ fn ignore_trap(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<(
     Ok(())
 }
 
+/// For the next dump: since when the waits last that we have begun in the middle.
+fn remember_waits(model: &Model, tasks: &[usize], skeletons: &mut Skeletons) {
+    let root = skeletons.pid(TaskId(0));
+    let mut waits = Vec::new();
+    for n in tasks {
+        let remotes = &skeletons.task(TaskId::from(*n)).threads;
+        for (thread, remote) in model.tasks[*n].threads.iter().zip(remotes) {
+            let (call, left) = match thread.restart {
+                Restart::Block { call: Some(call), remaining_ns: Some(left) } => (call, left),
+                Restart::Socket { remaining_ns } => (remote.saved.orig_rax as u32, remaining_ns),
+                _ => continue,
+            };
+            waits.extend(waits::begun_elsewhere(remote, call, left));
+        }
+    }
+    sleepers::remember(root, waits.into_iter());
+}
+
+/// Those of its threads that wait for a socket with a time-out: while nobody else runs.
+fn release_socket_waits(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+    let left = |thread: &Thread| match thread.restart {
+        Restart::Socket { remaining_ns } => Some(remaining_ns),
+        _ => None,
+    };
+    let mut others = Vec::new();
+    let threads = std::mem::take(&mut skeletons.task(id).threads);
+    for (thread, remote) in model.tasks[id.at()].threads.iter().zip(threads) {
+        match left(thread) {
+            Some(left) => socket_waits::release(remote, left, Remote::release)?,
+            None => others.push(remote),
+        }
+    }
+    skeletons.task(id).threads = others;
+    Ok(())
+}
+
 fn release(id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
     let Some(Skeleton { threads, .. }) = skeletons.tasks.remove(&id) else { return Ok(()) };
     for thread in threads {
@@ -146,18 +187,11 @@ fn release(id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
     Ok(())
 }
 
-/// The signal that stops a process again: the one that did, unless the program would now handle, ignore or keep it.
+/// The signal that stops a process again: the one that did, unless the program would now handle or ignore it.
 fn stop_signal(model: &Model, task: &Task, signal: i32) -> i32 {
     let action = |sighand: crate::image::SighandId| model.sighands[sighand.at()].actions.get(signal as usize - 1);
     let default = task.sighand.and_then(action).is_some_and(|a| a.handler == libc::SIG_DFL as u64);
-    let blocked = task.threads.iter().all(|t| t.blocked & 1 << (signal - 1) != 0);
-    if default && !blocked { signal } else { libc::SIGSTOP }
-}
-
-fn queue_stop(pid: Pid, signal: i32) -> Result<()> {
-    let failed = |errno| Error::System { operation: "kill (stop)", object: format!("process {pid}"), errno };
-    let signal = nix::sys::signal::Signal::try_from(signal).map_err(failed)?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), signal).map_err(failed)
+    if default { signal } else { libc::SIGSTOP }
 }
 
 fn wait_until_stopped(pid: Pid) -> Result<()> {

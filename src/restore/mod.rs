@@ -207,6 +207,12 @@ impl Restored<'_> {
         self.skeletons.pid(TaskId(0))
     }
 
+    /// The child of ours whose end tells how the root has ended: the root, or process 1 of its new PID namespace, which ends
+    /// as the root does (128 + N after signal N).
+    pub fn child(&self) -> Pid {
+        self.skeletons.init.as_ref().map_or_else(|| self.root(), trace::remote::Remote::pid)
+    }
+
     /// Process ids of all tasks as we see them, in the order of the model.
     pub fn pids(&self) -> Vec<Pid> {
         (0..self.model.tasks.len()).map(|n| self.skeletons.pid(TaskId::from(n))).collect()

@@ -5,11 +5,14 @@
 //! "restart me", then refer to it (kernel.md 1).
 
 use super::Result;
-use crate::arch::restart::{ERESTART_RESTARTBLOCK, make_again, timeout_ms, timeout_pointer};
+use crate::arch::restart::{
+    ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS, make_again, timeout_ms, timeout_pointer,
+};
 use crate::image::task::{Restart, Task};
 use crate::sys::stub;
 use crate::trace::memory;
 use crate::trace::remote::{Remote, Scratch};
+use crate::trace::waits::seconds_and;
 
 const EINTR: i64 = -4;
 
@@ -34,25 +37,21 @@ fn wait_again(remote: &mut Remote, scratch: Scratch, call: u64, remaining_ns: Op
         if let Some(timeout) = timeout_ms(&mut regs, call) {
             *timeout = ns.div_ceil(1_000_000);
         } else if let Some(pointer) = timeout_pointer(&mut regs, call) {
-            memory::write(remote.pid(), scratch.data, &ns_to_timespec(ns))?;
+            memory::write(remote.pid(), scratch.data, &seconds_and(ns, 1))?;
             *pointer = scratch.data;
         }
     }
     regs.rip = scratch.code + stub::stub().syscall;
     regs.rax = call;
     regs.orig_rax = u64::MAX;
-    if remote.run_interrupted(&regs)? as i64 == ERESTART_RESTARTBLOCK {
-        remote.saved.rax = ERESTART_RESTARTBLOCK as u64;
-    } else {
-        // It did not wait: what it waited for has come, or the time was up. Made again, the program sees the same.
-        make_again(&mut remote.saved, call);
+    match remote.run_interrupted(&regs)? as i64 {
+        ERESTART_RESTARTBLOCK => remote.saved.rax = ERESTART_RESTARTBLOCK as u64,
+        ERESTARTNOHAND..=ERESTARTSYS => make_again(&mut remote.saved, call),
+        // It did not wait: what it waited for has come, or the time was up.
+        result => {
+            remote.saved.rax = result as u64;
+            remote.saved.orig_rax = u64::MAX;
+        }
     }
     Ok(())
-}
-
-fn ns_to_timespec(ns: u64) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&(ns / 1_000_000_000).to_ne_bytes());
-    bytes[8..].copy_from_slice(&(ns % 1_000_000_000).to_ne_bytes());
-    bytes
 }

@@ -1,9 +1,8 @@
 //! Stopping a whole tree, to a fixpoint: no thread and no child is missed however fast they come and go.
 
 use super::remote::{Remote, Scratch, vdso_syscall};
-use super::sleepers;
 use super::stopping::{self, Stopping};
-use super::{Error, Result};
+use super::{Error, Result, sleepers, socket_waits, waits};
 use crate::image::Pid;
 use crate::proc::ProcDir;
 use crate::sys::Errno;
@@ -61,14 +60,16 @@ impl Frozen {
     /// # Errors
     /// [`Error::DoesNotStop`] after [`ATTEMPTS`]; a task that another program traces; the tree runs then.
     pub fn tree(root: Pid) -> Result<Self> {
-        let slept = sleepers::look(root);
         let mut attempt = 1;
         loop {
+            let slept = sleepers::look(root);
             let mut frozen = Self { processes: Vec::new(), since: Instant::now() };
             match frozen.stop_all(root) {
                 Ok(()) => {
-                    for thread in frozen.processes.iter_mut().flat_map(|p| &mut p.threads) {
-                        thread.slept_ns = slept.get(&thread.pid()).copied();
+                    for process in &mut frozen.processes {
+                        for thread in &mut process.threads {
+                            waits::interrupted(thread, &process.dir, slept.get(&thread.pid()));
+                        }
                     }
                     return Ok(frozen);
                 }
@@ -147,16 +148,24 @@ impl Frozen {
     }
 
     fn thaw_all(&mut self) -> Result<()> {
-        let threads = self.processes.iter().flat_map(|p| &p.threads);
-        let slept = threads.filter_map(|t| t.slept_ns.map(|ns| (t.pid(), ns)));
-        sleepers::remember(slept, self.since);
         let mut first = Ok(());
+        for thread in self.processes.iter_mut().flat_map(|p| &mut p.threads).filter(|t| !t.is_dead()) {
+            first = first.and(waits::take_up(thread, self.since.elapsed()));
+        }
         for process in &mut self.processes {
             first = first.and(process.give_trap_action_back());
         }
         // The owner of a scratch area removes it while everybody who shares it is still stopped.
         for process in &mut self.processes {
             first = first.and(process.remove_scratch());
+        }
+        if let Some(root) = self.processes.first().map(|root| root.pid) {
+            let stopped = self.since.elapsed();
+            let threads = self.processes.iter().flat_map(|p| &p.threads).filter(|t| !t.is_dead());
+            sleepers::remember(root, threads.filter_map(|t| waits::to_remember(t, stopped)));
+        }
+        for process in &mut self.processes {
+            first = first.and(process.release_socket_waits(self.since));
         }
         for process in self.processes.drain(..) {
             first = first.and(process.release());
@@ -247,6 +256,22 @@ impl FrozenProcess {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Those of its threads that wait for a socket with a time-out: while all others are stopped.
+    fn release_socket_waits(&mut self, since: Instant) -> Result<()> {
+        let waits = |thread: &mut Remote| waits::left_for_socket(thread, since.elapsed()).is_some();
+        let waiting: Vec<Remote> = self.threads.extract_if(.., waits).collect();
+        for thread in waiting {
+            let left = waits::left_for_socket(&thread, since.elapsed()).unwrap_or(0);
+            let held = std::mem::take(&mut self.held);
+            let release = |thread: Remote| if held { thread.release_held() } else { thread.release() };
+            match socket_waits::release(thread, left, release) {
+                Err(Error::Died { .. }) => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn release(self) -> Result<()> {

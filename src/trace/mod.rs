@@ -8,12 +8,15 @@ pub mod batch;
 pub mod calls;
 pub mod fill;
 pub mod freeze;
+pub mod group_stop;
 pub mod memory;
 pub mod pages;
 pub mod remote;
 pub mod sleepers;
+pub mod socket_waits;
 mod stopping;
 pub mod task;
+pub mod waits;
 
 pub use batch::{Arg, Batch, Ref, Results};
 pub use task::{Running, Stopped, Tracee};

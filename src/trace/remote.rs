@@ -1,6 +1,7 @@
 //! System calls inside a stopped task, through a scratch area in its address space.
 
 use super::batch::{Batch, Results};
+use super::waits::Wait;
 use super::{Error, Result, Stopped, Tracee, memory};
 use crate::arch::{self, UserRegs};
 use crate::image::Pid;
@@ -35,10 +36,8 @@ pub struct Remote {
     /// Blocked signals as they were.
     pub saved_mask: u64,
     lent: bool,
-    /// A call that would have reported `EINTR` because of our stop is about to be made again.
-    pub rewound: bool,
-    /// How long it had slept when it was stopped, nanoseconds, where that is known.
-    pub slept_ns: Option<u64>,
+    /// The wait that our stop has interrupted.
+    pub wait: Wait,
     /// Signals that arrived while it worked for us, to be delivered at the end.
     pub late_signals: Vec<i32>,
     /// The newest child that the kernel attached for us (`TRACE_FORK` and the like).
@@ -62,8 +61,7 @@ impl Remote {
             saved,
             saved_mask,
             lent: false,
-            rewound: false,
-            slept_ns: None,
+            wait: Wait::default(),
             late_signals: Vec::new(),
             last_child: None,
         })
@@ -99,6 +97,31 @@ impl Remote {
             self.tracee().set_sigmask(self.saved_mask)?;
         }
         Ok(())
+    }
+
+    /// Lends it with these signals blocked.
+    pub(super) fn block(&mut self, mask: u64) -> Result<()> {
+        self.lent = true;
+        self.tracee().set_sigmask(mask)
+    }
+
+    /// Lets it go on, without a signal, to the stop that is wanted.
+    pub(super) fn until(&mut self, wanted: impl Fn(Status) -> bool) -> Result<()> {
+        // Stops that were asked for before may come first, a few at most.
+        for _ in 0..8 {
+            if wanted(self.deliver(0)?) {
+                return Ok(());
+            }
+        }
+        Err(Error::OddStop { pid: self.pid, what: "into its stop", status: "others, again and again".to_owned() })
+    }
+
+    /// Lets it go on with a signal, to its next stop.
+    pub(super) fn deliver(&mut self, signal: i32) -> Result<Status> {
+        let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
+        let (tracee, status) = tracee.cont(signal)?.wait()?;
+        self.tracee = Some(tracee);
+        Ok(status)
     }
 
     /// Ends the loan and the tracing: the thread goes on, with the signals that came meanwhile.

@@ -1,37 +1,75 @@
 //! For how long threads have been asleep, which only the time before a stop can tell: a stop is a wake-up.
 //!
-//! A dump may stop a tree more than once (to arm dirty tracking, then for good). The kernel takes a wait up again after a
-//! stop without a trace of when it had begun, so what was known at one stop is kept for the next: a thread that has not
-//! run since it was let go is still in the same wait.
+//! A tree may be stopped more than once: by one dump (to arm dirty tracking, then for good), or by one dump after another.
+//! The kernel takes a wait up again after a stop without a trace of when it had begun, so what was known at one stop is
+//! kept for the next, also for that of another program, in the run-time directory: a thread that has not gone to sleep
+//! again since is still in the same wait.
 
 use crate::image::Pid;
 use crate::proc::ProcDir;
+use crate::proc::sched::LastRun;
+use crate::proc::stat::Stat;
 use crate::sys::sched;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, Instant};
-
-/// A thread runs this long after it was let go at most before it is asleep again in the wait it was in: generous, for a
-/// busy machine.
-const RESUMES: Duration = Duration::from_millis(20);
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// What was known at the last stop.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Earlier {
-    /// When the wait began.
-    began: Instant,
-    /// When the thread was let go.
-    released: Instant,
+    /// When the thread was made (`/proc/TID/stat`): its id may be another's by now.
+    start_time: u64,
+    /// How often it has gone to sleep once it is in its wait again.
+    sleeps: u64,
+    /// When the wait began, nanoseconds of `CLOCK_MONOTONIC`.
+    began: u64,
+    /// The call it waits in, where that is not to be seen any more (`restart_syscall`).
+    call: Option<u32>,
 }
+
+/// What is known of a thread before it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asleep {
+    /// For how long it has been, nanoseconds.
+    pub ns: u64,
+    /// How often it had gone to sleep: only if that is still so at the stop is it the same wait.
+    pub sleeps: u64,
+    /// The call it was in at the last stop, if it is still in it.
+    pub call: Option<u32>,
+    /// The kernel function that it sleeps in.
+    pub function: Function,
+}
+
+/// A wait that a thread is about to take up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TakenUp {
+    /// Thread.
+    pub tid: Pid,
+    /// How long the wait has lasted so far, nanoseconds.
+    pub slept_ns: u64,
+    /// Its call.
+    pub call: Option<u32>,
+}
+
+/// Name of a kernel function, as much of it as is needed to tell one from another.
+pub type Function = [u8; 24];
 
 thread_local! {
     /// Of the trees that this thread traces (ptrace belongs to a thread, so nobody else could use it).
     static EARLIER: RefCell<HashMap<Pid, Earlier>> = RefCell::default();
 }
 
-/// Looks at every thread of a tree: nanoseconds asleep so far. Called before anybody is stopped.
-pub fn look(root: Pid) -> HashMap<Pid, u64> {
-    let mut last_ran: Vec<(Pid, i32, u64)> = Vec::new();
+static KEPT_IN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the run-time directory, in which what is known outlasts this program. Without it nothing does.
+pub fn keep_in(run: PathBuf) {
+    let _ = KEPT_IN.set(run);
+}
+
+/// Looks at every thread of a tree. Called before anybody is stopped.
+pub fn look(root: Pid) -> HashMap<Pid, Asleep> {
+    let mut last_ran: Vec<(Pid, Stat, LastRun, Function)> = Vec::new();
     let mut buf = Vec::new();
     let mut queue = vec![root];
     while let Some(pid) = queue.pop() {
@@ -39,46 +77,120 @@ pub fn look(root: Pid) -> HashMap<Pid, u64> {
         for tid in dir.tasks().unwrap_or_default() {
             let Ok(thread) = dir.thread(tid) else { continue };
             if let (Some(then), Ok(stat)) = (thread.last_ran(&mut buf), thread.stat(&mut buf)) {
-                last_ran.push((tid, stat.processor, then));
+                last_ran.push((tid, stat, then, function(&thread, &mut buf)));
             }
         }
         queue.extend(dir.children_of_all_threads(&mut buf).unwrap_or_default());
     }
-    let clocks = clocks(last_ran.iter().map(|(_, cpu, _)| *cpu).collect());
-    EARLIER.with_borrow(|earlier| {
-        let now = Instant::now();
-        last_ran
-            .iter()
-            .filter_map(|(tid, cpu, then)| {
-                let asleep = Duration::from_nanos(clocks.get(cpu)?.saturating_sub(*then));
-                Some((*tid, whole_wait(asleep, now, earlier.get(tid)).as_nanos() as u64))
-            })
-            .collect()
-    })
+    let clocks = clocks(last_ran.iter().map(|(_, stat, ..)| stat.processor).collect());
+    let now = now();
+    let earlier = EARLIER.with_borrow(|known| if known.is_empty() { load(root) } else { known.clone() });
+    last_ran
+        .iter()
+        .filter_map(|(tid, stat, then, function)| {
+            let asleep = clocks.get(&stat.processor)?.saturating_sub(then.at);
+            let same = earlier.get(tid).filter(|e| e.start_time == stat.starttime && e.sleeps == then.sleeps);
+            let whole = same.and_then(|e| now.checked_sub(e.began)).map_or(asleep, |whole| whole.max(asleep));
+            let call = same.and_then(|e| e.call);
+            Some((*tid, Asleep { ns: whole, sleeps: then.sleeps, call, function: *function }))
+        })
+        .collect()
 }
 
-/// How long the wait lasts in which a thread has now been asleep for this long.
-fn whole_wait(asleep: Duration, now: Instant, earlier: Option<&Earlier>) -> Duration {
-    match earlier {
-        Some(e) if asleep + RESUMES >= now.saturating_duration_since(e.released) => {
-            now.saturating_duration_since(e.began)
+fn now() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
+/// The kernel function that a thread sleeps in; zeros where it does not, or that may not be seen.
+fn function(thread: &ProcDir, buf: &mut Vec<u8>) -> Function {
+    let mut name = Function::default();
+    if let Ok(text) = thread.read_into("wchan", buf) {
+        let len = text.len().min(name.len());
+        name[..len].copy_from_slice(&text[..len]);
+    }
+    name
+}
+
+/// Keeps what is known of threads of this tree that are about to be let go and have nothing more to do for us.
+pub fn remember(root: Pid, waits: impl Iterator<Item = TakenUp>) {
+    let (now, mut buf) = (now(), Vec::new());
+    let mut known = HashMap::new();
+    for wait in waits {
+        let Ok(thread) = ProcDir::open(wait.tid) else { continue };
+        if let (Some(last), Ok(stat)) = (thread.last_ran(&mut buf), thread.stat(&mut buf)) {
+            let began = now.saturating_sub(wait.slept_ns);
+            // It is stopped, for which it went to sleep; the next time is that in its wait.
+            let earlier = Earlier { start_time: stat.starttime, sleeps: last.sleeps + 1, began, call: wait.call };
+            known.insert(wait.tid, earlier);
         }
-        _ => asleep,
+    }
+    if let Err(e) = keep(root, &known) {
+        tracing::info!("the next dump will not know since when process {root} waits: {e}");
+    }
+    EARLIER.set(known);
+}
+
+/// Most that is read of such a file: as many threads as one tree can have, and more.
+const KEPT_MAX: u64 = 4 << 20;
+const KEPT_PREFIX: &str = "waits-";
+
+fn keep(root: Pid, known: &HashMap<Pid, Earlier>) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let Some(dir) = KEPT_IN.get() else { return Ok(()) };
+    let path = dir.join(format!("{KEPT_PREFIX}{root}"));
+    if known.is_empty() {
+        let _ = std::fs::remove_file(path);
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    forget_the_dead(dir);
+    std::fs::write(path, to_text(known))
+}
+
+/// Removes the files of trees that are gone.
+fn forget_the_dead(dir: &std::path::Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let root = name.to_str().and_then(|n| n.strip_prefix(KEPT_PREFIX)).and_then(|n| n.parse::<i32>().ok());
+        if root.is_some_and(|root| ProcDir::open(Pid(root)).is_err()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 
-/// Keeps what is known of threads that are about to be let go: (thread, nanoseconds asleep when it was stopped).
-/// `stopped` is when that was.
-pub fn remember(threads: impl Iterator<Item = (Pid, u64)>, stopped: Instant) {
-    let released = Instant::now();
-    EARLIER.with_borrow_mut(|earlier| {
-        earlier.clear();
-        for (tid, slept) in threads {
-            if let Some(began) = stopped.checked_sub(Duration::from_nanos(slept)) {
-                earlier.insert(tid, Earlier { began, released });
-            }
-        }
-    });
+fn load(root: Pid) -> HashMap<Pid, Earlier> {
+    use std::io::Read;
+    let Some(dir) = KEPT_IN.get() else { return HashMap::new() };
+    let mut text = String::new();
+    let file = std::fs::File::open(dir.join(format!("{KEPT_PREFIX}{root}")));
+    if file.and_then(|file| file.take(KEPT_MAX).read_to_string(&mut text)).is_err() {
+        return HashMap::new();
+    }
+    from_text(&text)
+}
+
+/// A line for each thread: its id, when it was made, how often it will have slept, since when it waits, its call or -1.
+fn to_text(known: &HashMap<Pid, Earlier>) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for (tid, e) in known {
+        let call = e.call.map_or(-1, i64::from);
+        let _ = writeln!(text, "{tid} {} {} {} {call}", e.start_time, e.sleeps, e.began);
+    }
+    text
+}
+
+/// Lines that make no sense are passed over: what is not known costs no more than a wait that ends late.
+fn from_text(text: &str) -> HashMap<Pid, Earlier> {
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [tid, start_time, sleeps, began, call] = words.try_into().ok()?;
+        let call = u32::try_from(call.parse::<i64>().ok()?).ok();
+        let [start_time, sleeps, began] = [start_time.parse().ok()?, sleeps.parse().ok()?, began.parse().ok()?];
+        Some((Pid(tid.parse().ok()?), Earlier { start_time, sleeps, began, call }))
+    };
+    text.lines().filter_map(line).collect()
 }
 
 /// The scheduler's clock of each of these processors, now. They differ: time that a hypervisor took is not counted. Only
@@ -94,7 +206,7 @@ fn clocks(processors: BTreeSet<i32>) -> HashMap<i32, u64> {
         mask[processor as usize / 8] |= 1 << (processor % 8);
         if sched::set_affinity(own, &mask).is_ok() {
             std::thread::yield_now();
-            clocks.extend(dir.last_ran(&mut buf).map(|now| (processor, now)));
+            clocks.extend(dir.last_ran(&mut buf).map(|now| (processor, now.at)));
         }
     }
     if let Err(e) = sched::set_affinity(own, &home) {
@@ -108,14 +220,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_has_not_run_since_is_in_the_same_wait() {
-        let ms = Duration::from_millis;
-        let began = Instant::now();
-        let earlier = Earlier { began, released: began + ms(500) };
-        let now = began + ms(800);
-        assert_eq!(whole_wait(ms(299), now, Some(&earlier)), ms(800));
-        assert_eq!(whole_wait(ms(100), now, Some(&earlier)), ms(100));
-        assert_eq!(whole_wait(ms(7), now, None), ms(7));
+    fn what_is_kept_comes_back() {
+        let earlier = |call| Earlier { start_time: 5, sleeps: 6, began: 7_000_000_000, call };
+        let known = HashMap::from([(Pid(1), earlier(None)), (Pid(2), earlier(Some(202)))]);
+        assert_eq!(from_text(&to_text(&known)), known);
+        assert_eq!(from_text("1 2 3\n1 2 3 4 x\n\n9 1 1 1 -1 1\n").len(), 0);
     }
 
     #[test]

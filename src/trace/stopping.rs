@@ -2,8 +2,7 @@
 
 use super::freeze::{DEADLINE, FrozenProcess};
 use super::remote::Remote;
-use super::{Error, Result, Running, Stopped, Tracee, memory};
-use crate::arch::restart;
+use super::{Error, Result, Running, Stopped, Tracee, memory, waits};
 use crate::image::Pid;
 use crate::proc::ProcDir;
 use crate::sys::abi::RseqCs;
@@ -155,18 +154,12 @@ impl Stopping {
         }
         let mut remote = Remote::new(tracee)?;
         leave_rseq_section(&mut remote)?;
-        if remote.saved.rax as i64 == -4 {
-            let deliverable = self.deliverable(remote.pid())?;
-            remote.rewound = restart::hide_stop(&mut remote.saved, deliverable);
-            remote.tracee().set_regs(&remote.saved)?;
+        // Who was stopped before we came will see what that stop has done.
+        if !matches!(status, Status::EventStop(signal) if signal != libc::SIGTRAP) {
+            waits::hide_stop(&mut remote)?;
         }
         self.process.threads.push(remote);
         Ok(None)
-    }
-
-    fn deliverable(&self, tid: Pid) -> Result<bool> {
-        let status = self.process.dir.thread(tid)?.status(&mut Vec::new())?;
-        Ok((status.sig_pnd | status.shd_pnd) & !status.sig_blk != 0)
     }
 
     fn does_not_stop(&self, tid: Pid) -> Error {

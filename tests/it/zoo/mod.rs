@@ -15,8 +15,11 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
     let plain = Scenario { fixture, case, ignore: &[], allow: "", busy: false };
     match (fixture, case) {
         // They spin, or sleep for a time that is measured: nobody may look at them for long.
-        ("processor", _) => Scenario { busy: true, ..plain },
         ("threads", "in_vfork") => Scenario { busy: true, ignore: CHILD_ENDED, ..plain },
+        ("waits", "in_recv" | "in_send" | "in_accept_with_time_out") | ("wakes", "in_accept" | "in_read_of_socket") => {
+            Scenario { ignore: SOCKETS, busy: true, ..plain }
+        }
+        ("processor" | "waits" | "wakes", _) => Scenario { busy: true, ..plain },
         ("tree", "zombies" | "zombie_leads_session" | "adopted_from_zombie") => {
             Scenario { allow: ZOMBIES, ignore: CORE_LIMIT, ..plain }
         }
@@ -40,6 +43,11 @@ const DESCRIPTORS: &[(&str, &str)] = &[
     ("ghosts[*].path.inode", "a deleted file is made anew"),
     ("pipes[*].fifo.inode", "a deleted FIFO is made anew"),
     ("ghosts[*].path.path", "its name may be another file's by now, or its directory gone"),
+];
+
+const SOCKETS: &[(&str, &str)] = &[
+    ("unix_sockets[*].inode", "a socket is made anew"),
+    ("unix_sockets[*].peer_creds.pid", "a socket is made anew, by another process"),
 ];
 
 const LINKED: &[(&str, &str)] = &[
@@ -138,7 +146,7 @@ macro_rules! zoo {
 macro_rules! timed {
     ($name:ident = $fixture:ident: $($case:ident)*) => {
         mod $name {
-            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once);)*
+            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, later = Later);)*
         }
     };
 }
@@ -150,13 +158,21 @@ zoo!(threads: few five_hundred synchronised robust_list own_tables own_attribute
 zoo!(identity: names unprivileged mixed_ids capabilities securebits no_new_privs not_dumpable parent_death_signal limits
     scheduling oom personalities places changed_root seccomp_filter seccomp_several seccomp_per_thread
     seccomp_synchronised seccomp_strict);
-zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso rseq_registered rseq_critical
-    in_read in_futex_for_ever in_wait4 in_pause in_sigsuspend in_epoll_for_ever in_poll_for_ever in_sigwait in_accept);
+zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso rseq_registered rseq_critical);
+zoo!(wakes: in_read in_futex_for_ever in_wait4 in_pause in_sigsuspend in_epoll_for_ever in_poll_for_ever in_sigwait
+    in_accept in_read_of_socket in_read_of_eventfd in_write in_waitid in_flock in_posix_lock
+    in_ofd_lock in_msgrcv in_semop in_masked_ppoll in_masked_pselect in_masked_epoll in_interrupted_epoll
+    in_restarting_handler in_interrupting_handler);
 mod outer {
     row!(tree, outer_session, dumped = LeaveRunning, new_pids = NewPids);
 }
-timed!(sleeps = processor: in_nanosleep in_clock_nanosleep in_absolute_sleep in_poll in_empty_poll in_ppoll in_select
-    in_pselect in_epoll in_futex in_absolute_futex in_sigtimedwait in_recv in_semtimedop);
+timed!(sleeps = waits: in_nanosleep in_clock_nanosleep in_absolute_sleep in_absolute_boottime in_realtime_sleep
+    in_absolute_realtime in_nanosleep_with_remainder in_poll in_poll_by_number in_empty_poll in_ppoll in_select in_pselect
+    in_epoll in_futex
+    in_absolute_futex in_sigtimedwait in_recv in_semtimedop in_epoll_pwait2 in_ppoll_of_constant in_pselect_of_constant
+    in_select_of_constant in_one_epoll_after_another in_futex_waitv in_lock_pi in_condition in_send
+    in_accept_with_time_out in_clock_ahead in_clock_behind in_futex_of_clock_ahead in_futex_of_clock_behind
+    in_poll_of_clock_ahead);
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
     huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
     large);

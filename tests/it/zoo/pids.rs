@@ -46,3 +46,38 @@ fn auto_takes_a_namespace_and_says_so() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(original), nix::sys::signal::SIGKILL).expect("it is ours");
     run.verify().expect("it sees the same numbers");
 }
+
+/// Restores in the foreground a target that ends at once: what the command ends with.
+fn foreground(case: &'static str, pids: &str) -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED a restore in the foreground: needs root");
+        return None;
+    }
+    let scenario = Scenario { case, ..TARGET };
+    let fixture = compiled(scenario.fixture).expect("gcc is there");
+    let run = Run::start(&scenario, &fixture);
+    run.ready().expect("it sets up");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    run.dump(run.pid(), 0, &[]).expect("it can be saved");
+    std::fs::write(run.dir.path().join("go"), "").expect("it is ours");
+    let args = ["restore", "--pids", pids, "-D"].map(str::to_owned).into_iter();
+    let image = run.image(0).display().to_string();
+    let ended = run.migrate(&args.chain([image]).collect::<Vec<_>>(), &[]);
+    Some(ended.expect_err("neither of them ends with 0"))
+}
+
+#[test]
+fn in_the_foreground_a_restore_ends_as_the_root_exits() {
+    for pids in ["same", "new"] {
+        let Some(ended) = foreground("exits_with_7", pids) else { return };
+        assert!(ended.starts_with("exit status: 7:"), "{pids}: {ended}");
+    }
+}
+
+#[test]
+fn in_the_foreground_a_signal_that_ends_the_root_is_told() {
+    for pids in ["same", "new"] {
+        let Some(ended) = foreground("killed_by_term", pids) else { return };
+        assert!(ended.starts_with("exit status: 143:"), "{pids}: {ended}");
+    }
+}
