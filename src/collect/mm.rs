@@ -1,7 +1,7 @@
 //! Address spaces: layout, mappings and their attributes.
 
 use super::{Cx, Error, Result, ShmemSource, ns, pkeys, sysv, task::path_ref};
-use crate::blocker::codes;
+use crate::blocker::{Blocker, codes};
 use crate::image::fd::PathRef;
 use crate::image::mm::{Advice, Backing, Layout, Mm, Shmem, ShmemKind, VdsoBlock, Vma};
 use crate::image::{Bytes, NsId, ShmemId};
@@ -101,6 +101,7 @@ pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Result
     let mnt = ns::of_task(cx, at)?.mnt;
     let exe = path_ref(&cx.frozen.processes[at].dir, "exe", mnt)?;
     let vmas = vmas(cx, at, mappings, mnt)?;
+    refuse_torn_vdso(cx, at, mappings);
     let scratch = cx.frozen.processes[at].scratch;
     let pkeys = scratch.map_or(Ok(0), |scratch| pkeys::in_use(cx, at, &vmas, &scratch))?;
     let mm = Mm {
@@ -120,6 +121,19 @@ pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Result
     cx.model.mms.push(mm);
     cx.sources.mms.push(cx.frozen.processes[at].pid);
     Ok(())
+}
+
+/// The kernel makes its block in one piece; a program can move each part of it (mremap(2)).
+fn refuse_torn_vdso(cx: &mut Cx<'_>, at: usize, mappings: &Mappings) {
+    let special = |m: &&Flagged| matches!(m.mapping.special(), Some(Special::Vdso | Special::Vvar));
+    let parts: Vec<_> = mappings.iter().filter(special).collect();
+    let in_one = parts.windows(2).all(|pair| pair[0].mapping.end == pair[1].mapping.start);
+    let whole = parts.is_empty() || parts.last().is_some_and(|m| m.mapping.special() == Some(Special::Vdso));
+    if !(in_one && whole) {
+        let object = format!("pid {} [vdso]", cx.frozen.processes[at].pid);
+        let reason = "parts of the kernel's block were moved or unmapped";
+        cx.blockers.push(Blocker::new(codes::MEMORY_UNKNOWN, object).because(reason));
+    }
 }
 
 fn vdso_block(mappings: &Mappings) -> Option<VdsoBlock> {

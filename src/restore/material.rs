@@ -3,8 +3,9 @@
 
 use super::{Error, Options, Result, fd, sysv::Segments};
 use crate::image::fd::PathRef;
-use crate::image::mm::{Backing, Shmem, ShmemKind};
+use crate::image::mm::{Backing, Shmem, ShmemKind, Vma};
 use crate::image::{Model, ShmemId};
+use crate::sys::openat2::reopen;
 use crate::sys::{Errno, memory};
 use crate::trace::pages::TargetPages;
 use std::collections::HashMap;
@@ -15,6 +16,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 pub struct Material {
     files: HashMap<(Vec<u8>, u32), OwnedFd>,
     shmems: Vec<OwnedFd>,
+    /// The same objects, open for reading alone: what is mapped through these cannot be made writable.
+    readers: HashMap<ShmemId, OwnedFd>,
     ghosts: Vec<Option<OwnedFd>>,
     /// System V shared memory.
     pub segments: Segments,
@@ -30,8 +33,8 @@ pub fn prepare(model: &Model, options: &Options, warnings: &mut Vec<String>) -> 
     let (hub, hub_inside) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| Error::System { operation: "socketpair", object: "the hub".to_owned(), errno })?;
     let (segments, mut segment_files) = Segments::make(model, warnings)?;
-    let (files, shmems, ghosts) = (HashMap::new(), Vec::new(), Vec::new());
-    let mut material = Material { files, shmems, ghosts, segments, hub, hub_inside };
+    let (files, shmems, ghosts, readers) = (HashMap::new(), Vec::new(), Vec::new(), HashMap::new());
+    let mut material = Material { files, shmems, readers, ghosts, segments, hub, hub_inside };
     for (n, shmem) in model.shmems.iter().enumerate() {
         let file = match segment_files.remove(&ShmemId::from(n)) {
             Some(file) => file,
@@ -45,6 +48,12 @@ pub fn prepare(model: &Model, options: &Options, warnings: &mut Vec<String>) -> 
         for vma in &mm.vmas {
             match &vma.backing {
                 Backing::File { path, flags } => material.open(path, *flags, options)?,
+                Backing::Shmem(id) if only_reads(model, *id, vma) && !material.readers.contains_key(id) => {
+                    let reader = reopen(&material.shmems[id.at()], libc::O_RDONLY as u32).map_err(|errno| {
+                        Error::System { operation: "open", object: "shared memory".to_owned(), errno }
+                    })?;
+                    material.readers.insert(*id, reader);
+                }
                 Backing::Device(path) => {
                     let flags = if vma.shared && vma.may_write { libc::O_RDWR } else { libc::O_RDONLY };
                     material.open(path, flags as u32, options)?;
@@ -82,9 +91,10 @@ impl Material {
         if own.ok() == wanted { -1 } else { fd }
     }
 
-    /// Number of a shared memory object.
-    pub fn shmem(&self, id: ShmemId) -> RawFd {
-        self.shmems[id.at()].as_raw_fd()
+    /// Number of a shared memory object, for a mapping of it.
+    pub fn shmem(&self, id: ShmemId, vma: &Vma) -> RawFd {
+        let reader = self.readers.get(&id).filter(|_| vma.shared && !vma.may_write);
+        reader.unwrap_or(&self.shmems[id.at()]).as_raw_fd()
     }
 
     /// A shared memory object.
@@ -113,6 +123,14 @@ impl Material {
         })?;
         Ok(TargetPages::new(Vec::new(), shmems))
     }
+}
+
+/// Is this a shared mapping made through a descriptor that could only read? What is sealed against writing cannot be written
+/// through any.
+fn only_reads(model: &Model, id: ShmemId, vma: &Vma) -> bool {
+    let sealed =
+        matches!(model.shmems[id.at()].kind, ShmemKind::Memfd { seals, .. } if seals & fd::shmem::SEAL_WRITE != 0);
+    vma.shared && !vma.may_write && !sealed
 }
 
 fn make_shmem(shmem: &Shmem) -> Result<OwnedFd> {

@@ -61,7 +61,7 @@ pub(super) fn map(batch: &mut Batch, vma: &Vma, material: &Material) {
         }
         // Attached before.
         Backing::Shmem(id) if material.segments.get(*id).is_some() => return,
-        Backing::Shmem(id) => (0, material.shmem(*id)),
+        Backing::Shmem(id) => (0, material.shmem(*id, vma)),
         Backing::File { path, flags } => (0, material.file(path, *flags)),
         Backing::Ghost(id) => (0, material.ghost(*id)),
         Backing::Device(path) => {

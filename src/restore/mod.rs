@@ -144,6 +144,7 @@ pub fn build<'m>(
     let mut material = material::prepare(model, options, &mut warnings)?;
     fault::at(Point::RestoreMaterial)?;
     load_shared(pages, &material, options)?;
+    fd::shmem::seal_first(model, &material)?;
     let loader = cow::Loader { pages, material: &material, options, progress };
     let mut skeletons = skeleton::make(model, &plan, &loader, options, &mut warnings)?;
     fault::at(Point::RestoreSkeletons)?;

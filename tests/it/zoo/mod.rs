@@ -176,6 +176,7 @@ timed!(sleeps = waits: in_nanosleep in_clock_nanosleep in_absolute_sleep in_abso
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
     huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
     large);
+zoo!(mappings: huge_pages past_the_end sparse seals shared_for_reading keys ten_thousand);
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
     on_alternate_stack);
 timed!(children = threads: in_vfork);
