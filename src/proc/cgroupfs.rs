@@ -72,6 +72,51 @@ pub struct Freezer {
     pub v2: bool,
 }
 
+impl Freezer {
+    /// Whether this cgroup itself was told to freeze, as opposed to one above it.
+    ///
+    /// # Errors
+    /// It cannot be read: the root of a hierarchy has no such file.
+    pub fn is_set(&self) -> std::io::Result<bool> {
+        let file = if self.v2 { "cgroup.freeze" } else { "freezer.self_freezing" };
+        Ok(std::fs::read_to_string(self.dir.join(file))?.trim() == "1")
+    }
+
+    /// Freezes or thaws it; returns before its tasks have followed.
+    ///
+    /// # Errors
+    /// No privilege, or the cgroup is gone.
+    pub fn set(&self, frozen: bool) -> std::io::Result<()> {
+        match (self.v2, frozen) {
+            (true, _) => std::fs::write(self.dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            (false, true) => std::fs::write(self.dir.join("freezer.state"), "FROZEN"),
+            (false, false) => std::fs::write(self.dir.join("freezer.state"), "THAWED"),
+        }
+    }
+}
+
+/// The cgroups above a process that are frozen, innermost first (cgroups(7); freezer of version 1, or `cgroup.freeze`).
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn frozen(pid: Pid) -> Result<Vec<Freezer>> {
+    let mut buf = Vec::new();
+    let lines = ProcDir::open(pid)?.cgroup(&mut buf)?;
+    let mut found = Vec::new();
+    for hierarchy in hierarchies()? {
+        let v2 = hierarchy.is_v2();
+        if !v2 && !hierarchy.controllers.split(',').any(|c| c == "freezer") {
+            continue;
+        }
+        let line = lines.iter().find(|line| line.controllers == hierarchy.controllers);
+        let dir = line.and_then(|line| hierarchy.dir(&line.path.0));
+        let above = dir.iter().flat_map(|dir| dir.ancestors()).take_while(|dir| dir.starts_with(&hierarchy.mount));
+        let freezers = above.map(|dir| Freezer { dir: dir.to_owned(), v2 });
+        found.extend(freezers.filter(|freezer| freezer.is_set().unwrap_or(false)));
+    }
+    Ok(found)
+}
+
 /// `path` is `prefix` or lies below it.
 pub fn is_within(path: &[u8], prefix: &[u8]) -> bool {
     let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);

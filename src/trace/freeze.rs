@@ -5,6 +5,7 @@ use super::stopping::{self, Stopping};
 use super::{Error, Result, sleepers, socket_waits, waits};
 use crate::image::Pid;
 use crate::proc::ProcDir;
+use crate::proc::cgroupfs::{self, Freezer};
 use crate::sys::Errno;
 use crate::sys::abi::KernelSigaction;
 use std::collections::HashSet;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 pub const DEADLINE: Duration = Duration::from_millis(100);
 
 /// How often it is tried to stop a tree; between two attempts it runs, each time for longer.
-pub const ATTEMPTS: u32 = 6;
+pub const ATTEMPTS: u32 = 8;
 
 /// How long a task that was asked to stop, and did not, may take to come round so that it can be let go.
 const STRAGGLER: Duration = Duration::from_secs(1);
@@ -26,6 +27,8 @@ pub struct Frozen {
     pub processes: Vec<FrozenProcess>,
     /// When the first task was stopped.
     pub since: Instant,
+    /// Cgroups that were frozen before we came, and are again when the tree is let go.
+    freezers: Vec<Freezer>,
 }
 
 /// One stopped process.
@@ -57,14 +60,18 @@ impl Frozen {
     /// A tree that is not stopped whole within [`DEADLINE`] runs on for a while before it is tried again: a busy machine
     /// lets a task wait for its turn, and half a tree must not stand still for longer.
     ///
+    /// A tree that somebody holds frozen in a cgroup is taken over: a frozen task cannot make the system calls that reading
+    /// its state needs. Everybody is asked to stop before the cgroup is thawed, so nothing of the tree runs.
+    ///
     /// # Errors
     /// [`Error::DoesNotStop`] after [`ATTEMPTS`]; a task that another program traces; the tree runs then.
     pub fn tree(root: Pid) -> Result<Self> {
+        let freezers = cgroupfs::frozen(root)?;
         let mut attempt = 1;
         loop {
             let slept = sleepers::look(root);
-            let mut frozen = Self { processes: Vec::new(), since: Instant::now() };
-            match frozen.stop_all(root) {
+            let mut frozen = Self { processes: Vec::new(), since: Instant::now(), freezers: freezers.clone() };
+            match frozen.stop_all(root, attempt % 2 == 1) {
                 Ok(()) => {
                     for process in &mut frozen.processes {
                         for thread in &mut process.threads {
@@ -75,7 +82,7 @@ impl Frozen {
                 }
                 Err((error, stragglers)) => {
                     drop(frozen);
-                    let all_run = stragglers.into_iter().all(|process| process.let_go(Instant::now() + STRAGGLER));
+                    let all_run = stopping::let_go(stragglers, Instant::now() + STRAGGLER);
                     if !matches!(error, Error::DoesNotStop { .. }) || !all_run || attempt == ATTEMPTS {
                         return Err(error);
                     }
@@ -86,15 +93,19 @@ impl Frozen {
         }
     }
 
-    /// All processes of a generation are asked before any is waited for.
-    fn stop_all(&mut self, root: Pid) -> std::result::Result<(), (Error, Vec<Stopping>)> {
+    /// Asks everybody there is before anybody is waited for (`at_once`), then whoever has come since. Or generation by
+    /// generation: a parent in vfork(2) stops only when its child goes on, which a child that was asked first does not.
+    fn stop_all(&mut self, root: Pid, at_once: bool) -> std::result::Result<(), (Error, Vec<Stopping>)> {
         let deadline = Instant::now() + DEADLINE;
-        let mut known: HashSet<Pid> = HashSet::from([root]);
-        let mut found = vec![root];
-        // A stopped process makes no children, so each pass can only find those of processes that were still running in
-        // the pass before; orphans that moved to a stopped subreaper are found by the last, empty pass.
+        // Nobody of a frozen tree makes or loses children, and none can be waited for before all have been asked.
+        let mut found = if at_once || !self.freezers.is_empty() { descendants(root) } else { vec![root] };
+        let mut known: HashSet<Pid> = found.iter().copied().collect();
+        let freezers = self.freezers.clone();
+        // A stopped process makes no children, so each pass can only find those of processes that were still running in the
+        // pass before; orphans that moved to a stopped subreaper are found by the last, empty pass.
         while !found.is_empty() {
-            self.processes.extend(stopping::stop(&found, deadline)?);
+            let mut thaw = || freezers.iter().try_for_each(|freezer| set(freezer, false));
+            self.processes.extend(stopping::stop(&found, deadline, &mut thaw)?);
             found = self.children().map_err(|e| (e, Vec::new()))?;
             found.retain(|pid| known.insert(*pid));
         }
@@ -167,10 +178,19 @@ impl Frozen {
         for process in &mut self.processes {
             first = first.and(process.release_socket_waits(self.since));
         }
+        // Detached after that, not one instruction runs. A held process first has to take its signal.
+        let held = self.processes.iter().any(|p| p.held);
+        if !held {
+            first = first.and(self.freeze_again());
+        }
         for process in self.processes.drain(..) {
             first = first.and(process.release());
         }
-        first
+        first.and(if held { self.freeze_again() } else { Ok(()) })
+    }
+
+    fn freeze_again(&mut self) -> Result<()> {
+        self.freezers.drain(..).try_for_each(|freezer| set(&freezer, true))
     }
 
     /// Kills every process of the tree, leaves first, and reaps nothing: that is their parents' work.
@@ -180,6 +200,22 @@ impl Frozen {
         }
         Ok(())
     }
+}
+
+/// A process and all its descendants, parents before children; whoever vanishes meanwhile is left out.
+fn descendants(root: Pid) -> Vec<Pid> {
+    let mut buf = Vec::new();
+    let mut all = vec![root];
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        next += 1;
+        all.extend(ProcDir::open(pid).and_then(|dir| dir.children_of_all_threads(&mut buf)).unwrap_or_default());
+    }
+    all
+}
+
+fn set(freezer: &Freezer, frozen: bool) -> Result<()> {
+    freezer.set(frozen).map_err(|source| Error::Freezer { dir: freezer.dir.display().to_string(), source })
 }
 
 impl Drop for Frozen {

@@ -95,6 +95,14 @@ pub enum Error {
         /// What it reported.
         status: String,
     },
+    /// A cgroup could not be frozen or thawed.
+    #[error("the freezer of {dir}: {source}")]
+    Freezer {
+        /// Directory of the cgroup.
+        dir: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// `/proc` could not be read.
     #[error(transparent)]
     Proc(#[from] crate::proc::Error),

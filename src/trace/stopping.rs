@@ -2,6 +2,7 @@
 
 use super::freeze::{DEADLINE, FrozenProcess};
 use super::remote::Remote;
+use super::task::wchan;
 use super::{Error, Result, Running, Stopped, Tracee, memory, waits};
 use crate::image::Pid;
 use crate::proc::ProcDir;
@@ -20,11 +21,16 @@ pub struct Stopping {
     running: Vec<Tracee<Running>>,
 }
 
-/// Stops all threads of these processes; those that have vanished are left out.
+/// Stops all threads of these processes; those that have vanished are left out. `asked` is called when all that were
+/// there have been asked.
 ///
 /// # Errors
-/// What went wrong, with all processes as far as they are stopped: see [`Stopping::let_go`].
-pub fn stop(pids: &[Pid], deadline: Instant) -> std::result::Result<Vec<FrozenProcess>, (Error, Vec<Stopping>)> {
+/// What went wrong, with all processes as far as they are stopped: see [`let_go`].
+pub fn stop(
+    pids: &[Pid],
+    deadline: Instant,
+    asked: &mut dyn FnMut() -> Result<()>,
+) -> std::result::Result<Vec<FrozenProcess>, (Error, Vec<Stopping>)> {
     let mut all = Vec::with_capacity(pids.len());
     for pid in pids {
         match Stopping::new(*pid) {
@@ -32,18 +38,19 @@ pub fn stop(pids: &[Pid], deadline: Instant) -> std::result::Result<Vec<FrozenPr
             Err(e) => return Err((e, all)),
         }
     }
-    match stop_threads(&mut all, deadline) {
+    match stop_threads(&mut all, deadline, asked) {
         Ok(()) => Ok(all.into_iter().filter_map(Stopping::stopped_whole).collect()),
         Err(e) => Err((e, all)),
     }
 }
 
-fn stop_threads(all: &mut [Stopping], deadline: Instant) -> Result<()> {
+fn stop_threads(all: &mut [Stopping], deadline: Instant, asked: &mut dyn FnMut() -> Result<()>) -> Result<()> {
     loop {
         let mut more = false;
         for process in &mut *all {
             more |= process.seize_new()?;
         }
+        asked()?;
         if !more {
             return Ok(());
         }
@@ -132,7 +139,8 @@ impl Stopping {
             if let Some(tracee) = self.running.first()
                 && Instant::now() > deadline
             {
-                return Err(self.does_not_stop(tracee.tid()));
+                let pid = tracee.tid();
+                return Err(Error::DoesNotStop { pid, ms: DEADLINE.as_millis() as u64, wchan: wchan(pid) });
             }
             if pass > 20 {
                 std::thread::sleep(Duration::from_micros(50));
@@ -162,13 +170,6 @@ impl Stopping {
         Ok(None)
     }
 
-    fn does_not_stop(&self, tid: Pid) -> Error {
-        let mut wchan = Vec::new();
-        let _ = self.process.dir.thread(tid).and_then(|d| d.read_into("wchan", &mut wchan).map(drop));
-        let wchan = String::from_utf8_lossy(&wchan).into_owned();
-        Error::DoesNotStop { pid: tid, ms: DEADLINE.as_millis() as u64, wchan }
-    }
-
     /// The process with all threads; `None` if it has vanished.
     fn stopped_whole(mut self) -> Option<FrozenProcess> {
         if self.process.threads.is_empty() && !self.process.zombie {
@@ -179,25 +180,33 @@ impl Stopping {
         Some(self.process)
     }
 
-    /// Lets it go on after a failure: what has stopped at once, the rest as soon as it stops. Whether nothing of it is
-    /// traced any more; what is, the kernel lets go when this program ends.
-    pub fn let_go(mut self, until: Instant) -> bool {
-        let mut all = true;
-        loop {
-            for thread in self.process.threads.drain(..) {
-                all &= matches!(thread.release(), Ok(()) | Err(Error::Died { .. }));
-            }
-            if self.running.is_empty() {
-                return all;
-            }
-            let step = Instant::now() + Duration::from_millis(1);
-            match self.wait(step) {
+    /// Lets those of its threads go that have stopped.
+    fn release_stopped(&mut self) -> bool {
+        let released = self.process.threads.drain(..).map(Remote::release);
+        released.fold(true, |all, released| all && matches!(released, Ok(()) | Err(Error::Died { .. })))
+    }
+}
+
+/// Lets processes go on after a failure: what has stopped at once, as others may be waiting for it, the rest as soon as it
+/// stops. Whether nothing of them is traced any more; what is, the kernel lets go when this program ends.
+pub fn let_go(mut all: Vec<Stopping>, until: Instant) -> bool {
+    let mut free = true;
+    loop {
+        for process in &mut all {
+            free &= process.release_stopped();
+        }
+        all.retain(|process| !process.running.is_empty());
+        if all.is_empty() {
+            return free;
+        }
+        for process in &mut all {
+            match process.wait(Instant::now() + Duration::from_millis(1)) {
+                Ok(()) => {}
                 Err(Error::DoesNotStop { .. }) if Instant::now() < until => {}
                 Err(e) => {
                     tracing::warn!("a task that was asked to stop cannot be let go yet: {e}");
                     return false;
                 }
-                Ok(()) => {}
             }
         }
     }

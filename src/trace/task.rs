@@ -6,10 +6,12 @@
 
 use super::{Error, Result};
 use crate::image::Pid;
+use crate::proc::ProcDir;
 use crate::sys::abi::{RseqConfiguration, UserRegs};
 use crate::sys::wait::{self, Status};
 use crate::sys::{Errno, ptrace};
 use std::marker::PhantomData;
+use std::time::{Duration, Instant};
 
 /// The task runs, or is about to.
 #[derive(Debug)]
@@ -18,6 +20,19 @@ pub struct Running;
 /// The task is in a ptrace stop.
 #[derive(Debug)]
 pub struct Stopped;
+
+/// How long a task may take from one stop to the next: a system call that fills gigabytes is among what it may do.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Looks before the first sleep.
+const SPINS: u32 = 100;
+
+/// Where a task waits in the kernel, for messages; empty if that cannot be seen.
+pub fn wchan(tid: Pid) -> String {
+    let mut text = Vec::new();
+    let _ = ProcDir::open(tid).and_then(|dir| dir.read_into("wchan", &mut text).map(drop));
+    String::from_utf8_lossy(&text).into_owned()
+}
 
 /// A task we trace.
 #[derive(Debug)]
@@ -62,13 +77,30 @@ impl Tracee<Running> {
         ptrace::interrupt(self.tid, 0).map_err(|e| self.error("interrupt", e))
     }
 
-    /// Waits for the next stop. Blocks.
+    /// Waits for the next stop: at first without sleeping, as most come within microseconds, then with sleeps of an eighth
+    /// of what has passed. A wait without an end would hang us with a task that somebody froze meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotStop`] after half a minute.
     pub fn wait(self) -> Result<(Tracee<Stopped>, Status)> {
-        let status = wait::wait(self.tid).map_err(|e| self.error("wait", e))?;
-        if status.ended() {
-            return Err(Error::Died { pid: self.tid });
+        let began = Instant::now();
+        let mut tracee = self;
+        for pass in 0u32.. {
+            match tracee.try_wait()? {
+                Ok(stopped) => return Ok(stopped),
+                Err(still) => tracee = still,
+            }
+            if pass < SPINS {
+                std::thread::yield_now();
+                continue;
+            }
+            let passed = began.elapsed();
+            if passed > PATIENCE {
+                break;
+            }
+            std::thread::sleep((passed / 8).clamp(Duration::from_micros(20), Duration::from_millis(5)));
         }
-        Ok((Tracee::of(self.tid), status))
+        Err(Error::DoesNotStop { pid: tracee.tid, ms: PATIENCE.as_millis() as u64, wchan: wchan(tracee.tid) })
     }
 
     /// Looks whether it has stopped.

@@ -4,6 +4,7 @@
 //! A row is a case of a fixture (`tests/fixtures/FIXTURE.c`); it runs in every mode of [`harness::Mode`] that makes sense.
 
 mod faults;
+mod frozen;
 mod harness;
 mod pids;
 pub mod tools;
@@ -179,7 +180,10 @@ zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory syst
 zoo!(mappings: huge_pages past_the_end sparse seals shared_for_reading keys ten_thousand);
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
     on_alternate_stack);
-timed!(children = threads: in_vfork);
+// Its last child ends with the original and keeps its number until somebody waits for it: the copy takes new numbers.
+mod children {
+    row!(threads, in_vfork, dumped = LeaveRunning, new_pids = NewPids);
+}
 timed!(timers = signals: interval_timers alarm_clock posix_timers);
 zoo!(descriptors: regular appended directories shared_between_processes deleted deleted_and_replaced deleted_directory
     other_name pipes packets dead_ends pipe_between_processes fifos event_counters signal_descriptors polled

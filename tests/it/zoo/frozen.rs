@@ -1,0 +1,113 @@
+//! Trees that somebody holds frozen in a cgroup, of either version: saved without an instruction of theirs being run.
+
+use super::harness::{Run, Scenario, compiled, marked};
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false };
+
+/// A cgroup of ours, thawed and removed when dropped.
+struct Freezer {
+    dir: PathBuf,
+    v2: bool,
+}
+
+impl Freezer {
+    /// `None`, said, where there is no such hierarchy or it is not ours to use.
+    fn make(v2: bool) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let fits = |line: &&str| {
+            let words: Vec<&str> = line.split(' ').collect();
+            if v2 { words[2] == "cgroup2" } else { words[2] == "cgroup" && words[3].split(',').any(|o| o == "freezer") }
+        };
+        let mount = mounts.lines().find(fits).and_then(|line| line.split(' ').nth(1).map(PathBuf::from));
+        let dir = mount.map(|mount| mount.join(format!("migrate-frozen-test-{}", std::process::id())));
+        match dir {
+            Some(dir) if nix::unistd::geteuid().is_root() && fs::create_dir(&dir).is_ok() => Some(Self { dir, v2 }),
+            _ => {
+                let _ = writeln!(std::io::stderr(), "SKIPPED a frozen tree (v2 {v2}): needs root and that hierarchy");
+                None
+            }
+        }
+    }
+
+    fn set(&self, frozen: bool) {
+        let (file, text) = match (self.v2, frozen) {
+            (true, true) => ("cgroup.freeze", "1"),
+            (true, false) => ("cgroup.freeze", "0"),
+            (false, true) => ("freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED"),
+        };
+        fs::write(self.dir.join(file), text).expect("it is ours");
+    }
+
+    /// Waits until everybody in it stands still.
+    fn is_frozen(&self) -> bool {
+        let (file, text) = if self.v2 { ("cgroup.events", "frozen 1") } else { ("freezer.state", "FROZEN") };
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            if fs::read_to_string(self.dir.join(file)).unwrap_or_default().contains(text) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.set(false);
+        for _ in 0..1000 {
+            // Restored or not, whoever is in it is about to end.
+            if fs::remove_dir(&self.dir).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Jiffies that the processes have used.
+fn processor_time(pids: &[i32]) -> Vec<String> {
+    let of = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.split(' ').skip(13).take(2).collect::<Vec<_>>().join(" ")
+    };
+    pids.iter().map(of).collect()
+}
+
+fn saved_while_frozen(v2: bool) {
+    let Some(freezer) = Freezer::make(v2) else { return };
+    let fixture = compiled(TARGET.fixture).expect("gcc is there");
+    let run = Run::start(&TARGET, &fixture);
+    run.ready().expect("it sets up");
+    let mut pids = marked(run.dir.path());
+    pids.sort_unstable();
+    for pid in &pids {
+        fs::write(freezer.dir.join("cgroup.procs"), pid.to_string()).expect("it may be put there");
+    }
+    freezer.set(true);
+    assert!(freezer.is_frozen());
+    run.dump(run.pid(), 0, &["--leave-running"]).expect("a frozen tree can be saved");
+    assert!(freezer.is_frozen(), "it is frozen again");
+    let used = processor_time(&pids);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(processor_time(&pids), used, "nobody runs");
+    run.dump(run.pid(), 1, &[]).expect("and again, for good");
+    let root = run.restore(1, &["--pids", "same"]).expect("it is restored");
+    assert_eq!(root, pids[0]);
+    run.verify().expect("it has not noticed");
+}
+
+#[test]
+fn version_1() {
+    saved_while_frozen(false);
+}
+
+#[test]
+fn version_2() {
+    saved_while_frozen(true);
+}
