@@ -885,7 +885,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --dry-run --cpu --pids --files --cgroup --tcp --external-unix --stdio --move-address --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --dry-run --cpu --pids --files --stdio --cgroup --tcp --external-unix --move-address --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -925,6 +925,10 @@ _migrate() {
                     COMPREPLY=($(compgen -W "auto check skip" -- "${cur}"))
                     return 0
                     ;;
+                --stdio)
+                    COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
+                    return 0
+                    ;;
                 --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -935,10 +939,6 @@ _migrate() {
                     ;;
                 --external-unix)
                     COMPREPLY=($(compgen -W "refuse reconnect close" -- "${cur}"))
-                    return 0
-                    ;;
-                --stdio)
-                    COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
                     return 0
                     ;;
                 --move-address)

@@ -331,6 +331,11 @@ new\t'the same, in a new PID namespace with its own /proc'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l files -d 'What is done about files that the target has open or mapped' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
 check\t'compare; refuse if one differs'
 skip\t'take what has the same name'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
+attach\t'carry them to where this command runs'
+null\t'put /dev/null in their place'
+log\t'put a log file in their place'
+refuse\t'refuse to dump or move'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path' -r
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
 close\t'both ends see a reset'
@@ -338,11 +343,6 @@ refuse\t'refuse to dump or move'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree' -r -f -a "refuse\t'refuse to dump or move'
 reconnect\t'connect again by the path of the peer'
 close\t'the program sees its peer gone'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
-attach\t'carry them to where this command runs'
-null\t'put /dev/null in their place'
-log\t'put a log file in their place'
-refuse\t'refuse to dump or move'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
 ignore\t'you have taken care of it'"

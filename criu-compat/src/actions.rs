@@ -101,7 +101,7 @@ fn restore(settings: &Settings, log: &Log) -> Result<u8, Failure> {
         File::create_new(&path).map_err(|e| Failure::of(format!("cannot make {}", path.display()), &e))?;
         options.pidfile = Some(path);
     }
-    let running = ops::restore::run(&options, log)?;
+    let mut running = ops::restore::run(&options, log)?;
     log.line("Restore finished successfully. Tasks resumed.");
     Ok(if settings.detached { 0 } else { running.wait() })
 }

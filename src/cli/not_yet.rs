@@ -16,7 +16,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("pre-dump", "bandwidth"),
     ("restore", "tcp"),
     ("restore", "external-unix"),
-    ("restore", "stdio"),
     ("restore", "move-address"),
     ("restore", "supervisor"),
 ];

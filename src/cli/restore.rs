@@ -48,7 +48,7 @@ impl Args {
         match ops::restore::run(&options, &session) {
             Err(failure) if foreground => Ok(session.finish(Err(failure.kind(FailureKind::BeforeRun)))),
             Err(failure) => Ok(session.finish(Err(failure))),
-            Ok(restored) => {
+            Ok(mut restored) => {
                 if let (true, Some(pid)) = (foreground, restored.outcome.pid) {
                     watch.forward_to(Pid(pid));
                 }

@@ -5,6 +5,7 @@ pub mod check;
 pub mod container;
 pub mod demo;
 pub mod dump;
+pub mod foreground;
 mod held_locks;
 pub mod image;
 pub mod interrupt;

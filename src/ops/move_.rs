@@ -44,6 +44,10 @@ const STREAMS: u16 = 2;
 /// # Errors
 /// [`FailureKind::Blocked`], [`FailureKind::Peer`], and whatever else keeps it here; the failure says where it runs.
 pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
+    if options.state.stdio == Stdio::Attach {
+        let what = "--stdio attach does not reach from another host to this terminal";
+        return Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage));
+    }
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
     let policy = policy(&options.state);

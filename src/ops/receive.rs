@@ -1,6 +1,6 @@
 //! The destination's end of a move: the engine behind [`crate::migration::destination`].
 
-use super::options::{MoveAddress, StateOptions};
+use super::options::{MoveAddress, StateOptions, Stdio};
 use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, Result};
 use crate::image::Model;
@@ -57,6 +57,9 @@ impl Builder for Engine {
             pids: self.state.pids,
             files: self.state.files,
             cgroup: self.state.cgroup.clone(),
+            stdio: self.state.stdio,
+            log: self.stdio_log(&model),
+            own_session: true,
             workers: default_workers(),
             original_here: crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id),
             ..restore::Options::default()
@@ -99,6 +102,16 @@ impl Builder for Engine {
 }
 
 impl Engine {
+    /// `--stdio log`: a file in the state directory of this host.
+    fn stdio_log(&self, model: &Model) -> Option<std::path::PathBuf> {
+        if self.state.stdio != Stdio::Log {
+            return None;
+        }
+        let root = model.root();
+        let name = root.threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default();
+        super::restore::state_log(&format!("{}.{}", name.replace(['/', '.'], "_"), root.pid))
+    }
+
     /// Addresses that come with the target, on interfaces of this host.
     fn addresses(&self) -> Vec<Place> {
         let place = |address: &MoveAddress| Place {

@@ -1,14 +1,21 @@
 //! `migrate restore`: an image becomes a tree.
 
-use super::options::{RestoreOptions, Stdio};
+use super::foreground::Foreground;
+use super::options::{ImagePlace, RestoreOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
+use super::places::Places;
 use super::spool::Spooled;
+use super::words::SessionId;
 use super::{Event, Events, interrupt};
+use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, Result, TargetState};
-use crate::image::Pid;
+use crate::image::fd::External;
+use crate::image::{Model, Pid};
 use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::restore;
+use crate::sys::wait::{Status, wait};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// A tree that runs (or is stopped, if that was asked for), a child of this process.
@@ -16,7 +23,9 @@ use std::time::Instant;
 pub struct Running {
     /// What has been achieved.
     pub outcome: Outcome,
+    root: Pid,
     child: Pid,
+    terminal: Option<Foreground>,
 }
 
 /// Restores the tree.
@@ -34,11 +43,18 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
     pages.fits(&model).map_err(|e| damaged(&e))?;
+    // A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.
+    let stdio = match options.state.stdio {
+        Stdio::Auto if !options.detach => Stdio::Attach,
+        chosen => chosen,
+    };
     let settings = restore::Options {
         pids: options.state.pids,
         files: options.state.files,
         externals: Vec::new(),
-        own_session: options.detach || options.state.stdio != Stdio::Attach && options.state.stdio != Stdio::Auto,
+        stdio,
+        log: log_of(&options.image, &options.session),
+        own_session: stdio != Stdio::Attach,
         cgroup: options.state.cgroup.clone(),
         name: options.session.to_string(),
         sibling: options.sibling,
@@ -49,7 +65,8 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
     };
     let scope = restore::preflight::Scope { cpu: options.state.cpu, ..Default::default() };
-    let blockers = restore::preflight::look(&model, &settings, &scope);
+    let mut blockers = restore::preflight::look(&model, &settings, &scope);
+    blockers.extend(not_given(&model, stdio));
     if !blockers.is_empty() {
         let what = format!("{} cannot be restored here", dir.display());
         return Err(Failure::blocked(what, blockers).target(TargetState::NotStarted));
@@ -57,7 +74,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     if options.dry_run {
         let mut outcome = Outcome::new(options.session.clone(), State::Ended, Where::Nowhere);
         outcome.notes.push("nothing stands in the way; nothing was started".into());
-        return Ok(Running { outcome, child: Pid(0) });
+        return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None });
     }
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
@@ -74,27 +91,74 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     if let Some(path) = &options.pidfile {
         std::fs::write(path, root.to_string()).map_err(|e| failed(&e))?;
     }
+    let terminal = match stdio {
+        Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
+        _ => None,
+    };
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session.clone(), state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
-    Ok(Running { outcome, child })
+    Ok(Running { outcome, root, child, terminal })
+}
+
+/// What was held outside the tree, where nothing is given for it.
+fn not_given(model: &Model, stdio: Stdio) -> Vec<Blocker> {
+    if !matches!(stdio, Stdio::Auto | Stdio::Refuse) {
+        return Vec::new();
+    }
+    let blocker = |(external, object): (&External, String)| {
+        let code = if external.terminal.is_some() { codes::TTY_OUTSIDE } else { codes::PIPE_OUTSIDE };
+        let remedy = "--stdio attach, --stdio null or --stdio log";
+        Blocker::new(code, object).because("it was held outside the tree").remedy(remedy)
+    };
+    restore::fd::external::all(model).into_iter().map(blocker).collect()
+}
+
+/// `--stdio log`: beside the image, or in the state directory.
+fn log_of(image: &ImagePlace, session: &SessionId) -> Option<PathBuf> {
+    match image {
+        ImagePlace::Dir(dir) => {
+            let mut name = dir.file_name()?.to_owned();
+            name.push(".log");
+            Some(dir.with_file_name(name))
+        }
+        ImagePlace::Stream => state_log(session),
+    }
+}
+
+/// A log in the state directory of this host.
+pub(super) fn state_log(session: &impl std::fmt::Display) -> Option<PathBuf> {
+    let dir = Places::here().state;
+    std::fs::create_dir_all(&dir).ok()?;
+    Some(dir.join(format!("{session}.log")))
 }
 
 impl Running {
     /// Waits for the root: its exit code, or 128 + the signal that ended it.
-    pub fn wait(&self) -> u8 {
-        exit_code(self.child)
+    pub fn wait(&mut self) -> u8 {
+        let code = match &mut self.terminal {
+            Some(terminal) => terminal.wait(self.root, self.child).map_or(0, code_of),
+            None => exit_code(self.child),
+        };
+        self.terminal = None;
+        code
+    }
+}
+
+fn code_of(status: Status) -> u8 {
+    match status {
+        Status::Exited(code) => code as u8,
+        Status::Killed(signal) => 128 + signal as u8,
+        _ => 0,
     }
 }
 
 fn exit_code(child: Pid) -> u8 {
-    use crate::sys::wait::{Status, wait};
     loop {
         match wait(child) {
-            Ok(Status::Exited(code)) => return code as u8,
-            Ok(Status::Killed(signal)) => return 128 + signal as u8,
+            Ok(status) if status.ended() => return code_of(status),
             Ok(_) => {}
             Err(_) => return 0,
         }

@@ -106,6 +106,10 @@ pub struct Options {
     /// Descriptors of ours that stand for files held outside the tree, by the key of
     /// [`crate::image::fd::External`].
     pub externals: Vec<(String, std::os::fd::RawFd)>,
+    /// `--stdio`; what is not given in `externals` is made by it.
+    pub stdio: crate::ops::options::Stdio,
+    /// The file of `--stdio log`.
+    pub log: Option<std::path::PathBuf>,
     /// A session that was begun outside the tree is begun anew; else the tree stays in ours (a job of this terminal).
     pub own_session: bool,
     /// `--cgroup`.

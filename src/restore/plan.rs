@@ -27,11 +27,14 @@ pub fn plan(model: &Model) -> Result<Plan> {
 /// (group, session) of groups whose leader is not in the tree. That of a session comes with the session.
 fn dead_groups(model: &Model) -> Vec<(NsPid, NsPid)> {
     let pids: BTreeSet<NsPid> = model.tasks.iter().map(|t| t.pid).collect();
+    // A terminal may still have a foreground group whose last member has ended.
+    let foreground = model.ptys.iter().filter(|pty| pids.contains(&pty.sid)).map(|pty| (pty.pgid, pty.sid));
     let groups: BTreeSet<(NsPid, NsPid)> = model
         .tasks
         .iter()
-        .filter(|t| t.pgid.0 != 0 && t.pgid != t.sid && !pids.contains(&t.pgid))
         .map(|t| (t.pgid, t.sid))
+        .chain(foreground)
+        .filter(|(pgid, sid)| pgid.0 != 0 && pgid != sid && !pids.contains(pgid))
         .collect();
     groups.into_iter().collect()
 }

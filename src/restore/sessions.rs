@@ -7,7 +7,7 @@
 
 use super::plan::Plan;
 use super::skeleton::{Skeleton, Skeletons, clone_from};
-use super::{Error, Result, cow, sharing};
+use super::{Error, Result, cow, fd, sharing};
 use crate::image::task::{Task, TaskState};
 use crate::image::{Model, NsPid, TaskId};
 use crate::sys::wait;
@@ -61,8 +61,10 @@ fn children(
         child_of(model, parent, child, skeletons)?;
     }
     if leads {
-        let (remote, scratch) = skeletons.leader(parent);
+        let scratch = skeletons.scratch;
+        let remote = &mut skeletons.tasks.get_mut(&parent).expect("it makes its children").threads[0];
         lead_session(remote, scratch)?;
+        fd::tty::acquire(model, task.sid, &skeletons.terminals, remote, scratch)?;
     }
     for child in after {
         if sid(&child) == model.tasks[child.at()].pid || sid(&child) == task.sid {
@@ -226,7 +228,7 @@ pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons) -> 
                 helpers.push((pgid, maker, helper));
             }
             // Somebody has the number: the members stay in the group of their session.
-            Err(Error::PidInUse { .. }) if outer => {
+            Err(Error::PidInUse { .. }) if outer || !model.tasks.iter().any(|t| t.pgid == pgid) => {
                 tracing::debug!("process group {pgid} could not be made again: its number is in use");
             }
             Err(e) => return Err(e),
@@ -243,6 +245,7 @@ pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons) -> 
         let (remote, scratch) = skeletons.leader(id);
         set_group(remote, scratch, task.pgid.0)?;
     }
+    fd::tty::foreground(model, skeletons)?;
     for (_, maker, helper) in helpers {
         match maker {
             Maker::Task(maker) => end_helper(helper, skeletons, maker)?,

@@ -30,6 +30,8 @@ pub struct Skeletons {
     pub new_pids: bool,
     /// Tracing options of all tasks.
     pub options: u64,
+    /// Terminals of the tree, until its descriptions have been made.
+    pub terminals: super::fd::tty::Terminals,
     /// Objects that more than one process has, see [`super::sharing`].
     pub shared: HashSet<(i32, u32)>,
 }
@@ -115,11 +117,13 @@ pub fn make(
         memory: cow::Progress::default(),
         new_pids: false,
         options: trace_options(model),
+        terminals: Default::default(),
         shared: super::sharing::shared(model),
     };
     let place = super::cgroup::prepare(model, &options.cgroup, &options.name, warnings)?;
     let root = super::root::make(model, options, &place, &mut skeletons, warnings)?;
     skeletons.tasks.insert(TaskId(0), root);
+    skeletons.terminals = super::fd::tty::prepare(model, &skeletons, warnings)?;
     super::sessions::descendants(model, &mut skeletons, loader)?;
     Ok(skeletons)
 }

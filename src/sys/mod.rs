@@ -32,6 +32,8 @@ pub mod sysv;
 pub mod tcp_repair;
 pub mod thread_ids;
 pub mod timerfd;
+pub mod tty;
+pub mod tty_queue;
 pub mod userfaultfd;
 pub mod wait;
 pub mod xattr;

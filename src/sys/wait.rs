@@ -54,6 +54,11 @@ pub fn wait(pid: Pid) -> Result<Status> {
     wait_with(pid, libc::__WALL).map(|s| s.expect("a blocking wait gives a status").1)
 }
 
+/// Waits for one child to end, or to be stopped by job control ([`Status::Signal`]). Blocks.
+pub fn wait_or_stop(pid: Pid) -> Result<Status> {
+    wait_with(pid, libc::__WALL | libc::WUNTRACED).map(|s| s.expect("a blocking wait gives a status").1)
+}
+
 /// Looks whether one task (or, with pid -1, any) has something to report.
 pub fn try_wait(pid: Pid) -> Result<Option<(Pid, Status)>> {
     wait_with(pid, libc::__WALL | libc::WNOHANG)

@@ -13,5 +13,6 @@ mod refusals;
 mod rounds;
 mod sockets;
 mod ssh;
+mod terminals;
 mod traces;
 mod zoo;

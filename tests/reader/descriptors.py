@@ -120,8 +120,15 @@ def plain(value):
     return value
 
 
+def modes(fd):
+    try:
+        return termios.tcgetattr(fd)
+    except termios.error as e:  # not an OSError
+        raise OSError(*e.args) from e
+
+
 def terminal_facts(fd, ids):
-    facts = {"termios": plain(attempt(termios.tcgetattr, fd))}
+    facts = {"termios": plain(attempt(modes, fd))}
     size = attempt(fcntl.ioctl, fd, termios.TIOCGWINSZ, bytes(8))
     facts["size"] = struct.unpack("4H", size) if isinstance(size, bytes) else size
     for name, request in (("foreground", termios.TIOCGPGRP), ("session", 0x5429)):

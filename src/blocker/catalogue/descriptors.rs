@@ -41,12 +41,12 @@ table! { DESCRIPTORS:
     TTY_OUTSIDE = 308, "terminal held outside the tree",
         object: "a pseudo-terminal whose other end a process outside the tree has (sshd, tmux, a terminal window), or a real terminal",
         why: "The window or connection stays here, while the program goes.",
-        remedy: "--stdio attach|null|log, or take the process at the other end along",
+        remedy: "--stdio attach, --stdio null or --stdio log; or take the process at the other end along",
         kernel: "all";
     PIPE_OUTSIDE = 309, "pipe that ends outside the tree",
         object: "a pipe or FIFO whose other end a process outside the tree has; it is named",
         why: "A pipe does not reach across hosts, and what is written by one side would never arrive.",
-        remedy: "take the whole pipeline along (name the shell that started it), or --stdio attach|null|log",
+        remedy: "take the whole pipeline along (name the shell that started it), or --stdio null or --stdio log",
         kernel: "all";
     SECCOMP_LISTENER = 310, "seccomp notification listener",
         object: "a descriptor whose link is anon_inode:seccomp notify",

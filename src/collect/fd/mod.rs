@@ -24,6 +24,8 @@ pub mod set;
 pub mod shmem;
 pub mod signalfd;
 pub mod timerfd;
+pub mod tty;
+pub mod tty_preflight;
 pub mod views;
 
 #[cfg(test)]
@@ -55,6 +57,8 @@ pub struct State {
     pub set: Descriptions,
     /// Mount namespaces.
     pub views: views::Views,
+    /// Terminals met so far.
+    pub ttys: Vec<FileId>,
     /// Pipes by device and inode.
     pub pipes: pipe::Pipes,
     /// What the kernel says of sockets.
@@ -82,6 +86,7 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         cx.model.files.push(file);
     }
     pipe::finish(cx, &mut state)?;
+    tty::finish(cx, &mut state)?;
     sockets::finish(cx, &mut state)?;
     epoll::finish(cx, &mut state)?;
     lock::collect(cx, &state);
@@ -117,7 +122,7 @@ fn kind(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<
         Class::Namespace => Ok(nsfd::collect(cx, &state.set[id])),
         Class::Shmem => shmem::collect(cx, state, id, fd),
         Class::Device => device::collect(cx, state, id),
-        Class::Tty => Ok(outside::terminal(cx, &state.set[id])),
+        Class::Tty => Ok(tty::collect(state, id)),
         Class::Socket => sockets::collect(cx, state, id, fd),
         Class::Unsupported(code) => {
             cx.blockers.push(Blocker::new(code, state.set[id].object()));
@@ -128,5 +133,5 @@ fn kind(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<
 
 /// Keeps the numbering of files whole where a blocker makes the model useless anyway.
 fn stand_in(d: &set::Description) -> External {
-    External { key: String::new(), link: d.link.clone(), mode: d.stat.st_mode }
+    External { key: String::new(), link: d.link.clone(), mode: d.stat.st_mode, terminal: None }
 }

@@ -1,16 +1,16 @@
 //! What ends outside the tree: who has the other end, and what the restoring side is asked for instead.
 
-use super::State;
 use super::set::Description;
+use super::{State, tty_preflight};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{Cx, Result};
 use crate::image::fd::{External, FdTable, FileKind};
 use crate::image::{FileId, Pid, PipeId};
 use crate::proc::{ProcDir, task::processes};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Processes named in one message.
-const NAMED_MAX: usize = 3;
+pub const NAMED_MAX: usize = 3;
 
 /// The end of a pipe that nobody in the tree has.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +80,11 @@ impl Outsiders {
         self.of(missing).next().is_some()
     }
 
+    /// The target that would take the other end along.
+    pub fn taken_along(&self, root: Pid, missing: &Missing) -> Option<(Pid, String)> {
+        self.of(missing).find_map(|other| taken_along(root, other.pid))
+    }
+
     /// Why the pipe is in the way.
     pub fn reason(&self, missing: &Missing) -> String {
         let end = if missing.reader { "reading" } else { "writing" };
@@ -96,9 +101,19 @@ impl Outsiders {
     }
 }
 
+/// What can be done about a pipe that ends outside. `stdio`: it is a standard input, output or error.
+pub fn pipe_remedy(stdio: bool, along: Option<(Pid, String)>) -> String {
+    match (stdio, along) {
+        (true, along) => tty_preflight::remedy(along),
+        (false, Some((pid, name))) => format!("take all of it along: target {pid} ({name})"),
+        (false, None) => "let the program close it, then try again".to_owned(),
+    }
+}
+
 /// Makes pipes that end outside external files, or blockers.
 pub fn pipes(cx: &mut Cx<'_>, state: &State, outsiders: &Outsiders, external: &[(PipeId, &Missing)]) {
     let stdio = stdio_of(&cx.model.fd_tables);
+    let root = cx.frozen.processes.first().map(|p| p.pid);
     let by_pipe: HashMap<PipeId, &Missing> = external.iter().copied().collect();
     for (id, d) in state.set.iter() {
         let FileKind::Pipe(end) = cx.model.files[id.at()].kind else { continue };
@@ -106,7 +121,11 @@ pub fn pipes(cx: &mut Cx<'_>, state: &State, outsiders: &Outsiders, external: &[
         let key = stdio.get(&id).filter(|_| cx.policy.allow_external_stdio);
         match key {
             Some(key) => cx.model.files[id.at()].kind = FileKind::External(by_key(d, (*key).to_owned())),
-            None => cx.blockers.push(Blocker::new(codes::PIPE_OUTSIDE, d.object()).because(outsiders.reason(missing))),
+            None => {
+                let blocker = Blocker::new(codes::PIPE_OUTSIDE, d.object()).because(outsiders.reason(missing));
+                let along = root.and_then(|root| outsiders.taken_along(root, missing));
+                cx.blockers.push(blocker.remedy(pipe_remedy(stdio.contains_key(&id), along)));
+            }
         }
     }
     remove_pipes(cx, |id| by_pipe.contains_key(&id));
@@ -132,24 +151,62 @@ fn remove_pipes(cx: &mut Cx<'_>, gone: impl Fn(PipeId) -> bool) {
     }
 }
 
-/// A terminal whose other end is outside.
-pub fn terminal(cx: &mut Cx<'_>, d: &Description) -> Option<FileKind> {
-    if !cx.policy.allow_external_stdio {
-        cx.blockers.push(Blocker::new(codes::TTY_OUTSIDE, d.object()));
-        return None;
+/// Terminals whose other end is outside: external files, or a blocker for each of them.
+pub fn terminals(cx: &mut Cx<'_>, state: &mut State, outer: &[FileId]) -> Result<()> {
+    if outer.is_empty() {
+        return Ok(());
     }
-    let key = match d.fd {
-        0 => "stdin",
-        1 => "stdout",
-        2 => "stderr",
-        _ => "tty",
+    let stdio = stdio_of(&cx.model.fd_tables);
+    if cx.policy.allow_external_stdio {
+        for id in outer {
+            let fd = state.set.duplicate(*id)?;
+            let key = stdio.get(id).copied().unwrap_or("tty").to_owned();
+            let file = External { terminal: super::tty::settings(&fd), ..by_key(&state.set[*id], key) };
+            cx.model.files[id.at()].kind = FileKind::External(file);
+        }
+        return Ok(());
+    }
+    let tree: HashSet<Pid> = cx.frozen.processes.iter().map(|p| p.pid).collect();
+    let holders = tty_preflight::holders(&tree, &mut cx.buf)?;
+    let mut by_device: BTreeMap<u64, (String, u32)> = BTreeMap::new();
+    for id in outer {
+        let fd = state.set.duplicate(*id)?;
+        let d = &state.set[*id];
+        let device = crate::sys::tty::device(&fd).unwrap_or(d.stat.st_rdev);
+        by_device.entry(device).or_insert_with(|| (d.object(), 0)).1 += 1;
+    }
+    let root = cx.frozen.processes.first().map(|p| p.pid);
+    for (device, (object, count)) in by_device {
+        cx.blockers.push(tty_preflight::blocker(&object, count, device, &holders, root));
+    }
+    Ok(())
+}
+
+/// The common ancestor that would take a tree and whoever is at the other end along, unless that is the whole system or
+/// this command itself.
+pub fn taken_along(root: Pid, holder: Pid) -> Option<(Pid, String)> {
+    let mut buf = Vec::new();
+    let mut line = |pid: Pid| {
+        let mut all = vec![pid];
+        while let Some(parent) =
+            all.last().and_then(|pid| ProcDir::open(*pid).ok()).and_then(|dir| dir.stat(&mut buf).ok()).map(|s| s.ppid)
+            && parent > 1
+            && all.len() < 1000
+        {
+            all.push(Pid(parent));
+        }
+        all
     };
-    Some(FileKind::External(by_key(d, key.to_owned())))
+    let (ours, theirs, own) = (line(root), line(holder), line(Pid(std::process::id() as i32)));
+    let common = ours.into_iter().find(|pid| theirs.contains(pid) && !own.contains(pid))?;
+    let name = ProcDir::open(common).ok()?.stat(&mut buf).ok()?.comm.to_string();
+    // A connection cannot be taken along.
+    (!name.starts_with("sshd")).then_some((common, name))
 }
 
 /// A file that the restoring side is asked for.
 fn by_key(d: &Description, key: String) -> External {
-    External { key, link: d.link.clone(), mode: d.stat.st_mode }
+    External { key, link: d.link.clone(), mode: d.stat.st_mode, terminal: None }
 }
 
 /// Descriptions that some table has as standard input, output or error; the root task's table, which is the first, wins.

@@ -1,9 +1,10 @@
 //! What stands in the way, of a tree that runs: only `/proc` is looked at, and duplicates of its sockets; nothing is stopped.
 
 use super::classify::{Class, Look, classify};
-use super::outside::{Missing, Outsiders};
+use super::outside::{self, Missing, Outsiders};
 use super::set::fs_magic;
 use super::socket_preflight::Sockets;
+use super::tty_preflight::Terminals;
 use super::views::DELETED;
 use super::{ghost, pidfd};
 use crate::blocker::{Blocker, codes};
@@ -46,6 +47,7 @@ pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<Vec<Blocker>> {
     let mut pipes: BTreeMap<(u64, u64), Ends> = BTreeMap::new();
     let mut magics = HashMap::new();
     let mut sockets = Sockets::default();
+    let mut terminals = Terminals::default();
     let mut buf = Vec::new();
     for dir in tree {
         let fds = match dir.fds() {
@@ -54,17 +56,24 @@ pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<Vec<Blocker>> {
         };
         for fd in fds {
             let Some(seen) = absent_is_none(look(dir, fd, &mut magics, &mut buf))? else { continue };
-            if seen.class == Class::Pipe {
+            if seen.class == Class::Tty {
+                let controlling = dir.stat(&mut buf).map_or(0, |stat| stat.tty_device());
+                terminals.note(&seen.object, &seen.link, seen.stat.st_rdev, &seen.info.detail, controlling);
+            } else if seen.class == Class::Pipe {
                 note_end(&mut pipes, &seen);
             } else if seen.class == Class::Socket {
                 found.extend(sockets.look(dir, fd, seen.stat.st_ino, &seen.object, policy));
             } else {
-                found.extend(judge(&seen, &pids, policy));
+                found.extend(judge(&seen, &pids));
             }
         }
     }
     found.extend(sockets.outside(&pids, policy, &mut buf));
-    found.extend(pipes_outside(&pipes, &pids, policy, &mut buf)?);
+    let root = tree.first().map(ProcDir::pid);
+    if !policy.allow_external_stdio {
+        found.extend(terminals.outside(&pids, root, &mut buf)?);
+    }
+    found.extend(pipes_outside(&pipes, &pids, root, policy, &mut buf)?);
     Ok(found)
 }
 
@@ -101,11 +110,10 @@ fn note_end(pipes: &mut BTreeMap<(u64, u64), Ends>, seen: &Seen) {
     ends.all_stdio &= seen.fd < 3;
 }
 
-fn judge(seen: &Seen, tree: &HashSet<Pid>, policy: &Policy) -> Option<Blocker> {
+fn judge(seen: &Seen, tree: &HashSet<Pid>) -> Option<Blocker> {
     let object = seen.object.as_str();
     match seen.class {
         Class::Unsupported(code) => Some(Blocker::new(code, object)),
-        Class::Tty if !policy.allow_external_stdio => Some(Blocker::new(codes::TTY_OUTSIDE, object)),
         Class::PidFd => match seen.info.detail {
             Detail::PidFd { pid, .. } if pid != -1 && !tree.contains(&Pid(pid)) => Some(pidfd::outside(object, pid)),
             _ => None,
@@ -124,6 +132,7 @@ fn judge(seen: &Seen, tree: &HashSet<Pid>, policy: &Policy) -> Option<Blocker> {
 fn pipes_outside(
     pipes: &BTreeMap<(u64, u64), Ends>,
     tree: &HashSet<Pid>,
+    root: Option<Pid>,
     policy: &Policy,
     buf: &mut Vec<u8>,
 ) -> Result<Vec<Blocker>> {
@@ -138,5 +147,10 @@ fn pipes_outside(
     let outsiders = Outsiders::search(tree, &one_sided.iter().map(|(_, m)| m.inode).collect(), buf)?;
     // From here nobody can tell a closed end from one in a queue: only what is seen is named.
     let held = one_sided.iter().filter(|(_, missing)| outsiders.holds(missing));
-    Ok(held.map(|(ends, m)| Blocker::new(codes::PIPE_OUTSIDE, &*ends.object).because(outsiders.reason(m))).collect())
+    let blocker = |ends: &Ends, missing: &Missing| {
+        let along = root.and_then(|root| outsiders.taken_along(root, missing));
+        let blocker = Blocker::new(codes::PIPE_OUTSIDE, &*ends.object).because(outsiders.reason(missing));
+        blocker.remedy(outside::pipe_remedy(ends.all_stdio, along))
+    };
+    Ok(held.map(|(ends, missing)| blocker(ends, missing)).collect())
 }

@@ -119,6 +119,8 @@ pub struct External {
     pub link: Bytes,
     /// `st_mode` of the object.
     pub mode: u32,
+    /// How the tree has set the terminal, if it is one.
+    pub terminal: Option<tty::TerminalSettings>,
 }
 
 /// A file by its path in a mount namespace, with what is compared before it is opened again.

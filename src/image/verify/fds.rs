@@ -2,9 +2,19 @@
 
 use super::{Checker, limits};
 use crate::image::fd::{
-    File, FileKind, SocketOptions, lock::LockKind, pipe::Pipe, regular::Ghost, tcp::TcpState, unix::UnixState,
+    File, FileKind, SocketOptions,
+    lock::LockKind,
+    pipe::Pipe,
+    regular::Ghost,
+    tcp::TcpState,
+    tty::{Pty, PtyState, TERMIOS},
+    unix::UnixState,
 };
 
+/// Numbers of terminals: the minor number of a device has 20 bits.
+const TERMINALS: u32 = 1 << 20;
+/// Bytes that wait in a terminal, with room to spare.
+const TERMINAL_QUEUE: usize = 1 << 20;
 /// `struct sockaddr_storage`, bytes.
 const ADDRESS: usize = 128;
 /// A UNIX socket's name, bytes.
@@ -25,6 +35,7 @@ pub(super) fn check(c: &mut Checker<'_>) {
     });
     c.each("files", &model.files, |c, _, file| check_file(c, file));
     c.each("pipes", &model.pipes, |c, _, pipe| check_pipe(c, pipe));
+    c.each("ptys", &model.ptys, |c, _, pty| check_pty(c, pty));
     c.each("unix_sockets", &model.unix_sockets, |c, n, socket| {
         c.must(matches!(socket.socket_type, 1 | 2 | 5), "socket_type", "is no type of a UNIX socket");
         c.must(socket.name.0.len() <= UNIX_NAME, "name", "is too long");
@@ -148,6 +159,18 @@ fn check_pipe(c: &mut Checker<'_>, pipe: &Pipe) {
     if let Some(fifo) = &pipe.fifo {
         c.path_ref(fifo, "fifo");
     }
+}
+
+fn check_pty(c: &mut Checker<'_>, pty: &Pty) {
+    c.must(pty.index < TERMINALS, "index", "is out of range");
+    c.path_bytes(&pty.ptmx, "ptmx");
+    c.namespace(pty.mnt, "mnt", "mnt");
+    let modes = pty.termios.0.len() == TERMIOS || pty.state == PtyState::HungUp && pty.termios.0.is_empty();
+    c.must(modes, "termios", "is no struct termios2");
+    c.must(pty.mode <= 0o7777, "mode", "has bits that are no permissions");
+    let lines: usize = pty.lines.iter().map(|line| line.0.len() + 1).sum();
+    let waiting = lines.saturating_add(pty.input.0.len()).max(pty.output.0.len());
+    c.must(waiting <= TERMINAL_QUEUE, "input", "is more than a terminal holds");
 }
 
 fn check_ghost(c: &mut Checker<'_>, ghost: &Ghost) {

@@ -7,6 +7,7 @@
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
+pub mod external;
 pub mod finish;
 pub mod ghost;
 pub mod inotify;
@@ -26,6 +27,7 @@ pub mod socket;
 pub mod sockets;
 pub mod tcp;
 pub mod timerfd;
+pub mod tty;
 pub mod udp;
 pub mod unix;
 
@@ -33,7 +35,7 @@ pub use finish::finish;
 pub use install::install_all;
 
 use super::{Error, Options, Result, material::Material, skeleton::Skeletons};
-use crate::image::fd::{External, File, FileKind};
+use crate::image::fd::{File, FileKind};
 use crate::image::{FdTableId, FileId, Model, TaskId};
 use crate::sys::{Errno, fcntl};
 use nix::unistd::{Whence, lseek};
@@ -132,6 +134,7 @@ pub fn make_all(
         attributes(file, &fd)?;
         files.push(fd);
     }
+    tty::finish(&mut maker)?;
     let sleeping = sockets::finish(&mut maker, &files)?;
     shmem::seal(model, material)?;
     ghost::set_times(model, material)?;
@@ -154,14 +157,11 @@ fn make(maker: &mut Maker<'_>, id: FileId, file: &File) -> Result<OwnedFd> {
         FileKind::PidFd(pidfd) => pidfd::make(maker, pidfd, file.flags),
         FileKind::Namespace(ns) => nsfd::make(maker, ns.ns, file.flags),
         FileKind::ProcFile(proc) => procfile::make(maker, proc, file.flags),
-        FileKind::External(external) => given(maker.options, external),
+        FileKind::External(external) => external::make(maker.options, external, file.flags),
         FileKind::Unix(_) | FileKind::Tcp(_) | FileKind::Udp(_) | FileKind::Netlink(_) => {
             sockets::make(maker, id, &file.kind)
         }
-        FileKind::Tty(_) => Err(Error::Impossible {
-            object: format!("{:?}", file.kind),
-            reason: "this kind cannot be made yet".to_owned(),
-        }),
+        FileKind::Tty(side) => tty::make(maker, *side, file.flags),
     }
 }
 
@@ -185,20 +185,6 @@ fn attributes(file: &File, fd: &OwnedFd) -> Result<()> {
         Err(Errno::ESPIPE) => Ok(()),
         sought => sought.map(drop).map_err(failed("lseek")),
     }
-}
-
-/// A file that the caller has to give.
-fn given(options: &Options, external: &External) -> Result<OwnedFd> {
-    let Some((_, fd)) = options.externals.iter().find(|(key, _)| *key == external.key) else {
-        return Err(Error::Impossible {
-            object: external.link.to_string(),
-            reason: format!(
-                "it was held outside the tree; give something in its place (--stdio, for {})",
-                external.key
-            ),
-        });
-    };
-    fcntl::duplicate(*fd).map_err(|errno| Error::System { operation: "dup", object: external.key.clone(), errno })
 }
 
 /// We hold every description at once.

@@ -81,12 +81,20 @@ enum Ran {
     Skipped(String),
 }
 
+/// Numbers of terminals are the host's: tests in which terminals come back under theirs run one at a time.
+pub fn terminals_lock() -> nix::fcntl::Flock<fs::File> {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("terminals.lock");
+    let file = fs::File::create(path).expect("the directory is cargo's");
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).expect("a lock is waited for")
+}
+
 /// Runs a scenario in a mode; panics with everything that is known if it fails.
 pub fn run(scenario: &Scenario, mode: Mode) {
     if !nix::unistd::geteuid().is_root() {
         return skipped(scenario, mode, "needs root");
     }
     adopt_orphans();
+    let _terminals = (scenario.fixture == "terminals").then(terminals_lock);
     let _huge_pages = (scenario.case == "hugetlb").then(HugePages::reserve);
     let fixture = match compiled(scenario.fixture) {
         Ok(path) => path,

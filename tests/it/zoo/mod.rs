@@ -10,6 +10,7 @@ mod pids;
 pub mod tools;
 
 use harness::{Mode, Scenario, run};
+pub use harness::{marked, terminals_lock};
 
 /// What is particular about a case.
 fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
@@ -189,4 +190,5 @@ zoo!(descriptors: regular appended directories shared_between_processes deleted 
     other_name pipes packets dead_ends pipe_between_processes fifos event_counters signal_descriptors polled
     polled_numbers watched process_descriptors namespace_descriptors devices memory_files proc_files locks owners leases
     three_thousand table_of_a_thread nothing_open);
+zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
 timed!(unnamed = descriptors: temporary timer_descriptors);
