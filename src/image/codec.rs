@@ -255,7 +255,7 @@ sections! {
     fs = 12, version 1, limit limits::SECTION_BYTES;
     sighands = 13, version 1, limit limits::SECTION_BYTES;
     seccomp_filters = 14, version 1, limit limits::SECTION_BYTES;
-    namespaces = 15, version 1, limit limits::SECTION_BYTES;
+    namespaces = 15, version 2, limit limits::SECTION_BYTES;
     cgroups = 16, version 1, limit limits::SECTION_BYTES;
 }
 

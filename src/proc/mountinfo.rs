@@ -46,6 +46,7 @@ fn line(mut rest: &[u8]) -> Option<Mount> {
         source: Bytes::default(),
         super_options: Bytes::default(),
         host_path: None,
+        covers: 0,
         content: None,
     };
     optional(&mut mount, rest)?;

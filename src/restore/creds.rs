@@ -1,7 +1,9 @@
 //! seccomp, credentials, and what a change of credentials resets: in the order the kernel wants (kernel.md 2).
 
+use super::ns::user::inside;
 use super::{Result, mm, skeleton::Skeletons};
 use crate::image::creds::{Creds, Seccomp};
+use crate::image::ns::user::UserNs;
 use crate::image::task::{Task, Thread};
 use crate::image::{Model, TaskId};
 use crate::trace::Batch;
@@ -23,7 +25,10 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
     for (n, thread) in of.threads.iter().enumerate() {
         let mut batch = Batch::new();
         filters(&mut batch, model, thread, n == 0, common);
-        ids(&mut batch, &thread.creds, own);
+        match super::ns::ids::namespace(model, of) {
+            None => ids(&mut batch, &thread.creds, own),
+            Some(user) => ids_inside(&mut batch, of, thread, user)?,
+        }
         if n == 0 {
             mm::seal(&mut batch, model, task);
         }
@@ -43,7 +48,8 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
             remote.run_all(&scratch, &batch)?;
         }
     }
-    if of.threads.iter().any(|t| t.creds.caps.bounding & !own != 0) {
+    let host = super::ns::ids::namespace(model, of).is_none();
+    if host && of.threads.iter().any(|t| t.creds.caps.bounding & !own != 0) {
         warnings.push(format!("process {}: capabilities that this program lacks itself could not be given", of.pid));
     }
     Ok(())
@@ -94,11 +100,42 @@ fn filters(batch: &mut Batch, model: &Model, thread: &Thread, leader: bool, comm
 
 /// User, groups, capabilities, of which only those in `own` can be given.
 pub fn ids(batch: &mut Batch, creds: &Creds, own: u64) {
-    const KEEP_CAPS: u64 = 1 << 4;
-    const NO_SETUID_FIXUP: u64 = 1 << 2;
+    bounding(batch, creds, own);
+    users(batch, creds);
+    batch.may_prctl(PR_SET_SECUREBITS, u64::from(creds.securebits), 0u64);
+    capabilities(batch, creds, own);
+}
+
+/// In a user namespace of its own a thread has all capabilities that there are, and mostly its users and groups already.
+fn ids_inside(batch: &mut Batch, task: &Task, thread: &Thread, user: &UserNs) -> Result<()> {
+    const ALL: u64 = (1 << CAPS) - 1;
+    let creds = &thread.creds;
+    bounding(batch, creds, ALL);
+    if !super::ns::ids::entered_as(task, thread) {
+        let mut seen = creds.clone();
+        for id in &mut seen.uids {
+            *id = inside(&user.uid_map, *id, "user")?;
+        }
+        for id in seen.gids.iter_mut().chain(&mut seen.groups) {
+            *id = inside(&user.gid_map, *id, "group")?;
+        }
+        users(batch, &seen);
+    }
+    batch.may_prctl(PR_SET_SECUREBITS, u64::from(creds.securebits), 0u64);
+    capabilities(batch, creds, ALL);
+    Ok(())
+}
+
+fn bounding(batch: &mut Batch, creds: &Creds, own: u64) {
     for cap in (0..CAPS).filter(|c| own & !creds.caps.bounding & 1 << c != 0) {
         batch.prctl(PR_CAPBSET_DROP, cap, 0u64);
     }
+}
+
+/// User and groups; capabilities stay.
+pub fn users(batch: &mut Batch, creds: &Creds) {
+    const KEEP_CAPS: u64 = 1 << 4;
+    const NO_SETUID_FIXUP: u64 = 1 << 2;
     let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
     let at = batch.bytes(&groups);
     batch.must(libc::SYS_setgroups, &[creds.groups.len().into(), at]);
@@ -110,8 +147,6 @@ pub fn ids(batch: &mut Batch, creds: &Creds, own: u64) {
     let [r, e, s, fs] = creds.uids;
     batch.must(libc::SYS_setresuid, &[r.into(), e.into(), s.into()]);
     batch.may(libc::SYS_setfsuid, &[fs.into()]);
-    batch.may_prctl(PR_SET_SECUREBITS, u64::from(creds.securebits), 0u64);
-    capabilities(batch, creds, own);
 }
 
 fn capabilities(batch: &mut Batch, creds: &Creds, own: u64) {

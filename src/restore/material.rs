@@ -1,20 +1,21 @@
 //! What skeletons inherit because we open it before the first of them is made: executables, mapped files, shared memory.
 //! A skeleton is a copy of us, so a number here is the same descriptor there.
 
-use super::{Error, Options, Result, fd, sysv::Segments};
+use super::{Error, Options, Result, fd, ns, sysv::Segments};
 use crate::image::fd::PathRef;
 use crate::image::mm::{Backing, Shmem, ShmemKind, Vma};
-use crate::image::{Model, ShmemId};
+use crate::image::{Model, NsId, ShmemId};
 use crate::sys::openat2::reopen;
 use crate::sys::{Errno, memory};
 use crate::trace::pages::TargetPages;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 /// Descriptors that skeletons find open.
 #[derive(Debug)]
 pub struct Material {
-    files: HashMap<(Vec<u8>, u32), OwnedFd>,
+    files: HashMap<(NsId, Vec<u8>, u32), OwnedFd>,
     shmems: Vec<OwnedFd>,
     /// The same objects, open for reading alone: what is mapped through these cannot be made writable.
     readers: HashMap<ShmemId, OwnedFd>,
@@ -25,6 +26,8 @@ pub struct Material {
     pub hub: OwnedFd,
     /// Theirs.
     pub hub_inside: OwnedFd,
+    /// Namespaces of the tree's own.
+    pub made: Arc<ns::Made>,
 }
 
 /// Opens everything that mappings need.
@@ -32,9 +35,10 @@ pub fn prepare(model: &Model, options: &Options, warnings: &mut Vec<String>) -> 
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     let (hub, hub_inside) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| Error::System { operation: "socketpair", object: "the hub".to_owned(), errno })?;
+    let made = Arc::new(ns::make(model, options, warnings)?);
     let (segments, mut segment_files) = Segments::make(model, warnings)?;
     let (files, shmems, ghosts, readers) = (HashMap::new(), Vec::new(), Vec::new(), HashMap::new());
-    let mut material = Material { files, shmems, readers, ghosts, segments, hub, hub_inside };
+    let mut material = Material { files, shmems, readers, ghosts, segments, hub, hub_inside, made };
     for (n, shmem) in model.shmems.iter().enumerate() {
         let file = match segment_files.remove(&ShmemId::from(n)) {
             Some(file) => file,
@@ -42,7 +46,7 @@ pub fn prepare(model: &Model, options: &Options, warnings: &mut Vec<String>) -> 
         };
         material.shmems.push(file);
     }
-    material.ghosts = fd::regular::make_ghosts(model)?;
+    material.ghosts = fd::regular::make_ghosts(model, &material.made)?;
     for mm in &model.mms {
         material.open(&mm.exe, libc::O_RDONLY as u32, options)?;
         for vma in &mm.vmas {
@@ -67,18 +71,18 @@ pub fn prepare(model: &Model, options: &Options, warnings: &mut Vec<String>) -> 
 
 impl Material {
     fn open(&mut self, path: &PathRef, flags: u32, options: &Options) -> Result<()> {
-        let key = (path.path.0.clone(), flags);
+        let key = (path.mnt, path.path.0.clone(), flags);
         if self.files.contains_key(&key) {
             return Ok(());
         }
-        let file = fd::regular::open_checked(path, flags, options)?;
+        let file = fd::regular::open_checked(path, flags, options, &self.made)?;
         self.files.insert(key, file);
         Ok(())
     }
 
     /// Number of a file opened for mapping.
     pub fn file(&self, path: &PathRef, flags: u32) -> RawFd {
-        self.files.get(&(path.path.0.clone(), flags)).map_or(-1, AsRawFd::as_raw_fd)
+        self.files.get(&(path.mnt, path.path.0.clone(), flags)).map_or(-1, AsRawFd::as_raw_fd)
     }
 
     /// Number of an executable for `PR_SET_MM_MAP`; -1, which leaves it as it is, where it is our own: a skeleton has it
@@ -86,7 +90,7 @@ impl Material {
     pub fn exe(&self, path: &PathRef) -> RawFd {
         let fd = self.file(path, libc::O_RDONLY as u32);
         let own = nix::sys::stat::stat("/proc/self/exe").map(|s| (s.st_dev, s.st_ino));
-        let file = self.files.get(&(path.path.0.clone(), libc::O_RDONLY as u32));
+        let file = self.files.get(&(path.mnt, path.path.0.clone(), libc::O_RDONLY as u32));
         let wanted = file.and_then(|f| nix::sys::stat::fstat(f).ok()).map(|s| (s.st_dev, s.st_ino));
         if own.ok() == wanted { -1 } else { fd }
     }

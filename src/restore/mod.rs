@@ -12,6 +12,7 @@ pub mod fd;
 pub mod go;
 pub mod material;
 pub mod mm;
+pub mod ns;
 pub mod pidns;
 pub mod plan;
 pub mod preflight;
@@ -159,13 +160,15 @@ pub fn build<'m>(
     fault::at(Point::RestoreMappings)?;
     cow::fill_rest(model, &mut skeletons, &loader)?;
     fault::at(Point::RestorePages)?;
+    // Before anybody enters a user namespace: helpers take the ids of leaders that are gone.
+    sessions::process_groups(model, &plan, &mut skeletons)?;
+    fault::at(Point::RestoreGroups)?;
     for task in plan.order.iter().copied() {
         mm::finish(model, task, &mut skeletons, &material)?;
+        ns::ids::enter(model, task, &mut skeletons)?;
         threads::make(model, task, &mut skeletons)?;
     }
     fault::at(Point::RestoreThreads)?;
-    sessions::process_groups(model, &plan, &mut skeletons)?;
-    fault::at(Point::RestoreGroups)?;
     let mut opened = fd::make_all(model, &mut skeletons, &material, options, &mut warnings)?;
     fd::install_all(model, &opened, &mut skeletons, &material)?;
     fault::at(Point::RestoreFiles)?;

@@ -2,8 +2,8 @@
 //! namespace that are not ours.
 
 use super::skeleton::{Skeleton, Skeletons, clone_from, empty, hold};
-use super::{Error, Options, Result, cgroup::Place, clock, pidns};
-use crate::image::{Model, NsPid, Pid};
+use super::{Error, Options, Result, cgroup::Place, clock, ns, pidns};
+use crate::image::{Model, NsPid, Pid, TaskId};
 use crate::ops::options::Pids;
 use crate::proc::ProcDir;
 use crate::sys::{Errno, clone};
@@ -29,8 +29,14 @@ pub fn make(
     };
     place.enter(remote.pid())?;
     clock::enter(model, &mut remote, skeletons.scratch, warnings)?;
+    ns::enter::mounts(model, TaskId(0), &mut remote, skeletons)?;
     empty(&mut remote, skeletons.scratch)?;
     Ok(Skeleton { pid: remote.pid(), threads: vec![remote] })
+}
+
+/// Whether the tree will get a PID namespace of its own.
+pub fn new_pids(model: &Model, options: &Options) -> bool {
+    options.pids == Pids::New || options.pids == Pids::Auto && taken(model).is_some()
 }
 
 /// Whether the tree gets the ids it had.

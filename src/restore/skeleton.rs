@@ -4,7 +4,7 @@ use super::plan::Plan;
 use super::{Error, Options, Result, cow};
 use crate::image::creds::Seccomp;
 use crate::image::mm::PAGE;
-use crate::image::{Model, Pid, TaskId};
+use crate::image::{Model, NsId, Pid, TaskId};
 use crate::proc::ProcDir;
 use crate::proc::maps::Special;
 use crate::sys::Errno;
@@ -14,6 +14,7 @@ use crate::sys::wait::{self, Status};
 use crate::trace::remote::{DATA_LEN, Remote, Scratch, vdso_syscall};
 use crate::trace::{self, Batch, Tracee};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// The tree in the making. Dropping it kills every task of it.
 pub struct Skeletons {
@@ -26,6 +27,10 @@ pub struct Skeletons {
     pub session: Option<Remote>,
     /// How far address spaces are.
     pub memory: cow::Progress,
+    /// Namespaces of the tree's own.
+    pub made: Arc<super::ns::Made>,
+    /// Mount namespaces that a task is in, by their inode.
+    pub entered: HashMap<NsId, u64>,
     /// Ids differ from ours: the tree has a PID namespace of its own.
     pub new_pids: bool,
     /// Tracing options of all tasks.
@@ -115,6 +120,8 @@ pub fn make(
         init: None,
         session: None,
         memory: cow::Progress::default(),
+        made: Arc::clone(&loader.material.made),
+        entered: HashMap::new(),
         new_pids: false,
         options: trace_options(model),
         terminals: Default::default(),
@@ -125,6 +132,7 @@ pub fn make(
     skeletons.tasks.insert(TaskId(0), root);
     skeletons.terminals = super::fd::tty::prepare(model, &skeletons, warnings)?;
     super::sessions::descendants(model, &mut skeletons, loader)?;
+    super::ns::enter::mounts_of_all(model, &mut skeletons)?;
     Ok(skeletons)
 }
 

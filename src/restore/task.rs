@@ -125,22 +125,23 @@ fn finish_thread(model: &Model, task: &Task, thread: &Thread, remote: &mut Remot
         if thread.tid != task.pid {
             batch.must(libc::SYS_unshare, &[libc::CLONE_FS.into()]);
         }
-        file_system(&mut batch, model, thread);
+        file_system(&mut batch, model, task, thread);
     }
     remote.run_all(&scratch, &batch)?;
     Ok(())
 }
 
-fn file_system(batch: &mut Batch, model: &Model, thread: &Thread) {
+fn file_system(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread) {
     let fs = &model.fs[thread.fs.at()];
     batch.must(libc::SYS_umask, &[fs.umask.into()]);
     let cwd = batch.c_string(&fs.cwd.path.0);
     let root = &fs.root.path.0;
-    if root == b"/" {
+    let in_user_ns = super::ns::ids::namespace(model, task).is_some();
+    // The path of the working directory is seen from the outer root, so it is entered first.
+    if !in_user_ns || thread.tid != task.pid {
         batch.must(libc::SYS_chdir, &[cwd]);
-    } else {
-        // The path of the working directory is seen from the outer root, so it is entered first.
-        batch.must(libc::SYS_chdir, &[cwd]);
+    }
+    if root != b"/" {
         let root = batch.c_string(root);
         batch.must(libc::SYS_chroot, &[root]);
     }

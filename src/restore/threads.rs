@@ -2,11 +2,16 @@
 
 use super::skeleton::{FOLLOW, Skeletons};
 use super::{Error, Result};
+use crate::image::task::Thread;
 use crate::image::{Model, Pid, TaskId};
+use crate::proc::ProcDir;
 use crate::sys::abi::CloneArgs;
+use crate::sys::clone::set_last_pid;
 use crate::trace::Tracee;
 use crate::trace::batch::Batch;
-use crate::trace::remote::Remote;
+use crate::trace::remote::{Remote, Scratch};
+use nix::fcntl::OFlag;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Flags that make a thread (clone(2)).
 const THREAD: i32 = libc::CLONE_VM
@@ -31,28 +36,23 @@ pub fn make(model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<()
     let skeleton = skeletons.task(task);
     // New threads wait in the stub instead of being attached one at a time: 5 times as fast (kernel.md 3).
     skeleton.threads[0].tracee().set_options(options)?;
+    let confined = super::ns::ids::namespace(model, &model.tasks[task.at()]).is_some();
+    let pid_ns = match new_pids {
+        true if confined => Some(ProcDir::open(skeleton.pid)?.open_file("ns/pid", OFlag::O_RDONLY)?),
+        _ => None,
+    };
     for group in others.chunks(BATCH) {
-        let mut batch = Batch::new();
-        let mut calls = Vec::with_capacity(group.len());
-        for thread in group {
-            let io = if thread.io_context != 0 && thread.io_context == leader.io_context { libc::CLONE_IO } else { 0 };
-            let args = CloneArgs { flags: (THREAD | io as i32) as u32 as u64, ..CloneArgs::default() };
-            let ids: Vec<i32> = thread.inner_tids.iter().rev().chain([&thread.tid]).map(|id| id.0).collect();
-            calls.push(batch.clone3(&args, &ids, true));
-        }
-        let results = skeleton.threads[0].run(&scratch, &batch)?;
-        let mut seized = Vec::with_capacity(group.len());
-        for (thread, call) in group.iter().zip(calls) {
-            let tid = results.get(call).map_err(|errno| Error::System {
-                operation: "clone3",
-                object: format!("thread {}", thread.tid),
-                errno,
-            })?;
-            seized.push(Pid(tid as i32));
-        }
-        if new_pids {
-            seized = outer_ids(skeleton.pid, &seized)?;
-        }
+        let remote = &mut skeleton.threads[0];
+        let seized = if confined {
+            // The highest first: whoever begins elsewhere meanwhile gets an id after the last one we said.
+            let one = |thread| by_last_pid(leader, thread, remote, scratch, pid_ns.as_ref(), options);
+            let mut made = group.iter().rev().map(one).collect::<Result<Vec<Pid>>>()?;
+            made.reverse();
+            made
+        } else {
+            by_set_tid(leader, group, remote, scratch)?
+        };
+        let seized = if new_pids { outer_ids(skeleton.pid, &seized)? } else { seized };
         let mut running = Vec::with_capacity(seized.len());
         for tid in seized {
             let tracee = Tracee::seize(tid, options)?;
@@ -65,6 +65,78 @@ pub fn make(model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<()
         }
     }
     Ok(())
+}
+
+fn arguments(leader: &Thread, thread: &Thread) -> CloneArgs {
+    let io = if thread.io_context != 0 && thread.io_context == leader.io_context { libc::CLONE_IO } else { 0 };
+    CloneArgs { flags: (THREAD | io as i32) as u32 as u64, ..CloneArgs::default() }
+}
+
+fn by_set_tid(leader: &Thread, group: &[Thread], remote: &mut Remote, scratch: Scratch) -> Result<Vec<Pid>> {
+    let mut batch = Batch::new();
+    let mut calls = Vec::with_capacity(group.len());
+    for thread in group {
+        let ids: Vec<i32> = thread.inner_tids.iter().rev().chain([&thread.tid]).map(|id| id.0).collect();
+        calls.push(batch.clone3(&arguments(leader, thread), &ids, true));
+    }
+    let results = remote.run(&scratch, &batch)?;
+    let id = |(thread, call): (&Thread, _)| {
+        let made = results.get(call).map_err(|errno| failed(thread, errno))?;
+        Ok(Pid(made as i32))
+    };
+    group.iter().zip(calls).map(id).collect()
+}
+
+fn failed(thread: &Thread, errno: crate::sys::Errno) -> Error {
+    Error::System { operation: "clone3", object: format!("thread {}", thread.tid), errno }
+}
+
+/// A task in a user namespace of its own may not choose ids in a PID namespace that is not: we say which id comes next, and
+/// try again where somebody else was faster.
+fn by_last_pid(
+    leader: &Thread,
+    thread: &Thread,
+    remote: &mut Remote,
+    scratch: Scratch,
+    pid_ns: Option<&OwnedFd>,
+    options: u64,
+) -> Result<Pid> {
+    const TRIES: usize = 200;
+    for _ in 0..TRIES {
+        set_last_pid(pid_ns.map(AsFd::as_fd), thread.tid.0 - 1).map_err(|errno| Error::System {
+            operation: "write to ns_last_pid",
+            object: format!("thread {}", thread.tid),
+            errno,
+        })?;
+        let mut batch = Batch::new();
+        let call = batch.clone3(&arguments(leader, thread), &[], true);
+        let results = remote.run(&scratch, &batch)?;
+        let made = Pid(results.get(call).map_err(|errno| failed(thread, errno))? as i32);
+        if made.0 == thread.tid.0 {
+            return Ok(made);
+        }
+        let stray = if pid_ns.is_some() { outer_ids(remote.pid(), &[made])?[0] } else { made };
+        end(stray, scratch, options)?;
+    }
+    Err(Error::PidInUse { pid: thread.tid.0, occupant: "another task".to_owned() })
+}
+
+/// Ends a thread that got another id.
+fn end(stray: Pid, scratch: Scratch, options: u64) -> Result<()> {
+    let tracee = Tracee::seize(stray, options)?;
+    tracee.interrupt()?;
+    let (tracee, _) = tracee.wait()?;
+    let mut remote = Remote::new(tracee)?;
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_exit, &[0u64.into()]);
+    match remote.run(&scratch, &batch) {
+        Err(crate::trace::Error::Died { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+        Ok(_) => Err(Error::Impossible {
+            object: format!("thread {stray}"),
+            reason: "it did not end when it was told to".to_owned(),
+        }),
+    }
 }
 
 /// Ids of threads as we see them, given those of their own PID namespace.

@@ -3,6 +3,7 @@
 use super::abi::CloneArgs;
 use super::{Result, check};
 use crate::image::Pid;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Makes a child that does nothing but wait (`pause`) for its tracer. `set_tid` holds its ids, innermost PID namespace
 /// first (needs CAP_CHECKPOINT_RESTORE; Linux 5.5). `EEXIST`: the id is in use.
@@ -59,4 +60,86 @@ fn make(flags: u64, exit_signal: i32, set_tid: &[i32], cgroup: Option<i32>, chil
         }
     }
     check(ret).map(|pid| Pid(pid as i32))
+}
+
+/// Where a [`placed_child`] goes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Placed {
+    /// Descriptor of a user namespace to enter.
+    pub enter: Option<i32>,
+    /// Make a user namespace that belongs to this user.
+    pub owner: Option<u32>,
+    /// Namespaces to make (`CLONE_NEW*`), which belong to the user namespace the child is in.
+    pub make: i32,
+}
+
+/// Makes a child that goes to its place and waits there to be killed; returns once it is there.
+pub fn placed_child(place: Placed) -> Result<Pid> {
+    let (ready, told) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let fd = told.as_raw_fd();
+    let child = make(0, libc::SIGCHLD, &[], None, || {
+        if let Err(errno) = go(place) {
+            // SAFETY: ends this process; no memory is involved.
+            unsafe { libc::syscall(libc::SYS_exit_group, errno as i32) };
+        }
+        // SAFETY: one byte of a static string; the descriptor is this process's copy.
+        unsafe { libc::syscall(libc::SYS_write, fd, c"r".as_ptr(), 1) };
+        loop {
+            // SAFETY: pause(2) has no arguments and touches no memory.
+            unsafe { libc::syscall(libc::SYS_pause) };
+        }
+    })?;
+    drop(told);
+    let mut byte = [0];
+    match nix::unistd::read(&ready, &mut byte) {
+        Ok(1) => Ok(child),
+        _ => match super::wait::wait(child) {
+            Ok(super::wait::Status::Exited(code)) => Err(super::Errno::from_raw(code)),
+            _ => Err(super::Errno::ECHILD),
+        },
+    }
+}
+
+/// Has the next process or thread of a PID namespace (`None`: ours) get the id after `last`, if it is free then.
+pub fn set_last_pid(pid_ns: Option<BorrowedFd<'_>>, last: i32) -> Result<()> {
+    let failed = |e: std::io::Error| super::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    let mut file = std::fs::OpenOptions::new().write(true).open("/proc/sys/kernel/ns_last_pid").map_err(failed)?;
+    let text = last.to_string();
+    let Some(pid_ns) = pid_ns else { return std::io::Write::write_all(&mut file, text.as_bytes()).map_err(failed) };
+    // The file is about the namespace of whoever writes: a child there does.
+    let fd = file.as_raw_fd();
+    let there = || {
+        // SAFETY: integers only; it is children of this thread that go there.
+        check(unsafe { libc::setns(pid_ns.as_raw_fd(), libc::CLONE_NEWPID) }.into())?;
+        let child = make(0, libc::SIGCHLD, &[], None, || {
+            // SAFETY: pointer and length belong together; the descriptor is this process's copy.
+            let written = unsafe { libc::syscall(libc::SYS_write, fd, text.as_ptr(), text.len()) };
+            // SAFETY: ends this process; no memory is involved.
+            unsafe { libc::syscall(libc::SYS_exit_group, i32::from(written < 0)) };
+        })?;
+        match super::wait::wait(child)? {
+            super::wait::Status::Exited(0) => Ok(()),
+            _ => Err(super::Errno::EPERM),
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(there).join().unwrap_or(Err(super::Errno::EIO)))
+}
+
+/// Raw calls only: this runs in a copy of a program with threads.
+fn go(place: Placed) -> Result<()> {
+    if let Some(ns) = place.enter {
+        // SAFETY: integers only.
+        check(unsafe { libc::syscall(libc::SYS_setns, ns, libc::CLONE_NEWUSER) })?;
+    }
+    if let Some(owner) = place.owner {
+        // SAFETY: integers only.
+        check(unsafe { libc::syscall(libc::SYS_setresuid, -1, owner, -1) })?;
+        // SAFETY: integers only.
+        check(unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_NEWUSER) })?;
+    }
+    if place.make != 0 {
+        // SAFETY: integers only.
+        check(unsafe { libc::syscall(libc::SYS_unshare, place.make) })?;
+    }
+    Ok(())
 }

@@ -14,6 +14,8 @@ pub mod inotify;
 pub mod mapping;
 pub mod mem;
 pub mod memory;
+pub mod mount;
+pub mod nsfs;
 pub mod openat2;
 pub mod packet;
 pub mod pagemap;
@@ -35,6 +37,7 @@ pub mod timerfd;
 pub mod tty;
 pub mod tty_queue;
 pub mod userfaultfd;
+pub mod uts;
 pub mod wait;
 pub mod xattr;
 

@@ -2,6 +2,7 @@
 
 mod agent;
 mod cli;
+mod confined;
 mod demo;
 mod generated;
 mod manual;

@@ -85,7 +85,11 @@ pub fn collect(cx: &mut Cx<'_>, views: &mut Views, found: Found<'_>) -> Result<O
     let file = reopen(found.file, (libc::O_RDONLY | libc::O_NOATIME) as u32).map_err(failed("open (deleted file)"))?;
     let mut extents = Vec::new();
     if kind == libc::S_IFREG && other_name.is_none() {
-        match read_extents(file.try_clone().map_err(errno).map_err(failed("dup"))?.into(), found.stat.st_size as u64) {
+        match read_extents(
+            file.try_clone().map_err(errno).map_err(failed("dup"))?.into(),
+            found.stat.st_size as u64,
+            CONTENT_MAX,
+        ) {
             Ok(read) => extents = read,
             Err(Errno::EFBIG) => {
                 let size = found.stat.st_size;
@@ -115,8 +119,8 @@ fn errno(e: std::io::Error) -> Errno {
     Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))
 }
 
-/// Content without holes; `EFBIG` if it is more than [`CONTENT_MAX`].
-fn read_extents(file: std::fs::File, size: u64) -> crate::sys::Result<Vec<(u64, Bytes)>> {
+/// Content without holes; `EFBIG` if it is more than `limit`.
+pub fn read_extents(file: std::fs::File, size: u64, limit: u64) -> crate::sys::Result<Vec<(u64, Bytes)>> {
     let mut extents = Vec::new();
     let (mut at, mut total) = (0, 0);
     while at < size {
@@ -129,7 +133,7 @@ fn read_extents(file: std::fs::File, size: u64) -> crate::sys::Result<Vec<(u64, 
         };
         let end = lseek(&file, start as i64, Whence::SeekHole).map_or(size, |end| end as u64).min(size);
         total += end.saturating_sub(start);
-        if total > CONTENT_MAX {
+        if total > limit {
             return Err(Errno::EFBIG);
         }
         let mut bytes = vec![0; (end - start) as usize];

@@ -31,7 +31,7 @@ pub mod views;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use ghost::ghost_of_mapping;
+pub use ghost::{ghost_of_mapping, read_extents};
 pub use preflight::preflight;
 
 pub mod socket;

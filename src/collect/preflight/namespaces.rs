@@ -3,14 +3,15 @@
 use super::{Member, reach::object};
 use crate::{
     blocker::{Blocker, codes},
-    image::ns::mnt::Mount,
+    collect::ns::mnt,
     proc::{ProcDir, Result},
+    sys::nsfs,
 };
-use std::collections::BTreeSet;
+use nix::fcntl::OFlag;
 
 /// Kinds that a restore cannot make: a tree that has one of its own is refused. PID namespaces are handled by the ids of
-/// the tasks, mount namespaces below, roots of cgroups by `--cgroup`, one time namespace for the whole tree by its clocks.
-const REFUSED: [&str; 4] = ["net", "user", "uts", "ipc"];
+/// the tasks, mount and user namespaces below, roots of cgroups by `--cgroup`, one time namespace for the whole tree by its clocks.
+const REFUSED: [&str; 2] = ["net", "ipc"];
 
 pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found: &mut Vec<Blocker>) -> Result<()> {
     let own = ProcDir::of_self()?;
@@ -25,24 +26,24 @@ pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found
             found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
         }
     }
+    if member.dir.ns("user")? != own.ns("user")? && !is_below_ours(member, &own)? {
+        let reason = "its user namespace is inside another one that is not the host's";
+        found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
+    }
     let time = root.ns("time")?;
     if member.dir.ns("time")? != time || member.dir.ns("time_for_children")? != time {
         let reason = "it, or what it starts, has another time namespace than the first process of the tree";
         found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
     }
     if member.dir.ns("mnt")? != own.ns("mnt")? {
-        let (theirs, ours) = (view(&member.dir.mountinfo(buf)?), view(&own.mountinfo(buf)?));
-        if let Some((point, _)) = theirs.symmetric_difference(&ours).next() {
-            let reason = format!("its mount namespace differs from the host's, first at {point}");
-            found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
-        }
+        mnt::look(member.dir, &object(member.row), buf, found)?;
     }
     Ok(())
 }
 
-/// What paths lead to: mount points with file system and part of it. `/proc` always shows the PID namespace of whoever
-/// mounted it, and is restored as such.
-fn view(mounts: &[Mount]) -> BTreeSet<(String, (u64, Vec<u8>))> {
-    let visible = mounts.iter().filter(|mount| mount.fs_type.0 != b"proc");
-    visible.map(|m| (m.mount_point.to_string(), (m.device, m.root.0.clone()))).collect()
+/// Its user namespace was made in ours.
+fn is_below_ours(member: &Member<'_>, own: &ProcDir) -> Result<bool> {
+    let link = member.dir.open_file("ns/user", OFlag::O_RDONLY)?;
+    let parent = nsfs::parent(&link).and_then(nix::sys::stat::fstat);
+    Ok(parent.is_ok_and(|parent| own.stat_of("ns/user").is_ok_and(|ours| ours.st_ino == parent.st_ino)))
 }

@@ -4,7 +4,7 @@ use super::{Maker, SETTABLE, TMPFILE, roots};
 use crate::image::fd::FileKind;
 use crate::image::fd::regular::Ghost;
 use crate::image::{Bytes, GhostId, Model};
-use crate::restore::{Error, Result, material::Material};
+use crate::restore::{Error, Result, material::Material, ns::Made};
 use crate::sys::openat2::{open_in_root, reopen};
 use crate::sys::{Errno, fcntl, xattr};
 use nix::fcntl::{OFlag, openat};
@@ -23,7 +23,7 @@ const NAMES_MAX: u32 = 1000;
 ///
 /// # Errors
 /// No directory there can be written to, or the content does not fit.
-pub fn make_ghosts(model: &Model) -> Result<Vec<Option<OwnedFd>>> {
+pub fn make_ghosts(model: &Model, made: &Made) -> Result<Vec<Option<OwnedFd>>> {
     let unnamed: HashSet<GhostId> = model
         .files
         .iter()
@@ -31,7 +31,10 @@ pub fn make_ghosts(model: &Model) -> Result<Vec<Option<OwnedFd>>> {
         .filter_map(|f| if let FileKind::Ghost(ghost) = &f.kind { Some(ghost.ghost) } else { None })
         .collect();
     let root = roots::own()?;
-    let make = |(n, ghost)| make_one(&root, ghost, unnamed.contains(&GhostId::from(n))).map(Some);
+    let make = |(n, ghost): (usize, &Ghost)| {
+        let root = made.root(ghost.path.mnt).unwrap_or(&root);
+        make_one(root, ghost, unnamed.contains(&GhostId::from(n))).map(Some)
+    };
     model.ghosts.iter().enumerate().map(make).collect()
 }
 

@@ -3,7 +3,7 @@
 use super::{Maker, TMPFILE, roots};
 use crate::image::fd::{PathRef, regular::Regular};
 use crate::ops::options::Files;
-use crate::restore::{Error, Options, Result};
+use crate::restore::{Error, Options, Result, ns::Made};
 use nix::sys::stat::{FileStat, fstat};
 use std::os::fd::OwnedFd;
 
@@ -18,12 +18,15 @@ pub(crate) fn make(maker: &mut Maker<'_>, regular: &Regular, flags: u32) -> Resu
     open(root, &regular.path, flags, maker.options)
 }
 
-/// Opens a file, of our own mount namespace, after comparing it with what the tree had.
+/// Opens a file, before there are tasks, after comparing it with what the tree had.
 ///
 /// # Errors
 /// [`Error::File`] names a file that is missing or differs.
-pub fn open_checked(path: &PathRef, flags: u32, options: &Options) -> Result<OwnedFd> {
-    open(&roots::own()?, path, flags, options)
+pub fn open_checked(path: &PathRef, flags: u32, options: &Options, made: &Made) -> Result<OwnedFd> {
+    match made.root(path.mnt) {
+        Some(root) => open(root, path, flags, options),
+        None => open(&roots::own()?, path, flags, options),
+    }
 }
 
 fn open(root: &OwnedFd, path: &PathRef, flags: u32, options: &Options) -> Result<OwnedFd> {
@@ -109,7 +112,7 @@ mod tests {
     fn missing_files_are_named() {
         let (path, _) = file();
         let path = PathRef { path: Bytes(b"/no/such/file".to_vec()), ..path };
-        let error = open_checked(&path, 0, &Options::default()).unwrap_err();
+        let error = open_checked(&path, 0, &Options::default(), &Made::default()).unwrap_err();
         assert_eq!(error.to_string(), "/no/such/file: it does not exist here");
     }
 }

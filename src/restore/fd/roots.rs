@@ -21,7 +21,9 @@ impl Roots {
         if !self.0.contains_key(&ns) {
             let inside =
                 |t: &crate::image::task::Task| t.namespaces.mnt == ns && !matches!(t.state, TaskState::Zombie(_));
+            let made = skeletons.made.root(ns).map(OwnedFd::try_clone).and_then(std::io::Result::ok);
             let root = match model.tasks.iter().position(inside) {
+                _ if made.is_some() => made.map_or_else(own, Ok)?,
                 Some(task) => ProcDir::open(skeletons.pid(TaskId::from(task)))?.open_file("root", ROOT)?,
                 None => own()?,
             };

@@ -30,6 +30,7 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
             Scenario { ignore: DESCRIPTORS, allow: OTHER_NAMES, ..plain }
         }
         ("descriptors", "timer_descriptors") => Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain },
+        ("namespaces", _) => Scenario { ignore: NAMESPACES, allow: NEW_FILE_SYSTEMS, ..plain },
         ("descriptors", _) => Scenario { ignore: DESCRIPTORS, ..plain },
         ("memory", "deleted_files") => Scenario { ignore: DESCRIPTORS, ..plain },
         ("memory", "hugetlb") => Scenario { allow: HUGE_PAGES, ..plain },
@@ -51,6 +52,25 @@ const SOCKETS: &[(&str, &str)] = &[
     ("unix_sockets[*].inode", "a socket is made anew"),
     ("unix_sockets[*].peer_creds.pid", "a socket is made anew, by another process"),
 ];
+
+const NAMESPACES: &[(&str, &str)] = &[
+    ("**.path.device", "a tmpfs of its own is made anew"),
+    ("**.path.inode", "a tmpfs of its own is made anew"),
+    ("**.cwd.device", "a tmpfs of its own is made anew"),
+    ("**.cwd.inode", "a tmpfs of its own is made anew"),
+    ("ghosts[*].path.path", "its name may be another file's by now, or its directory gone"),
+];
+
+const NEW_FILE_SYSTEMS: &str = r#"
+[[allow]]
+path = "**/stat/file"
+rule = "ignore"
+reason = "a tmpfs of its own is made anew: its device number is another one, and so are those of its inodes"
+[[allow]]
+path = "**/cwd/file"
+rule = "ignore"
+reason = "a tmpfs of its own is made anew: its device number is another one, and so are those of its inodes"
+"#;
 
 const LINKED: &[(&str, &str)] = &[
     ("ghosts", "a file that is opened by another name of its own is no deleted one any more"),
@@ -191,4 +211,5 @@ zoo!(descriptors: regular appended directories shared_between_processes deleted 
     polled_numbers watched process_descriptors namespace_descriptors devices memory_files proc_files locks owners leases
     three_thousand table_of_a_thread nothing_open);
 zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
+zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name);
 timed!(unnamed = descriptors: temporary timer_descriptors);

@@ -1,5 +1,11 @@
 //! Namespaces of the tasks.
 
+pub mod content;
+pub mod mnt;
+pub mod table;
+pub mod user;
+pub mod uts;
+
 use super::{Cx, Result};
 use crate::image::NsId;
 use crate::image::ns::{Namespace, NsKind, mnt::MntNs, net::NetNs, user::UserNs};
@@ -17,6 +23,32 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         cx.model.namespaces.push(Namespace { inode, of_host: true, owner: None, kind: empty(kind) });
     }
     Ok(())
+}
+
+/// What the tree's own namespaces hold, and who owns them; after the tasks.
+pub fn fill(cx: &mut Cx<'_>) -> Result<()> {
+    user::fill(cx)?;
+    uts::fill(cx)?;
+    mnt::fill(cx)
+}
+
+/// A live process of the tree in this namespace, if there is one with the root directory of its mount namespace.
+fn inside(cx: &Cx<'_>, ns: NsId, kind: &str) -> Option<usize> {
+    let inode = cx.model.namespaces[ns.at()].inode;
+    let is_in = |at: &usize| {
+        let process = &cx.frozen.processes[*at];
+        !process.zombie && process.dir.stat_of(&format!("ns/{kind}")).is_ok_and(|s| s.st_ino == inode)
+    };
+    let at_root = |at: &usize| cx.frozen.processes[*at].dir.readlink("root").is_ok_and(|l| l.0 == b"/");
+    let members: Vec<usize> = (0..cx.frozen.processes.len()).filter(is_in).collect();
+    members.iter().copied().find(at_root).or_else(|| members.first().copied())
+}
+
+/// The user namespace that owns this one, if it is one of the model (the host's included).
+fn owner(cx: &Cx<'_>, ns: &impl std::os::fd::AsFd) -> Option<NsId> {
+    let owner = crate::sys::nsfs::owner(ns).ok()?;
+    let inode = nix::sys::stat::fstat(&owner).ok()?.st_ino;
+    cx.model.namespaces.iter().position(|n| n.inode == inode).map(NsId::from)
 }
 
 /// The namespaces of one process; those of the engine or of a task before it are known.
