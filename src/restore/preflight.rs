@@ -4,7 +4,7 @@
 //! the target that still runs over there.
 
 use super::fd::{regular, roots};
-use super::{Options, root};
+use super::{Options, ns, root};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::fd::tcp::TcpState;
@@ -43,6 +43,7 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     }
     blockers.extend(files(model, options, scope));
     blockers.extend(addresses(model, scope));
+    blockers.extend(ns::missing(model));
     blockers
 }
 

@@ -11,9 +11,11 @@ pub mod user;
 pub mod uts;
 
 use super::{Error, Options, Result};
+use crate::blocker::{Blocker, codes};
 use crate::image::ns::NsKind;
 use crate::image::{Model, NsId};
 use crate::sys::Errno;
+use crate::sys::openat2::open_in_root;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -68,6 +70,20 @@ pub fn table(model: &Model, ns: NsId) -> Option<&[crate::image::ns::mnt::Mount]>
         NsKind::Mnt(mnt) if !namespace.of_host && !mnt.mounts.is_empty() => Some(&mnt.mounts),
         _ => None,
     }
+}
+
+/// Places of the host that mounts of the tree need, and that are not here.
+pub fn missing(model: &Model) -> Vec<Blocker> {
+    let Ok(own) = super::fd::roots::own() else { return Vec::new() };
+    let all = (0..model.namespaces.len()).filter_map(|ns| table(model, NsId::from(ns))).flatten();
+    let absent = |mount: &crate::image::ns::mnt::Mount| {
+        let path = mount.host_path.as_ref()?;
+        let errno = open_in_root(&own, &path.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32, 0).err()?;
+        let reason =
+            format!("the target has it mounted on {}, and here it is not: {}", mount.mount_point, errno.desc());
+        Some(Blocker::new(codes::MOUNT_OUTSIDE, path.to_string()).because(reason))
+    };
+    all.filter_map(absent).collect()
 }
 
 fn failed(operation: &'static str, object: impl Into<String>) -> impl FnOnce(Errno) -> Error {
