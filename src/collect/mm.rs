@@ -1,8 +1,7 @@
 //! Address spaces: layout, mappings and their attributes.
 
-use super::{Cx, Error, Result, ShmemSource, ns, pkeys, sysv, task::path_ref};
+use super::{Cx, Error, Result, ShmemSource, ns, pkeys, sysv, task::path_of, task::path_ref};
 use crate::blocker::{Blocker, codes};
-use crate::image::fd::PathRef;
 use crate::image::mm::{Advice, Backing, Layout, Mm, Shmem, ShmemKind, VdsoBlock, Vma};
 use crate::image::{Bytes, NsId, ShmemId};
 use crate::proc::ProcDir;
@@ -276,12 +275,12 @@ fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged, mnt: NsId) -> Result<O
         return Ok(Some(Backing::Shmem(id)));
     }
     if stat.st_mode & libc::S_IFMT == libc::S_IFCHR {
-        return Ok(Some(Backing::Device(path_ref(&cx.frozen.processes[at].dir, &link, mnt)?)));
+        return Ok(Some(Backing::Device(path_of(name, &stat, mnt))));
     }
     if stat.st_nlink == 0 || name.0.ends_with(b" (deleted)") {
         return super::fd::ghost_of_mapping(cx, at, &link).map(|ghost| ghost.map(Backing::Ghost));
     }
-    let path: PathRef = path_ref(&cx.frozen.processes[at].dir, &link, mnt)?;
+    let path = path_of(name, &stat, mnt);
     let writes = flagged.flags.contains(VmFlags::MAY_SHARE) && flagged.flags.contains(VmFlags::MAY_WRITE);
     Ok(Some(Backing::File { path, flags: if writes { libc::O_RDWR as u32 } else { 0 } }))
 }

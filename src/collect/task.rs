@@ -9,7 +9,8 @@ use crate::proc::ProcDir;
 use crate::proc::status::Status;
 use crate::sys::fd::Kcmp;
 use crate::sys::{XSTATE_MAX, sched};
-use crate::trace::{Batch, calls::ThreadQuery};
+use crate::trace::calls::{ThreadAnswer, ThreadQuery};
+use crate::trace::{Batch, remote::Remote};
 use zerocopy::IntoBytes;
 
 /// The objects that tasks may share.
@@ -161,25 +162,38 @@ fn fill(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Task) -> R
     }
     let process = &cx.frozen.processes[at];
     task.pending = signals::pending(process.threads[0].tracee(), true)?;
-    for n in 0..cx.frozen.processes[at].threads.len() {
-        let thread = thread(cx, sharing, at, n)?;
+    let threads = &mut cx.frozen.processes[at].threads;
+    let asked: Vec<(Batch, ThreadQuery)> = threads
+        .iter()
+        .map(|_| {
+            let mut batch = Batch::new();
+            let query = ThreadQuery::ask(&mut batch);
+            (batch, query)
+        })
+        .collect();
+    let (batches, queries): (Vec<Batch>, Vec<ThreadQuery>) = asked.into_iter().unzip();
+    let results = Remote::run_each(threads, &scratch, &batches)?;
+    let mut xstate = vec![0; XSTATE_MAX];
+    for (n, (query, results)) in queries.iter().zip(&results).enumerate() {
+        let thread = thread(cx, sharing, (at, n), query.answer(results), &mut xstate)?;
         task.threads.push(thread);
     }
     Ok(())
 }
 
-fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result<Thread> {
+/// One thread: its position, what it said of itself, and a buffer for its extended state.
+fn thread(
+    cx: &mut Cx<'_>,
+    sharing: &mut Sharing,
+    (at, n): (usize, usize),
+    answer: ThreadAnswer,
+    xstate: &mut [u8],
+) -> Result<Thread> {
     let process = &mut cx.frozen.processes[at];
-    let scratch = process.scratch.expect("ensure_scratch has made it");
     let remote = &mut process.threads[n];
     let tid = remote.pid();
-    let mut batch = Batch::new();
-    let query = ThreadQuery::ask(&mut batch);
-    let results = remote.run(&scratch, &batch)?;
-    let answer = query.answer(&results);
-    let mut xstate = vec![0; XSTATE_MAX];
-    let len = remote.tracee().xstate(&mut xstate)?;
-    xstate.truncate(len);
+    let len = remote.tracee().xstate(xstate)?;
+    let xstate = xstate[..len].to_vec();
     let rseq = remote.tracee().rseq()?;
     let pending = signals::pending(remote.tracee(), false)?;
     let (saved, blocked) = (remote.saved, remote.saved_mask);
@@ -196,7 +210,7 @@ fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result
     Ok(Thread {
         tid: cx.ids[&tid],
         inner_tids: Vec::new(),
-        comm: comm(&dir, &mut cx.buf)?,
+        comm: Bytes(answer.name),
         regs: Registers {
             general: saved
                 .as_bytes()
@@ -219,7 +233,7 @@ fn thread(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, n: usize) -> Result
         fd_table: FdTableId::from(fd_table),
         fs,
         io_context,
-        personality: personality(&dir, &mut cx.buf)?,
+        personality: answer.personality,
         cgroups: None,
         restart,
     })
@@ -265,11 +279,6 @@ fn comm(dir: &ProcDir, buf: &mut Vec<u8>) -> Result<Bytes> {
     Ok(Bytes(text.strip_suffix(b"\n").unwrap_or(text).to_vec()))
 }
 
-fn personality(dir: &ProcDir, buf: &mut Vec<u8>) -> Result<u32> {
-    let text = dir.read_into("personality", buf)?;
-    Ok(std::str::from_utf8(text).ok().and_then(|t| u32::from_str_radix(t.trim(), 16).ok()).unwrap_or(0))
-}
-
 fn number_in(cx: &mut Cx<'_>, at: usize, name: &str, radix: u32) -> Result<i64> {
     let text = cx.frozen.processes[at].dir.read_into(name, &mut cx.buf)?;
     Ok(std::str::from_utf8(text).ok().and_then(|t| i64::from_str_radix(t.trim(), radix).ok()).unwrap_or(0))
@@ -311,9 +320,12 @@ fn fs_of(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, dir: &ProcDir, tid: 
 
 /// A path that a link of /proc shows, with what identifies the file behind it.
 pub fn path_ref(dir: &ProcDir, link: &str, mnt: crate::image::NsId) -> Result<PathRef> {
-    let path = dir.readlink(link)?;
-    let stat = dir.stat_of(link)?;
-    Ok(PathRef {
+    Ok(path_of(dir.readlink(link)?, &dir.stat_of(link)?, mnt))
+}
+
+/// The same of a path and what stat(2) says of the file.
+pub fn path_of(path: Bytes, stat: &libc::stat, mnt: crate::image::NsId) -> PathRef {
+    PathRef {
         path,
         mnt,
         mode: stat.st_mode,
@@ -321,7 +333,7 @@ pub fn path_ref(dir: &ProcDir, link: &str, mnt: crate::image::NsId) -> Result<Pa
         inode: stat.st_ino,
         size: if stat.st_mode & libc::S_IFMT == libc::S_IFREG { stat.st_size as u64 } else { 0 },
         mtime_ns: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
-    })
+    }
 }
 
 fn system(operation: &'static str, tid: Pid, errno: crate::sys::Errno) -> Error {

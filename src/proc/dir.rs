@@ -22,6 +22,14 @@ const FILE_MAX: u64 = 512 << 20;
 /// First size of an empty buffer: most files of `/proc` fit.
 const BUFFER_MIN: usize = 4096;
 
+/// Files that the kernel makes in one go: a read that does not fill the buffer has met their end. Others end with an empty
+/// read.
+fn is_one_record(name: &str) -> bool {
+    const NAMES: [&str; 9] =
+        ["stat", "status", "sched", "comm", "limits", "cgroup", "oom_score_adj", "coredump_filter", "loginuid"];
+    name.starts_with("fdinfo/") || NAMES.contains(&name)
+}
+
 /// `/proc/PID` or `/proc/PID/task/TID`, held open.
 ///
 /// The descriptor belongs to the process, not to its number: after the process has ended every access gives
@@ -94,9 +102,13 @@ impl ProcDir {
     /// # Errors
     /// [`Error::Gone`] when the process has ended, [`Error::TooLong`], or what the kernel says.
     pub fn read_into<'b>(&self, name: &str, buf: &'b mut Vec<u8>) -> Result<&'b [u8]> {
-        let file = File::from(self.open_file(name, OFlag::O_RDONLY)?);
-        buf.clear();
-        buf.reserve(BUFFER_MIN);
+        let mut file = File::from(self.open_file(name, OFlag::O_RDONLY)?);
+        buf.resize(BUFFER_MIN, 0);
+        let first = file.read(buf).map_err(|e| self.failed("read", name, e))?;
+        buf.truncate(first);
+        if first < BUFFER_MIN && is_one_record(name) {
+            return Ok(buf);
+        }
         // `take` also keeps the standard library from asking for the file's size, which /proc does not know.
         file.take(FILE_MAX + 1).read_to_end(buf).map_err(|e| self.failed("read", name, e))?;
         if buf.len() as u64 > FILE_MAX {

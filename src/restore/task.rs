@@ -7,7 +7,7 @@ use crate::proc::ProcDir;
 use crate::sys::abi::{SchedAttr, StackT};
 use crate::sys::{Errno, sched, wait};
 use crate::trace::Batch;
-use crate::trace::remote::{Remote, Scratch};
+use crate::trace::remote::Remote;
 
 /// Capabilities this program may give: those of its own bounding set.
 pub fn own_caps() -> u64 {
@@ -86,9 +86,24 @@ pub fn finish(model: &Model, id: TaskId, skeletons: &mut Skeletons, warnings: &m
     batch.prctl(libc::PR_SET_CHILD_SUBREAPER, u64::from(task.child_subreaper), 0u64);
     timers::create(&mut batch, task);
     skeleton.threads[0].run_all(&scratch, &batch)?;
-    for (thread, remote) in task.threads.iter().zip(&mut skeleton.threads) {
-        finish_thread(model, task, thread, remote, scratch)?;
+    let batches: Vec<Batch> = task.threads.iter().map(|thread| last_calls(model, task, thread)).collect();
+    // All at once where they cannot be in each other's way: a root and a working directory of one's own depend on the order.
+    if task.threads.iter().any(|t| t.fs != task.threads[0].fs) {
+        for (batch, remote) in batches.iter().zip(&mut skeleton.threads) {
+            remote.run_all(&scratch, batch)?;
+        }
+        return values_and_limits(task, pid, warnings);
     }
+    for (results, remote) in Remote::run_each(&mut skeleton.threads, &scratch, &batches)?.iter().zip(&skeleton.threads)
+    {
+        if let Some((_, call, errno)) = results.first_error() {
+            return Err(crate::trace::Error::Call { pid: remote.pid(), call, errno }.into());
+        }
+    }
+    values_and_limits(task, pid, warnings)
+}
+
+fn values_and_limits(task: &Task, pid: Pid, warnings: &mut Vec<String>) -> Result<()> {
     limits(task, pid, warnings)?;
     values(task, pid, warnings)
 }
@@ -101,7 +116,8 @@ pub fn schedule(model: &Model, id: TaskId, skeletons: &mut Skeletons, warnings: 
     Ok(())
 }
 
-fn finish_thread(model: &Model, task: &Task, thread: &Thread, remote: &mut Remote, scratch: Scratch) -> Result<()> {
+/// What a thread does for itself.
+fn last_calls(model: &Model, task: &Task, thread: &Thread) -> Batch {
     const PR_SET_TIMERSLACK: i32 = 29;
     let mut batch = Batch::new();
     batch.must(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()]);
@@ -127,8 +143,7 @@ fn finish_thread(model: &Model, task: &Task, thread: &Thread, remote: &mut Remot
         }
         file_system(&mut batch, model, task, thread);
     }
-    remote.run_all(&scratch, &batch)?;
-    Ok(())
+    batch
 }
 
 fn file_system(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread) {

@@ -82,6 +82,8 @@ pub struct ThreadQuery {
     pdeath_signal: Out,
     securebits: Ref,
     timer_slack: Ref,
+    personality: Ref,
+    name: Out,
 }
 
 /// The answers.
@@ -97,17 +99,27 @@ pub struct ThreadAnswer {
     pub securebits: u32,
     /// `PR_GET_TIMERSLACK`, nanoseconds.
     pub timer_slack_ns: u64,
+    /// personality(2).
+    pub personality: u32,
+    /// `PR_GET_NAME`, without the byte that ends it.
+    pub name: Vec<u8>,
 }
 
 impl ThreadQuery {
     /// Adds the calls.
     pub fn ask(batch: &mut Batch) -> Self {
+        const ASK_PERSONALITY: u32 = u32::MAX;
+        const NAME_BYTES: usize = 16;
         const PR_GET_TID_ADDRESS: i32 = 40;
         let (tid_address, alt_stack, pdeath_signal) = (batch.out(8), batch.out(size_of::<StackT>()), batch.out(4));
         batch.may_prctl(PR_GET_TID_ADDRESS, tid_address, 0u64);
         batch.may(libc::SYS_sigaltstack, &[0u64.into(), alt_stack.into()]);
         batch.may_prctl(libc::PR_GET_PDEATHSIG, pdeath_signal, 0u64);
+        let name = batch.out(NAME_BYTES);
+        batch.may_prctl(libc::PR_GET_NAME, name, 0u64);
         Self {
+            name,
+            personality: batch.may(libc::SYS_personality, &[ASK_PERSONALITY.into()]),
             tid_address,
             alt_stack,
             pdeath_signal,
@@ -127,6 +139,8 @@ impl ThreadQuery {
             pdeath_signal: results.value(self.pdeath_signal),
             securebits: results.get(self.securebits).unwrap_or(0) as u32,
             timer_slack_ns: results.get(self.timer_slack).unwrap_or(50_000),
+            personality: results.get(self.personality).unwrap_or(0) as u32,
+            name: results.bytes(self.name).split(|b| *b == 0).next().unwrap_or_default().to_vec(),
         }
     }
 }

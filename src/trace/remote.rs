@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, Results};
 use super::waits::Wait;
-use super::{Error, Result, Stopped, Tracee, memory};
+use super::{Error, Result, Running, Stopped, Tracee, memory};
 use crate::arch::{self, UserRegs};
 use crate::image::Pid;
 use crate::sys::abi::KernelSigaction;
@@ -220,11 +220,77 @@ impl Remote {
         Ok(self.run(scratch, &batch)?.get(call))
     }
 
-    fn run_in(&mut self, code: u64, data: u64, batch: &Batch) -> Result<Results> {
+    /// Runs a batch in each of several threads of one process, all at the same time: what one waits for, the others use.
+    ///
+    /// # Errors
+    /// The first thread that could not; the others have run to their end all the same.
+    pub fn run_each(threads: &mut [Self], scratch: &Scratch, batches: &[Batch]) -> Result<Vec<Results>> {
+        let mut all = Vec::with_capacity(threads.len());
+        let mut todo = threads.iter_mut().zip(batches).peekable();
+        while todo.peek().is_some() {
+            let (mut group, mut bytes) = (Vec::new(), Vec::new());
+            while let Some((thread, batch)) = todo.next_if(|(_, b)| bytes.len() + b.size() <= scratch.data_len as usize)
+            {
+                let at = scratch.data + bytes.len() as u64;
+                bytes.extend(batch.lay_out(at));
+                bytes.resize(bytes.len().next_multiple_of(16), 0);
+                group.push((thread, batch, at));
+            }
+            if group.is_empty() {
+                let Some((thread, batch)) = todo.next() else { break };
+                all.push(thread.run(scratch, batch)?);
+                continue;
+            }
+            all.extend(Self::run_group(scratch, &mut group, &mut bytes)?);
+        }
+        Ok(all)
+    }
+
+    /// Runs batches that are laid out one behind the other in `bytes`, each for its address.
+    fn run_group(scratch: &Scratch, group: &mut [(&mut Self, &Batch, u64)], bytes: &mut [u8]) -> Result<Vec<Results>> {
+        let Some((first, ..)) = group.first() else { return Ok(Vec::new()) };
+        let pid = first.pid;
+        memory::write(pid, scratch.data, bytes)?;
+        let mut underway = Vec::with_capacity(group.len());
+        let mut done = Ok(());
+        for (thread, batch, at) in group.iter_mut() {
+            match thread.start(scratch.code, *at, batch.len() as u64) {
+                Ok(running) => underway.push(running),
+                Err(e) => {
+                    done = Err(e);
+                    break;
+                }
+            }
+        }
+        // Whoever was started has to be waited for, whatever became of the others.
+        for ((thread, ..), running) in group.iter_mut().zip(underway) {
+            done = done.and(thread.arrive(running));
+        }
+        done?;
+        memory::read(pid, scratch.data, bytes)?;
+        let part = |(_, batch, at): &(&mut Self, &Batch, u64)| {
+            let from = (at - scratch.data) as usize;
+            batch.results(bytes[from..from + batch.read_back_len()].to_vec())
+        };
+        Ok(group.iter().map(part).collect())
+    }
+
+    fn start(&mut self, code: u64, data: u64, calls: u64) -> Result<Tracee<Running>> {
         self.lend()?;
+        self.tracee().set_regs(&self.saved.running_batch(code, data, calls))?;
+        self.tracee.take().ok_or(Error::Died { pid: self.pid })?.cont(0)
+    }
+
+    /// Waits for a batch that was started to end.
+    fn arrive(&mut self, running: Tracee<Running>) -> Result<()> {
+        let is_end = |s| s == Status::Signal(libc::SIGTRAP);
+        if self.stopped(running, "a batch", is_end)? { Ok(()) } else { self.run_to("a batch", is_end, false) }
+    }
+
+    fn run_in(&mut self, code: u64, data: u64, batch: &Batch) -> Result<Results> {
         memory::write(self.pid, data, &batch.lay_out(data))?;
-        self.tracee().set_regs(&self.saved.running_batch(code, data, batch.len() as u64))?;
-        self.run_to("a batch", |s| s == Status::Signal(libc::SIGTRAP), false)?;
+        let running = self.start(code, data, batch.len() as u64)?;
+        self.arrive(running)?;
         let mut bytes = vec![0; batch.read_back_len()];
         memory::read(self.pid, data, &mut bytes)?;
         Ok(batch.results(bytes))
@@ -317,17 +383,30 @@ impl Remote {
         loop {
             let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
             let running = if to_syscall { tracee.to_syscall()? } else { tracee.cont(0)? };
-            let (tracee, status) = running.wait()?;
-            let ours = self.is_ours(&tracee, status);
-            self.tracee = Some(tracee);
-            match status {
-                s if wanted(s) && ours => return Ok(()),
-                Status::EventStop(_) => {}
-                Status::Event(event) => self.note_child(event)?,
-                Status::Signal(signal) if !is_fault(signal) => self.late_signals.push(signal),
-                s => return Err(Error::OddStop { pid: self.pid, what, status: format!("{s:?}") }),
+            if self.stopped(running, what, &wanted)? {
+                return Ok(());
             }
         }
+    }
+
+    /// Waits for its next stop: is it the wanted one?
+    fn stopped(
+        &mut self,
+        running: Tracee<Running>,
+        what: &'static str,
+        wanted: impl Fn(Status) -> bool,
+    ) -> Result<bool> {
+        let (tracee, status) = running.wait()?;
+        let ours = self.is_ours(&tracee, status);
+        self.tracee = Some(tracee);
+        match status {
+            s if wanted(s) && ours => return Ok(true),
+            Status::EventStop(_) => {}
+            Status::Event(event) => self.note_child(event)?,
+            Status::Signal(signal) if !is_fault(signal) => self.late_signals.push(signal),
+            s => return Err(Error::OddStop { pid: self.pid, what, status: format!("{s:?}") }),
+        }
+        Ok(false)
     }
 
     /// Fork, vfork and clone events name a child that is attached by now.
