@@ -56,6 +56,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
             .target(TargetState::Running));
     }
+    preflight::warn(&findings, events);
     let backend = backend(options, &findings)?;
     let addresses = addresses(&options.state)?;
     let streams = options.memory.streams.unwrap_or(STREAMS);

@@ -41,7 +41,15 @@ pub fn pass(
         memory_bytes: findings.memory_bytes,
     });
     if findings.blockers.is_empty() {
+        warn(&findings, events);
         return Ok(findings);
     }
     Err(Failure::blocked(format!("{target} cannot be saved"), findings.blockers))
+}
+
+/// Tells what a person should know.
+pub fn warn(findings: &Findings, events: &dyn Events) {
+    for warning in &findings.warnings {
+        events.event(Event::Warning(warning.clone()));
+    }
 }

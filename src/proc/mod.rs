@@ -37,6 +37,7 @@ pub mod smaps;
 pub mod stat;
 pub mod status;
 pub mod sys;
+pub mod sysvipc;
 pub mod table;
 pub mod task;
 pub mod timens;

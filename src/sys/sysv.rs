@@ -140,6 +140,50 @@ pub fn as_user<T>(uid: u32, gid: u32, work: impl FnOnce() -> T) -> Result<T> {
     result
 }
 
+/// Process of the last semop(2) on one semaphore of a set, in our PID namespace; 0 = nobody, or one outside of it.
+pub fn last_user(set: i32, semaphore: u32) -> Result<i32> {
+    const GETPID: i32 = 11;
+    // SAFETY: GETPID takes no buffer.
+    let pid = check(unsafe { libc::syscall(libc::SYS_semctl, set, semaphore, GETPID, 0) })?;
+    Ok(pid as i32)
+}
+
+/// A set of one semaphore that this process has used.
+#[cfg(test)]
+pub fn scratch_semaphore() -> Result<i32> {
+    // SAFETY: semget has no pointers.
+    let id = check(unsafe { libc::syscall(libc::SYS_semget, libc::IPC_PRIVATE, 1, 0o600) })? as i32;
+    let up = libc::sembuf { sem_num: 0, sem_op: 1, sem_flg: 0 };
+    // SAFETY: the kernel reads one struct sembuf.
+    check(unsafe { libc::syscall(libc::SYS_semop, id, &raw const up, 1) })?;
+    Ok(id)
+}
+
+/// Removes a set of semaphores.
+#[cfg(test)]
+pub fn remove_semaphores(id: i32) -> Result<()> {
+    // SAFETY: IPC_RMID takes no buffer.
+    check(unsafe { libc::syscall(libc::SYS_semctl, id, 0, libc::IPC_RMID, 0) }).map(drop)
+}
+
+/// A message queue that this process has used.
+#[cfg(test)]
+pub fn scratch_queue() -> Result<i32> {
+    // SAFETY: msgget has no pointers.
+    let id = check(unsafe { libc::syscall(libc::SYS_msgget, libc::IPC_PRIVATE, 0o600) })? as i32;
+    let message: (i64, [u8; 8]) = (1, *b"message ");
+    // SAFETY: the kernel reads a long and 8 bytes.
+    check(unsafe { libc::syscall(libc::SYS_msgsnd, id, &raw const message, 8, 0) })?;
+    Ok(id)
+}
+
+/// Removes a message queue.
+#[cfg(test)]
+pub fn remove_queue(id: i32) -> Result<()> {
+    // SAFETY: IPC_RMID takes no buffer.
+    check(unsafe { libc::syscall(libc::SYS_msgctl, id, libc::IPC_RMID, 0) }).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 //! Everything is found at once, so that a person repairs all of it before the next attempt. The collection of the frozen
 //! tree looks again: what has changed in between ends the dump, and the target runs on.
 
+mod ipc;
 mod memory;
 mod namespaces;
 pub mod reach;
@@ -33,6 +34,8 @@ pub struct Findings {
     pub threads: u32,
     /// Resident memory, bytes; pages that several processes have count for each.
     pub memory_bytes: u64,
+    /// What a person should know, though it is not in the way.
+    pub warnings: Vec<String>,
 }
 
 /// Looks at the processes of a tree.
@@ -82,6 +85,7 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
         blockers,
         processes: u32::try_from(rows.len()).unwrap_or(u32::MAX),
         threads: u32::try_from(threads).unwrap_or(u32::MAX),
+        warnings: ipc::left_behind(processes)?,
         memory_bytes: rows.iter().filter_map(|row| row.memory).map(|m| m.rss).sum(),
     })
 }
