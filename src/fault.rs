@@ -1,4 +1,5 @@
-//! Named places where a test can have an operation fail: `MIGRATE_FAULT=NAME`.
+//! Named places where a test can have an operation fail: `MIGRATE_FAULT=NAME`. And the field of the model that a restore is
+//! to forget: `MIGRATE_FORGET=PATH`.
 //!
 //! Without the variable a place costs one load and one branch. A fault is an ordinary error of the layer it is in, so that
 //! what is tested is the ordinary way out: the target goes on, and nothing of a half-made tree is left.
@@ -80,6 +81,11 @@ pub fn at(point: Point) -> Result<(), Injected> {
 fn wanted() -> Option<Point> {
     let name = std::env::var("MIGRATE_FAULT").ok()?;
     Point::ALL.iter().copied().find(|p| p.name() == name)
+}
+
+/// The field that a restore is to forget, see [`crate::image::forget`].
+pub fn forgotten() -> Option<String> {
+    std::env::var("MIGRATE_FORGET").ok()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod codec;
 pub mod creds;
 pub mod diff;
 pub mod fd;
+pub mod forget;
 pub mod host;
 mod ids;
 pub mod limits;

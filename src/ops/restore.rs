@@ -39,7 +39,11 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let damaged =
         |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
     let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
-    let model = image.model().map_err(|e| damaged(&e))?;
+    let mut model = image.model().map_err(|e| damaged(&e))?;
+    if let Some(field) = crate::fault::forgotten() {
+        model = crate::image::forget::forget(&model, &field)
+            .ok_or_else(|| Failure::new(format!("there is no model without {field} (MIGRATE_FORGET)")))?;
+    }
     crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
     pages.fits(&model).map_err(|e| damaged(&e))?;

@@ -221,11 +221,11 @@ impl<'a> Run<'a> {
         self.child.lock().unwrap_or_else(|e| e.into_inner()).id() as i32
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn text(&self, name: &str) -> Option<String> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
         fs::read_to_string(self.path(name)).ok()
     }
 
@@ -391,13 +391,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn capture(&self, pid: i32, name: &str) -> Result<PathBuf, String> {
+    pub(super) fn capture(&self, pid: i32, name: &str) -> Result<PathBuf, String> {
         let file = self.path(name);
         reader(&["capture".as_ref(), pid.to_string().as_ref(), "-o".as_ref(), file.as_os_str()])?;
         Ok(file)
     }
 
-    fn compare(&self, before: &Path, after: &Path) -> Result<(), String> {
+    pub(super) fn compare(&self, before: &Path, after: &Path) -> Result<(), String> {
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/allow.toml");
         let own = self.path("allow.toml");
         fs::write(&own, self.scenario.allow).map_err(|e| e.to_string())?;
@@ -414,7 +414,7 @@ impl<'a> Run<'a> {
     }
 
     /// The model of image `n` is that of image `first`.
-    fn same_model(&self, first: usize, n: usize) -> Result<(), String> {
+    pub(super) fn same_model(&self, first: usize, n: usize) -> Result<(), String> {
         let model = |n| -> Result<Model, String> {
             ImageDir::open(&self.image(n)).and_then(|i| i.model()).map_err(|e| e.to_string())
         };
@@ -428,7 +428,7 @@ impl<'a> Run<'a> {
     }
 
     /// Remembers who belongs to the tree, to reap and to end them.
-    fn note_tree(&self, root: i32) {
+    pub(super) fn note_tree(&self, root: i32) {
         note_tree(root, &mut self.tree.lock().unwrap_or_else(|e| e.into_inner()));
     }
 

@@ -6,6 +6,7 @@
 mod faults;
 mod frozen;
 mod harness;
+mod mutation;
 mod pids;
 pub mod tools;
 
