@@ -46,9 +46,7 @@ pub fn hide_stop(remote: &mut Remote) -> Result<()> {
 
 /// Takes note of the wait of a thread that has stopped, and shortens it if it begins anew.
 pub fn interrupted(remote: &mut Remote, process: &ProcDir, asleep: Option<&Asleep>) {
-    let blocked =
-        remote.saved.interrupted_call().is_some() && remote.saved.rax as i64 == restart::ERESTART_RESTARTBLOCK;
-    let Some(asleep) = asleep.filter(|_| remote.wait.anew || blocked) else { return };
+    let Some(asleep) = asleep.filter(|_| remote.wait.anew || has_relative_end(remote)) else { return };
     if !is_same_sleep(remote.pid(), process, asleep) {
         return;
     }
@@ -68,6 +66,20 @@ pub fn interrupted(remote: &mut Remote, process: &ProcDir, asleep: Option<&Aslee
 pub fn left_for_socket(remote: &Remote, stopped: Duration) -> Option<u64> {
     let Wait { of_socket: true, limit_ns: Some(limit), slept_ns: Some(slept), .. } = remote.wait else { return None };
     Some(limit.saturating_sub(slept).saturating_sub(stopped.as_nanos() as u64))
+}
+
+/// It is in a wait that the kernel takes up, and that has an end for which it matters how long it has lasted, as far as that
+/// can be seen: what this costs is a part of the pause.
+fn has_relative_end(remote: &Remote) -> bool {
+    let mut regs = remote.saved;
+    match regs.interrupted_call() {
+        Some(call) if regs.rax as i64 == restart::ERESTART_RESTARTBLOCK => {
+            call as i64 == libc::SYS_restart_syscall
+                || restart::timeout_ms(&mut regs, call).is_some()
+                || restart::timeout_pointer(&mut regs, call).is_some()
+        }
+        _ => false,
+    }
 }
 
 /// The stop itself was the only other time that the thread went to sleep.

@@ -118,9 +118,6 @@ pub fn run(scenario: &Scenario, mode: Mode) {
 /// What is known not to come back yet, with what is wrong: printed whenever it fails, so that nothing is green in silence.
 /// A row goes when its case passes.
 const KNOWN_GAPS: &[(&str, &str, &str)] = &[
-    ("identity", "scheduling", "the nice value that a real-time thread keeps for later comes back as 0"),
-    ("identity", "seccomp_several", "several filters of several threads"),
-    ("descriptors", "three_thousand", "thousands of descriptors within the freezing deadline of a busy machine"),
 ];
 
 /// Huge pages for a fixture; as many as before when it is dropped.
