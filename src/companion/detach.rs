@@ -36,8 +36,20 @@ fn hierarchies(root: &Path) -> Vec<PathBuf> {
     entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| !path.is_symlink() && is_one(path)).collect()
 }
 
-/// Moves this process to the sessions' cgroup of one hierarchy.
+/// Moves this process to the sessions' cgroup of one hierarchy. In version 1 the root cgroup belongs to nobody in
+/// particular: there is nothing to leave there, and it alone has time for real-time tasks (`cpu.rt_runtime_us` is 0 in a
+/// new one).
 fn enter(hierarchy: &Path) -> io::Result<()> {
+    let root = hierarchy.join("cgroup.procs");
+    if !hierarchy.join("cgroup.controllers").exists() {
+        let own = std::process::id().to_string();
+        if fs::read_to_string(&root)?.lines().any(|pid| pid == own) {
+            return Ok(());
+        }
+        if hierarchy.join("cpu.rt_runtime_us").exists() {
+            return fs::write(root, "0");
+        }
+    }
     let cgroup = hierarchy.join(CGROUP);
     fs::create_dir_all(&cgroup)?;
     // cpuset (version 1) takes no process before its sets are filled; they are inherited by hand.

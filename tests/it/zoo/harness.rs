@@ -117,8 +117,7 @@ pub fn run(scenario: &Scenario, mode: Mode) {
 
 /// What is known not to come back yet, with what is wrong: printed whenever it fails, so that nothing is green in silence.
 /// A row goes when its case passes.
-const KNOWN_GAPS: &[(&str, &str, &str)] = &[
-];
+const KNOWN_GAPS: &[(&str, &str, &str)] = &[];
 
 /// Huge pages for a fixture; as many as before when it is dropped.
 struct HugePages(String);

@@ -183,7 +183,7 @@ zoo!(identity: names unprivileged mixed_ids capabilities securebits no_new_privs
     seccomp_synchronised seccomp_strict);
 zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso rseq_registered rseq_critical);
 zoo!(wakes: in_read in_futex_for_ever in_wait4 in_pause in_sigsuspend in_epoll_for_ever in_poll_for_ever in_sigwait
-    in_accept in_read_of_socket in_read_of_eventfd in_write in_waitid in_flock in_posix_lock
+    in_accept in_read_of_socket in_read_of_terminal in_read_of_eventfd in_write in_waitid in_flock in_posix_lock
     in_ofd_lock in_msgrcv in_semop in_masked_ppoll in_masked_pselect in_masked_epoll in_interrupted_epoll
     in_restarting_handler in_interrupting_handler);
 mod outer {
