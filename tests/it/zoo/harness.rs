@@ -94,7 +94,7 @@ pub fn run(scenario: &Scenario, mode: Mode) {
         return skipped(scenario, mode, "needs root");
     }
     adopt_orphans();
-    let _terminals = (scenario.fixture == "terminals").then(terminals_lock);
+    let _terminals = (scenario.fixture == "terminals" || scenario.case.ends_with("_terminal")).then(terminals_lock);
     let _huge_pages = (scenario.case == "hugetlb").then(HugePages::reserve);
     let fixture = match compiled(scenario.fixture) {
         Ok(path) => path,
