@@ -197,7 +197,7 @@ fn several_destinations_are_refused_by_name() {
 fn smaller_verbs() {
     assert_eq!(parse::<check::Args>("7 unit:x").unwrap().options(&Config::default()).unwrap().targets.len(), 2);
     assert_eq!(parse::<check::Args>("").unwrap().options(&Config::default()).unwrap(), CheckOptions::default());
-    refused::<check::Args>(&["--to b", "0"]);
+    refused::<check::Args>(&["0"]);
     assert_eq!(parse::<list::Args>("").unwrap().options(), ListOptions::default());
     assert_eq!(parse::<show::Args>("d").unwrap().options().dir, std::path::Path::new("d"));
     assert_eq!(parse::<verify::Args>("d").unwrap().options().dir, std::path::Path::new("d"));

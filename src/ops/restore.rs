@@ -9,7 +9,8 @@ use super::words::SessionId;
 use super::{Event, Events, interrupt};
 use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, Result, TargetState};
-use crate::image::fd::External;
+use crate::image::fd::{External, FileKind};
+use crate::image::task::Task;
 use crate::image::{Model, Pid};
 use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
@@ -91,6 +92,11 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         events.event(Event::Warning(warning.clone()));
     }
     let (root, child) = (restored.root(), restored.child());
+    if stdio == Stdio::Attach && has_session_at_terminal(&model) {
+        let what =
+            "the tree has a session of its own: ^C and ^Z typed here do not reach it as they did at its own terminal";
+        events.event(Event::Warning(what.to_owned()));
+    }
     interrupt::check().map_err(|failure| failure.target(TargetState::NotStarted))?;
     if let Some(path) = &options.pidfile {
         std::fs::write(path, root.to_string()).map_err(|e| failed(&e))?;
@@ -105,6 +111,13 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
     Ok(Running { outcome, root, child, terminal })
+}
+
+/// Somebody in the tree leads a session whose terminal was held outside: ours belongs to our session.
+fn has_session_at_terminal(model: &Model) -> bool {
+    let outside = model.files.iter().any(|file| matches!(&file.kind, FileKind::External(e) if e.terminal.is_some()));
+    let inside = |task: &Task| model.ptys.iter().any(|pty| pty.sid == task.sid);
+    outside && model.tasks.iter().any(|task| task.sid == task.pid && task.tty_device != 0 && !inside(task))
 }
 
 /// What was held outside the tree, where nothing is given for it.
