@@ -56,6 +56,33 @@ impl FileMapping {
         if at == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(Self { start: at.cast(), length }) }
     }
 
+    /// Has the kernel enter pages of this part in our page tables, as far as it can (Linux 5.14).
+    pub fn populate(&self, offset: u64, length: u64) {
+        const MADV_POPULATE_READ: i32 = 22;
+        let end = offset.saturating_add(length).min(self.length as u64);
+        if offset < end {
+            // SAFETY: the range lies within the mapping; its content does not change.
+            unsafe {
+                libc::madvise(
+                    self.start.add(offset as usize).cast_mut().cast(),
+                    (end - offset) as usize,
+                    MADV_POPULATE_READ,
+                )
+            };
+        }
+    }
+
+    /// Copies from `offset` on, if all of that is mapped. The caller knows that the file is still as long, and that nobody
+    /// cuts it short meanwhile.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
+        let inside = offset.checked_add(buf.len() as u64).is_some_and(|end| end <= self.length as u64);
+        if inside {
+            // SAFETY: the source lies within the mapping, the target is ours; bytes that change meanwhile are bytes still.
+            unsafe { std::ptr::copy_nonoverlapping(self.start.add(offset as usize), buf.as_mut_ptr(), buf.len()) };
+        }
+        inside
+    }
+
     /// The content.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the mapping has this length and lives as long as `self`. A writer of the file could change bytes under
