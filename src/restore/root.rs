@@ -27,11 +27,22 @@ pub fn make(
     } else {
         with_same_id(model, options, sibling, place, skeletons)?
     };
-    place.enter(remote.pid())?;
-    clock::enter(model, &mut remote, skeletons.scratch, warnings)?;
-    ns::enter::mounts(model, TaskId(0), &mut remote, skeletons)?;
-    empty(&mut remote, skeletons.scratch)?;
-    Ok(Skeleton { pid: remote.pid(), threads: vec![remote] })
+    let mut prepare = || {
+        place.enter(remote.pid())?;
+        clock::enter(model, &mut remote, skeletons.scratch, warnings)?;
+        ns::enter::mounts(model, TaskId(0), &mut remote, skeletons)?;
+        empty(&mut remote, skeletons.scratch)
+    };
+    let prepared = prepare();
+    let root = Skeleton { pid: remote.pid(), threads: vec![remote] };
+    match prepared {
+        Ok(()) => Ok(root),
+        Err(e) => {
+            // It has to be ended before process 1 of its PID namespace, which would wait for it.
+            skeletons.tasks.insert(TaskId(0), root);
+            Err(e)
+        }
+    }
 }
 
 /// Whether the tree will get a PID namespace of its own.

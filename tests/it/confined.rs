@@ -239,8 +239,13 @@ fn redis_gets_process_ids_of_its_own() {
     let mut server = Server::start(SOCKET);
     assert_eq!(server.ask(&["set", "key", "value"]), "OK");
     let confined = server.confinement();
+    let mounts = server.mounts();
     server.save_and_restore(0, "new");
     server.answers();
+    // Peer groups of the host are left: another /proc must not show up there.
+    let now = server.mounts();
+    let missing: Vec<&String> = mounts.iter().filter(|m| !m.contains("master:") && !now.contains(m)).collect();
+    assert_eq!((missing, mounts.len()), (Vec::new(), now.len()));
     assert_eq!(server.ask(&["get", "key"]), "value");
     assert_eq!(server.confinement(), confined);
     server.save_and_restore(1, "new");

@@ -1,7 +1,6 @@
 //! Done inside the target's tasks: they enter the namespaces that were made for them.
 
-use super::table;
-use crate::image::ns::mnt::Mount;
+use super::mnt::Late;
 use crate::image::task::TaskState;
 use crate::image::{Model, TaskId};
 use crate::proc::ProcDir;
@@ -9,6 +8,7 @@ use crate::restore::Result;
 use crate::restore::skeleton::Skeletons;
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
+use std::os::fd::AsRawFd;
 
 /// Every task that is not yet in its mount and UTS namespaces enters them. The others were born there.
 pub fn mounts_of_all(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
@@ -43,20 +43,25 @@ pub fn mounts(model: &Model, id: TaskId, remote: &mut Remote, skeletons: &mut Sk
         batch.must(libc::SYS_setns, &[fd.into(), libc::CLONE_NEWNS.into()]);
         remote.run_all(&scratch, &batch)?;
         let now = ProcDir::open(remote.pid())?.ns("mnt")?;
-        if skeletons.entered.insert(ns, now).is_none() && skeletons.new_pids {
-            new_proc(table(model, ns).unwrap_or_default(), remote, scratch)?;
+        if skeletons.entered.insert(ns, now).is_none() {
+            mount_late(skeletons.made.late(ns), remote, scratch)?;
         }
     }
     Ok(())
 }
 
-/// In a PID namespace of its own the tree gets its `/proc`, over each one that shows ours, with what was mounted of it.
-fn new_proc(mounts: &[Mount], remote: &mut Remote, scratch: Scratch) -> Result<()> {
+/// Mounts a `/proc` of the task's PID namespace, parts of it, and what lies on it.
+fn mount_late(late: &[Late], remote: &mut Remote, scratch: Scratch) -> Result<()> {
+    const F_EMPTY_PATH: u32 = 4;
     let mut batch = Batch::new();
-    let none = batch.c_string(b"none");
-    let fs_type = batch.c_string(b"proc");
-    for mount in mounts.iter().filter(|m| m.fs_type.0 == b"proc") {
+    let (none, empty, fs_type) = (batch.c_string(b"none"), batch.c_string(b""), batch.c_string(b"proc"));
+    for Late { mount, ready } in late {
         let point = batch.c_string(&mount.mount_point.0);
+        if let Some(ready) = ready {
+            let (from, here) = (ready.as_raw_fd(), libc::AT_FDCWD);
+            batch.must(libc::SYS_move_mount, &[from.into(), empty, here.into(), point, F_EMPTY_PATH.into()]);
+            continue;
+        }
         let flags = flags(&mount.options.0);
         if mount.root.0 == b"/" {
             let options: Vec<&[u8]> =
@@ -65,11 +70,9 @@ fn new_proc(mounts: &[Mount], remote: &mut Remote, scratch: Scratch) -> Result<(
             batch.must(libc::SYS_mount, &[fs_type, point, fs_type, flags.into(), options]);
             continue;
         }
-        let above = mounts
-            .iter()
-            .rfind(|m| m.fs_type.0 == b"proc" && m.root.0 == b"/" && mount.mount_point.0.starts_with(&m.mount_point.0));
-        let Some(above) = above else { continue };
-        let from = batch.c_string(&[above.mount_point.0.as_slice(), &mount.root.0].concat());
+        let whole = late.iter().find(|l| l.mount.device == mount.device && l.mount.root.0 == b"/");
+        let Some(whole) = whole else { continue };
+        let from = batch.c_string(&[whole.mount.mount_point.0.as_slice(), &mount.root.0].concat());
         batch.must(libc::SYS_mount, &[from, point, none, libc::MS_BIND.into(), 0u64.into()]);
         let flags = flags | libc::MS_BIND | libc::MS_REMOUNT;
         batch.must(libc::SYS_mount, &[none, point, none, flags.into(), 0u64.into()]);

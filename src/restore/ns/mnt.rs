@@ -13,7 +13,7 @@ use crate::sys::{Errno, mount, thread_ids};
 use nix::fcntl::{OFlag, openat};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// A mount namespace with a way into it.
@@ -23,6 +23,30 @@ pub struct MadeMnt {
     pub ns: OwnedFd,
     /// Its root directory.
     pub root: OwnedFd,
+    /// What its first task mounts: `/proc` shows the PID namespace of whoever mounts it.
+    pub late: Vec<Late>,
+}
+
+/// A mount that comes when there is a task.
+#[derive(Debug)]
+pub struct Late {
+    /// As it was.
+    pub mount: Mount,
+    /// Ready to be attached; `None` for a `/proc` and parts of it.
+    pub ready: Option<OwnedFd>,
+}
+
+/// In a PID namespace of its own the tree has another `/proc`: which mounts are that, or lie on it.
+fn late(mounts: &[Mount]) -> HashSet<u32> {
+    let mut late = HashSet::new();
+    for mount in mounts {
+        let covered = || mounts.iter().any(|m| m.parent_id == mount.id && m.mount_point == mount.mount_point);
+        let proc = mount.fs_type.0 == b"proc" && mount.root.0 == b"/" && mount.mount_point.0 != b"/" && !covered();
+        if proc || late.contains(&mount.parent_id) {
+            late.insert(mount.id);
+        }
+    }
+    late
 }
 
 /// A file system that is in none of the host's mounts: the namespace where it was mounted first, and the mount there.
@@ -43,7 +67,7 @@ pub(super) fn make(model: &Model, options: &Options, made: &mut Made, warnings: 
     let same_boot = !alone && crate::proc::sys::boot_id().is_ok_and(|id| id == model.host.boot_id);
     let built = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            let mut builder = Builder::new(same_boot)?;
+            let mut builder = Builder::new(same_boot, alone)?;
             let mut all = Vec::new();
             for ns in own {
                 let owner = model.namespaces[ns.at()].owner.filter(|owner| !model.namespaces[owner.at()].of_host);
@@ -65,6 +89,8 @@ pub(super) fn make(model: &Model, options: &Options, made: &mut Made, warnings: 
 /// State of the thread.
 struct Builder {
     same_boot: bool,
+    /// The tree gets a PID namespace of its own.
+    alone: bool,
     /// Where the thread began.
     host_ns: OwnedFd,
     host_root: OwnedFd,
@@ -82,7 +108,7 @@ fn path_fd(root: &OwnedFd, path: &[u8]) -> crate::sys::Result<OwnedFd> {
 }
 
 impl Builder {
-    fn new(same_boot: bool) -> Result<Self> {
+    fn new(same_boot: bool, alone: bool) -> Result<Self> {
         thread_ids::own_fs().map_err(failed("unshare", "file system state of a thread"))?;
         let open = |path: &str, flags| {
             nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed("open", path))
@@ -90,7 +116,7 @@ impl Builder {
         let proc = open("/proc", PATH)?;
         let host_ns = open("/proc/thread-self/ns/mnt", OFlag::O_RDONLY)?;
         let (instances, groups, warnings) = Default::default();
-        Ok(Self { same_boot, host_ns, host_root: open("/", PATH)?, proc, instances, groups, warnings })
+        Ok(Self { same_boot, alone, host_ns, host_root: open("/", PATH)?, proc, instances, groups, warnings })
     }
 
     /// One namespace; the thread is back in the host's afterwards.
@@ -108,7 +134,43 @@ impl Builder {
         let everything = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
         nix::mount::mount(None::<&str>, "/", None::<&str>, everything, None::<&str>)
             .map_err(failed("mount (private)", "/"))?;
-        let over = self.instances_of(mounts)?;
+        let late = if self.alone { late(mounts) } else { HashSet::new() };
+        let (mut early, mut later): (Vec<Mount>, Vec<Mount>) =
+            mounts.iter().cloned().partition(|m| !late.contains(&m.id));
+        if owner.is_some() {
+            // There a new /proc can only be mounted where another one is in sight: it goes over that.
+            early = mounts.to_vec();
+            later.retain(|m| m.fs_type.0 == b"proc");
+        }
+        let over = self.instances_of(mounts, owner.is_some())?;
+        let (mut placed, root) = self.place(&early, &mut ready)?;
+        let late = later.into_iter().map(|mount| self.keep(mount, &mut ready, &root)).collect::<Result<Vec<Late>>>()?;
+        enter_root(&root, over)?;
+        if owner.is_some() {
+            // A copy for others listens to what is shared here, which goes: only masters outlive it.
+            let listening = mounts
+                .iter()
+                .map(|m| if m.shared == 0 { m.clone() } else { Mount { shared: 0, master: 0, ..m.clone() } });
+            self.propagation(&listening.collect::<Vec<_>>(), &placed, &peers);
+        }
+        let finished = match owner {
+            None => MadeMnt { ns: self.own_ns()?, root, late },
+            Some(owner) => user::copy_of_mounts(owner, late, &self.host_ns)?,
+        };
+        if owner.is_none() {
+            self.propagation(mounts, &placed, &peers);
+            self.remember(mounts, &mut placed, &finished.ns)?;
+        }
+        thread_ids::enter_mnt(self.host_ns.as_fd()).map_err(failed("setns", "the host's mount namespace"))?;
+        Ok(finished)
+    }
+
+    /// Mounts everything, the root first, over the thread's old root.
+    fn place(
+        &mut self,
+        mounts: &[Mount],
+        ready: &mut HashMap<u32, OwnedFd>,
+    ) -> Result<(HashMap<u32, OwnedFd>, OwnedFd)> {
         let mut placed = HashMap::new();
         let mut root: Option<OwnedFd> = None;
         for mount in mounts {
@@ -132,24 +194,20 @@ impl Builder {
             object: "mount namespace".to_owned(),
             reason: "it has no mounts".to_owned(),
         })?;
-        enter_root(&root, over)?;
-        if owner.is_some() {
-            // A copy for others listens to what is shared here, which goes: only masters outlive it.
-            let listening = mounts
-                .iter()
-                .map(|m| if m.shared == 0 { m.clone() } else { Mount { shared: 0, master: 0, ..m.clone() } });
-            self.propagation(&listening.collect::<Vec<_>>(), &placed, &peers);
+        Ok((placed, root))
+    }
+
+    /// A mount that the first task will put into its place.
+    fn keep(&mut self, mount: Mount, ready: &mut HashMap<u32, OwnedFd>, root: &OwnedFd) -> Result<Late> {
+        if mount.fs_type.0 == b"proc" {
+            return Ok(Late { mount, ready: None });
         }
-        let finished = match owner {
-            None => MadeMnt { ns: self.own_ns()?, root },
-            Some(owner) => user::copy_of_mounts(owner)?,
+        let new = match ready.remove(&mount.id) {
+            Some(copy) => copy,
+            None => self.new_or_again(&mount, Some(root))?,
         };
-        if owner.is_none() {
-            self.propagation(mounts, &placed, &peers);
-            self.remember(mounts, &mut placed, &finished.ns)?;
-        }
-        thread_ids::enter_mnt(self.host_ns.as_fd()).map_err(failed("setns", "the host's mount namespace"))?;
-        Ok(finished)
+        self.settle(&mount, &new)?;
+        Ok(Late { mount, ready: Some(new) })
     }
 
     fn own_ns(&self) -> Result<OwnedFd> {
@@ -183,10 +241,13 @@ impl Builder {
 
     /// Makes the file systems of its own that nothing has mounted yet; they lie over the thread's old root, which goes with
     /// them in the end. Not those whose layers lie in the namespace itself. How many there are.
-    fn instances_of(&mut self, mounts: &[Mount]) -> Result<usize> {
+    fn instances_of(&mut self, mounts: &[Mount], owned: bool) -> Result<usize> {
         let mut count = 0;
         let mut own: Vec<&Mount> =
             mounts.iter().filter(|m| m.host_path.is_none() && m.fs_type.0 != b"overlay").collect();
+        if self.alone && !owned {
+            own.retain(|m| m.fs_type.0 != b"proc");
+        }
         own.sort_by_key(|m| (m.content.is_none(), m.root.0.len()));
         for of in own {
             if !self.instances.contains_key(&of.device) {

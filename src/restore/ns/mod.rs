@@ -39,6 +39,11 @@ impl Made {
         self.mounts.get(&ns).map(|made| made.ns.as_raw_fd())
     }
 
+    /// What the first task of a mount namespace has to mount.
+    pub fn late(&self, ns: NsId) -> &[mnt::Late] {
+        self.mounts.get(&ns).map_or(&[], |made| &made.late)
+    }
+
     /// Descriptor of a UTS namespace; skeletons have it under the same number.
     pub fn names(&self, ns: NsId) -> Option<RawFd> {
         self.names.get(&ns).map(AsRawFd::as_raw_fd)

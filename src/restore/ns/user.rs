@@ -3,15 +3,16 @@
 //! A namespace's owner is the user namespace of whoever makes it, and a program with threads cannot enter another one:
 //! a child does, waits until its maps are written, and goes when we hold a descriptor.
 
-use super::mnt::MadeMnt;
+use super::mnt::{Late, MadeMnt};
 use super::{Made, failed};
 use crate::image::ns::{NsKind, user::IdMap};
 use crate::image::{Model, NsId, Pid};
 use crate::proc::ProcDir;
 use crate::restore::{Error, Result};
 use crate::sys::clone::{Placed, placed_child};
+use crate::sys::thread_ids;
 use nix::fcntl::OFlag;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A child that holds namespaces; ended when dropped.
 struct Holder(Pid);
@@ -55,13 +56,15 @@ pub(super) fn namespace_of(owner: Option<&OwnedFd>, kind: i32, name: &'static st
     Ok(ProcDir::open(holder.0)?.open_file(&format!("ns/{name}"), OFlag::O_RDONLY)?)
 }
 
-/// A copy of the calling thread's mount namespace that belongs to a user namespace.
-pub(super) fn copy_of_mounts(owner: &OwnedFd) -> Result<MadeMnt> {
+/// A copy of the calling thread's mount namespace that belongs to a user namespace. The thread is in that of the host then.
+pub(super) fn copy_of_mounts(owner: &OwnedFd, late: Vec<Late>, host: &OwnedFd) -> Result<MadeMnt> {
     let place = Placed { enter: Some(owner.as_raw_fd()), make: libc::CLONE_NEWNS, ..Placed::default() };
     let holder = placed_child(place).map(Holder).map_err(failed("clone", "mount namespace"))?;
+    // What was copied need not have a /proc.
+    thread_ids::enter_mnt(host.as_fd()).map_err(failed("setns", "the host's mount namespace"))?;
     let dir = ProcDir::open(holder.0)?;
     let root = dir.open_file("root", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-    Ok(MadeMnt { ns: dir.open_file("ns/mnt", OFlag::O_RDONLY)?, root })
+    Ok(MadeMnt { ns: dir.open_file("ns/mnt", OFlag::O_RDONLY)?, root, late })
 }
 
 /// As `/proc/PID/uid_map` takes them.
