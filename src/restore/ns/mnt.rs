@@ -140,6 +140,7 @@ impl Builder {
         if owner.is_some() {
             // There a new /proc can only be mounted where another one is in sight: it goes over that.
             early = mounts.to_vec();
+            self.hidden(&later);
             later.retain(|m| m.fs_type.0 == b"proc");
         }
         let over = self.instances_of(mounts, owner.is_some())?;
@@ -148,6 +149,10 @@ impl Builder {
         enter_root(&root, over)?;
         if owner.is_some() {
             // A copy for others listens to what is shared here, which goes: only masters outlive it.
+            let lost = mounts.iter().filter(|m| m.shared != 0);
+            self.warnings.extend(
+                lost.map(|m| format!("{}: the mount was shared with others and is private now", m.mount_point)),
+            );
             let listening = mounts
                 .iter()
                 .map(|m| if m.shared == 0 { m.clone() } else { Mount { shared: 0, master: 0, ..m.clone() } });
@@ -163,6 +168,13 @@ impl Builder {
         }
         thread_ids::enter_mnt(self.host_ns.as_fd()).map_err(failed("setns", "the host's mount namespace"))?;
         Ok(finished)
+    }
+
+    /// Says what a new `/proc` will lie over.
+    fn hidden(&mut self, later: &[Mount]) {
+        let hidden = later.iter().filter(|m| m.fs_type.0 != b"proc");
+        self.warnings
+            .extend(hidden.map(|m| format!("{}: what was mounted there is hidden by the new /proc", m.mount_point)));
     }
 
     /// Mounts everything, the root first, over the thread's old root.
