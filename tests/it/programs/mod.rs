@@ -7,6 +7,7 @@ mod java;
 mod memcached;
 mod nginx;
 mod node;
+mod postgres;
 mod python3;
 mod redis;
 mod sqlite3;

@@ -1,7 +1,7 @@
 //! Runs one scenario of the zoo: a fixture sets up its state, is saved and restored, and verifies from inside.
 
 pub use super::tools::marked;
-use super::tools::{adopt_orphans, note_tree, reader, reap};
+use super::tools::{MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, note_tree, reader, reap, sorted};
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::{self, Ignore};
 use migrate_engine::memory::store::ImageDir;
@@ -92,6 +92,10 @@ pub fn terminals_lock() -> nix::fcntl::Flock<fs::File> {
 pub fn run(scenario: &Scenario, mode: Mode) {
     if !nix::unistd::geteuid().is_root() {
         return skipped(scenario, mode, "needs root");
+    }
+    let not_moved = NOT_MOVED.iter().find(|row| row.0 == scenario.fixture && row.1 == scenario.case);
+    if let (Mode::Move, Some((_, _, reason))) = (mode, not_moved) {
+        return skipped(scenario, mode, reason);
     }
     adopt_orphans();
     let _terminals = (scenario.fixture == "terminals" || scenario.case.ends_with("_terminal")).then(terminals_lock);
@@ -253,7 +257,8 @@ impl<'a> Run<'a> {
         }
         // Into the wait for `go`.
         std::thread::sleep(Duration::from_millis(20));
-        let before = if self.scenario.busy { None } else { Some(self.capture(self.pid(), "before.json")?) };
+        let before =
+            if self.scenario.busy || mode.new_pids() { None } else { Some(self.capture(self.pid(), "before.json")?) };
         let root = match mode {
             Mode::LeaveRunning => {
                 self.dump(self.pid(), 0, &["--leave-running"])?;
@@ -267,7 +272,10 @@ impl<'a> Run<'a> {
             Mode::Once => self.rounds(1, &["--pids", "same"])?,
             Mode::Chain => self.rounds(3, &["--pids", "same"])?,
             Mode::NewPids => self.rounds(1, &["--pids", "new"])?,
-            Mode::Move => self.moved(self.pid())?,
+            Mode::Move => {
+                self.dump(self.pid(), 0, &["--leave-running"])?;
+                self.moved(self.pid())?
+            }
         };
         if let (Some(before), false) = (before, mode.new_pids()) {
             let after = self.capture(root, "after.json")?;
@@ -277,11 +285,14 @@ impl<'a> Run<'a> {
             Mode::Chain => 3,
             _ => 2,
         };
+        if mode == Mode::Move {
+            self.compare_moved(root)?;
+        }
         if mode == Mode::Once {
             self.dump(root, 1, &["--leave-running"])?;
         }
         if !mode.new_pids() {
-            (1..images).try_for_each(|n| self.same_model(0, n))?;
+            (1..images).try_for_each(|n| self.same_model(0, n, &[]))?;
         }
         self.verify()?;
         Ok(Ran::Passed)
@@ -324,11 +335,28 @@ impl<'a> Run<'a> {
         let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let root =
             result.and_then(|r| i32::try_from(r["pid"].as_i64()?).ok()).ok_or_else(|| format!("no pid: {said}"))?;
-        self.note_tree(root);
+        // The original has ended; those that have moved have not.
         self.reap();
+        self.note_tree(root);
         // Until everybody is in the wait for `go` again.
         std::thread::sleep(Duration::from_millis(20));
         Ok(root)
+    }
+
+    /// What has moved has the model it had.
+    fn compare_moved(&self, root: i32) -> Result<(), String> {
+        let row = NOT_COMPARED.iter().find(|row| row.0 == self.scenario.fixture && row.1 == self.scenario.case);
+        if let Some((_, _, reason)) = row {
+            say("NOT COMPARED", self.scenario, Mode::Move, reason);
+            return Ok(());
+        }
+        let image = self.image(1).display().to_string();
+        let args = ["dump", &root.to_string(), "-D", &image, "--leave-running"].map(str::to_owned);
+        // What is the host's is read by who is there.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{root}/ns/net")).arg(env!("CARGO_BIN_EXE_migrate"));
+        self.wait_for(command, &args, &[]).map_err(|e| format!("dump of what has moved: {e}"))?;
+        self.same_model(0, 1, MOVED)
     }
 
     /// Dumps into image `n`. Whoever has ended by that is reaped.
@@ -366,9 +394,12 @@ impl<'a> Run<'a> {
 
     /// Runs the program with its output in a file, so that nobody waits for descriptors that the target may have.
     pub fn migrate(&self, args: &[String], env: &[(&str, &str)]) -> Result<String, String> {
+        self.wait_for(crate::cli::migrate(&[]), args, env)
+    }
+
+    fn wait_for(&self, mut command: Command, args: &[String], env: &[(&str, &str)]) -> Result<String, String> {
         let log = self.path("log");
         let out = fs::File::create(&log).map_err(|e| e.to_string())?;
-        let mut command = crate::cli::migrate(&[]);
         command.args(args).stdout(out.try_clone().map_err(|e| e.to_string())?).stderr(out);
         command.envs(env.iter().copied());
         let mut child = command.spawn().map_err(|e| e.to_string())?;
@@ -410,11 +441,11 @@ impl<'a> Run<'a> {
     }
 
     /// The model of image `n` is that of image `first`.
-    pub(super) fn same_model(&self, first: usize, n: usize) -> Result<(), String> {
+    pub(super) fn same_model(&self, first: usize, n: usize, made: &[(&str, &str)]) -> Result<(), String> {
         let model = |n| -> Result<Model, String> {
-            ImageDir::open(&self.image(n)).and_then(|i| i.model()).map_err(|e| e.to_string())
+            ImageDir::open(&self.image(n)).and_then(|i| i.model()).map(sorted).map_err(|e| e.to_string())
         };
-        let rules = ALWAYS.iter().chain(self.scenario.ignore).map(|(path, _)| *path);
+        let rules = ALWAYS.iter().chain(made).chain(self.scenario.ignore).map(|(path, _)| *path);
         let found = diff::diff(&model(first)?, &model(n)?, &Ignore::new(rules)).map_err(|e| e.to_string())?;
         if found.is_empty() {
             return Ok(());

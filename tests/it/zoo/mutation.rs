@@ -184,7 +184,7 @@ fn unnoticed(run: &Run<'_>, field: &str, before: Option<&PathBuf>) -> Result<(),
     run.note_tree(root);
     std::thread::sleep(Duration::from_millis(20));
     run.dump(root, 1, &["--leave-running"])?;
-    run.same_model(0, 1)?;
+    run.same_model(0, 1, &[])?;
     if let Some(before) = before {
         run.compare(before, &run.capture(root, "after.json")?)?;
     }

@@ -1,9 +1,35 @@
 //! What tests that save and restore processes need.
 
+use migrate_engine::image::Model;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+
+/// Differences that every move makes: the tree gets a PID namespace of its own, with a mount namespace for its /proc.
+pub const MOVED: &[(&str, &str)] = &[
+    ("**.mnt", "a mount namespace of its own"),
+    ("tasks[*].namespaces", "namespaces of its own are numbered after those of the host"),
+    ("ptys[*].index", "the original's terminals have their numbers while both are there"),
+    ("tasks[*].tty_device", "the original's terminals have their numbers while both are there"),
+];
+
+/// What cannot be moved, with the reason: not run in that mode, and counted as skipped.
+pub const NOT_MOVED: &[(&str, &str, &str)] = &[
+    (
+        "descriptors",
+        "namespace_descriptors",
+        "it holds the network namespace of its host, and there it finds another one",
+    ),
+    ("terminals", "pair", "it looks for the number of its terminal, which the frozen original has on this kernel"),
+];
+
+/// What has moved of these cannot be saved from outside, so that the models are not compared; their own checks are made.
+pub const NOT_COMPARED: &[(&str, &str, &str)] = &[
+    ("identity", "changed_root", "it has a mount namespace of its own and another root in it"),
+    ("memory", "system_v", "its segments are in an IPC namespace of its own, as the original has their ids"),
+    ("terminals", "foreground_gone", "a process group that has gone has no number in a new PID namespace"),
+];
 
 /// Restored trees become children of this process when the command that made them ends, as the originals were.
 pub fn adopt_orphans() {
@@ -60,4 +86,12 @@ pub fn reader(args: &[&std::ffi::OsStr]) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
     }
+}
+
+/// Threads in the order of their ids as they see them: the kernel lists them by those that the host sees.
+pub fn sorted(mut model: Model) -> Model {
+    for task in &mut model.tasks {
+        task.threads.sort_by_key(|thread| thread.tid.0);
+    }
+    model
 }
