@@ -111,17 +111,10 @@ pub fn run(scenario: &Scenario, mode: Mode) {
             Ok(Ran::Passed) => return,
             Ok(Ran::Skipped(reason)) => return skipped(scenario, mode, &reason),
             Err(reason) if again => say("FAILED ONCE", scenario, mode, &reason),
-            Err(reason) => match KNOWN_GAPS.iter().find(|gap| gap.0 == scenario.fixture && gap.1 == scenario.case) {
-                Some(gap) => return say("KNOWN GAP", scenario, mode, gap.2),
-                None => panic!("{}:{} {mode:?}: {reason}{}", scenario.fixture, scenario.case, run.state()),
-            },
+            Err(reason) => panic!("{}:{} {mode:?}: {reason}{}", scenario.fixture, scenario.case, run.state()),
         }
     }
 }
-
-/// What is known not to come back yet, with what is wrong: printed whenever it fails, so that nothing is green in silence.
-/// A row goes when its case passes.
-const KNOWN_GAPS: &[(&str, &str, &str)] = &[];
 
 /// Huge pages for a fixture; as many as before when it is dropped.
 struct HugePages(String);
