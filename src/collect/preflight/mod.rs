@@ -79,6 +79,7 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
     }
     blockers.extend(fd::preflight(&dirs, policy)?);
     sharing::tables(table, &members, &mut blockers);
+    sharing::places(&members, &mut blockers)?;
     memory::mapped_outside(table, processes, &shared, &mut buf, &mut blockers);
     let threads: i64 = rows.iter().map(|row| row.stat.num_threads.max(1)).sum();
     Ok(Findings {

@@ -4,7 +4,7 @@ use super::{Member, reach::object};
 use crate::{
     blocker::{Blocker, codes},
     image::Pid,
-    proc::table::Table,
+    proc::{ProcDir, table::Table},
     sys::fd::{Kcmp, kcmp},
 };
 use std::{cmp::Ordering, collections::HashSet};
@@ -32,6 +32,23 @@ pub(super) fn tables(table: &Table, members: &[Member<'_>], found: &mut Vec<Bloc
             }
         }
     }
+}
+
+/// Names members of a user namespace of their own that share working directory and umask with one another: whoever does
+/// cannot enter one (setns(2)).
+pub(super) fn places(members: &[Member<'_>], found: &mut Vec<Blocker>) -> crate::proc::Result<()> {
+    let own = ProcDir::of_self()?.ns("user")?;
+    let compare = |a: Pid, b: Pid| kcmp(a, b, Kcmp::Fs, 0, 0).ok();
+    for pair in ordered(members, compare).windows(2) {
+        let same = compare(pair[0].row.pid, pair[1].row.pid) == Some(Ordering::Equal);
+        if same && pair[0].dir.ns("user").is_ok_and(|ns| ns != own) {
+            let shared = object(pair[1].row);
+            let reason =
+                format!("it has a user namespace of its own, and shares its working directory and umask with {shared}");
+            found.push(Blocker::new(codes::NAMESPACE_KIND, object(pair[0].row)).because(reason));
+        }
+    }
+    Ok(())
 }
 
 /// Members in the kernel's order of their objects, which is the same for all of this boot. Put in one by one, as the
