@@ -21,7 +21,7 @@ pub(crate) fn make(options: &Options, external: &External, flags: u32) -> Result
     match options.stdio {
         Stdio::Attach => attached(external, flags),
         Stdio::Null => null(external, flags),
-        Stdio::Log if external.key == "stdin" => null(external, flags),
+        Stdio::Log if flags as i32 & libc::O_ACCMODE == libc::O_RDONLY => null(external, flags),
         Stdio::Log => log(options, external, flags),
         Stdio::Auto | Stdio::Refuse => {
             let reason = "it was held outside the tree: give --stdio attach, --stdio null or --stdio log";
@@ -44,6 +44,10 @@ fn attached(external: &External, flags: u32) -> Result<OwnedFd> {
         "stderr" => Some(error.as_fd()),
         _ => None,
     };
+    // One description for input and output is not served by a pipe or file for one of them.
+    let both = external.terminal.is_some() && flags as i32 & libc::O_ACCMODE == libc::O_RDWR;
+    let terminals = [input.as_fd(), output.as_fd(), error.as_fd()].into_iter().find(|fd| fd.is_terminal());
+    let own = own.filter(|fd| !both || fd.is_terminal()).or(terminals.filter(|_| both)).or(own);
     match own {
         // A description of its own: flags that the target sets are not those of whoever has started this command.
         Some(fd) if fd.is_terminal() => reopen(fd, flags & KEPT).map_err(failed("open", external)),
@@ -69,6 +73,8 @@ fn log(options: &Options, external: &External, flags: u32) -> Result<OwnedFd> {
     let mut options = std::fs::OpenOptions::new();
     let readable = flags as i32 & libc::O_ACCMODE == libc::O_RDWR;
     let opened = options.read(readable).append(true).create(true).open(path);
+    // A terminal is often one description for input and output: whoever reads is at the end of the file, always.
+    let opened = opened.and_then(|mut file| std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map(|_| file));
     opened.map(OwnedFd::from).map_err(|e| {
         let errno = Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
         Error::System { operation: "open", object: path.display().to_string(), errno }
