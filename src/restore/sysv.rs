@@ -13,9 +13,15 @@ use crate::trace::Batch;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 /// The kernel takes the number in it for the next id (`ipc(7)`, Linux 3.8).
 const NEXT_ID: &str = "/proc/sys/kernel/shm_next_id";
+
+/// Another restore may take the number that was meant for us, and who has ended a moment ago may still be attached.
+const TRIES: u32 = 3;
+/// Time between two of them.
+const BETWEEN: Duration = Duration::from_millis(15);
 
 /// The segments of a tree. Dropped, those that were made are removed unless they were kept.
 #[derive(Debug, Default)]
@@ -53,10 +59,12 @@ impl Segments {
         if wanted.is_empty() {
             return Ok(Default::default());
         }
-        match all(&wanted, false) {
-            Err(Refused::Taken) => {}
-            Err(Refused::Failed(error)) => return Err(error),
-            Ok(made) => return Ok(made),
+        for _ in 0..TRIES {
+            match all(&wanted, false) {
+                Err(Refused::Taken) => std::thread::sleep(BETWEEN),
+                Err(Refused::Failed(error)) => return Err(error),
+                Ok(made) => return Ok(made),
+            }
         }
         warnings.push(
             "an id or key of its System V shared memory is in use here: the tree gets an IPC namespace of its own"
