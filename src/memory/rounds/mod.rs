@@ -7,9 +7,15 @@
 //! Until the model exists, nobody knows which [`MmId`] an address space will have. Rounds write under provisional ids, and
 //! [`Residual::names`] tells the writer what they are to be called.
 
-use super::pipeline::{PageError, ReadPages};
+mod reading;
+mod watched;
+
+pub use reading::{Copied, Live, Named};
+use watched::Look;
+pub use watched::{Kinship, Watched, inherit_at_once};
+
 use super::shared::{LastShared, Objects};
-use super::track::{Area, Backend, Last, TrackError, Tracking, areas_of_maps, areas_of_mm, hash, soft_dirty, uffd};
+use super::track::{Backend, TrackError, Tracking, areas_of_maps, areas_of_mm, hash, soft_dirty, uffd};
 use super::{PageRange, RangeSet, Space};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid};
@@ -17,7 +23,6 @@ use crate::proc::ProcDir;
 use crate::proc::smaps::Flagged;
 use crate::sys::fd::{Kcmp, kcmp};
 use crate::trace::freeze::{Frozen, FrozenProcess};
-use crate::trace::pages::TargetPages;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
@@ -26,34 +31,6 @@ use std::time::{Duration, Instant};
 
 /// The first provisional id: no model has as many address spaces.
 const PROVISIONAL: u32 = 1 << 24;
-
-/// One address space that is watched.
-#[derive(Debug)]
-pub struct Watched {
-    /// A process that has it.
-    pub dir: ProcDir,
-    /// When that process started, clock ticks after boot: with its id its identity.
-    pub start_time: u64,
-    /// What rounds call it.
-    pub space: Space,
-    /// `None`: could not be watched, everything is copied in the pause.
-    pub tracking: Option<Box<dyn Tracking>>,
-    /// Pages that the image has.
-    pub shipped: RangeSet,
-    /// Pages that were taken and did not make it: taken again.
-    pub owed: RangeSet,
-    /// What it shares with its parent process; `None` = not looked for yet.
-    pub kinship: Option<Kinship>,
-}
-
-/// Pages that an address space shares copy-on-write with that of the parent process, as the image says.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Kinship {
-    /// What rounds call the parent's.
-    pub parent: Option<Space>,
-    /// Pages that neither has written since they were found to be shared.
-    pub shared: RangeSet,
-}
 
 /// A live tree whose memory is watched.
 #[derive(Debug)]
@@ -429,89 +406,6 @@ impl Drop for Tree {
     }
 }
 
-impl Watched {
-    fn take(&mut self) -> Result<RangeSet, TrackError> {
-        let Some(tracking) = &mut self.tracking else { return Ok(RangeSet::new()) };
-        let areas = areas_of_maps(&self.dir.maps(&mut Vec::new())?);
-        let found = tracking.take(&self.dir, &areas)?;
-        let owed = std::mem::take(&mut self.owed);
-        if owed.is_empty() {
-            return Ok(found);
-        }
-        let mapped: RangeSet = areas.iter().map(Area::pages).collect();
-        Ok(found.union(&owed.intersection(&mapped)))
-    }
-
-    fn last(&mut self, id: MmId, areas: &[Area]) -> Result<Look, TrackError> {
-        let Last { changed, empty } = match &mut self.tracking {
-            Some(tracking) => tracking.last(&self.dir, areas)?,
-            None => Tracking::last(&mut hash::Everything, &self.dir, areas)?,
-        };
-        let all: RangeSet = areas.iter().map(Area::pages).collect();
-        let held = all.difference(&empty);
-        // What is owed, and (never seen, but it costs nothing to be sure) what is held, unchanged, and was never copied.
-        let missing = held.difference(&self.shipped.difference(&self.owed));
-        Ok(Look { id, plan: changed.union(&missing), held })
-    }
-
-    /// From what was seen of this address space and its parent's to what is to be done.
-    fn settle(&self, look: &Look, looks: &HashMap<Space, Look>, residual: &mut Residual) {
-        let mut plan = look.plan.clone();
-        if let Some(kinship) = self.kinship.as_ref().filter(|k| !k.shared.is_empty()) {
-            let still = kinship.shared.intersection(&look.held).difference(&look.plan);
-            let parent = kinship.parent.and_then(|p| looks.get(&p));
-            let same = parent.map(|p| still.intersection(&p.held.difference(&p.plan))).unwrap_or_default();
-            plan = plan.union(&still.difference(&same));
-            if let Some(parent) = parent.filter(|_| !same.is_empty()) {
-                residual.kin.push((look.id, parent.id));
-            }
-        }
-        residual.plan.extend(plan.iter().map(|r| (self.space, r)));
-        residual.gone.extend(self.shipped.difference(&look.held).iter().map(|r| (self.space, r)));
-    }
-}
-
-/// What the last look at an address space has shown.
-struct Look {
-    id: MmId,
-    /// Pages to be copied.
-    plan: RangeSet,
-    /// Pages that hold something.
-    held: RangeSet,
-}
-
-/// Finds shared pages of a stopped tree that was not watched, and takes them out of the plan.
-///
-/// # Errors
-/// A pagemap cannot be read.
-pub fn inherit_at_once(model: &Model, processes: &[Pid], residual: &mut Residual) -> Result<(), TrackError> {
-    let owner = |mm: MmId| model.tasks.iter().find(|t| t.mm == Some(mm));
-    for n in 0..model.mms.len() {
-        let id = MmId::from(n);
-        let parent = owner(id).and_then(|t| t.parent).and_then(|p| model.tasks[p.at()].mm).filter(|p| *p != id);
-        let Some(parent) = parent else { continue };
-        let (ours, theirs) = (areas_of_mm(&model.mms[n]), areas_of_mm(&model.mms[parent.at()]));
-        let (dir, of_parent) = (ProcDir::open(processes[n])?, ProcDir::open(processes[parent.at()])?);
-        let planned = |id: MmId| -> RangeSet {
-            residual.plan.iter().filter(|(s, _)| *s == Space::Mm(id)).map(|(_, r)| *r).collect()
-        };
-        let own = planned(id);
-        let inherited: RangeSet =
-            residual.inherited.iter().filter(|(s, _)| *s == Space::Mm(parent)).map(|(_, r)| *r).collect();
-        let in_parent = planned(parent).union(&inherited);
-        let shared = super::cow::shared((&dir, &ours), (&of_parent, &theirs))?.intersection(&own);
-        let shared = shared.intersection(&in_parent);
-        if shared.is_empty() {
-            continue;
-        }
-        residual.plan.retain(|(s, _)| *s != Space::Mm(id));
-        residual.plan.extend(own.difference(&shared).iter().map(|r| (Space::Mm(id), r)));
-        residual.inherited.extend(shared.iter().map(|r| (Space::Mm(id), r)));
-        residual.kin.push((id, parent));
-    }
-    Ok(())
-}
-
 impl Round<'_> {
     /// Pages to be copied.
     pub fn plan(&self) -> &[(Space, PageRange)] {
@@ -571,139 +465,9 @@ impl Drop for Round<'_> {
     }
 }
 
-/// Memory of a running tree.
-#[derive(Debug)]
-pub struct Live<'r> {
-    mms: HashMap<Space, Pid>,
-    shared: Option<&'r Objects>,
-    unread: &'r Mutex<Vec<(Space, PageRange)>>,
-}
-
-impl ReadPages for Live<'_> {
-    fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
-        if let Some(read) = self.shared.and_then(|objects| objects.read(space, ranges, buf)) {
-            return read;
-        }
-        let pages = TargetPages::new(self.mms.get(&space).copied().into_iter().collect(), Vec::new());
-        let only = Space::Mm(MmId(0));
-        let known = !pages.mms.is_empty();
-        if known && pages.read(only, ranges, buf).is_ok() {
-            return Ok(());
-        }
-        let mut rest = buf;
-        for page in ranges.iter().flat_map(|r| r.pieces(1)) {
-            let (part, later) = rest.split_at_mut(PAGE as usize);
-            if !known || pages.read(only, &[page], part).is_err() {
-                part.fill(0);
-                self.unread.lock().unwrap_or_else(PoisonError::into_inner).push((space, page));
-            }
-            rest = later;
-        }
-        Ok(())
-    }
-}
-
-/// Memory of a stopped tree, also by the names that rounds gave.
-#[derive(Debug)]
-pub struct Named<'a> {
-    pages: &'a TargetPages,
-    names: HashMap<Space, Space>,
-}
-
-impl<'a> Named<'a> {
-    /// `pages` by the model's ids, `names` from [`Residual::names`].
-    pub fn new(pages: &'a TargetPages, names: &[(Space, Option<Space>)]) -> Self {
-        Self { pages, names: names.iter().filter_map(|(from, to)| Some((*from, (*to)?))).collect() }
-    }
-}
-
-impl ReadPages for Named<'_> {
-    fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
-        self.pages.read(self.names.get(&space).copied().unwrap_or(space), ranges, buf)
-    }
-}
-
-/// Contents of pages, copied in the pause to be written after it.
-#[derive(Debug, Default)]
-pub struct Copied {
-    /// Ascending within a space, with the place in `bytes`.
-    places: HashMap<Space, Vec<(PageRange, usize)>>,
-    bytes: Vec<u8>,
-}
-
-impl Copied {
-    /// Copies the pages of a plan.
-    ///
-    /// # Errors
-    /// A page that cannot be read.
-    pub fn of(source: &dyn ReadPages, plan: &[(Space, PageRange)]) -> Result<Self, PageError> {
-        const RANGES: usize = 512;
-        let pages: u64 = plan.iter().map(|(_, r)| r.count).sum();
-        let mut copied = Self { places: HashMap::new(), bytes: vec![0; (pages * PAGE) as usize] };
-        let mut at = 0;
-        for part in plan.chunk_by(|a, b| a.0 == b.0).flat_map(|same| same.chunks(RANGES)) {
-            let space = part[0].0;
-            let ranges: Vec<PageRange> = part.iter().map(|(_, r)| *r).collect();
-            let bytes: usize = ranges.iter().map(|r| r.bytes() as usize).sum();
-            source.read(space, &ranges, &mut copied.bytes[at..at + bytes])?;
-            let places = copied.places.entry(space).or_default();
-            for range in ranges {
-                places.push((range, at));
-                at += range.bytes() as usize;
-            }
-        }
-        copied.places.values_mut().for_each(|p| p.sort_unstable());
-        Ok(copied)
-    }
-}
-
-impl ReadPages for Copied {
-    fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
-        let missing =
-            |page| PageError { page, source: std::io::Error::new(std::io::ErrorKind::NotFound, "it was not copied") };
-        let places = self.places.get(&space).map_or(&[][..], Vec::as_slice);
-        let mut rest = buf;
-        for range in ranges {
-            let mut page = range.first;
-            while page < range.end() {
-                let n = places.partition_point(|(r, _)| r.end() <= page);
-                let (held, at) = *places.get(n).filter(|(r, _)| r.first <= page).ok_or_else(|| missing(page))?;
-                let count = held.end().min(range.end()) - page;
-                let (part, later) = rest.split_at_mut((count * PAGE) as usize);
-                let from = at + ((page - held.first) * PAGE) as usize;
-                part.copy_from_slice(&self.bytes[from..from + part.len()]);
-                rest = later;
-                page += count;
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn copied_pages_come_back_in_any_pieces() {
-        struct Numbers;
-        impl ReadPages for Numbers {
-            fn read(&self, _: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
-                let pages = ranges.iter().flat_map(|r| r.first..r.end());
-                buf.chunks_exact_mut(PAGE as usize).zip(pages).for_each(|(b, page)| b.fill(page as u8));
-                Ok(())
-            }
-        }
-        let space = Space::Mm(MmId(3));
-        let plan = [(space, PageRange::new(10, 4)), (space, PageRange::new(20, 2)), (space, PageRange::new(14, 1))];
-        let copied = Copied::of(&Numbers, &plan).unwrap();
-        let mut buf = vec![0; 4 * PAGE as usize];
-        copied.read(space, &[PageRange::new(12, 3), PageRange::new(21, 1)], &mut buf).unwrap();
-        let firsts: Vec<u8> = buf.chunks_exact(PAGE as usize).map(|p| p[0]).collect();
-        assert_eq!(firsts, [12, 13, 14, 21]);
-        assert!(copied.read(space, &[PageRange::new(22, 1)], &mut buf[..PAGE as usize]).is_err());
-        assert!(copied.read(Space::Mm(MmId(4)), &[PageRange::new(12, 1)], &mut buf[..PAGE as usize]).is_err());
-    }
 
     #[test]
     fn small_trees_are_copied_in_one_go() {
