@@ -421,7 +421,7 @@ fn a_pipeline() {
     let place = Place::new();
     fs::write(place.path("job.py"), JOB).unwrap();
     let (job, log) = (place.text("job.py"), place.text("log"));
-    let line = format!("python3 {job} | tee {log} >/dev/null; exit 3");
+    let line = format!("/usr/bin/python3 {job} | tee {log} >/dev/null; exit 3");
     let mut command = place.command("setsid");
     command.args(["bash", "-c", &line]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let shell = command.spawn().unwrap().id() as i32;
@@ -433,7 +433,7 @@ fn a_pipeline() {
     let last = |file: &str| lines(file).last().copied().unwrap_or(0);
     let grows = |file: &str, than: u64| until("more lines", || (last(file) > than + 5).then_some(()));
     grows(&log, 0);
-    let pid = place.process(&format!("python3 {job}"));
+    let pid = place.process(&format!("/usr/bin/python3 {job}"));
     let tee = place.process(&format!("tee {log}"));
     let image = place.image();
     let refused = migrate(place.0.path(), &["dump", &pid.to_string(), "-D", &image]);

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const MIGRATE: &str = env!("CARGO_BIN_EXE_migrate");
@@ -79,6 +80,10 @@ pub fn run(program: &Program, how: How) {
     if !nix::unistd::geteuid().is_root() || !Path::new("/usr/bin/python3").exists() {
         return skipped(program, how, "needs root and python3");
     }
+    // Between its dump and its restore a JVM's file of counters below /tmp belongs to no process, and any JVM that starts
+    // then removes it.
+    static JVMS: Mutex<()> = Mutex::new(());
+    let _alone = (program.name == "java").then(|| JVMS.lock().unwrap_or_else(PoisonError::into_inner));
     let Some(mut stage) = Stage::make() else {
         return skipped(program, how, "network namespaces on a bridge cannot be made here");
     };
