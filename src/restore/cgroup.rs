@@ -93,7 +93,9 @@ fn wanted(
 /// has just made it.
 fn remove_empty(above: &Path) {
     const YOUNG: std::time::Duration = std::time::Duration::from_secs(60);
-    for entry in std::fs::read_dir(above).into_iter().flatten().flatten() {
+    let entries = std::fs::read_dir(above).into_iter().flatten().flatten();
+    // A version 1 directory has dozens of files of its own.
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
         if age.is_some_and(|age| age > YOUNG) {
             let _ = std::fs::remove_dir(entry.path());
