@@ -15,10 +15,11 @@ use crate::proc::ProcDir;
 use crate::proc::maps::Mapping;
 use crate::sys::Errno;
 use crate::sys::mapping::FileMapping;
+use crate::trace::pages::read_padded;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 
 /// The first provisional id: no model has as many objects.
@@ -230,7 +231,7 @@ impl Object {
     fn read(&self, range: PageRange, buf: &mut [u8]) -> std::io::Result<()> {
         match &self.mapping {
             Some(mapping) if mapping.read(range.start_byte(), buf) => Ok(()),
-            _ => read_at(&self.file, range, buf),
+            _ => read_padded(&self.file, range.start_byte(), buf),
         }
     }
 
@@ -238,7 +239,8 @@ impl Object {
         let mut rest = buf;
         for range in ranges {
             let (part, later) = rest.split_at_mut(range.bytes() as usize);
-            read_at(&self.file, *range, part).map_err(|source| PageError { page: range.first, source })?;
+            read_padded(&self.file, range.start_byte(), part)
+                .map_err(|source| PageError { page: range.first, source })?;
             let new: Vec<u128> = part.chunks_exact(PAGE as usize).map(digest).collect();
             let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
             (range.first..).zip(new).for_each(|(page, digest)| digests.set(page, digest));
@@ -284,24 +286,6 @@ impl Object {
     }
 }
 
-/// The end of an object need not be the end of a page, and it may have been cut short meanwhile.
-fn read_at(file: &File, range: PageRange, mut part: &mut [u8]) -> std::io::Result<()> {
-    let mut offset = range.start_byte();
-    while !part.is_empty() {
-        match file.read_at(part, offset)? {
-            0 => {
-                part.fill(0);
-                return Ok(());
-            }
-            n => {
-                part = &mut part[n..];
-                offset += n as u64;
-            }
-        }
-    }
-    Ok(())
-}
-
 fn io(e: std::io::Error) -> TrackError {
     failed(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
 }
@@ -313,6 +297,7 @@ fn failed(errno: Errno) -> TrackError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn changes_are_found_by_content() {

@@ -41,7 +41,8 @@ impl ReadPages for TargetPages {
                 let mut rest = buf;
                 for range in ranges {
                     let (part, later) = rest.split_at_mut(range.bytes() as usize);
-                    read_file(&self.shmems[shmem.at()], range.first, part)?;
+                    read_padded(&self.shmems[shmem.at()], range.start_byte(), part)
+                        .map_err(|source| PageError { page: range.first, source })?;
                     rest = later;
                 }
                 Ok(())
@@ -50,11 +51,14 @@ impl ReadPages for TargetPages {
     }
 }
 
-/// The end of an object need not be the end of a page.
-fn read_file(file: &std::fs::File, page: u64, mut part: &mut [u8]) -> Result<(), PageError> {
-    let mut offset = page * PAGE;
+/// Reads a part of a memory object; what lies behind its end is zero. The end need not be the end of a page, and the object
+/// may have been cut short meanwhile.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_padded(file: &std::fs::File, mut offset: u64, mut part: &mut [u8]) -> std::io::Result<()> {
     while !part.is_empty() {
-        match file.read_at(part, offset).map_err(|source| PageError { page, source })? {
+        match file.read_at(part, offset)? {
             0 => {
                 part.fill(0);
                 return Ok(());
