@@ -6,8 +6,10 @@ use crate::sys::pass_fd;
 use crate::transport::{Abort, TransportError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getsockname, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::net::TcpListener;
@@ -101,11 +103,13 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
         }
     }
-    // The mask is the whole process's; a file that another thread makes meanwhile gets fewer rights, never more.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
-    umask(before);
-    bound
+    // The node gets the mode of the socket itself (unix_bind in the kernel's net/unix/af_unix.c). A umask would be the
+    // whole process's: what other threads make meanwhile would lose its rights.
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
 }
 
 /// Sockets passed by systemd (sd_listen_fds(3)).
