@@ -77,10 +77,9 @@ fn find<'t>(table: &'t [Option_], name: &str) -> Result<(&'t Option_, bool), Str
     if let Some(option) = table.iter().find(|o| o.name == name) {
         return Ok((option, false));
     }
-    if let Some(option) = name.strip_prefix("no-").and_then(|n| table.iter().find(|o| o.name == n)) {
-        if option.kind == Kind::Switch {
-            return Ok((option, true));
-        }
+    let switch = |n: &str| table.iter().find(|o| o.name == n).filter(|o| o.kind == Kind::Switch);
+    if let Some(option) = name.strip_prefix("no-").and_then(switch) {
+        return Ok((option, true));
     }
     let mut fitting = table.iter().filter(|o| o.name.starts_with(name));
     match (fitting.next(), fitting.next()) {

@@ -5,7 +5,7 @@
 //! line it stands on: it finds damage to the manifest itself, names the image (`id`), and through the digests of the
 //! other files covers the model and the page index, whose checksums cover every page.
 
-use super::{Bytes, Model, limits, task::TaskState};
+use super::{Model, limits, task::TaskState};
 use serde::{Deserialize, Serialize};
 
 /// Name of the manifest in an image directory.
@@ -265,7 +265,7 @@ pub fn tree_of(model: &Model, memory: impl Fn(super::MmId) -> u64) -> Vec<TreeEn
     let entry = |task: &super::task::Task| TreeEntry {
         pid: task.pid.0,
         parent: parent_pid(task),
-        comm: task.threads.first().map(|t| t.comm.clone()).unwrap_or_else(Bytes::default).to_string(),
+        comm: task.threads.first().map(|t| t.comm.clone()).unwrap_or_default().to_string(),
         state: match task.state {
             TaskState::Running => "running",
             TaskState::Stopped(_) => "stopped",

@@ -50,12 +50,10 @@ pub fn shared(a: (&ProcDir, &[Area]), b: (&ProcDir, &[Area])) -> Result<RangeSet
     for piece in common.iter().flat_map(|r| r.pieces(ENTRIES)) {
         read(a, &map_a, piece.first, piece.count, &mut buf_a)?;
         read(b, &map_b, piece.first, piece.count, &mut buf_b)?;
-        let mut page = piece.first;
-        for (x, y) in entries(&buf_a).zip(entries(&buf_b)) {
+        for (page, (x, y)) in (piece.first..).zip(entries(&buf_a).zip(entries(&buf_b))) {
             if is_same(x, y) {
                 out.insert(PageRange::new(page, 1));
             }
-            page += 1;
         }
     }
     Ok(out)

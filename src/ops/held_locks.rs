@@ -67,7 +67,7 @@ impl GivenUp {
         }
         self.given_up = true;
         for n in 0..self.held.len() {
-            self.call(frozen, n, libc::F_UNLCK as i32).map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+            self.call(frozen, n, libc::F_UNLCK).map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         return Err(Failure::blocked(what, blockers).target(TargetState::NotStarted));
     }
     if options.dry_run {
-        let mut outcome = Outcome::new(options.session.clone(), State::Ended, Where::Nowhere);
+        let mut outcome = Outcome::new(options.session, State::Ended, Where::Nowhere);
         outcome.notes.push("nothing stands in the way; nothing was started".into());
         return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None });
     }
@@ -107,7 +107,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     };
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
-    let mut outcome = Outcome::new(options.session.clone(), state, Where::Dest("local".to_owned()));
+    let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
     Ok(Running { outcome, root, child, terminal })

@@ -69,7 +69,7 @@ pub fn make(model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<()
 
 fn arguments(leader: &Thread, thread: &Thread) -> CloneArgs {
     let io = if thread.io_context != 0 && thread.io_context == leader.io_context { libc::CLONE_IO } else { 0 };
-    CloneArgs { flags: (THREAD | io as i32) as u32 as u64, ..CloneArgs::default() }
+    CloneArgs { flags: (THREAD | io) as u32 as u64, ..CloneArgs::default() }
 }
 
 fn by_set_tid(leader: &Thread, group: &[Thread], remote: &mut Remote, scratch: Scratch) -> Result<Vec<Pid>> {

@@ -42,7 +42,7 @@ pub fn reaper(flags: u64, root: i32, cgroup: Option<i32>) -> Result<Pid> {
     })
 }
 
-fn make(flags: u64, exit_signal: i32, set_tid: &[i32], cgroup: Option<i32>, child: impl Fn() -> ()) -> Result<Pid> {
+fn make(flags: u64, exit_signal: i32, set_tid: &[i32], cgroup: Option<i32>, child: impl Fn()) -> Result<Pid> {
     let args = CloneArgs {
         flags: flags | if cgroup.is_some() { 0x2_0000_0000 } else { 0 },
         exit_signal: exit_signal as u64,

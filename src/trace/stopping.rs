@@ -182,8 +182,11 @@ impl Stopping {
 
     /// Lets those of its threads go that have stopped.
     fn release_stopped(&mut self) -> bool {
-        let released = self.process.threads.drain(..).map(Remote::release);
-        released.fold(true, |all, released| all && matches!(released, Ok(()) | Err(Error::Died { .. })))
+        let mut all = true;
+        for thread in self.process.threads.drain(..) {
+            all &= matches!(thread.release(), Ok(()) | Err(Error::Died { .. }));
+        }
+        all
     }
 }
 

@@ -31,7 +31,7 @@ fn wire(kind: FrameKind, body: &[u8]) -> Vec<u8> {
 #[test]
 fn frames_arrive_whole_and_in_order() {
     let (mut a, mut b) = pair();
-    let big: Vec<u8> = (0..4 << 20).map(|n: u32| (n * 7 >> 3) as u8).collect();
+    let big: Vec<u8> = (0..4 << 20).map(|n: u32| ((n * 7) >> 3) as u8).collect();
     let sent = big.clone();
     let sender = thread::spawn(move || {
         a.send(FrameKind::MESSAGE, b"first").unwrap();

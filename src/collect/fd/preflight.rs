@@ -138,7 +138,7 @@ fn pipes_outside(
 ) -> Result<Vec<Blocker>> {
     let one_sided: Vec<(&Ends, Missing)> = pipes
         .iter()
-        .filter(|(_, e)| !(e.reads && e.writes) && !(policy.allow_external_stdio && e.all_stdio))
+        .filter(|(_, e)| !(e.reads && e.writes || policy.allow_external_stdio && e.all_stdio))
         .map(|(inode, e)| (e, Missing { inode: *inode, reader: e.writes, certain: !e.fifo }))
         .collect();
     if one_sided.is_empty() {

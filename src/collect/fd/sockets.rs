@@ -137,7 +137,7 @@ fn collect_tcp(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd, net
         tcp.peer = Bytes(raw_address(peer.remote));
     }
     cx.locks.push(lock);
-    if cx.locks.len() % 256 == 0 {
+    if cx.locks.len().is_multiple_of(256) {
         allow_many(&object)?;
     }
     Ok(Some(FileKind::Tcp(tcp)))

@@ -75,10 +75,10 @@ pub fn finish(cx: &mut Cx<'_>, state: &mut State) -> Result<()> {
             masters.push(Master { index, device, id: *id, fd, pty: PtyId(0) });
         }
     }
-    for n in 0..masters.len() {
-        let inside = found.iter().any(|(_, f)| belongs(&masters[n], *f));
-        let pty = pair(cx, state, &masters[n], inside)?;
-        masters[n].pty = PtyId::from(cx.model.ptys.len());
+    for master in &mut masters {
+        let inside = found.iter().any(|(_, f)| belongs(master, *f));
+        let pty = pair(cx, state, master, inside)?;
+        master.pty = PtyId::from(cx.model.ptys.len());
         cx.model.ptys.push(pty);
     }
     let mut dead = Vec::new();

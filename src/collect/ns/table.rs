@@ -55,7 +55,7 @@ impl Host {
             // Only what lies over the mount's own root can be told from the table.
             let over = if path == m.mount_point.0 { covers(&self.mounts, m) } else { Vec::new() };
             let top = over.last().unwrap_or(&m.id);
-            self.leads_to(&path, *top).then(|| (Bytes(path), over.len() as u32))
+            self.leads_to(&path, *top).then_some((Bytes(path), over.len() as u32))
         })
     }
 

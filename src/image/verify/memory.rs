@@ -58,9 +58,9 @@ fn check_mm(c: &mut Checker<'_>, mm: &Mm) {
 
 fn check_vma(c: &mut Checker<'_>, vma: &Vma) {
     c.must(vma.start < vma.end, "end", "is not past the start");
-    c.must(vma.start % PAGE == 0 && vma.end % PAGE == 0, "start", "is not at a page");
+    c.must(vma.start.is_multiple_of(PAGE) && vma.end.is_multiple_of(PAGE), "start", "is not at a page");
     c.must(vma.end <= limits::USER_SPACE, "end", "is not in user space");
-    c.must(vma.offset % PAGE == 0 && vma.offset <= i64::MAX as u64, "offset", "is not at a page of a file");
+    c.must(vma.offset.is_multiple_of(PAGE) && vma.offset <= i64::MAX as u64, "offset", "is not at a page of a file");
     let mut end = vma.start;
     for (from, to) in &vma.guards {
         let inside = *from >= end && from < to && *to <= vma.end && from % PAGE == 0 && to % PAGE == 0;
@@ -76,7 +76,8 @@ fn check_vma(c: &mut Checker<'_>, vma: &Vma) {
         Backing::Ghost(id) => drop(c.index(id.at(), c.model.ghosts.len(), "backing")),
         Backing::Descriptor(id) => drop(c.index(id.at(), c.model.files.len(), "backing")),
         Backing::HugeAnon { page_size } => {
-            let whole = HUGE.contains(page_size) && vma.start % page_size == 0 && vma.end % page_size == 0;
+            let whole =
+                HUGE.contains(page_size) && vma.start.is_multiple_of(*page_size) && vma.end.is_multiple_of(*page_size);
             c.must(whole, "backing", "is not made of whole huge pages");
         }
         Backing::Anon | Backing::Droppable | Backing::Vdso | Backing::Vvar => {}

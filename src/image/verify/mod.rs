@@ -152,7 +152,7 @@ fn kind_name(kind: &NsKind) -> &'static str {
         NsKind::Pid { .. } => "pid",
         NsKind::User(_) => "user",
         NsKind::Uts { .. } => "uts",
-        NsKind::Ipc { .. } => "ipc",
+        NsKind::Ipc => "ipc",
         NsKind::Cgroup { .. } => "cgroup",
         NsKind::Time { .. } => "time",
     }

@@ -61,7 +61,8 @@ fn damage_is_found_and_lies_do_no_harm() {
 
 #[test]
 fn contradictions_are_refused() {
-    let cases: &[(&str, fn(&mut Index))] = &[
+    type Case = (&'static str, fn(&mut Index));
+    let cases: &[Case] = &[
         ("frame past its file", |i| i.files[0] -= 1),
         ("frame of no pages", |i| i.frames[0].pages = 0),
         ("raw frame off its page", |i| i.frames[1].offset -= 1),

@@ -467,7 +467,7 @@ fn an_image_can_be_made_at_a_mount_point() {
 #[test]
 fn both_ways_to_hash_agree() {
     // Images that were written with one are read with the other.
-    let bytes: Vec<u8> = (0..300_000u32).map(|n| (n * 31 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..300_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
     for length in [0, 1, 3, 16, 128, 129, 240, 241, 1024, 4096, 262_144, 300_000] {
         assert_eq!(super::frame_check(&bytes[..length]), xxhash_rust::xxh3::xxh3_64(&bytes[..length]));
     }

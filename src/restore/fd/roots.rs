@@ -18,7 +18,7 @@ pub(crate) struct Roots(HashMap<NsId, OwnedFd>);
 impl Roots {
     /// The root directory of a mount namespace: that of a task in it, which has not changed its own root yet.
     pub(crate) fn get(&mut self, model: &Model, skeletons: &Skeletons, ns: NsId) -> Result<&OwnedFd> {
-        if !self.0.contains_key(&ns) {
+        if let std::collections::hash_map::Entry::Vacant(e) = self.0.entry(ns) {
             let inside =
                 |t: &crate::image::task::Task| t.namespaces.mnt == ns && !matches!(t.state, TaskState::Zombie(_));
             let made = skeletons.made.root(ns).map(OwnedFd::try_clone).and_then(std::io::Result::ok);
@@ -27,7 +27,7 @@ impl Roots {
                 Some(task) => ProcDir::open(skeletons.pid(TaskId::from(task)))?.open_file("root", ROOT)?,
                 None => own()?,
             };
-            self.0.insert(ns, root);
+            e.insert(root);
         }
         Ok(&self.0[&ns])
     }

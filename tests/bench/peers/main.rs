@@ -88,6 +88,9 @@ struct Measured {
     restore: Spread,
 }
 
+/// One point of a line: how many items there were, and what each tool needed.
+type Point = (u64, Vec<Option<Measured>>);
+
 struct Bench {
     tools: Vec<Tool>,
     fixture: PathBuf,
@@ -169,7 +172,7 @@ impl Bench {
     }
 
     /// What one item more costs.
-    fn print_linear(&self, kind: &str, points: &[(u64, Vec<Option<Measured>>)]) {
+    fn print_linear(&self, kind: &str, points: &[Point]) {
         for (n, tool) in self.tools.iter().enumerate() {
             let of = |(count, all): &(u64, Vec<Option<Measured>>)| {
                 all[n].as_ref().map(|m| (*count, m.dump.median(), m.restore.median()))
@@ -233,7 +236,7 @@ fn run() -> Result<(), Failed> {
     let bench = Bench { tools, fixture, images, copy: copy_speed() };
     machine(&bench);
     let chosen = |case: &Case| wanted.is_empty() || wanted.iter().any(|part| case.name.contains(part.as_str()));
-    let mut linear: Vec<(&str, Vec<(u64, Vec<Option<Measured>>)>)> = Vec::new();
+    let mut linear: Vec<(&str, Vec<Point>)> = Vec::new();
     for case in cases().into_iter().filter(chosen) {
         let needed = 3 * (case.shape.mib << 20) + (1 << 30);
         if stats::available_memory() < needed {
