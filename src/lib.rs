@@ -3,9 +3,12 @@
 //! # Rooms
 //!
 //! ```text
-//! cli, ui, agent -> ops -> migration, restore, collect -> companion -> memory, net, trace, transport -> image, proc, kernel, arch -> sys
+//! cli, agent, ui -> ops -> migration, restore, collect -> companion -> memory, net, trace, transport
+//!     -> kernel, arch, proc -> sys -> image
 //! ```
-//! Imports go only to the right; `blocker`, `failure` and `fault` are leaves that everybody may use.
+//! `image` is the vocabulary: plain data that everybody speaks, and that knows nobody.
+//! Imports go only to the right, also within a floor; `blocker`, `failure` and `fault` are leaves that everybody may use.
+//! A test (`tests/it/tidy.rs`) reads this picture and holds the code against it.
 
 #[allow(unsafe_code)]
 pub mod sys;

@@ -53,19 +53,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Auto if !options.detach => Stdio::Attach,
         chosen => chosen,
     };
-    let settings = restore::Options {
-        pids: options.state.pids,
-        files: options.state.files,
-        externals: Vec::new(),
-        stdio,
-        log: log_of(&options.image, &options.session),
-        own_session: stdio != Stdio::Attach,
-        cgroup: options.state.cgroup.clone(),
-        name: options.session.to_string(),
-        sibling: options.sibling,
-        workers: default_workers(),
-        original_here: false,
-    };
+    let settings = settings(options, stdio);
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
     };
@@ -111,6 +99,23 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
     Ok(Running { outcome, root, child, terminal })
+}
+
+/// What the engine is asked for.
+fn settings(options: &RestoreOptions, stdio: Stdio) -> restore::Options {
+    restore::Options {
+        pids: options.state.pids,
+        files: options.state.files,
+        externals: Vec::new(),
+        stdio,
+        log: log_of(&options.image, &options.session),
+        own_session: stdio != Stdio::Attach,
+        cgroup: options.state.cgroup.clone(),
+        name: options.session.to_string(),
+        sibling: options.sibling,
+        workers: default_workers(),
+        original_here: false,
+    }
 }
 
 /// Somebody in the tree leads a session whose terminal was held outside: ours belongs to our session.

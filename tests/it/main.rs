@@ -15,5 +15,6 @@ mod rounds;
 mod sockets;
 mod ssh;
 mod terminals;
+mod tidy;
 mod traces;
 mod zoo;
