@@ -4,12 +4,10 @@
 //! It holds as long as the socket is open; closing a socket in repair mode is silent. What comes in after the close would
 //! be answered with a reset: [`super::nft`] holds that off.
 
+use super::filter::{DROP_ALL, ONLY_MARKED, is_ours};
 use super::{Result, failed};
 use crate::sys::{Errno, socket, tcp_repair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-/// `ld #0xc114; ret #0`: drops everything, and can be told from a filter of the program's.
-const DROP_ALL: [u64; 2] = [0x0000_c114_0000_0000, 0x0000_0000_0000_0006];
 
 /// State LISTEN of `tcpi_state`.
 const LISTEN: u8 = 10;
@@ -64,7 +62,7 @@ impl NetLock {
         }
         // EACCES: an eBPF program, which could not be put back. Both cases rely on the packet filter of the host alone.
         match socket::filter(fd) {
-            Ok(own) if own == DROP_ALL => {}
+            Ok(own) if is_ours(&own) => {}
             Ok(own) => self.filter = own,
             Err(Errno::EACCES) => return Ok(()),
             Err(e) => return Err(failed("TCP", "SO_GET_FILTER")(e)),
@@ -109,14 +107,25 @@ impl NetLock {
         self.undo()
     }
 
-    fn undo(&mut self) -> Result<()> {
-        let Some(socket) = self.socket.take() else { return Ok(()) };
+    /// Lets the socket speak, and take what is injected; the peer is not heard yet.
+    fn admit_injected(&mut self) -> Result<()> {
+        let Some(socket) = self.socket.as_ref() else { return Ok(()) };
         let fd = socket.as_fd();
+        if self.filtered {
+            socket::attach_filter(fd, &ONLY_MARKED).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
+        }
         if std::mem::take(&mut self.repair) {
             tcp_repair::leave(fd, false).map_err(failed("TCP", "TCP_REPAIR"))?;
             socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)
                 .map_err(failed("TCP", "SO_REUSEADDR"))?;
         }
+        Ok(())
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        let admitted = self.admit_injected();
+        let Some(socket) = self.socket.take() else { return Ok(()) };
+        let fd = socket.as_fd();
         if std::mem::take(&mut self.filtered) {
             if self.filter.is_empty() {
                 socket::detach_filter(fd).map_err(failed("TCP", "SO_DETACH_FILTER"))?;
@@ -124,7 +133,7 @@ impl NetLock {
                 socket::attach_filter(fd, &self.filter).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
             }
         }
-        Ok(())
+        admitted
     }
 }
 
@@ -136,12 +145,32 @@ impl Drop for NetLock {
     }
 }
 
+/// Gives all of these sockets back to their programs, and has `deliver` give them what they have missed: first while their
+/// peers are not heard, so that nothing newer comes before it, then once more for what has come meanwhile.
+pub fn unlock_all(mut locks: Vec<NetLock>, mut deliver: impl FnMut()) -> Result<()> {
+    let mut outcome = Ok(());
+    for lock in &mut locks {
+        outcome = outcome.and(lock.admit_injected());
+    }
+    deliver();
+    for lock in locks {
+        outcome = outcome.and(lock.unlock());
+    }
+    deliver();
+    outcome
+}
+
 /// Makes a socket under construction deaf, until [`open_ears`].
 pub fn stop_ears(fd: BorrowedFd<'_>) -> Result<()> {
     socket::attach_filter(fd, &DROP_ALL).map_err(failed("TCP", "SO_ATTACH_FILTER"))
 }
 
-/// Ends [`stop_ears`].
+/// A deaf socket takes what is injected; its peer is not heard yet.
+pub fn admit_injected(fd: BorrowedFd<'_>) -> Result<()> {
+    socket::attach_filter(fd, &ONLY_MARKED).map_err(failed("TCP", "SO_ATTACH_FILTER"))
+}
+
+/// Ends [`stop_ears`] and [`admit_injected`].
 pub fn open_ears(fd: BorrowedFd<'_>) -> Result<()> {
     socket::detach_filter(fd).map_err(failed("TCP", "SO_DETACH_FILTER"))
 }
@@ -149,7 +178,7 @@ pub fn open_ears(fd: BorrowedFd<'_>) -> Result<()> {
 /// Frees a socket that a lock was left on by a program of ours that died. Returns whether there was one. The program's own
 /// filter, if it had one, is lost.
 pub fn free_leftover(fd: BorrowedFd<'_>) -> Result<bool> {
-    let ours = matches!(socket::filter(fd), Ok(own) if own == DROP_ALL);
+    let ours = matches!(socket::filter(fd), Ok(own) if is_ours(&own));
     if ours {
         if tcp_repair::is_on(fd).unwrap_or(false) {
             tcp_repair::leave(fd, true).map_err(failed("TCP", "TCP_REPAIR"))?;

@@ -1,12 +1,16 @@
 //! What the network must see, and must not see, while a tree changes its place: [`lock`] keeps sockets and packets as they
-//! are, [`segment`] says to a restored socket what its peer has said before, [`announce`] tells neighbours of an address
-//! that has moved.
+//! are, [`capture`] keeps what they do not take meanwhile, [`segment`] gives it to them and says to a restored socket what its
+//! peer has said before, [`announce`] tells neighbours of an address that has moved.
 
 pub mod address;
 pub mod announce;
+pub mod capture;
+pub mod filter;
+pub mod flows;
 pub mod lock;
 pub mod namespace;
 pub mod nft;
+pub mod packet;
 pub mod place;
 pub mod segment;
 

@@ -3,6 +3,7 @@
 //! They go out through a raw socket with a header of our own to a local address: such packets come back in through `lo`
 //! with the route they left with, so neither `rp_filter` nor `accept_local` nor the martian checks see them.
 
+use super::packet::Header;
 use super::{Result, failed, namespace};
 use crate::sys::socket;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -10,6 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Packets with this mark pass our locks.
 pub const PASS_MARK: u32 = 0xC114;
+
+/// Longest packet that goes through `lo` with certainty, bytes: its interface takes 65536.
+const INJECTED_BYTES_MAX: usize = 60_000;
 
 /// TCP flag: no more data from the sender.
 pub const FIN: u8 = 0x01;
@@ -183,6 +187,13 @@ impl Injector {
         udp.extend(data);
         let packet = ip_packet(from, to, libc::IPPROTO_UDP as u8, 6, udp).ok_or_else(two_families)?;
         self.send(to, &packet)
+    }
+
+    /// Gives a packet to the local socket it is addressed to. What is no whole TCP segment is dropped; what is longer than
+    /// this way takes is cut.
+    pub fn packet(&self, packet: &[u8]) -> Result<()> {
+        let Some(header) = Header::parse(packet) else { return Ok(()) };
+        header.cut(packet, INJECTED_BYTES_MAX).iter().try_for_each(|piece| self.send(header.to, piece))
     }
 
     fn send(&self, mut to: SocketAddr, packet: &[u8]) -> Result<()> {
