@@ -659,7 +659,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --mode --max-downtime --max-rounds --max-time --max-bytes --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -683,6 +683,14 @@ _migrate() {
                     ;;
                 --max-bytes)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --exit-when)
+                    COMPREPLY=($(compgen -W "downtime downtime-net all-sent memory-sent not-converging rounds time bytes" -- "${cur}"))
+                    return 0
+                    ;;
+                --converge)
+                    COMPREPLY=($(compgen -W "defer compress throttle anyway abort" -- "${cur}"))
                     return 0
                     ;;
                 --track)
@@ -1144,7 +1152,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--file|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) ((at++)) ;;
+            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1152,7 +1160,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--cpu|--external-unix|--file|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) return 0 ;;
+        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;

@@ -184,6 +184,19 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-downtime -d
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-rounds -d 'Pause after this many rounds at the latest' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-time -d 'Pause when the rounds have taken this long' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-bytes -d 'Pause when the rounds have sent this much [default: unlimited]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l exit-when -d 'Conditions that end the rounds: the first that holds' -r -f -a "downtime\t'what is left fits in --max-downtime at the rate seen'
+downtime-net\t'the same with what is written meanwhile; never while that outruns the link'
+all-sent\t'all state was sent once'
+memory-sent\t'all pages were sent once'
+not-converging\t'written as fast as sent in 3 rounds, and no step of --converge is left'
+rounds\t'--max-rounds is reached'
+time\t'--max-time is reached'
+bytes\t'--max-bytes is reached'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l converge -d 'What is tried, in this order, for a target that writes as fast as it is sent' -r -f -a "defer\t'leave pages that are written again and again for later'
+compress\t'pack pages harder'
+throttle\t'give the target less processor time'
+anyway\t'pause all the same'
+abort\t'leave it where it is, exit code 1'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
 wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
 soft-dirty\t'soft-dirty bits, where the kernel has them'

@@ -1,6 +1,7 @@
 use super::*;
 use crate::failure::FailureKind;
 use crate::image::Pid;
+use crate::migration::switchover::{ExitCondition, Step};
 use crate::ops::options::*;
 use crate::ops::words::{Dest, Target};
 use clap::{Args, Parser};
@@ -154,7 +155,8 @@ fn moves() {
     assert_eq!(options, MoveOptions { session: options.session, ..MoveOptions::new(Target::Pid(Pid(7)), dest) });
 
     let options = read(
-        "7 unix:/s --mode stop-and-copy --max-downtime 5ms --max-rounds 3 --max-time 1m --max-bytes 1GiB --remote sudo \
+        "7 unix:/s --mode stop-and-copy --max-downtime 5ms --max-rounds 3 --max-time 1m --max-bytes 1GiB \
+         --exit-when downtime,time --converge throttle,abort --remote sudo \
          --bootstrap --connect-timeout 1s --peer-timeout 2s --allow-plain --dry-run",
     )
     .unwrap();
@@ -164,6 +166,8 @@ fn moves() {
         max_rounds: 3,
         max_time: Duration::from_secs(60),
         max_bytes: Some(1 << 30),
+        exit_when: vec![ExitCondition::Downtime, ExitCondition::Time],
+        converge: vec![Step::Throttle, Step::Abort],
     };
     assert_eq!(options.mode, mode);
     assert_eq!(options.peer.connect_timeout, Duration::from_secs(1));
@@ -177,6 +181,8 @@ fn moves() {
         "7 http://x",
         "7 b --quorum 1",
         "7 b --mode post-copy",
+        "7 b --exit-when luck",
+        "7 b --converge hope",
         "7 b -D d",
     ]);
 }

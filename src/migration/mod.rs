@@ -10,6 +10,7 @@
 //! [`source::Target`] and [`destination::Builder`].
 
 pub mod destination;
+pub mod effort;
 pub mod journal;
 pub mod pages;
 pub mod protocol;
@@ -136,6 +137,14 @@ pub enum MoveError {
         pid: i32,
         /// What happened.
         source: Box<MoveError>,
+    },
+    /// `--converge ...,abort`.
+    #[error("The pause would be longer than {} ms: the rounds ended by {}", .goal.as_millis(), .exit.name())]
+    TooLong {
+        /// What was to be kept.
+        goal: std::time::Duration,
+        /// Why there are no more rounds.
+        exit: switchover::ExitCondition,
     },
     /// After a failure the target could not be resumed.
     #[error("The target could not be resumed: {failure}")]

@@ -1,12 +1,13 @@
 //! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`].
 
 use super::MoveError;
+use super::effort::Effort;
 use super::journal::{Journal, Role, Step};
 use super::pages::Run;
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure};
 use super::report::{Pause, Report};
 use super::send_pages::{Throttle, send_round};
-use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats};
+use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats, Step as Help};
 use crate::blocker::Blocker;
 use crate::failure::Failure;
 use crate::memory::pipeline::ReadPages;
@@ -56,10 +57,13 @@ pub struct Final {
 }
 
 /// What became of the pages of a round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Taken {
-    /// The destination has them.
-    Stored,
+    /// The destination has them, but for these, which are taken again later.
+    Stored {
+        /// Left for later.
+        deferred: Vec<(Space, PageRange)>,
+    },
     /// Nobody took them.
     GivenBack,
 }
@@ -75,6 +79,15 @@ pub trait Target {
     /// Takes what was written since the last round (at first: everything), and lets `send` read it while the target runs.
     /// What was not stored is taken again by the next round, or by [`Target::freeze`].
     fn round(&mut self, send: &mut Send<'_>) -> Result<Taken, MoveError>;
+
+    /// Gives it less processor time, the more the greater `times` (from 1); until it is resumed or has ended.
+    ///
+    /// # Errors
+    /// Why that cannot be done here, in words.
+    fn slow_down(&mut self, times: usize) -> Result<(), String> {
+        let _ = times;
+        Err("it cannot be given less processor time".into())
+    }
 
     /// Stops it, and reads all that is left. On failure it runs on.
     fn freeze(&mut self) -> Result<Final, Failure>;
@@ -136,22 +149,6 @@ pub enum Compression {
     Level(i32),
 }
 
-/// Below this rate, bytes a second, a core packs faster than the link takes.
-const SLOW_LINK: u64 = 100 << 20;
-
-impl Compression {
-    fn level(self, rounds: &[RoundStats]) -> Option<i32> {
-        match self {
-            Self::Off => None,
-            Self::Level(level) => Some(level),
-            Self::Auto => {
-                let rate = switchover::send_rate(rounds);
-                (rate > 0 && rate < SLOW_LINK).then_some(1)
-            }
-        }
-    }
-}
-
 /// One attempt, from the source's side.
 struct Attempt<'a> {
     id: AttemptId,
@@ -159,6 +156,8 @@ struct Attempt<'a> {
     wishes: &'a Wishes<'a>,
     events: &'a dyn Events,
     rounds: Vec<RoundStats>,
+    /// What has been done to make the rounds converge.
+    effort: Effort,
     report: Report,
     /// What the destination could still store when it last said so.
     room_bytes: u64,
@@ -183,6 +182,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         wishes,
         events,
         rounds: Vec::new(),
+        effort: Effort::default(),
         report: Report::begin(),
         room_bytes: u64::MAX,
         number: 1,
@@ -248,37 +248,60 @@ impl Attempt<'_> {
         if self.wishes.stop_and_copy {
             return Ok(ExitCondition::StopAndCopy);
         }
-        let mut exit = None;
         let mut sent: Option<(u64, u64, Duration)> = None;
         let mut began = Instant::now();
-        while exit.is_none() {
+        let mut step = Decision::Continue;
+        loop {
+            match step {
+                Decision::Continue => {}
+                Decision::Try(help) => self.help(target, help),
+                Decision::SwitchOver(exit) => return Ok(exit),
+                Decision::Abort(exit) => {
+                    return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
+                }
+            }
             target.round(&mut |plan, pages| {
                 let since = began.elapsed();
                 began = Instant::now();
-                if let Some((bytes, pages, _)) = sent {
+                if let Some((bytes, pages, _)) = sent.take() {
                     // What was written while the last round was under way is what this one would send.
-                    exit = self.decide(bytes, pages, since, plan.bytes());
-                    if exit.is_some() {
+                    step = self.decide(bytes, pages, since, plan.bytes());
+                    if step != Decision::Continue {
                         return Ok(Taken::GivenBack);
                     }
                 }
-                sent = Some(self.round(plan, pages, false)?);
-                Ok(Taken::Stored)
+                let (now, deferred) = self.effort.part(plan, self.number == 1);
+                sent = Some(self.round(&now, pages, false)?);
+                Ok(Taken::Stored { deferred })
             })?;
         }
-        Ok(exit.unwrap_or(ExitCondition::Rounds))
     }
 
     /// Another round? The last one sent `sent_bytes` and took `took`, and left `residual_bytes`.
-    fn decide(&mut self, sent_bytes: u64, pages: u64, took: Duration, residual_bytes: u64) -> Option<ExitCondition> {
+    fn decide(&mut self, sent_bytes: u64, pages: u64, took: Duration, residual_bytes: u64) -> Decision {
         let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.room_bytes);
-        let stats = RoundStats { took, sent_bytes, residual_bytes, lacking_room_bytes };
+        let dirty_bytes = self.effort.dirty_bytes(residual_bytes);
+        let stats = RoundStats { took, sent_bytes, residual_bytes, dirty_bytes, lacking_room_bytes };
         self.note_round(pages, &stats);
         self.rounds.push(stats);
-        match switchover::decide(&self.rounds, &self.wishes.goals) {
-            Decision::SwitchOver(exit) => Some(exit),
-            Decision::Continue => None,
-        }
+        switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
+    }
+
+    /// Takes a step for a target that writes as fast as it is sent, and says so; or why it cannot be taken.
+    fn help(&mut self, target: &mut dyn Target, step: Help) {
+        let times = 1 + self.effort.tried.iter().filter(|(_, tried)| *tried == step).count();
+        let possible = match step {
+            Help::Compress if self.wishes.compression != Compression::Auto => Err("--compress is given".to_owned()),
+            Help::Throttle => target.slow_down(times),
+            _ => Ok(()),
+        };
+        let name = step.name();
+        let text = match possible {
+            Ok(()) => format!("the target writes as fast as it is sent: {name}"),
+            Err(reason) => format!("the target writes as fast as it is sent, and {name} is not possible: {reason}"),
+        };
+        self.events.event(Event::Warning(text));
+        self.effort.tried.push((self.rounds.len(), step));
     }
 
     fn note_round(&mut self, pages: u64, stats: &RoundStats) {
@@ -301,7 +324,7 @@ impl Attempt<'_> {
         self.link.control.during("sending pages");
         protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number })?;
         let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !in_pause));
-        let level = self.wishes.compression.level(&self.rounds);
+        let level = self.effort.level(self.wishes.compression, &self.rounds);
         let total = plan.bytes();
         let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
         let sent = send_round(&mut self.link, pages, plan, number, in_pause, level, &throttle, &progress);
@@ -335,7 +358,7 @@ impl Attempt<'_> {
         pause.frozen(target.frozen_since());
         self.events.event(Event::Frozen);
         let (bytes, pages, took) = self.round(&last.plan, &*target.frozen_pages(), true)?;
-        let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, lacking_room_bytes: 0 };
+        let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, dirty_bytes: 0, lacking_room_bytes: 0 };
         self.note_round(pages, &stats);
         pause.part("residual");
         target.make_way()?;

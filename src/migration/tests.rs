@@ -5,7 +5,7 @@ use super::journal::{self, Step};
 use super::pages::{Run, What};
 use super::protocol::{SpaceName, TargetSummary};
 use super::source::{Compression, Final, Plan, Survey, Taken, Target, Wishes};
-use super::switchover::{ExitCondition, Goals};
+use super::switchover::{ExitCondition, Goals, Step as Help};
 use super::*;
 use crate::image::{MmId, ShmemId, codec, mm::PAGE};
 use crate::memory::PageRange;
@@ -162,7 +162,11 @@ impl Target for FakeTarget {
         // Some of what was just found is gone before it is read.
         self.live();
         match send(&plan, &self.pages) {
-            Ok(Taken::Stored) => Ok(Taken::Stored),
+            Ok(Taken::Stored { deferred }) => {
+                let pages = deferred.iter().flat_map(|(space, r)| (r.first..r.end()).map(|page| (*space, page)));
+                self.dirty.extend(pages);
+                Ok(Taken::Stored { deferred })
+            }
             given_back => {
                 self.dirty.extend(plan.pages.iter().map(|(space, range)| (*space, range.first)));
                 let still_there = self.pages.0.get_mut().unwrap();
@@ -335,7 +339,14 @@ fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
 }
 
 fn goals() -> Goals {
-    Goals { downtime_max: Duration::from_nanos(1), rounds_max: 4, time_max: Duration::from_secs(60), bytes_max: None }
+    Goals {
+        downtime_max: Duration::from_nanos(1),
+        rounds_max: 4,
+        time_max: Duration::from_secs(60),
+        bytes_max: None,
+        exit_when: ExitCondition::DEFAULT.to_vec(),
+        converge: vec![Help::Defer, Help::Compress, Help::Throttle, Help::Anyway],
+    }
 }
 
 struct Play {

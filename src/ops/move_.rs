@@ -27,6 +27,9 @@ use crate::migration::switchover::Goals;
 use crate::net::address::Place;
 use crate::net::lock::NetLock;
 use crate::net::nft::{self, PacketLock};
+use crate::proc::cgroupfs;
+use crate::proc::cpu_limit::CpuLimit;
+use crate::proc::table::Table;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use crate::transport::connect::{self, ConnectOptions};
@@ -82,6 +85,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         removed: Vec::new(),
         same_host: link.is_same_host(),
         given_up: GivenUp::default(),
+        slowed: None,
     };
     let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(&options.dest, error))?;
     for warning in &report.warnings {
@@ -142,6 +146,8 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
             rounds_max: options.mode.max_rounds,
             time_max: options.mode.max_time,
             bytes_max: options.mode.max_bytes,
+            exit_when: options.mode.exit_when.clone(),
+            converge: options.mode.converge.clone(),
         },
         stop_and_copy: false,
         dry_run: options.dry_run,
@@ -229,6 +235,8 @@ struct Live<'a> {
     same_host: bool,
     /// File locks of it that the destination takes.
     given_up: GivenUp,
+    /// Its processor time, while it is limited.
+    slowed: Option<CpuLimit>,
 }
 
 impl Live<'_> {
@@ -279,10 +287,32 @@ impl Target for Live<'_> {
         let round = tree.round().map_err(failed)?;
         let plan = Plan { pages: round.plan().to_vec(), notes: notes(round.inherited(), What::Inherit) };
         let taken = send(&plan, &round.source())?;
-        if taken == Taken::Stored {
-            round.commit();
+        if let Taken::Stored { deferred } = &taken {
+            round.commit_but(deferred);
         }
         Ok(taken)
+    }
+
+    fn slow_down(&mut self, times: usize) -> std::result::Result<(), String> {
+        // Of the processors that it can use: all but half, three quarters, nine tenths.
+        let thousandths = match times {
+            1 => 500,
+            2 => 250,
+            _ => 100,
+        };
+        if self.slowed.is_none() {
+            let cannot = |e: crate::proc::Error| e.to_string();
+            let root = self.resolved.root(&self.options.target).map_err(|e| e.to_string())?;
+            let table = Table::read().map_err(cannot)?;
+            let processes = table.tree(root);
+            let hierarchies = cgroupfs::hierarchies().map_err(cannot)?;
+            let limit = CpuLimit::of(&table, &processes, &hierarchies);
+            self.slowed = Some(limit.ok_or("it has no cgroup of its own with a processor controller")?);
+        }
+        let threads = self.findings.threads.max(1) as usize;
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(threads);
+        let slowed = self.slowed.as_ref().expect("set above");
+        slowed.set(processors as u64 * thousandths).map_err(|e| e.to_string())
     }
 
     fn freeze(&mut self) -> Result<Final> {
@@ -373,6 +403,7 @@ impl Target for Live<'_> {
         };
         // In small steps, while it runs.
         self.tree = None;
+        self.slowed = None;
         thawed
     }
 

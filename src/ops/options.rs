@@ -5,6 +5,7 @@
 
 use super::words::{Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
+use crate::migration::switchover::{ExitCondition, Step};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -237,6 +238,10 @@ pub struct ModeOptions {
     pub max_time: Duration,
     /// `--max-bytes` sent in rounds; `None` = unlimited.
     pub max_bytes: Option<u64>,
+    /// `--exit-when`.
+    pub exit_when: Vec<ExitCondition>,
+    /// `--converge`.
+    pub converge: Vec<Step>,
 }
 
 impl Default for ModeOptions {
@@ -247,6 +252,8 @@ impl Default for ModeOptions {
             max_rounds: 30,
             max_time: Duration::from_secs(600),
             max_bytes: None,
+            exit_when: ExitCondition::DEFAULT.to_vec(),
+            converge: Step::DEFAULT.to_vec(),
         }
     }
 }

@@ -137,23 +137,28 @@ fn common<'a>(mut paths: impl Iterator<Item = &'a [u8]>) -> Option<&'a [u8]> {
 
 /// A cgroup (with those below it) that holds exactly these processes, if there is one: version 2 is preferred.
 pub fn freezer_of(table: &Table, processes: &[Pid], hierarchies: &[Hierarchy]) -> Option<Freezer> {
-    let wanted: HashSet<Pid> = processes.iter().copied().collect();
     let usable = |h: &&Hierarchy| h.is_v2() || h.controllers.split(',').any(|c| c == "freezer");
     let mut candidates: Vec<&Hierarchy> = hierarchies.iter().filter(usable).collect();
     candidates.sort_by_key(|h| !h.is_v2());
+    candidates
+        .into_iter()
+        .find_map(|hierarchy| own_cgroup(table, processes, hierarchy).map(|dir| Freezer { dir, v2: hierarchy.is_v2() }))
+}
+
+/// The cgroup of a hierarchy that (with those below it) holds exactly these processes, if there is one.
+pub(super) fn own_cgroup(table: &Table, processes: &[Pid], hierarchy: &Hierarchy) -> Option<PathBuf> {
+    let wanted: HashSet<Pid> = processes.iter().copied().collect();
     let mut buf = Vec::new();
-    candidates.into_iter().find_map(|hierarchy| {
-        let of = |row: &Row, buf: &mut Vec<u8>| {
-            let lines = row.read_cgroups(buf).ok()?;
-            lines.iter().find(|l| l.controllers == hierarchy.controllers).map(|l| l.path.0.clone())
-        };
-        let paths: Option<Vec<Vec<u8>>> = processes.iter().map(|pid| of(table.get(*pid)?, &mut buf)).collect();
-        let paths = paths?;
-        let path = common(paths.iter().map(Vec::as_slice)).filter(|path| !path.is_empty() && *path != b"/")?;
-        let mut others = table.rows().iter().filter(|row| !wanted.contains(&row.pid));
-        let alone = others.all(|row| of(row, &mut buf).is_none_or(|other| !is_within(&other, path)));
-        alone.then(|| hierarchy.dir(path)).flatten().map(|dir| Freezer { dir, v2: hierarchy.is_v2() })
-    })
+    let of = |row: &Row, buf: &mut Vec<u8>| {
+        let lines = row.read_cgroups(buf).ok()?;
+        lines.iter().find(|l| l.controllers == hierarchy.controllers).map(|l| l.path.0.clone())
+    };
+    let paths: Option<Vec<Vec<u8>>> = processes.iter().map(|pid| of(table.get(*pid)?, &mut buf)).collect();
+    let paths = paths?;
+    let path = common(paths.iter().map(Vec::as_slice)).filter(|path| !path.is_empty() && *path != b"/")?;
+    let mut others = table.rows().iter().filter(|row| !wanted.contains(&row.pid));
+    let alone = others.all(|row| of(row, &mut buf).is_none_or(|other| !is_within(&other, path)));
+    alone.then(|| hierarchy.dir(path)).flatten()
 }
 
 #[cfg(test)]

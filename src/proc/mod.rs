@@ -23,6 +23,7 @@ pub mod auxv;
 pub mod cgroup;
 pub mod cgroupfs;
 pub mod cmdline;
+pub mod cpu_limit;
 pub mod fdinfo;
 pub mod host;
 pub mod limits;

@@ -1,6 +1,7 @@
 //! MODE: how a target moves and when its rounds end.
 
 use super::{Words, one_of};
+use crate::migration::switchover::{ExitCondition, Step};
 use crate::ops::options::{Mode, ModeOptions};
 use crate::ops::words::{Size, Time};
 
@@ -30,6 +31,14 @@ pub struct ModeArgs {
     /// Pause when the rounds have sent this much [default: unlimited]
     #[arg(long, value_name = "SIZE")]
     max_bytes: Option<Size>,
+    /// Conditions that end the rounds: the first that holds
+    #[arg(long, value_name = "COND", value_delimiter = ',', default_value = "downtime-net,not-converging,rounds,time,bytes", value_parser = one_of(ExitCondition::CHOICES))]
+    exit_when: Vec<ExitCondition>,
+    /// What is tried, in this order, for a target that writes as fast as it is sent
+    ///
+    /// Each step gets a few rounds. The last word is anyway or abort: it also counts where a limit is reached before the pause would be short enough.
+    #[arg(long, value_name = "STEP", value_delimiter = ',', default_value = "defer,compress,throttle,anyway", value_parser = one_of(Step::CHOICES))]
+    converge: Vec<Step>,
 }
 
 impl ModeArgs {
@@ -41,6 +50,8 @@ impl ModeArgs {
             max_rounds: self.max_rounds,
             max_time: self.max_time.0,
             max_bytes: self.max_bytes.map(|size| size.0),
+            exit_when: self.exit_when.clone(),
+            converge: self.converge.clone(),
         }
     }
 }

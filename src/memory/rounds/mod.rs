@@ -428,6 +428,12 @@ impl Round<'_> {
         Live { mms: mms.collect(), shared: self.tree.shared.as_ref(), unread: &self.unread }
     }
 
+    /// The pages are in the image, but for these, which the next round takes again. Only pages of address spaces can be left.
+    pub fn commit_but(self, later: &[(Space, PageRange)]) {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(later);
+        self.commit();
+    }
+
     /// The pages are in the image.
     pub fn commit(mut self) {
         let unread = std::mem::take(&mut *self.unread.lock().unwrap_or_else(PoisonError::into_inner));

@@ -1,0 +1,108 @@
+//! What is done for a target that writes as fast as it is sent: steps of [`super::switchover`] put into practice.
+
+use super::source::{Compression, Plan};
+use super::switchover::{RoundStats, Step, history::History, send_rate};
+use crate::memory::{PageRange, RangeSet, Space};
+use std::collections::HashMap;
+
+/// Below this rate, bytes a second, a core packs faster than the link takes.
+const SLOW_LINK: u64 = 100 << 20;
+
+/// zstd level of a slow link, and of one that has to be helped.
+const LEVELS: (i32, i32) = (1, 3);
+
+/// Steps taken so far, and what is needed for them.
+#[derive(Debug, Default)]
+pub struct Effort {
+    /// Each with the number of rounds there were.
+    pub tried: Vec<(usize, Step)>,
+    history: History,
+    /// Bytes that the last round left for later.
+    deferred_bytes: u64,
+}
+
+impl Effort {
+    /// Whether a step has been taken.
+    pub fn has(&self, step: Step) -> bool {
+        self.tried.iter().any(|(_, tried)| *tried == step)
+    }
+
+    /// Of the bytes that the target owes now, those that it has written since the last round.
+    pub fn dirty_bytes(&self, owed_bytes: u64) -> u64 {
+        owed_bytes.saturating_sub(self.deferred_bytes)
+    }
+
+    /// What of a round is sent now, and what is left for later. The first round has everything and says nothing of who
+    /// writes.
+    pub fn part(&mut self, plan: &Plan, first: bool) -> (Plan, Vec<(Space, PageRange)>) {
+        let mut written: HashMap<Space, Vec<PageRange>> = HashMap::new();
+        for (space, range) in &plan.pages {
+            written.entry(*space).or_default().push(*range);
+        }
+        let written: HashMap<Space, RangeSet> =
+            written.into_iter().map(|(space, ranges)| (space, ranges.into_iter().collect())).collect();
+        if !first {
+            self.history.note(written.clone());
+        }
+        self.deferred_bytes = 0;
+        if !self.has(Step::Defer) {
+            return (Plan { pages: plan.pages.clone(), notes: plan.notes.clone() }, Vec::new());
+        }
+        let mut now = Plan { pages: Vec::new(), notes: plan.notes.clone() };
+        let mut later = Vec::new();
+        for (space, pages) in written {
+            // A shared object has no bookkeeping of parts of a round.
+            let hot = if matches!(space, Space::Mm(_)) { self.history.hot(space) } else { RangeSet::new() };
+            now.pages.extend(pages.difference(&hot).iter().map(|range| (space, range)));
+            later.extend(pages.intersection(&hot).iter().map(|range| (space, range)));
+        }
+        now.pages.sort_unstable();
+        later.sort_unstable();
+        self.deferred_bytes = later.iter().map(|(_, range): &(Space, PageRange)| range.bytes()).sum();
+        (now, later)
+    }
+
+    /// How hard pages are packed.
+    pub fn level(&self, wanted: Compression, rounds: &[RoundStats]) -> Option<i32> {
+        match wanted {
+            Compression::Off => None,
+            Compression::Level(level) => Some(level),
+            Compression::Auto if self.has(Step::Compress) => Some(LEVELS.1),
+            Compression::Auto => {
+                let rate = send_rate(rounds);
+                (rate > 0 && rate < SLOW_LINK).then_some(LEVELS.0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{MmId, ShmemId};
+
+    const SPACE: Space = Space::Mm(MmId(0));
+
+    fn plan(pages: &[(Space, u64)]) -> Plan {
+        Plan {
+            pages: pages.iter().map(|(space, page)| (*space, PageRange::new(*page, 1))).collect(),
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_is_hot_waits_and_only_when_asked_for() {
+        let mut effort = Effort::default();
+        let shared = Space::Shmem(ShmemId(0));
+        let round = plan(&[(SPACE, 1), (SPACE, 7), (shared, 1)]);
+        for first in [true, false, false, false] {
+            let (now, later) = effort.part(&round, first);
+            assert!(later.is_empty() && now.pages.len() == 3);
+        }
+        effort.tried.push((4, Step::Defer));
+        let (now, later) = effort.part(&plan(&[(SPACE, 1), (SPACE, 9), (shared, 1)]), false);
+        assert_eq!(later, [(SPACE, PageRange::new(1, 1))]);
+        assert_eq!(now.pages, [(SPACE, PageRange::new(9, 1)), (shared, PageRange::new(1, 1))]);
+        assert_eq!(effort.dirty_bytes(3 * 4096), 2 * 4096);
+    }
+}
