@@ -175,6 +175,24 @@ pub fn open_ears(fd: BorrowedFd<'_>) -> Result<()> {
     socket::detach_filter(fd).map_err(failed("TCP", "SO_DETACH_FILTER"))
 }
 
+/// Takes a lock off a socket that was kept locked ([`NetLock::keep`]) and has a new owner; `reuse` and `filter` are what
+/// its program had set.
+pub fn take_off(fd: BorrowedFd<'_>, reuse: i32, filter: &[u64]) -> Result<()> {
+    if tcp_repair::is_on(fd).unwrap_or(false) {
+        tcp_repair::leave(fd, true).map_err(failed("TCP", "TCP_REPAIR"))?;
+        socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)
+            .map_err(failed("TCP", "SO_REUSEADDR"))?;
+    }
+    match socket::filter(fd) {
+        Ok(found) if found == DROP_ALL && filter.is_empty() => open_ears(fd),
+        Ok(found) if found == DROP_ALL => {
+            socket::attach_filter(fd, filter).map_err(failed("TCP", "SO_ATTACH_FILTER"))
+        }
+        // What the lock could not replace is the program's own.
+        _ => Ok(()),
+    }
+}
+
 /// Frees a socket that a lock was left on by a program of ours that died. Returns whether there was one. The program's own
 /// filter, if it had one, is lost.
 pub fn free_leftover(fd: BorrowedFd<'_>) -> Result<bool> {

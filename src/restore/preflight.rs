@@ -3,7 +3,7 @@
 //! A restore asks before it begins, `restore --dry-run` only asks, and the destination of a move asks about the model of
 //! the target that still runs over there.
 
-use super::fd::{regular, roots};
+use super::fd::{regular, roots, taken_over};
 use super::{Options, ns, root};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
@@ -43,6 +43,9 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     }
     blockers.extend(files(model, options, scope));
     blockers.extend(addresses(model, scope));
+    if scope.original_runs && crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id) {
+        blockers.extend(taken_over::blockers(model));
+    }
     blockers.extend(ns::missing(model));
     blockers
 }

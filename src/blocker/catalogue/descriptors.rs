@@ -216,4 +216,10 @@ table! { SOCKETS:
         why: "What is in the queue has to arrive, in its order.",
         remedy: "try again when the program has read its messages",
         kernel: "all";
+    SAME_NETWORK = 418, "socket that cannot stay while its program moves",
+        object: "a socket of a program that moves within one network namespace (a move to this host)",
+        why: "Two sockets cannot have one address, so the original's own is taken over; what in it belongs to the original's \
+            processes would not be the new tree's.",
+        remedy: "try again when its messages are read, or dump and restore instead",
+        kernel: "all";
 }

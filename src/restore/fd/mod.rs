@@ -25,6 +25,7 @@ pub mod shmem;
 pub mod signalfd;
 pub mod socket;
 pub mod sockets;
+pub mod taken_over;
 pub mod tcp;
 pub mod timerfd;
 pub mod tty;
@@ -111,6 +112,8 @@ pub(crate) struct Maker<'a> {
     pub(crate) roots: roots::Roots,
     pub(crate) pipes: pipe::Pipes,
     pub(crate) sockets: sockets::Sockets,
+    /// Lives on this kernel until this tree runs.
+    pub(crate) original: Option<taken_over::Original>,
 }
 
 /// Makes every open file description.
@@ -126,7 +129,8 @@ pub fn make_all(
 ) -> Result<Opened> {
     allow_many(model)?;
     let (roots, pipes, sockets) = Default::default();
-    let mut maker = Maker { model, skeletons, material, options, warnings, roots, pipes, sockets };
+    let original = options.original_here.then(|| taken_over::Original::of(model));
+    let mut maker = Maker { model, skeletons, material, options, warnings, roots, pipes, sockets, original };
     sockets::begin(&mut maker)?;
     let mut files = Vec::with_capacity(model.files.len());
     for (id, file) in crate::image::fd::enumerate(&model.files) {
@@ -143,6 +147,11 @@ pub fn make_all(
 
 /// One row for each kind.
 fn make(maker: &mut Maker<'_>, id: FileId, file: &File) -> Result<OwnedFd> {
+    if let Some(original) = &mut maker.original
+        && let Some(socket) = original.socket(maker.model, id, file)?
+    {
+        return sockets::take_over(maker, id, &file.kind, socket);
+    }
     match &file.kind {
         FileKind::Regular(regular) => regular::make(maker, regular, file.flags),
         FileKind::Ghost(ghost) => ghost::make(maker, ghost.ghost, file.flags),

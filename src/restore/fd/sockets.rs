@@ -1,7 +1,7 @@
 //! Made by the engine: sockets of all families. What must not speak before the tree is complete sleeps until
 //! [`Sleeping::wake`], right before the release: a restore that fails until then has sent nothing, and closes silently.
 
-use super::{Maker, nsfd, tcp, udp, unix};
+use super::{Maker, nsfd, taken_over, tcp, udp, unix};
 use crate::image::fd::tcp::TcpState;
 use crate::image::fd::{FileKind, udp::Udp};
 use crate::image::{FileId, Model, NsId, NsPid, Pid, UnixId};
@@ -51,7 +51,8 @@ pub(crate) fn begin(maker: &mut Maker<'_>) -> Result<()> {
             maker.sockets.asleep.namespaces.insert(ns, fd);
         }
     }
-    if !model.unix_sockets.is_empty() {
+    let stay = maker.original.is_some() && taken_over::unix_stay(model);
+    if !model.unix_sockets.is_empty() && !stay {
         let around = around(maker, &[]);
         let made = unix::make_all(&model.unix_sockets, &around).map_err(failed("UNIX sockets"))?;
         maker.sockets.unix = Some(made);
@@ -80,6 +81,15 @@ pub(crate) fn make(maker: &mut Maker<'_>, id: FileId, kind: &FileKind) -> Result
         }
         other => Err(Error::Impossible { object: super::describe(other), reason: "it is no socket".to_owned() }),
     }
+}
+
+/// One that was the original's: it keeps what is in its queues, and what it is told before it wakes.
+pub(crate) fn take_over(maker: &mut Maker<'_>, id: FileId, kind: &FileKind, socket: OwnedFd) -> Result<OwnedFd> {
+    if let FileKind::Tcp(tcp) = kind {
+        let kept = duplicate(&socket, kind)?;
+        maker.sockets.asleep.tcp.push((id, kept, tcp::Unfinished::of_the_original(tcp)));
+    }
+    Ok(socket)
 }
 
 fn made(maker: &Maker<'_>, id: UnixId) -> Result<OwnedFd> {

@@ -45,6 +45,8 @@ enum Rest {
     Connect { peer: Vec<u8> },
     /// Wakes up in the middle of a connection.
     Connection(Box<Waking>),
+    /// The original's own socket, as its lock has left it.
+    TakenOver,
 }
 
 #[derive(Debug)]
@@ -247,6 +249,12 @@ fn ended(tcp: &Tcp, place: Place<'_>, queue: &[u8], reset: bool) -> Result<Owned
 }
 
 impl Unfinished {
+    /// A socket that is not made but taken over from the frozen original.
+    pub(crate) fn of_the_original(tcp: &Tcp) -> Self {
+        let reuse = common::int(&tcp.options, libc::SO_REUSEADDR).unwrap_or(0);
+        Self { rest: Rest::TakenOver, transparent: None, reuse, cork: false }
+    }
+
     /// Lets the socket speak. `injector` works in the socket's network namespace.
     pub fn finish(self, fd: BorrowedFd<'_>, tcp: &Tcp, injector: &Injector) -> Result<()> {
         if let Some((level, name, value)) = self.transparent {
@@ -257,6 +265,7 @@ impl Unfinished {
             common::set_if_differs(fd, libc::SOL_TCP, libc::TCP_CORK, cork)
         };
         match &self.rest {
+            Rest::TakenOver => return lock::take_off(fd, self.reuse, &tcp.options.filter),
             Rest::Options => set_cork()?,
             Rest::Connect { peer } => {
                 set_cork()?;
