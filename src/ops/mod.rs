@@ -21,6 +21,7 @@ pub mod receive;
 pub mod restore;
 pub mod show;
 pub mod spool;
+mod standstill;
 pub mod supervisor;
 pub mod target;
 pub mod verify;

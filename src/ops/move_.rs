@@ -7,7 +7,7 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, interrupt, preflight, target};
+use super::{Event, Events, interrupt, preflight, standstill, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
@@ -244,15 +244,7 @@ impl Live<'_> {
         let root = self.resolved.root(&self.options.target)?;
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map(Tree::mappings).unwrap_or_default();
-        let mut frozen = super::dump::freeze(root)?;
-        let collection = collect::collect_known(&mut frozen, &self.policy, known)
-            .map_err(|e| Failure::of("cannot read the target's state", &e).target(TargetState::Running))?;
-        if !collection.blockers.is_empty() {
-            return Err(
-                Failure::blocked("the target cannot be moved", collection.blockers).target(TargetState::Running)
-            );
-        }
-        Ok((frozen, collection))
+        standstill::reach(root, &self.policy, &known, |_| Ok(()))
     }
 }
 

@@ -12,6 +12,7 @@ mod programs;
 mod reader;
 mod refusals;
 mod rounds;
+mod same_network;
 mod sockets;
 mod ssh;
 mod terminals;

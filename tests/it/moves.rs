@@ -30,7 +30,7 @@ while True:
 ";
 
 /// Whether moves can be tried here.
-fn can_move() -> bool {
+pub fn can_move() -> bool {
     let root = nix::unistd::geteuid().is_root();
     let python = Path::new("/usr/bin/python3").exists();
     if !root || !python {
@@ -120,7 +120,7 @@ impl Drop for Counter {
 }
 
 /// A command that sees only this host's keys, peers and journals.
-fn on_host(host: &Path) -> Command {
+pub fn on_host(host: &Path) -> Command {
     std::fs::create_dir_all(host).unwrap();
     let mut command = Command::new(PROGRAM);
     command.env("MIGRATE_PLACES", host);
@@ -128,13 +128,13 @@ fn on_host(host: &Path) -> Command {
 }
 
 /// An agent with places of its own.
-struct Agent {
+pub struct Agent {
     child: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Agent {
-    fn start(host: &Path, listen: &str) -> Self {
+    pub fn start(host: &Path, listen: &str) -> Self {
         let mut child = on_host(host)
             .args(["agent", "--listen", listen])
             .stdin(Stdio::null())
@@ -156,16 +156,16 @@ impl Drop for Agent {
     }
 }
 
-fn run(mut command: Command, arguments: &[&str]) -> Output {
+pub fn run(mut command: Command, arguments: &[&str]) -> Output {
     command.args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// The `result` event.
-fn result(output: &Output) -> serde_json::Value {
+pub fn result(output: &Output) -> serde_json::Value {
     let last = String::from_utf8_lossy(&output.stdout).lines().last().map(str::to_owned);
     serde_json::from_str(&last.unwrap_or_else(|| panic!("{}", text(output)))).unwrap()
 }

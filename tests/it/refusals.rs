@@ -143,3 +143,74 @@ fn check_asks_the_other_end() {
     assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0901".to_owned()]));
     assert_eq!(server.copies().len(), 1);
 }
+
+/// Is told of a file that it writes itself; reads of it only every now and then, or (`never`) not at all.
+const WATCHER: &str = "
+import ctypes, os, sys, time
+os.closerange(3, 1024)
+libc = ctypes.CDLL(None)
+events = libc.inotify_init1(os.O_NONBLOCK)
+path = sys.argv[1] + '/watched'
+open(path, 'w').close()
+assert libc.inotify_add_watch(events, path.encode(), 2) == 1
+written = read = 0
+reads = sys.argv[2] != 'never'
+while True:
+    out = open(path, 'w')
+    out.write(str(written))
+    out.close()
+    written += 1
+    open(sys.argv[1] + '/ready', 'w').write(str(written))
+    time.sleep(0.04)
+    if reads:
+        read += os.read(events, 4096) != b''
+        assert read == written, 'an event is missing'
+        time.sleep(0.04)
+";
+
+/// Dumps without ending it; the output of the last.
+fn dump_watcher(word: &str, times: usize) -> Option<(Output, bool)> {
+    let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
+    if !root || !python {
+        eprintln!("SKIPPED refusals: needs root ({root}) and /usr/bin/python3 ({python})");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new("setsid");
+    child.args(["/usr/bin/python3", "-c", WATCHER]).arg(dir.path()).arg(word);
+    child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = crate::networks::Killed(child.spawn().unwrap());
+    let counted = || std::fs::read_to_string(dir.path().join("ready")).ok().and_then(|text| text.parse::<u64>().ok());
+    let goes_on = |than: u64| {
+        let until = Instant::now() + Duration::from_secs(30);
+        while counted().is_none_or(|n| n <= than) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        counted().is_some_and(|n| n > than)
+    };
+    assert!(goes_on(2), "the watcher does not get ready");
+    let mut last = None;
+    for n in 0..times {
+        let image = dir.path().join(n.to_string());
+        let pid = child.0.id().to_string();
+        let output = migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--json"]).output().unwrap();
+        let stop = !output.status.success();
+        last = Some(output);
+        if stop {
+            break;
+        }
+    }
+    let unharmed = goes_on(counted().unwrap_or(0)) && child.0.try_wait().unwrap().is_none();
+    Some((last.unwrap(), unharmed))
+}
+
+#[test]
+fn what_is_in_the_way_for_a_moment_is_waited_for() {
+    let Some((output, unharmed)) = dump_watcher("soon", 6) else { return };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(unharmed);
+    let Some((output, unharmed)) = dump_watcher("never", 1) else { return };
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("M0324"));
+    assert!(unharmed, "a refused program runs on");
+}

@@ -9,7 +9,7 @@ pub(super) mod place;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
-use super::{Event, Events, interrupt, preflight, target};
+use super::{Event, Events, interrupt, preflight, standstill, target};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::fault::{self, Point};
@@ -138,11 +138,6 @@ fn injected(fault: fault::Injected) -> Failure {
     Failure::of("cannot save the target", &fault).target(TargetState::Running)
 }
 
-/// Stops the tree.
-pub(crate) fn freeze(root: Pid) -> Result<Frozen> {
-    Frozen::tree(root).map_err(|e| Failure::of(format!("cannot stop process {root}"), &e).target(TargetState::Running))
-}
-
 /// Measures the parts of the pause.
 struct Parts {
     last: Instant,
@@ -182,20 +177,20 @@ fn pause(
 ) -> Result<Paused> {
     let running = |f: Failure| f.target(TargetState::Running);
     let known = std::mem::take(&mut rounds.mappings);
-    let mut frozen = freeze(job.root)?;
+    let mut parts = Parts { last: Instant::now(), parts: Vec::new() };
+    let mut told = false;
+    let (frozen, collection) = standstill::reach(job.root, policy, &known, |frozen| {
+        parts = Parts { last: frozen.since, parts: Vec::new() };
+        parts.end("freeze");
+        if !std::mem::replace(&mut told, true) {
+            job.events.event(Event::Frozen);
+        }
+        fault::at(Point::DumpFrozen).map_err(injected)
+    })?;
     let frozen_at = frozen.since;
-    let mut parts = Parts { last: frozen_at, parts: Vec::new() };
-    parts.end("freeze");
-    job.events.event(Event::Frozen);
-    fault::at(Point::DumpFrozen).map_err(injected)?;
-    let collection = collect::collect_known(&mut frozen, policy, known)
-        .map_err(|e| running(Failure::of("cannot read the target's state", &e)))?;
     parts.end("state");
     interrupt::check().map_err(running)?;
-    let Collection { mut model, sources, blockers, mut locks } = collection;
-    if !blockers.is_empty() {
-        return Err(running(Failure::blocked("the target cannot be saved", blockers)));
-    }
+    let Collection { mut model, sources, mut locks, .. } = collection;
     fault::at(Point::DumpCollected).map_err(injected)?;
     let residual = memory::residual(&model, &sources, rounds).map_err(running)?;
     parts.end("scan");

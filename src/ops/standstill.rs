@@ -1,0 +1,76 @@
+//! The target stopped and read, for every operation that saves it.
+//!
+//! Some states last for a moment: an event that was not read, a connection that was not accepted. Where nothing else is in
+//! the way the target goes on, and is stopped again a little later.
+
+use super::interrupt;
+use crate::blocker::{Blocker, Code, codes};
+use crate::collect::{self, Collection, Policy, mm::Mappings};
+use crate::failure::{Failure, Result, TargetState};
+use crate::image::Pid;
+use crate::trace::freeze::Frozen;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// What a program changes by itself when it runs.
+const TRANSIENT: &[Code] = &[codes::INOTIFY_EVENTS, codes::ACCEPT_QUEUE, codes::TCP_STATE, codes::NETLINK];
+
+/// How often the target is stopped.
+const ATTEMPTS: u32 = 8;
+
+/// How long it runs before it is stopped a second time; then twice as long each time, 0.25 s in all.
+const FIRST_RUN: Duration = Duration::from_millis(2);
+
+/// Stops the tree of `root` and reads it. `known`: see [`collect::collect_known`]. `stopped` is called each time it stands.
+///
+/// # Errors
+/// It cannot be stopped or read; something is in the way, all of which is named. The target runs.
+pub fn reach(
+    root: Pid,
+    policy: &Policy,
+    known: &HashMap<Pid, Mappings>,
+    mut stopped: impl FnMut(&Frozen) -> Result<()>,
+) -> Result<(Frozen, Collection)> {
+    let running = |failure: Failure| failure.target(TargetState::Running);
+    let mut pause = FIRST_RUN;
+    for attempt in 1.. {
+        // Copied while the target runs.
+        let known = known.clone();
+        let mut frozen =
+            Frozen::tree(root).map_err(|e| running(Failure::of(format!("cannot stop process {root}"), &e)))?;
+        stopped(&frozen)?;
+        let collection = collect::collect_known(&mut frozen, policy, known)
+            .map_err(|e| running(Failure::of("cannot read the target's state", &e)))?;
+        if collection.blockers.is_empty() {
+            return Ok((frozen, collection));
+        }
+        // Its sockets are let go before itself.
+        let Collection { blockers, locks, .. } = collection;
+        drop(locks);
+        frozen.thaw().map_err(|e| Failure::of("the target could not be released", &e))?;
+        if attempt == ATTEMPTS || !pass_by_themselves(&blockers) {
+            return Err(running(Failure::blocked("the target cannot be saved as it is", blockers)));
+        }
+        tracing::debug!(attempt, first = blockers[0].object, "a state in passing is in the way");
+        std::thread::sleep(pause);
+        pause *= 2;
+        interrupt::check().map_err(running)?;
+    }
+    unreachable!("the last attempt returns")
+}
+
+fn pass_by_themselves(blockers: &[Blocker]) -> bool {
+    blockers.iter().all(|blocker| TRANSIENT.contains(&blocker.code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_tried_again_that_stays_as_it_is() {
+        let blocker = |code| Blocker::new(code, "an object");
+        assert!(pass_by_themselves(&[blocker(codes::INOTIFY_EVENTS), blocker(codes::ACCEPT_QUEUE)]));
+        assert!(!pass_by_themselves(&[blocker(codes::INOTIFY_EVENTS), blocker(codes::IO_URING)]));
+    }
+}
