@@ -185,9 +185,7 @@ pub fn take_off(fd: BorrowedFd<'_>, reuse: i32, filter: &[u64]) -> Result<()> {
     }
     match socket::filter(fd) {
         Ok(found) if found == DROP_ALL && filter.is_empty() => open_ears(fd),
-        Ok(found) if found == DROP_ALL => {
-            socket::attach_filter(fd, filter).map_err(failed("TCP", "SO_ATTACH_FILTER"))
-        }
+        Ok(found) if found == DROP_ALL => socket::attach_filter(fd, filter).map_err(failed("TCP", "SO_ATTACH_FILTER")),
         // What the lock could not replace is the program's own.
         _ => Ok(()),
     }

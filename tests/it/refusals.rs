@@ -193,7 +193,8 @@ fn dump_watcher(word: &str, times: usize) -> Option<(Output, bool)> {
     for n in 0..times {
         let image = dir.path().join(n.to_string());
         let pid = child.0.id().to_string();
-        let output = migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--json"]).output().unwrap();
+        let output =
+            migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--json"]).output().unwrap();
         let stop = !output.status.success();
         last = Some(output);
         if stop {

@@ -49,12 +49,7 @@ impl Original {
     }
 
     /// The description, through any process of the original that has it. `fits` judges its local address.
-    fn get(
-        &mut self,
-        model: &Model,
-        id: FileId,
-        fits: impl Fn(&[u8]) -> Result<bool>,
-    ) -> Result<Option<OwnedFd>> {
+    fn get(&mut self, model: &Model, id: FileId, fits: impl Fn(&[u8]) -> Result<bool>) -> Result<Option<OwnedFd>> {
         let Some((task, fd)) = self.holder(model, id) else { return Ok(None) };
         let failed = |operation| {
             move |errno: Errno| Error::System { operation, object: format!("descriptor {fd} of the original"), errno }
