@@ -7,6 +7,7 @@ use crate::collect::{Cx, Result};
 use crate::image::fd::{External, FdTable, FileKind};
 use crate::image::{FileId, Pid, PipeId};
 use crate::proc::{ProcDir, task::processes};
+use nix::sys::stat::FileStat;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Processes named in one message.
@@ -23,6 +24,21 @@ pub struct Missing {
     pub certain: bool,
 }
 
+/// Calls `see` with every descriptor of all processes but those of the tree and ourselves.
+pub fn each_outside(tree: &HashSet<Pid>, mut see: impl FnMut(&ProcDir, u32, &FileStat)) -> Result<()> {
+    let own = Pid(std::process::id() as i32);
+    for pid in processes()?.into_iter().filter(|pid| *pid != own && !tree.contains(pid)) {
+        // Processes of others may be closed to us, and everybody outside goes on: what has vanished holds nothing.
+        let Ok(dir) = ProcDir::open(pid) else { continue };
+        for fd in dir.fds().unwrap_or_default() {
+            if let Ok(stat) = dir.stat_of(&format!("fd/{fd}")) {
+                see(&dir, fd, &stat);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Who outside the tree has an end of a pipe.
 #[derive(Debug, Default)]
 pub struct Outsiders(HashMap<(u64, u64), Vec<Outsider>>);
@@ -36,7 +52,7 @@ struct Outsider {
 }
 
 impl Outsiders {
-    /// Looks through the descriptors of all processes but those of the tree and ourselves, once for all pipes.
+    /// Looks through the descriptors outside the tree, once for all pipes.
     pub fn find<'m>(cx: &mut Cx<'_>, missing: impl Iterator<Item = &'m Missing>) -> Result<Self> {
         let tree: HashSet<Pid> = cx.frozen.processes.iter().map(|p| p.pid).collect();
         Self::search(&tree, &missing.map(|m| m.inode).collect(), &mut cx.buf)
@@ -45,19 +61,12 @@ impl Outsiders {
     /// As [`Self::find`], for objects by device and inode, outside of `tree`.
     pub fn search(tree: &HashSet<Pid>, wanted: &HashSet<(u64, u64)>, buf: &mut Vec<u8>) -> Result<Self> {
         let mut found = Self::default();
-        let own = Pid(std::process::id() as i32);
-        for pid in processes()?.into_iter().filter(|pid| *pid != own && !tree.contains(pid)) {
-            let Ok(dir) = ProcDir::open(pid) else { continue };
-            // Processes of others may be closed to us, and everybody outside goes on: what has vanished holds nothing.
-            let Ok(fds) = dir.fds() else { continue };
-            for fd in fds {
-                let Ok(stat) = dir.stat_of(&format!("fd/{fd}")) else { continue };
-                let inode = (stat.st_dev, stat.st_ino);
-                if stat.st_mode & libc::S_IFMT == libc::S_IFIFO && wanted.contains(&inode) {
-                    found.add(&dir, fd, inode, buf);
-                }
+        each_outside(tree, |dir, fd, stat| {
+            let inode = (stat.st_dev, stat.st_ino);
+            if stat.st_mode & libc::S_IFMT == libc::S_IFIFO && wanted.contains(&inode) {
+                found.add(dir, fd, inode, buf);
             }
-        }
+        })?;
         Ok(found)
     }
 

@@ -1,11 +1,10 @@
 //! Terminals of a tree that runs: which end outside of it, who is at the other end, and what can be done.
 
-use super::outside::{NAMED_MAX, taken_along};
+use super::outside::{NAMED_MAX, each_outside, taken_along};
 use crate::blocker::{Blocker, codes};
 use crate::collect::Result;
 use crate::image::Pid;
 use crate::proc::fdinfo::Detail;
-use crate::proc::{ProcDir, task::processes};
 use nix::sys::stat::{major, makedev, minor};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -23,33 +22,26 @@ pub struct Holders {
     pub slaves: HashMap<u64, Vec<(Pid, String)>>,
 }
 
-/// Looks through the descriptors of all processes but those of the tree and ourselves.
+/// Looks through the descriptors outside the tree.
 pub fn holders(tree: &HashSet<Pid>, buf: &mut Vec<u8>) -> Result<Holders> {
     let mut found = Holders::default();
-    let own = Pid(std::process::id() as i32);
-    for pid in processes()?.into_iter().filter(|pid| *pid != own && !tree.contains(pid)) {
-        // Processes of others may be closed to us, and everybody outside goes on: what has vanished holds nothing.
-        let Ok(dir) = ProcDir::open(pid) else { continue };
-        let Ok(fds) = dir.fds() else { continue };
-        for fd in fds {
-            let Ok(stat) = dir.stat_of(&format!("fd/{fd}")) else { continue };
-            if stat.st_mode & libc::S_IFMT != libc::S_IFCHR {
-                continue;
-            }
-            let list = if stat.st_rdev == PTMX {
-                let Ok(Detail::PtyMaster { index }) = dir.fdinfo(fd, buf).map(|info| info.detail) else { continue };
-                found.masters.entry(index).or_default()
-            } else if (136..=143).contains(&major(stat.st_rdev)) {
-                found.slaves.entry(stat.st_rdev).or_default()
-            } else {
-                continue;
-            };
-            if list.last().is_none_or(|(last, _)| *last != pid) {
-                let name = dir.read_into("comm", buf).map(|c| String::from_utf8_lossy(c).trim().to_owned());
-                list.push((pid, name.unwrap_or_default()));
-            }
+    each_outside(tree, |dir, fd, stat| {
+        if stat.st_mode & libc::S_IFMT != libc::S_IFCHR {
+            return;
         }
-    }
+        let list = if stat.st_rdev == PTMX {
+            let Ok(Detail::PtyMaster { index }) = dir.fdinfo(fd, buf).map(|info| info.detail) else { return };
+            found.masters.entry(index).or_default()
+        } else if (136..=143).contains(&major(stat.st_rdev)) {
+            found.slaves.entry(stat.st_rdev).or_default()
+        } else {
+            return;
+        };
+        if list.last().is_none_or(|(last, _)| *last != dir.pid()) {
+            let name = dir.read_into("comm", buf).map(|c| String::from_utf8_lossy(c).trim().to_owned());
+            list.push((dir.pid(), name.unwrap_or_default()));
+        }
+    })?;
     Ok(found)
 }
 
