@@ -1,16 +1,18 @@
 //! Address spaces: layout, mappings and their attributes.
 
 use super::{Cx, Error, Result, ShmemSource, ns, pkeys, sysv, task::path_of, task::path_ref};
+use crate::arch::vdso;
 use crate::blocker::{Blocker, codes};
-use crate::image::mm::{Advice, Backing, Layout, Mm, Shmem, ShmemKind, VdsoBlock, Vma};
-use crate::image::{Bytes, NsId, ShmemId};
+use crate::image::mm::{Advice, Backing, Layout, Mm, OldVdso, Shmem, ShmemKind, VdsoBlock, Vma};
+use crate::image::{Bytes, NsId, Pid, ShmemId, limits};
 use crate::proc::ProcDir;
-use crate::proc::maps::Special;
+use crate::proc::maps::{Mapping, Special};
 use crate::proc::smaps::{Flagged, VmFlags};
 use crate::sys::Errno;
 use crate::sys::pagemap::{self, category};
-use crate::trace::Batch;
 use crate::trace::batch::{Ref, Results};
+use crate::trace::{Batch, memory};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Mappings as they are before we add ours.
@@ -39,6 +41,51 @@ pub fn ensure_scratch(cx: &mut Cx<'_>, at: usize, mm_number: usize, mappings: Op
     let process = &mut cx.frozen.processes[at];
     if let (None, Some(scratch)) = (process.scratch, scratch) {
         process.borrow_scratch(scratch)?;
+    }
+    Ok(())
+}
+
+/// Texts of other kernels' vDSOs: ordinary memory with jumps into the kernel's own block, put there by a restore under this
+/// kernel or, where that block is memory by now, under one before.
+fn old_vdsos(pid: Pid, mappings: &Mappings) -> Result<Vec<OldVdso>> {
+    let Some(block) = vdso_block(mappings) else { return Ok(Vec::new()) };
+    let code = (libc::PROT_READ | libc::PROT_EXEC) as u32;
+    let may_be = |m: &&Mapping| {
+        let anonymous = !m.has_file() && matches!(m.special(), None | Some(Special::Anon(_)));
+        anonymous && m.prot() == code && !m.shared && m.len() <= vdso::TEXT_BYTES
+    };
+    let mut found = Vec::new();
+    for mapping in mappings.iter().map(|m| &m.mapping).filter(may_be) {
+        let mut head = [0; 4];
+        if memory::read(pid, mapping.start, &mut head).is_err() || head != *b"\x7fELF" {
+            continue;
+        }
+        let mut text = vec![0; mapping.len() as usize];
+        memory::read(pid, mapping.start, &mut text)?;
+        if vdso::leads_to(&text, mapping.start, vdso::own_text(), block.text) {
+            found.push(OldVdso { start: mapping.start, text: Bytes(text) });
+        }
+    }
+    // Those beyond stay memory with jumps to where there will always be code.
+    found.truncate(limits::OLD_VDSOS);
+    Ok(found)
+}
+
+/// Has the threads of a process leave the code of vDSOs: another kernel's has other instructions there.
+pub fn leave_vdso(cx: &mut Cx<'_>, at: usize, mm_number: usize, mappings: Option<&Mappings>) -> Result<()> {
+    let process = &mut cx.frozen.processes[at];
+    if process.threads.iter().all(|thread| thread.saved.interrupted_call().is_some()) {
+        return Ok(());
+    }
+    let texts: Vec<Range<u64>> = match mappings {
+        Some(mappings) => {
+            let old = old_vdsos(process.pid, mappings)?;
+            crate::image::mm::vdso_texts(vdso_block(mappings), &old).collect()
+        }
+        None => cx.model.mms[mm_number].vdso_texts().collect(),
+    };
+    for inside in crate::trace::vdso::leave(process.threads.iter_mut(), &texts)? {
+        tracing::warn!("thread {inside} does not leave the vDSO: it can only be restored under this kernel");
     }
     Ok(())
 }
@@ -108,6 +155,7 @@ pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Result
         auxv,
         exe,
         vdso: vdso_block(mappings),
+        old_vdsos: old_vdsos(cx.frozen.processes[at].pid, mappings)?,
         vmas,
         dumpable: results.get(query.dumpable).unwrap_or(1) as u32,
         thp_disable: results.get(query.thp_disable).unwrap_or(0) as u32,

@@ -140,6 +140,7 @@ fn fill(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Task) -> R
     let (mm_number, mm_is_new) = sharing.mm.number(pid);
     task.mm = Some(MmId::from(mm_number));
     let mappings = if mm_is_new { Some(mm::read_mappings(cx, at)?) } else { None };
+    mm::leave_vdso(cx, at, mm_number, mappings.as_ref())?;
     mm::ensure_scratch(cx, at, mm_number, mappings.as_ref())?;
     let (sighand, sighand_is_new) = sharing.sighand.number(pid);
     task.sighand = Some(SighandId::from(sighand));

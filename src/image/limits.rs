@@ -20,6 +20,8 @@ pub const FRAME_PAGES: u32 = 256;
 pub const PAGE_NUMBERS: u64 = 1 << 51;
 /// Images in a chain of parents, the youngest included.
 pub const CHAIN: usize = 256;
+/// Texts of other kernels' vDSOs in an address space.
+pub const OLD_VDSOS: usize = 256;
 /// Address spaces of which each is forked from the next and shares its pages.
 pub const COW_CHAIN: usize = 512;
 /// Processes of a tree: the kernel's `PID_MAX_LIMIT`.

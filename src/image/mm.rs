@@ -2,6 +2,7 @@
 
 use super::{Bytes, FileId, GhostId, MmId, ShmemId, fd::PathRef};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Size of a page, bytes.
 pub const PAGE: u64 = 4096;
@@ -19,6 +20,8 @@ pub struct Mm {
     pub vmas: Vec<Vma>,
     /// Start and length of the block `[vvar] [vvar_vclock] [vdso]`, if mapped.
     pub vdso: Option<VdsoBlock>,
+    /// Texts of vDSOs of kernels the program ran under before: ordinary memory whose functions lead to the block.
+    pub old_vdsos: Vec<OldVdso>,
     /// `PR_GET_DUMPABLE`: 0, 1 or 2.
     pub dumpable: u32,
     /// `PR_GET_THP_DISABLE`.
@@ -33,6 +36,19 @@ pub struct Mm {
     pub membarrier: u32,
     /// The address space (of an ancestor) whose pages are shared copy-on-write at equal addresses, if any are.
     pub cow_parent: Option<MmId>,
+}
+
+impl Mm {
+    /// Addresses of the texts of vDSOs: the kernel's, then those of kernels before.
+    pub fn vdso_texts(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        vdso_texts(self.vdso, &self.old_vdsos)
+    }
+}
+
+/// The same for parts of an address space.
+pub fn vdso_texts(block: Option<VdsoBlock>, old: &[OldVdso]) -> impl Iterator<Item = Range<u64>> + '_ {
+    let own = block.map(|block| block.text..block.end);
+    own.into_iter().chain(old.iter().map(OldVdso::range))
 }
 
 /// Fields of `struct prctl_mm_map`.
@@ -71,6 +87,22 @@ pub struct VdsoBlock {
     pub text: u64,
     /// End of the block.
     pub end: u64,
+}
+
+/// The text of another kernel's vDSO, kept because the program knows addresses in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldVdso {
+    /// Where it is.
+    pub start: u64,
+    /// What is there: the ELF image, jumps at the beginning of its functions.
+    pub text: Bytes,
+}
+
+impl OldVdso {
+    /// Its addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.start + self.text.0.len() as u64
+    }
 }
 
 /// One mapping.

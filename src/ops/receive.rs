@@ -52,6 +52,7 @@ impl Builder for Engine {
     fn prepare(&mut self, image: &ImageDir) -> Result<()> {
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("the target cannot be rebuilt here", e);
         let model = image.model().map_err(|e| failed(&e))?;
+        let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
         let pages = PageReader::of(image).map_err(|e| failed(&e))?;
         let options = restore::Options {
             pids: self.state.pids,

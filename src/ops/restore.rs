@@ -69,6 +69,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         outcome.notes.push("nothing stands in the way; nothing was started".into());
         return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None });
     }
+    let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
     let restored = restore::build(&model, &pages, &settings, &|n| {

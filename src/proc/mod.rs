@@ -51,4 +51,4 @@ mod total_tests;
 
 pub use dir::ProcDir;
 pub use error::{Error, Result, Syntax};
-pub use host::{open_mem, own_mapping};
+pub use host::{open_mem, own_vdso};

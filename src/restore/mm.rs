@@ -2,11 +2,11 @@
 
 use super::{Result, material::Material, skeleton::Skeletons, sysv};
 use crate::arch::vdso::ARCH_MAP_VDSO_64;
-use crate::image::mm::{Backing, Mm, PAGE, VdsoBlock, Vma};
-use crate::image::{Model, TaskId};
+use crate::image::mm::{Backing, Mm, OldVdso, PAGE, VdsoBlock, Vma};
+use crate::image::{Model, Pid, TaskId};
 use crate::sys::abi::PrctlMmMap;
-use crate::trace::Batch;
 use crate::trace::batch::Arg;
+use crate::trace::{Batch, memory};
 
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
@@ -103,6 +103,9 @@ fn extra_prot(vma: &Vma) -> u32 {
 pub fn finish(model: &Model, task: TaskId, skeletons: &mut Skeletons, material: &Material) -> Result<()> {
     let Some(mm) = own_mm(model, task) else { return Ok(()) };
     let (remote, scratch) = skeletons.leader(task);
+    for old in &mm.old_vdsos {
+        redirect(remote.pid(), old)?;
+    }
     let mut batch = Batch::new();
     protection_keys(&mut batch, mm.pkeys);
     for vma in &mm.vmas {
@@ -111,6 +114,16 @@ pub fn finish(model: &Model, task: TaskId, skeletons: &mut Skeletons, material: 
     set_layout(&mut batch, mm, material);
     registrations(&mut batch, mm);
     remote.run_all(&scratch, &batch)?;
+    Ok(())
+}
+
+/// Another kernel's text, where it is not there yet: it may be shared with relatives.
+fn redirect(pid: Pid, old: &OldVdso) -> Result<()> {
+    let mut there = vec![0; old.text.0.len()];
+    memory::read(pid, old.start, &mut there)?;
+    if there != old.text.0 {
+        memory::force_write(pid, old.start, &old.text.0)?;
+    }
     Ok(())
 }
 

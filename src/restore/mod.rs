@@ -26,6 +26,7 @@ pub mod sysv;
 pub mod task;
 pub mod threads;
 pub mod timers;
+pub mod vdso;
 
 use crate::fault::{self, Point};
 use crate::image::{Model, Pid, TaskId};

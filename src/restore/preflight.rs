@@ -4,7 +4,7 @@
 //! the target that still runs over there.
 
 use super::fd::{regular, roots, taken_over};
-use super::{Options, ns, root};
+use super::{Options, ns, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::fd::tcp::TcpState;
@@ -35,6 +35,7 @@ pub struct Scope {
 /// Everything in the way.
 pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     let mut blockers = processor(model, scope.cpu);
+    blockers.extend(vdso::blockers(model));
     if options.pids == Pids::Same {
         let taken = root::taken(model);
         blockers.extend(taken.map(|(pid, occupant)| {

@@ -16,6 +16,7 @@ pub mod sleepers;
 pub mod socket_waits;
 mod stopping;
 pub mod task;
+pub mod vdso;
 pub mod waits;
 
 pub use batch::{Arg, Batch, Ref, Results};

@@ -82,7 +82,7 @@ impl Remote {
         self.tracee.is_none()
     }
 
-    fn lend(&mut self) -> Result<()> {
+    pub(super) fn lend(&mut self) -> Result<()> {
         if !self.lent {
             self.lent = true;
             self.tracee().set_sigmask(WORK_MASK)?;
@@ -120,6 +120,14 @@ impl Remote {
     pub(super) fn deliver(&mut self, signal: i32) -> Result<Status> {
         let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
         let (tracee, status) = tracee.cont(signal)?.wait()?;
+        self.tracee = Some(tracee);
+        Ok(status)
+    }
+
+    /// Has it execute one instruction; its next stop.
+    pub(super) fn step(&mut self) -> Result<Status> {
+        let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
+        let (tracee, status) = tracee.step()?.wait()?;
         self.tracee = Some(tracee);
         Ok(status)
     }

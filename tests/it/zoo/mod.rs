@@ -7,6 +7,7 @@ mod faults;
 mod frozen;
 mod harness;
 mod mutation;
+mod other_kernel;
 mod pids;
 pub mod tools;
 
@@ -181,7 +182,7 @@ zoo!(threads: few five_hundred synchronised robust_list own_tables own_attribute
 zoo!(identity: names unprivileged mixed_ids capabilities securebits no_new_privs not_dumpable parent_death_signal limits
     scheduling oom personalities places changed_root seccomp_filter seccomp_several seccomp_per_thread
     seccomp_synchronised seccomp_strict);
-zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso rseq_registered rseq_critical);
+zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso in_vdso rseq_registered rseq_critical);
 zoo!(wakes: in_read in_futex_for_ever in_wait4 in_pause in_sigsuspend in_epoll_for_ever in_poll_for_ever in_sigwait
     in_accept in_read_of_socket in_read_of_terminal in_read_of_eventfd in_write in_waitid in_flock in_posix_lock
     in_ofd_lock in_msgrcv in_semop in_masked_ppoll in_masked_pselect in_masked_epoll in_interrupted_epoll
