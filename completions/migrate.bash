@@ -402,7 +402,7 @@ _migrate() {
                     return 0
                     ;;
                 --track)
-                    COMPREPLY=($(compgen -W "auto wp soft-dirty hash" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto wp soft-dirty soft-dirty-pagemap hash" -- "${cur}"))
                     return 0
                     ;;
                 --compress)
@@ -694,7 +694,7 @@ _migrate() {
                     return 0
                     ;;
                 --track)
-                    COMPREPLY=($(compgen -W "auto wp soft-dirty hash" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto wp soft-dirty soft-dirty-pagemap hash" -- "${cur}"))
                     return 0
                     ;;
                 --compress)
@@ -832,7 +832,7 @@ _migrate() {
                     return 0
                     ;;
                 --track)
-                    COMPREPLY=($(compgen -W "auto wp soft-dirty hash" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto wp soft-dirty soft-dirty-pagemap hash" -- "${cur}"))
                     return 0
                     ;;
                 --compress)

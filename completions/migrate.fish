@@ -199,7 +199,8 @@ anyway\t'pause all the same'
 abort\t'leave it where it is, exit code 1'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
 wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
-soft-dirty\t'soft-dirty bits, where the kernel has them'
+soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'
+soft-dirty-pagemap\t'the same, read page by page from the pagemap: any kernel since 3.11'
 hash\t'compare each page with the copy taken before'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
@@ -264,7 +265,8 @@ complete -c migrate -n "__fish_migrate_using_subcommand dump" -s D -d 'Directory
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
 wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
-soft-dirty\t'soft-dirty bits, where the kernel has them'
+soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'
+soft-dirty-pagemap\t'the same, read page by page from the pagemap: any kernel since 3.11'
 hash\t'compare each page with the copy taken before'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
@@ -316,7 +318,8 @@ complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l parent -d '
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l keep-tracking -d 'How long the tracker waits for the next dump' -r
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
 wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
-soft-dirty\t'soft-dirty bits, where the kernel has them'
+soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'
+soft-dirty-pagemap\t'the same, read page by page from the pagemap: any kernel since 3.11'
 hash\t'compare each page with the copy taken before'"
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r

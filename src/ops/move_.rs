@@ -2,7 +2,7 @@
 //! [`crate::migration::source`].
 
 use super::held_locks::GivenUp;
-use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio, Track};
+use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
@@ -96,19 +96,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
 
 /// How writes are found; `None` = no rounds, because they were not wanted or would not pay.
 fn backend(options: &MoveOptions, findings: &Findings) -> Result<Option<Backend>> {
-    let backend = match options.memory.track {
-        Track::Auto => Backend::choose(),
-        Track::WriteProtect => Backend::WriteProtect,
-        Track::SoftDirty => Backend::SoftDirty,
-        Track::Hash => Backend::Hash,
-    };
-    if !backend.works() {
-        let object = format!("--track {}", backend.name());
-        let blocker = Blocker::new(codes::TRACKING, object);
-        return Err(
-            Failure::blocked("the target's writes cannot be tracked", vec![blocker]).target(TargetState::Running)
-        );
-    }
+    let backend = super::dump::backend(options.memory.track)?;
     let rounds = match options.mode.mode {
         Mode::StopAndCopy => false,
         Mode::PreCopy => true,

@@ -41,8 +41,10 @@ pub enum Track {
     Auto,
     /// `wp`: userfaultfd in asynchronous write-protect mode and PAGEMAP_SCAN (Linux 6.7).
     WriteProtect,
-    /// Soft-dirty bits.
+    /// Soft-dirty bits, by PAGEMAP_SCAN where the kernel has it.
     SoftDirty,
+    /// Soft-dirty bits, entry by entry of the pagemap.
+    SoftDirtyPagemap,
     /// Comparison by hash with the copy taken before.
     Hash,
 }

@@ -7,7 +7,16 @@ use crate::ops::words::Rate;
 const TRACK: Words<Track> = &[
     ("auto", Track::Auto, "the best this kernel has"),
     ("wp", Track::WriteProtect, "userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later"),
-    ("soft-dirty", Track::SoftDirty, "soft-dirty bits, where the kernel has them"),
+    (
+        "soft-dirty",
+        Track::SoftDirty,
+        "soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it",
+    ),
+    (
+        "soft-dirty-pagemap",
+        Track::SoftDirtyPagemap,
+        "the same, read page by page from the pagemap: any kernel since 3.11",
+    ),
     ("hash", Track::Hash, "compare each page with the copy taken before"),
 ];
 

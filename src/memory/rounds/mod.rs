@@ -19,6 +19,7 @@ use super::track::{Backend, TrackError, Tracking, areas_of_maps, areas_of_mm, ha
 use super::{PageRange, RangeSet, Space};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid};
+use crate::kernel::Probe;
 use crate::proc::ProcDir;
 use crate::proc::smaps::Flagged;
 use crate::sys::fd::{Kcmp, kcmp};
@@ -228,7 +229,8 @@ impl Tree {
 
     fn begin(&self, process: &mut FrozenProcess) -> Option<Box<dyn Tracking>> {
         match self.backend {
-            Backend::SoftDirty => Some(Box::new(soft_dirty::SoftDirty::default())),
+            Backend::SoftDirty => Some(Box::new(soft_dirty::SoftDirty::new(Probe::PagemapScan.works()))),
+            Backend::SoftDirtyPagemap => Some(Box::new(soft_dirty::SoftDirty::new(false))),
             Backend::Hash => Some(Box::new(hash::Everything)),
             Backend::WriteProtect => match uffd::arm(process) {
                 Ok(fd) => Some(Box::new(uffd::Uffd::new(fd, RangeSet::new()))),

@@ -1,7 +1,7 @@
 //! Which pages of a live address space have been written since they were last taken.
 //!
-//! Three back ends behind one trait, [`Tracking`]: [`uffd`] (asynchronous write protection, Linux 6.7), [`soft_dirty`]
-//! (`CONFIG_MEM_SOFT_DIRTY`), and [`hash`] (everything is taken each time, what is equal is found when it is written).
+//! Back ends behind one trait, [`Tracking`]: [`uffd`] (asynchronous write protection, Linux 6.7), [`soft_dirty`]
+//! (`CONFIG_MEM_SOFT_DIRTY`; with PAGEMAP_SCAN or without), and [`hash`] (everything is taken each time, what is equal is found when it is written).
 //! [`Backend::choose`] takes the first that works. A back end errs on one side only: a page it does not know enough about
 //! is taken again.
 //!
@@ -139,8 +139,10 @@ pub trait Tracking: Send + std::fmt::Debug {
 pub enum Backend {
     /// userfaultfd in asynchronous write-protect mode, PAGEMAP_SCAN.
     WriteProtect,
-    /// Soft-dirty bits.
+    /// Soft-dirty bits, by PAGEMAP_SCAN where there is one.
     SoftDirty,
+    /// Soft-dirty bits, entry by entry of the pagemap.
+    SoftDirtyPagemap,
     /// Everything, compared when it is written.
     Hash,
 }
@@ -155,7 +157,7 @@ impl Backend {
     pub fn works(self) -> bool {
         match self {
             Self::WriteProtect => Probe::WpAsync.works() && Probe::PagemapScan.works(),
-            Self::SoftDirty => Probe::SoftDirty.works(),
+            Self::SoftDirty | Self::SoftDirtyPagemap => Probe::SoftDirty.works(),
             Self::Hash => true,
         }
     }
@@ -165,6 +167,7 @@ impl Backend {
         match self {
             Self::WriteProtect => "wp",
             Self::SoftDirty => "soft-dirty",
+            Self::SoftDirtyPagemap => "soft-dirty-pagemap",
             Self::Hash => "hash",
         }
     }

@@ -10,6 +10,7 @@ pub(super) mod place;
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
 use super::{Event, Events, interrupt, preflight, standstill, target};
+use crate::blocker::{Blocker, codes};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::fault::{self, Point};
@@ -103,19 +104,20 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// How dirty pages are found.
+/// How dirty pages are found, if that works here.
 pub(super) fn backend(track: Track) -> Result<Backend> {
     let wanted = match track {
         Track::Auto => return Ok(Backend::choose()),
         Track::WriteProtect => Backend::WriteProtect,
         Track::SoftDirty => Backend::SoftDirty,
+        Track::SoftDirtyPagemap => Backend::SoftDirtyPagemap,
         Track::Hash => Backend::Hash,
     };
     if wanted.works() {
         return Ok(wanted);
     }
-    let what = format!("this kernel cannot track written pages by --track {}", wanted.name());
-    Err(Failure::new(what).hint("use --track auto").kind(FailureKind::Usage))
+    let blocker = Blocker::new(codes::TRACKING, format!("--track {}", wanted.name()));
+    Err(Failure::blocked("the target's writes cannot be tracked", vec![blocker]).target(TargetState::Untouched))
 }
 
 pub(super) fn compression(compress: Compress) -> Compression {
