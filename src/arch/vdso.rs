@@ -5,13 +5,11 @@
 //! block ([`redirect`]). Bodies stay: what was interrupted in one by a signal handler returns into it, finds zeros where
 //! the kernel's data was, which stand for "no clock to be read here", and makes the system call.
 
+use crate::image::limits::VDSO_TEXT_BYTES;
 use std::sync::OnceLock;
 
 /// `arch_prctl(ARCH_MAP_VDSO_64)`: maps the vDSO block at an address (Linux 4.9, `CONFIG_CHECKPOINT_RESTORE`).
 pub const ARCH_MAP_VDSO_64: u64 = 0x2003;
-
-/// Largest text of a vDSO, bytes; those of Linux 5.10 to 7.3 have 8 KiB.
-pub const TEXT_BYTES: u64 = 64 << 10;
 
 /// This kernel's block of vDSO mappings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -177,7 +175,7 @@ impl<'t> Symbols<'t> {
     fn of(text: &'t [u8]) -> Option<Self> {
         const IDENT: [u8; 6] = [0x7f, b'E', b'L', b'F', 2, 1];
         const EM_X86_64: u16 = 62;
-        if !text.starts_with(&IDENT) || u16_at(text, 18)? != EM_X86_64 || text.len() as u64 > TEXT_BYTES {
+        if !text.starts_with(&IDENT) || u16_at(text, 18)? != EM_X86_64 || text.len() as u64 > VDSO_TEXT_BYTES {
             return None;
         }
         let (mut dynamic, mut bias) = (None, None);

@@ -52,7 +52,7 @@ fn old_vdsos(pid: Pid, mappings: &Mappings) -> Result<Vec<OldVdso>> {
     let code = (libc::PROT_READ | libc::PROT_EXEC) as u32;
     let may_be = |m: &&Mapping| {
         let anonymous = !m.has_file() && matches!(m.special(), None | Some(Special::Anon(_)));
-        anonymous && m.prot() == code && !m.shared && m.len() <= vdso::TEXT_BYTES
+        anonymous && m.prot() == code && !m.shared && m.len() <= limits::VDSO_TEXT_BYTES
     };
     let mut found = Vec::new();
     for mapping in mappings.iter().map(|m| &m.mapping).filter(may_be) {

@@ -20,6 +20,8 @@ pub const FRAME_PAGES: u32 = 256;
 pub const PAGE_NUMBERS: u64 = 1 << 51;
 /// Images in a chain of parents, the youngest included.
 pub const CHAIN: usize = 256;
+/// Largest text of a vDSO, bytes; those of Linux 5.10 to 7.3 have 8 KiB.
+pub const VDSO_TEXT_BYTES: u64 = 64 << 10;
 /// Texts of other kernels' vDSOs in an address space.
 pub const OLD_VDSOS: usize = 256;
 /// Address spaces of which each is forked from the next and shares its pages.
