@@ -25,6 +25,9 @@ pub struct Args {
     /// Only say what stands in the way on either side, if anything
     #[arg(long)]
     dry_run: bool,
+    /// Write what happened to this file as a page for a browser: timeline, rounds, where the pause went
+    #[arg(long, value_name = "FILE.html", value_hint = clap::ValueHint::FilePath)]
+    report: Option<std::path::PathBuf>,
     #[command(flatten)]
     mode: ModeArgs,
     #[command(flatten)]
@@ -45,7 +48,8 @@ impl Args {
         let watch = Watch::begin()?;
         let abort = Abort::new().map_err(|error| Failure::of("nothing can be interrupted", &error))?;
         watch.abort_with(&abort);
-        let session = context.session(options.session, Some(self.target.to_string()), false);
+        let session =
+            context.session(options.session, Some(self.target.to_string()), false).with_page(self.report.clone());
         let result = ops::move_::run(&options, &session, &abort);
         Ok(session.finish(result))
     }

@@ -9,6 +9,7 @@ mod clock;
 pub mod demo;
 pub mod explain;
 pub mod failure;
+mod html;
 pub mod image;
 mod json;
 pub mod list;

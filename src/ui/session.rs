@@ -1,5 +1,6 @@
 //! One session as it is shown: events while it runs, one result at its end.
 
+use super::html::Record;
 use super::json::{self, Object, Stamp, us};
 use super::progress::Display;
 use super::style::{Style, clean, paint};
@@ -9,6 +10,7 @@ use crate::failure::{Failure, TargetState};
 use crate::ops::outcome::Outcome;
 use crate::ops::words::SessionId;
 use crate::ops::{Event, Events};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// A session of a verb. It takes the events of the operation and shows them as the person or program has asked for.
@@ -20,6 +22,8 @@ pub struct Session {
     /// Where the result goes: standard error when standard output carries an image.
     results: Stream,
     display: Mutex<Display>,
+    /// Where the page at the end goes, and what it will show.
+    page: Option<(PathBuf, Mutex<Record>)>,
 }
 
 impl Session {
@@ -32,6 +36,7 @@ impl Session {
             stamp: Stamp::begin(id),
             results: if data { Stream::Err } else { Stream::Out },
             display: Mutex::new(Display::new(settings)),
+            page: None,
         };
         session.emit("session", || {
             Object::default().with("verb", session.verb.as_str()).known("asked_for", session.target.as_deref())
@@ -39,8 +44,25 @@ impl Session {
         session
     }
 
+    /// The end of this session is also written as a page (`--report`).
+    pub fn with_page(mut self, path: Option<PathBuf>) -> Self {
+        self.page = path.map(|path| (path, Mutex::default()));
+        self
+    }
+
+    fn write_page(&self, result: &Result<Outcome, Failure>) {
+        let Some((path, record)) = &self.page else { return };
+        let record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        let page = record.page(&self.verb, self.target.as_deref(), result, self.stamp.elapsed());
+        if let Err(error) = std::fs::write(path, page) {
+            // What the session was about has happened all the same.
+            put(Stream::Err, &format!("warning: the report {} could not be written: {error}\n", path.display()));
+        }
+    }
+
     /// Shows the end of a session that was about a tree, and returns the exit code.
     pub fn finish(self, result: Result<Outcome, Failure>) -> u8 {
+        self.write_page(&result);
         let result =
             result.map(|outcome| (json::outcome(&outcome), report::text(&self.verb, self.target.as_deref(), &outcome)));
         self.end(result)
@@ -97,6 +119,9 @@ impl Session {
 
 impl Events for Session {
     fn event(&self, event: Event) {
+        if let Some((_, record)) = &self.page {
+            record.lock().unwrap_or_else(PoisonError::into_inner).note(self.stamp.elapsed(), &event);
+        }
         match event {
             Event::Preflight { blockers, tasks, memory_bytes } => {
                 self.emit("preflight", || {

@@ -218,8 +218,12 @@ fn over_mutual_tls_with_memory() {
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let agent = Agent::start(&hosts[1], &format!("tcp://127.0.0.1:{port}"));
-    let result = moves(on_host(&hosts[0]), &counter, &agent.address, &["--streams", "3"]);
+    let page = dir.path().join("report.html");
+    let options = ["--streams", "3", "--report", page.to_str().unwrap()];
+    let result = moves(on_host(&hosts[0]), &counter, &agent.address, &options);
     assert_eq!(result["mode"].as_str(), Some("pre-copy"), "64 MiB are worth rounds");
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.matches("class=\"round\"").count() >= 2 && page.contains("Downtime budget"), "{page}");
 }
 
 /// What sshd does: forgets the options and the host, gives the rest to a shell.

@@ -1,0 +1,264 @@
+//! The report of a move as one page without anything outside of it: what happened, the timeline, rounds, and where the
+//! pause went.
+
+use super::report;
+use super::units::{bytes, count, time};
+use crate::failure::Failure;
+use crate::ops::Event;
+use crate::ops::outcome::Outcome;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// What a session has shown so far, for the page at its end.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// Each event with the time since the beginning; progress is left out.
+    events: Vec<(Duration, Event)>,
+}
+
+/// Events that are kept: a warm-up has rounds without end.
+const EVENTS_MAX: usize = 10_000;
+
+/// Width of the timeline, pixels.
+const WIDTH: f64 = 900.0;
+
+impl Record {
+    /// Notes an event.
+    pub fn note(&mut self, at: Duration, event: &Event) {
+        if self.events.len() < EVENTS_MAX && !matches!(event, Event::Progress { .. }) {
+            self.events.push((at, event.clone()));
+        }
+    }
+
+    /// The page. `headline` is what a person would be told; `now` is how long it took.
+    pub fn page(&self, verb: &str, target: Option<&str>, result: &Result<Outcome, Failure>, now: Duration) -> String {
+        let title = format!("migrate {verb} {}", target.unwrap_or_default());
+        let mut page = String::new();
+        let _ = write!(
+            page,
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\n<style>{STYLE}</style></head>\n<body>\n<h1>{0}</h1>\n",
+            escaped(&title)
+        );
+        match result {
+            Ok(outcome) => {
+                let text = report::text(verb, target, outcome);
+                let _ = write!(page, "<pre class=\"ok\">{}</pre>\n", escaped(&text));
+            }
+            Err(failure) => page += &failed(failure),
+        }
+        page += &self.timeline(now);
+        page += &self.rounds();
+        if let Ok(outcome) = result {
+            page += &budget(outcome);
+        }
+        page += &self.log();
+        page += "</body></html>\n";
+        page
+    }
+
+    /// Rounds as bars over the whole time, the pause in another colour.
+    fn timeline(&self, now: Duration) -> String {
+        let x = |at: Duration| WIDTH * at.as_secs_f64() / now.as_secs_f64().max(1e-9);
+        let mut bars = String::new();
+        let mut bar = |class: &str, from: Duration, to: Duration, title: String| {
+            let (left, width) = (x(from), (x(to) - x(from)).max(1.0));
+            let _ = write!(
+                bars,
+                "<rect class=\"{class}\" x=\"{left:.1}\" y=\"8\" width=\"{width:.1}\" height=\"28\"><title>{}</title></rect>\n",
+                escaped(&title)
+            );
+        };
+        let mut frozen = None;
+        for (at, event) in &self.events {
+            match event {
+                Event::Round { number, took, bytes: sent, .. } => {
+                    bar(
+                        "round",
+                        at.saturating_sub(*took),
+                        *at,
+                        format!("round {number}: {} in {}", bytes(*sent), time(*took)),
+                    );
+                }
+                Event::Frozen => frozen = Some(*at),
+                Event::Switched { downtime } => {
+                    let from = frozen.unwrap_or(at.saturating_sub(*downtime)).min(at.saturating_sub(*downtime));
+                    bar("pause", from, *at, format!("pause: {}", time(*downtime)));
+                }
+                _ => {}
+            }
+        }
+        format!(
+            "<h2>Timeline</h2>\n<svg width=\"{WIDTH}\" height=\"60\" role=\"img\" aria-label=\"timeline\">\n{bars}<text x=\"0\" y=\"54\">0</text><text x=\"{WIDTH}\" y=\"54\" text-anchor=\"end\">{}</text></svg>\n",
+            time(now)
+        )
+    }
+
+    fn rounds(&self) -> String {
+        let mut rows = String::new();
+        for (_, event) in &self.events {
+            if let Event::Round { number, pages, bytes: sent, took, dirty_bytes_per_s } = event {
+                let rate = (*sent as f64 / took.as_secs_f64().max(1e-9)) as u64;
+                let _ = write!(
+                    rows,
+                    "<tr><td>{number}</td><td>{pages}</td><td>{}</td><td>{}</td><td>{}/s</td><td>{}/s</td></tr>\n",
+                    bytes(*sent),
+                    time(*took),
+                    bytes(rate),
+                    bytes(*dirty_bytes_per_s)
+                );
+            }
+        }
+        if rows.is_empty() {
+            return String::new();
+        }
+        format!(
+            "<h2>Rounds</h2>\n<table><tr><th>round</th><th>pages</th><th>sent</th><th>time</th><th>rate</th><th>written meanwhile</th></tr>\n{rows}</table>\n"
+        )
+    }
+
+    fn log(&self) -> String {
+        let mut rows = String::new();
+        for (at, event) in &self.events {
+            let text = match event {
+                Event::Preflight { blockers, tasks, memory_bytes } => {
+                    format!(
+                        "preflight: {}, {}, {}",
+                        count((*tasks).into(), "task"),
+                        bytes(*memory_bytes),
+                        count(blockers.len() as u64, "blocker")
+                    )
+                }
+                Event::Round { number, .. } => format!("round {number} done"),
+                Event::Frozen => "frozen".to_owned(),
+                Event::Switched { downtime } => format!("switched after a pause of {}", time(*downtime)),
+                Event::Warning(text) => format!("warning: {text}"),
+                Event::Progress { .. } => continue,
+            };
+            let _ = write!(rows, "<tr><td>{}</td><td>{}</td></tr>\n", time(*at), escaped(&text));
+        }
+        format!("<h2>Events</h2>\n<table>{rows}</table>\n")
+    }
+}
+
+fn failed(failure: &Failure) -> String {
+    let mut text = format!("error: {}\n", failure.what);
+    for cause in &failure.causes {
+        text += &format!("  {cause}\n");
+    }
+    for blocker in &failure.blockers {
+        text += &format!("  {} {}: {}; {}\n", blocker.code, blocker.object, blocker.reason, blocker.remedy);
+    }
+    if let Some(hint) = &failure.hint {
+        text += &format!("hint: {hint}\n");
+    }
+    format!("<pre class=\"failed\">{}</pre>\n", escaped(&text))
+}
+
+/// The pause in its parts; what no part accounts for is a part of its own, so that they add up.
+fn budget(outcome: &Outcome) -> String {
+    let Some(downtime) = outcome.downtime else { return String::new() };
+    let mut parts = outcome.downtime_parts.clone();
+    let known: Duration = parts.iter().map(|(_, took)| *took).sum();
+    let rest = downtime.saturating_sub(known);
+    if !rest.is_zero() {
+        parts.push(("other", rest));
+    }
+    let whole = downtime.max(known).as_secs_f64().max(1e-9);
+    let mut rows = String::new();
+    for (name, took) in &parts {
+        let width = 400.0 * took.as_secs_f64() / whole;
+        let _ = write!(
+            rows,
+            "<tr><td>{}</td><td>{}</td><td><div class=\"bar\" style=\"width:{width:.1}px\"></div></td></tr>\n",
+            escaped(name),
+            time(*took)
+        );
+    }
+    let sum = parts.iter().map(|(_, took)| *took).sum();
+    format!(
+        "<h2>Downtime budget</h2>\n<table>{rows}<tr><th>pause</th><th>{}</th><th>parts: {}</th></tr></table>\n",
+        time(downtime),
+        time(sum)
+    )
+}
+
+/// Text that is no markup: names come from the target.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '<' => out += "&lt;",
+            '>' => out += "&gt;",
+            '&' => out += "&amp;",
+            '"' => out += "&quot;",
+            '\'' => out += "&#39;",
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+const STYLE: &str = "body{font:15px/1.4 system-ui,sans-serif;max-width:960px;margin:2em auto;color:#222}\
+h1{font-size:1.4em}h2{font-size:1.1em;margin-top:1.6em}table{border-collapse:collapse}\
+td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}pre{padding:.8em;background:#f4f4f4}\
+pre.failed{background:#fde8e8}svg{background:#f4f4f4}svg text{font-size:12px}.round{fill:#4a7fb5}.round:hover{fill:#2d5c8a}\
+.pause{fill:#c0392b}.bar{height:.9em;background:#c0392b}";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::outcome::{State, Where};
+    use crate::ops::words::SessionId;
+
+    fn record() -> Record {
+        let ms = Duration::from_millis;
+        let mut record = Record::default();
+        let round = Event::Round { number: 1, pages: 256, bytes: 1 << 20, took: ms(10), dirty_bytes_per_s: 4096 };
+        record.note(ms(12), &round);
+        record.note(ms(20), &Event::Frozen);
+        record.note(ms(26), &Event::Switched { downtime: ms(6) });
+        record.note(ms(27), &Event::Warning("<script>alert('x')</script>".into()));
+        record
+    }
+
+    #[test]
+    fn nothing_of_the_target_becomes_markup() {
+        let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b<i>".into()));
+        outcome.target_comm = Some("a&\"<b>\u{1b}[31m".into());
+        outcome.target_pid = Some(7);
+        let page = record().page("move", Some("7<"), &Ok(outcome), Duration::from_millis(30));
+        assert!(
+            !page.contains("<script") && !page.contains("<i>") && !page.contains("<b>") && !page.contains('\u{1b}')
+        );
+        assert!(page.contains("&lt;script&gt;"));
+        let failure = Failure::new("no <way>").hint("try & see");
+        let page = record().page("move", None, &Err(failure), Duration::from_millis(30));
+        assert!(page.contains("no &lt;way&gt;") && page.contains("try &amp; see"));
+    }
+
+    #[test]
+    fn parts_of_the_pause_add_up() {
+        let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
+        outcome.downtime = Some(Duration::from_millis(6));
+        outcome.downtime_parts = vec![("freeze", Duration::from_millis(1)), ("rebuild", Duration::from_millis(4))];
+        let page = budget(&outcome);
+        assert!(page.contains("<td>other</td><td>1.00 ms</td>"), "{page}");
+        assert!(page.contains("<th>6.00 ms</th><th>parts: 6.00 ms</th>"), "{page}");
+    }
+
+    #[test]
+    fn every_round_is_a_row_and_a_bar() {
+        let outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
+        let page = record().page("move", Some("7"), &Ok(outcome), Duration::from_millis(30));
+        assert!(
+            page.contains(
+                "<td>1</td><td>256</td><td>1.00 MiB</td><td>10.0 ms</td><td>100 MiB/s</td><td>4.00 KiB/s</td>"
+            )
+        );
+        assert_eq!(page.matches("class=\"round\"").count(), 1);
+        assert_eq!(page.matches("class=\"pause\"").count(), 1);
+        assert!(!page.contains("http"), "nothing from outside");
+    }
+}
