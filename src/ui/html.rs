@@ -34,15 +34,15 @@ impl Record {
     pub fn page(&self, verb: &str, target: Option<&str>, result: &Result<Outcome, Failure>, now: Duration) -> String {
         let title = format!("migrate {verb} {}", target.unwrap_or_default());
         let mut page = String::new();
-        let _ = write!(
+        let _ = writeln!(
             page,
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\n<style>{STYLE}</style></head>\n<body>\n<h1>{0}</h1>\n",
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\n<style>{STYLE}</style></head>\n<body>\n<h1>{0}</h1>",
             escaped(&title)
         );
         match result {
             Ok(outcome) => {
                 let text = report::text(verb, target, outcome);
-                let _ = write!(page, "<pre class=\"ok\">{}</pre>\n", escaped(&text));
+                let _ = writeln!(page, "<pre class=\"ok\">{}</pre>", escaped(&text));
             }
             Err(failure) => page += &failed(failure),
         }
@@ -62,9 +62,9 @@ impl Record {
         let mut bars = String::new();
         let mut bar = |class: &str, from: Duration, to: Duration, title: String| {
             let (left, width) = (x(from), (x(to) - x(from)).max(1.0));
-            let _ = write!(
+            let _ = writeln!(
                 bars,
-                "<rect class=\"{class}\" x=\"{left:.1}\" y=\"8\" width=\"{width:.1}\" height=\"28\"><title>{}</title></rect>\n",
+                "<rect class=\"{class}\" x=\"{left:.1}\" y=\"8\" width=\"{width:.1}\" height=\"28\"><title>{}</title></rect>",
                 escaped(&title)
             );
         };
@@ -98,9 +98,9 @@ impl Record {
         for (_, event) in &self.events {
             if let Event::Round { number, pages, bytes: sent, took, dirty_bytes_per_s } = event {
                 let rate = (*sent as f64 / took.as_secs_f64().max(1e-9)) as u64;
-                let _ = write!(
+                let _ = writeln!(
                     rows,
-                    "<tr><td>{number}</td><td>{pages}</td><td>{}</td><td>{}</td><td>{}/s</td><td>{}/s</td></tr>\n",
+                    "<tr><td>{number}</td><td>{pages}</td><td>{}</td><td>{}</td><td>{}/s</td><td>{}/s</td></tr>",
                     bytes(*sent),
                     time(*took),
                     bytes(rate),
@@ -134,7 +134,7 @@ impl Record {
                 Event::Warning(text) => format!("warning: {text}"),
                 Event::Progress { .. } => continue,
             };
-            let _ = write!(rows, "<tr><td>{}</td><td>{}</td></tr>\n", time(*at), escaped(&text));
+            let _ = writeln!(rows, "<tr><td>{}</td><td>{}</td></tr>", time(*at), escaped(&text));
         }
         format!("<h2>Events</h2>\n<table>{rows}</table>\n")
     }
@@ -167,9 +167,9 @@ fn budget(outcome: &Outcome) -> String {
     let mut rows = String::new();
     for (name, took) in &parts {
         let width = 400.0 * took.as_secs_f64() / whole;
-        let _ = write!(
+        let _ = writeln!(
             rows,
-            "<tr><td>{}</td><td>{}</td><td><div class=\"bar\" style=\"width:{width:.1}px\"></div></td></tr>\n",
+            "<tr><td>{}</td><td>{}</td><td><div class=\"bar\" style=\"width:{width:.1}px\"></div></td></tr>",
             escaped(name),
             time(*took)
         );
