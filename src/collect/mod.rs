@@ -12,6 +12,7 @@ pub mod ns;
 pub mod pkeys;
 pub mod preflight;
 pub mod restart;
+pub mod seen;
 pub mod sharing;
 pub mod signals;
 pub mod sysv;

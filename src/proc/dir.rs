@@ -25,9 +25,25 @@ const BUFFER_MIN: usize = 4096;
 /// Files that the kernel makes in one go: a read that does not fill the buffer has met their end. Others end with an empty
 /// read.
 fn is_one_record(name: &str) -> bool {
-    const NAMES: [&str; 9] =
-        ["stat", "status", "sched", "comm", "limits", "cgroup", "oom_score_adj", "coredump_filter", "loginuid"];
-    name.starts_with("fdinfo/") || NAMES.contains(&name)
+    const NAMES: [&str; 10] = [
+        "stat",
+        "status",
+        "sched",
+        "syscall",
+        "comm",
+        "limits",
+        "cgroup",
+        "oom_score_adj",
+        "coredump_filter",
+        "loginuid",
+    ];
+    name.starts_with("fdinfo/") || NAMES.contains(&name.rsplit('/').next().unwrap_or(name))
+}
+
+/// Nor is there more of a list of short records where a read has left room for several of them.
+fn is_whole_list(name: &str, read: usize) -> bool {
+    const ROOM: usize = 64;
+    name.ends_with("/children") && read < BUFFER_MIN - ROOM
 }
 
 /// `/proc/PID` or `/proc/PID/task/TID`, held open.
@@ -106,7 +122,7 @@ impl ProcDir {
         buf.resize(BUFFER_MIN, 0);
         let first = file.read(buf).map_err(|e| self.failed("read", name, e))?;
         buf.truncate(first);
-        if first < BUFFER_MIN && is_one_record(name) {
+        if first < BUFFER_MIN && is_one_record(name) || is_whole_list(name, first) {
             return Ok(buf);
         }
         // `take` also keeps the standard library from asking for the file's size, which /proc does not know.
