@@ -119,6 +119,9 @@ impl ProcDir {
     /// [`Error::Gone`] when the process has ended, [`Error::TooLong`], or what the kernel says.
     pub fn read_into<'b>(&self, name: &str, buf: &'b mut Vec<u8>) -> Result<&'b [u8]> {
         let mut file = File::from(self.open_file(name, OFlag::O_RDONLY)?);
+        if name == "smaps" {
+            return self.read_in_pieces(file, name, buf);
+        }
         buf.resize(BUFFER_MIN, 0);
         let first = file.read(buf).map_err(|e| self.failed("read", name, e))?;
         buf.truncate(first);
@@ -131,6 +134,26 @@ impl ProcDir {
             return Err(Error::TooLong { file: self.file(name), limit: FILE_MAX });
         }
         Ok(buf)
+    }
+
+    /// Reads a file whose records cost the kernel much to make (a walk of page tables). It makes them into a buffer of one
+    /// page (fs/seq_file.c) until that is full or a read has what it asked for; the record that does not fit any more is
+    /// thrown away, and made again for the next read. Less is asked for than fits, so that there is none.
+    fn read_in_pieces<'b>(&self, mut file: File, name: &str, buf: &'b mut Vec<u8>) -> Result<&'b [u8]> {
+        const PIECE: usize = 2048;
+        buf.clear();
+        loop {
+            let len = buf.len();
+            buf.resize(len + PIECE, 0);
+            let read = file.read(&mut buf[len..]).map_err(|e| self.failed("read", name, e))?;
+            buf.truncate(len + read);
+            if read == 0 {
+                return Ok(buf);
+            }
+            if buf.len() as u64 > FILE_MAX {
+                return Err(Error::TooLong { file: self.file(name), limit: FILE_MAX });
+            }
+        }
     }
 
     /// Reads a file and gives it to one of the parsers of this room.

@@ -95,7 +95,7 @@ impl ProcDir {
         }
         let mut found = Vec::new();
         for pid in processes().ok()? {
-            match Self::open(pid).and_then(|dir| dir.stat(buf)) {
+            match Self::stat_of_process(pid, buf) {
                 Ok(stat) if stat.ppid == self.pid().0 => found.push(pid),
                 Ok(_) => {}
                 Err(e) if e.is_gone() => {}

@@ -96,8 +96,8 @@ fn with_same_id(
         errno => Error::System { operation: "clone3", object: format!("pid {pid}"), errno },
     };
     let Some(session) = outer_session(model).filter(|_| options.own_session) else {
-        let child = place
-            .child(|cgroup| clone::paused_child(sibling, libc::SIGCHLD, &[pid.0], cgroup).map_err(failed))?;
+        let child =
+            place.child(|cgroup| clone::paused_child(sibling, libc::SIGCHLD, &[pid.0], cgroup).map_err(failed))?;
         return hold(child, skeletons);
     };
     // The leader of the session has ended, or stays behind: a helper plays it while groups are made. Its number is taken
