@@ -154,6 +154,23 @@ pub fn timeout_pointer(regs: &mut UserRegs, call: u64) -> Option<&mut u64> {
     }
 }
 
+/// Does it matter for how long a wait in this call has lasted? Not where it can have no end of its own; only that is told
+/// from the arguments alone, so calls on descriptors, which may be sockets with a time-out, count.
+pub fn may_have_relative_end(call: u64, args: &[u64; 6]) -> bool {
+    const FUTEX_WAITS: [u64; 3] = [0, 9, 11];
+    const FUTEX_OPERATION: u64 = 0x7f;
+    let for_ever = |milliseconds: u64| (milliseconds as i32) < 0;
+    match call as i64 {
+        libc::SYS_pause | libc::SYS_rt_sigsuspend | libc::SYS_wait4 | libc::SYS_waitid => false,
+        libc::SYS_futex if FUTEX_WAITS.contains(&(args[1] & FUTEX_OPERATION)) => args[3] != 0,
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => !for_ever(args[3]),
+        EPOLL_PWAIT2 => args[3] != 0,
+        libc::SYS_rt_sigtimedwait | libc::SYS_ppoll => args[2] != 0,
+        libc::SYS_select | libc::SYS_pselect6 => args[4] != 0,
+        _ => true,
+    }
+}
+
 /// Where the kernel has written what was left of a sleep, if the program asked for it.
 pub fn remainder_pointer(regs: &UserRegs, call: u64) -> Option<u64> {
     let pointer = match call as i64 {
@@ -216,6 +233,19 @@ mod tests {
         assert_eq!(place(&mut regs), None);
         regs.rdx = 0x1000;
         assert_eq!(place(&mut regs), Some(Place::Timespec(&mut 0x1000)));
+    }
+
+    #[test]
+    fn waits_without_a_time_out_need_no_clock() {
+        let may = |call: i64, args: [u64; 6]| may_have_relative_end(call as u64, &args);
+        assert!(!may(libc::SYS_pause, [0; 6]));
+        assert!(!may(libc::SYS_futex, [0x1000, 0x189, 2, 0, 0, u64::MAX]), "FUTEX_WAIT_BITSET");
+        assert!(may(libc::SYS_futex, [0x1000, 0x189, 2, 0x2000, 0, 0]), "with a time-out");
+        assert!(may(libc::SYS_futex, [0x1000, 1, 2, 0, 0, 0]), "FUTEX_WAKE is no wait");
+        assert!(!may(libc::SYS_epoll_wait, [3, 0x1000, 8, u64::from(u32::MAX), 0, 0]), "an int of -1");
+        assert!(may(libc::SYS_epoll_wait, [3, 0x1000, 8, 100, 0, 0]));
+        assert!(may(libc::SYS_poll, [0x1000, 1, u64::from(u32::MAX), 0, 0, 0]), "leaves a restart block all the same");
+        assert!(may(libc::SYS_restart_syscall, [0; 6]) && may(libc::SYS_read, [0; 6]));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::arch::vdso;
 use crate::blocker::{Blocker, codes};
 use crate::image::mm::{Advice, Backing, Layout, Mm, OldVdso, Shmem, ShmemKind, VdsoBlock, Vma};
 use crate::image::{Bytes, NsId, Pid, ShmemId, limits};
+use crate::memory::pipeline::default_workers;
 use crate::proc::ProcDir;
 use crate::proc::maps::{Mapping, Special};
 use crate::proc::smaps::{Flagged, VmFlags};
@@ -18,8 +19,40 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 /// Mappings as they are before we add ours.
 pub type Mappings = Vec<Flagged>;
 
+/// Fewer processes than this are read one after the other: to make a thread costs as much.
+const FEW: usize = 8;
+
+/// The mappings of many processes, read by several threads: the kernel walks the page tables of each. `None` where that
+/// does not work; whoever needs them will learn why. Nothing at all for a few processes.
+pub fn read_many(dirs: &[&ProcDir]) -> Vec<Option<Mappings>> {
+    if dirs.len() < FEW {
+        return dirs.iter().map(|_| None).collect();
+    }
+    let part = dirs.len().div_ceil(default_workers());
+    let read = |dirs: &[&ProcDir]| -> Vec<Option<Mappings>> {
+        let mut buf = Vec::new();
+        dirs.iter().map(|dir| dir.smaps_flags(&mut buf).ok()).collect()
+    };
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = dirs.chunks(part).map(|part| (part, scope.spawn(|| read(part)))).collect();
+        let all = parts.into_iter().map(|(part, thread)| thread.join().unwrap_or_else(|_| vec![None; part.len()]));
+        all.flatten().collect()
+    })
+}
+
+/// Reads the mappings of the processes of a stopped tree that are not known yet.
+pub fn read_ahead(cx: &mut Cx<'_>) {
+    let stopped = cx.frozen.processes.iter().filter(|p| !p.zombie && !cx.known_mappings.contains_key(&p.pid));
+    let (pids, dirs): (Vec<Pid>, Vec<&ProcDir>) = stopped.map(|p| (p.pid, &p.dir)).unzip();
+    let read = pids.into_iter().zip(read_many(&dirs));
+    cx.stopped_mappings = read.filter_map(|(pid, mappings)| Some((pid, mappings?))).collect();
+}
+
 /// Reads the mappings of a process, before a scratch area exists in it.
 pub fn read_mappings(cx: &mut Cx<'_>, at: usize) -> Result<Mappings> {
+    if let Some(mappings) = cx.stopped_mappings.remove(&cx.frozen.processes[at].pid) {
+        return Ok(mappings);
+    }
     if let Some(known) = cx.known_mappings.remove(&cx.frozen.processes[at].pid) {
         let now = cx.frozen.processes[at].dir.maps(&mut cx.buf)?;
         if known.iter().map(|k| &k.mapping).eq(&now) {

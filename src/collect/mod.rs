@@ -12,6 +12,7 @@ pub mod ns;
 pub mod pkeys;
 pub mod preflight;
 pub mod restart;
+pub mod seen;
 pub mod sharing;
 pub mod signals;
 pub mod sysv;
@@ -112,6 +113,8 @@ pub struct Cx<'a> {
     pub ghost_by_inode: fd::Ghosts,
     /// Mappings with their flags, read before the tree was stopped: used where `maps` still says the same.
     pub known_mappings: HashMap<Pid, mm::Mappings>,
+    /// Mappings with their flags, read from the stopped tree.
+    pub stopped_mappings: HashMap<Pid, mm::Mappings>,
     /// Locked TCP sockets.
     pub locks: Vec<crate::net::lock::NetLock>,
     /// Buffer for reading /proc.
@@ -157,9 +160,11 @@ pub fn collect_known(
         segments: sysv::Segments::default(),
         ghost_by_inode: HashMap::new(),
         known_mappings,
+        stopped_mappings: HashMap::new(),
         locks: Vec::new(),
         buf: Vec::new(),
     };
+    mm::read_ahead(&mut cx);
     ns::collect(&mut cx)?;
     task::collect(&mut cx)?;
     sysv::refuse_shared(&mut cx);

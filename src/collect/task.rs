@@ -1,16 +1,20 @@
 //! Processes and threads.
 
+use super::seen::{self, Seen};
 use super::sharing::Shared;
-use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
+use super::{Cx, Result, cgroup, creds, mm, ns, restart, signals, timers};
 use crate::image::fd::PathRef;
-use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Sched, Task, TaskState, Thread};
+use crate::image::signals::SigInfo;
+use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Task, TaskState, Thread};
 use crate::image::{Bytes, FdTableId, FsId, MmId, NsPid, Pid, SighandId, TaskId};
 use crate::proc::ProcDir;
 use crate::proc::status::Status;
+use crate::sys::XSTATE_MAX;
+use crate::sys::abi::RseqConfiguration;
 use crate::sys::fd::Kcmp;
-use crate::sys::{XSTATE_MAX, sched};
+use crate::trace::Batch;
 use crate::trace::calls::{ThreadAnswer, ThreadQuery};
-use crate::trace::{Batch, remote::Remote};
+use crate::trace::remote::{Remote, Scratch};
 use zerocopy::IntoBytes;
 
 /// The objects that tasks may share.
@@ -163,51 +167,70 @@ fn fill(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Task) -> R
     }
     let process = &cx.frozen.processes[at];
     task.pending = signals::pending(process.threads[0].tracee(), true)?;
-    let threads = &mut cx.frozen.processes[at].threads;
-    let asked: Vec<(Batch, ThreadQuery)> = threads
-        .iter()
-        .map(|_| {
-            let mut batch = Batch::new();
-            let query = ThreadQuery::ask(&mut batch);
-            (batch, query)
-        })
-        .collect();
-    let (batches, queries): (Vec<Batch>, Vec<ThreadQuery>) = asked.into_iter().unzip();
-    let results = Remote::run_each(threads, &scratch, &batches)?;
-    let mut xstate = vec![0; XSTATE_MAX];
-    for (n, (query, results)) in queries.iter().zip(&results).enumerate() {
-        let thread = thread(cx, sharing, (at, n), query.answer(results), &mut xstate)?;
+    let alone = cx.frozen.processes.len() == 1;
+    let process = &mut cx.frozen.processes[at];
+    let tids: Vec<Pid> = process.threads.iter().map(Remote::pid).collect();
+    let threads = &mut process.threads;
+    let (asked, seen) = seen::meanwhile(&process.dir, &tids, || ask_threads(threads, &scratch, sharing, alone))?;
+    for (n, (asked, seen)) in asked.into_iter().zip(seen).enumerate() {
+        let thread = thread(cx, (at, n), asked, seen)?;
         task.threads.push(thread);
     }
     Ok(())
 }
 
-/// One thread: its position, what it said of itself, and a buffer for its extended state.
-fn thread(
-    cx: &mut Cx<'_>,
-    sharing: &mut Sharing,
-    (at, n): (usize, usize),
+/// What only the tracer of a thread can tell.
+struct Asked {
     answer: ThreadAnswer,
-    xstate: &mut [u8],
-) -> Result<Thread> {
-    let process = &mut cx.frozen.processes[at];
-    let remote = &mut process.threads[n];
+    xstate: Vec<u8>,
+    rseq: RseqConfiguration,
+    pending: Vec<SigInfo>,
+    files: (usize, bool),
+    fs: (usize, bool),
+    io_context: u32,
+}
+
+/// Asks the threads of a process, all at the same time. `alone`: it is the whole tree.
+fn ask_threads(threads: &mut [Remote], scratch: &Scratch, sharing: &mut Sharing, alone: bool) -> Result<Vec<Asked>> {
+    let ask = |_: &Remote| {
+        let mut batch = Batch::new();
+        let query = ThreadQuery::ask(&mut batch);
+        (batch, query)
+    };
+    let (batches, queries): (Vec<Batch>, Vec<ThreadQuery>) = threads.iter().map(ask).unzip();
+    let results = Remote::run_each(threads, scratch, &batches)?;
+    let mut xstate = vec![0; XSTATE_MAX];
+    let mut all = Vec::with_capacity(threads.len());
+    for (n, (remote, (query, results))) in threads.iter().zip(queries.iter().zip(&results)).enumerate() {
+        let tid = remote.pid();
+        let len = remote.tracee().xstate(&mut xstate)?;
+        all.push(Asked {
+            answer: query.answer(results),
+            xstate: xstate[..len].to_vec(),
+            rseq: remote.tracee().rseq()?,
+            pending: signals::pending(remote.tracee(), false)?,
+            files: sharing.files.number(tid),
+            fs: sharing.fs.number(tid),
+            io_context: if n == 0 && alone { 0 } else { sharing.io.number(tid).0 as u32 },
+        });
+    }
+    Ok(all)
+}
+
+/// One thread: its position, what it said of itself, and what others see of it.
+fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, seen: Seen) -> Result<Thread> {
+    let Asked { answer, xstate, rseq, pending, files, fs, io_context } = asked;
+    let remote = &cx.frozen.processes[at].threads[n];
     let tid = remote.pid();
-    let len = remote.tracee().xstate(xstate)?;
-    let xstate = xstate[..len].to_vec();
-    let rseq = remote.tracee().rseq()?;
-    let pending = signals::pending(remote.tracee(), false)?;
     let (saved, blocked) = (remote.saved, remote.saved_mask);
     let restart = restart::collect(remote);
-    let dir = process.dir.thread(tid)?;
-    let status = dir.status(&mut cx.buf)?;
-    let seccomp = creds::seccomp(cx, at, n, &status)?;
-    let (fd_table, new) = sharing.files.number(tid);
-    if new {
+    let seccomp = creds::seccomp(cx, at, n, &seen.status)?;
+    if files.1 {
         cx.table_owner.push((at, n));
     }
-    let fs = fs_of(cx, sharing, at, &dir, tid, &status)?;
-    let io_context = if n == 0 && cx.frozen.processes.len() == 1 { 0 } else { sharing.io.number(tid).0 as u32 };
+    if fs.1 {
+        note_fs(cx, (at, n), &seen.status)?;
+    }
     Ok(Thread {
         tid: cx.ids[&tid],
         inner_tids: Vec::new(),
@@ -223,16 +246,16 @@ fn thread(
         blocked,
         alt_stack: answer.alt_stack,
         pending,
-        creds: creds::collect(&status, answer.securebits),
+        creds: creds::collect(&seen.status, answer.securebits),
         seccomp,
         pdeath_signal: answer.pdeath_signal,
-        sched: sched_of(tid)?,
+        sched: seen.sched,
         timer_slack_ns: answer.timer_slack_ns,
         clear_child_tid: answer.clear_child_tid,
-        robust_list: sched::robust_list(tid).map_err(|e| system("get_robust_list", tid, e))?,
+        robust_list: seen.robust_list,
         rseq: (rseq.address != 0).then_some(Rseq { address: rseq.address, size: rseq.size, signature: rseq.signature }),
-        fd_table: FdTableId::from(fd_table),
-        fs,
+        fd_table: FdTableId::from(files.0),
+        fs: FsId::from(fs.0),
         io_context,
         personality: answer.personality,
         cgroups: None,
@@ -285,38 +308,18 @@ fn number_in(cx: &mut Cx<'_>, at: usize, name: &str, radix: u32) -> Result<i64> 
     Ok(std::str::from_utf8(text).ok().and_then(|t| i64::from_str_radix(t.trim(), radix).ok()).unwrap_or(0))
 }
 
-fn sched_of(tid: Pid) -> Result<Sched> {
-    let attr = sched::attributes(tid).map_err(|e| system("sched_getattr", tid, e))?;
-    // Other policies keep a nice value for later and do not tell it here.
-    let fair = [libc::SCHED_OTHER as u32, libc::SCHED_BATCH as u32].contains(&attr.policy);
-    let nice = if fair { attr.nice } else { ProcDir::open(tid)?.stat(&mut Vec::new())?.nice as i32 };
-    let affinity = sched::affinity(tid).map_err(|e| system("sched_getaffinity", tid, e))?;
-    let io_priority = sched::io_priority(tid).map_err(|e| system("ioprio_get", tid, e))?;
-    Ok(Sched {
-        policy: attr.policy,
-        flags: attr.flags,
-        nice,
-        priority: attr.priority,
-        runtime_ns: attr.runtime,
-        deadline_ns: attr.deadline,
-        period_ns: attr.period,
-        affinity: Bytes(affinity),
-        io_priority,
-    })
-}
-
-fn fs_of(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, dir: &ProcDir, tid: Pid, status: &Status) -> Result<FsId> {
-    let (number, new) = sharing.fs.number(tid);
-    if new {
-        let mnt = ns::of_task(cx, at)?.mnt;
-        let fs = Fs {
-            umask: status.umask.unwrap_or(0o022),
-            cwd: path_ref(dir, "cwd", mnt)?,
-            root: path_ref(dir, "root", mnt)?,
-        };
-        cx.model.fs.push(fs);
-    }
-    Ok(FsId::from(number))
+/// Adds the file-system state of a thread that is the first to have it.
+fn note_fs(cx: &mut Cx<'_>, (at, n): (usize, usize), status: &Status) -> Result<()> {
+    let mnt = ns::of_task(cx, at)?.mnt;
+    let process = &cx.frozen.processes[at];
+    let dir = process.dir.thread(process.threads[n].pid())?;
+    let fs = Fs {
+        umask: status.umask.unwrap_or(0o022),
+        cwd: path_ref(&dir, "cwd", mnt)?,
+        root: path_ref(&dir, "root", mnt)?,
+    };
+    cx.model.fs.push(fs);
+    Ok(())
 }
 
 /// A path that a link of /proc shows, with what identifies the file behind it.
@@ -335,8 +338,4 @@ pub fn path_of(path: Bytes, stat: &libc::stat, mnt: crate::image::NsId) -> PathR
         size: if stat.st_mode & libc::S_IFMT == libc::S_IFREG { stat.st_size as u64 } else { 0 },
         mtime_ns: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
     }
-}
-
-fn system(operation: &'static str, tid: Pid, errno: crate::sys::Errno) -> Error {
-    Error::System { operation, object: format!("task {tid}"), errno }
 }

@@ -25,9 +25,25 @@ const BUFFER_MIN: usize = 4096;
 /// Files that the kernel makes in one go: a read that does not fill the buffer has met their end. Others end with an empty
 /// read.
 fn is_one_record(name: &str) -> bool {
-    const NAMES: [&str; 9] =
-        ["stat", "status", "sched", "comm", "limits", "cgroup", "oom_score_adj", "coredump_filter", "loginuid"];
-    name.starts_with("fdinfo/") || NAMES.contains(&name)
+    const NAMES: [&str; 10] = [
+        "stat",
+        "status",
+        "sched",
+        "syscall",
+        "comm",
+        "limits",
+        "cgroup",
+        "oom_score_adj",
+        "coredump_filter",
+        "loginuid",
+    ];
+    name.starts_with("fdinfo/") || NAMES.contains(&name.rsplit('/').next().unwrap_or(name))
+}
+
+/// Nor is there more of a list of short records where a read has left room for several of them.
+fn is_whole_list(name: &str, read: usize) -> bool {
+    const ROOM: usize = 64;
+    name.ends_with("/children") && read < BUFFER_MIN - ROOM
 }
 
 /// `/proc/PID` or `/proc/PID/task/TID`, held open.
@@ -103,10 +119,13 @@ impl ProcDir {
     /// [`Error::Gone`] when the process has ended, [`Error::TooLong`], or what the kernel says.
     pub fn read_into<'b>(&self, name: &str, buf: &'b mut Vec<u8>) -> Result<&'b [u8]> {
         let mut file = File::from(self.open_file(name, OFlag::O_RDONLY)?);
+        if name == "smaps" {
+            return self.read_in_pieces(file, name, buf);
+        }
         buf.resize(BUFFER_MIN, 0);
         let first = file.read(buf).map_err(|e| self.failed("read", name, e))?;
         buf.truncate(first);
-        if first < BUFFER_MIN && is_one_record(name) {
+        if first < BUFFER_MIN && is_one_record(name) || is_whole_list(name, first) {
             return Ok(buf);
         }
         // `take` also keeps the standard library from asking for the file's size, which /proc does not know.
@@ -115,6 +134,26 @@ impl ProcDir {
             return Err(Error::TooLong { file: self.file(name), limit: FILE_MAX });
         }
         Ok(buf)
+    }
+
+    /// Reads a file whose records cost the kernel much to make (a walk of page tables). It makes them into a buffer of one
+    /// page (fs/seq_file.c) until that is full or a read has what it asked for; the record that does not fit any more is
+    /// thrown away, and made again for the next read. Less is asked for than fits, so that there is none.
+    fn read_in_pieces<'b>(&self, mut file: File, name: &str, buf: &'b mut Vec<u8>) -> Result<&'b [u8]> {
+        const PIECE: usize = 2048;
+        buf.clear();
+        loop {
+            let len = buf.len();
+            buf.resize(len + PIECE, 0);
+            let read = file.read(&mut buf[len..]).map_err(|e| self.failed("read", name, e))?;
+            buf.truncate(len + read);
+            if read == 0 {
+                return Ok(buf);
+            }
+            if buf.len() as u64 > FILE_MAX {
+                return Err(Error::TooLong { file: self.file(name), limit: FILE_MAX });
+            }
+        }
     }
 
     /// Reads a file and gives it to one of the parsers of this room.

@@ -38,6 +38,7 @@ pub mod smaps;
 pub mod stat;
 pub mod status;
 pub mod sys;
+pub mod syscall;
 pub mod sysvipc;
 pub mod table;
 pub mod task;

@@ -1,7 +1,8 @@
 //! `/proc/PID/stat` (proc_pid_stat(5)): all 52 fields.
 
-use super::{ProcDir, Result, Syntax, scan};
-use crate::image::Bytes;
+use super::{Error, ProcDir, Result, Syntax, scan};
+use crate::image::{Bytes, Pid};
+use std::io::Read;
 
 /// `/proc/PID/stat` or `/proc/PID/task/TID/stat`, fields in the file's order.
 ///
@@ -237,6 +238,25 @@ impl ProcDir {
     /// See [`ProcDir::parsed`].
     pub fn stat(&self, buf: &mut Vec<u8>) -> Result<Stat> {
         self.parsed("stat", buf, parse)
+    }
+
+    /// Reads `stat` of a process of which nothing else is wanted: half the system calls, which counts where it is done for
+    /// every process of the host.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if there is no such process; see [`ProcDir::parsed`].
+    pub fn stat_of_process(pid: Pid, buf: &mut Vec<u8>) -> Result<Stat> {
+        let path = format!("/proc/{pid}/stat");
+        let failed = |e: std::io::Error| match e.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => Error::Gone { pid, file: path.clone() },
+            _ => Error::Io { operation: "read", file: path.clone(), source: e },
+        };
+        let mut file = std::fs::File::open(&path).map_err(failed)?;
+        // Made in one go (fs/proc/array.c): 52 numbers and a name of at most 64 bytes.
+        buf.resize(4096, 0);
+        let length = file.read(buf).map_err(failed)?;
+        buf.truncate(length);
+        parse(buf).map_err(|syntax| Error::Syntax { file: path, syntax })
     }
 }
 

@@ -244,6 +244,14 @@ impl ProcDir {
     pub fn status(&self, buf: &mut Vec<u8>) -> Result<Status> {
         self.parsed("status", buf, parse)
     }
+
+    /// `task/TID/status` of a thread of this process, without opening its directory.
+    ///
+    /// # Errors
+    /// See [`ProcDir::parsed`].
+    pub fn thread_status(&self, tid: crate::image::Pid, buf: &mut Vec<u8>) -> Result<Status> {
+        self.parsed(&format!("task/{tid}/status"), buf, parse)
+    }
 }
 
 #[cfg(test)]

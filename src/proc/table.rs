@@ -73,11 +73,10 @@ pub struct Table {
 }
 
 /// The row of a process with `stat` alone.
-fn brief(pid: Pid, buf: &mut Vec<u8>) -> Result<(Row, ProcDir)> {
-    let dir = ProcDir::open(pid)?;
-    let stat = dir.stat(buf)?;
+fn brief(pid: Pid, buf: &mut Vec<u8>) -> Result<Row> {
+    let stat = ProcDir::stat_of_process(pid, buf)?;
     let (ns_pid, cgroups) = (vec![pid.0], Vec::new());
-    Ok((Row { pid, stat, uids: [0; 4], memory: None, ns_pid, tracer: 0, seccomp: 0, cgroups }, dir))
+    Ok(Row { pid, stat, uids: [0; 4], memory: None, ns_pid, tracer: 0, seccomp: 0, cgroups })
 }
 
 /// Reads the rest. Kernel threads are half of the processes of an idle host, and nothing else of them is of interest.
@@ -110,7 +109,8 @@ impl Table {
         let mut buf = Vec::new();
         let mut rows = Vec::new();
         for pid in task::processes()? {
-            let row = brief(pid, &mut buf).and_then(|(mut row, dir)| {
+            let row = ProcDir::open(pid).and_then(|dir| {
+                let mut row = brief(pid, &mut buf)?;
                 complete(&mut row, &dir, &mut buf)?;
                 Ok(row)
             });
@@ -127,7 +127,7 @@ impl Table {
         let mut buf = Vec::new();
         let mut rows = Vec::new();
         for pid in task::processes()? {
-            rows.extend(unless_gone(brief(pid, &mut buf))?.map(|(row, _)| row));
+            rows.extend(unless_gone(brief(pid, &mut buf))?);
         }
         let mut table = Self::of(rows);
         for pid in table.tree(root) {

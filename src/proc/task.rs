@@ -3,6 +3,7 @@
 use super::{Error, ProcDir, Result, Syntax, scan};
 use crate::image::Pid;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 
 /// Reads `children`: process ids separated by blanks.
 ///
@@ -38,6 +39,21 @@ pub fn processes() -> Result<Vec<Pid>> {
     Ok(found)
 }
 
+/// How many processes there are, in all PID namespaces: the kernel counts a link of `/proc` for each (and a few more).
+fn processes_of_this_kernel() -> u64 {
+    nix::sys::stat::stat("/proc").map_or(u64::MAX, |stat| stat.st_nlink)
+}
+
+/// Is `/proc` mounted without `hidepid` (proc(5), "Mount options")?
+fn shows_everybody() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let mounts = ProcDir::of_self().and_then(|own| own.mountinfo(&mut Vec::new()));
+        let hides = |options: &[u8]| options.windows(7).any(|word| word == b"hidepid");
+        mounts.is_ok_and(|all| !all.iter().any(|m| m.fs_type.0 == b"proc" && hides(&m.super_options.0)))
+    })
+}
+
 impl ProcDir {
     /// Threads of the process, ascending by id (the leader, whose id is the process id, is not always the first:
     /// numbers wrap around). May miss or repeat threads of a process that is not stopped.
@@ -62,11 +78,39 @@ impl ProcDir {
     /// # Errors
     /// As [`Self::tasks`] and [`Self::children`].
     pub fn children_of_all_threads(&self, buf: &mut Vec<u8>) -> Result<Vec<Pid>> {
+        let tids = self.tasks()?;
+        if tids.len() as u64 > processes_of_this_kernel()
+            && let Some(children) = self.children_by_parent(buf)
+        {
+            return Ok(children);
+        }
+        self.children_by_thread(&tids, buf)
+    }
+
+    /// Asks all processes for their parent: less to read where the process has more threads than there are processes.
+    /// `None` where `/proc` does not show everybody, or something cannot be read.
+    fn children_by_parent(&self, buf: &mut Vec<u8>) -> Option<Vec<Pid>> {
+        if !shows_everybody() {
+            return None;
+        }
         let mut found = Vec::new();
-        for tid in self.tasks()? {
+        for pid in processes().ok()? {
+            match Self::stat_of_process(pid, buf) {
+                Ok(stat) if stat.ppid == self.pid().0 => found.push(pid),
+                Ok(_) => {}
+                Err(e) if e.is_gone() => {}
+                Err(_) => return None,
+            }
+        }
+        Some(found)
+    }
+
+    fn children_by_thread(&self, tids: &[Pid], buf: &mut Vec<u8>) -> Result<Vec<Pid>> {
+        let mut found = Vec::new();
+        for tid in tids {
             match self.parsed(&format!("task/{tid}/children"), buf, parse_children) {
                 Ok(children) => found.extend(children),
-                Err(e) if e.is_gone() || e.is_absent() && !self.has_thread(tid) => {}
+                Err(e) if e.is_gone() || e.is_absent() && !self.has_thread(*tid) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -101,10 +145,13 @@ pub(super) mod tests {
         let pid = Pid(child.id() as i32);
         let dir = ProcDir::of_self().unwrap();
         let children = dir.children_of_all_threads(&mut Vec::new()).unwrap();
+        let by_parent = dir.children_by_parent(&mut Vec::new());
         let all = processes().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(children.contains(&pid) && all.contains(&pid));
+        assert!(by_parent.map_or(!shows_everybody(), |children| children.contains(&pid)));
+        assert!(processes_of_this_kernel() >= all.len() as u64);
         assert!(dir.tasks().unwrap().contains(&Pid(std::process::id() as i32)));
     }
 }

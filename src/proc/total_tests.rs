@@ -35,6 +35,7 @@ fn parsers() -> Vec<(&'static str, Parser, &'static [u8])> {
         ("auxv", |b| auxv::pairs(b).count() < usize::MAX, b"0123456701234567"),
         ("cmdline", |b| cmdline::strings(b).len() < usize::MAX, b"a\0b\0"),
         ("pagemap", |b| pagemap::entries(b).all(|e| e.has_content() || !e.has_content()), b"01234567"),
+        ("syscall", |b| syscall::parse(b).is_ok(), syscall::tests::SAMPLE),
         ("locks", |b| locks::parse(b).is_ok(), locks::tests::SAMPLE),
     ]
 }

@@ -15,10 +15,19 @@ use std::path::{Path, PathBuf};
 pub struct Place {
     /// Directory in the version 2 hierarchy: tasks are born in it (`CLONE_INTO_CGROUP`).
     unified: Option<OwnedFd>,
-    /// Directories in version 1 hierarchies: the root moves there before it has children.
-    others: Vec<PathBuf>,
+    /// Cgroups in version 1 hierarchies: the root is there before it has children.
+    others: Vec<Other>,
     /// Where it is, for messages and for finding it again.
     pub path: Option<PathBuf>,
+}
+
+/// A cgroup of a version 1 hierarchy.
+#[derive(Debug)]
+struct Other {
+    controllers: String,
+    /// As `/proc/PID/cgroup` shows it, where that part of the hierarchy is mounted which it begins with.
+    path: PathBuf,
+    dir: PathBuf,
 }
 
 /// Directory below each hierarchy's mount for trees that have no other place.
@@ -31,7 +40,7 @@ pub fn prepare(model: &Model, choice: &Cgroup, name: &str, warnings: &mut Vec<St
     for hierarchy in hierarchies()? {
         let ours = own.iter().find(|m| m.controllers == hierarchy.controllers);
         let Some(path) = wanted(model, choice, name, &hierarchy, ours) else { continue };
-        let dir = hierarchy.mount.join(path);
+        let dir = hierarchy.mount.join(&path);
         if let Err(errno) = make(&dir) {
             warnings.push(format!("cgroup {} could not be made: {errno}", dir.display()));
             continue;
@@ -42,27 +51,60 @@ pub fn prepare(model: &Model, choice: &Cgroup, name: &str, warnings: &mut Vec<St
             place.unified = Some(opened.map_err(|errno| failed("open", &dir, errno))?);
             place.path = Some(dir);
         } else {
-            place.others.push(dir);
+            let path = Path::new("/").join(path);
+            place.others.push(Other { controllers: hierarchy.controllers, path, dir });
         }
     }
     Ok(place)
 }
 
 impl Place {
-    /// Descriptor for `CLONE_INTO_CGROUP`.
-    pub fn unified(&self) -> Option<RawFd> {
-        self.unified.as_ref().map(AsRawFd::as_raw_fd)
+    /// Makes a process that is born in these cgroups, as far as that can be: [`Self::enter`] sees to the rest. `make` gets the
+    /// descriptor for `CLONE_INTO_CGROUP`. In a version 1 hierarchy a process is born where its maker is, so a thread of ours
+    /// goes there to make it: that costs nothing, where the kernel waits for a grace period (10 ms and more) to move
+    /// somebody else (Linux 6.0).
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn child(&self, make: impl Fn(Option<RawFd>) -> Result<Pid> + Sync) -> Result<Pid> {
+        let unified = self.unified.as_ref().map(AsRawFd::as_raw_fd);
+        let there = || self.others.iter().all(|other| other.go_there().is_ok()).then(|| make(unified));
+        let born = if self.others.is_empty() { None } else { in_a_thread(there) };
+        born.unwrap_or_else(|| make(unified))
     }
 
-    /// Moves a process into the version 1 cgroups.
+    /// Sees to it that a process is in the version 1 cgroups.
     pub fn enter(&self, pid: Pid) -> Result<()> {
-        for dir in &self.others {
-            let file = dir.join("cgroup.procs");
+        if self.others.is_empty() {
+            return Ok(());
+        }
+        let set = ProcDir::open(pid)?.cgroup_set(&mut Vec::new())?.memberships;
+        let is_in = |other: &Other| {
+            set.iter().any(|m| m.controllers == other.controllers && m.path.as_path() == other.path.as_path())
+        };
+        for other in self.others.iter().filter(|other| !is_in(other)) {
+            let file = other.dir.join("cgroup.procs");
             std::fs::write(&file, pid.to_string())
                 .map_err(|e| failed("write", &file, crate::sys::Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         }
         Ok(())
     }
+}
+
+impl Other {
+    /// Moves the calling thread, and it alone.
+    fn go_there(&self) -> std::io::Result<()> {
+        std::fs::write(self.dir.join("tasks"), "0")
+    }
+}
+
+/// What a thread of its own gives; `None` if it gives nothing, or cannot be made. It has no name, as its children would
+/// inherit that.
+fn in_a_thread<T: Send>(work: impl FnOnce() -> Option<T> + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, work).ok()?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// The path below the mount of a hierarchy; `None` = as the engine.

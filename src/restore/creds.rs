@@ -15,15 +15,20 @@ const PR_CAP_AMBIENT_RAISE: u64 = 2;
 const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
 const CAPS: u64 = 41;
 
-/// Gives every thread of a task its filters and ids, then the process what those would have reset.
+/// Gives every thread of a task its filters and ids, then the process what those would have reset. The first thread comes
+/// first, as it installs filters for all.
 pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
     let of = &model.tasks[task.at()];
     let own = super::task::own_caps();
     let scratch = skeletons.scratch;
     let skeleton = skeletons.task(task);
     let common = common_filters(of);
-    for (n, thread) in of.threads.iter().enumerate() {
+    let others_wait = super::task::others_wait(of);
+    let batch = |(n, thread): (usize, &Thread)| -> Result<Batch> {
         let mut batch = Batch::new();
+        if n > 0 && others_wait {
+            super::task::last_calls(&mut batch, model, of, thread);
+        }
         filters(&mut batch, model, thread, n == 0, common);
         match super::ns::ids::namespace(model, of) {
             None => ids(&mut batch, &thread.creds, own),
@@ -32,7 +37,14 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         if n == 0 {
             mm::seal(&mut batch, model, task);
         }
-        skeleton.threads[n].run_all(&scratch, &batch)?;
+        Ok(batch)
+    };
+    let batches = of.threads.iter().enumerate().map(batch).collect::<Result<Vec<Batch>>>()?;
+    if let (Some((first, others)), Some((leader, threads))) =
+        (batches.split_first(), skeleton.threads.split_first_mut())
+    {
+        leader.run_all(&scratch, first)?;
+        super::task::run_each(threads, &scratch, others)?;
     }
     if let Some(mm) = of.mm {
         let mut batch = Batch::new();

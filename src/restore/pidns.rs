@@ -17,12 +17,12 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
     let failed = |errno| Error::System { operation: "clone3 (new PID namespace)", object: format!("pid {pid}"), errno };
     let flags = flags | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     if pid.0 == 1 {
-        let child = clone::paused_child(flags, libc::SIGCHLD, &[1], place.unified()).map_err(failed)?;
+        let child = place.child(|cgroup| clone::paused_child(flags, libc::SIGCHLD, &[1], cgroup).map_err(failed))?;
         let mut remote = hold(child, skeletons)?;
         mount_proc(&mut remote, scratch)?;
         return Ok(remote);
     }
-    let child = clone::reaper(flags, pid.0, place.unified()).map_err(failed)?;
+    let child = place.child(|cgroup| clone::reaper(flags, pid.0, cgroup).map_err(failed))?;
     let mut init = hold(child, skeletons)?;
     mount_proc(&mut init, scratch)?;
     place.enter(child)?;

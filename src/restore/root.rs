@@ -73,7 +73,11 @@ pub(super) fn taken(model: &Model) -> Option<(i32, String)> {
     ids.map(|id| id.0).find_map(|id| occupant(id).map(|name| (id, name)))
 }
 
+/// Who has an id. There are as many to ask for as the tree has threads, and hardly any is taken.
 fn occupant(id: i32) -> Option<String> {
+    if id <= 0 || nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), None) == Err(Errno::ESRCH) {
+        return None;
+    }
     let mut name = Vec::new();
     ProcDir::open(Pid(id)).ok()?.read_into("comm", &mut name).ok()?;
     Some(String::from_utf8_lossy(&name).trim().to_owned())
@@ -92,7 +96,8 @@ fn with_same_id(
         errno => Error::System { operation: "clone3", object: format!("pid {pid}"), errno },
     };
     let Some(session) = outer_session(model).filter(|_| options.own_session) else {
-        let child = clone::paused_child(sibling, libc::SIGCHLD, &[pid.0], place.unified()).map_err(failed)?;
+        let child =
+            place.child(|cgroup| clone::paused_child(sibling, libc::SIGCHLD, &[pid.0], cgroup).map_err(failed))?;
         return hold(child, skeletons);
     };
     // The leader of the session has ended, or stays behind: a helper plays it while groups are made. Its number is taken
@@ -100,7 +105,7 @@ fn with_same_id(
     let free = session.0 > 0 && occupant(session.0).is_none();
     let id = [session.0];
     let ids = if free { &id[..] } else { &[] };
-    let child = clone::paused_child(sibling, libc::SIGCHLD, ids, place.unified()).map_err(failed)?;
+    let child = place.child(|cgroup| clone::paused_child(sibling, libc::SIGCHLD, ids, cgroup).map_err(failed))?;
     let mut leader = hold(child, skeletons)?;
     open_session(&mut leader, skeletons)?;
     // A sibling has its maker's exit signal; the kernel takes no other.

@@ -7,7 +7,7 @@ use crate::proc::ProcDir;
 use crate::sys::abi::{SchedAttr, StackT};
 use crate::sys::{Errno, sched, wait};
 use crate::trace::Batch;
-use crate::trace::remote::Remote;
+use crate::trace::remote::{Remote, Scratch};
 
 /// Capabilities this program may give: those of its own bounding set.
 pub fn own_caps() -> u64 {
@@ -85,27 +85,37 @@ pub fn finish(model: &Model, id: TaskId, skeletons: &mut Skeletons, warnings: &m
     // Some have been made subreapers while the tree was made.
     batch.prctl(libc::PR_SET_CHILD_SUBREAPER, u64::from(task.child_subreaper), 0u64);
     timers::create(&mut batch, task);
+    let last = |thread: &Thread, batch: &mut Batch| last_calls(batch, model, task, thread);
+    last(&task.threads[0], &mut batch);
     skeleton.threads[0].run_all(&scratch, &batch)?;
-    let batches: Vec<Batch> = task.threads.iter().map(|thread| last_calls(model, task, thread)).collect();
-    // All at once where they cannot be in each other's way: a root and a working directory of one's own depend on the order.
-    if task.threads.iter().any(|t| t.fs != task.threads[0].fs) {
-        for (batch, remote) in batches.iter().zip(&mut skeleton.threads) {
-            remote.run_all(&scratch, batch)?;
+    if !others_wait(task) {
+        for (thread, remote) in task.threads.iter().zip(&mut skeleton.threads).skip(1) {
+            let mut batch = Batch::new();
+            last(thread, &mut batch);
+            remote.run_all(&scratch, &batch)?;
         }
-        return values_and_limits(task, pid, warnings);
     }
-    for (results, remote) in Remote::run_each(&mut skeleton.threads, &scratch, &batches)?.iter().zip(&skeleton.threads)
-    {
+    limits(task, pid, warnings)?;
+    values(task, pid, warnings)
+}
+
+/// The threads beside the first make their last calls all at the same time, with those for their credentials: where they
+/// cannot be in each other's way. A root and a working directory of one's own depend on the order.
+pub fn others_wait(task: &Task) -> bool {
+    task.threads.iter().all(|t| t.fs == task.threads[0].fs)
+}
+
+/// Runs a batch in each of these threads, all at the same time.
+///
+/// # Errors
+/// The first call that had to succeed and did not.
+pub fn run_each(threads: &mut [Remote], scratch: &Scratch, batches: &[Batch]) -> Result<()> {
+    for (results, remote) in Remote::run_each(threads, scratch, batches)?.iter().zip(threads) {
         if let Some((_, call, errno)) = results.first_error() {
             return Err(crate::trace::Error::Call { pid: remote.pid(), call, errno }.into());
         }
     }
-    values_and_limits(task, pid, warnings)
-}
-
-fn values_and_limits(task: &Task, pid: Pid, warnings: &mut Vec<String>) -> Result<()> {
-    limits(task, pid, warnings)?;
-    values(task, pid, warnings)
+    Ok(())
 }
 
 /// Gives the threads of a task their share of the processors: last, as our own work in them goes by it, too.
@@ -117,9 +127,8 @@ pub fn schedule(model: &Model, id: TaskId, skeletons: &mut Skeletons, warnings: 
 }
 
 /// What a thread does for itself.
-fn last_calls(model: &Model, task: &Task, thread: &Thread) -> Batch {
+pub fn last_calls(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread) {
     const PR_SET_TIMERSLACK: i32 = 29;
-    let mut batch = Batch::new();
     batch.must(libc::SYS_set_tid_address, &[thread.clear_child_tid.into()]);
     let (head, len) = thread.robust_list;
     if head != 0 {
@@ -141,9 +150,8 @@ fn last_calls(model: &Model, task: &Task, thread: &Thread) -> Batch {
         if thread.tid != task.pid {
             batch.must(libc::SYS_unshare, &[libc::CLONE_FS.into()]);
         }
-        file_system(&mut batch, model, task, thread);
+        file_system(batch, model, task, thread);
     }
-    batch
 }
 
 fn file_system(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread) {

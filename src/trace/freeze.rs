@@ -69,9 +69,12 @@ impl Frozen {
         let freezers = cgroupfs::frozen(root)?;
         let mut attempt = 1;
         loop {
-            let slept = sleepers::look(root);
+            let everybody = descendants(root);
+            let slept = sleepers::look(root, &everybody);
             let mut frozen = Self { processes: Vec::new(), since: Instant::now(), freezers: freezers.clone() };
-            match frozen.stop_all(root, attempt % 2 == 1) {
+            // Nobody of a frozen tree makes or loses children, and none can be waited for before all have been asked.
+            let at_once = attempt % 2 == 1 || !freezers.is_empty();
+            match frozen.stop_all(if at_once { everybody } else { vec![root] }) {
                 Ok(()) => {
                     for process in &mut frozen.processes {
                         for thread in &mut process.threads {
@@ -93,12 +96,11 @@ impl Frozen {
         }
     }
 
-    /// Asks everybody there is before anybody is waited for (`at_once`), then whoever has come since. Or generation by
-    /// generation: a parent in vfork(2) stops only when its child goes on, which a child that was asked first does not.
-    fn stop_all(&mut self, root: Pid, at_once: bool) -> std::result::Result<(), (Error, Vec<Stopping>)> {
+    /// Asks everybody there is (`found`) before anybody is waited for, then whoever has come since. Or, given the root alone,
+    /// generation by generation: a parent in vfork(2) stops only when its child goes on, which a child that was asked first
+    /// does not.
+    fn stop_all(&mut self, mut found: Vec<Pid>) -> std::result::Result<(), (Error, Vec<Stopping>)> {
         let deadline = Instant::now() + DEADLINE;
-        // Nobody of a frozen tree makes or loses children, and none can be waited for before all have been asked.
-        let mut found = if at_once || !self.freezers.is_empty() { descendants(root) } else { vec![root] };
         let mut known: HashSet<Pid> = found.iter().copied().collect();
         let freezers = self.freezers.clone();
         // A stopped process makes no children, so each pass can only find those of processes that were still running in the

@@ -219,6 +219,10 @@ pub fn let_go(mut all: Vec<Stopping>, until: Instant) -> bool {
 /// makes the kernel forget the section, and resuming at the old place would commit without atomicity (kernel.md 1).
 fn leave_rseq_section(remote: &mut Remote) -> Result<()> {
     const RSEQ_CS: u64 = 8;
+    // A section contains no system call (rseq(2)).
+    if remote.saved.interrupted_call().is_some() {
+        return Ok(());
+    }
     let config = match ptrace::rseq_configuration(remote.pid()) {
         Ok(config) if config.address != 0 => config,
         _ => return Ok(()),

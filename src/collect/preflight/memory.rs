@@ -6,7 +6,7 @@ use crate::{
     collect::sysv,
     image::Pid,
     proc::{
-        ProcDir, Result,
+        ProcDir,
         maps::{Mapping, Special},
         smaps::{Flagged, VmFlags},
         table::Table,
@@ -41,17 +41,12 @@ fn object(pid: Pid, mapping: &Mapping) -> String {
     format!("pid {pid} mapping {:x}-{:x} {}", mapping.start, mapping.end, mapping.name)
 }
 
-pub(super) fn look(
-    member: &Member<'_>,
-    buf: &mut Vec<u8>,
-    shared: &mut Shared,
-    found: &mut Vec<Blocker>,
-) -> Result<()> {
+pub(super) fn look(member: &Member<'_>, mappings: &[Flagged], shared: &mut Shared, found: &mut Vec<Blocker>) {
     let pid = member.row.pid;
     // The same reason for many mappings is said once for a process.
     let mut said = HashSet::new();
-    for flagged in member.dir.smaps_flags(buf)? {
-        if let Some((code, because)) = judge(&flagged)
+    for flagged in mappings {
+        if let Some((code, because)) = judge(flagged)
             && said.insert(code)
         {
             let blocker = Blocker::new(code, object(pid, &flagged.mapping));
@@ -61,7 +56,6 @@ pub(super) fn look(
             shared.0.entry(key).or_insert_with(|| object(pid, &flagged.mapping));
         }
     }
-    Ok(())
 }
 
 /// Why a mapping cannot be saved; an empty reason is the catalogue's.

@@ -66,10 +66,12 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
     let members: Vec<Member<'_>> = living.into_iter().zip(&dirs).map(|(row, dir)| Member { row, dir }).collect();
     let mut buf = Vec::new();
     let mut shared = memory::Shared::default();
-    for member in &members {
-        let mut look = || -> proc::Result<()> {
+    let mappings = super::mm::read_many(&dirs.iter().collect::<Vec<_>>());
+    for (member, mappings) in members.iter().zip(mappings) {
+        let look = || -> proc::Result<()> {
             tasks::look(member, &mut buf, &mut blockers)?;
-            memory::look(member, &mut buf, &mut shared, &mut blockers)?;
+            let mappings = mappings.map_or_else(|| member.dir.smaps_flags(&mut buf), Ok)?;
+            memory::look(member, &mappings, &mut shared, &mut blockers);
             namespaces::look(member, members[0].dir, &mut buf, &mut blockers)
         };
         match look() {

@@ -7,7 +7,6 @@ use super::{
 };
 use crate::image::{Model, limits, manifest::pages_file, mm::PAGE};
 use crate::memory::{PageRange, RangeSet, Space};
-use crate::sys::mapping::FileMapping;
 use std::{
     fs::File,
     os::unix::fs::FileExt,
@@ -29,8 +28,6 @@ struct Layer {
     dir: PathBuf,
     index: Index,
     files: Vec<File>,
-    /// The files in memory, where they lie on tmpfs: there a mapping costs less than a copy and cannot fail later.
-    maps: Vec<Option<FileMapping>>,
     /// Frames that were found intact already, so that small reads need not read them whole again.
     intact: Vec<AtomicBool>,
 }
@@ -299,31 +296,6 @@ impl PageReader {
         Ok(())
     }
 
-    /// The content of a run where it lies, if it lies in memory as it is (raw, on tmpfs); every frame it touches is checked.
-    ///
-    /// # Errors
-    /// A frame that is damaged.
-    pub fn mapped(&self, run: &ResolvedRun) -> Result<Option<&[u8]>, StoreError> {
-        let Source::Data { layer, frame: first, page } = run.source else { return Ok(None) };
-        let layer = &self.layers[usize::from(layer)];
-        let frame = &layer.index.frames[first as usize];
-        let Some(map) = layer.maps[usize::from(frame.file)].as_ref().filter(|_| frame.packing == Packing::Raw) else {
-            return Ok(None);
-        };
-        let start = frame.offset + u64::from(page) * PAGE;
-        let end = start + run.range.bytes();
-        for (number, frame) in (first..).zip(&layer.index.frames[first as usize..]).take_while(|(_, f)| f.offset < end)
-        {
-            if !layer.intact[number as usize].load(Ordering::Relaxed) {
-                layer.check(number, &map.bytes()[frame.offset as usize..frame.end() as usize])?;
-            }
-            if frame.end() >= end {
-                break;
-            }
-        }
-        Ok(Some(&map.bytes()[start as usize..end as usize]))
-    }
-
     /// Frames of every image of the chain, as (image, frame).
     pub fn frames(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
         let layers = self.layers.iter().zip(0u16..);
@@ -397,19 +369,11 @@ impl ResolvedRun {
     }
 }
 
-/// Maps a file of a tmpfs.
-fn map(file: &File, length: u64) -> Option<FileMapping> {
-    let tmpfs = nix::sys::statfs::fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
-    let length = usize::try_from(length).ok().filter(|n| tmpfs && *n > 0)?;
-    FileMapping::new(file, length).ok()
-}
-
 impl Layer {
     fn open(image: &ImageDir) -> Result<Self, StoreError> {
         let dir = image.path().to_owned();
         let index = image.index()?;
         let mut files = Vec::with_capacity(index.files.len());
-        let mut maps = Vec::with_capacity(index.files.len());
         for (n, bytes) in index.files.iter().enumerate() {
             let path = dir.join(pages_file(n));
             let file = File::open(&path).map_err(StoreError::io("open", &path))?;
@@ -417,11 +381,10 @@ impl Layer {
             if found != *bytes {
                 return Err(StoreError::Damaged { path, what: format!("it has {found} bytes instead of {bytes}") });
             }
-            maps.push(map(&file, found));
             files.push(file);
         }
         let intact = index.frames.iter().map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { dir, index, files, maps, intact })
+        Ok(Self { dir, index, files, intact })
     }
 
     fn path(&self, file: u16) -> PathBuf {
