@@ -346,7 +346,8 @@ impl Builder {
         }
         if !alone.is_empty() {
             let which = alone.join(", ");
-            self.warnings.push(format!("mounted for itself now, what is mounted elsewhere does not show there: {which}"));
+            self.warnings
+                .push(format!("mounted for itself now, what is mounted elsewhere does not show there: {which}"));
         }
     }
 
