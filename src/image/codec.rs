@@ -103,6 +103,11 @@ impl Writer {
         let malformed = |why: String| CodecError::Malformed { section: name, why };
         let raw =
             bincode::serde::encode_to_vec(value, bincode::config::legacy()).map_err(|e| malformed(e.to_string()))?;
+        self.raw(kind, version, name, &raw)
+    }
+
+    fn raw(&mut self, kind: u16, version: u16, name: &'static str, raw: &[u8]) -> Result<(), CodecError> {
+        let malformed = |why: String| CodecError::Malformed { section: name, why };
         let limit = limit_of(kind);
         if raw.len() > limit {
             return Err(CodecError::Limit { section: name, bytes: raw.len() as u64, limit: limit as u64 });
@@ -110,10 +115,10 @@ impl Writer {
         let packed = if raw.len() < PACK_FROM {
             None
         } else {
-            let packed = self.packer.compress(&raw).map_err(|e| malformed(e.to_string()))?;
+            let packed = self.packer.compress(raw).map_err(|e| malformed(e.to_string()))?;
             (packed.len() < raw.len()).then_some(packed)
         };
-        let (packing, payload) = packed.as_ref().map_or((STORED, &raw), |p| (ZSTD, p));
+        let (packing, payload) = packed.as_deref().map_or((STORED, raw), |p| (ZSTD, p));
         let mut header = [0u8; SECTION_HEADER - 8];
         header[0..2].copy_from_slice(&kind.to_le_bytes());
         header[2..4].copy_from_slice(&version.to_le_bytes());
@@ -273,6 +278,33 @@ pub fn encode(model: &Model) -> Result<Vec<u8>, CodecError> {
     out[8..10].copy_from_slice(&VERSION.to_le_bytes());
     out[10..12].copy_from_slice(&writer.sections.to_le_bytes());
     Ok(out)
+}
+
+/// What somebody makes of a file who knows its checksums: one section (counted round) with other content.
+#[cfg(test)]
+pub(crate) fn forged(bytes: &[u8], section: usize, forge: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut rest = &bytes[FILE_HEADER..];
+    let mut writer = Writer {
+        out: bytes[..FILE_HEADER].to_vec(),
+        packer: zstd::bulk::Compressor::new(ZSTD_LEVEL).unwrap(),
+        sections: 0,
+    };
+    let (mut at, mut forge) = (section % usize::from(u16_at(bytes, 10)), Some(forge));
+    while !rest.is_empty() {
+        let Section { kind, version, packing, raw_len, payload, .. } = Section::take(&mut rest).unwrap();
+        let mut raw = match packing {
+            STORED => payload.to_vec(),
+            _ => zstd::bulk::decompress(payload, raw_len as usize).unwrap(),
+        };
+        if at == 0
+            && let Some(forge) = forge.take()
+        {
+            forge(&mut raw);
+        }
+        at = at.wrapping_sub(1);
+        writer.raw(kind, version, "forged", &raw).unwrap();
+    }
+    writer.out
 }
 
 /// The content of `model.bin` as a model. Total on any input; [`super::verify::model`] then says whether it makes sense.

@@ -39,3 +39,7 @@ pub fn with_causes(error: &(dyn Error + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

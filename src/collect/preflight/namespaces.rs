@@ -10,8 +10,8 @@ use crate::{
 use nix::fcntl::OFlag;
 
 /// Kinds that a restore cannot make: a tree that has one of its own is refused. PID namespaces are handled by the ids of
-/// the tasks, mount and user namespaces below, roots of cgroups by `--cgroup`, one time namespace for the whole tree by its clocks.
-const REFUSED: [&str; 2] = ["net", "ipc"];
+/// the tasks, mount and user namespaces below, one time namespace for the whole tree by its clocks.
+const REFUSED: [&str; 3] = ["net", "ipc", "cgroup"];
 
 pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found: &mut Vec<Blocker>) -> Result<()> {
     let own = ProcDir::of_self()?;

@@ -381,10 +381,20 @@ impl ImageDir {
     }
 }
 
+/// A file of an image and its length. Whatever else is in its place is not waited for.
+pub(super) fn open_plain(path: &Path) -> Result<(File, u64), StoreError> {
+    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = open.map_err(StoreError::io("open", path))?;
+    let meta = file.metadata().map_err(StoreError::io("stat", path))?;
+    if !meta.is_file() {
+        return Err(StoreError::Damaged { path: path.to_owned(), what: "it is no regular file".to_owned() });
+    }
+    Ok((file, meta.len()))
+}
+
 /// Reads a file that must not be longer than `limit` bytes.
 fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
-    let file = File::open(path).map_err(StoreError::io("open", path))?;
-    let length = file.metadata().map_err(StoreError::io("stat", path))?.len();
+    let (file, length) = open_plain(path)?;
     if length > limit {
         let what = format!("it has {length} bytes; at most {limit} were expected");
         return Err(StoreError::Damaged { path: path.to_owned(), what });

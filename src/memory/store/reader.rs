@@ -376,8 +376,7 @@ impl Layer {
         let mut files = Vec::with_capacity(index.files.len());
         for (n, bytes) in index.files.iter().enumerate() {
             let path = dir.join(pages_file(n));
-            let file = File::open(&path).map_err(StoreError::io("open", &path))?;
-            let found = file.metadata().map_err(StoreError::io("stat", &path))?.len();
+            let (file, found) = super::dir::open_plain(&path)?;
             if found != *bytes {
                 return Err(StoreError::Damaged { path, what: format!("it has {found} bytes instead of {bytes}") });
             }

@@ -312,11 +312,17 @@ impl Builder {
     /// Peer groups, masters, and what must not be bound.
     fn propagation(&mut self, mounts: &[Mount], placed: &HashMap<u32, OwnedFd>, peers: &[Option<OwnedFd>]) {
         let set = |fd: &OwnedFd, flag| mount::set_attributes(fd, 0, 0, flag);
+        let mut alone = Vec::new();
         for (of, peer) in mounts.iter().zip(peers) {
-            let Some(new) = placed.get(&of.id) else { continue };
+            let Some(new) = placed.get(&of.id) else {
+                // The first task mounts it, in a namespace that has no peers any more.
+                alone.extend(((of.shared, of.master) != (0, 0)).then(|| of.mount_point.to_string()));
+                continue;
+            };
             let mut done = Ok(());
             if of.master != 0 {
                 let from = self.groups.get(&of.master).or(peer.as_ref());
+                alone.extend(from.is_none().then(|| of.mount_point.to_string()));
                 done = from.map_or(Ok(()), |from| mount::join_group(from, new).and_then(|()| set(new, libc::MS_SLAVE)));
                 if of.shared != 0 {
                     done = done.and_then(|()| set(new, libc::MS_SHARED));
@@ -337,6 +343,11 @@ impl Builder {
             {
                 self.groups.entry(of.shared).or_insert(kept);
             }
+        }
+        if !alone.is_empty() {
+            let which = alone.join(", ");
+            self.warnings
+                .push(format!("mounted for itself now, what is mounted elsewhere does not show there: {which}"));
         }
     }
 
