@@ -63,8 +63,7 @@ fn processor(model: &Model, policy: Cpu) -> Vec<Blocker> {
     if policy == Cpu::Minimal || here.is_empty() {
         return Vec::new();
     }
-    let missing = model.host.cpu_features.iter().filter(|feature| !here.contains(feature));
-    let missing: Vec<&str> = missing.map(String::as_str).collect();
+    let missing = arch::features::lacking(&model.host.cpu_features, &here);
     if missing.is_empty() { Vec::new() } else { vec![Blocker::new(codes::CPU_FEATURES, missing.join(" "))] }
 }
 

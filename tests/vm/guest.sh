@@ -124,11 +124,20 @@ is_right() {
     esac
 }
 
-# Saves what runs here under a name for the other machine. NEXT: not to be compared yet.
+# Saves what runs here under a name for the other machine, which need not wait for what has failed.
 pack() {
     rm -rf /work/image
-    try migrate dump "$pid" -D /work/image || return 1
-    tar cf /work/image.tar image && offer /work/image.tar "$1"
+    if try migrate dump "$pid" -D /work/image; then
+        tar cf /work/image.tar image && offer /work/image.tar "$1"
+    else
+        nothing "$1"
+    fi
+}
+
+nothing() {
+    echo nothing >/work/nothing
+    offer /work/nothing "$1"
+    return 1
 }
 
 unpack() {
@@ -144,21 +153,20 @@ verdict() {
 # The fixture runs on from where the other machine saved it (under its kernel), and from where this one saved it after that.
 exchange() {
     what=$1
-    start "$what" && pack "image-$what"
+    if start "$what"; then pack "image-$what"; else nothing "image-$what"; fi
     result "image-saved:$what $(verdict $?)"
     unpack "image-$what"
     code=$?
     sleep 1
-    [ $code = 0 ] && pack "image-back-$what"
+    if [ $code = 0 ]; then pack "image-back-$what"; else nothing "image-back-$what"; fi
     result "image-of-other-kernel:$what $(verdict $?)"
     unpack "image-back-$what" && is_right "$what"
     result "image-back-again:$what $(verdict $?)"
 }
 
-# From here to there and, by the other machine's command, back again.
+# What runs here goes to the other machine.
 move() {
-    what=$1 to=$2
-    migrate move "$pid" "$to" --files skip >$log 2>&1 </dev/null
+    migrate move "$pid" "$1" --files skip >$log 2>&1 </dev/null
     code=$?
     [ $code = 0 ] || sed 's/^/  | /' $log | tail -n 25
     return $code
@@ -204,7 +212,7 @@ for what in in_vdso torture; do
             result "move-prepared:$what $(verdict $?)"
             echo begun >/work/flag
             offer /work/flag "begun-$what-$turn"
-            move $what "tcp://$peer:7413"
+            move "tcp://$peer:7413"
             code=$?
             echo $code >/work/flag
             offer /work/flag "moved-$what-$turn"

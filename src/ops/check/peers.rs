@@ -65,8 +65,7 @@ fn unfit(here: &HostFacts, there: &HostFacts) -> Vec<Blocker> {
     if here.arch != there.arch {
         return vec![Blocker::new(codes::ARCHITECTURE, format!("{}: {}", there.hostname, there.arch))];
     }
-    let lacks = |feature: &&String| !there.cpu_features.contains(feature);
-    let missing: Vec<&str> = here.cpu_features.iter().filter(lacks).map(String::as_str).collect();
+    let missing = crate::arch::features::lacking(&here.cpu_features, &there.cpu_features);
     if missing.is_empty() || there.cpu_features.is_empty() {
         return Vec::new();
     }
