@@ -18,4 +18,5 @@ mod ssh;
 mod terminals;
 mod tidy;
 mod traces;
+mod traffic;
 mod zoo;
