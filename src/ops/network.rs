@@ -283,7 +283,7 @@ impl Drop for Leaving {
 fn wait<'a>(fds: impl Iterator<Item = BorrowedFd<'a>>, limit: Duration) {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-    let limit = PollTimeout::try_from(limit.as_millis().min(1000) as u16 + 1).unwrap_or(PollTimeout::ZERO);
+    let limit = PollTimeout::from(limit.as_millis().min(1000) as u16 + 1);
     // Interrupted or not: the caller looks.
     let _ = poll(&mut fds, limit);
 }

@@ -133,9 +133,17 @@ print(round(longest * 1000), count, flush=True)
 
 /// Nobody who waits less has seen a retransmission time-out, which takes 200 ms.
 const NO_TIME_OUT_MS: u64 = 200;
-/// A machine that is busy with something else may stop a target for longer than that: it is tried again so often.
+/// A machine that is busy with something else may stop a target for longer than that, and where a probe was sent it cannot be
+/// told whether it was needed: it is tried again, so often.
 const ATTEMPTS: usize = 6;
 const SECONDS: &str = "4";
+
+/// A command in one of the networks that runs before everything else on this machine: what is measured are milliseconds.
+fn at_once(networks: &Networks, network: usize, program: &str) -> Command {
+    let mut command = networks.inside(network, "chrt");
+    command.args(["-f", "1", program]);
+    command
+}
 
 /// A client that is ready; what it will say.
 struct Client {
@@ -146,7 +154,7 @@ struct Client {
 
 impl Client {
     fn start(networks: &Networks, kind: &'static str, address: &str, go_on: &Path) -> Self {
-        let mut command = networks.inside(2, "/usr/bin/python3");
+        let mut command = at_once(networks, 2, "/usr/bin/python3");
         command.args(["-c", CLIENT, kind, address, SECONDS]).arg(go_on).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = Killed(command.spawn().unwrap());
         let mut client = Self { kind, said: BufReader::new(child.0.stdout.take().unwrap()), child };
@@ -179,7 +187,7 @@ struct Counts {
     /// Segments sent again (`RetransSegs`).
     repeated: u64,
     /// Segments sent to find out whether the last one arrived, two ticks of the kernel after it (`TCPLossProbes`): often the
-    /// last one itself. They are due in any pause longer than that, and nobody waits for them.
+    /// last one itself. They are due in a pause longer than that, and nobody waits for them.
     probes: u64,
     /// Retransmission time-outs (`TCPTimeouts`).
     time_outs: u64,
@@ -207,14 +215,13 @@ impl Counts {
 
     /// Nothing was lost on the way.
     fn check(self) {
-        assert_eq!(self.time_outs, 0, "a retransmission time-out");
-        assert!(self.repeated <= self.probes, "segments were repeated: {self:?}");
+        assert_eq!((self.repeated, self.time_outs), (0, 0), "segments were repeated");
     }
 }
 
 fn agent(networks: &Networks, dir: &Path, fault: Option<&str>) -> (Killed, String) {
     let listen = format!("unix:{}", dir.join("agent.sock").display());
-    let mut command = networks.inside(1, PROGRAM);
+    let mut command = at_once(networks, 1, PROGRAM);
     command.args(["agent", "--listen", &listen]).env("MIGRATE_PLACES", dir.join("b")).stderr(Stdio::piped());
     if let Some(fault) = fault {
         command.env("MIGRATE_FAULT", fault);
@@ -252,7 +259,7 @@ fn felt(address: &str, kinds: &[&'static str], fault: Option<&str>) -> Option<Fe
     let before = Counts::read(&networks);
 
     let bits = if address.contains(':') { 64 } else { 24 };
-    let mut source: Command = networks.inside(0, PROGRAM);
+    let mut source = at_once(&networks, 0, PROGRAM);
     source.args(["move", &server.0.id().to_string(), &to, "--json", "--mode", "pre-copy"]);
     source.args(["--move-address", &format!("{address}/{bits}@eth0")]).env("MIGRATE_PLACES", dir.path().join("a"));
     let moved = source.output().unwrap();
@@ -275,11 +282,11 @@ fn felt(address: &str, kinds: &[&'static str], fault: Option<&str>) -> Option<Fe
 fn unnoticed(address: &str, fault: Option<&str>) {
     for _ in 0..ATTEMPTS {
         let Some(felt) = felt(address, &["open-loop", "stream", "idle", "new"], fault) else { return };
-        if felt.longest_ms < NO_TIME_OUT_MS {
+        if felt.longest_ms < NO_TIME_OUT_MS && felt.counts.probes == 0 {
             return felt.counts.check();
         }
     }
-    panic!("clients waited {NO_TIME_OUT_MS} ms and more in all of {ATTEMPTS} moves");
+    panic!("in none of {ATTEMPTS} moves clients waited less than {NO_TIME_OUT_MS} ms and without a doubt");
 }
 
 #[test]
