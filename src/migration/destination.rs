@@ -25,6 +25,9 @@ pub trait Builder {
     /// Runs it; the process id of its root as this host sees it.
     fn run(&mut self) -> Result<i32, Failure>;
 
+    /// Packets of the network, packed, that came to the source for the target: given to it now if it runs, else when it does.
+    fn deliver(&mut self, packets: &[u8]) -> Result<(), Failure>;
+
     /// Removes what [`Builder::prepare`] made, if anything.
     fn discard(&mut self);
 }
@@ -176,7 +179,7 @@ impl Attempt<'_> {
         let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.control.during("waiting for the order to run the target");
         self.send(&FromDestination::Prepared { attempt: self.id, took_us })?;
-        let order = protocol::receive(&mut self.control).map_err(MoveError::from).and_then(|order| match order {
+        let order = self.receive().and_then(|order| match order {
             FromSource::Commit { attempt } if attempt == self.id => Ok(()),
             FromSource::Abort { reason, .. } => Err(MoveError::Stays { reason }),
             other => Err(self.out_of_turn(&other, "COMMIT")),
@@ -205,13 +208,26 @@ impl Attempt<'_> {
         // Whether the source hears it or not: it runs here, and the journal says so.
         let told = self.send(&FromDestination::Running { attempt: self.id, pid });
         self.control.during("waiting for the end of the original");
-        match told.and_then(|()| Ok(protocol::receive::<FromSource>(&mut self.control)?)) {
+        match told.and_then(|()| self.receive()) {
             Ok(FromSource::Done { .. }) => self.note(Step::Done),
             Ok(other) => {
                 let source = Box::new(self.out_of_turn(&other, "the end of the original"));
                 Err(MoveError::RunsHere { pid, source })
             }
             Err(error) => Err(MoveError::RunsHere { pid, source: Box::new(error) }),
+        }
+    }
+
+    /// The next message. Packets that come before it go to the target.
+    fn receive(&mut self) -> Result<FromSource, MoveError> {
+        let peer = self.control.peer().to_owned();
+        loop {
+            let frame = self.control.receive()?;
+            match frame.kind {
+                FrameKind::SEGMENTS => self.builder.deliver(frame.body)?,
+                FrameKind::MESSAGE => return Ok(protocol::decode(frame.body, &peer)?),
+                got => return Err(TransportError::UnexpectedKind { peer, expected: "a message", got }.into()),
+            }
         }
     }
 

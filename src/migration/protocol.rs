@@ -12,9 +12,11 @@
 //! Prepare, final model                ---------------> rebuilds the target, stops short of running
 //!                                     <--------------- RoundDone n, Prepared
 //! hold beyond our own death; journal: committing
+//! packets that have come meanwhile    ---------------> kept
 //! Commit                              ---------------> journal: owner; runs the target
 //!                                     <--------------- Running
 //! journal: done; ends the original
+//! packets that still come             ---------------> given to the target
 //! Done                                ---------------> forgets the attempt
 //! ```
 //! At any time before Commit either side may say Abort (source) or Failed (destination): the target goes on at the

@@ -14,7 +14,7 @@ use crate::memory::pipeline::ReadPages;
 use crate::memory::{PageRange, Space};
 use crate::ops::outcome::Round;
 use crate::ops::{Event, Events};
-use crate::transport::Link;
+use crate::transport::{FrameKind, Link};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,9 @@ pub enum Taken {
 /// Sends the pages of a round, read from the given place.
 pub type Send<'a> = dyn FnMut(&Plan, &dyn ReadPages) -> Result<Taken, MoveError> + 'a;
 
+/// Sends packets of the network, packed, to the destination.
+pub type SendSegments<'a> = dyn FnMut(&[u8]) -> Result<(), MoveError> + 'a;
+
 /// The target as this side handles it; the engine implements it. Called from one thread.
 pub trait Target {
     /// Reads it in a short freeze and begins to track its writes; it runs on.
@@ -109,6 +112,21 @@ pub trait Target {
 
     /// Sees to it that it stays stopped even if this program dies.
     fn hold(&mut self) -> Result<(), Failure>;
+
+    /// What the network has brought for it since it was stopped, packed: the destination gives it to the target when it runs.
+    /// Called once, after [`Target::hold`]. [`Target::resume`] gives it to the target here all the same.
+    fn segments_ahead(&mut self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
+    /// Sends on what the network still brings here, until the neighbours know the target's new place. Called after
+    /// [`Target::end`].
+    ///
+    /// # Errors
+    /// Those of `send`: what comes here from then on is lost.
+    fn forward_segments(&mut self, _send: &mut SendSegments<'_>) -> Result<(), MoveError> {
+        Ok(())
+    }
 
     /// Lets it go on as if nothing had been (also after [`Target::hold`]); stops tracking.
     fn resume(&mut self) -> Result<(), Failure>;
@@ -369,6 +387,9 @@ impl Attempt<'_> {
         self.report.switched(pid, pause);
         let downtime = self.report.downtime.unwrap_or_default();
         self.events.event(Event::Switched { downtime });
+        // It runs there: what fails from here on is a warning, not a failure of the move.
+        self.end_original(target);
+        self.farewell(target);
         Ok(())
     }
 
@@ -394,15 +415,14 @@ impl Attempt<'_> {
         target.hold()?;
         self.journal.write(Step::Committing).map_err(|source| MoveError::Journal { source })?;
         self.link.control.during("handing the target over");
+        for body in target.segments_ahead() {
+            self.link.control.send(FrameKind::SEGMENTS, &body)?;
+        }
         let answer = protocol::send(&mut self.link.control, &FromSource::Commit { attempt: self.id })
             .map_err(MoveError::from)
             .and_then(|()| self.receive());
         match answer {
-            Ok(FromDestination::Running { pid, .. }) => {
-                // It runs there: what fails from here on is a warning, not a failure of the move.
-                self.end_original(target);
-                Ok(pid)
-            }
+            Ok(FromDestination::Running { pid, .. }) => Ok(pid),
             // Said after COMMIT was read: it durably does not run there.
             Err(error @ MoveError::Destination(_)) => Err(error),
             Ok(other) => {
@@ -424,7 +444,16 @@ impl Attempt<'_> {
                 .warnings
                 .push(format!("the journal {} could not be written: {error}", self.journal.path().display()));
         }
-        if let Err(error) = protocol::send(&mut self.link.control, &FromSource::Done { attempt: self.id }) {
+    }
+
+    /// The last words: what still comes here for the target, and that the original has ended.
+    fn farewell(&mut self, target: &mut dyn Target) {
+        let control = &mut self.link.control;
+        let done = FromSource::Done { attempt: self.id };
+        let said = target
+            .forward_segments(&mut |body| Ok(control.send(FrameKind::SEGMENTS, body)?))
+            .and_then(|()| Ok(protocol::send(control, &done)?));
+        if let Err(error) = said {
             tracing::debug!(%error, "the destination was not told that the original has ended");
         }
     }

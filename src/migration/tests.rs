@@ -4,7 +4,7 @@ use super::destination::{Builder, Surroundings};
 use super::journal::{self, Step};
 use super::pages::{Run, What};
 use super::protocol::{SpaceName, TargetSummary};
-use super::source::{Compression, Final, Plan, Survey, Taken, Target, Wishes};
+use super::source::{Compression, Final, Plan, SendSegments, Survey, Taken, Target, Wishes};
 use super::switchover::{ExitCondition, Goals, Step as Help};
 use super::*;
 use crate::image::{MmId, ShmemId, codec, mm::PAGE};
@@ -206,6 +206,16 @@ impl Target for FakeTarget {
         Ok(())
     }
 
+    fn segments_ahead(&mut self) -> Vec<Vec<u8>> {
+        assert_eq!(self.state, State::Held, "whatever comes later comes to an address that has left");
+        vec![b"first".to_vec(), b"second".to_vec()]
+    }
+
+    fn forward_segments(&mut self, send: &mut SendSegments<'_>) -> Result<(), MoveError> {
+        assert!(matches!(self.state, State::Held | State::Ended));
+        send(b"straggler")
+    }
+
     fn resume(&mut self) -> Result<(), Failure> {
         assert_ne!(self.state, State::Ended);
         self.state = State::Running;
@@ -225,6 +235,8 @@ struct FakeBuilder {
     fault: Fault,
     built: Option<Memory>,
     runs: bool,
+    /// Packets, and whether it ran when they came.
+    delivered: Vec<(bool, Vec<u8>)>,
     discarded: bool,
 }
 
@@ -265,6 +277,11 @@ impl Builder for FakeBuilder {
         self.fails(Fault::Run)?;
         self.runs = true;
         Ok(77)
+    }
+
+    fn deliver(&mut self, packets: &[u8]) -> Result<(), Failure> {
+        self.delivered.push((self.runs, packets.to_vec()));
+        Ok(())
     }
 
     fn discard(&mut self) {
@@ -432,6 +449,8 @@ fn a_target_moves() {
         let report = play.source.unwrap();
         play.destination.unwrap();
         assert_eq!((play.target.state, play.builder.runs, report.pid), (State::Ended, true, Some(77)));
+        let packets = [(false, b"first".to_vec()), (false, b"second".to_vec()), (true, b"straggler".to_vec())];
+        assert_eq!(play.builder.delivered, packets);
         assert_eq!(report.exit, Some(ExitCondition::Rounds));
         assert_eq!(report.rounds.len(), 3, "two while it ran, one in the pause");
         assert!(report.rounds[0].pages == 2000 && report.rounds[2].pages < 100);

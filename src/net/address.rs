@@ -3,14 +3,22 @@
 //! Taking an IPv4 address away neither closes nor resets the sockets that are bound to it. What the kernel removes with an
 //! address (the route to its own network) comes back with it; other routes over it do not.
 
-use super::{Result, announce::Announcer, failed};
+use super::{Result, failed};
 use crate::sys::{Errno, socket};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 const NETLINK_ROUTE: i32 = 0;
 const NEWADDR: u16 = 20;
 const DELADDR: u16 = 21;
+const NEWROUTE: u16 = 24;
+const GETROUTE: u16 = 26;
+/// `RTA_DST`, `RTN_LOCAL`.
+const DESTINATION: u16 = 1;
+const LOCAL_ROUTE: u8 = 2;
+/// How long the route to an address of this host may take to appear.
+const ROUTE_MAX: Duration = Duration::from_secs(1);
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const EXCLUSIVE: u16 = 0x200;
@@ -56,19 +64,45 @@ impl Place {
         })
     }
 
-    /// Puts the address on the interface. Needs CAP_NET_ADMIN.
+    /// Puts the address on the interface, and waits until packets to it are taken for local: for IPv6 that is done by a work
+    /// queue, up to some milliseconds later. Needs CAP_NET_ADMIN.
     pub fn add(&self) -> Result<()> {
-        self.ask(NEWADDR, REQUEST | ACK | CREATE | EXCLUSIVE).map_err(failed("netlink", &format!("adding {self}")))
+        self.ask(NEWADDR, REQUEST | ACK | CREATE | EXCLUSIVE).map_err(failed("netlink", &format!("adding {self}")))?;
+        let until = Instant::now() + ROUTE_MAX;
+        while self.ip.is_ipv6() && !self.is_routed().map_err(failed("netlink", "RTM_GETROUTE"))? {
+            if Instant::now() > until {
+                return Err(failed("netlink", &format!("waiting for the route to {self}"))(Errno::ETIMEDOUT));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+
+    /// Whether packets to the address are for this host.
+    fn is_routed(&self) -> std::result::Result<bool, Errno> {
+        let IpAddr::V6(ip) = self.ip else { return Ok(true) };
+        let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_ROUTE)?;
+        let mut message = Vec::with_capacity(48);
+        message.extend(48u32.to_ne_bytes());
+        message.extend(GETROUTE.to_ne_bytes());
+        message.extend(REQUEST.to_ne_bytes());
+        message.extend([0; 8]);
+        // rtmsg: family, length of the destination; then the destination.
+        message.extend([libc::AF_INET6 as u8, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        message.extend([20, 0]);
+        message.extend(DESTINATION.to_ne_bytes());
+        message.extend(ip.octets());
+        socket::send(netlink.as_fd(), &message, &[], &[], None, 0)?;
+        let mut room = [0u8; 4096];
+        let received = socket::receive(netlink.as_fd(), &mut room, 0)?;
+        // nlmsghdr, then rtmsg with the route's kind at 7; or an error: no route yet.
+        let kind = room[..received.len].get(4..6).map(|kind| [kind[0], kind[1]]);
+        Ok(kind == Some(NEWROUTE.to_ne_bytes()) && room[..received.len].get(16 + 7) == Some(&LOCAL_ROUTE))
     }
 
     /// Takes the address off the interface. Needs CAP_NET_ADMIN.
     pub fn remove(&self) -> Result<()> {
         self.ask(DELADDR, REQUEST | ACK).map_err(failed("netlink", &format!("removing {self}")))
-    }
-
-    /// Tells the neighbours that it is here.
-    pub fn announce(&self) -> Result<()> {
-        Announcer::open(None, &self.interface)?.announce(self.ip)
     }
 
     fn ask(&self, kind: u16, flags: u16) -> std::result::Result<(), Errno> {
@@ -130,15 +164,16 @@ mod tests {
                 eprintln!("skipped: no network namespace can be made");
                 return;
             }
+            crate::sys::packet::set_up("lo").unwrap();
             for (ip, prefix) in [("10.7.0.1", 24), ("fd00::7", 64)] {
                 let place = Place { ip: ip.parse().unwrap(), prefix, interface: "lo".into() };
                 assert!(place.has_interface() && !place.is_here());
                 place.add().unwrap();
-                assert!(place.is_here());
+                assert!(place.is_here() && place.is_routed().unwrap());
                 let twice = place.add().unwrap_err().to_string();
                 assert!(twice.contains("EEXIST"), "{twice}");
                 place.remove().unwrap();
-                assert!(!place.is_here());
+                assert!(!place.is_here() && (place.ip.is_ipv4() || !place.is_routed().unwrap()));
                 let gone = place.remove().unwrap_err().to_string();
                 assert!(gone.contains("EADDRNOTAVAIL"), "{gone}");
             }

@@ -39,6 +39,8 @@ impl NetLock {
             lock.socket = Some(socket);
             if state != LISTEN {
                 let fd = lock.fd().expect("set above");
+                // The peer need not wait for it until the end of the lock. Not in every state; then it is not due.
+                let _ = tcp_repair::send_delayed_acknowledgement(fd);
                 tcp_repair::enter(fd).map_err(failed("TCP", "TCP_REPAIR"))?;
                 lock.repair = true;
             }
@@ -95,6 +97,12 @@ impl NetLock {
     /// Whether segments of the peer are kept away: not where the program has locked its filter, or has an eBPF one.
     pub fn is_deaf(&self) -> bool {
         self.filtered
+    }
+
+    /// Whether nobody has taken the lock off who has the socket as well.
+    pub fn is_as_left(&self) -> bool {
+        let untouched = |fd| !self.filtered || socket::filter(fd).is_ok_and(|filter| filter == DROP_ALL);
+        self.fd().is_some_and(untouched)
     }
 
     /// Leaves the socket locked for good: the last close of it is silent.
@@ -175,17 +183,25 @@ pub fn open_ears(fd: BorrowedFd<'_>) -> Result<()> {
     socket::detach_filter(fd).map_err(failed("TCP", "SO_DETACH_FILTER"))
 }
 
-/// Takes a lock off a socket that was kept locked ([`NetLock::keep`]) and has a new owner; `reuse` and `filter` are what
-/// its program had set.
-pub fn take_off(fd: BorrowedFd<'_>, reuse: i32, filter: &[u64]) -> Result<()> {
+/// A socket that was kept locked ([`NetLock::keep`]) and has a new owner speaks again, and takes what is injected; `reuse`
+/// is what its program had set.
+pub fn admit_injected_again(fd: BorrowedFd<'_>, reuse: i32) -> Result<()> {
+    if socket::filter(fd).is_ok_and(|found| found == DROP_ALL) {
+        admit_injected(fd)?;
+    }
     if tcp_repair::is_on(fd).unwrap_or(false) {
         tcp_repair::leave(fd, true).map_err(failed("TCP", "TCP_REPAIR"))?;
         socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)
             .map_err(failed("TCP", "SO_REUSEADDR"))?;
     }
+    Ok(())
+}
+
+/// Ends what [`admit_injected_again`] began; `filter` is the program's own.
+pub fn take_off(fd: BorrowedFd<'_>, filter: &[u64]) -> Result<()> {
     match socket::filter(fd) {
-        Ok(found) if found == DROP_ALL && filter.is_empty() => open_ears(fd),
-        Ok(found) if found == DROP_ALL => socket::attach_filter(fd, filter).map_err(failed("TCP", "SO_ATTACH_FILTER")),
+        Ok(found) if is_ours(&found) && filter.is_empty() => open_ears(fd),
+        Ok(found) if is_ours(&found) => socket::attach_filter(fd, filter).map_err(failed("TCP", "SO_ATTACH_FILTER")),
         // What the lock could not replace is the program's own.
         _ => Ok(()),
     }

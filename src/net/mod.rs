@@ -7,6 +7,7 @@ pub mod announce;
 pub mod capture;
 pub mod filter;
 pub mod flows;
+pub mod gate;
 pub mod lock;
 pub mod namespace;
 pub mod nft;

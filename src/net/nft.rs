@@ -11,7 +11,7 @@ use super::{Result, failed, namespace};
 use crate::sys::{Errno, socket};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What the names of all our tables begin with.
 const PREFIX: &str = "migrate-";
@@ -38,6 +38,8 @@ const NESTED: u16 = 0x8000;
 const V4: u8 = 2;
 /// `NFPROTO_IPV6`.
 const V6: u8 = 10;
+/// `NFT_TABLE_F_OWNER`.
+const OWNER: u32 = 2;
 /// `NFT_REG32_00`; each register holds 4 bytes.
 const REGISTER: u32 = 8;
 /// Elements of a set in one message: attributes are at most 64 KiB long.
@@ -53,31 +55,47 @@ pub fn name_of(tuples: &[Tuple]) -> String {
     format!("{PREFIX}{:016x}", xxhash_rust::xxh3::xxh3_64(lines.concat().as_bytes()))
 }
 
+/// What becomes of a table when the program that made it dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// It stays until somebody removes it.
+    Stays,
+    /// It goes with the descriptor it was made through (`NFT_TABLE_F_OWNER`, Linux 5.12; stays on older ones).
+    WithUs,
+}
+
 /// A table that is removed when dropped.
 #[derive(Debug)]
 pub struct PacketLock {
-    net: Option<std::os::fd::OwnedFd>,
+    net: Option<OwnedFd>,
     name: String,
     kept: bool,
+    /// What the table was made through, where it goes with it.
+    owner: Option<OwnedFd>,
 }
 
 impl PacketLock {
     /// Holds off segments for these connections in the network namespace `net`, this thread's if `None`. Needs
     /// CAP_NET_ADMIN there.
-    pub fn set(net: Option<std::os::fd::OwnedFd>, tuples: &[Tuple]) -> Result<Self> {
-        let lock = Self { name: name_of(tuples), net, kept: false };
+    pub fn set(net: Option<OwnedFd>, tuples: &[Tuple], lifetime: Lifetime) -> Result<Self> {
+        let mut lock = Self { name: name_of(tuples), net, kept: false, owner: None };
         // A table of this name is a leftover of a dump of the same connections.
         remove(lock.net.as_ref().map(AsFd::as_fd), &lock.name)?;
         let keys = |family| keys(tuples, family);
         let (v4, v6) = (keys(V4), keys(V6));
-        namespace::inside(lock.net.as_ref().map(AsFd::as_fd), || {
-            for (family, keys) in [(V4, v4), (V6, v6)] {
-                if !keys.is_empty() {
-                    table(family, &lock.name, &keys).map_err(failed("netfilter", "holding off packets"))?;
-                }
+        let make = |lifetime| -> std::result::Result<OwnedFd, Errno> {
+            let netlink = netlink()?;
+            for (family, keys) in [(V4, &v4), (V6, &v6)].iter().filter(|(_, keys)| !keys.is_empty()) {
+                table(*family, &lock.name, keys, lifetime).run(netlink.as_fd())?;
             }
-            Ok(())
-        })??;
+            Ok(netlink)
+        };
+        let made = namespace::inside(lock.net.as_ref().map(AsFd::as_fd), || match lifetime {
+            Lifetime::Stays => make(lifetime).map(|_| None),
+            // Refused by a kernel that does not know owners.
+            Lifetime::WithUs => make(lifetime).map(Some).or_else(|_| make(Lifetime::Stays).map(|_| None)),
+        })?;
+        lock.owner = made.map_err(failed("netfilter", "holding off packets"))?;
         Ok(lock)
     }
 
@@ -89,7 +107,8 @@ impl PacketLock {
 
 impl Drop for PacketLock {
     fn drop(&mut self) {
-        if !self.kept
+        if self.owner.is_none()
+            && !self.kept
             && let Err(e) = remove(self.net.as_ref().map(AsFd::as_fd), &self.name)
         {
             tracing::error!("table {} of nf_tables stays: {e}", self.name);
@@ -99,8 +118,8 @@ impl Drop for PacketLock {
 
 /// Holds off segments for all connections among these sockets, a table for each network namespace they are in. Where the kernel
 /// has no nf_tables nothing is held off, and that is logged.
-pub fn hold_off(sockets: &[NetLock]) -> Result<Vec<PacketLock>> {
-    let mut by_namespace: BTreeMap<u64, (std::os::fd::OwnedFd, Vec<Tuple>)> = BTreeMap::new();
+pub fn hold_off(sockets: &[NetLock], lifetime: Lifetime) -> Result<Vec<PacketLock>> {
+    let mut by_namespace: BTreeMap<u64, (OwnedFd, Vec<Tuple>)> = BTreeMap::new();
     for fd in sockets.iter().filter(|lock| lock.is_connection()).filter_map(NetLock::fd) {
         let address = |raw: std::result::Result<Vec<u8>, Errno>| raw.ok().and_then(|raw| parse_address(&raw));
         let addresses = (address(socket::local_address(fd)), address(socket::peer_address(fd)));
@@ -111,7 +130,7 @@ pub fn hold_off(sockets: &[NetLock]) -> Result<Vec<PacketLock>> {
     }
     let mut locks = Vec::new();
     for (_, (ns, tuples)) in by_namespace {
-        match PacketLock::set(Some(ns), &tuples) {
+        match PacketLock::set(Some(ns), &tuples, lifetime) {
             Ok(lock) => locks.push(lock),
             Err(super::Error::Kernel { errno: Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT, .. }) => {
                 tracing::warn!("no nf_tables here: what peers send before the restore is answered with a reset");
@@ -124,11 +143,15 @@ pub fn hold_off(sockets: &[NetLock]) -> Result<Vec<PacketLock>> {
 
 /// Removes a table of this name; none there is no error.
 pub fn remove(net: Option<BorrowedFd<'_>>, name: &str) -> Result<()> {
+    // Asking is cheap; a transaction that removes nothing waits for a grace period (10 ms) all the same.
+    if leftovers(net).is_ok_and(|names| names.iter().all(|known| known != name)) {
+        return Ok(());
+    }
     namespace::inside(net, || {
         for family in [V4, V6] {
             let mut batch = Batch::new();
             batch.message(DELTABLE, family, 0, |m| m.text(1, name));
-            match batch.run() {
+            match netlink().and_then(|netlink| batch.run(netlink.as_fd())) {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 // No nf_tables in this kernel, or no IPv6: then there is no table either.
                 Err(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL) => {}
@@ -143,7 +166,7 @@ pub fn remove(net: Option<BorrowedFd<'_>>, name: &str) -> Result<()> {
 pub fn leftovers(net: Option<BorrowedFd<'_>>) -> Result<Vec<String>> {
     namespace::inside(net, || {
         let list = || -> std::result::Result<Vec<String>, Errno> {
-            let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_NETFILTER)?;
+            let netlink = netlink()?;
             let mut batch = Batch::default();
             batch.message(GETTABLE, 0, DUMP, |_| {});
             socket::send(netlink.as_fd(), &batch.bytes, &[], &[], None, 0)?;
@@ -185,13 +208,22 @@ fn keys(tuples: &[Tuple], family: u8) -> Vec<Vec<u8>> {
     keys
 }
 
+fn netlink() -> std::result::Result<OwnedFd, Errno> {
+    socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_NETFILTER)
+}
+
 /// Makes a table with a set, a chain and two rules.
-fn table(family: u8, name: &str, keys: &[Vec<u8>]) -> std::result::Result<(), Errno> {
+fn table(family: u8, name: &str, keys: &[Vec<u8>], lifetime: Lifetime) -> Batch {
     const ACCEPT: u32 = 1;
     const DROP: u32 = 0;
     let addresses = if family == V4 { (12, 8) } else { (8, 32) };
     let mut batch = Batch::new();
-    batch.message(NEWTABLE, family, CREATE, |m| m.text(1, name));
+    batch.message(NEWTABLE, family, CREATE, |m| {
+        m.text(1, name);
+        if lifetime == Lifetime::WithUs {
+            m.number(2, OWNER);
+        }
+    });
     batch.message(NEWSET, family, CREATE, |m| {
         m.text(1, name);
         m.text(2, "connections");
@@ -243,7 +275,7 @@ fn table(family: u8, name: &str, keys: &[Vec<u8>]) -> std::result::Result<(), Er
         });
         m.verdict(DROP);
     });
-    batch.run()
+    batch
 }
 
 /// Netlink messages one after the other.
@@ -344,15 +376,14 @@ impl Batch {
     }
 
     /// Ends the transaction, sends it and waits for the answers.
-    fn run(mut self) -> std::result::Result<(), Errno> {
+    fn run(mut self, netlink: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
         let expected = self.count - 1;
         self.raw_message(BATCH_END, 0, 0, 10, |_| {});
-        let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_NETFILTER)?;
         let room = i32::try_from(self.bytes.len() * 2 + (64 << 10)).unwrap_or(i32::MAX / 2);
-        socket::set_int_option(netlink.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room)?;
-        socket::send(netlink.as_fd(), &self.bytes, &[], &[], None, 0)?;
+        socket::set_int_option(netlink, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room)?;
+        socket::send(netlink, &self.bytes, &[], &[], None, 0)?;
         let mut acknowledged = 0;
-        read_answers(netlink.as_fd(), |_, _| {
+        read_answers(netlink, |_, _| {
             acknowledged += 1;
             acknowledged >= expected
         })

@@ -2,6 +2,7 @@
 //! [`crate::migration::source`].
 
 use super::held_locks::GivenUp;
+use super::network::Leaving;
 use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
@@ -22,11 +23,9 @@ use crate::migration::MoveError;
 use crate::migration::pages::{Run, What};
 use crate::migration::protocol::{SpaceName, TargetSummary};
 use crate::migration::report::Report;
-use crate::migration::source::{self, Compression, Final, Plan, Send, Survey, Taken, Target, Wishes};
+use crate::migration::source::{self, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes};
 use crate::migration::switchover::Goals;
 use crate::net::address::Place;
-use crate::net::lock::NetLock;
-use crate::net::nft::{self, PacketLock};
 use crate::proc::cgroupfs;
 use crate::proc::cpu_limit::CpuLimit;
 use crate::proc::table::Table;
@@ -78,11 +77,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         frozen: None,
         pages: TargetPages::default(),
         names: Vec::new(),
-        locks: Vec::new(),
-        packets: Vec::new(),
-        addresses,
+        network: Leaving::begin(addresses),
         segments: Vec::new(),
-        removed: Vec::new(),
         same_host: link.is_same_host(),
         given_up: GivenUp::default(),
         slowed: None,
@@ -209,16 +205,10 @@ struct Live<'a> {
     pages: TargetPages,
     /// What rounds called address spaces, and what the model calls them.
     names: Vec<(Space, Option<Space>)>,
-    /// Its TCP sockets, mute and deaf since they were read.
-    locks: Vec<NetLock>,
-    /// Keeps segments for them away until this command has ended.
-    packets: Vec<PacketLock>,
-    /// Addresses that move with it.
-    addresses: Vec<Place>,
+    /// Its TCP sockets and addresses.
+    network: Leaving,
     /// Its System V shared memory: goes with it.
     segments: Vec<i32>,
-    /// Those that were taken off their interfaces.
-    removed: Vec<Place>,
     /// Both ends are on one kernel.
     same_host: bool,
     /// File locks of it that the destination takes.
@@ -228,11 +218,16 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
-    fn freeze_and_collect(&self) -> Result<(Frozen, Collection)> {
+    fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
+        self.network.before_freeze(root);
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map(Tree::mappings).unwrap_or_default();
-        standstill::reach(root, &self.policy, &known, |_| Ok(()))
+        let network = &mut self.network;
+        let let_go = |locks, model: &Model| network.let_go(locks, model);
+        let (frozen, mut collection) = standstill::reach(root, &self.policy, &known, |_| Ok(()), let_go)?;
+        self.network.locked(std::mem::take(&mut collection.locks), &collection.model);
+        Ok((frozen, collection))
     }
 }
 
@@ -248,8 +243,8 @@ impl Target for Live<'_> {
             tasks: self.findings.threads,
             memory_bytes: self.findings.memory_bytes,
         };
-        let (frozen, Collection { model, locks, .. }) = self.freeze_and_collect()?;
-        drop(locks);
+        let (frozen, Collection { model, .. }) = self.freeze_and_collect()?;
+        self.network.resume();
         frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
         summary.comm = comm(&model);
         Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new() })
@@ -296,7 +291,7 @@ impl Target for Live<'_> {
     }
 
     fn freeze(&mut self) -> Result<Final> {
-        let (frozen, Collection { mut model, sources, locks, .. }) = self.freeze_and_collect()?;
+        let (frozen, Collection { mut model, sources, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
         let mut residual = match &mut self.tree {
             Some(tree) => tree.last(&model, &sources.mms).map_err(|e| failed(&e))?,
@@ -328,12 +323,8 @@ impl Target for Live<'_> {
         let spaces = space_names(&model, &self.names);
         self.given_up = GivenUp::plan(&model);
         let model = encoded(&model)?;
-        self.locks = locks;
         self.frozen = Some(frozen);
-        for place in self.addresses.drain(..) {
-            place.remove().map_err(|e| Failure::of("an address cannot be moved", &e))?;
-            self.removed.push(place);
-        }
+        self.network.give_up_addresses()?;
         Ok(Final { plan, model, spaces })
     }
 
@@ -353,24 +344,24 @@ impl Target for Live<'_> {
     }
 
     fn hold(&mut self) -> Result<()> {
-        // Segments that come in after the original's sockets are gone must not be answered with a reset.
-        self.packets = nft::hold_off(&self.locks).map_err(|e| {
-            Failure::of("the target's connections cannot be held", &e).hint("--tcp close ends them instead")
-        })?;
         match &mut self.frozen {
-            Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e)),
-            None => Err(Failure::new("the target is not frozen")),
+            Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
+            None => return Err(Failure::new("the target is not frozen")),
         }
+        self.network.hold();
+        Ok(())
+    }
+
+    fn segments_ahead(&mut self) -> Vec<Vec<u8>> {
+        self.network.ahead()
+    }
+
+    fn forward_segments(&mut self, send: &mut SendSegments<'_>) -> std::result::Result<(), MoveError> {
+        self.network.forward(send)
     }
 
     fn resume(&mut self) -> Result<()> {
-        for place in self.removed.drain(..) {
-            if let Err(error) = place.add().and_then(|()| place.announce()) {
-                tracing::warn!(%error, "an address did not come back to its interface");
-            }
-        }
-        self.packets.clear();
-        self.locks.clear();
+        self.network.resume();
         let back = self.frozen.as_mut().is_none_or(|frozen| self.given_up.take_back(frozen));
         let thawed = match self.frozen.take() {
             Some(frozen) if !back => {
@@ -388,12 +379,14 @@ impl Target for Live<'_> {
     }
 
     fn end(&mut self) -> Result<()> {
+        // Segments that come in after the original's sockets are gone must not be answered with a reset.
+        let held = self.network.hold_off();
         if let Some(frozen) = self.frozen.take() {
             frozen.kill().map_err(|e| Failure::of("the original could not be ended", &e))?;
         }
         sysv::remove_left(&self.segments);
-        // The last close of a locked socket is silent: the peer must not learn of this end.
-        self.locks.drain(..).for_each(NetLock::keep);
+        self.network.leave();
+        held.map_err(|e| Failure::of("segments for the original's sockets are answered with a reset", &e))?;
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The destination's end of a move: the engine behind [`crate::migration::destination`].
 
+use super::network::Arriving;
 use super::options::{MoveAddress, StateOptions, Stdio};
 use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, Result};
@@ -30,8 +31,7 @@ pub fn run(link: Link, state_dir: &Path, max_memory_bytes: Option<u64>) -> std::
 struct Engine {
     state: StateOptions,
     restored: Option<Restored<'static>>,
-    /// Addresses that were put on interfaces of this host.
-    added: Vec<Place>,
+    network: Arriving,
 }
 
 impl Builder for Engine {
@@ -42,6 +42,8 @@ impl Builder for Engine {
         let scope = restore::preflight::Scope { cpu: self.state.cpu, original_runs: true, coming };
         let options = restore::Options { pids: self.state.pids, files: self.state.files, ..Default::default() };
         let mut blockers = restore::preflight::look(model, &options, &scope);
+        let same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
+        self.network = Arriving::begin(&self.addresses(), model, same_network);
         let unknown = self.addresses().into_iter().filter(|place| !place.has_interface());
         blockers.extend(unknown.map(|place| {
             Blocker::new(codes::ADDRESS_MISSING, place.to_string()).because("there is no such interface here")
@@ -62,14 +64,12 @@ impl Builder for Engine {
             log: self.stdio_log(&model),
             own_session: true,
             workers: default_workers(),
-            original_here: crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id),
+            original_here: original_here(&model),
+            segments_kept: self.network.keeps(),
             ..restore::Options::default()
         };
         // Sockets are bound to these. The source has given them up.
-        for place in self.addresses() {
-            place.add().map_err(|e| failed(&e))?;
-            self.added.push(place);
-        }
+        self.network.take_addresses(self.addresses(), &model).map_err(|e| failed(&e))?;
         // This process serves one session: the model lives as long as it does.
         let model: &'static Model = Box::leak(Box::new(model));
         let restored = restore::build(model, &pages, &options, &|_| {}).map_err(|e| failed(&e))?;
@@ -77,28 +77,28 @@ impl Builder for Engine {
             tracing::warn!(warning, "restore");
         }
         self.restored = Some(restored);
+        self.network.announce();
         Ok(())
     }
 
     fn run(&mut self) -> Result<i32> {
         let restored = self.restored.take().ok_or_else(|| Failure::new("there is nothing to run"))?;
-        let root = restored.go(false).map_err(|e| Failure::of("the target cannot be started here", &e))?;
-        for place in std::mem::take(&mut self.added) {
-            if let Err(error) = place.announce() {
-                tracing::warn!(%error, "neighbours were not told of a moved address");
-            }
-        }
+        let network = &mut self.network;
+        let root = restored
+            .go_with(false, &mut || network.inject())
+            .map_err(|e| Failure::of("the target cannot be started here", &e))?;
+        network.settle();
         Ok(root.0)
+    }
+
+    fn deliver(&mut self, packets: &[u8]) -> Result<()> {
+        self.network.deliver(packets)
     }
 
     fn discard(&mut self) {
         // Skeletons are killed with the value.
         self.restored = None;
-        for place in self.added.drain(..) {
-            if let Err(error) = place.remove() {
-                tracing::warn!(%error, "an address was left behind");
-            }
-        }
+        self.network.discard();
     }
 }
 
@@ -122,4 +122,9 @@ impl Engine {
         };
         self.state.move_addresses.iter().map(place).collect()
     }
+}
+
+/// The original is on this kernel.
+fn original_here(model: &Model) -> bool {
+    crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id)
 }

@@ -116,6 +116,7 @@ fn settings(options: &RestoreOptions, stdio: Stdio) -> restore::Options {
         sibling: options.sibling,
         workers: default_workers(),
         original_here: false,
+        segments_kept: false,
     }
 }
 

@@ -7,7 +7,8 @@ use super::interrupt;
 use crate::blocker::{Blocker, Code, codes};
 use crate::collect::{self, Collection, Policy, mm::Mappings};
 use crate::failure::{Failure, Result, TargetState};
-use crate::image::Pid;
+use crate::image::{Model, Pid};
+use crate::net::lock::NetLock;
 use crate::trace::freeze::Frozen;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,7 +22,8 @@ const ATTEMPTS: u32 = 8;
 /// How long it runs before it is stopped a second time; then twice as long each time, 0.25 s in all.
 const FIRST_RUN: Duration = Duration::from_millis(2);
 
-/// Stops the tree of `root` and reads it. `known`: see [`collect::collect_known`]. `stopped` is called each time it stands.
+/// Stops the tree of `root` and reads it. `known`: see [`collect::collect_known`]. `stopped` is called each time it stands;
+/// `let_go` gives TCP sockets back before it goes on once more.
 ///
 /// # Errors
 /// It cannot be stopped or read; something is in the way, all of which is named. The target runs.
@@ -30,6 +32,7 @@ pub fn reach(
     policy: &Policy,
     known: &HashMap<Pid, Mappings>,
     mut stopped: impl FnMut(&Frozen) -> Result<()>,
+    mut let_go: impl FnMut(Vec<NetLock>, &Model),
 ) -> Result<(Frozen, Collection)> {
     let running = |failure: Failure| failure.target(TargetState::Running);
     let mut pause = FIRST_RUN;
@@ -45,8 +48,8 @@ pub fn reach(
             return Ok((frozen, collection));
         }
         // Its sockets are let go before itself.
-        let Collection { blockers, locks, .. } = collection;
-        drop(locks);
+        let Collection { blockers, locks, model, .. } = collection;
+        let_go(locks, &model);
         frozen.thaw().map_err(|e| Failure::of("the target could not be released", &e))?;
         if attempt == ATTEMPTS || !pass_by_themselves(&blockers) {
             return Err(running(Failure::blocked("the target cannot be saved as it is", blockers)));

@@ -124,6 +124,8 @@ pub struct Options {
     pub workers: usize,
     /// The original is on this very kernel, frozen, and ends when this tree runs: what has a name is there already.
     pub original_here: bool,
+    /// Somebody keeps TCP segments that are sent here before the tree runs: until then nobody answers them.
+    pub segments_kept: bool,
 }
 
 /// A tree that is complete and stopped.
@@ -228,9 +230,14 @@ impl Restored<'_> {
     }
 
     /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).
-    pub fn go(mut self, leave_stopped: bool) -> Result<Pid> {
+    pub fn go(self, leave_stopped: bool) -> Result<Pid> {
+        self.go_with(leave_stopped, &mut || ())
+    }
+
+    /// The same; `deliver` gives sockets what was sent to them while nobody heard it, see [`fd::sockets::Sleeping::wake`].
+    pub fn go_with(mut self, leave_stopped: bool, deliver: &mut dyn FnMut()) -> Result<Pid> {
         let root = self.root();
-        for warning in self.sleeping.wake(self.model)? {
+        for warning in self.sleeping.wake(self.model, deliver)? {
             tracing::warn!("{warning}");
         }
         go::go(self.model, self.skeletons, leave_stopped)?;

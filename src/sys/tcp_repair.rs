@@ -89,6 +89,23 @@ pub fn set_negotiated(fd: BorrowedFd<'_>, options: &Negotiated) -> Result<()> {
     set_option(fd, TCP, TCP_REPAIR_OPTIONS, &bytes)
 }
 
+/// Sends an acknowledgement that is being delayed, as far as `TCP_QUICKACK` does: not while received data waits to be read.
+/// Later ones may be delayed as before (the value is even).
+pub fn send_delayed_acknowledgement(fd: BorrowedFd<'_>) -> Result<()> {
+    set_int_option(fd, TCP, libc::TCP_QUICKACK, 2)
+}
+
+/// How far a restored connection's clock is set forward, milliseconds. A locked socket may still send an acknowledgement that
+/// it had delayed (at most 200 ms): a peer drops what has an older time stamp than that (RFC 7323, 5.3).
+const CLOCK_MARGIN_MS: u32 = 250;
+
+/// What [`timestamp`] gave, set forward so that nothing the old socket has sent is newer. From Linux 6.7 on the lowest bit
+/// says that the clock counts microseconds.
+pub fn set_forward(timestamp: u32) -> u32 {
+    let unit = if timestamp & 1 != 0 { 1000 } else { 1 };
+    timestamp.wrapping_add(CLOCK_MARGIN_MS * unit)
+}
+
 /// The connection's time stamp clock, opaque.
 pub fn timestamp(fd: BorrowedFd<'_>) -> Result<u32> {
     int_option(fd, TCP, TCP_TIMESTAMP).map(|v| v as u32)

@@ -39,12 +39,14 @@ impl FrameKind {
     pub const PAGES: Self = Self(*b"PAGE");
     /// A piece of a file's content.
     pub const FILE: Self = Self(*b"FILE");
+    /// Packets of the network for sockets of the target.
+    pub const SEGMENTS: Self = Self(*b"SEGM");
     /// End of a round on this channel.
     pub const MARK: Self = Self(*b"MARK");
 }
 
 /// Every kind there is, and the longest body it may have, bytes.
-const KINDS: [(FrameKind, u32); 9] = [
+const KINDS: [(FrameKind, u32); 10] = [
     (FrameKind::HELLO, 64 << 10),
     (FrameKind::JOIN, 64),
     (FrameKind::REFUSE, 4 << 10),
@@ -53,6 +55,7 @@ const KINDS: [(FrameKind, u32); 9] = [
     (FrameKind::MODEL, 4 << 20),
     (FrameKind::PAGES, 5 << 20),
     (FrameKind::FILE, 5 << 20),
+    (FrameKind::SEGMENTS, 256 << 10),
     (FrameKind::MARK, 64),
 ];
 

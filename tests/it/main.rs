@@ -19,4 +19,5 @@ mod ssh;
 mod terminals;
 mod tidy;
 mod traces;
+mod traffic;
 mod zoo;

@@ -10,7 +10,7 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// The first two have the addresses .1 and .2, the third .3; the first also .100.
+    /// The first two have the addresses .1 and .2 (10.77.0.0/24 and fd77::/64), the third .3; the first also .100.
     pub fn make() -> Option<Self> {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         // Names of interfaces have at most 15 characters.
@@ -23,11 +23,13 @@ impl Networks {
             script += &format!(
                 " && ip netns add {name} && ip link add {name}h type veth peer name eth0 netns {name} \
                  && ip link set {name}h master {bridge} up && ip -n {name} link set lo up && ip -n {name} link set eth0 up \
-                 && ip -n {name} addr add 10.77.0.{}/24 dev eth0",
+                 && ip -n {name} addr add 10.77.0.{0}/24 dev eth0 && ip -n {name} addr add fd77::{0}/64 dev eth0 nodad",
                 n + 1
             );
         }
-        script += &format!(" && ip -n {} addr add 10.77.0.100/24 dev eth0", networks.names[0]);
+        for address in ["10.77.0.100/24 dev eth0", "fd77::100/64 dev eth0 nodad"] {
+            script += &format!(" && ip -n {} addr add {address}", networks.names[0]);
+        }
         let made =
             Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status().is_ok_and(|status| status.success());
         if !made {

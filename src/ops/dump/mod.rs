@@ -21,7 +21,7 @@ use crate::memory::rounds::{Copied, Named, Residual};
 use crate::memory::store::{Compression, Mark};
 use crate::memory::track::Backend;
 use crate::net::lock::NetLock;
-use crate::net::nft::PacketLock;
+use crate::net::nft::{Lifetime, PacketLock};
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use memory::{Rounds, Taken};
@@ -181,14 +181,15 @@ fn pause(
     let known = std::mem::take(&mut rounds.mappings);
     let mut parts = Parts { last: Instant::now(), parts: Vec::new() };
     let mut told = false;
-    let (frozen, collection) = standstill::reach(job.root, policy, &known, |frozen| {
+    let stopped = |frozen: &Frozen| {
         parts = Parts { last: frozen.since, parts: Vec::new() };
         parts.end("freeze");
         if !std::mem::replace(&mut told, true) {
             job.events.event(Event::Frozen);
         }
         fault::at(Point::DumpFrozen).map_err(injected)
-    })?;
+    };
+    let (frozen, collection) = standstill::reach(job.root, policy, &known, stopped, |locks, _| drop(locks))?;
     let frozen_at = frozen.since;
     parts.end("state");
     interrupt::check().map_err(running)?;
@@ -280,7 +281,7 @@ fn finish(options: &DumpOptions, frozen: Frozen, locks: Vec<NetLock>, outcome: &
         AfterDump::End => {
             (outcome.state, outcome.place) = (State::Ended, Where::Nowhere);
             // Segments that come in while nobody has the connections must not be answered.
-            let packets = crate::net::nft::hold_off(&locks)
+            let packets = crate::net::nft::hold_off(&locks, Lifetime::Stays)
                 .map_err(|e| Failure::of("the image is complete, but its connections cannot be held", &e))
                 .map_err(|f| f.hint("--tcp close ends them instead").target(TargetState::Running))?;
             frozen.kill().map_err(|e| failed(e).kind(FailureKind::NeedsPerson).target(TargetState::Held))?;

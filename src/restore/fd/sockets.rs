@@ -106,7 +106,10 @@ fn duplicate(fd: &impl AsFd, kind: &FileKind) -> Result<OwnedFd> {
 }
 
 fn place<'a>(maker: &'a Maker<'_>, ns: NsId) -> tcp::Place<'a> {
-    tcp::Place { net: maker.sockets.asleep.namespaces.get(&ns).map(AsFd::as_fd), address_later: false }
+    let net = maker.sockets.asleep.namespaces.get(&ns).map(AsFd::as_fd);
+    // Nobody keeps what is sent to a network namespace that comes with the tree.
+    let deaf_listeners = maker.options.segments_kept && maker.model.namespaces[ns.at()].of_host;
+    tcp::Place { net, address_later: false, deaf_listeners }
 }
 
 /// How messages name a socket.
@@ -172,8 +175,9 @@ impl unix::Around for Around<'_> {
 }
 
 impl Sleeping {
-    /// Lets every socket speak: the tree is complete and about to run. Returns what a person should know.
-    pub fn wake(mut self, model: &Model) -> Result<Vec<String>> {
+    /// Lets every socket speak: the tree is complete and about to run. `deliver` gives them what they have missed: once when
+    /// they speak and do not hear yet, and once more for what has come meanwhile. Returns what a person should know.
+    pub fn wake(mut self, model: &Model, deliver: &mut dyn FnMut()) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         for node in self.nodes.drain(..) {
             node.settle().map_err(failed("a UNIX socket"))?;
@@ -183,12 +187,19 @@ impl Sleeping {
         }
         self.let_packets_in(model)?;
         let mut injectors: HashMap<NsId, Injector> = HashMap::new();
-        for (id, fd, rest) in self.tcp {
+        for (id, fd, rest) in &self.tcp {
             let kind = &model.files[id.at()].kind;
             let FileKind::Tcp(tcp) = kind else { continue };
             let injector = injector(&mut injectors, &self.namespaces, tcp.net)?;
-            rest.finish(fd.as_fd(), tcp, injector).map_err(failed(describe(kind)))?;
+            rest.speak(fd.as_fd(), injector).map_err(failed(describe(kind)))?;
         }
+        deliver();
+        for (id, fd, rest) in self.tcp {
+            let kind = &model.files[id.at()].kind;
+            let FileKind::Tcp(tcp) = kind else { continue };
+            rest.hear(fd.as_fd(), tcp).map_err(failed(describe(kind)))?;
+        }
+        deliver();
         for (id, fd) in self.udp {
             let kind = &model.files[id.at()].kind;
             let FileKind::Udp(udp) = kind else { continue };

@@ -81,6 +81,11 @@ impl Original {
     }
 }
 
+/// Sockets of the model's host are in this process's own network namespace.
+pub(crate) fn is_same_network(model: &Model) -> bool {
+    (0..model.namespaces.len()).map(NsId::from).any(|ns| is_here(model, ns))
+}
+
 /// The network namespace of the model is this process's own, and the original is in it.
 pub(crate) fn is_here(model: &Model, net: NsId) -> bool {
     let ns = &model.namespaces[net.at()];

@@ -1,8 +1,9 @@
 //! Made by the engine: TCP sockets.
 //!
 //! Two steps. [`make`] builds every socket mute and deaf, with its queues; nothing goes out, so the address need not be here
-//! yet and the other end of a connection inside the tree need not exist. [`Unfinished::finish`] lets it speak, when the
-//! address is here, all other ends are made, and no packet filter of ours holds its packets any more.
+//! yet and the other end of a connection inside the tree need not exist. [`Unfinished::speak`] lets it speak, when the
+//! address is here, all other ends are made, and no packet filter of ours holds its packets any more; [`Unfinished::hear`]
+//! lets it hear, when it has got what was sent to it meanwhile.
 
 use super::socket as common;
 use crate::image::fd::tcp::{Connection, Tcp, TcpState};
@@ -24,6 +25,8 @@ pub struct Place<'a> {
     pub net: Option<BorrowedFd<'a>>,
     /// The local addresses are not here yet.
     pub address_later: bool,
+    /// Listening sockets are deaf until the tree runs: somebody keeps what is sent to them.
+    pub deaf_listeners: bool,
 }
 
 /// A socket that is made but does not speak yet.
@@ -35,6 +38,7 @@ pub struct Unfinished {
     transparent: Option<(i32, i32, i32)>,
     reuse: i32,
     cork: bool,
+    deaf: bool,
 }
 
 #[derive(Debug)]
@@ -66,13 +70,19 @@ pub fn make(tcp: &Tcp, place: Place<'_>) -> Result<(OwnedFd, Unfinished)> {
     if let TcpState::Ended { recv_queue, reset } = &tcp.state {
         let fd = ended(tcp, place, &recv_queue.0, *reset)?;
         let reuse = common::int(&tcp.options, libc::SO_REUSEADDR).unwrap_or(0);
-        return Ok((fd, Unfinished { rest: Rest::Options, transparent: None, reuse, cork: false }));
+        return Ok((fd, Unfinished { rest: Rest::Options, transparent: None, reuse, cork: false, deaf: false }));
     }
     let fd = namespace::socket_in(place.net, domain, libc::SOCK_STREAM, 0)?.map_err(failed("TCP", "socket"))?;
     let mut unfinished = prepare(fd.as_fd(), tcp, place, domain)?;
     match &tcp.state {
         TcpState::Closed | TcpState::Ended { .. } => leave_repair(fd.as_fd(), unfinished.reuse)?,
-        TcpState::Listen { backlog } => listen(fd.as_fd(), *backlog, unfinished.reuse)?,
+        TcpState::Listen { backlog } => {
+            if place.deaf_listeners {
+                lock::stop_ears(fd.as_fd())?;
+                unfinished.deaf = true;
+            }
+            listen(fd.as_fd(), *backlog, unfinished.reuse)?;
+        }
         TcpState::Connecting => {
             leave_repair(fd.as_fd(), unfinished.reuse)?;
             common::check_address("TCP", &tcp.peer.0, domain)?;
@@ -81,6 +91,7 @@ pub fn make(tcp: &Tcp, place: Place<'_>) -> Result<(OwnedFd, Unfinished)> {
         TcpState::Connected(connection) => {
             common::check_address("TCP", &tcp.peer.0, domain)?;
             lock::stop_ears(fd.as_fd())?;
+            unfinished.deaf = true;
             let waking = connect(fd.as_fd(), tcp, connection)?;
             unfinished.rest = Rest::Connection(Box::new(waking));
         }
@@ -118,6 +129,7 @@ fn prepare(fd: BorrowedFd<'_>, tcp: &Tcp, place: Place<'_>, domain: i32) -> Resu
         transparent: (transparent && !own).then_some((level, name, 0)),
         reuse: common::int(&tcp.options, libc::SO_REUSEADDR).unwrap_or(0),
         cork: tcp.ints.contains(&(libc::SOL_TCP, libc::TCP_CORK, 1)),
+        deaf: false,
     })
 }
 
@@ -173,7 +185,7 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, c: &Connection) -> Result<Waking> {
         Negotiated { mss: c.mss, window_scale: c.window_scale, sack: c.sack, timestamps: c.timestamp.is_some() };
     tcp_repair::set_negotiated(fd, &negotiated).map_err(failed("TCP", "TCP_REPAIR_OPTIONS"))?;
     if let Some(timestamp) = c.timestamp {
-        tcp_repair::set_timestamp(fd, timestamp).map_err(failed("TCP", "TCP_TIMESTAMP"))?;
+        tcp_repair::set_timestamp(fd, tcp_repair::set_forward(timestamp)).map_err(failed("TCP", "TCP_TIMESTAMP"))?;
     }
     tcp_repair::select(fd, Queue::Receive).map_err(failed("TCP", "TCP_REPAIR_QUEUE"))?;
     fill(fd, received)?;
@@ -252,11 +264,14 @@ impl Unfinished {
     /// A socket that is not made but taken over from the frozen original.
     pub(crate) fn of_the_original(tcp: &Tcp) -> Self {
         let reuse = common::int(&tcp.options, libc::SO_REUSEADDR).unwrap_or(0);
-        Self { rest: Rest::TakenOver, transparent: None, reuse, cork: false }
+        Self { rest: Rest::TakenOver, transparent: None, reuse, cork: false, deaf: false }
     }
 
-    /// Lets the socket speak. `injector` works in the socket's network namespace.
-    pub fn finish(self, fd: BorrowedFd<'_>, tcp: &Tcp, injector: &Injector) -> Result<()> {
+    /// Lets the socket speak, and take what is injected. `injector` works in the socket's network namespace.
+    pub fn speak(&self, fd: BorrowedFd<'_>, injector: &Injector) -> Result<()> {
+        if self.deaf {
+            lock::admit_injected(fd)?;
+        }
         if let Some((level, name, value)) = self.transparent {
             socket::set_int_option(fd, level, name, value).map_err(failed("TCP", "IP_TRANSPARENT"))?;
         }
@@ -265,20 +280,30 @@ impl Unfinished {
             common::set_if_differs(fd, libc::SOL_TCP, libc::TCP_CORK, cork)
         };
         match &self.rest {
-            Rest::TakenOver => return lock::take_off(fd, self.reuse, &tcp.options.filter),
+            Rest::TakenOver => return lock::admit_injected_again(fd, self.reuse),
             Rest::Options => set_cork()?,
             Rest::Connect { peer } => {
                 set_cork()?;
                 connect_again(fd, peer)?;
             }
             Rest::Connection(waking) => {
-                lock::open_ears(fd)?;
                 tcp_repair::leave(fd, true).map_err(failed("TCP", "TCP_REPAIR"))?;
                 socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)
                     .map_err(failed("TCP", "SO_REUSEADDR"))?;
                 set_cork()?;
                 waking.go(fd, injector)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Lets the socket hear, with everything its program has set.
+    pub fn hear(self, fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<()> {
+        if matches!(self.rest, Rest::TakenOver) {
+            return lock::take_off(fd, &tcp.options.filter);
+        }
+        if self.deaf {
+            lock::open_ears(fd)?;
         }
         common::late(fd, &tcp.options)
     }

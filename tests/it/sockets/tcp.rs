@@ -51,7 +51,8 @@ fn make_all(models: &[&Tcp]) -> Vec<TcpStream> {
     let made: Vec<_> = models.iter().map(|m| restore::make(m, Place::default()).unwrap()).collect();
     let mut streams = Vec::new();
     for ((fd, rest), model) in made.into_iter().zip(models) {
-        rest.finish(fd.as_fd(), model, &injector).unwrap();
+        rest.speak(fd.as_fd(), &injector).unwrap();
+        rest.hear(fd.as_fd(), model).unwrap();
         streams.push(TcpStream::from(fd));
     }
     streams
@@ -412,13 +413,13 @@ fn unconnected_and_ended_sockets() {
 
 #[test]
 fn packets_are_held_off_between_dump_and_restore() {
-    use migrate_engine::net::nft::{PacketLock, leftovers, name_of, remove};
+    use migrate_engine::net::nft::{Lifetime, PacketLock, leftovers, name_of, remove};
     in_new_net(|| {
         for host in HOSTS {
             let (mut client, server) = pair(host, false);
             let mapped = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
             let tuple = (mapped(server.local_addr().unwrap()), mapped(server.peer_addr().unwrap()));
-            let lock = PacketLock::set(None, &[tuple]).unwrap();
+            let lock = PacketLock::set(None, &[tuple], Lifetime::Stays).unwrap();
             let model = read(server.into());
             lock.keep();
             assert_eq!(leftovers(None).unwrap(), [name_of(&[tuple])]);
@@ -427,14 +428,19 @@ fn packets_are_held_off_between_dump_and_restore() {
             std::thread::sleep(Duration::from_millis(50));
             let (fd, rest) = restore::make(&model, Place::default()).unwrap();
             remove(None, &name_of(&[tuple])).unwrap();
-            rest.finish(fd.as_fd(), &model, &Injector::open(None).unwrap()).unwrap();
+            rest.speak(fd.as_fd(), &Injector::open(None).unwrap()).unwrap();
+            rest.hear(fd.as_fd(), &model).unwrap();
             let mut server = TcpStream::from(fd);
             server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             assert_eq!(exactly(&mut server, 13), b"into the void");
             both_ways(&mut client, &mut server);
             assert!(leftovers(None).unwrap().is_empty());
-            drop(PacketLock::set(None, &[tuple]).unwrap());
-            assert!(leftovers(None).unwrap().is_empty());
+            for lifetime in [Lifetime::Stays, Lifetime::WithUs] {
+                let lock = PacketLock::set(None, &[tuple], lifetime).unwrap();
+                assert_eq!(leftovers(None).unwrap(), [name_of(&[tuple])]);
+                drop(lock);
+                assert!(leftovers(None).unwrap().is_empty());
+            }
         }
     });
 }
