@@ -6,8 +6,10 @@ use crate::image::Model;
 use crate::image::host::Host;
 use crate::proc::ProcDir;
 use crate::sys::Errno;
+use super::skeleton::Skeletons;
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
+use std::time::Duration;
 
 const NS: i64 = 1_000_000_000;
 /// Below this the clocks count as the same: nobody makes a namespace for it.
@@ -28,11 +30,25 @@ pub fn offsets(image: &Host, here: &Host) -> Option<(i64, i64)> {
     far.then_some((monotonic, boottime))
 }
 
-/// Puts a task, and with it all its children to come, into a time namespace of the tree's own if one is needed.
-pub fn enter(model: &Model, remote: &mut Remote, scratch: Scratch, warnings: &mut Vec<String>) -> Result<()> {
+/// For a tree that was made ahead of time: the clock of its namespace must not be behind what the target saw last. What a
+/// message takes is all that it can be, as the pause has taken longer than that; a message that was held up is waited for.
+pub fn wait_for(model: &Model, skeletons: &Skeletons) {
+    const LONGEST_NS: i64 = NS;
+    let Some(offset) = skeletons.clock_offset else { return };
+    let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) else { return };
+    let behind = model.host.monotonic_ns - (now.tv_sec() * NS + now.tv_nsec() + offset);
+    if behind > 0 {
+        tracing::debug!("the target's clock is {behind} ns behind");
+        std::thread::sleep(Duration::from_nanos(behind.min(LONGEST_NS).unsigned_abs()));
+    }
+}
+
+/// Puts a task, and with it all its children to come, into a time namespace of the tree's own if one is needed. What it
+/// adds to CLOCK_MONOTONIC, nanoseconds.
+pub fn enter(model: &Model, remote: &mut Remote, scratch: Scratch, warnings: &mut Vec<String>) -> Result<Option<i64>> {
     let here = crate::collect::host::collect(None)
         .map_err(|e| Error::Impossible { object: "clocks of this host".to_owned(), reason: e.to_string() })?;
-    let Some((monotonic, boottime)) = offsets(&model.host, &here) else { return Ok(()) };
+    let Some((monotonic, boottime)) = offsets(&model.host, &here) else { return Ok(None) };
     let mut batch = Batch::new();
     batch.must(libc::SYS_unshare, &[CLONE_NEWTIME.into()]);
     match remote.run_all(&scratch, &batch) {
@@ -42,7 +58,7 @@ pub fn enter(model: &Model, remote: &mut Remote, scratch: Scratch, warnings: &mu
                 "no time namespace can be made here ({errno}): CLOCK_MONOTONIC jumps by {} s for the target",
                 -monotonic / NS
             ));
-            return Ok(());
+            return Ok(None);
         }
         Err(e) => return Err(e.into()),
     }
@@ -53,7 +69,7 @@ pub fn enter(model: &Model, remote: &mut Remote, scratch: Scratch, warnings: &mu
     batch.must(libc::SYS_setns, &[fd.into(), CLONE_NEWTIME.into()]);
     batch.close(fd);
     match remote.run_all(&scratch, &batch) {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(Some(monotonic)),
         Err(crate::trace::Error::Call { pid, errno, .. }) => Err(Error::System {
             operation: "enter a time namespace",
             object: format!("process {pid}"),

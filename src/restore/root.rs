@@ -29,7 +29,7 @@ pub fn make(
     };
     let mut prepare = || {
         place.enter(remote.pid())?;
-        clock::enter(model, &mut remote, skeletons.scratch, warnings)?;
+        skeletons.clock_offset = clock::enter(model, &mut remote, skeletons.scratch, warnings)?;
         ns::enter::mounts(model, TaskId(0), &mut remote, skeletons)?;
         empty(&mut remote, skeletons.scratch)
     };
