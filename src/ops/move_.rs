@@ -12,9 +12,10 @@ use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
-use crate::image::{MmId, Model, codec};
+use crate::image::mm::ShmemKind;
+use crate::image::{MmId, Model, Pid, codec};
 use crate::memory::pipeline::ReadPages;
-use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once, worth_watching};
+use crate::memory::rounds::{Named, Residual, Round, Tree, inherit_at_once, worth_watching};
 use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
@@ -83,6 +84,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         addresses,
         segments: Vec::new(),
         removed: Vec::new(),
+        offered: Offered::default(),
         same_host: link.is_same_host(),
         given_up: GivenUp::default(),
         slowed: None,
@@ -231,6 +233,8 @@ struct Live<'a> {
     segments: Vec<i32>,
     /// Those that were taken off their interfaces.
     removed: Vec<Place>,
+    /// What the model of the survey calls its memory.
+    offered: Offered,
     /// Both ends are on one kernel.
     same_host: bool,
     /// File locks of it that the destination takes.
@@ -260,11 +264,13 @@ impl Target for Live<'_> {
             tasks: self.findings.threads,
             memory_bytes: self.findings.memory_bytes,
         };
-        let (frozen, Collection { model, locks, .. }) = self.freeze_and_collect()?;
+        let (frozen, Collection { model, locks, sources, .. }) = self.freeze_and_collect()?;
         drop(locks);
+        self.offered = Offered::of(&model, sources).map_err(|e| Failure::of("cannot read the target's state", &e))?;
         frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
         summary.comm = comm(&model);
-        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new() })
+        let is_single = model.mms.len() == 1;
+        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new(), is_single })
     }
 
     fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {
@@ -277,7 +283,8 @@ impl Target for Live<'_> {
             }
         };
         let round = tree.round().map_err(failed)?;
-        let plan = Plan { pages: round.plan().to_vec(), notes: notes(round.inherited(), What::Inherit) };
+        let notes = notes(round.inherited(), What::Inherit);
+        let plan = Plan { pages: round.plan().to_vec(), notes, spaces: self.offered.names(&round) };
         let taken = send(&plan, &round.source())?;
         if let Taken::Stored { deferred } = &taken {
             round.commit_but(deferred);
@@ -332,7 +339,7 @@ impl Target for Live<'_> {
         }
         let mut all_notes = notes(&residual.gone, What::Hole);
         all_notes.extend(notes(&residual.inherited, What::Inherit));
-        let plan = Plan { pages: residual.plan, notes: all_notes };
+        let plan = Plan { pages: residual.plan, notes: all_notes, spaces: Vec::new() };
         let shmems = sources.shmems.into_iter().map(|ShmemSource::File(file)| file).collect();
         self.pages = TargetPages::new(sources.mms, shmems);
         self.names = residual.names;
@@ -407,6 +414,43 @@ impl Target for Live<'_> {
         // The last close of a locked socket is silent: the peer must not learn of this end.
         self.locks.drain(..).for_each(NetLock::keep);
         Ok(())
+    }
+}
+
+/// The memory of the target when it was surveyed: what tells it again.
+#[derive(Default)]
+struct Offered {
+    /// For each address space a process that had it, with the time of its start.
+    mms: Vec<(Pid, u64)>,
+    /// Its shared memory objects.
+    shmems: Vec<(ShmemKind, std::fs::File)>,
+}
+
+impl Offered {
+    fn of(model: &Model, sources: Sources) -> crate::proc::Result<Self> {
+        let start = |pid: &Pid| Ok((*pid, crate::proc::ProcDir::open(*pid)?.stat(&mut Vec::new())?.starttime));
+        let mms = sources.mms.iter().map(start).collect::<crate::proc::Result<_>>()?;
+        let files = sources.shmems.into_iter().map(|ShmemSource::File(file)| file.into());
+        Ok(Self { mms, shmems: model.shmems.iter().map(|shmem| shmem.kind.clone()).zip(files).collect() })
+    }
+
+    /// What the spaces of a round are called in the model of the survey.
+    fn names(&self, round: &Round<'_>) -> Vec<SpaceName> {
+        let spaces: Vec<_> = round.address_spaces().collect();
+        let name = |space: Space| {
+            let (_, process, _) = spaces.iter().find(|(other, ..)| *other == space)?;
+            self.mms.iter().position(|mm| mm == process)
+        };
+        let mms = spaces.iter().filter_map(|(space, _, parent)| {
+            let model = Some(Space::Mm(name(*space)?.into()).into());
+            let cow_parent = parent.and_then(name).map(|at| at as u32);
+            Some(SpaceName { sent_as: (*space).into(), model, cow_parent })
+        });
+        let shmems = self.shmems.iter().enumerate().filter_map(|(n, (kind, file))| {
+            let space = round.shared()?.space_of(kind, file)?;
+            Some(SpaceName { sent_as: space.into(), model: Some(Space::Shmem(n.into()).into()), cow_parent: None })
+        });
+        mms.chain(shmems).collect()
     }
 }
 

@@ -141,7 +141,8 @@ impl Material {
     /// Lets a skeleton fetch what was opened after it was made, under the same numbers.
     pub fn bring(&self, batch: &mut Batch) {
         for fd in &self.late {
-            let fetched = batch.must(libc::SYS_pidfd_getfd, &[self.ourselves.as_raw_fd().into(), (*fd).into(), 0u64.into()]);
+            let fetched =
+                batch.must(libc::SYS_pidfd_getfd, &[self.ourselves.as_raw_fd().into(), (*fd).into(), 0u64.into()]);
             batch.must(libc::SYS_dup2, &[fetched.into(), (*fd).into()]);
         }
     }
@@ -153,9 +154,8 @@ impl Material {
     pub fn punch(&self, id: ShmemId, pages: &RangeSet) -> Result<()> {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         for range in pages.iter() {
-            fallocate(&self.shmems[id.at()], flags, range.start_byte() as i64, range.bytes() as i64).map_err(|errno| {
-                Error::System { operation: "fallocate", object: "shared memory".to_owned(), errno }
-            })?;
+            fallocate(&self.shmems[id.at()], flags, range.start_byte() as i64, range.bytes() as i64)
+                .map_err(|errno| Error::System { operation: "fallocate", object: "shared memory".to_owned(), errno })?;
         }
         Ok(())
     }

@@ -123,6 +123,8 @@ pub struct Options {
     pub sibling: bool,
     /// Page workers.
     pub workers: usize,
+    /// When the clocks of the model were read, for a tree that is made ahead of time; `None` = they stand since.
+    pub read_at: Option<std::time::Instant>,
     /// The original is on this very kernel, frozen, and ends when this tree runs: what has a name is there already.
     pub original_here: bool,
 }

@@ -5,10 +5,12 @@
 use super::material::Material;
 use super::plan::Plan;
 use super::skeleton::{self, Skeletons};
-use super::{Options, Restored, Result, cow, creds, fd, material, mm, ns, plan, sessions, signals, sysv, task, threads};
+use super::{
+    Options, Restored, Result, cow, creds, fd, material, mm, ns, plan, sessions, signals, sysv, task, threads,
+};
 use crate::fault::{self, Point};
 use crate::image::mm::{Backing, ShmemKind};
-use crate::image::{Model, ShmemId, TaskId};
+use crate::image::{Model, TaskId};
 use crate::memory::pipeline::{PipelineError, load_pages};
 use crate::memory::store::{PageReader, ResolvedRun};
 use crate::memory::{PageRange, RangeSet, Space, scan};
@@ -133,13 +135,32 @@ impl<'m> Prebuilt<'m> {
             Space::Mm(id) => {
                 let kept = |b: &Backing| matches!(b, Backing::Anon | Backing::File { .. } | Backing::Shmem(_));
                 let vmas = self.model.mms.get(id.at()).map_or(&[][..], |mm| &mm.vmas);
-                vmas.iter().filter(|v| scan::carries_pages(v) && kept(&v.backing)).map(|v| pages(v.start, v.end)).collect()
+                vmas.iter()
+                    .filter(|v| scan::carries_pages(v) && kept(&v.backing))
+                    .map(|v| pages(v.start, v.end))
+                    .collect()
             }
             Space::Shmem(id) => {
                 let size = self.model.shmems.get(id.at()).map_or(0, |shmem| shmem.size);
-                [PageRange::new(0, size.div_ceil(crate::image::mm::PAGE))].into_iter().filter(|r| !r.is_empty()).collect()
+                [PageRange::new(0, size.div_ceil(crate::image::mm::PAGE))]
+                    .into_iter()
+                    .filter(|r| !r.is_empty())
+                    .collect()
             }
         }
+    }
+
+    /// Puts the contents of a store where they belong.
+    ///
+    /// # Errors
+    /// They cannot be read, or written.
+    pub fn load(&self, pages: &PageReader, options: &Options) -> Result<()> {
+        let mut runs = Vec::new();
+        let all = PageRange::new(0, crate::image::limits::PAGE_NUMBERS);
+        for space in pages.spaces() {
+            runs.extend(pages.contents_in(space, all).map_err(PipelineError::Store)?);
+        }
+        Ok(load_pages(pages, &runs, &self.memory()?, options.workers.max(1), &|_| {})?)
     }
 
     /// Drops pages that the target no longer has, by the model's names.
@@ -171,7 +192,8 @@ impl<'m> Prebuilt<'m> {
 /// Can a tree like this one stand before its contents are there? What is sealed against writing has to be filled before it
 /// is sealed, and sealed before it is mapped.
 pub fn can_stand(model: &Model) -> bool {
-    let sealed = |kind: &ShmemKind| matches!(kind, ShmemKind::Memfd { seals, .. } if seals & fd::shmem::SEAL_WRITE != 0);
+    let sealed =
+        |kind: &ShmemKind| matches!(kind, ShmemKind::Memfd { seals, .. } if seals & fd::shmem::SEAL_WRITE != 0);
     !model.shmems.iter().any(|shmem| sealed(&shmem.kind))
 }
 

@@ -4,10 +4,10 @@
 //! parents, sessions, namespaces, shared tables. Everything else that a standing tree has - mappings, threads, shared memory
 //! objects - is compared and changed where it differs; contents stay where a mapping stays.
 
-use super::cow::{self, Progress, adapted, common};
+use super::cow::{Progress, adapted, common};
 use super::prebuilt::{self, Prebuilt};
 use super::skeleton::{Skeleton, clear, trace_options};
-use super::{Options, Result, clock, fd, mm, plan, sharing, threads};
+use super::{Options, Result, clock, fd, mm, plan, root, sharing, threads};
 use crate::image::mm::{Backing, Mm, ShmemKind, Vma};
 use crate::image::ns::NsKind;
 use crate::image::task::{Task, TaskState};
@@ -15,7 +15,7 @@ use crate::image::{GhostId, MmId, Model, ShmemId, TaskId};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::ops::options::Cgroup;
 use crate::trace::Batch;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// How a final model fits a tree that stands for an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,9 +97,7 @@ impl Fit {
     /// System V segments are attached as a whole: where that has changed, the tree is made anew.
     fn segments_stay(&self, old: &Model, new: &Model) -> std::result::Result<(), Unfit> {
         let is_segment = |model: &Model, vma: &Vma| match vma.backing {
-            Backing::Shmem(id) => {
-                model.shmems.get(id.at()).is_some_and(|s| matches!(s.kind, ShmemKind::SysV { .. }))
-            }
+            Backing::Shmem(id) => model.shmems.get(id.at()).is_some_and(|s| matches!(s.kind, ShmemKind::SysV { .. })),
             _ => false,
         };
         for (now, was) in new.mms.iter().zip(&self.mms).filter_map(|(mm, was)| Some((mm, (*was)?))) {
@@ -215,13 +213,39 @@ fn alike(a: &ShmemKind, b: &ShmemKind) -> bool {
 }
 
 impl<'m> Prebuilt<'m> {
+    /// How a later model fits this tree, see [`Fit::of`].
+    ///
+    /// # Errors
+    /// What makes it necessary to make the tree anew.
+    pub fn fit(
+        &self,
+        model: &Model,
+        homes: &HashMap<Space, Option<Space>>,
+        options: &Options,
+    ) -> std::result::Result<Fit, Unfit> {
+        if !plan::is_free(model, self.plan.scratch) {
+            return Err("something is mapped where its skeletons have their work area");
+        }
+        if clock::is_late(model, &self.skeletons) {
+            return Err("its clock would go back");
+        }
+        let ids = |model: &Model| -> HashSet<i32> {
+            model.tasks.iter().flat_map(|t| t.threads.iter().map(|th| th.tid.0)).collect()
+        };
+        // In a PID namespace of the tree's own nobody else has one.
+        if !self.skeletons.new_pids && ids(model).difference(&ids(self.model)).any(|id| root::occupant(*id).is_some()) {
+            return Err("the id of a thread that was made since is in use here");
+        }
+        Fit::of(self.model, model, homes, options)
+    }
+
     /// The same tree for the final model. Pages that stay are those of [`Fit::kept`].
     ///
     /// # Errors
     /// Nothing of the tree is left then.
     pub fn adopt(self, model: &'m Model, fit: &Fit, options: &Options) -> Result<Self> {
         let Self { model: old, plan, mut skeletons, mut material, warnings } = self;
-        clock::wait_for(model, &skeletons);
+        clock::catch_up(model, &skeletons);
         let plan = plan::with_scratch(model, plan.scratch);
         material.renew(old, model, &fit.shmems, options)?;
         let mut tasks: HashMap<TaskId, Skeleton> = std::mem::take(&mut skeletons.tasks);

@@ -29,7 +29,7 @@ pub fn make(
     };
     let mut prepare = || {
         place.enter(remote.pid())?;
-        skeletons.clock_offset = clock::enter(model, &mut remote, skeletons.scratch, warnings)?;
+        skeletons.clock_offset = clock::enter(model, options.read_at, &mut remote, skeletons.scratch, warnings)?;
         ns::enter::mounts(model, TaskId(0), &mut remote, skeletons)?;
         empty(&mut remote, skeletons.scratch)
     };
@@ -73,7 +73,7 @@ pub(super) fn taken(model: &Model) -> Option<(i32, String)> {
     ids.map(|id| id.0).find_map(|id| occupant(id).map(|name| (id, name)))
 }
 
-fn occupant(id: i32) -> Option<String> {
+pub(super) fn occupant(id: i32) -> Option<String> {
     let mut name = Vec::new();
     ProcDir::open(Pid(id)).ok()?.read_into("comm", &mut name).ok()?;
     Some(String::from_utf8_lossy(&name).trim().to_owned())

@@ -45,13 +45,15 @@ pub fn shared(model: &Model) -> HashSet<(i32, u32)> {
 /// process shared that has ended meanwhile does not count.
 pub fn alike(old: &Model, new: &Model, found: &[TaskId]) -> bool {
     NEEDED.iter().all(|(flag, _)| {
-        let pairs = new.tasks.iter().zip(found).filter_map(|(now, was)| {
-            Some((object(now, *flag)?, object(&old.tasks[was.at()], *flag)?))
-        });
+        let pairs = new
+            .tasks
+            .iter()
+            .zip(found)
+            .filter_map(|(now, was)| Some((object(now, *flag)?, object(&old.tasks[was.at()], *flag)?)));
         let (mut there, mut back) = (HashMap::new(), HashMap::new());
-        pairs.into_iter().all(|(now, was)| {
-            *there.entry(now).or_insert(was) == was && *back.entry(was).or_insert(now) == now
-        })
+        pairs
+            .into_iter()
+            .all(|(now, was)| *there.entry(now).or_insert(was) == was && *back.entry(was).or_insert(now) == now)
     })
 }
 
