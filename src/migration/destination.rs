@@ -1,19 +1,20 @@
 //! The side that is to have the target: verdict, a tree that is made ahead of time, rounds into it, making of it what the
 //! target is in the end, running. Mirror of [`super::source`].
 
+use super::intake::{Intake, wait_for_marks};
 use super::journal::{Journal, Role, Step};
 use super::landing::{Landing, Memory, Plot};
 use super::pages::{Run, What};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
 use super::store::Store;
-use super::{MoveError, send_pages, while_alive};
+use super::{MoveError, while_alive};
 use crate::blocker::Blocker;
 use crate::failure::Failure;
 use crate::image::{MmId, Model, codec, limits};
 use crate::memory::store::ImageDir;
 use crate::memory::{PageRange, RangeSet, Space};
-use crate::transport::{Channel, FrameKind, Link, TransportError};
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crate::transport::{Channel, Link, TransportError};
+use crossbeam_channel::bounded;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -406,7 +407,7 @@ impl Attempt<'_> {
     }
 }
 
-fn out_of_turn(control: &Channel, got: &FromSource, expected: &'static str) -> MoveError {
+pub(super) fn out_of_turn(control: &Channel, got: &FromSource, expected: &'static str) -> MoveError {
     if let FromSource::Abort { reason, .. } = got {
         return MoveError::Stays { reason: reason.clone() };
     }
@@ -435,80 +436,6 @@ fn homes(model: &Model, names: &[SpaceName]) -> Result<HashMap<Space, Space>, Mo
         }
     }
     Ok(homes)
-}
-
-/// Where pages go.
-#[derive(Clone, Copy)]
-struct Intake<'a> {
-    store: &'a Store,
-    landing: Option<&'a Landing>,
-}
-
-impl Intake<'_> {
-    /// Takes what comes on a bulk channel, until the mark of the round.
-    fn bulk(self, channel: &mut Channel, number: u32) -> Result<(), MoveError> {
-        channel.during("receiving pages");
-        let peer = channel.peer().to_owned();
-        let mut taker = self.store.taker();
-        loop {
-            let frame = channel.receive()?;
-            match frame.kind {
-                FrameKind::PAGES => taker.take(frame.body, self.landing)?,
-                FrameKind::MARK => match send_pages::read_mark(frame.body) {
-                    Some((mark, _)) if mark == number => return Ok(()),
-                    Some((mark, _)) => {
-                        let got = format!("the end of round {mark}");
-                        return Err(MoveError::OutOfTurn { peer, expected: "the end of this round", got });
-                    }
-                    None => {
-                        let reason = "wrong length".into();
-                        return Err(TransportError::Malformed { peer, what: "mark", reason }.into());
-                    }
-                },
-                got => return Err(TransportError::UnexpectedKind { peer, expected: "pages", got }.into()),
-            }
-        }
-    }
-
-    /// Takes what comes on the control channel, until the end of the round.
-    fn control(self, control: &mut Channel, id: AttemptId, number: u32) -> Result<(), MoveError> {
-        control.during("receiving pages");
-        let peer = control.peer().to_owned();
-        let mut taker = self.store.taker();
-        loop {
-            let frame = control.receive()?;
-            let message: FromSource = match frame.kind {
-                FrameKind::PAGES => {
-                    taker.take(frame.body, self.landing)?;
-                    continue;
-                }
-                FrameKind::MESSAGE => protocol::decode(frame.body, &peer)?,
-                got => return Err(TransportError::UnexpectedKind { peer, expected: "pages or a message", got }.into()),
-            };
-            return match message {
-                FromSource::RoundEnd { attempt, number: ended } if attempt == id && ended == number => Ok(()),
-                other => Err(out_of_turn(control, &other, "the end of the round")),
-            };
-        }
-    }
-}
-
-/// Until every bulk channel has seen the end of the round.
-fn wait_for_marks(
-    control: &mut Channel,
-    streams: usize,
-    marks: &Receiver<Result<(), MoveError>>,
-) -> Result<(), MoveError> {
-    let mut seen = 0;
-    while seen < streams {
-        match marks.recv_timeout(send_pages::ALIVE_EVERY) {
-            Ok(taken) => taken.map(|()| seen += 1)?,
-            // Data still comes on other channels; this one is alive.
-            Err(RecvTimeoutError::Timeout) => control.send(FrameKind::ALIVE, &[])?,
-            Err(RecvTimeoutError::Disconnected) => return Err(MoveError::Worker),
-        }
-    }
-    Ok(())
 }
 
 impl MoveError {

@@ -69,6 +69,9 @@ pub struct Landing {
     memory: Box<dyn Memory>,
 }
 
+/// Takes pages (of a space, as rounds name it) with their content.
+pub type Out<'a> = dyn FnMut(Space, PageRange, &[u8]) -> Result<(), MoveError> + 'a;
+
 /// What became of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Left {
@@ -127,11 +130,7 @@ impl Landing {
     ///
     /// # Errors
     /// Memory of the tree cannot be read; whatever `out` fails with.
-    pub fn take_out(
-        &self,
-        kept: &dyn Fn(Space) -> RangeSet,
-        out: &mut dyn FnMut(Space, PageRange, &[u8]) -> Result<(), MoveError>,
-    ) -> Result<(), MoveError> {
+    pub fn take_out(&self, kept: &dyn Fn(Space) -> RangeSet, out: &mut Out<'_>) -> Result<(), MoveError> {
         let mut buffer = Vec::new();
         for (name, plot) in &self.plots {
             let plot = plot.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,6 +12,7 @@ pub mod interrupt;
 pub mod keygen;
 pub mod list;
 pub mod move_;
+mod offered;
 pub mod options;
 pub mod outcome;
 pub mod places;

@@ -2,6 +2,7 @@
 //! [`crate::migration::source`].
 
 use super::held_locks::GivenUp;
+use super::offered::Offered;
 use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
@@ -12,10 +13,9 @@ use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
-use crate::image::mm::ShmemKind;
-use crate::image::{MmId, Model, Pid, codec};
+use crate::image::{MmId, Model, codec};
 use crate::memory::pipeline::ReadPages;
-use crate::memory::rounds::{Named, Residual, Round, Tree, inherit_at_once, worth_watching};
+use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once, worth_watching};
 use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
@@ -414,43 +414,6 @@ impl Target for Live<'_> {
         // The last close of a locked socket is silent: the peer must not learn of this end.
         self.locks.drain(..).for_each(NetLock::keep);
         Ok(())
-    }
-}
-
-/// The memory of the target when it was surveyed: what tells it again.
-#[derive(Default)]
-struct Offered {
-    /// For each address space a process that had it, with the time of its start.
-    mms: Vec<(Pid, u64)>,
-    /// Its shared memory objects.
-    shmems: Vec<(ShmemKind, std::fs::File)>,
-}
-
-impl Offered {
-    fn of(model: &Model, sources: Sources) -> crate::proc::Result<Self> {
-        let start = |pid: &Pid| Ok((*pid, crate::proc::ProcDir::open(*pid)?.stat(&mut Vec::new())?.starttime));
-        let mms = sources.mms.iter().map(start).collect::<crate::proc::Result<_>>()?;
-        let files = sources.shmems.into_iter().map(|ShmemSource::File(file)| file.into());
-        Ok(Self { mms, shmems: model.shmems.iter().map(|shmem| shmem.kind.clone()).zip(files).collect() })
-    }
-
-    /// What the spaces of a round are called in the model of the survey.
-    fn names(&self, round: &Round<'_>) -> Vec<SpaceName> {
-        let spaces: Vec<_> = round.address_spaces().collect();
-        let name = |space: Space| {
-            let (_, process, _) = spaces.iter().find(|(other, ..)| *other == space)?;
-            self.mms.iter().position(|mm| mm == process)
-        };
-        let mms = spaces.iter().filter_map(|(space, _, parent)| {
-            let model = Some(Space::Mm(name(*space)?.into()).into());
-            let cow_parent = parent.and_then(name).map(|at| at as u32);
-            Some(SpaceName { sent_as: (*space).into(), model, cow_parent })
-        });
-        let shmems = self.shmems.iter().enumerate().filter_map(|(n, (kind, file))| {
-            let space = round.shared()?.space_of(kind, file)?;
-            Some(SpaceName { sent_as: space.into(), model: Some(Space::Shmem(n.into()).into()), cow_parent: None })
-        });
-        mms.chain(shmems).collect()
     }
 }
 
