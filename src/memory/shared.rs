@@ -163,6 +163,12 @@ impl Objects {
         Ok(())
     }
 
+    /// What rounds call an object.
+    pub fn space_of(&self, kind: &ShmemKind, file: &File) -> Option<Space> {
+        let key = Key::of(matches!(kind, ShmemKind::SysV { .. }), file).ok()?;
+        self.0.iter().find(|object| object.key == key).map(|object| object.space)
+    }
+
     /// Reads pages of an object and notes what was read. `None`: this space is none of ours.
     pub fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Option<Result<(), PageError>> {
         let object = self.0.iter().find(|object| object.space == space)?;

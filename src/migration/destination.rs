@@ -1,16 +1,21 @@
-//! The side that is to have the target: verdict, rounds into a page store, rebuilding, running. Mirror of
-//! [`super::source`].
+//! The side that is to have the target: verdict, a tree that is made ahead of time, rounds into it, making of it what the
+//! target is in the end, running. Mirror of [`super::source`].
 
+use super::intake::{Intake, wait_for_marks};
 use super::journal::{Journal, Role, Step};
-use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
+use super::landing::{Landing, Memory, Plot};
+use super::pages::{Run, What};
+use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
 use super::store::Store;
-use super::{MoveError, send_pages, while_alive};
+use super::{MoveError, while_alive};
 use crate::blocker::Blocker;
 use crate::failure::Failure;
-use crate::image::{Model, codec};
+use crate::image::{MmId, Model, codec, limits};
 use crate::memory::store::ImageDir;
+use crate::memory::{PageRange, RangeSet, Space};
 use crate::transport::{Channel, FrameKind, Link, TransportError};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::bounded;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,8 +24,38 @@ pub trait Builder {
     /// What stands in the way of running a target like this here; `state` are the choices of the source's user.
     fn preflight(&mut self, model: &Model, state: &serde_json::Value) -> Result<Vec<Blocker>, Failure>;
 
-    /// Rebuilds the target from a complete image. Everything that can fail is done when this returns; it does not run.
-    fn prepare(&mut self, image: &ImageDir) -> Result<(), Failure>;
+    /// A model as it is to be made here: this kernel may differ from the source's.
+    fn adapted(&self, model: Model) -> Result<Model, Failure> {
+        Ok(model)
+    }
+
+    /// Makes the tree of a model ahead of time, with the pages of an image if there is one. `read_at`: when the clocks of the
+    /// model were read. `None`: such a tree has to wait for its contents.
+    fn build_ahead(
+        &mut self,
+        model: Model,
+        read_at: Instant,
+        stored: Option<&ImageDir>,
+    ) -> Result<Option<Standing>, Failure>;
+
+    /// Whether the tree that was made ahead of time can become that of the final model. `homes`: spaces of its own model that
+    /// pages were sent for, and what the final one calls them.
+    fn fits(&mut self, model: &Model, homes: &HashMap<Space, Option<Space>>) -> bool;
+
+    /// Pages of a space of the tree that stay where they are when it becomes that of the model it fits.
+    fn kept(&self, model: &Model, space: Space) -> RangeSet;
+
+    /// Makes that tree out of it: without the pages that are `stale`, with those of the image. Its memory, by the names of the
+    /// final model.
+    fn adopt(
+        &mut self,
+        model: Model,
+        stale: &[(Space, RangeSet)],
+        stored: Option<&ImageDir>,
+    ) -> Result<Box<dyn Memory>, Failure>;
+
+    /// Completes the target. Everything that can fail is done when this returns; it does not run.
+    fn prepare(&mut self, contents: Contents<'_>) -> Result<(), Failure>;
 
     /// Runs it; the process id of its root as this host sees it.
     fn run(&mut self) -> Result<i32, Failure>;
@@ -30,6 +65,23 @@ pub trait Builder {
 
     /// Removes what [`Builder::prepare`] made, if anything.
     fn discard(&mut self);
+}
+
+/// A tree that was made ahead of time.
+pub struct Standing {
+    /// Its memory.
+    pub memory: Box<dyn Memory>,
+    /// Pages that can land in it, and pages that are there, of each space.
+    pub spaces: HashMap<Space, (RangeSet, RangeSet)>,
+}
+
+/// Where the contents of the target are in the end.
+#[derive(Debug)]
+pub enum Contents<'a> {
+    /// In the tree that was made ahead of time, but for these pages, which the target no longer has.
+    Landed(Vec<(Space, RangeSet)>),
+    /// In a complete image; what was made ahead of time did not fit.
+    Stored(&'a ImageDir),
 }
 
 /// Where things lie at the destination.
@@ -50,8 +102,14 @@ struct Attempt<'a> {
     builder: &'a mut dyn Builder,
     around: Surroundings<'a>,
     store: Store,
+    /// A store of this many bytes, at most.
+    store_bytes: u64,
     state: serde_json::Value,
     journal: Journal,
+    /// The model of the offer, until the tree is made of it.
+    offered: Option<Model>,
+    /// Where pages land, once there is a tree.
+    landing: Option<Landing>,
 }
 
 /// Takes a target that comes over the link. Returns when it runs and the source knows, or when it was only looked at.
@@ -74,7 +132,18 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         Ok((store, journal))
     });
     let mut attempt = match ready {
-        Ok((store, journal)) => Attempt { id, control, builder, around, store, state, journal },
+        Ok((store, journal)) => Attempt {
+            id,
+            control,
+            builder,
+            around,
+            store,
+            store_bytes: target.memory_bytes,
+            state,
+            journal,
+            offered: None,
+            landing: None,
+        },
         Err(error) => {
             protocol::receive_model(&mut control, model_bytes)?;
             protocol::send(&mut control, &FromDestination::Failed { attempt: id, failure: error.to_wire() })?;
@@ -101,8 +170,9 @@ impl Attempt<'_> {
             self.wait_for_abort()?;
             return self.note(Step::Aborted);
         }
-        let (spaces, model_bytes) = self.rounds(bulk)?;
-        self.prepare(&spaces, model_bytes)
+        let mut bulk = bulk;
+        let (spaces, model_bytes) = self.rounds(&mut bulk)?;
+        self.prepare(&mut bulk, &spaces, model_bytes)
     }
 
     /// This side's preflight. Whether there is nothing in the way.
@@ -117,6 +187,9 @@ impl Attempt<'_> {
         let may_come = blockers.is_empty();
         let blockers = blockers.iter().map(Into::into).collect();
         self.send(&FromDestination::Verdict { attempt: self.id, blockers, room_bytes: self.store.room_bytes() })?;
+        if may_come {
+            self.offered = Some(self.builder.adapted(model)?);
+        }
         Ok(may_come)
     }
 
@@ -135,46 +208,140 @@ impl Attempt<'_> {
         }
     }
 
-    /// Stores pages, round by round, until the source asks to prepare.
-    fn rounds(&mut self, bulk: Vec<Channel>) -> Result<(Vec<SpaceName>, u64), MoveError> {
-        let (id, store, control) = (self.id, &self.store, &mut self.control);
+    /// Takes pages, round by round, until the source asks to prepare.
+    fn rounds(&mut self, bulk: &mut [Channel]) -> Result<(Vec<SpaceName>, u64), MoveError> {
+        loop {
+            self.control.during("receiving pages");
+            match protocol::receive(&mut self.control)? {
+                FromSource::Build { attempt, age_us, spaces } if attempt == self.id => {
+                    let now = Instant::now();
+                    let read_at = now.checked_sub(Duration::from_micros(age_us)).unwrap_or(now);
+                    self.build_ahead(read_at, &spaces)?;
+                    self.send(&FromDestination::Built { attempt: self.id })?;
+                }
+                FromSource::Round { attempt, number } if attempt == self.id => {
+                    self.round(bulk, number)?;
+                    let room_bytes = self.store.room_bytes();
+                    self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;
+                }
+                FromSource::Prepare { attempt, spaces, model_bytes } if attempt == self.id => {
+                    return Ok((spaces, model_bytes));
+                }
+                other => return Err(self.out_of_turn(&other, "a round")),
+            }
+        }
+    }
+
+    /// Makes the tree of the offered model, with the pages that are stored by now.
+    fn build_ahead(&mut self, read_at: Instant, names: &[SpaceName]) -> Result<(), MoveError> {
+        let Some(mut model) = self.offered.take() else {
+            return Err(MoveError::Names { reason: "the tree was to be made twice".into() });
+        };
+        let homes = homes(&model, names)?;
+        for name in names {
+            if let Some(WireSpace::Mm(id)) = name.model {
+                model.mms[id as usize].cow_parent = name.cow_parent.map(MmId);
+            }
+        }
+        let image = if self.store.is_used() { Some(self.store.finish(&model, names)?) } else { None };
+        let standing = while_alive(&mut self.control, || self.builder.build_ahead(model, read_at, image.as_ref()))?;
+        let Some(standing) = standing else {
+            return if image.is_none() { Ok(()) } else { Err(MoveError::Target(Failure::new(NOT_AHEAD))) };
+        };
+        if image.is_some() {
+            self.store.renew(self.around.stores, self.id, self.store_bytes, self.around.max_memory_bytes)?;
+        }
+        let plots = homes.into_iter().map(|(name, home)| {
+            let (places, landed) = standing.spaces.get(&home).cloned().unwrap_or_default();
+            (name, Plot::new(home, places, landed))
+        });
+        self.landing = Some(Landing::new(plots.collect(), standing.memory));
+        Ok(())
+    }
+
+    /// Takes the pages of one round: each bulk channel on a thread of its own, until its mark.
+    fn round(&mut self, bulk: &mut [Channel], number: u32) -> Result<(), MoveError> {
+        let (id, control) = (self.id, &mut self.control);
+        let intake = Intake { store: &self.store, landing: self.landing.as_ref() };
         let streams = bulk.len();
-        let (sender, marks) = unbounded();
+        let (sender, marks) = bounded(streams);
         std::thread::scope(|scope| {
-            for mut channel in bulk {
+            for channel in bulk {
                 let sender = sender.clone();
                 scope.spawn(move || {
-                    if let Err(error) = take_bulk(&mut channel, store, &sender) {
-                        // The receiver is gone only if the attempt has failed already.
-                        let _ = sender.send(Err(error));
+                    let taken = intake.bulk(channel, number);
+                    if taken.is_err() {
                         // The control channel may wait for a source that waits for us.
                         channel.patience().abort.trigger();
                     }
+                    // The receiver is gone only if the attempt has failed already.
+                    let _ = sender.send(taken);
                 });
             }
             drop(sender);
-            let result = take_control(control, store, id, streams, &marks);
-            if result.is_err() {
+            let taken = intake.control(control, id, number).and_then(|()| wait_for_marks(control, streams, &marks));
+            if taken.is_err() {
                 // Bulk threads wait for frames that will not come.
                 control.patience().abort.trigger();
             }
-            match result {
+            match taken {
                 // A bulk channel has failed, which ended the wait on this one.
-                Err(MoveError::Transport(TransportError::Aborted { .. })) => {
-                    let cause = marks.iter().find_map(Mark::err);
-                    Err(cause.unwrap_or(MoveError::Transport(TransportError::Aborted { during: "receiving pages" })))
+                Err(MoveError::Transport(TransportError::Aborted { during })) => {
+                    let cause = marks.iter().find_map(Result::err);
+                    Err(cause.unwrap_or(MoveError::Transport(TransportError::Aborted { during })))
                 }
-                result => result,
+                taken => taken,
             }
         })
     }
 
-    /// Rebuilds the target, and hands over.
-    fn prepare(&mut self, spaces: &[SpaceName], model_bytes: u64) -> Result<(), MoveError> {
+    /// The final model has come: makes the tree ready for the last pages, or has them stored where it does not fit.
+    fn reconcile(&mut self, model: Model, names: &[SpaceName]) -> Result<Option<Model>, MoveError> {
+        let Some(landing) = self.landing.take() else { return Ok(Some(model)) };
+        let finals = homes(&model, names)?;
+        let final_of = |(name, home)| (home, finals.get(&name).copied());
+        let fits = self.builder.fits(&model, &landing.spaces().map(final_of).collect());
+        let mut taker = self.store.taker();
+        let kept = |space| if fits { self.builder.kept(&model, space) } else { RangeSet::new() };
+        while_alive(&mut self.control, || {
+            landing.take_out(&kept, &mut |space, range, content| {
+                taker.store(Run { space, range, what: What::Data }, content)
+            })
+        })?;
+        drop(taker);
+        if !fits {
+            return Ok(Some(model));
+        }
+        let image = if self.store.is_used() { Some(self.store.finish(&model, names)?) } else { None };
+        let stale = landing.stale();
+        let memory = while_alive(&mut self.control, || self.builder.adopt(model, &stale, image.as_ref()))?;
+        let everywhere: RangeSet = [PageRange::new(0, limits::PAGE_NUMBERS)].into_iter().collect();
+        let plots = finals.into_iter().map(|(name, home)| (name, Plot::new(home, everywhere.clone(), RangeSet::new())));
+        self.landing = Some(Landing::new(plots.collect(), memory));
+        Ok(None)
+    }
+
+    /// Makes of the tree what the target is, with the last pages, and hands over.
+    fn prepare(&mut self, bulk: &mut [Channel], names: &[SpaceName], model_bytes: u64) -> Result<(), MoveError> {
         let started = Instant::now();
         let model = self.model(model_bytes)?;
-        let image = self.store.finish(&model, spaces)?;
-        while_alive(&mut self.control, || self.builder.prepare(&image))?;
+        let model = self.builder.adapted(model)?;
+        let unfit = self.reconcile(model, names)?;
+        match protocol::receive(&mut self.control)? {
+            FromSource::Round { attempt, number } if attempt == self.id => self.round(bulk, number)?,
+            other => return Err(self.out_of_turn(&other, "the last round")),
+        }
+        match (unfit, &self.landing) {
+            (None, Some(landing)) => {
+                let contents = Contents::Landed(landing.stale());
+                while_alive(&mut self.control, || self.builder.prepare(contents))?;
+            }
+            (Some(model), _) => {
+                let image = self.store.finish(&model, names)?;
+                while_alive(&mut self.control, || self.builder.prepare(Contents::Stored(&image)))?;
+            }
+            (None, None) => return Err(MoveError::Target(Failure::new(NOT_AHEAD))),
+        }
         self.note(Step::Prepared)?;
         let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.control.during("waiting for the order to run the target");
@@ -264,93 +431,35 @@ impl Attempt<'_> {
     }
 }
 
-fn out_of_turn(control: &Channel, got: &FromSource, expected: &'static str) -> MoveError {
+pub(super) fn out_of_turn(control: &Channel, got: &FromSource, expected: &'static str) -> MoveError {
     if let FromSource::Abort { reason, .. } = got {
         return MoveError::Stays { reason: reason.clone() };
     }
     MoveError::OutOfTurn { peer: control.peer().into(), expected, got: format!("{got:?}") }
 }
 
-/// What a bulk channel has seen: the end of a round, or its own end.
-type Mark = Result<u32, MoveError>;
+/// Of a tree that should have been there.
+const NOT_AHEAD: &str = "the tree that was to be made ahead of time is not there";
 
-/// Stores what comes on a bulk channel, until the mark of the last round.
-fn take_bulk(channel: &mut Channel, store: &Store, marks: &Sender<Mark>) -> Result<(), MoveError> {
-    channel.during("receiving pages");
-    let peer = channel.peer().to_owned();
-    let mut taker = store.taker();
-    loop {
-        let frame = channel.receive()?;
-        match frame.kind {
-            FrameKind::PAGES => taker.take(frame.body)?,
-            FrameKind::MARK => {
-                let malformed =
-                    || TransportError::Malformed { peer: peer.clone(), what: "mark", reason: "wrong length".into() };
-                let (number, last) = send_pages::read_mark(frame.body).ok_or_else(malformed)?;
-                if marks.send(Ok(number)).is_err() || last {
-                    return Ok(());
-                }
-            }
-            got => return Err(TransportError::UnexpectedKind { peer, expected: "pages", got }.into()),
-        }
-    }
-}
-
-/// Follows the rounds on the control channel, and stores what comes there.
-fn take_control(
-    control: &mut Channel,
-    store: &Store,
-    id: AttemptId,
-    streams: usize,
-    marks: &Receiver<Mark>,
-) -> Result<(Vec<SpaceName>, u64), MoveError> {
-    control.during("receiving pages");
-    let peer = control.peer().to_owned();
-    let mut taker = store.taker();
-    loop {
-        let frame = control.receive()?;
-        let message: FromSource = match frame.kind {
-            FrameKind::PAGES => {
-                taker.take(frame.body)?;
-                continue;
-            }
-            FrameKind::MESSAGE => protocol::decode(frame.body, &peer)?,
-            got => return Err(TransportError::UnexpectedKind { peer, expected: "pages or a message", got }.into()),
+/// Spaces of pages and what a model calls them, those that it has.
+fn homes(model: &Model, names: &[SpaceName]) -> Result<HashMap<Space, Space>, MoveError> {
+    let mut homes = HashMap::new();
+    let mut taken = HashSet::new();
+    for name in names {
+        let Some(home) = name.model.map(Space::from) else { continue };
+        let known = match home {
+            Space::Mm(id) => id.at() < model.mms.len(),
+            Space::Shmem(id) => id.at() < model.shmems.len(),
         };
-        match message {
-            FromSource::Round { attempt, .. } if attempt == id => {}
-            FromSource::RoundEnd { attempt, number } if attempt == id => {
-                wait_for_marks(control, streams, number, marks)?;
-                let done = FromDestination::RoundDone { attempt: id, number, room_bytes: store.room_bytes() };
-                protocol::send(control, &done)?;
-            }
-            FromSource::Prepare { attempt, spaces, model_bytes } if attempt == id => return Ok((spaces, model_bytes)),
-            other => return Err(out_of_turn(control, &other, "a round")),
+        let known_parent = name.cow_parent.is_none_or(|parent| (parent as usize) < model.mms.len());
+        if !known || !known_parent {
+            return Err(MoveError::Names { reason: format!("{home} is not in the model") });
+        }
+        if homes.insert(Space::from(name.sent_as), home).is_some() || !taken.insert(home) {
+            return Err(MoveError::Names { reason: format!("{home} is named twice") });
         }
     }
-}
-
-/// Until every bulk channel has seen the end of the round.
-fn wait_for_marks(control: &mut Channel, streams: usize, number: u32, marks: &Receiver<Mark>) -> Result<(), MoveError> {
-    let mut seen = 0;
-    while seen < streams {
-        match marks.recv_timeout(send_pages::ALIVE_EVERY) {
-            Ok(Ok(mark)) if mark == number => seen += 1,
-            Ok(Ok(mark)) => {
-                let got = format!("the end of round {mark}");
-                return Err(MoveError::OutOfTurn {
-                    peer: control.peer().into(),
-                    expected: "the end of this round",
-                    got,
-                });
-            }
-            Ok(Err(error)) => return Err(error),
-            // Data still comes on other channels; this one is alive.
-            Err(RecvTimeoutError::Timeout) => control.send(FrameKind::ALIVE, &[])?,
-            Err(RecvTimeoutError::Disconnected) => return Err(MoveError::Worker),
-        }
-    }
-    Ok(())
+    Ok(homes)
 }
 
 impl MoveError {

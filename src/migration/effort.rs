@@ -46,9 +46,9 @@ impl Effort {
         }
         self.deferred_bytes = 0;
         if !self.has(Step::Defer) {
-            return (Plan { pages: plan.pages.clone(), notes: plan.notes.clone() }, Vec::new());
+            return (Plan { pages: plan.pages.clone(), notes: plan.notes.clone(), spaces: Vec::new() }, Vec::new());
         }
-        let mut now = Plan { pages: Vec::new(), notes: plan.notes.clone() };
+        let mut now = Plan { pages: Vec::new(), notes: plan.notes.clone(), spaces: Vec::new() };
         let mut later = Vec::new();
         for (space, pages) in written {
             // A shared object has no bookkeeping of parts of a round.
@@ -87,6 +87,7 @@ mod tests {
         Plan {
             pages: pages.iter().map(|(space, page)| (*space, PageRange::new(*page, 1))).collect(),
             notes: Vec::new(),
+            spaces: Vec::new(),
         }
     }
 

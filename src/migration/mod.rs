@@ -5,14 +5,16 @@
 //! when the pause begins.
 //!
 //! [`source`] and [`destination`] are mirror images: one function for each step of [`protocol`], with the same name on
-//! both sides. [`switchover`] decides when to pause, [`pages`] and [`send_pages`] are how pages travel, [`store`] is
-//! where they arrive, [`journal`] is what survives the program. What a target is made of is the engine's: behind
+//! both sides. [`switchover`] decides when to pause, [`pages`] and [`send_pages`] are how pages travel,
+//! `intake`, [`landing`] and [`store`] where they arrive, [`journal`] is what survives the program. What a target is made of is the engine's: behind
 //! [`source::Target`] and [`destination::Builder`].
 
 pub mod destination;
 pub mod effort;
 pub mod handover;
+mod intake;
 pub mod journal;
+pub mod landing;
 pub mod pages;
 pub mod protocol;
 pub mod report;
@@ -97,6 +99,14 @@ pub enum MoveError {
     #[error("Cannot read memory of {space}")]
     Pages {
         /// Whose memory.
+        space: Space,
+        /// Where, and why.
+        source: PageError,
+    },
+    /// Pages could not be put into the tree in the making, or read out of it again.
+    #[error("Cannot reach memory of {space} in the tree that is made")]
+    Landing {
+        /// Whose memory, as that tree names it.
         space: Space,
         /// Where, and why.
         source: PageError,

@@ -4,13 +4,15 @@
 //! source                                              destination
 //! Offer, model of the running target  ---------------> preflight with that model
 //!                                     <--------------- Verdict: all blockers, room
+//! Build (before or after the first round) -----------> makes the tree of that model ahead of time
+//!                                     <--------------- Built
 //! Round n; pages on the bulk channels, a MARK on each;
-//! RoundEnd n                          ---------------> stores them
+//! RoundEnd n                          ---------------> pages land in that tree, or are stored
 //!                                     <--------------- RoundDone n      (n = 1.. while the target runs)
 //! -- freeze --
-//! Round n; pages; marks; RoundEnd n   ---------------> stores them
-//! Prepare, final model                ---------------> rebuilds the target, stops short of running
-//!                                     <--------------- RoundDone n, Prepared
+//! Prepare, final model;
+//! Round n; pages; marks; RoundEnd n   ---------------> makes of the tree what the target is now, stops short of running
+//!                                     <--------------- Prepared
 //! hold beyond our own death; journal: committing
 //! packets that have come meanwhile    ---------------> kept
 //! Commit                              ---------------> journal: owner; runs the target
@@ -121,14 +123,14 @@ impl From<WireSpace> for Space {
     }
 }
 
-/// How a space that pages were sent for is called in the final model.
+/// How a space that pages are sent for is called in the model (the offered one, or the final one).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpaceName {
     /// In frames of pages.
     pub sent_as: WireSpace,
     /// In the final model; `None` = it is gone, its pages with it.
     pub model: Option<WireSpace>,
-    /// The address space (of the final model) it shares pages with since it was forked from it.
+    /// The address space (of that model) it shares pages with since it was forked from it.
     pub cow_parent: Option<u32>,
 }
 
@@ -165,6 +167,15 @@ pub enum FromSource {
         /// Length of the model.
         model_bytes: u64,
     },
+    /// Nothing stands in the way, and pages are to come: make the tree of the offered model ahead of time.
+    Build {
+        /// The attempt.
+        attempt: AttemptId,
+        /// How long ago that model was read, microseconds, rounded up: how much later its clocks are by now.
+        age_us: u64,
+        /// What spaces of pages are called in the offered model.
+        spaces: Vec<SpaceName>,
+    },
     /// Pages of this round follow on the bulk channels.
     Round {
         /// The attempt.
@@ -179,7 +190,8 @@ pub enum FromSource {
         /// As announced.
         number: u32,
     },
-    /// Everything was sent but the final model, which follows in `model_bytes` bytes: rebuild it, and stop short of running.
+    /// The target is stopped. The final model follows in `model_bytes` bytes, then the last round, which is not answered:
+    /// rebuild it, and stop short of running.
     Prepare {
         /// The attempt.
         attempt: AttemptId,
@@ -219,6 +231,11 @@ pub enum FromDestination {
         blockers: Vec<WireBlocker>,
         /// Bytes of pages that can be stored there.
         room_bytes: u64,
+    },
+    /// What can be made ahead of time is made.
+    Built {
+        /// The attempt.
+        attempt: AttemptId,
     },
     /// A round is stored.
     RoundDone {

@@ -3,7 +3,7 @@
 use super::MoveError;
 use super::effort::Effort;
 use super::journal::{Journal, Role, Step};
-use super::pages::Run;
+use super::pages::{Run, What};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure};
 use super::report::{Pause, Report};
 use super::send_pages::{Throttle, send_round};
@@ -15,6 +15,7 @@ use crate::memory::{PageRange, Space};
 use crate::ops::outcome::Round;
 use crate::ops::{Event, Events};
 use crate::transport::{FrameKind, Link};
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub struct Survey {
     pub model: Vec<u8>,
     /// What stands in the way on this side.
     pub blockers: Vec<Blocker>,
+    /// No two of its processes share pages: the destination can make it before any page has come.
+    pub is_single: bool,
 }
 
 /// Pages to send.
@@ -36,12 +39,21 @@ pub struct Plan {
     pub pages: Vec<(Space, PageRange)>,
     /// Pages about which something is said without content (gone, inherited).
     pub notes: Vec<Run>,
+    /// What its spaces are called in the model of the survey, as far as that has them.
+    pub spaces: Vec<SpaceName>,
 }
 
 impl Plan {
     /// Bytes of the pages to be read.
     pub fn bytes(&self) -> u64 {
         self.pages.iter().map(|(_, range)| range.bytes()).sum()
+    }
+
+    /// Whether the model of the survey has all of its spaces.
+    fn is_of_the_survey(&self) -> bool {
+        let known: HashSet<Space> = self.spaces.iter().map(|name| name.sent_as.into()).collect();
+        let pages = self.pages.iter().map(|(space, _)| space);
+        pages.chain(self.notes.iter().map(|note| &note.space)).all(|space| known.contains(space))
     }
 }
 
@@ -96,7 +108,7 @@ pub trait Target {
     fn freeze(&mut self) -> Result<Final, Failure>;
 
     /// Gives up what the destination takes while it rebuilds the target, and what only one of the two can have. Called in
-    /// the pause, when all pages are over there; [`Target::resume`] takes it back.
+    /// the pause, before the destination has the model; [`Target::resume`] takes it back.
     ///
     /// # Errors
     /// It cannot be given up: the target goes on here.
@@ -182,6 +194,10 @@ struct Attempt<'a> {
     /// The next round.
     number: u32,
     journal: Journal,
+    /// Not after the model of the survey was read.
+    surveyed: Instant,
+    /// The destination has been told to make the tree ahead of time.
+    built: bool,
 }
 
 /// Moves the target over the link. Whatever fails before the destination runs it: it goes on here.
@@ -205,6 +221,8 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         room_bytes: u64::MAX,
         number: 1,
         journal,
+        surveyed: Instant::now(),
+        built: false,
     };
     match attempt.whole(target) {
         Ok(()) => {
@@ -231,7 +249,9 @@ impl Attempt<'_> {
 
     /// Both sides' preflight, before anything but a short look has happened to the target.
     fn offer(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        self.surveyed = Instant::now();
         let survey = target.survey()?;
+        let is_single = survey.is_single;
         self.link.control.during("the preflight");
         let offer = FromSource::Offer {
             attempt: self.id,
@@ -258,7 +278,25 @@ impl Attempt<'_> {
         });
         self.journal.set_target(survey.summary.pid);
         self.report.target = Some(survey.summary);
-        if blockers.is_empty() { Ok(()) } else { Err(MoveError::Blocked(blockers)) }
+        if !blockers.is_empty() {
+            return Err(MoveError::Blocked(blockers));
+        }
+        // Without rounds nobody would say which processes share pages.
+        if self.wishes.stop_and_copy && !self.wishes.dry_run && is_single { self.build(&[]) } else { Ok(()) }
+    }
+
+    /// The destination makes the tree ahead of time.
+    fn build(&mut self, spaces: &[SpaceName]) -> Result<(), MoveError> {
+        self.built = true;
+        self.link.control.during("the destination makes the tree of the target");
+        let age_us = self.surveyed.elapsed().as_nanos().div_ceil(1000);
+        let age_us = u64::try_from(age_us).unwrap_or(u64::MAX);
+        let build = FromSource::Build { attempt: self.id, age_us, spaces: spaces.to_vec() };
+        protocol::send(&mut self.link.control, &build)?;
+        match self.receive()? {
+            FromDestination::Built { .. } => Ok(()),
+            other => Err(self.unexpected(&other, "the word that the tree is made")),
+        }
     }
 
     /// Rounds while it runs, until the policy says that it is enough.
@@ -288,8 +326,18 @@ impl Attempt<'_> {
                         return Ok(Taken::GivenBack);
                     }
                 }
+                // Relatives that share pages can only be made with those pages: after the first round.
+                let shares = plan.notes.iter().any(|note| note.what == What::Inherit);
+                if !self.built && !shares {
+                    self.build(&plan.spaces)?;
+                    began = Instant::now();
+                }
+                let is_first = sent.is_none();
                 let (now, deferred) = self.effort.part(plan, self.number == 1);
                 sent = Some(self.round(&now, pages, false)?);
+                if is_first && !self.built && plan.is_of_the_survey() {
+                    self.build(&plan.spaces)?;
+                }
                 Ok(Taken::Stored { deferred })
             })?;
         }
@@ -348,6 +396,9 @@ impl Attempt<'_> {
         let sent = send_round(&mut self.link, pages, plan, number, in_pause, level, &throttle, &progress);
         let pages = sent.map_err(|error| self.explain(error))?;
         protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
+        if in_pause {
+            return Ok((self.link.bytes_sent() - before, pages, started.elapsed()));
+        }
         match self.receive()? {
             FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => {
                 self.room_bytes = room_bytes
@@ -375,12 +426,13 @@ impl Attempt<'_> {
         let last = target.freeze()?;
         pause.frozen(target.frozen_since());
         self.events.event(Event::Frozen);
+        target.make_way()?;
+        self.prepare(&last)?;
         let (bytes, pages, took) = self.round(&last.plan, &*target.frozen_pages(), true)?;
         let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, dirty_bytes: 0, lacking_room_bytes: 0 };
         self.note_round(pages, &stats);
         pause.part("residual");
-        target.make_way()?;
-        self.prepare(&last)?;
+        self.prepared()?;
         pause.part("rebuild");
         let pid = self.commit(target)?;
         pause.part("handover");
@@ -393,13 +445,18 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// The destination rebuilds the target and stops short of running it.
+    /// The destination is told what the target is now.
     fn prepare(&mut self, last: &Final) -> Result<(), MoveError> {
         self.link.control.during("the destination rebuilds the target");
         let prepare =
             FromSource::Prepare { attempt: self.id, spaces: last.spaces.clone(), model_bytes: last.model.len() as u64 };
         protocol::send(&mut self.link.control, &prepare)?;
-        protocol::send_model(&mut self.link.control, &last.model)?;
+        Ok(protocol::send_model(&mut self.link.control, &last.model)?)
+    }
+
+    /// The destination has rebuilt the target and stopped short of running it.
+    fn prepared(&mut self) -> Result<(), MoveError> {
+        self.link.control.during("the destination rebuilds the target");
         match self.receive()? {
             FromDestination::Prepared { took_us, .. } => {
                 self.report.rebuild = Some(Duration::from_micros(took_us));
@@ -463,6 +520,7 @@ impl Attempt<'_> {
         let message: FromDestination = protocol::receive(&mut self.link.control)?;
         let attempt = match &message {
             FromDestination::Verdict { attempt, .. }
+            | FromDestination::Built { attempt }
             | FromDestination::RoundDone { attempt, .. }
             | FromDestination::Prepared { attempt, .. }
             | FromDestination::Running { attempt, .. }

@@ -3,9 +3,10 @@
 //! rebuilt as from any other; it is removed with this value.
 
 use super::MoveError;
+use super::landing::{Landing, Left};
 use super::pages::{self, Run, What};
 use super::protocol::{AttemptId, SpaceName};
-use crate::image::{MmId, Model};
+use crate::image::{MmId, Model, mm::PAGE};
 use crate::memory::Space;
 use crate::memory::store::{
     Compression, Draft, ImageDir, ImageWriter, Lane, Mark, PageOptions, PageWriter, SpaceInfo, StoreError, free_bytes,
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Room that is left to others, bytes.
 const RESERVE_BYTES: u64 = 64 << 20;
@@ -24,6 +26,8 @@ pub struct Store {
     dir: PathBuf,
     image: Option<ImageWriter>,
     pages: Option<PageWriter>,
+    /// Something was stored, or said about a page.
+    used: AtomicBool,
 }
 
 impl Store {
@@ -39,7 +43,10 @@ impl Store {
             let free = free_bytes(place).unwrap_or(0).saturating_sub(RESERVE_BYTES);
             best = best.max(free);
             if free >= wanted {
-                return Self::begin_in(&place.join(format!("migrate-incoming-{id}")));
+                let first = place.join(format!("migrate-incoming-{id}"));
+                // The one before may be on its way out.
+                let dir = if first.exists() { place.join(format!("migrate-incoming-{id}-2")) } else { first };
+                return Self::begin_in(&dir);
             }
         }
         Err(MoveError::NoRoom { wanted, free: best })
@@ -51,11 +58,26 @@ impl Store {
             path: dir.into(),
             source,
         })?;
-        let mut store = Self { dir: dir.into(), image: None, pages: None };
+        let mut store = Self { dir: dir.into(), image: None, pages: None, used: AtomicBool::new(false) };
         let image = ImageWriter::create(&dir.join("image"), false)?;
         store.pages = Some(image.pages(PageOptions { compression: Compression::Off, parent: None }));
         store.image = Some(image);
         Ok(store)
+    }
+
+    /// Begins anew, empty, where there is room: what was stored is in an image that has been used.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub fn renew(&mut self, places: &[&Path], id: AttemptId, bytes: u64, max: Option<u64>) -> Result<(), MoveError> {
+        let pages = self.dir.join("image");
+        fs::remove_dir_all(&pages).map_err(|source| StoreError::Io {
+            operation: "remove the directory",
+            path: pages,
+            source,
+        })?;
+        *self = Self::begin(places, id, bytes, max)?;
+        Ok(())
     }
 
     /// Bytes of pages that can still be stored.
@@ -65,7 +87,12 @@ impl Store {
 
     /// A place for one thread to store frames of pages.
     pub fn taker(&self) -> Taker<'_> {
-        Taker { pages: self.pages.as_ref(), lane: None, buffer: Vec::new() }
+        Taker { pages: self.pages.as_ref(), used: &self.used, lane: None, buffer: Vec::new() }
+    }
+
+    /// Whether anything was stored.
+    pub fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Everything is there: a complete image. `names` say what spaces are called in the model; those it does not name go.
@@ -116,38 +143,55 @@ impl Drop for Store {
 /// One thread's way into the store.
 pub struct Taker<'a> {
     pages: Option<&'a PageWriter>,
+    used: &'a AtomicBool,
     lane: Option<Lane<'a>>,
     buffer: Vec<u8>,
 }
 
 impl Taker<'_> {
-    /// Stores what a frame says.
-    pub fn take(&mut self, frame: &[u8]) -> Result<(), MoveError> {
-        let Some(pages) = self.pages else {
-            return Err(MoveError::Names { reason: "pages came after the store was finished".into() });
-        };
-        if self.lane.is_none() {
-            self.lane = Some(pages.lane()?);
-        }
-        let lane = self.lane.as_mut().expect("made above");
+    /// Takes what a frame says: what can land lands, the rest is stored.
+    pub fn take(&mut self, frame: &[u8], landing: Option<&Landing>) -> Result<(), MoveError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
         let mut result = Ok(());
-        pages::unpack(frame, &mut self.buffer, &mut |run, content| {
+        pages::unpack(frame, &mut buffer, &mut |run, content| {
             if result.is_ok() {
-                result = store(pages, lane, run, content);
+                result = self.take_run(run, content, landing);
             }
         })
         .map_err(|error| MoveError::Frame { reason: error.to_string() })?;
-        Ok(result?)
+        self.buffer = buffer;
+        result
     }
-}
 
-fn store(pages: &PageWriter, lane: &mut Lane<'_>, run: Run, content: &[u8]) -> Result<(), StoreError> {
-    let mark = match run.what {
-        What::Data => return lane.write_run(run.space, run.range.first, content),
-        What::Zero => Mark::Zero,
-        What::Hole => Mark::Hole,
-        What::Inherit => Mark::Inherit,
-    };
-    pages.mark(run.space, run.range, mark);
-    Ok(())
+    fn take_run(&mut self, run: Run, content: &[u8], landing: Option<&Landing>) -> Result<(), MoveError> {
+        let Some(landing) = landing else { return self.store(run, content) };
+        for Left { range, at } in landing.take(run, content)? {
+            let from = (at * PAGE) as usize;
+            let part = if content.is_empty() { content } else { &content[from..from + range.bytes() as usize] };
+            self.store(Run { range, ..run }, part)?;
+        }
+        Ok(())
+    }
+
+    /// Stores a run.
+    pub fn store(&mut self, run: Run, content: &[u8]) -> Result<(), MoveError> {
+        let Some(pages) = self.pages else {
+            return Err(MoveError::Names { reason: "pages came that have no place".into() });
+        };
+        self.used.store(true, Ordering::Relaxed);
+        let mark = match run.what {
+            What::Data => {
+                if self.lane.is_none() {
+                    self.lane = Some(pages.lane()?);
+                }
+                let lane = self.lane.as_mut().expect("made above");
+                return Ok(lane.write_run(run.space, run.range.first, content)?);
+            }
+            What::Zero => Mark::Zero,
+            What::Hole => Mark::Hole,
+            What::Inherit => Mark::Inherit,
+        };
+        pages.mark(run.space, run.range, mark);
+        Ok(())
+    }
 }

@@ -1,6 +1,6 @@
 //! Both sides over sockets inside this process, with a target of pages only, and every kind of fault.
 
-use super::destination::{Builder, Surroundings};
+use super::destination::{Builder, Contents, Standing, Surroundings};
 use super::journal::{self, Step};
 use super::pages::{Run, What};
 use super::protocol::{SpaceName, TargetSummary};
@@ -8,9 +8,9 @@ use super::source::{Compression, Final, Plan, SendSegments, Survey, Taken, Targe
 use super::switchover::{ExitCondition, Goals, Step as Help};
 use super::*;
 use crate::image::{MmId, ShmemId, codec, mm::PAGE};
-use crate::memory::PageRange;
-use crate::memory::pipeline::ReadPages;
+use crate::memory::pipeline::{ReadPages, WritePages};
 use crate::memory::store::{ImageDir, PageReader, Scratch, Source};
+use crate::memory::{PageRange, RangeSet};
 use crate::ops::Quiet;
 use crate::transport::hello::Purpose;
 use crate::transport::link::{Grant, Link, Request};
@@ -18,7 +18,7 @@ use crate::transport::preamble::SessionNumber;
 use crate::transport::stream::Stream;
 use crate::transport::wait::{Abort, Patience};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -53,6 +53,8 @@ enum Fault {
     End,
     Verdict,
     VerdictBlocker,
+    Build,
+    Adopt,
     Prepare,
     Run,
 }
@@ -128,7 +130,10 @@ impl FakeTarget {
         let one = |(space, page): (Space, u64)| (space, PageRange::new(page, 1));
         let pages = std::mem::take(&mut self.dirty).into_iter().map(one).collect();
         let gone = std::mem::take(&mut self.gone).into_iter().map(one);
-        Plan { pages, notes: gone.map(|(space, range)| Run { space, range, what: What::Hole }).collect() }
+        let notes = gone.map(|(space, range)| Run { space, range, what: What::Hole }).collect();
+        // The child has come since.
+        let name = |space: Space| SpaceName { sent_as: space.into(), model: Some(space.into()), cow_parent: None };
+        Plan { pages, notes, spaces: vec![name(MM), name(SHARED)] }
     }
 
     /// What must arrive: the pages under the names of the final model; zero pages as such.
@@ -153,7 +158,7 @@ impl Target for FakeTarget {
         self.fails(Fault::Survey)?;
         let blockers = if self.fault == Fault::Blocker { vec![too_large(1, 0)] } else { Vec::new() };
         let summary = TargetSummary { pid: 42, comm: "fake".into(), tasks: 3, memory_bytes: 1 << 20 };
-        Ok(Survey { summary, model: model(), blockers })
+        Ok(Survey { summary, model: model(), blockers, is_single: true })
     }
 
     fn round(&mut self, send: &mut source::Send<'_>) -> Result<Taken, MoveError> {
@@ -230,9 +235,55 @@ impl Target for FakeTarget {
     }
 }
 
+/// What the tree that stands holds.
+#[derive(Debug, Clone, Default)]
+struct Ground(Arc<Mutex<Memory>>);
+
+impl WritePages for Ground {
+    fn write(&self, space: Space, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError> {
+        let pages = ranges.iter().flat_map(|range| range.first..range.end());
+        let content = data.chunks(PAGE as usize).map(<[u8]>::to_vec);
+        self.0.lock().unwrap().extend(pages.map(|page| (space, page)).zip(content));
+        Ok(())
+    }
+
+    fn zero(&self, space: Space, range: PageRange) -> Result<(), PageError> {
+        self.write(space, &[range], &vec![0; range.bytes() as usize])
+    }
+}
+
+impl ReadPages for Ground {
+    fn read(&self, space: Space, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+        let pages = ranges.iter().flat_map(|range| range.first..range.end());
+        let memory = self.0.lock().unwrap();
+        buf.chunks_mut(PAGE as usize).zip(pages).for_each(|(out, page)| out.copy_from_slice(&memory[&(space, page)]));
+        Ok(())
+    }
+}
+
+impl Ground {
+    fn drop_pages(&self, gone: &[(Space, RangeSet)]) {
+        let is_gone = |(space, page): (Space, u64)| gone.iter().any(|(s, pages)| *s == space && pages.contains(page));
+        self.0.lock().unwrap().retain(|page, _| !is_gone(*page));
+    }
+}
+
+/// What a builder makes ahead of time, and whether the final model fits that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Ahead {
+    #[default]
+    Nothing,
+    Fits,
+    /// Some mappings are others in the end.
+    FitsInPart,
+    DoesNotFit,
+}
+
 #[derive(Default)]
 struct FakeBuilder {
     fault: Fault,
+    ahead: Ahead,
+    ground: Ground,
     built: Option<Memory>,
     runs: bool,
     /// Packets, and whether it ran when they came.
@@ -253,22 +304,49 @@ impl Builder for FakeBuilder {
         Ok(if self.fault == Fault::VerdictBlocker { vec![too_large(1, 0)] } else { Vec::new() })
     }
 
-    fn prepare(&mut self, image: &ImageDir) -> Result<(), Failure> {
+    fn build_ahead(&mut self, _: Model, _: Instant, stored: Option<&ImageDir>) -> Result<Option<Standing>, Failure> {
+        self.fails(Fault::Build)?;
+        assert!(stored.is_none(), "nobody shares pages here");
+        let places: RangeSet = [PageRange::new(0, 120)].into_iter().collect();
+        let spaces = [MM, SHARED].map(|space| (space, (places.clone(), RangeSet::new()))).into();
+        let standing = Standing { memory: Box::new(self.ground.clone()), spaces };
+        Ok(Some(standing).filter(|_| self.ahead != Ahead::Nothing))
+    }
+
+    fn fits(&mut self, _: &Model, homes: &HashMap<Space, Option<Space>>) -> bool {
+        // Without a round nothing has a home yet.
+        assert!(homes.is_empty() || *homes == [(MM, Some(MM)), (SHARED, Some(SHARED))].into());
+        self.ahead != Ahead::DoesNotFit
+    }
+
+    fn kept(&self, _: &Model, _: Space) -> RangeSet {
+        let pages = if self.ahead == Ahead::Fits { 200 } else { 60 };
+        [PageRange::new(0, pages)].into_iter().collect()
+    }
+
+    fn adopt(
+        &mut self,
+        model: Model,
+        stale: &[(Space, RangeSet)],
+        stored: Option<&ImageDir>,
+    ) -> Result<Box<dyn landing::Memory>, Failure> {
+        self.fails(Fault::Adopt)?;
+        let kept = self.kept(&model, MM);
+        self.ground.0.lock().unwrap().retain(|(_, page), _| kept.contains(*page));
+        self.ground.drop_pages(stale);
+        self.ground.0.lock().unwrap().extend(stored.map(contents).unwrap_or_default());
+        Ok(Box::new(self.ground.clone()))
+    }
+
+    fn prepare(&mut self, from: Contents<'_>) -> Result<(), Failure> {
         self.fails(Fault::Prepare)?;
-        let reader = PageReader::of(image).unwrap();
-        let mut memory = Memory::new();
-        for space in reader.spaces() {
-            for run in reader.runs(space).unwrap() {
-                let mut content = vec![0; run.range.bytes() as usize];
-                if matches!(run.source, Source::Data { .. }) {
-                    reader.read_into(&run, &mut content, &mut Scratch::default()).unwrap();
-                }
-                for (page, content) in (run.range.first..run.range.end()).zip(content.chunks(PAGE as usize)) {
-                    memory.insert((space, page), content.to_vec());
-                }
+        self.built = Some(match from {
+            Contents::Stored(image) => contents(image),
+            Contents::Landed(stale) => {
+                self.ground.drop_pages(&stale);
+                self.ground.0.lock().unwrap().clone()
             }
-        }
-        self.built = Some(memory);
+        });
         Ok(())
     }
 
@@ -288,6 +366,24 @@ impl Builder for FakeBuilder {
         assert!(!self.runs, "what runs is never discarded");
         self.discarded = true;
     }
+}
+
+/// All pages of an image.
+fn contents(image: &ImageDir) -> Memory {
+    let reader = PageReader::of(image).unwrap();
+    let mut memory = Memory::new();
+    for space in reader.spaces() {
+        for run in reader.runs(space).unwrap() {
+            let mut content = vec![0; run.range.bytes() as usize];
+            if matches!(run.source, Source::Data { .. }) {
+                reader.read_into(&run, &mut content, &mut Scratch::default()).unwrap();
+            }
+            for (page, content) in (run.range.first..run.range.end()).zip(content.chunks(PAGE as usize)) {
+                memory.insert((space, page), content.to_vec());
+            }
+        }
+    }
+    memory
 }
 
 /// A pair of streams with a cable in between that is cut after so many bytes in one direction.
@@ -377,7 +473,7 @@ struct Play {
 
 fn play(
     mut target: FakeTarget,
-    fault: Fault,
+    (fault, ahead): (Fault, Ahead),
     streams: u16,
     cut: Option<(bool, i64)>,
     change: impl FnOnce(&mut Wishes<'_>),
@@ -385,7 +481,7 @@ fn play(
     let journals = tempfile::tempdir().unwrap();
     let stores = tempfile::tempdir().unwrap();
     let (client, server) = links(streams, cut);
-    let mut builder = FakeBuilder { fault, ..FakeBuilder::default() };
+    let mut builder = FakeBuilder { fault, ahead, ..FakeBuilder::default() };
     let (source_journals, destination_journals) = (journals.path().join("a"), journals.path().join("b"));
     let mut wishes = Wishes {
         session: "abcdefgh".into(),
@@ -440,8 +536,9 @@ impl Play {
 
 #[test]
 fn a_target_moves() {
-    for streams in [0, 1, 3] {
-        let play = play(FakeTarget::new(2000, 20, Fault::None), Fault::None, streams, None, |wishes| {
+    let ways = [Ahead::Nothing, Ahead::Fits, Ahead::FitsInPart, Ahead::DoesNotFit];
+    for (streams, ahead) in [0, 1, 3].into_iter().flat_map(|streams| ways.map(|ahead| (streams, ahead))) {
+        let play = play(FakeTarget::new(2000, 20, Fault::None), (Fault::None, ahead), streams, None, |wishes| {
             // Fewer than it takes to find that it does not converge.
             wishes.goals.rounds_max = 2;
         });
@@ -465,7 +562,9 @@ fn a_target_moves() {
 
 #[test]
 fn stop_and_copy_has_one_round() {
-    let play = play(FakeTarget::new(300, 20, Fault::None), Fault::None, 2, None, |wishes| wishes.stop_and_copy = true);
+    let play = play(FakeTarget::new(300, 20, Fault::None), (Fault::None, Ahead::Fits), 2, None, |wishes| {
+        wishes.stop_and_copy = true
+    });
     play.check();
     let report = play.source.unwrap();
     assert_eq!((report.rounds.len(), report.exit), (1, Some(ExitCondition::StopAndCopy)));
@@ -473,7 +572,7 @@ fn stop_and_copy_has_one_round() {
 
 #[test]
 fn compressed_pages_arrive_as_well() {
-    let play = play(FakeTarget::new(500, 5, Fault::None), Fault::None, 1, None, |wishes| {
+    let play = play(FakeTarget::new(500, 5, Fault::None), (Fault::None, Ahead::Nothing), 1, None, |wishes| {
         wishes.compression = Compression::Level(1)
     });
     play.check();
@@ -482,7 +581,8 @@ fn compressed_pages_arrive_as_well() {
 
 #[test]
 fn a_dry_run_moves_nothing() {
-    let play = play(FakeTarget::new(100, 5, Fault::None), Fault::None, 1, None, |wishes| wishes.dry_run = true);
+    let play =
+        play(FakeTarget::new(100, 5, Fault::None), (Fault::None, Ahead::Fits), 1, None, |wishes| wishes.dry_run = true);
     play.check();
     assert!(play.source.unwrap().pid.is_none());
     assert_eq!((play.target.state, play.builder.built.is_none()), (State::Running, true));
@@ -490,10 +590,10 @@ fn a_dry_run_moves_nothing() {
 
 #[test]
 fn every_fault_leaves_one_running() {
-    use Fault::{Blocker, End, Freeze, Hold, Prepare, Run, Survey, TakeDirty, Verdict, VerdictBlocker};
-    for fault in [Survey, Blocker, TakeDirty, Freeze, Hold, End, Verdict, VerdictBlocker, Prepare, Run] {
+    use Fault::{Adopt, Blocker, Build, End, Freeze, Hold, Prepare, Run, Survey, TakeDirty, Verdict, VerdictBlocker};
+    for fault in [Survey, Blocker, TakeDirty, Freeze, Hold, End, Verdict, VerdictBlocker, Build, Adopt, Prepare, Run] {
         for streams in [0, 2] {
-            let play = play(FakeTarget::new(300, 5, fault), fault, streams, None, |_| {});
+            let play = play(FakeTarget::new(300, 5, fault), (fault, Ahead::FitsInPart), streams, None, |_| {});
             play.check();
             match (fault, &play.source) {
                 // It runs over there; the original stays held and is named.
@@ -504,7 +604,7 @@ fn every_fault_leaves_one_running() {
                 (Survey | TakeDirty | Freeze | Hold, Err(MoveError::Target(failure))) => {
                     assert!(failure.what.contains("injected"))
                 }
-                (Verdict | Prepare | Run, Err(MoveError::Destination(failure))) => {
+                (Verdict | Build | Adopt | Prepare | Run, Err(MoveError::Destination(failure))) => {
                     assert!(failure.what.contains("injected"))
                 }
                 (fault, source) => panic!("{fault:?}: {source:?}"),
@@ -610,10 +710,12 @@ proptest! {
     #[test]
     fn a_link_that_is_cut_anywhere_never_doubles_or_loses(
         to_destination in any::<bool>(), after in 0i64..60_000, streams in 0u16..3, pages in 1u64..20,
+        fits in any::<bool>(),
     ) {
         // Few bytes travel towards the source: cuts there must fall among them.
         let after = 8_000 + if to_destination { after } else { after % 2_500 };
         let target = FakeTarget::new(pages, 2, Fault::None);
-        play(target, Fault::None, streams, Some((to_destination, after)), |_| {}).check();
+        let ahead = if fits { Ahead::FitsInPart } else { Ahead::DoesNotFit };
+        play(target, (Fault::None, ahead), streams, Some((to_destination, after)), |_| {}).check();
     }
 }

@@ -13,6 +13,7 @@ pub mod keygen;
 pub mod list;
 pub mod move_;
 mod network;
+mod offered;
 pub mod options;
 pub mod outcome;
 pub mod places;

@@ -3,6 +3,7 @@
 
 use super::held_locks::GivenUp;
 use super::network::Leaving;
+use super::offered::Offered;
 use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
@@ -79,6 +80,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         names: Vec::new(),
         network: Leaving::begin(addresses),
         segments: Vec::new(),
+        offered: Offered::default(),
         same_host: link.is_same_host(),
         given_up: GivenUp::default(),
         slowed: None,
@@ -209,6 +211,8 @@ struct Live<'a> {
     network: Leaving,
     /// Its System V shared memory: goes with it.
     segments: Vec<i32>,
+    /// What the model of the survey calls its memory.
+    offered: Offered,
     /// Both ends are on one kernel.
     same_host: bool,
     /// File locks of it that the destination takes.
@@ -243,11 +247,13 @@ impl Target for Live<'_> {
             tasks: self.findings.threads,
             memory_bytes: self.findings.memory_bytes,
         };
-        let (frozen, Collection { model, .. }) = self.freeze_and_collect()?;
+        let (frozen, Collection { model, sources, .. }) = self.freeze_and_collect()?;
         self.network.resume();
+        self.offered = Offered::of(&model, sources).map_err(|e| Failure::of("cannot read the target's state", &e))?;
         frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
         summary.comm = comm(&model);
-        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new() })
+        let is_single = model.mms.len() == 1;
+        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new(), is_single })
     }
 
     fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {
@@ -260,7 +266,8 @@ impl Target for Live<'_> {
             }
         };
         let round = tree.round().map_err(failed)?;
-        let plan = Plan { pages: round.plan().to_vec(), notes: notes(round.inherited(), What::Inherit) };
+        let notes = notes(round.inherited(), What::Inherit);
+        let plan = Plan { pages: round.plan().to_vec(), notes, spaces: self.offered.names(&round) };
         let taken = send(&plan, &round.source())?;
         if let Taken::Stored { deferred } = &taken {
             round.commit_but(deferred);
@@ -315,7 +322,7 @@ impl Target for Live<'_> {
         }
         let mut all_notes = notes(&residual.gone, What::Hole);
         all_notes.extend(notes(&residual.inherited, What::Inherit));
-        let plan = Plan { pages: residual.plan, notes: all_notes };
+        let plan = Plan { pages: residual.plan, notes: all_notes, spaces: Vec::new() };
         let shmems = sources.shmems.into_iter().map(|ShmemSource::File(file)| file).collect();
         self.pages = TargetPages::new(sources.mms, shmems);
         self.names = residual.names;

@@ -7,12 +7,17 @@ use crate::failure::{Failure, Result};
 use crate::image::Model;
 use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
+use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
-use crate::migration::destination::{self, Builder, Surroundings};
+use crate::migration::destination::{self, Builder, Contents, Standing, Surroundings};
+use crate::migration::landing::Memory;
 use crate::net::address::Place;
-use crate::restore::{self, Restored};
+use crate::restore::reconcile::Fit;
+use crate::restore::{self, Prebuilt, Restored};
 use crate::transport::Link;
+use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 /// Takes a target that comes over the link, and sees to it that it runs.
 ///
@@ -30,6 +35,9 @@ pub fn run(link: Link, state_dir: &Path, max_memory_bytes: Option<u64>) -> std::
 #[derive(Default)]
 struct Engine {
     state: StateOptions,
+    /// The tree that was made ahead of time, and how the final model fits it.
+    prebuilt: Option<Prebuilt<'static>>,
+    fit: Option<Fit>,
     restored: Option<Restored<'static>>,
     network: Arriving,
 }
@@ -51,28 +59,100 @@ impl Builder for Engine {
         Ok(blockers)
     }
 
-    fn prepare(&mut self, image: &ImageDir) -> Result<()> {
-        let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("the target cannot be rebuilt here", e);
-        let model = image.model().map_err(|e| failed(&e))?;
-        let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
-        let pages = PageReader::of(image).map_err(|e| failed(&e))?;
-        let options = restore::Options {
-            pids: self.state.pids,
-            files: self.state.files,
-            cgroup: self.state.cgroup.clone(),
-            stdio: self.state.stdio,
-            log: self.stdio_log(&model),
-            own_session: true,
-            workers: default_workers(),
-            original_here: original_here(&model),
-            segments_kept: self.network.keeps(),
-            ..restore::Options::default()
-        };
-        // Sockets are bound to these. The source has given them up.
-        self.network.take_addresses(self.addresses(), &model).map_err(|e| failed(&e))?;
+    fn adapted(&self, model: Model) -> Result<Model> {
+        restore::vdso::adapted(model).map_err(|e| failed(&e))
+    }
+
+    fn build_ahead(&mut self, model: Model, read_at: Instant, stored: Option<&ImageDir>) -> Result<Option<Standing>> {
+        if !restore::prebuilt::can_stand(&model) {
+            return Ok(None);
+        }
+        let options = restore::Options { read_at: Some(read_at), ..self.options(&model) };
         // This process serves one session: the model lives as long as it does.
         let model: &'static Model = Box::leak(Box::new(model));
-        let restored = restore::build(model, &pages, &options, &|_| {}).map_err(|e| failed(&e))?;
+        let pages = stored.map(PageReader::of).transpose().map_err(|e| failed(&e))?;
+        let made = Prebuilt::make(model, pages.as_ref(), &options, &|_| {}).and_then(Prebuilt::with_threads);
+        let prebuilt = made.map_err(|e| failed(&e))?;
+        let mms = (0..model.mms.len()).map(|n| Space::Mm(n.into()));
+        let mut spaces = HashMap::new();
+        for space in mms.chain((0..model.shmems.len()).map(|n| Space::Shmem(n.into()))) {
+            let there = pages.as_ref().map(|pages| pages.runs(space)).transpose().map_err(|e| failed(&e))?;
+            let landed = there.into_iter().flatten().map(|run| run.range).collect();
+            spaces.insert(space, (prebuilt.places(space), landed));
+        }
+        let memory = Box::new(prebuilt.memory().map_err(|e| failed(&e))?);
+        self.prebuilt = Some(prebuilt);
+        Ok(Some(Standing { memory, spaces }))
+    }
+
+    fn fits(&mut self, model: &Model, homes: &HashMap<Space, Option<Space>>) -> bool {
+        let options = self.options(model);
+        let Some(prebuilt) = &self.prebuilt else { return false };
+        self.fit = match prebuilt.fit(model, homes, &options) {
+            Ok(fit) => Some(fit),
+            Err(reason) => {
+                tracing::info!("what was made ahead of time does not fit: {reason}");
+                None
+            }
+        };
+        self.fit.is_some()
+    }
+
+    fn kept(&self, model: &Model, space: Space) -> RangeSet {
+        match (&self.prebuilt, &self.fit) {
+            (Some(prebuilt), Some(fit)) => fit.kept(prebuilt.model(), model, space),
+            _ => RangeSet::new(),
+        }
+    }
+
+    fn adopt(
+        &mut self,
+        model: Model,
+        stale: &[(Space, RangeSet)],
+        stored: Option<&ImageDir>,
+    ) -> Result<Box<dyn Memory>> {
+        let options = self.options(&model);
+        let (Some(mut prebuilt), Some(fit)) = (self.prebuilt.take(), self.fit.take()) else {
+            return Err(Failure::new("there is no tree that was made ahead of time"));
+        };
+        let model: &'static Model = Box::leak(Box::new(model));
+        for (space, pages) in stale {
+            prebuilt.drop_pages(*space, pages).map_err(|e| failed(&e))?;
+        }
+        let prebuilt = prebuilt.adopt(model, &fit, &options).map_err(|e| failed(&e))?;
+        let memory = prebuilt.memory().map_err(|e| failed(&e))?;
+        if let Some(image) = stored {
+            let pages = PageReader::of(image).map_err(|e| failed(&e))?;
+            prebuilt.load(&pages, &options).map_err(|e| failed(&e))?;
+        }
+        self.prebuilt = Some(prebuilt);
+        Ok(Box::new(memory))
+    }
+
+    fn prepare(&mut self, contents: Contents<'_>) -> Result<()> {
+        // Sockets are bound to these. The source has given them up.
+        let restored = match contents {
+            Contents::Stored(image) => {
+                // Its ids are free only now.
+                self.prebuilt = None;
+                let model: &'static Model = Box::leak(Box::new(image.model().map_err(|e| failed(&e))?));
+                self.network.take_addresses(self.addresses(), model).map_err(|e| failed(&e))?;
+                let pages = PageReader::of(image).map_err(|e| failed(&e))?;
+                restore::build(model, &pages, &self.options(model), &|_| {})
+            }
+            Contents::Landed(stale) => {
+                let Some(mut prebuilt) = self.prebuilt.take() else {
+                    return Err(Failure::new("there is no tree that was made ahead of time"));
+                };
+                for (space, pages) in stale {
+                    prebuilt.drop_pages(space, &pages).map_err(|e| failed(&e))?;
+                }
+                self.network.take_addresses(self.addresses(), prebuilt.model()).map_err(|e| failed(&e))?;
+                let options = self.options(prebuilt.model());
+                prebuilt.complete(&options)
+            }
+        };
+        let restored = restored.map_err(|e| failed(&e))?;
         for warning in &restored.warnings {
             tracing::warn!(warning, "restore");
         }
@@ -97,12 +177,32 @@ impl Builder for Engine {
 
     fn discard(&mut self) {
         // Skeletons are killed with the value.
+        self.prebuilt = None;
         self.restored = None;
         self.network.discard();
     }
 }
 
+fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::of("the target cannot be rebuilt here", e)
+}
+
 impl Engine {
+    fn options(&self, model: &Model) -> restore::Options {
+        restore::Options {
+            pids: self.state.pids,
+            files: self.state.files,
+            cgroup: self.state.cgroup.clone(),
+            stdio: self.state.stdio,
+            log: self.stdio_log(model),
+            own_session: true,
+            workers: default_workers(),
+            original_here: original_here(model),
+            segments_kept: self.network.keeps(),
+            ..restore::Options::default()
+        }
+    }
+
     /// `--stdio log`: a file in the state directory of this host.
     fn stdio_log(&self, model: &Model) -> Option<std::path::PathBuf> {
         if self.state.stdio != Stdio::Log {

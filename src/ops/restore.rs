@@ -105,6 +105,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
 /// What the engine is asked for.
 fn settings(options: &RestoreOptions, stdio: Stdio) -> restore::Options {
     restore::Options {
+        read_at: None,
         pids: options.state.pids,
         files: options.state.files,
         externals: Vec::new(),

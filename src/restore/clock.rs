@@ -1,17 +1,22 @@
 //! Clocks: CLOCK_MONOTONIC and CLOCK_BOOTTIME go on from where the target saw them last, in a time namespace where this
 //! host's clocks say something else.
 
+use super::skeleton::Skeletons;
 use super::{Error, Result};
 use crate::image::Model;
 use crate::image::host::Host;
 use crate::proc::ProcDir;
 use crate::sys::Errno;
+
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
+use std::time::{Duration, Instant};
 
 const NS: i64 = 1_000_000_000;
 /// Below this the clocks count as the same: nobody makes a namespace for it.
 const SAME_NS: i64 = 1_000_000;
+/// Longest wait for the clock of a tree that was made ahead of time.
+const LONGEST_WAIT_NS: i64 = 50_000_000;
 
 /// What has to be added to this host's clocks, nanoseconds; `None` where they do as they are.
 ///
@@ -28,11 +33,43 @@ pub fn offsets(image: &Host, here: &Host) -> Option<(i64, i64)> {
     far.then_some((monotonic, boottime))
 }
 
-/// Puts a task, and with it all its children to come, into a time namespace of the tree's own if one is needed.
-pub fn enter(model: &Model, remote: &mut Remote, scratch: Scratch, warnings: &mut Vec<String>) -> Result<()> {
+/// How far the clock of a tree that was made ahead of time is behind what the target saw last, nanoseconds. As a rule it is
+/// not: it was set by a message that took less than the pause has by now.
+fn behind_ns(model: &Model, skeletons: &Skeletons) -> i64 {
+    let Some(offset) = skeletons.clock_offset else { return 0 };
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| model.host.monotonic_ns - (now.tv_sec() * NS + now.tv_nsec() + offset))
+}
+
+/// Whether waiting for the clock to catch up would take longer than to make the tree anew.
+pub fn is_late(model: &Model, skeletons: &Skeletons) -> bool {
+    behind_ns(model, skeletons) > LONGEST_WAIT_NS
+}
+
+/// Until the clock of a tree that was made ahead of time is not behind what the target saw last.
+pub fn catch_up(model: &Model, skeletons: &Skeletons) {
+    let behind = behind_ns(model, skeletons);
+    if behind > 0 {
+        tracing::debug!("the target's clock is {behind} ns behind");
+        std::thread::sleep(Duration::from_nanos(behind.unsigned_abs()));
+    }
+}
+
+/// Puts a task, and with it all its children to come, into a time namespace of the tree's own if one is needed. What it
+/// adds to CLOCK_MONOTONIC, nanoseconds.
+///
+/// # Errors
+/// The namespace is there and cannot be entered.
+pub fn enter(
+    model: &Model,
+    read_at: Option<Instant>,
+    remote: &mut Remote,
+    scratch: Scratch,
+    warnings: &mut Vec<String>,
+) -> Result<Option<i64>> {
     let here = crate::collect::host::collect(None)
         .map_err(|e| Error::Impossible { object: "clocks of this host".to_owned(), reason: e.to_string() })?;
-    let Some((monotonic, boottime)) = offsets(&model.host, &here) else { return Ok(()) };
+    let Some((monotonic, boottime)) = offsets(&later(&model.host, read_at), &here) else { return Ok(None) };
     let mut batch = Batch::new();
     batch.must(libc::SYS_unshare, &[CLONE_NEWTIME.into()]);
     match remote.run_all(&scratch, &batch) {
@@ -42,7 +79,7 @@ pub fn enter(model: &Model, remote: &mut Remote, scratch: Scratch, warnings: &mu
                 "no time namespace can be made here ({errno}): CLOCK_MONOTONIC jumps by {} s for the target",
                 -monotonic / NS
             ));
-            return Ok(());
+            return Ok(None);
         }
         Err(e) => return Err(e.into()),
     }
@@ -53,13 +90,25 @@ pub fn enter(model: &Model, remote: &mut Remote, scratch: Scratch, warnings: &mu
     batch.must(libc::SYS_setns, &[fd.into(), CLONE_NEWTIME.into()]);
     batch.close(fd);
     match remote.run_all(&scratch, &batch) {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(Some(monotonic)),
         Err(crate::trace::Error::Call { pid, errno, .. }) => Err(Error::System {
             operation: "enter a time namespace",
             object: format!("process {pid}"),
             errno: if errno == Errno::UnknownErrno { Errno::EINVAL } else { errno },
         }),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// The clocks of a host that runs on since they were read.
+fn later(host: &Host, read_at: Option<Instant>) -> Host {
+    let passed = read_at.map_or(0, |at| i64::try_from(at.elapsed().as_nanos()).unwrap_or(i64::MAX));
+    Host {
+        host_monotonic_ns: host.host_monotonic_ns.saturating_add(passed),
+        monotonic_ns: host.monotonic_ns.saturating_add(passed),
+        boottime_ns: host.boottime_ns.saturating_add(passed),
+        realtime_ns: host.realtime_ns.saturating_add(passed),
+        ..host.clone()
     }
 }
 

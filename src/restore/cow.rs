@@ -23,8 +23,8 @@ use std::collections::{HashMap, HashSet};
 
 /// Where contents come from.
 pub struct Loader<'a> {
-    /// The page store.
-    pub pages: &'a PageReader,
+    /// The page store; `None` = contents come later, from elsewhere.
+    pub pages: Option<&'a PageReader>,
     /// What mappings need.
     pub material: &'a Material,
     /// The caller's choices.
@@ -44,6 +44,16 @@ pub struct Progress {
     born_of: HashMap<MmId, MmId>,
     /// Whose mappings are in a task; those of no other task are there but our own area.
     contents: HashMap<TaskId, MmId>,
+}
+
+impl Progress {
+    /// Everything is mapped and filled.
+    pub(super) fn complete(model: &Model) -> Self {
+        let all: HashSet<MmId> = (0..model.mms.len()).map(MmId::from).collect();
+        let tasks = model.tasks.iter().enumerate();
+        let contents = tasks.filter_map(|(n, task)| Some((n.into(), task.mm?))).collect();
+        Self { laid_out: all.clone(), filled: all, born_of: HashMap::new(), contents }
+    }
 }
 
 /// The address space of a task, if the task is the first in the model that has it.
@@ -93,7 +103,8 @@ pub fn lay_out(model: &Model, task: TaskId, skeletons: &mut Skeletons, loader: &
     match skeletons.memory.born_of.get(&id) {
         None => mm::lay_out(model, task, skeletons, loader.material),
         Some(parent) => {
-            let batch = adapted(&model.mms[parent.at()], &model.mms[id.at()], loader.material);
+            let mut batch = Batch::new();
+            adapted(&mut batch, &model.mms[parent.at()], &model.mms[id.at()], loader.material);
             let (remote, scratch) = skeletons.leader(task);
             remote.run_all(&scratch, &batch)?;
             Ok(())
@@ -109,11 +120,12 @@ pub fn fill_rest(model: &Model, skeletons: &mut Skeletons, loader: &Loader<'_>) 
 }
 
 fn fill(model: &Model, mms: &[MmId], skeletons: &mut Skeletons, loader: &Loader<'_>) -> Result<()> {
+    let Some(pages) = loader.pages else { return Ok(()) };
     let mut runs = Vec::new();
     for &mm in mms {
         match skeletons.memory.born_of.get(&mm).copied() {
-            None => runs.extend(loader.contents(mm)?),
-            Some(parent) => runs.extend(differences(model, parent, mm, skeletons, loader)?),
+            None => runs.extend(contents(pages, mm)?),
+            Some(parent) => runs.extend(differences(model, parent, mm, skeletons, pages)?),
         }
     }
     let mut dest = TargetPages::new(skeletons.pids_of_mms(model), Vec::new());
@@ -125,7 +137,7 @@ fn fill(model: &Model, mms: &[MmId], skeletons: &mut Skeletons, loader: &Loader<
             dest.fills.insert(mm, fill);
         }
     }
-    load_pages(loader.pages, &runs, &dest, loader.options.workers.max(1), loader.progress)?;
+    load_pages(pages, &runs, &dest, loader.options.workers.max(1), loader.progress)?;
     skeletons.memory.filled.extend(mms);
     Ok(())
 }
@@ -158,11 +170,9 @@ fn fresh(model: &Model, mm: MmId, runs: &[ResolvedRun], skeletons: &mut Skeleton
     Ok(Fill::begin(remote, &scratch, &areas)?)
 }
 
-impl Loader<'_> {
-    fn contents(&self, mm: MmId) -> Result<Vec<ResolvedRun>> {
-        let all = PageRange::new(0, crate::image::limits::PAGE_NUMBERS);
-        Ok(self.pages.contents_in(Space::Mm(mm), all).map_err(PipelineError::Store)?)
-    }
+fn contents(pages: &PageReader, mm: MmId) -> Result<Vec<ResolvedRun>> {
+    let all = PageRange::new(0, crate::image::limits::PAGE_NUMBERS);
+    Ok(pages.contents_in(Space::Mm(mm), all).map_err(PipelineError::Store)?)
 }
 
 /// What has to be written into a child that was born of its filled parent. Pages that the parent has and the child has not
@@ -172,14 +182,14 @@ fn differences(
     parent: MmId,
     child: MmId,
     skeletons: &mut Skeletons,
-    loader: &Loader<'_>,
+    pages: &PageReader,
 ) -> Result<Vec<ResolvedRun>> {
     let (theirs, ours) = (&model.mms[parent.at()], &model.mms[child.at()]);
     let common: RangeSet =
         common(&theirs.vmas, &ours.vmas).into_iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect();
     let mut runs = Vec::new();
     let mut held = RangeSet::new();
-    for run in loader.pages.runs(Space::Mm(child)).map_err(PipelineError::Store)? {
+    for run in pages.runs(Space::Mm(child)).map_err(PipelineError::Store)? {
         held.insert(run.range);
         if run.source != Source::Inherit {
             runs.push(run);
@@ -188,10 +198,10 @@ fn differences(
         // Inherited, but not where the mapping itself was: written like any other page.
         let all: RangeSet = [run.range].into_iter().collect();
         for range in all.difference(&common).ranges() {
-            runs.extend(loader.pages.contents_in(Space::Mm(child), *range).map_err(PipelineError::Store)?);
+            runs.extend(pages.contents_in(Space::Mm(child), *range).map_err(PipelineError::Store)?);
         }
     }
-    let filled: RangeSet = loader.contents(parent)?.iter().map(|run| run.range).collect();
+    let filled: RangeSet = contents(pages, parent)?.iter().map(|run| run.range).collect();
     let surplus = filled.intersection(&common).difference(&held);
     let owner = model.tasks.iter().position(|t| t.mm == Some(child)).map(TaskId::from);
     let Some(owner) = owner else { return Ok(runs) };
@@ -208,9 +218,9 @@ fn differences(
 
 /// A part of a mapping that stays as it was inherited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Part {
-    start: u64,
-    end: u64,
+pub(super) struct Part {
+    pub(super) start: u64,
+    pub(super) end: u64,
     /// Positions of the mappings.
     theirs: usize,
     ours: usize,
@@ -233,7 +243,7 @@ fn alike(a: &Vma, b: &Vma) -> bool {
 }
 
 /// What the two address spaces have in common, ascending.
-fn common(theirs: &[Vma], ours: &[Vma]) -> Vec<Part> {
+pub(super) fn common(theirs: &[Vma], ours: &[Vma]) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut from = 0;
     for (n, vma) in ours.iter().enumerate() {
@@ -250,9 +260,8 @@ fn common(theirs: &[Vma], ours: &[Vma]) -> Vec<Part> {
     parts
 }
 
-/// From the parent's mappings to the child's.
-fn adapted(theirs: &Mm, ours: &Mm, material: &Material) -> Batch {
-    let mut batch = Batch::new();
+/// From the parent's mappings (or those of an earlier time) to the child's.
+pub(super) fn adapted(batch: &mut Batch, theirs: &Mm, ours: &Mm, material: &Material) {
     let parts = common(&theirs.vmas, &ours.vmas);
     let kept: RangeSet = parts.iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect();
     let same_vdso = theirs.vdso == ours.vdso;
@@ -264,16 +273,16 @@ fn adapted(theirs: &Mm, ours: &Mm, material: &Material) -> Batch {
         }
     }
     if let Some(block) = ours.vdso.filter(|_| !same_vdso) {
-        mm::map_vdso(&mut batch, block);
+        mm::map_vdso(batch, block);
     }
     let whole = |v: &&Vma| [PageRange::of_bytes(v.start, v.end)].into_iter().collect::<RangeSet>();
-    sysv::attach(&mut batch, ours.vmas.iter().filter(|v| !whole(v).difference(&kept).is_empty()), material);
+    sysv::attach(batch, ours.vmas.iter().filter(|v| !whole(v).difference(&kept).is_empty()), material);
     for vma in &ours.vmas {
         let all: RangeSet = [PageRange::of_bytes(vma.start, vma.end)].into_iter().collect();
         for range in all.difference(&kept).ranges() {
             let start = range.start_byte();
             let offset = if vma.backing == Backing::Anon { 0 } else { vma.offset + (start - vma.start) };
-            mm::map(&mut batch, &Vma { start, end: range.end_byte(), offset, ..vma.clone() }, material);
+            mm::map(batch, &Vma { start, end: range.end_byte(), offset, ..vma.clone() }, material);
         }
     }
     for part in parts {
@@ -282,7 +291,6 @@ fn adapted(theirs: &Mm, ours: &Mm, material: &Material) -> Batch {
             batch.mprotect(part.start, part.end - part.start, to);
         }
     }
-    batch
 }
 
 #[cfg(test)]

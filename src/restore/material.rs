@@ -4,10 +4,13 @@
 use super::{Error, Options, Result, fd, ns, sysv::Segments};
 use crate::image::fd::PathRef;
 use crate::image::mm::{Backing, Shmem, ShmemKind, Vma};
-use crate::image::{Model, NsId, ShmemId};
+use crate::image::{Model, NsId, Pid, ShmemId};
+use crate::memory::RangeSet;
 use crate::sys::openat2::reopen;
 use crate::sys::{Errno, memory};
+use crate::trace::Batch;
 use crate::trace::pages::TargetPages;
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -28,6 +31,10 @@ pub struct Material {
     pub hub_inside: OwnedFd,
     /// Namespaces of the tree's own.
     pub made: Arc<ns::Made>,
+    /// This program, as skeletons reach it: what was opened after them they fetch from here.
+    ourselves: OwnedFd,
+    /// What that is.
+    late: Vec<RawFd>,
 }
 
 /// Opens everything that mappings need.
@@ -38,7 +45,10 @@ pub fn prepare(model: &Model, options: &Options, warnings: &mut Vec<String>) -> 
     let made = Arc::new(ns::make(model, options, warnings)?);
     let (segments, mut segment_files) = Segments::make(model, warnings)?;
     let (files, shmems, ghosts, readers) = (HashMap::new(), Vec::new(), Vec::new(), HashMap::new());
-    let mut material = Material { files, shmems, readers, ghosts, segments, hub, hub_inside, made };
+    let ourselves = crate::sys::fd::pidfd_open(Pid(std::process::id().cast_signed()))
+        .map_err(|errno| Error::System { operation: "pidfd_open", object: "this program".to_owned(), errno })?;
+    let late = Vec::new();
+    let mut material = Material { files, shmems, readers, ghosts, segments, hub, hub_inside, made, ourselves, late };
     for (n, shmem) in model.shmems.iter().enumerate() {
         let file = match segment_files.remove(&ShmemId::from(n)) {
             Some(file) => file,
@@ -47,36 +57,106 @@ pub fn prepare(model: &Model, options: &Options, warnings: &mut Vec<String>) -> 
         material.shmems.push(file);
     }
     material.ghosts = fd::regular::make_ghosts(model, &material.made)?;
-    for mm in &model.mms {
-        material.open(&mm.exe, libc::O_RDONLY as u32, options)?;
-        for vma in &mm.vmas {
-            match &vma.backing {
-                Backing::File { path, flags } => material.open(path, *flags, options)?,
-                Backing::Shmem(id) if only_reads(model, *id, vma) && !material.readers.contains_key(id) => {
-                    let reader = reopen(&material.shmems[id.at()], libc::O_RDONLY as u32).map_err(|errno| {
-                        Error::System { operation: "open", object: "shared memory".to_owned(), errno }
-                    })?;
-                    material.readers.insert(*id, reader);
-                }
-                Backing::Device(path) => {
-                    let flags = if vma.shared && vma.may_write { libc::O_RDWR } else { libc::O_RDONLY };
-                    material.open(path, flags as u32, options)?;
-                }
-                _ => {}
-            }
-        }
-    }
+    material.open_all(model, options)?;
+    material.late.clear();
     Ok(material)
 }
 
 impl Material {
+    /// Files and other ends of shared memory that mappings need and that are not open yet.
+    fn open_all(&mut self, model: &Model, options: &Options) -> Result<()> {
+        for mm in &model.mms {
+            self.open(&mm.exe, libc::O_RDONLY as u32, options)?;
+            for vma in &mm.vmas {
+                match &vma.backing {
+                    Backing::File { path, flags } => self.open(path, *flags, options)?,
+                    Backing::Shmem(id) if only_reads(model, *id, vma) && !self.readers.contains_key(id) => {
+                        let reader = reopen(&self.shmems[id.at()], libc::O_RDONLY as u32).map_err(|errno| {
+                            Error::System { operation: "open", object: "shared memory".to_owned(), errno }
+                        })?;
+                        self.late.push(reader.as_raw_fd());
+                        self.readers.insert(*id, reader);
+                    }
+                    Backing::Device(path) => {
+                        let flags = if vma.shared && vma.may_write { libc::O_RDWR } else { libc::O_RDONLY };
+                        self.open(path, flags as u32, options)?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn open(&mut self, path: &PathRef, flags: u32, options: &Options) -> Result<()> {
         let key = (path.mnt, path.path.0.clone(), flags);
         if self.files.contains_key(&key) {
             return Ok(());
         }
         let file = fd::regular::open_checked(path, flags, options, &self.made)?;
+        self.late.push(file.as_raw_fd());
         self.files.insert(key, file);
+        Ok(())
+    }
+
+    /// For a later model of the same tree: what is as it was stays open, under its number. `same` has for each shared memory
+    /// object of the new model the old one that it is.
+    ///
+    /// # Errors
+    /// A file that mappings need now is missing or differs.
+    pub fn renew(&mut self, old: &Model, new: &Model, same: &[Option<ShmemId>], options: &Options) -> Result<()> {
+        let before = paths(old);
+        let stays = |path: &PathRef, flags: u32| before.get(&(path.mnt, &path.path.0[..], flags)) == Some(&path);
+        let changed: Vec<_> = paths(new).into_iter().filter(|((.., flags), path)| !stays(path, *flags)).collect();
+        for ((mnt, path, flags), _) in changed {
+            self.files.remove(&(mnt, path.to_vec(), flags));
+        }
+        let renamed = |id: ShmemId| same.iter().position(|was| *was == Some(id)).map(ShmemId::from);
+        self.segments.rename(renamed);
+        let readers = std::mem::take(&mut self.readers);
+        self.readers = readers.into_iter().filter_map(|(id, file)| Some((renamed(id)?, file))).collect();
+        let mut objects: Vec<Option<OwnedFd>> = std::mem::take(&mut self.shmems).into_iter().map(Some).collect();
+        for (shmem, was) in new.shmems.iter().zip(same) {
+            let there = was.and_then(|was| Some((&old.shmems[was.at()], objects.get_mut(was.at())?.take()?)));
+            let file = match there {
+                Some((was, file)) => {
+                    adjust(was, shmem, &file)?;
+                    file
+                }
+                None => {
+                    let file = make_shmem(shmem)?;
+                    self.late.push(file.as_raw_fd());
+                    file
+                }
+            };
+            self.shmems.push(file);
+        }
+        if old.ghosts != new.ghosts {
+            self.ghosts = fd::regular::make_ghosts(new, &self.made)?;
+            self.late.extend(self.ghosts.iter().flatten().map(AsRawFd::as_raw_fd));
+        }
+        self.open_all(new, options)
+    }
+
+    /// Lets a skeleton fetch what was opened after it was made, under the same numbers.
+    pub fn bring(&self, batch: &mut Batch) {
+        for fd in &self.late {
+            let fetched =
+                batch.must(libc::SYS_pidfd_getfd, &[self.ourselves.as_raw_fd().into(), (*fd).into(), 0u64.into()]);
+            batch.must(libc::SYS_dup2, &[fetched.into(), (*fd).into()]);
+        }
+    }
+
+    /// Makes holes in a shared memory object.
+    ///
+    /// # Errors
+    /// What fallocate(2) fails with.
+    pub fn punch(&self, id: ShmemId, pages: &RangeSet) -> Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        for range in pages.iter() {
+            fallocate(&self.shmems[id.at()], flags, range.start_byte() as i64, range.bytes() as i64)
+                .map_err(|errno| Error::System { operation: "fallocate", object: "shared memory".to_owned(), errno })?;
+        }
         Ok(())
     }
 
@@ -129,6 +209,43 @@ impl Material {
     }
 }
 
+/// Files that mappings need, by what they are found under.
+fn paths(model: &Model) -> HashMap<(NsId, &[u8], u32), &PathRef> {
+    let mut all = HashMap::new();
+    for mm in &model.mms {
+        all.insert((mm.exe.mnt, &mm.exe.path.0[..], libc::O_RDONLY as u32), &mm.exe);
+        for vma in &mm.vmas {
+            if let Backing::File { path, flags } = &vma.backing {
+                all.insert((path.mnt, &path.path.0[..], *flags), path);
+            }
+        }
+    }
+    all
+}
+
+/// Length, mode and owner of a memory object as they are now.
+fn adjust(was: &Shmem, now: &Shmem, file: &OwnedFd) -> Result<()> {
+    if !matches!(now.kind, ShmemKind::SysV { .. }) && was.size != now.size {
+        let failed = |errno| Error::System { operation: "ftruncate", object: "shared memory".to_owned(), errno };
+        nix::unistd::ftruncate(file.as_fd(), now.size as i64).map_err(failed)?;
+    }
+    if matches!(now.kind, ShmemKind::Memfd { .. }) && (was.mode, was.uid, was.gid) != (now.mode, now.uid, now.gid) {
+        own(now, file)?;
+    }
+    Ok(())
+}
+
+/// Mode and owner.
+fn own(shmem: &Shmem, fd: &OwnedFd) -> Result<()> {
+    let failed = |operation: &'static str| {
+        move |errno: Errno| Error::System { operation, object: "shared memory".to_owned(), errno }
+    };
+    let mode = nix::sys::stat::Mode::from_bits_truncate(shmem.mode & 0o7777);
+    nix::sys::stat::fchmod(fd.as_fd(), mode).map_err(failed("fchmod"))?;
+    let (uid, gid) = (nix::unistd::Uid::from_raw(shmem.uid), nix::unistd::Gid::from_raw(shmem.gid));
+    nix::unistd::fchown(fd, Some(uid), Some(gid)).map_err(failed("fchown"))
+}
+
 /// Is this a shared mapping made through a descriptor that could only read? What is sealed against writing cannot be written
 /// through any.
 fn only_reads(model: &Model, id: ShmemId, vma: &Vma) -> bool {
@@ -145,12 +262,7 @@ fn make_shmem(shmem: &Shmem) -> Result<OwnedFd> {
         ShmemKind::Memfd { name, huge_page, .. } => {
             let fd = memory::memfd(&name.0, *huge_page).map_err(failed("memfd_create"))?;
             nix::unistd::ftruncate(fd.as_fd(), shmem.size as i64).map_err(failed("ftruncate"))?;
-            let mode = nix::sys::stat::Mode::from_bits_truncate(shmem.mode & 0o7777);
-            nix::sys::stat::fchmod(fd.as_fd(), mode).map_err(failed("fchmod"))?;
-            if (shmem.uid, shmem.gid) != (0, 0) {
-                let (uid, gid) = (nix::unistd::Uid::from_raw(shmem.uid), nix::unistd::Gid::from_raw(shmem.gid));
-                nix::unistd::fchown(&fd, Some(uid), Some(gid)).map_err(failed("fchown"))?;
-            }
+            own(shmem, &fd)?;
             Ok(fd)
         }
         ShmemKind::Anon => memory::shared_anonymous(shmem.size, 0).map_err(failed("mmap")),

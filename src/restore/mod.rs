@@ -2,6 +2,7 @@
 //!
 //! [`plan`] (pure) orders the work; [`material`] opens what skeletons inherit; [`skeleton`] makes empty stopped tasks with
 //! the right ids; the rooms that mirror the model give each what it had; [`go`] sets registers and releases everybody.
+//! [`prebuilt`] is where a migration stops for a while, and [`reconcile`] what it does when the target has changed.
 //! Until [`Restored::go`] the tree is held by [`skeleton::Skeletons`], which kills it when dropped.
 
 pub mod cgroup;
@@ -15,7 +16,9 @@ pub mod mm;
 pub mod ns;
 pub mod pidns;
 pub mod plan;
+pub mod prebuilt;
 pub mod preflight;
+pub mod reconcile;
 pub mod restart;
 pub mod root;
 pub mod sessions;
@@ -28,12 +31,11 @@ pub mod threads;
 pub mod timers;
 pub mod vdso;
 
-use crate::fault::{self, Point};
 use crate::image::{Model, Pid, TaskId};
-use crate::memory::Space;
-use crate::memory::pipeline::{PipelineError, load_pages};
-use crate::memory::store::{PageReader, ResolvedRun};
+use crate::memory::pipeline::PipelineError;
+use crate::memory::store::PageReader;
 use crate::trace;
+pub use prebuilt::Prebuilt;
 
 /// Why a tree could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +124,8 @@ pub struct Options {
     pub sibling: bool,
     /// Page workers.
     pub workers: usize,
+    /// When the clocks of the model were read, for a tree that is made ahead of time; `None` = they stand since.
+    pub read_at: Option<std::time::Instant>,
     /// The original is on this very kernel, frozen, and ends when this tree runs: what has a name is there already.
     pub original_here: bool,
     /// Somebody keeps TCP segments that are sent here before the tree runs: until then nobody answers them.
@@ -147,69 +151,7 @@ pub fn build<'m>(
     options: &Options,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Restored<'m>> {
-    let mut warnings = Vec::new();
-    let plan = plan::plan(model)?;
-    let mut material = material::prepare(model, options, &mut warnings)?;
-    fault::at(Point::RestoreMaterial)?;
-    load_shared(pages, &material, options)?;
-    fd::shmem::seal_first(model, &material)?;
-    let loader = cow::Loader { pages, material: &material, options, progress };
-    let mut skeletons = skeleton::make(model, &plan, &loader, options, &mut warnings)?;
-    fault::at(Point::RestoreSkeletons)?;
-    for task in plan.order.iter().copied() {
-        cow::lay_out(model, task, &mut skeletons, &loader)?;
-    }
-    sysv::settle(model, &mut skeletons, &material)?;
-    fault::at(Point::RestoreMappings)?;
-    cow::fill_rest(model, &mut skeletons, &loader)?;
-    fault::at(Point::RestorePages)?;
-    // Before anybody enters a user namespace: helpers take the ids of leaders that are gone.
-    sessions::process_groups(model, &plan, &mut skeletons)?;
-    fault::at(Point::RestoreGroups)?;
-    for task in plan.order.iter().copied() {
-        mm::finish(model, task, &mut skeletons, &material)?;
-        ns::ids::enter(model, task, &mut skeletons)?;
-        threads::make(model, task, &mut skeletons)?;
-    }
-    fault::at(Point::RestoreThreads)?;
-    let mut opened = fd::make_all(model, &mut skeletons, &material, options, &mut warnings)?;
-    fd::install_all(model, &opened, &mut skeletons, &material)?;
-    fault::at(Point::RestoreFiles)?;
-    task::end_zombies(model, &mut skeletons)?;
-    fault::at(Point::RestoreZombies)?;
-    for task in plan.order.iter().copied() {
-        task::finish(model, task, &mut skeletons, &mut warnings)?;
-    }
-    fd::finish(model, &opened, &mut skeletons)?;
-    let sleeping = std::mem::take(&mut opened.sleeping);
-    drop(opened);
-    fault::at(Point::RestoreTasks)?;
-    for task in plan.order.iter().copied() {
-        creds::set(model, task, &mut skeletons, &mut warnings)?;
-    }
-    fault::at(Point::RestoreCreds)?;
-    for task in plan.order.iter().copied() {
-        signals::queue(model, task, &mut skeletons)?;
-    }
-    for task in plan.order.iter().copied() {
-        task::schedule(model, task, &mut skeletons, &mut warnings)?;
-    }
-    fault::at(Point::RestoreSignals)?;
-    let segments = std::mem::take(&mut material.segments);
-    Ok(Restored { model, sleeping, segments, skeletons, warnings })
-}
-
-fn load_shared(pages: &PageReader, material: &material::Material, options: &Options) -> Result<()> {
-    let runs = runs(pages, |space| matches!(space, Space::Shmem(_)))?;
-    Ok(load_pages(pages, &runs, &material.shared_pages()?, options.workers.max(1), &|_| {})?)
-}
-
-fn runs(pages: &PageReader, wanted: impl Fn(Space) -> bool) -> Result<Vec<ResolvedRun>> {
-    let mut all = Vec::new();
-    for space in pages.spaces().filter(|s| wanted(*s)) {
-        all.extend(pages.runs(space).map_err(PipelineError::Store)?);
-    }
-    Ok(all)
+    Prebuilt::make(model, Some(pages), options, progress)?.complete(options)
 }
 
 impl Restored<'_> {

@@ -24,6 +24,18 @@ pub fn plan(model: &Model) -> Result<Plan> {
     Ok(Plan { order, scratch: scratch(model)?, dead_groups: dead_groups(model) })
 }
 
+/// The same for a tree whose scratch area lies somewhere already; see [`is_free`].
+pub fn with_scratch(model: &Model, scratch: u64) -> Plan {
+    let order = (0..model.tasks.len()).map(TaskId::from).collect();
+    Plan { order, scratch, dead_groups: dead_groups(model) }
+}
+
+/// Whether a scratch area at this address is in the way of no mapping.
+pub fn is_free(model: &Model, scratch: u64) -> bool {
+    let end = scratch + PAGE + DATA_LEN;
+    model.mms.iter().flat_map(|mm| mm.vmas.iter()).all(|v| v.end <= scratch || v.start >= end)
+}
+
 /// (group, session) of groups whose leader is not in the tree. That of a session comes with the session.
 fn dead_groups(model: &Model) -> Vec<(NsPid, NsPid)> {
     let pids: BTreeSet<NsPid> = model.tasks.iter().map(|t| t.pid).collect();

@@ -29,7 +29,7 @@ pub fn make(
     };
     let mut prepare = || {
         place.enter(remote.pid())?;
-        clock::enter(model, &mut remote, skeletons.scratch, warnings)?;
+        skeletons.clock_offset = clock::enter(model, options.read_at, &mut remote, skeletons.scratch, warnings)?;
         ns::enter::mounts(model, TaskId(0), &mut remote, skeletons)?;
         empty(&mut remote, skeletons.scratch)
     };
@@ -74,7 +74,7 @@ pub(super) fn taken(model: &Model) -> Option<(i32, String)> {
 }
 
 /// Who has an id. There are as many to ask for as the tree has threads, and hardly any is taken.
-fn occupant(id: i32) -> Option<String> {
+pub(super) fn occupant(id: i32) -> Option<String> {
     if id <= 0 || nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), None) == Err(Errno::ESRCH) {
         return None;
     }

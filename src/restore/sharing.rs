@@ -4,7 +4,7 @@ use super::skeleton::Skeletons;
 use super::{Error, Result};
 use crate::image::task::Task;
 use crate::image::{Model, TaskId};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Objects that must be shared for the tree to be what it was. An I/O context is only a hint to a scheduler of disks.
 const NEEDED: [(i32, &str); 4] = [
@@ -39,6 +39,22 @@ pub fn shared(model: &Model) -> HashSet<(i32, u32)> {
     let mut seen = HashSet::new();
     let all = model.tasks.iter().flat_map(|t| NEEDED.iter().filter_map(|(flag, _)| Some((*flag, object(t, *flag)?))));
     all.filter(|key| !seen.insert(*key)).collect()
+}
+
+/// Whether the tasks of one model share what those of another do; `found` has for each task of `new` that of `old`. What a
+/// process shared that has ended meanwhile does not count.
+pub fn alike(old: &Model, new: &Model, found: &[TaskId]) -> bool {
+    NEEDED.iter().all(|(flag, _)| {
+        let pairs = new
+            .tasks
+            .iter()
+            .zip(found)
+            .filter_map(|(now, was)| Some((object(now, *flag)?, object(&old.tasks[was.at()], *flag)?)));
+        let (mut there, mut back) = (HashMap::new(), HashMap::new());
+        pairs
+            .into_iter()
+            .all(|(now, was)| *there.entry(now).or_insert(was) == was && *back.entry(was).or_insert(now) == now)
+    })
 }
 
 fn needed() -> u64 {

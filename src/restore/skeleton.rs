@@ -35,6 +35,8 @@ pub struct Skeletons {
     pub new_pids: bool,
     /// Tracing options of all tasks.
     pub options: u64,
+    /// What the tree's time namespace adds to CLOCK_MONOTONIC, nanoseconds, if it has one.
+    pub clock_offset: Option<i64>,
     /// Terminals of the tree, until its descriptions have been made.
     pub terminals: super::fd::tty::Terminals,
     /// Objects that more than one process has, see [`super::sharing`].
@@ -124,6 +126,7 @@ pub fn make(
         entered: HashMap::new(),
         new_pids: false,
         options: trace_options(model),
+        clock_offset: None,
         terminals: Default::default(),
         shared: super::sharing::shared(model),
     };

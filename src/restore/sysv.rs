@@ -84,6 +84,12 @@ impl Segments {
         self.ids.get(&shmem).copied()
     }
 
+    /// The objects have other numbers in a later model.
+    pub fn rename(&mut self, renamed: impl Fn(ShmemId) -> Option<ShmemId>) {
+        let ids = std::mem::take(&mut self.ids);
+        self.ids = ids.into_iter().filter_map(|(shmem, id)| Some((renamed(shmem)?, id))).collect();
+    }
+
     /// The tree runs: what was made is its own.
     pub fn keep(&mut self) {
         self.made.clear();

@@ -2,8 +2,8 @@
 
 use super::skeleton::{FOLLOW, Skeletons};
 use super::{Error, Result};
-use crate::image::task::Thread;
-use crate::image::{Model, Pid, TaskId};
+use crate::image::task::{Task, Thread};
+use crate::image::{Model, NsPid, Pid, TaskId};
 use crate::proc::ProcDir;
 use crate::sys::abi::CloneArgs;
 use crate::sys::clone::set_last_pid;
@@ -11,6 +11,7 @@ use crate::trace::Tracee;
 use crate::trace::batch::Batch;
 use crate::trace::remote::{Remote, Scratch};
 use nix::fcntl::OFlag;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Flags that make a thread (clone(2)).
@@ -24,13 +25,45 @@ const THREAD: i32 = libc::CLONE_VM
 /// Threads made in one batch.
 const BATCH: usize = 512;
 
-/// Makes the threads of a task.
+/// Makes the threads of a task, unless it has them.
 pub fn make(model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<()> {
     let threads = &model.tasks[task.at()].threads;
-    let Some((leader, others)) = threads.split_first() else { return Ok(()) };
+    let Some((_, others)) = threads.split_first() else { return Ok(()) };
+    if others.is_empty() || skeletons.task(task).threads.len() == threads.len() {
+        return Ok(());
+    }
+    add(model, task, others, skeletons)
+}
+
+/// From the threads that a task had in an earlier model to those it has now, in their order.
+pub fn settle(old: &Task, model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+    let (wanted, scratch) = (&model.tasks[task.at()].threads, skeletons.scratch);
+    let mut has = std::mem::take(&mut skeletons.task(task).threads).into_iter();
+    // The first stays, whatever becomes of the process.
+    skeletons.task(task).threads.extend(has.next());
+    let mut others: HashMap<NsPid, Remote> = old.threads.iter().skip(1).map(|t| t.tid).zip(has).collect();
+    let surplus: Vec<NsPid> = others.keys().copied().filter(|tid| wanted.iter().all(|t| t.tid != *tid)).collect();
+    for tid in surplus {
+        if let Some(thread) = others.remove(&tid) {
+            end_stopped(thread, scratch)?;
+        }
+    }
+    // Made with the others when the time has come.
     if others.is_empty() {
         return Ok(());
     }
+    let missing: Vec<Thread> = wanted.iter().skip(1).filter(|t| !others.contains_key(&t.tid)).cloned().collect();
+    let added = add(model, task, &missing, skeletons);
+    let made = skeletons.task(task).threads.split_off(1);
+    others.extend(missing.iter().map(|t| t.tid).zip(made));
+    let sorted = wanted.iter().skip(1).filter_map(|t| others.remove(&t.tid));
+    skeletons.task(task).threads.extend(sorted);
+    added
+}
+
+/// Adds threads behind those that a task has.
+pub fn add(model: &Model, task: TaskId, others: &[Thread], skeletons: &mut Skeletons) -> Result<()> {
+    let Some(leader) = model.tasks[task.at()].threads.first() else { return Ok(()) };
     let new_pids = skeletons.new_pids;
     let (scratch, options) = (skeletons.scratch, skeletons.options & !FOLLOW);
     let skeleton = skeletons.task(task);
@@ -64,6 +97,8 @@ pub fn make(model: &Model, task: TaskId, skeletons: &mut Skeletons) -> Result<()
             skeleton.threads.push(Remote::new(tracee)?);
         }
     }
+    // It may have to make processes yet, which are attached by the kernel.
+    skeleton.threads[0].tracee().set_options(options | FOLLOW)?;
     Ok(())
 }
 
@@ -126,7 +161,12 @@ fn end(stray: Pid, scratch: Scratch, options: u64) -> Result<()> {
     let tracee = Tracee::seize(stray, options)?;
     tracee.interrupt()?;
     let (tracee, _) = tracee.wait()?;
-    let mut remote = Remote::new(tracee)?;
+    end_stopped(Remote::new(tracee)?, scratch)
+}
+
+/// Ends a thread beside the first.
+pub fn end_stopped(mut remote: Remote, scratch: Scratch) -> Result<()> {
+    let stray = remote.pid();
     let mut batch = Batch::new();
     batch.must(libc::SYS_exit, &[0u64.into()]);
     match remote.run(&scratch, &batch) {

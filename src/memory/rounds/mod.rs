@@ -419,6 +419,20 @@ impl Round<'_> {
         &self.inherited
     }
 
+    /// The address spaces that are watched: how rounds name them, a process (with the time of its start), and the one that
+    /// they share pages with.
+    pub fn address_spaces(&self) -> impl Iterator<Item = (Space, (Pid, u64), Option<Space>)> + '_ {
+        self.tree.watched.iter().map(|w| {
+            let parent = w.kinship.as_ref().filter(|k| !k.shared.is_empty()).and_then(|k| k.parent);
+            (w.space, (w.dir.pid(), w.start_time), parent)
+        })
+    }
+
+    /// The shared memory objects, where rounds take them.
+    pub fn shared(&self) -> Option<&Objects> {
+        self.tree.shared.as_ref()
+    }
+
     /// How many.
     pub fn pages(&self) -> u64 {
         self.plan.iter().map(|(_, r)| r.count).sum()

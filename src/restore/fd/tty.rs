@@ -127,6 +127,23 @@ fn pair(root: &OwnedFd, pty: &Pty, free: bool, warnings: &mut Vec<String>) -> Re
     Ok(Pair { master, slave, path })
 }
 
+/// Whether the pairs made for an earlier model are those of a later one: the same terminals of the same sessions.
+pub fn same_pairs(old: &Model, new: &Model) -> bool {
+    let made_as = |pty: &Pty| (pty.index, pty.ptmx.clone(), pty.mnt, pty.state, pty.sid, pty.uid, pty.gid, pty.mode);
+    old.ptys.iter().map(made_as).eq(new.ptys.iter().map(made_as))
+}
+
+/// Modes and sizes as a later model has them.
+pub fn renew(model: &Model, skeletons: &Skeletons) -> Result<()> {
+    for (pty, pair) in model.ptys.iter().zip(&skeletons.terminals.0) {
+        if let Some(termios) = termios_of(pty) {
+            tty::set_termios(&pair.master, &termios).map_err(failed("ioctl TCSETS2", pty))?;
+            tty::set_size(&pair.master, pty.winsize).map_err(failed("ioctl TIOCSWINSZ", pty))?;
+        }
+    }
+    Ok(())
+}
+
 fn termios_of(pty: &Pty) -> Option<[u8; TERMIOS]> {
     pty.termios.0.as_slice().try_into().ok()
 }
