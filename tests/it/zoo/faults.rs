@@ -1,6 +1,7 @@
 //! A failure at any of the named places: the target goes on, nothing of a half-made tree is left.
 
-use super::harness::{Run, Scenario, compiled, marked};
+use super::harness::{Run, Scenario, marked};
+use super::tools::compiled;
 use migrate_engine::fault::Point;
 use std::io::Write;
 

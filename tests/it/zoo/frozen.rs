@@ -1,6 +1,7 @@
 //! Trees that somebody holds frozen in a cgroup, of either version: saved without an instruction of theirs being run.
 
-use super::harness::{Run, Scenario, compiled, marked};
+use super::harness::{Run, Scenario, marked};
+use super::tools::compiled;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Runs one scenario of the zoo: a fixture sets up its state, is saved and restored, and verifies from inside.
 
 pub use super::tools::marked;
-use super::tools::{MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, note_tree, reader, reap, sorted};
+use super::tools::{MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, compiled, is_alive, note_tree, reader, reap, sorted};
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::{self, Ignore};
 use migrate_engine::memory::store::ImageDir;
@@ -11,11 +11,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How long a fixture may take to set up, and to verify. Generous: the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is done to a fixture between its set-up and its verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,15 +104,11 @@ pub fn run(scenario: &Scenario, mode: Mode) {
         Ok(path) => path,
         Err(reason) => return skipped(scenario, mode, &reason),
     };
-    // A busy machine can make a task miss a deadline: what fails is tried once more, and said.
-    for again in [true, false] {
-        let run = Run::start(scenario, &fixture);
-        match run.all(mode) {
-            Ok(Ran::Passed) => return,
-            Ok(Ran::Skipped(reason)) => return skipped(scenario, mode, &reason),
-            Err(reason) if again => say("FAILED ONCE", scenario, mode, &reason),
-            Err(reason) => panic!("{}:{} {mode:?}: {reason}{}", scenario.fixture, scenario.case, run.state()),
-        }
+    let run = Run::start(scenario, &fixture);
+    match run.all(mode) {
+        Ok(Ran::Passed) => {}
+        Ok(Ran::Skipped(reason)) => skipped(scenario, mode, &reason),
+        Err(reason) => panic!("{}:{} {mode:?}: {reason}{}", scenario.fixture, scenario.case, run.state()),
     }
 }
 
@@ -156,35 +152,13 @@ fn skipped(scenario: &Scenario, mode: Mode, reason: &str) {
     );
 }
 
-/// The fixture, compiled once in a run of the tests.
-pub fn compiled(name: &'static str) -> Result<PathBuf, String> {
-    static DONE: OnceLock<Mutex<BTreeSet<&'static str>>> = OnceLock::new();
-    let mut done = DONE.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("zoo");
-    let binary = dir.join(name);
-    if done.contains(name) {
-        return Ok(binary);
-    }
-    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).with_extension("c");
-    // Renamed when complete: tests of another process may be compiling it, too.
-    let partial = dir.join(format!("{name}.{}", std::process::id()));
-    let output = Command::new("gcc")
-        .args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-        .args([&partial, &source])
-        .output()
-        .map_err(|e| format!("gcc cannot be run: {e}"))?;
-    assert!(output.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
-    fs::rename(&partial, &binary).map_err(|e| e.to_string())?;
-    done.insert(name);
-    Ok(binary)
-}
-
 /// A fixture that runs. Dropping it ends everything that belongs to it.
 pub struct Run<'a> {
     scenario: &'a Scenario,
     /// Directory the fixture works with.
     pub dir: tempfile::TempDir,
+    /// How long any step may take.
+    pub patience: Duration,
     child: Mutex<Child>,
     tree: Mutex<BTreeSet<i32>>,
 }
@@ -206,7 +180,7 @@ impl<'a> Run<'a> {
             .spawn()
             .expect("it was compiled");
         let pid = child.id() as i32;
-        Self { scenario, dir, child: Mutex::new(child), tree: Mutex::new(BTreeSet::from([pid])) }
+        Self { scenario, dir, patience: PATIENCE, child: Mutex::new(child), tree: Mutex::new(BTreeSet::from([pid])) }
     }
 
     /// Process id of the original root.
@@ -232,15 +206,29 @@ impl<'a> Run<'a> {
     }
 
     fn appears(&self, name: &str) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+        let began = Instant::now();
         let complete = |text: Option<String>| text.is_some_and(|t| name == "ready" || t.ends_with('\n'));
-        while !complete(self.text(name)) {
-            if Instant::now() > deadline {
-                return Err(format!("no `{name}` within {PATIENCE:?}"));
+        for n in 1.. {
+            // Asked first: the last thing it does is to write this file.
+            let ended = n % 100 == 0 && !self.lives();
+            if complete(self.text(name)) {
+                break;
+            }
+            if ended {
+                return Err(format!("it has ended without `{name}`"));
+            }
+            if began.elapsed() > self.patience {
+                return Err(format!("no `{name}` within {:?}", self.patience));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
+    }
+
+    /// Whether anybody of the tree is there.
+    fn lives(&self) -> bool {
+        let noted = self.tree.lock().unwrap_or_else(|e| e.into_inner()).iter().any(|pid| is_alive(*pid));
+        noted || !marked(self.dir.path()).is_empty()
     }
 
     fn all(&self, mode: Mode) -> Result<Ran, String> {
@@ -396,7 +384,7 @@ impl<'a> Run<'a> {
         command.args(args).stdout(out.try_clone().map_err(|e| e.to_string())?).stderr(out);
         command.envs(env.iter().copied());
         let mut child = command.spawn().map_err(|e| e.to_string())?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
                 let text = fs::read_to_string(&log).unwrap_or_default();
@@ -405,7 +393,7 @@ impl<'a> Run<'a> {
             if Instant::now() > deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("not done within {PATIENCE:?}"));
+                return Err(format!("not done within {:?}", self.patience));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
