@@ -6,7 +6,8 @@ use migrate_engine::fault::Point;
 use std::io::Write;
 
 /// A tree with threads' worth of everything: sessions, groups and a stopped child are in others, a shared page in this.
-const TARGET: Scenario = Scenario { fixture: "memory", case: "shared_memory", ignore: &[], allow: "", busy: false };
+const TARGET: Scenario =
+    Scenario { fixture: "memory", case: "shared_memory", ignore: &[], allow: "", busy: false, timed: false };
 
 fn prepared(run: &Run<'_>) -> bool {
     run.ready().expect("it sets up");

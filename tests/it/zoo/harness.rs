@@ -1,7 +1,9 @@
 //! Runs one scenario of the zoo: a fixture sets up its state, is saved and restored, and verifies from inside.
 
 pub use super::tools::marked;
-use super::tools::{MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, compiled, is_alive, note_tree, reader, reap, sorted};
+use super::tools::{
+    MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, compiled, is_alive, note_tree, reader, reap, sorted,
+};
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::{self, Ignore};
 use migrate_engine::memory::store::ImageDir;
@@ -10,8 +12,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a fixture may take to set up, and to verify. Generous: the machine may be busy.
@@ -55,6 +57,8 @@ pub struct Scenario {
     pub allow: &'static str,
     /// Does not sleep while it waits: contents and times of two readings differ.
     pub busy: bool,
+    /// Measures how long a wait of its own takes: what is done to it is to be done before that is over.
+    pub timed: bool,
 }
 
 /// Differences that every scenario may have.
@@ -79,6 +83,8 @@ const ALWAYS: &[(&str, &str)] = &[
 enum Ran {
     Passed,
     Skipped(String),
+    /// Its wait was over before we had done with it: nothing was tested.
+    TooSlow,
 }
 
 /// Numbers of terminals are the host's: tests in which terminals come back under theirs run one at a time.
@@ -104,13 +110,20 @@ pub fn run(scenario: &Scenario, mode: Mode) {
         Ok(path) => path,
         Err(reason) => return skipped(scenario, mode, &reason),
     };
-    let run = Run::start(scenario, &fixture);
-    match run.all(mode) {
-        Ok(Ran::Passed) => {}
-        Ok(Ran::Skipped(reason)) => skipped(scenario, mode, &reason),
-        Err(reason) => panic!("{}:{} {mode:?}: {reason}{}", scenario.fixture, scenario.case, run.state()),
+    for wait in WAITS {
+        let run = Run::start_with(scenario, &fixture, wait);
+        match run.all(mode) {
+            Ok(Ran::Passed) => return,
+            Ok(Ran::Skipped(reason)) => return skipped(scenario, mode, &reason),
+            Ok(Ran::TooSlow) => say("LONGER WAIT", scenario, mode, &format!("{wait:?} were over before we had done")),
+            Err(reason) => panic!("{}:{} {mode:?}: {reason}{}", scenario.fixture, scenario.case, run.state()),
+        }
     }
+    panic!("{}:{} {mode:?}: no wait is long enough", scenario.fixture, scenario.case);
 }
+
+/// For how long fixtures that measure a wait do so: the next one where the machine was too busy to be done by then.
+const WAITS: [Duration; 3] = [Duration::from_millis(2000), Duration::from_secs(8), Duration::from_secs(32)];
 
 /// Huge pages for a fixture; as many as before when it is dropped.
 struct HugePages(String);
@@ -164,8 +177,13 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Starts it; returns when it is ready or has ended.
+    /// Starts it.
     pub fn start(scenario: &'a Scenario, fixture: &Path) -> Self {
+        Self::start_with(scenario, fixture, WAITS[0])
+    }
+
+    /// Starts it, with the length of its wait if it measures one.
+    fn start_with(scenario: &'a Scenario, fixture: &Path, wait: Duration) -> Self {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::Builder::new().prefix("zoo-").tempdir().expect("there is a directory for temporary files");
         // Unprivileged fixtures use it as well.
@@ -174,6 +192,7 @@ impl<'a> Run<'a> {
             .arg(dir.path())
             .arg(scenario.case)
             .env("ZOO", dir.path())
+            .env("ZOO_WAIT_MS", wait.as_millis().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -254,24 +273,28 @@ impl<'a> Run<'a> {
             Mode::Chain => self.rounds(3, &["--pids", "same"])?,
             Mode::NewPids => self.rounds(1, &["--pids", "new"])?,
             Mode::Move => {
-                self.dump(self.pid(), 0, &["--leave-running"])?;
+                if !self.scenario.timed {
+                    self.dump(self.pid(), 0, &["--leave-running"])?;
+                }
                 self.moved(self.pid())?
             }
         };
-        if let (Some(before), false) = (before, mode.new_pids()) {
-            let after = self.capture(root, "after.json")?;
-            self.compare(&before, &after)?;
-        }
-        let images = match mode {
-            Mode::Chain => 3,
-            _ => 2,
-        };
-        if mode == Mode::Move {
-            self.compare_moved(root)?;
-        }
+        let before = before.filter(|_| !mode.new_pids());
+        let after = before.as_ref().map(|_| self.capture(root, "after.json")).transpose()?;
         if mode == Mode::Once {
             self.dump(root, 1, &["--leave-running"])?;
         }
+        // Whoever has woken too early has noted it as a failure.
+        if self.path("woke").exists() && self.text("failures").is_none() {
+            return Ok(Ran::TooSlow);
+        }
+        if let (Some(before), Some(after)) = (before, after) {
+            self.compare(&before, &after)?;
+        }
+        if mode == Mode::Move && !self.scenario.timed {
+            self.compare_moved(root)?;
+        }
+        let images = if mode == Mode::Chain { 3 } else { 2 };
         if !mode.new_pids() {
             (1..images).try_for_each(|n| self.same_model(0, n, &[]))?;
         }

@@ -16,7 +16,7 @@ pub use harness::{marked, terminals_lock};
 
 /// What is particular about a case.
 fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
-    let plain = Scenario { fixture, case, ignore: &[], allow: "", busy: false };
+    let plain = Scenario { fixture, case, ignore: &[], allow: "", busy: false, timed: fixture == "waits" };
     match (fixture, case) {
         // They spin, or sleep for a time that is measured: nobody may look at them for long.
         ("threads", "in_vfork") => Scenario { busy: true, ignore: CHILD_ENDED, ..plain },
@@ -34,6 +34,9 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("descriptors", "timer_descriptors") => Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain },
         ("namespaces", _) => Scenario { ignore: NAMESPACES, allow: NEW_FILE_SYSTEMS, ..plain },
         ("descriptors", _) => Scenario { ignore: DESCRIPTORS, ..plain },
+        ("signals", "interval_timers" | "alarm_clock" | "posix_timers") => {
+            Scenario { ignore: GONE_OFF, timed: true, ..plain }
+        }
         ("memory", "deleted_files") => Scenario { ignore: DESCRIPTORS, ..plain },
         ("memory", "hugetlb") => Scenario { allow: HUGE_PAGES, ..plain },
         _ => plain,
@@ -48,6 +51,11 @@ const DESCRIPTORS: &[(&str, &str)] = &[
     ("ghosts[*].path.inode", "a deleted file is made anew"),
     ("pipes[*].fifo.inode", "a deleted FIFO is made anew"),
     ("ghosts[*].path.path", "its name may be another file's by now, or its directory gone"),
+];
+
+const GONE_OFF: &[(&str, &str)] = &[
+    ("tasks[0].pending", "a timer may have gone off just then"),
+    ("tasks[0].threads[*].pending", "a timer may have gone off just then"),
 ];
 
 const SOCKETS: &[(&str, &str)] = &[
@@ -166,11 +174,11 @@ macro_rules! zoo {
     };
 }
 
-/// Cases that measure time: one dump or one restore is what they have time for.
+/// Cases that measure time: one dump, one restore or one move is what they have time for.
 macro_rules! timed {
     ($name:ident = $fixture:ident: $($case:ident)*) => {
         mod $name {
-            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, later = Later);)*
+            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, later = Later, moved = Move);)*
         }
     };
 }

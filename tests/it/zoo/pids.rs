@@ -4,7 +4,7 @@ use super::harness::{Run, Scenario};
 use super::tools::compiled;
 use std::io::Write;
 
-const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false };
+const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false, timed: false };
 
 fn saved() -> Option<Run<'static>> {
     if !nix::unistd::geteuid().is_root() {
