@@ -326,16 +326,22 @@ impl<'a> Run<'a> {
 
     /// Moves it to what is another host but for its files, by way of a stand-in for ssh; the root's process id there.
     fn moved(&self, root: i32) -> Result<i32, String> {
+        self.moved_by(root, crate::cli::migrate(&[]), "")
+    }
+
+    /// Moves it with this program, to a host on which `there` (a command that runs others, or nothing) starts programs.
+    pub(super) fn moved_by(&self, root: i32, engine: Command, there: &str) -> Result<i32, String> {
         use std::os::unix::fs::PermissionsExt;
         self.note_tree(root);
         let rsh = self.path("ssh");
-        fs::write(&rsh, "#!/bin/sh\nshift\nexec unshare --net sh -c \"$*\"\n").map_err(|e| e.to_string())?;
+        let script = format!("#!/bin/sh\nshift\nexec {there}unshare --net sh -c \"$*\"\n");
+        fs::write(&rsh, script).map_err(|e| e.to_string())?;
         fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
         let (root, rsh) = (root.to_string(), rsh.display().to_string());
         let remote = env!("CARGO_BIN_EXE_migrate");
         let args = ["move", &root, "over-there", "--rsh", &rsh, "--remote", remote, "--json"].map(str::to_owned);
         let places = self.path("places").display().to_string();
-        let said = self.migrate(&args, &[("MIGRATE_PLACES", &places)]).map_err(|e| format!("move: {e}"))?;
+        let said = self.wait_for(engine, &args, &[("MIGRATE_PLACES", &places)]).map_err(|e| format!("move: {e}"))?;
         let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let root =
             result.and_then(|r| i32::try_from(r["pid"].as_i64()?).ok()).ok_or_else(|| format!("no pid: {said}"))?;
@@ -401,7 +407,12 @@ impl<'a> Run<'a> {
         self.wait_for(crate::cli::migrate(&[]), args, env)
     }
 
-    fn wait_for(&self, mut command: Command, args: &[String], env: &[(&str, &str)]) -> Result<String, String> {
+    pub(super) fn wait_for(
+        &self,
+        mut command: Command,
+        args: &[String],
+        env: &[(&str, &str)],
+    ) -> Result<String, String> {
         let log = self.path("log");
         let out = fs::File::create(&log).map_err(|e| e.to_string())?;
         command.args(args).stdout(out.try_clone().map_err(|e| e.to_string())?).stderr(out);

@@ -7,6 +7,8 @@ mod faults;
 mod frozen;
 mod harness;
 mod mutation;
+#[path = "clocks.rs"]
+mod other_clocks;
 mod other_kernel;
 mod pids;
 pub mod tools;
@@ -23,7 +25,7 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("waits", "in_recv" | "in_send" | "in_accept_with_time_out") | ("wakes", "in_accept" | "in_read_of_socket") => {
             Scenario { ignore: SOCKETS, busy: true, ..plain }
         }
-        ("processor" | "waits" | "wakes", _) => Scenario { busy: true, ..plain },
+        ("processor" | "waits" | "wakes" | "clocks", _) => Scenario { busy: true, ..plain },
         ("tree", "zombies" | "zombie_leads_session" | "adopted_from_zombie") => {
             Scenario { allow: ZOMBIES, ignore: CORE_LIMIT, ..plain }
         }
@@ -31,7 +33,9 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("descriptors", "deleted_and_replaced" | "deleted_directory" | "temporary") => {
             Scenario { ignore: DESCRIPTORS, allow: OTHER_NAMES, ..plain }
         }
-        ("descriptors", "timer_descriptors") => Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain },
+        ("descriptors", "timer_descriptors" | "timer_descriptors_of_clock_ahead") => {
+            Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain }
+        }
         ("namespaces", _) => Scenario { ignore: NAMESPACES, allow: NEW_FILE_SYSTEMS, ..plain },
         ("descriptors", _) => Scenario { ignore: DESCRIPTORS, ..plain },
         ("signals", "interval_timers" | "alarm_clock" | "posix_timers") => {
@@ -205,6 +209,7 @@ timed!(sleeps = waits: in_nanosleep in_clock_nanosleep in_absolute_sleep in_abso
     in_select_of_constant in_one_epoll_after_another in_futex_waitv in_lock_pi in_condition in_send
     in_accept_with_time_out in_clock_ahead in_clock_behind in_futex_of_clock_ahead in_futex_of_clock_behind
     in_poll_of_clock_ahead);
+zoo!(clocks: as_the_host ahead behind);
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
     huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
     large);
@@ -222,4 +227,4 @@ zoo!(descriptors: regular appended directories shared_between_processes deleted 
     three_thousand table_of_a_thread nothing_open);
 zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
 zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name);
-timed!(unnamed = descriptors: temporary timer_descriptors);
+timed!(unnamed = descriptors: temporary timer_descriptors timer_descriptors_of_clock_ahead);

@@ -98,6 +98,7 @@ const CASES: &[(&str, &str)] = &[
     ("descriptors", "owners"),
     ("descriptors", "leases"),
     ("descriptors", "timer_descriptors"),
+    ("clocks", "ahead"),
 ];
 
 /// Fields that are no state of the tree, each with what it is there for.
