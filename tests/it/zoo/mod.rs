@@ -7,7 +7,6 @@ mod faults;
 mod frozen;
 mod harness;
 mod mutation;
-#[path = "clocks.rs"]
 mod other_clocks;
 mod other_kernel;
 mod pids;
