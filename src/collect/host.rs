@@ -3,6 +3,7 @@
 use super::Result;
 use crate::image::Bytes;
 use crate::image::host::Host;
+use crate::proc::timens;
 use std::sync::OnceLock;
 
 /// What stays as it is while this program runs: reading it takes a millisecond.
@@ -26,7 +27,7 @@ pub fn prepare() {
     fixed();
 }
 
-/// This host, now. `seen` is what the target's own CLOCK_MONOTONIC and CLOCK_BOOTTIME say, nanoseconds.
+/// This host, now, with CLOCK_MONOTONIC and CLOCK_BOOTTIME as they are seen with these offsets; `None`: as we see them.
 pub fn collect(seen: Option<(i64, i64)>) -> Result<Host> {
     let uname = nix::sys::utsname::uname().ok();
     let name = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
@@ -36,17 +37,16 @@ pub fn collect(seen: Option<(i64, i64)>) -> Result<Host> {
         let now = nix::time::clock_gettime(id).unwrap_or_else(|_| nix::sys::time::TimeSpec::new(0, 0));
         now.tv_sec() * 1_000_000_000 + now.tv_nsec()
     };
-    let monotonic = clock(nix::time::ClockId::CLOCK_MONOTONIC);
-    let seen = seen.unwrap_or_else(|| (monotonic, clock(nix::time::ClockId::CLOCK_BOOTTIME)));
+    let own = timens::own();
+    let (monotonic, boottime) = seen.unwrap_or((own.monotonic_ns, own.boottime_ns));
     Ok(Host {
         hostname: name(|u| u.nodename()),
         kernel: name(|u| u.release()),
         boot_id: fixed().boot_id.clone(),
         cpu_features: fixed().cpu_features.clone(),
         xfeatures: crate::arch::xfeatures(),
-        host_monotonic_ns: monotonic,
-        monotonic_ns: seen.0,
-        boottime_ns: seen.1,
+        monotonic_ns: clock(nix::time::ClockId::CLOCK_MONOTONIC) - own.monotonic_ns + monotonic,
+        boottime_ns: clock(nix::time::ClockId::CLOCK_BOOTTIME) - own.boottime_ns + boottime,
         realtime_ns: clock(nix::time::ClockId::CLOCK_REALTIME),
         vdso: Bytes(fixed().vdso.clone()),
     })

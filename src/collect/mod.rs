@@ -169,10 +169,7 @@ pub fn collect_known(
     task::collect(&mut cx)?;
     sysv::refuse_shared(&mut cx);
     ns::fill(&mut cx)?;
-    // In the host's own time namespace the target sees the host's clocks: read once, not twice a moment apart.
-    let own_clocks = !cx.model.namespaces[cx.model.root().namespaces.time.at()].of_host;
-    let seen = if own_clocks { task::clocks(&mut cx)? } else { None };
-    cx.model.host = host::collect(seen)?;
+    cx.model.host = host::collect(Some(cx.model.clock_offsets(cx.model.root().namespaces.time)))?;
     fd::collect(&mut cx)?;
     Ok(Collection { model: cx.model, sources: cx.sources, blockers: cx.blockers, locks: cx.locks })
 }

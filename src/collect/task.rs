@@ -263,24 +263,6 @@ fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, seen: Seen) ->
     })
 }
 
-/// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the root sees them, nanoseconds.
-pub fn clocks(cx: &mut Cx<'_>) -> Result<Option<(i64, i64)>> {
-    let process = &mut cx.frozen.processes[0];
-    let Some(scratch) = process.scratch else { return Ok(None) };
-    let mut batch = Batch::new();
-    let [monotonic, boottime] = [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(|clock| {
-        let out = batch.out(16);
-        batch.must(libc::SYS_clock_gettime, &[clock.into(), out.into()]);
-        out
-    });
-    let results = process.leader().run_all(&scratch, &batch)?;
-    let ns = |out| {
-        let [s, ns]: [i64; 2] = results.value(out);
-        s * 1_000_000_000 + ns
-    };
-    Ok(Some((ns(monotonic), ns(boottime))))
-}
-
 /// Threads of a process that share nothing with the leader but its group cannot be told apart from a zombie leader's.
 fn zombie_threads(cx: &mut Cx<'_>, at: usize, status: &Status) {
     let live = cx.frozen.processes[at].threads.len();

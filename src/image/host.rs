@@ -16,9 +16,6 @@ pub struct Host {
     pub cpu_features: Vec<String>,
     /// XSTATE components enabled in XCR0 (CPUID leaf 0xD), as a bit mask.
     pub xfeatures: u64,
-    /// CLOCK_MONOTONIC of the source host itself at the same instant, nanoseconds: differs from the next where the target
-    /// is in a time namespace.
-    pub host_monotonic_ns: i64,
     /// CLOCK_MONOTONIC as the target saw it when it was collected, in nanoseconds.
     pub monotonic_ns: i64,
     /// CLOCK_BOOTTIME as the target saw it when it was collected, in nanoseconds.

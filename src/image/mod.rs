@@ -96,6 +96,14 @@ impl Model {
         &self.tasks[0]
     }
 
+    /// What a time namespace adds to CLOCK_MONOTONIC and CLOCK_BOOTTIME of the host, nanoseconds.
+    pub fn clock_offsets(&self, ns: NsId) -> (i64, i64) {
+        match self.namespaces[ns.at()].kind {
+            ns::NsKind::Time { monotonic_ns, boottime_ns } => (monotonic_ns, boottime_ns),
+            _ => (0, 0),
+        }
+    }
+
     /// Children of a task, in the order of the model.
     pub fn children(&self, of: TaskId) -> impl Iterator<Item = TaskId> + '_ {
         self.tasks.iter().enumerate().filter(move |(_, t)| t.parent == Some(of)).map(|(n, _)| TaskId::from(n))

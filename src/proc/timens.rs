@@ -45,6 +45,11 @@ impl Offsets {
     }
 }
 
+/// Offsets of the clocks that this program sees; none where the kernel has no time namespaces.
+pub fn own() -> Offsets {
+    ProcDir::of_self().and_then(|dir| dir.timens_offsets(&mut Vec::new())).unwrap_or_default()
+}
+
 impl ProcDir {
     /// Reads `timens_offsets`.
     ///

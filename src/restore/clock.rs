@@ -6,8 +6,8 @@ use super::{Error, Result};
 use crate::image::Model;
 use crate::image::host::Host;
 use crate::proc::ProcDir;
+use crate::proc::timens::{self, Offsets};
 use crate::sys::Errno;
-
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
 use std::time::{Duration, Instant};
@@ -18,19 +18,24 @@ const SAME_NS: i64 = 1_000_000;
 /// Longest wait for the clock of a tree that was made ahead of time.
 const LONGEST_WAIT_NS: i64 = 50_000_000;
 
-/// What has to be added to this host's clocks, nanoseconds; `None` where they do as they are.
+/// The offsets that the tree's time namespace has to have; `None` where those we have ourselves will do.
 ///
-/// On the host and boot where the tree was collected its clock simply runs on, the time in the image included, unless it
-/// had a time namespace. Elsewhere it goes on from the moment of the freeze, never before it.
-pub fn offsets(image: &Host, here: &Host) -> Option<(i64, i64)> {
+/// On the boot on which the tree was collected its clocks simply run on, the time in the image included. Elsewhere they go
+/// on from the moment of the freeze, never before it. `here`: the clocks of this host as somebody in its initial time
+/// namespace sees them. `seen`: the tree's offsets on the host and boot it was collected on.
+fn offsets(image: &Host, seen: (i64, i64), here: &Host, own: Offsets) -> Option<Offsets> {
+    if image.boot_id == here.boot_id {
+        let seen = Offsets { monotonic_ns: seen.0, boottime_ns: seen.1 };
+        return (seen != own).then_some(seen);
+    }
     let slept = (here.realtime_ns - image.realtime_ns).max(0);
-    let same_boot = image.boot_id == here.boot_id;
-    // On the same boot the difference of what the target saw and what the host shows at equal real time is its offset.
-    let passed = if same_boot { (here.monotonic_ns - image.host_monotonic_ns).max(0) } else { 0 };
-    let monotonic = image.monotonic_ns + passed - here.monotonic_ns;
-    let boottime = image.boottime_ns + if same_boot { passed } else { slept } - here.boottime_ns;
-    let far = monotonic.abs() > SAME_NS || (!same_boot && boottime.abs() > SAME_NS);
-    far.then_some((monotonic, boottime))
+    let wanted = Offsets {
+        monotonic_ns: image.monotonic_ns - here.monotonic_ns,
+        boottime_ns: image.boottime_ns + slept - here.boottime_ns,
+    };
+    let far = |wanted: i64, own: i64| (wanted - own).abs() > SAME_NS;
+    let is_far = far(wanted.monotonic_ns, own.monotonic_ns) || far(wanted.boottime_ns, own.boottime_ns);
+    is_far.then_some(wanted)
 }
 
 /// How far the clock of a tree that was made ahead of time is behind what the target saw last, nanoseconds. As a rule it is
@@ -56,7 +61,7 @@ pub fn catch_up(model: &Model, skeletons: &Skeletons) {
 }
 
 /// Puts a task, and with it all its children to come, into a time namespace of the tree's own if one is needed. What it
-/// adds to CLOCK_MONOTONIC, nanoseconds.
+/// adds to our own CLOCK_MONOTONIC, nanoseconds.
 ///
 /// # Errors
 /// The namespace is there and cannot be entered.
@@ -67,9 +72,11 @@ pub fn enter(
     scratch: Scratch,
     warnings: &mut Vec<String>,
 ) -> Result<Option<i64>> {
-    let here = crate::collect::host::collect(None)
+    let here = crate::collect::host::collect(Some((0, 0)))
         .map_err(|e| Error::Impossible { object: "clocks of this host".to_owned(), reason: e.to_string() })?;
-    let Some((monotonic, boottime)) = offsets(&later(&model.host, read_at), &here) else { return Ok(None) };
+    let own = timens::own();
+    let seen = model.clock_offsets(model.root().namespaces.time);
+    let Some(offsets) = offsets(&later(&model.host, read_at), seen, &here, own) else { return Ok(None) };
     let mut batch = Batch::new();
     batch.must(libc::SYS_unshare, &[CLONE_NEWTIME.into()]);
     match remote.run_all(&scratch, &batch) {
@@ -77,20 +84,20 @@ pub fn enter(
         Err(crate::trace::Error::Call { errno, .. }) => {
             warnings.push(format!(
                 "no time namespace can be made here ({errno}): CLOCK_MONOTONIC jumps by {} s for the target",
-                -monotonic / NS
+                (own.monotonic_ns - offsets.monotonic_ns) / NS
             ));
             return Ok(None);
         }
         Err(e) => return Err(e.into()),
     }
     let dir = ProcDir::open(remote.pid())?;
-    dir.write("timens_offsets", lines(monotonic, boottime).as_bytes())?;
+    dir.write("timens_offsets", offsets.to_text().as_bytes())?;
     let mut batch = Batch::new();
     let fd = batch.open(b"/proc/self/ns/time_for_children", libc::O_RDONLY, 0);
     batch.must(libc::SYS_setns, &[fd.into(), CLONE_NEWTIME.into()]);
     batch.close(fd);
     match remote.run_all(&scratch, &batch) {
-        Ok(_) => Ok(Some(monotonic)),
+        Ok(_) => Ok(Some(offsets.monotonic_ns - own.monotonic_ns)),
         Err(crate::trace::Error::Call { pid, errno, .. }) => Err(Error::System {
             operation: "enter a time namespace",
             object: format!("process {pid}"),
@@ -104,7 +111,6 @@ pub fn enter(
 fn later(host: &Host, read_at: Option<Instant>) -> Host {
     let passed = read_at.map_or(0, |at| i64::try_from(at.elapsed().as_nanos()).unwrap_or(i64::MAX));
     Host {
-        host_monotonic_ns: host.host_monotonic_ns.saturating_add(passed),
         monotonic_ns: host.monotonic_ns.saturating_add(passed),
         boottime_ns: host.boottime_ns.saturating_add(passed),
         realtime_ns: host.realtime_ns.saturating_add(passed),
@@ -114,27 +120,23 @@ fn later(host: &Host, read_at: Option<Instant>) -> Host {
 
 const CLONE_NEWTIME: u64 = 0x80;
 
-/// As `/proc/PID/timens_offsets` takes them: the nanoseconds are never negative.
-fn lines(monotonic: i64, boottime: i64) -> String {
-    let line = |clock: &str, ns: i64| format!("{clock} {} {}\n", ns.div_euclid(NS), ns.rem_euclid(NS));
-    line("monotonic", monotonic) + &line("boottime", boottime)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::image::Bytes;
 
-    fn host(boot: &str, host_monotonic_s: i64, seen_s: i64, realtime_s: i64) -> Host {
+    const INITIAL: Offsets = Offsets { monotonic_ns: 0, boottime_ns: 0 };
+    const AHEAD: Offsets = Offsets { monotonic_ns: 1_000_000 * NS, boottime_ns: 1_000_000 * NS };
+
+    fn host(boot: &str, monotonic_s: i64, realtime_s: i64) -> Host {
         Host {
             hostname: String::new(),
             kernel: String::new(),
             boot_id: boot.to_owned(),
             cpu_features: Vec::new(),
             xfeatures: 0,
-            host_monotonic_ns: host_monotonic_s * NS,
-            monotonic_ns: seen_s * NS,
-            boottime_ns: seen_s * NS,
+            monotonic_ns: monotonic_s * NS,
+            boottime_ns: monotonic_s * NS,
             realtime_ns: realtime_s * NS,
             vdso: Bytes::default(),
         }
@@ -142,34 +144,34 @@ mod tests {
 
     #[test]
     fn same_boot_without_namespace_needs_none() {
-        assert_eq!(offsets(&host("a", 100, 100, 5000), &host("a", 160, 160, 5060)), None);
+        assert_eq!(offsets(&host("a", 100, 5000), (0, 0), &host("a", 160, 5060), INITIAL), None);
     }
 
     #[test]
     fn same_boot_keeps_the_offset_of_the_source() {
-        let (monotonic, _) = offsets(&host("a", 100, 1_000_100, 5000), &host("a", 160, 160, 5060)).unwrap();
-        assert_eq!(monotonic, 1_000_000 * NS);
+        let (image, here) = (host("a", 1_000_100, 5000), host("a", 160, 5060));
+        let ahead = (AHEAD.monotonic_ns, AHEAD.boottime_ns);
+        assert_eq!(offsets(&image, ahead, &here, INITIAL), Some(AHEAD));
+        assert_eq!(offsets(&image, ahead, &here, AHEAD), None, "we are in it ourselves");
+        assert_eq!(offsets(&host("a", 100, 5000), (0, 0), &here, AHEAD), Some(INITIAL), "out of ours");
     }
 
     #[test]
     fn another_host_goes_on_from_the_freeze() {
         for (source, here) in [(1_000_000, 50), (50, 1_000_000)] {
-            let image = host("a", source, source, 5000);
-            let now = host("b", here, here, 5003);
-            let (monotonic, boottime) = offsets(&image, &now).unwrap();
-            assert_eq!(now.monotonic_ns + monotonic, image.monotonic_ns);
-            assert_eq!(now.boottime_ns + boottime, image.boottime_ns + 3 * NS);
+            for own in [INITIAL, AHEAD] {
+                let image = host("b", source, 5000);
+                let now = host("a", here, 5003);
+                let found = offsets(&image, (7, 7), &now, own).unwrap();
+                assert_eq!(now.monotonic_ns + found.monotonic_ns, image.monotonic_ns);
+                assert_eq!(now.boottime_ns + found.boottime_ns, image.boottime_ns + 3 * NS);
+            }
         }
     }
 
     #[test]
     fn a_clock_set_back_does_not_take_boottime_back() {
-        let (_, boottime) = offsets(&host("a", 100, 100, 9000), &host("b", 50, 50, 5000)).unwrap();
-        assert_eq!(50 * NS + boottime, 100 * NS);
-    }
-
-    #[test]
-    fn negative_offsets_have_positive_nanoseconds() {
-        assert_eq!(lines(-1, NS + 5), "monotonic -1 999999999\nboottime 1 5\n");
+        let found = offsets(&host("a", 100, 9000), (0, 0), &host("b", 50, 5000), INITIAL).unwrap();
+        assert_eq!(50 * NS + found.boottime_ns, 100 * NS);
     }
 }

@@ -1,6 +1,7 @@
 //! Stopping a whole tree, to a fixpoint: no thread and no child is missed however fast they come and go.
 
 use super::remote::{Remote, Scratch, vdso_syscall};
+use super::sleepers::Asleep;
 use super::stopping::{self, Stopping};
 use super::{Error, Result, sleepers, socket_waits, waits};
 use crate::image::Pid;
@@ -8,7 +9,7 @@ use crate::proc::ProcDir;
 use crate::proc::cgroupfs::{self, Freezer};
 use crate::sys::Errno;
 use crate::sys::abi::KernelSigaction;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// How long a tree may take to stop before all of it goes on again.
@@ -74,18 +75,12 @@ impl Frozen {
             let mut frozen = Self { processes: Vec::new(), since: Instant::now(), freezers: freezers.clone() };
             // Nobody of a frozen tree makes or loses children, and none can be waited for before all have been asked.
             let at_once = attempt % 2 == 1 || !freezers.is_empty();
-            match frozen.stop_all(if at_once { everybody } else { vec![root] }) {
-                Ok(()) => {
-                    for process in &mut frozen.processes {
-                        for thread in &mut process.threads {
-                            waits::interrupted(thread, &process.dir, slept.get(&thread.pid()));
-                        }
-                    }
-                    return Ok(frozen);
-                }
+            match frozen.stop_all(if at_once { everybody } else { vec![root] }, &slept) {
+                Ok(()) => return Ok(frozen),
                 Err((error, stragglers)) => {
+                    let since = frozen.since;
                     drop(frozen);
-                    let all_run = stopping::let_go(stragglers, Instant::now() + STRAGGLER);
+                    let all_run = stopping::let_go(root, stragglers, since, Instant::now() + STRAGGLER);
                     if !matches!(error, Error::DoesNotStop { .. }) || !all_run || attempt == ATTEMPTS {
                         return Err(error);
                     }
@@ -99,7 +94,11 @@ impl Frozen {
     /// Asks everybody there is (`found`) before anybody is waited for, then whoever has come since. Or, given the root alone,
     /// generation by generation: a parent in vfork(2) stops only when its child goes on, which a child that was asked first
     /// does not.
-    fn stop_all(&mut self, mut found: Vec<Pid>) -> std::result::Result<(), (Error, Vec<Stopping>)> {
+    fn stop_all<'a>(
+        &mut self,
+        mut found: Vec<Pid>,
+        slept: &'a HashMap<Pid, Asleep>,
+    ) -> std::result::Result<(), (Error, Vec<Stopping<'a>>)> {
         let deadline = Instant::now() + DEADLINE;
         let mut known: HashSet<Pid> = found.iter().copied().collect();
         let freezers = self.freezers.clone();
@@ -107,7 +106,7 @@ impl Frozen {
         // pass before; orphans that moved to a stopped subreaper are found by the last, empty pass.
         while !found.is_empty() {
             let mut thaw = || freezers.iter().try_for_each(|freezer| set(freezer, false));
-            self.processes.extend(stopping::stop(&found, deadline, &mut thaw)?);
+            self.processes.extend(stopping::stop(&found, slept, deadline, &mut thaw)?);
             found = self.children().map_err(|e| (e, Vec::new()))?;
             found.retain(|pid| known.insert(*pid));
         }
@@ -162,9 +161,6 @@ impl Frozen {
 
     fn thaw_all(&mut self) -> Result<()> {
         let mut first = Ok(());
-        for thread in self.processes.iter_mut().flat_map(|p| &mut p.threads).filter(|t| !t.is_dead()) {
-            first = first.and(waits::take_up(thread, self.since.elapsed()));
-        }
         for process in &mut self.processes {
             first = first.and(process.give_trap_action_back());
         }
@@ -173,12 +169,7 @@ impl Frozen {
             first = first.and(process.remove_scratch());
         }
         if let Some(root) = self.processes.first().map(|root| root.pid) {
-            let stopped = self.since.elapsed();
-            let threads = self.processes.iter().flat_map(|p| &p.threads).filter(|t| !t.is_dead());
-            sleepers::remember(root, threads.filter_map(|t| waits::to_remember(t, stopped)));
-        }
-        for process in &mut self.processes {
-            first = first.and(process.release_socket_waits(self.since));
+            first = first.and(take_waits_up(root, &mut self.processes, self.since));
         }
         // Detached after that, not one instruction runs. A held process first has to take its signal.
         let held = self.processes.iter().any(|p| p.held);
@@ -202,6 +193,22 @@ impl Frozen {
         }
         Ok(())
     }
+}
+
+/// The last thing before processes of the tree of `root` go on that have been stopped since then: their waits have gone on
+/// meanwhile. Those for sockets with a time-out are released.
+pub(super) fn take_waits_up(root: Pid, processes: &mut [FrozenProcess], since: Instant) -> Result<()> {
+    let mut first = Ok(());
+    for thread in processes.iter_mut().flat_map(|p| &mut p.threads).filter(|t| !t.is_dead()) {
+        first = first.and(waits::take_up(thread, since.elapsed()));
+    }
+    let stopped = since.elapsed();
+    let threads = processes.iter().flat_map(|p| &p.threads).filter(|t| !t.is_dead());
+    sleepers::remember(root, threads.filter_map(|t| waits::to_remember(t, stopped)));
+    for process in processes {
+        first = first.and(process.release_socket_waits(since));
+    }
+    first
 }
 
 /// A process and all its descendants, parents before children; whoever vanishes meanwhile is left out.

@@ -24,10 +24,26 @@ struct Earlier {
     start_time: u64,
     /// How often it has gone to sleep once it is in its wait again.
     sleeps: u64,
+    /// When it last ran, on the scheduler's clock: until that changes it has not even come to take its wait up.
+    ran: u64,
     /// When the wait began, nanoseconds of `CLOCK_MONOTONIC`.
     began: u64,
     /// The call it waits in, where that is not to be seen any more (`restart_syscall`).
     call: Option<u32>,
+}
+
+impl Earlier {
+    /// Whether the thread, as it is now, is still in the wait that it was let go into.
+    fn goes_on(&self, stat: &Stat, now: LastRun) -> bool {
+        // The kernel forgets when a thread ran that it moves to another processor.
+        let has_not_run = now.sleeps + 1 == self.sleeps && (now.at == self.ran || now.at == 0);
+        self.start_time == stat.starttime && (has_not_run || (sleeps(stat) && now.sleeps == self.sleeps))
+    }
+}
+
+/// Neither running nor about to, nor stopped by a tracer.
+fn sleeps(stat: &Stat) -> bool {
+    matches!(stat.state, b'S' | b'D' | b'T')
 }
 
 /// What is known of a thread before it is stopped.
@@ -86,15 +102,24 @@ pub fn look(root: Pid, processes: &[Pid]) -> HashMap<Pid, Asleep> {
     }
     let clocks = clocks(last_ran.iter().map(|(_, stat, ..)| stat.processor).collect());
     let now = now();
-    let earlier = EARLIER.with_borrow(|known| if known.is_empty() { load(root) } else { known.clone() });
+    let earlier = EARLIER.with_borrow_mut(|known| {
+        if known.is_empty() {
+            *known = load(root);
+        }
+        known.clone()
+    });
     last_ran
         .iter()
         .filter_map(|(tid, stat, then, function)| {
-            let asleep = clocks.get(&stat.processor)?.saturating_sub(then.at);
-            let same = earlier.get(tid).filter(|e| e.start_time == stat.starttime && e.sleeps == then.sleeps);
+            let same = earlier.get(tid).filter(|e| e.goes_on(stat, *then));
+            let asleep = match clocks.get(&stat.processor) {
+                Some(clock) if sleeps(stat) => clock.saturating_sub(then.at),
+                // On a busy machine it may not have run since it was last let go: it will take up the same wait.
+                _ => same.map(|_| 0)?,
+            };
             let whole = same.and_then(|e| now.checked_sub(e.began)).map_or(asleep, |whole| whole.max(asleep));
-            let call = same.and_then(|e| e.call);
-            Some((*tid, Asleep { ns: whole, sleeps: then.sleeps, call, function: *function }))
+            let (sleeps, call) = same.map_or((then.sleeps, None), |e| (e.sleeps, e.call));
+            Some((*tid, Asleep { ns: whole, sleeps, call, function: *function }))
         })
         .collect()
 }
@@ -123,17 +148,25 @@ fn function(thread: &ProcDir, buf: &mut Vec<u8>) -> Function {
     name
 }
 
-/// Keeps what is known of threads of this tree that are about to be let go and have nothing more to do for us.
+/// Keeps what is known of threads of this tree that are about to be let go and have nothing more to do for us; of others,
+/// which nobody has stopped, what was known stays.
 pub fn remember(root: Pid, waits: impl Iterator<Item = TakenUp>) {
     let (now, mut buf) = (now(), Vec::new());
-    let mut known = HashMap::new();
+    let mut known = EARLIER.take();
+    known.retain(|tid, earlier| {
+        let Ok(thread) = ProcDir::open(*tid) else { return false };
+        match (thread.stat(&mut buf), thread.last_ran(&mut buf)) {
+            (Ok(stat), Some(last)) => earlier.goes_on(&stat, last),
+            _ => false,
+        }
+    });
     for wait in waits {
         let Ok(thread) = ProcDir::open(wait.tid) else { continue };
         if let (Some(last), Ok(stat)) = (thread.last_ran(&mut buf), thread.stat(&mut buf)) {
             let began = now.saturating_sub(wait.slept_ns);
             // It is stopped, for which it went to sleep; the next time is that in its wait.
-            let earlier = Earlier { start_time: stat.starttime, sleeps: last.sleeps + 1, began, call: wait.call };
-            known.insert(wait.tid, earlier);
+            let (start_time, sleeps, ran) = (stat.starttime, last.sleeps + 1, last.at);
+            known.insert(wait.tid, Earlier { start_time, sleeps, ran, began, call: wait.call });
         }
     }
     if let Err(e) = keep(root, &known) {
@@ -181,13 +214,14 @@ fn load(root: Pid) -> HashMap<Pid, Earlier> {
     from_text(&text)
 }
 
-/// A line for each thread: its id, when it was made, how often it will have slept, since when it waits, its call or -1.
+/// A line for each thread: its id, when it was made, how often it will have slept, when it last ran, since when it waits,
+/// its call or -1.
 fn to_text(known: &HashMap<Pid, Earlier>) -> String {
     use std::fmt::Write;
     let mut text = String::new();
     for (tid, e) in known {
         let call = e.call.map_or(-1, i64::from);
-        let _ = writeln!(text, "{tid} {} {} {} {call}", e.start_time, e.sleeps, e.began);
+        let _ = writeln!(text, "{tid} {} {} {} {} {call}", e.start_time, e.sleeps, e.ran, e.began);
     }
     text
 }
@@ -196,10 +230,11 @@ fn to_text(known: &HashMap<Pid, Earlier>) -> String {
 fn from_text(text: &str) -> HashMap<Pid, Earlier> {
     let line = |line: &str| {
         let words: Vec<&str> = line.split(' ').collect();
-        let [tid, start_time, sleeps, began, call] = words.try_into().ok()?;
+        let [tid, start_time, sleeps, ran, began, call] = words.try_into().ok()?;
         let call = u32::try_from(call.parse::<i64>().ok()?).ok();
-        let [start_time, sleeps, began] = [start_time.parse().ok()?, sleeps.parse().ok()?, began.parse().ok()?];
-        Some((Pid(tid.parse().ok()?), Earlier { start_time, sleeps, began, call }))
+        let [start_time, sleeps, ran, began] = [start_time, sleeps, ran, began].map(|word| word.parse::<u64>().ok());
+        let earlier = Earlier { start_time: start_time?, sleeps: sleeps?, ran: ran?, began: began?, call };
+        Some((Pid(tid.parse().ok()?), earlier))
     };
     text.lines().filter_map(line).collect()
 }
@@ -232,18 +267,48 @@ mod tests {
 
     #[test]
     fn what_is_kept_comes_back() {
-        let earlier = |call| Earlier { start_time: 5, sleeps: 6, began: 7_000_000_000, call };
+        let earlier = |call| Earlier { start_time: 5, sleeps: 6, ran: 8, began: 7_000_000_000, call };
         let known = HashMap::from([(Pid(1), earlier(None)), (Pid(2), earlier(Some(202)))]);
         assert_eq!(from_text(&to_text(&known)), known);
-        assert_eq!(from_text("1 2 3\n1 2 3 4 x\n\n9 1 1 1 -1 1\n").len(), 0);
+        assert_eq!(from_text("1 2 3\n1 2 3 4 5 x\n\n9 1 1 1 1 -1 1\n").len(), 0);
     }
 
     #[test]
-    fn our_own_thread_has_just_run() {
+    fn who_has_not_run_since_is_still_in_its_wait() {
+        let earlier = Earlier { start_time: 5, sleeps: 6, ran: 8, began: 0, call: None };
+        let seen = |state, sleeps, at| {
+            let stat = Stat { state, starttime: 5, ..Stat::default() };
+            earlier.goes_on(&stat, LastRun { at, sleeps })
+        };
+        assert!(seen(b'S', 6, 20), "asleep in it again");
+        assert!(seen(b'R', 5, 8), "has not come to run");
+        assert!(seen(b'R', 5, 0), "nor after having been moved to another processor");
+        assert!(!seen(b'R', 5, 20), "has run: the wait may be over");
+        assert!(!seen(b'R', 6, 20), "its wait is over");
+        assert!(!seen(b'S', 7, 20), "another wait");
+        assert!(!seen(b't', 6, 20), "stopped: whoever lets it go knows better");
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_is_seen_to() {
+        const SLEPT: u64 = 20_000_000;
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let sleeper = std::thread::spawn(move || {
+            tell.send(Pid(nix::unistd::gettid().as_raw())).expect("it is waited for");
+            let _ = ended.recv();
+        });
+        let tid = told.recv().expect("it tells");
+        std::thread::sleep(std::time::Duration::from_nanos(SLEPT));
         let own = Pid(std::process::id() as i32);
-        let clocks = clocks(BTreeSet::from([0]));
         let asleep = look(own, &[own]);
+        drop(end);
+        sleeper.join().expect("it ends");
         // Without CONFIG_SCHED_DEBUG nothing is known, and nothing is claimed.
-        assert_eq!(clocks.is_empty(), asleep.is_empty());
+        match clocks(BTreeSet::from([0])).is_empty() {
+            true => assert!(asleep.is_empty()),
+            // Another processor's clock may be a little behind.
+            false => assert!(asleep[&tid].ns >= SLEPT / 2, "{asleep:?}"),
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Stopping processes: every thread of theirs is seized, asked, and waited for, until no new one is found.
 
-use super::freeze::{DEADLINE, FrozenProcess};
+use super::freeze::{self, DEADLINE, FrozenProcess};
 use super::remote::Remote;
+use super::sleepers::Asleep;
 use super::task::wchan;
 use super::{Error, Result, Running, Stopped, Tracee, memory, waits};
 use crate::image::Pid;
@@ -10,30 +11,32 @@ use crate::sys::abi::RseqCs;
 use crate::sys::ptrace::options;
 use crate::sys::wait::Status;
 use crate::sys::{Errno, ptrace};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// A process some of whose threads have been asked to stop and have not done so yet.
 #[derive(Debug)]
-pub struct Stopping {
+pub struct Stopping<'a> {
     process: FrozenProcess,
+    slept: &'a HashMap<Pid, Asleep>,
     known: HashSet<Pid>,
     running: Vec<Tracee<Running>>,
 }
 
-/// Stops all threads of these processes; those that have vanished are left out. `asked` is called when all that were
-/// there have been asked.
+/// Stops all threads of these processes; those that have vanished are left out. `slept`: what was known of them before.
+/// `asked` is called when all that were there have been asked.
 ///
 /// # Errors
 /// What went wrong, with all processes as far as they are stopped: see [`let_go`].
-pub fn stop(
+pub fn stop<'a>(
     pids: &[Pid],
+    slept: &'a HashMap<Pid, Asleep>,
     deadline: Instant,
     asked: &mut dyn FnMut() -> Result<()>,
-) -> std::result::Result<Vec<FrozenProcess>, (Error, Vec<Stopping>)> {
+) -> std::result::Result<Vec<FrozenProcess>, (Error, Vec<Stopping<'a>>)> {
     let mut all = Vec::with_capacity(pids.len());
     for pid in pids {
-        match Stopping::new(*pid) {
+        match Stopping::new(*pid, slept) {
             Ok(found) => all.extend(found),
             Err(e) => return Err((e, all)),
         }
@@ -44,7 +47,7 @@ pub fn stop(
     }
 }
 
-fn stop_threads(all: &mut [Stopping], deadline: Instant, asked: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+fn stop_threads(all: &mut [Stopping<'_>], deadline: Instant, asked: &mut dyn FnMut() -> Result<()>) -> Result<()> {
     loop {
         let mut more = false;
         for process in &mut *all {
@@ -60,14 +63,14 @@ fn stop_threads(all: &mut [Stopping], deadline: Instant, asked: &mut dyn FnMut()
     }
 }
 
-impl Stopping {
-    fn new(pid: Pid) -> Result<Option<Self>> {
+impl<'a> Stopping<'a> {
+    fn new(pid: Pid, slept: &'a HashMap<Pid, Asleep>) -> Result<Option<Self>> {
         let dir = match ProcDir::open(pid) {
             Ok(dir) => dir,
             Err(e) if e.is_gone() => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        Ok(Some(Self { process: FrozenProcess::new(pid, dir), known: HashSet::new(), running: Vec::new() }))
+        Ok(Some(Self { process: FrozenProcess::new(pid, dir), slept, known: HashSet::new(), running: Vec::new() }))
     }
 
     /// Seizes the threads that have not been met yet; whether there were any.
@@ -166,6 +169,9 @@ impl Stopping {
         if !matches!(status, Status::EventStop(signal) if signal != libc::SIGTRAP) {
             waits::hide_stop(&mut remote)?;
         }
+        // At once: also a stop that comes to nothing must not prolong the wait.
+        let slept = self.slept.get(&remote.pid());
+        waits::interrupted(&mut remote, &self.process.dir, slept);
         self.process.threads.push(remote);
         Ok(None)
     }
@@ -180,23 +186,30 @@ impl Stopping {
         Some(self.process)
     }
 
-    /// Lets those of its threads go that have stopped.
-    fn release_stopped(&mut self) -> bool {
-        let mut all = true;
-        for thread in self.process.threads.drain(..) {
-            all &= matches!(thread.release(), Ok(()) | Err(Error::Died { .. }));
+    /// Lets those of its threads go that have stopped, at `since` or later.
+    fn release_stopped(&mut self, root: Pid, since: Instant) -> bool {
+        if self.process.threads.is_empty() {
+            return true;
         }
-        all
+        let process = std::slice::from_mut(&mut self.process);
+        let mut all = freeze::take_waits_up(root, process, since);
+        for thread in self.process.threads.drain(..) {
+            all = all.and(match thread.release() {
+                Err(Error::Died { .. }) => Ok(()),
+                other => other,
+            });
+        }
+        all.inspect_err(|e| tracing::warn!("letting process {} go: {e}", self.process.pid)).is_ok()
     }
 }
 
-/// Lets processes go on after a failure: what has stopped at once, as others may be waiting for it, the rest as soon as it
-/// stops. Whether nothing of them is traced any more; what is, the kernel lets go when this program ends.
-pub fn let_go(mut all: Vec<Stopping>, until: Instant) -> bool {
+/// Lets processes of the tree of `root` go on after a failure: what has stopped (at `since` or later) at once, as others may
+/// be waiting for it, the rest as soon as it stops. Whether nothing of them is traced any more; what is, the kernel lets go when this program ends.
+pub fn let_go(root: Pid, mut all: Vec<Stopping<'_>>, since: Instant, until: Instant) -> bool {
     let mut free = true;
     loop {
         for process in &mut all {
-            free &= process.release_stopped();
+            free &= process.release_stopped(root, since);
         }
         all.retain(|process| !process.running.is_empty());
         if all.is_empty() {

@@ -46,18 +46,22 @@ pub fn hide_stop(remote: &mut Remote) -> Result<()> {
 
 /// Takes note of the wait of a thread that has stopped, and shortens it if it begins anew.
 pub fn interrupted(remote: &mut Remote, process: &ProcDir, asleep: Option<&Asleep>) {
-    let Some(asleep) = asleep.filter(|_| remote.wait.anew || has_relative_end(remote)) else { return };
-    if !is_same_sleep(remote.pid(), process, asleep) {
+    if !remote.wait.anew && !has_relative_end(remote) {
         return;
     }
-    remote.wait.slept_ns = Some(asleep.ns);
-    remote.wait.call = asleep.call;
-    remote.wait.function = asleep.function;
+    // A wait that was not seen before the stop has begun since: too late is what it may end by that, and never too early.
+    let seen = asleep.filter(|asleep| is_same_sleep(remote.pid(), process, asleep));
+    let slept = seen.map_or(0, |asleep| asleep.ns);
+    remote.wait.slept_ns = Some(slept);
+    if let Some(asleep) = seen {
+        remote.wait.call = asleep.call;
+        remote.wait.function = asleep.function;
+    }
     if remote.wait.anew {
         let of_socket = socket_waits::limit(remote);
         remote.wait.of_socket = of_socket.is_some();
         remote.wait.limit_ns = of_socket.or_else(|| limit(remote));
-        shorten(remote, asleep.ns);
+        shorten(remote, slept);
     }
 }
 

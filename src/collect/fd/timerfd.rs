@@ -2,6 +2,7 @@
 
 use super::set::Description;
 use crate::collect::{Cx, Result};
+use crate::image::NsId;
 use crate::image::fd::{FileKind, timerfd::TimerFd};
 use crate::image::ns::NsKind;
 use crate::image::timers::TimerSpec;
@@ -44,15 +45,9 @@ fn now(clock: i32) -> Option<i64> {
 /// What has to be taken off our clock for the target's: offsets of time namespaces differ.
 fn clock_offset(cx: &Cx<'_>, at: usize, clock: i32) -> i64 {
     let task = cx.process_of.binary_search(&at).expect("descriptors are read after the tasks");
-    let offsets = |id: crate::image::NsId| match cx.model.namespaces[id.at()].kind {
-        NsKind::Time { monotonic_ns, boottime_ns } => (monotonic_ns, boottime_ns),
-        _ => (0, 0),
-    };
-    let own = cx.model.namespaces.iter().find_map(|n| match n.kind {
-        NsKind::Time { monotonic_ns, boottime_ns } if n.of_host => Some((monotonic_ns, boottime_ns)),
-        _ => None,
-    });
-    let (theirs, ours) = (offsets(cx.model.tasks[task].namespaces.time), own.unwrap_or((0, 0)));
+    let theirs = cx.model.clock_offsets(cx.model.tasks[task].namespaces.time);
+    let own = cx.model.namespaces.iter().position(|n| n.of_host && matches!(n.kind, NsKind::Time { .. }));
+    let ours = own.map_or((0, 0), |at| cx.model.clock_offsets(NsId::from(at)));
     match clock {
         libc::CLOCK_MONOTONIC => ours.0 - theirs.0,
         libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => ours.1 - theirs.1,

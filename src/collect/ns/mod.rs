@@ -11,6 +11,7 @@ use crate::image::NsId;
 use crate::image::ns::{Namespace, NsKind, mnt::MntNs, net::NetNs, user::UserNs};
 use crate::image::task::TaskNamespaces;
 use crate::proc::ProcDir;
+use crate::proc::timens::{self, Offsets};
 
 /// The kinds with their names below `/proc/PID/ns`.
 const KINDS: [&str; 8] = ["mnt", "net", "pid", "user", "uts", "ipc", "cgroup", "time"];
@@ -29,7 +30,25 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
 pub fn fill(cx: &mut Cx<'_>) -> Result<()> {
     user::fill(cx)?;
     uts::fill(cx)?;
+    fill_clocks(cx)?;
     mnt::fill(cx)
+}
+
+/// A process's file is about the namespace of its children: the preflight has seen that they are in the same.
+fn fill_clocks(cx: &mut Cx<'_>) -> Result<()> {
+    for at in 0..cx.model.namespaces.len() {
+        if !matches!(cx.model.namespaces[at].kind, NsKind::Time { .. }) {
+            continue;
+        }
+        let offsets = match inside(cx, NsId::from(at), "time") {
+            _ if cx.model.namespaces[at].of_host => timens::own(),
+            Some(process) => cx.frozen.processes[process].dir.timens_offsets(&mut cx.buf)?,
+            None => continue,
+        };
+        let Offsets { monotonic_ns, boottime_ns } = offsets;
+        cx.model.namespaces[at].kind = NsKind::Time { monotonic_ns, boottime_ns };
+    }
+    Ok(())
 }
 
 /// A live process of the tree in this namespace, if there is one with the root directory of its mount namespace.

@@ -50,9 +50,9 @@ pub enum NsKind {
     },
     /// Clock offsets.
     Time {
-        /// Offset of CLOCK_MONOTONIC against the host's, nanoseconds.
+        /// Offset of CLOCK_MONOTONIC against that of the initial namespace, nanoseconds.
         monotonic_ns: i64,
-        /// Offset of CLOCK_BOOTTIME against the host's, nanoseconds.
+        /// Offset of CLOCK_BOOTTIME against that of the initial namespace, nanoseconds.
         boottime_ns: i64,
     },
 }

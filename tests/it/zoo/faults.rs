@@ -1,11 +1,13 @@
 //! A failure at any of the named places: the target goes on, nothing of a half-made tree is left.
 
-use super::harness::{Run, Scenario, compiled, marked};
+use super::harness::{Run, Scenario, marked};
+use super::tools::compiled;
 use migrate_engine::fault::Point;
 use std::io::Write;
 
 /// A tree with threads' worth of everything: sessions, groups and a stopped child are in others, a shared page in this.
-const TARGET: Scenario = Scenario { fixture: "memory", case: "shared_memory", ignore: &[], allow: "", busy: false };
+const TARGET: Scenario =
+    Scenario { fixture: "memory", case: "shared_memory", ignore: &[], allow: "", busy: false, timed: false };
 
 fn prepared(run: &Run<'_>) -> bool {
     run.ready().expect("it sets up");

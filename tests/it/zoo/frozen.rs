@@ -1,12 +1,13 @@
 //! Trees that somebody holds frozen in a cgroup, of either version: saved without an instruction of theirs being run.
 
-use super::harness::{Run, Scenario, compiled, marked};
+use super::harness::{Run, Scenario, marked};
+use super::tools::compiled;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false };
+const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false, timed: false };
 
 /// A cgroup of ours, thawed and removed when dropped.
 struct Freezer {

@@ -1,7 +1,9 @@
 //! Runs one scenario of the zoo: a fixture sets up its state, is saved and restored, and verifies from inside.
 
 pub use super::tools::marked;
-use super::tools::{MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, note_tree, reader, reap, sorted};
+use super::tools::{
+    MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, compiled, is_alive, note_tree, reader, reap, sorted,
+};
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::{self, Ignore};
 use migrate_engine::memory::store::ImageDir;
@@ -10,12 +12,12 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long a fixture may take to set up, and to verify. Generous: the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is done to a fixture between its set-up and its verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub struct Scenario {
     pub allow: &'static str,
     /// Does not sleep while it waits: contents and times of two readings differ.
     pub busy: bool,
+    /// Measures how long a wait of its own takes: what is done to it is to be done before that is over.
+    pub timed: bool,
 }
 
 /// Differences that every scenario may have.
@@ -79,6 +83,8 @@ const ALWAYS: &[(&str, &str)] = &[
 enum Ran {
     Passed,
     Skipped(String),
+    /// Its wait was over before we had done with it: nothing was tested.
+    TooSlow,
 }
 
 /// Numbers of terminals are the host's: tests in which terminals come back under theirs run one at a time.
@@ -104,17 +110,20 @@ pub fn run(scenario: &Scenario, mode: Mode) {
         Ok(path) => path,
         Err(reason) => return skipped(scenario, mode, &reason),
     };
-    // A busy machine can make a task miss a deadline: what fails is tried once more, and said.
-    for again in [true, false] {
-        let run = Run::start(scenario, &fixture);
+    for wait in WAITS {
+        let run = Run::start_with(scenario, &fixture, wait);
         match run.all(mode) {
             Ok(Ran::Passed) => return,
             Ok(Ran::Skipped(reason)) => return skipped(scenario, mode, &reason),
-            Err(reason) if again => say("FAILED ONCE", scenario, mode, &reason),
+            Ok(Ran::TooSlow) => say("LONGER WAIT", scenario, mode, &format!("{wait:?} were over before we had done")),
             Err(reason) => panic!("{}:{} {mode:?}: {reason}{}", scenario.fixture, scenario.case, run.state()),
         }
     }
+    panic!("{}:{} {mode:?}: no wait is long enough", scenario.fixture, scenario.case);
 }
+
+/// For how long fixtures that measure a wait do so: the next one where the machine was too busy to be done by then.
+const WAITS: [Duration; 3] = [Duration::from_millis(2000), Duration::from_secs(8), Duration::from_secs(32)];
 
 /// Huge pages for a fixture; as many as before when it is dropped.
 struct HugePages(String);
@@ -156,42 +165,25 @@ fn skipped(scenario: &Scenario, mode: Mode, reason: &str) {
     );
 }
 
-/// The fixture, compiled once in a run of the tests.
-pub fn compiled(name: &'static str) -> Result<PathBuf, String> {
-    static DONE: OnceLock<Mutex<BTreeSet<&'static str>>> = OnceLock::new();
-    let mut done = DONE.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("zoo");
-    let binary = dir.join(name);
-    if done.contains(name) {
-        return Ok(binary);
-    }
-    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).with_extension("c");
-    // Renamed when complete: tests of another process may be compiling it, too.
-    let partial = dir.join(format!("{name}.{}", std::process::id()));
-    let output = Command::new("gcc")
-        .args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-        .args([&partial, &source])
-        .output()
-        .map_err(|e| format!("gcc cannot be run: {e}"))?;
-    assert!(output.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
-    fs::rename(&partial, &binary).map_err(|e| e.to_string())?;
-    done.insert(name);
-    Ok(binary)
-}
-
 /// A fixture that runs. Dropping it ends everything that belongs to it.
 pub struct Run<'a> {
     scenario: &'a Scenario,
     /// Directory the fixture works with.
     pub dir: tempfile::TempDir,
+    /// How long any step may take.
+    pub patience: Duration,
     child: Mutex<Child>,
     tree: Mutex<BTreeSet<i32>>,
 }
 
 impl<'a> Run<'a> {
-    /// Starts it; returns when it is ready or has ended.
+    /// Starts it.
     pub fn start(scenario: &'a Scenario, fixture: &Path) -> Self {
+        Self::start_with(scenario, fixture, WAITS[0])
+    }
+
+    /// Starts it, with the length of its wait if it measures one.
+    fn start_with(scenario: &'a Scenario, fixture: &Path, wait: Duration) -> Self {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::Builder::new().prefix("zoo-").tempdir().expect("there is a directory for temporary files");
         // Unprivileged fixtures use it as well.
@@ -200,13 +192,14 @@ impl<'a> Run<'a> {
             .arg(dir.path())
             .arg(scenario.case)
             .env("ZOO", dir.path())
+            .env("ZOO_WAIT_MS", wait.as_millis().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("it was compiled");
         let pid = child.id() as i32;
-        Self { scenario, dir, child: Mutex::new(child), tree: Mutex::new(BTreeSet::from([pid])) }
+        Self { scenario, dir, patience: PATIENCE, child: Mutex::new(child), tree: Mutex::new(BTreeSet::from([pid])) }
     }
 
     /// Process id of the original root.
@@ -232,15 +225,29 @@ impl<'a> Run<'a> {
     }
 
     fn appears(&self, name: &str) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+        let began = Instant::now();
         let complete = |text: Option<String>| text.is_some_and(|t| name == "ready" || t.ends_with('\n'));
-        while !complete(self.text(name)) {
-            if Instant::now() > deadline {
-                return Err(format!("no `{name}` within {PATIENCE:?}"));
+        for n in 1.. {
+            // Asked first: the last thing it does is to write this file.
+            let ended = n % 100 == 0 && !self.lives();
+            if complete(self.text(name)) {
+                break;
+            }
+            if ended {
+                return Err(format!("it has ended without `{name}`"));
+            }
+            if began.elapsed() > self.patience {
+                return Err(format!("no `{name}` within {:?}", self.patience));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
+    }
+
+    /// Whether anybody of the tree is there.
+    fn lives(&self) -> bool {
+        let noted = self.tree.lock().unwrap_or_else(|e| e.into_inner()).iter().any(|pid| is_alive(*pid));
+        noted || !marked(self.dir.path()).is_empty()
     }
 
     fn all(&self, mode: Mode) -> Result<Ran, String> {
@@ -266,24 +273,28 @@ impl<'a> Run<'a> {
             Mode::Chain => self.rounds(3, &["--pids", "same"])?,
             Mode::NewPids => self.rounds(1, &["--pids", "new"])?,
             Mode::Move => {
-                self.dump(self.pid(), 0, &["--leave-running"])?;
+                if !self.scenario.timed {
+                    self.dump(self.pid(), 0, &["--leave-running"])?;
+                }
                 self.moved(self.pid())?
             }
         };
-        if let (Some(before), false) = (before, mode.new_pids()) {
-            let after = self.capture(root, "after.json")?;
-            self.compare(&before, &after)?;
-        }
-        let images = match mode {
-            Mode::Chain => 3,
-            _ => 2,
-        };
-        if mode == Mode::Move {
-            self.compare_moved(root)?;
-        }
+        let before = before.filter(|_| !mode.new_pids());
+        let after = before.as_ref().map(|_| self.capture(root, "after.json")).transpose()?;
         if mode == Mode::Once {
             self.dump(root, 1, &["--leave-running"])?;
         }
+        // Whoever has woken too early has noted it as a failure.
+        if self.path("woke").exists() && self.text("failures").is_none() {
+            return Ok(Ran::TooSlow);
+        }
+        if let (Some(before), Some(after)) = (before, after) {
+            self.compare(&before, &after)?;
+        }
+        if mode == Mode::Move && !self.scenario.timed {
+            self.compare_moved(root)?;
+        }
+        let images = if mode == Mode::Chain { 3 } else { 2 };
         if !mode.new_pids() {
             (1..images).try_for_each(|n| self.same_model(0, n, &[]))?;
         }
@@ -315,16 +326,22 @@ impl<'a> Run<'a> {
 
     /// Moves it to what is another host but for its files, by way of a stand-in for ssh; the root's process id there.
     fn moved(&self, root: i32) -> Result<i32, String> {
+        self.moved_by(root, crate::cli::migrate(&[]), "")
+    }
+
+    /// Moves it with this program, to a host on which `there` (a command that runs others, or nothing) starts programs.
+    pub(super) fn moved_by(&self, root: i32, engine: Command, there: &str) -> Result<i32, String> {
         use std::os::unix::fs::PermissionsExt;
         self.note_tree(root);
         let rsh = self.path("ssh");
-        fs::write(&rsh, "#!/bin/sh\nshift\nexec unshare --net sh -c \"$*\"\n").map_err(|e| e.to_string())?;
+        let script = format!("#!/bin/sh\nshift\nexec {there}unshare --net sh -c \"$*\"\n");
+        fs::write(&rsh, script).map_err(|e| e.to_string())?;
         fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
         let (root, rsh) = (root.to_string(), rsh.display().to_string());
         let remote = env!("CARGO_BIN_EXE_migrate");
         let args = ["move", &root, "over-there", "--rsh", &rsh, "--remote", remote, "--json"].map(str::to_owned);
         let places = self.path("places").display().to_string();
-        let said = self.migrate(&args, &[("MIGRATE_PLACES", &places)]).map_err(|e| format!("move: {e}"))?;
+        let said = self.wait_for(engine, &args, &[("MIGRATE_PLACES", &places)]).map_err(|e| format!("move: {e}"))?;
         let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let root =
             result.and_then(|r| i32::try_from(r["pid"].as_i64()?).ok()).ok_or_else(|| format!("no pid: {said}"))?;
@@ -390,13 +407,18 @@ impl<'a> Run<'a> {
         self.wait_for(crate::cli::migrate(&[]), args, env)
     }
 
-    fn wait_for(&self, mut command: Command, args: &[String], env: &[(&str, &str)]) -> Result<String, String> {
+    pub(super) fn wait_for(
+        &self,
+        mut command: Command,
+        args: &[String],
+        env: &[(&str, &str)],
+    ) -> Result<String, String> {
         let log = self.path("log");
         let out = fs::File::create(&log).map_err(|e| e.to_string())?;
         command.args(args).stdout(out.try_clone().map_err(|e| e.to_string())?).stderr(out);
         command.envs(env.iter().copied());
         let mut child = command.spawn().map_err(|e| e.to_string())?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
                 let text = fs::read_to_string(&log).unwrap_or_default();
@@ -405,7 +427,7 @@ impl<'a> Run<'a> {
             if Instant::now() > deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("not done within {PATIENCE:?}"));
+                return Err(format!("not done within {:?}", self.patience));
             }
             std::thread::sleep(Duration::from_millis(1));
         }

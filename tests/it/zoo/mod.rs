@@ -7,6 +7,7 @@ mod faults;
 mod frozen;
 mod harness;
 mod mutation;
+mod other_clocks;
 mod other_kernel;
 mod pids;
 pub mod tools;
@@ -16,14 +17,14 @@ pub use harness::{marked, terminals_lock};
 
 /// What is particular about a case.
 fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
-    let plain = Scenario { fixture, case, ignore: &[], allow: "", busy: false };
+    let plain = Scenario { fixture, case, ignore: &[], allow: "", busy: false, timed: fixture == "waits" };
     match (fixture, case) {
         // They spin, or sleep for a time that is measured: nobody may look at them for long.
         ("threads", "in_vfork") => Scenario { busy: true, ignore: CHILD_ENDED, ..plain },
         ("waits", "in_recv" | "in_send" | "in_accept_with_time_out") | ("wakes", "in_accept" | "in_read_of_socket") => {
             Scenario { ignore: SOCKETS, busy: true, ..plain }
         }
-        ("processor" | "waits" | "wakes", _) => Scenario { busy: true, ..plain },
+        ("processor" | "waits" | "wakes" | "clocks", _) => Scenario { busy: true, ..plain },
         ("tree", "zombies" | "zombie_leads_session" | "adopted_from_zombie") => {
             Scenario { allow: ZOMBIES, ignore: CORE_LIMIT, ..plain }
         }
@@ -31,9 +32,14 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("descriptors", "deleted_and_replaced" | "deleted_directory" | "temporary") => {
             Scenario { ignore: DESCRIPTORS, allow: OTHER_NAMES, ..plain }
         }
-        ("descriptors", "timer_descriptors") => Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain },
+        ("descriptors", "timer_descriptors" | "timer_descriptors_of_clock_ahead") => {
+            Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain }
+        }
         ("namespaces", _) => Scenario { ignore: NAMESPACES, allow: NEW_FILE_SYSTEMS, ..plain },
         ("descriptors", _) => Scenario { ignore: DESCRIPTORS, ..plain },
+        ("signals", "interval_timers" | "alarm_clock" | "posix_timers") => {
+            Scenario { ignore: GONE_OFF, timed: true, ..plain }
+        }
         ("memory", "deleted_files") => Scenario { ignore: DESCRIPTORS, ..plain },
         ("memory", "hugetlb") => Scenario { allow: HUGE_PAGES, ..plain },
         _ => plain,
@@ -48,6 +54,11 @@ const DESCRIPTORS: &[(&str, &str)] = &[
     ("ghosts[*].path.inode", "a deleted file is made anew"),
     ("pipes[*].fifo.inode", "a deleted FIFO is made anew"),
     ("ghosts[*].path.path", "its name may be another file's by now, or its directory gone"),
+];
+
+const GONE_OFF: &[(&str, &str)] = &[
+    ("tasks[0].pending", "a timer may have gone off just then"),
+    ("tasks[0].threads[*].pending", "a timer may have gone off just then"),
 ];
 
 const SOCKETS: &[(&str, &str)] = &[
@@ -166,11 +177,11 @@ macro_rules! zoo {
     };
 }
 
-/// Cases that measure time: one dump or one restore is what they have time for.
+/// Cases that measure time: one dump, one restore or one move is what they have time for.
 macro_rules! timed {
     ($name:ident = $fixture:ident: $($case:ident)*) => {
         mod $name {
-            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, later = Later);)*
+            $(row!($fixture, $case, dumped = LeaveRunning, restored = Once, later = Later, moved = Move);)*
         }
     };
 }
@@ -197,6 +208,7 @@ timed!(sleeps = waits: in_nanosleep in_clock_nanosleep in_absolute_sleep in_abso
     in_select_of_constant in_one_epoll_after_another in_futex_waitv in_lock_pi in_condition in_send
     in_accept_with_time_out in_clock_ahead in_clock_behind in_futex_of_clock_ahead in_futex_of_clock_behind
     in_poll_of_clock_ahead);
+zoo!(clocks: as_the_host ahead behind);
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
     huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
     large);
@@ -214,4 +226,4 @@ zoo!(descriptors: regular appended directories shared_between_processes deleted 
     three_thousand table_of_a_thread nothing_open);
 zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
 zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name);
-timed!(unnamed = descriptors: temporary timer_descriptors);
+timed!(unnamed = descriptors: temporary timer_descriptors timer_descriptors_of_clock_ahead);

@@ -1,7 +1,8 @@
 //! Images of a kernel with another vDSO. There is one kernel here, so the image is altered: in the text that it says was
 //! mapped, every function does nothing but end the program. Whoever gets there without a jump does not live to tell.
 
-use super::harness::{Run, Scenario, compiled};
+use super::harness::{Run, Scenario};
+use super::tools::compiled;
 use migrate_engine::arch::vdso;
 use migrate_engine::image::manifest::{self, digest};
 use migrate_engine::image::{Bytes, Model, codec};
@@ -45,7 +46,7 @@ fn through_other_kernels(case: &'static str) {
         println!("skipped: needs root");
         return;
     }
-    let scenario = Scenario { fixture: "processor", case, ignore: &[], allow: "", busy: true };
+    let scenario = Scenario { fixture: "processor", case, ignore: &[], allow: "", busy: true, timed: false };
     let run = Run::start(&scenario, &compiled(scenario.fixture).expect("gcc is there"));
     run.ready().unwrap();
     let mut root = run.pid();
@@ -82,7 +83,8 @@ fn relatives_that_share_pages_are_led_there_too() {
         println!("skipped: needs root");
         return;
     }
-    let scenario = Scenario { fixture: "memory", case: "copy_on_write", ignore: &[], allow: "", busy: false };
+    let scenario =
+        Scenario { fixture: "memory", case: "copy_on_write", ignore: &[], allow: "", busy: false, timed: false };
     let run = Run::start(&scenario, &compiled(scenario.fixture).expect("gcc is there"));
     run.ready().unwrap();
     run.dump(run.pid(), 0, &[]).unwrap();

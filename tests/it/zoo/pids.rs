@@ -1,9 +1,10 @@
 //! Process ids that are taken: refused, or the tree gets a PID namespace of its own.
 
-use super::harness::{Run, Scenario, compiled};
+use super::harness::{Run, Scenario};
+use super::tools::compiled;
 use std::io::Write;
 
-const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false };
+const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false, timed: false };
 
 fn saved() -> Option<Run<'static>> {
     if !nix::unistd::geteuid().is_root() {

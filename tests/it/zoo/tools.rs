@@ -3,8 +3,9 @@
 use migrate_engine::image::Model;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, OnceLock};
 
 /// Differences that every move makes: the tree gets a PID namespace of its own, with a mount namespace for its /proc.
 pub const MOVED: &[(&str, &str)] = &[
@@ -30,6 +31,30 @@ pub const NOT_COMPARED: &[(&str, &str, &str)] = &[
     ("memory", "system_v", "its segments are in an IPC namespace of its own, as the original has their ids"),
     ("terminals", "foreground_gone", "a process group that has gone has no number in a new PID namespace"),
 ];
+
+/// The fixture, compiled once in a run of the tests.
+pub fn compiled(name: &'static str) -> Result<PathBuf, String> {
+    static DONE: OnceLock<Mutex<BTreeSet<&'static str>>> = OnceLock::new();
+    let mut done = DONE.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("zoo");
+    let binary = dir.join(name);
+    if done.contains(name) {
+        return Ok(binary);
+    }
+    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).with_extension("c");
+    // Renamed when complete: tests of another process may be compiling it, too.
+    let partial = dir.join(format!("{name}.{}", std::process::id()));
+    let output = Command::new("gcc")
+        .args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+        .args([&partial, &source])
+        .output()
+        .map_err(|e| format!("gcc cannot be run: {e}"))?;
+    assert!(output.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&output.stderr));
+    fs::rename(&partial, &binary).map_err(|e| e.to_string())?;
+    done.insert(name);
+    Ok(binary)
+}
 
 /// Restored trees become children of this process when the command that made them ends, as the originals were.
 pub fn adopt_orphans() {
@@ -63,6 +88,12 @@ pub fn reap(tree: &BTreeSet<i32>) {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
+}
+
+/// Whether there is such a process that has not ended.
+pub fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z") && !rest.starts_with(" X"))
 }
 
 /// Processes with `ZOO=DIR` in their environment: whatever became of their parents, sessions and namespaces.
