@@ -296,7 +296,8 @@ mod tests {
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let sleeper = std::thread::spawn(move || {
             tell.send(Pid(nix::unistd::gettid().as_raw())).expect("it is waited for");
-            let _ = ended.recv();
+            // A wait without an end is of no interest.
+            let _ = ended.recv_timeout(std::time::Duration::from_secs(60));
         });
         let tid = told.recv().expect("it tells");
         std::thread::sleep(std::time::Duration::from_nanos(SLEPT));

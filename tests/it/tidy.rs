@@ -59,11 +59,16 @@ fn relative(path: &Path) -> String {
 
 /// Files of the library that are no tests, without comments and test modules.
 fn sources() -> Vec<Source> {
-    let is_test = |path: &str| path.ends_with("tests.rs");
-    rust_files("src")
-        .iter()
-        .map(|path| (relative(path), fs::read_to_string(path).expect("it is text")))
-        .filter(|(path, _)| !is_test(path))
+    let all: Vec<(String, String)> =
+        rust_files("src").iter().map(|path| (relative(path), fs::read_to_string(path).expect("it is text"))).collect();
+    // Modules that are there for tests alone, by the end of their path.
+    let marked = |text: &str| -> Vec<String> {
+        let rest = text.split("#[cfg(test)]\n").skip(1).filter_map(|rest| rest.split(';').next());
+        rest.filter_map(|line| Some(format!("/{}.rs", line.rsplit_once("mod ")?.1))).collect()
+    };
+    let of_tests: Vec<String> = all.iter().flat_map(|(_, text)| marked(text)).collect();
+    all.into_iter()
+        .filter(|(path, _)| !path.ends_with("tests.rs") && !of_tests.iter().any(|end| path.ends_with(end)))
         .map(|(path, text)| {
             let room = path.split('/').nth(1).expect("it is below src").trim_end_matches(".rs").to_owned();
             let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
