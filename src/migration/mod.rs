@@ -11,6 +11,7 @@
 
 pub mod destination;
 pub mod effort;
+pub mod handover;
 pub mod journal;
 pub mod pages;
 pub mod protocol;
