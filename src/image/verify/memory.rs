@@ -57,7 +57,9 @@ fn check_mm(c: &mut Checker<'_>, mm: &Mm) {
     c.must(mm.old_vdsos.len() <= limits::OLD_VDSOS, "old_vdsos", "are more than there are kernels");
     for old in &mm.old_vdsos {
         let len = old.text.0.len() as u64;
-        let whole = old.start.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && (PAGE..=limits::VDSO_TEXT_BYTES).contains(&len);
+        let whole = old.start.is_multiple_of(PAGE)
+            && len.is_multiple_of(PAGE)
+            && (PAGE..=limits::VDSO_TEXT_BYTES).contains(&len);
         let holds = |v: &Vma| v.start <= old.start && old.start.checked_add(len).is_some_and(|end| end <= v.end);
         let mapped = mm.vmas.iter().any(|v| v.backing == Backing::Anon && holds(v));
         c.must(whole && mapped, "old_vdsos", "are not mapped");
