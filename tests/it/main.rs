@@ -3,6 +3,7 @@
 mod agent;
 mod cli;
 mod confined;
+mod decoders;
 mod demo;
 mod generated;
 mod hostile;
