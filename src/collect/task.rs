@@ -4,7 +4,6 @@ use super::seen::{self, Seen};
 use super::sharing::{Bare, Shared};
 use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
 use crate::image::fd::PathRef;
-use crate::image::signals::SigInfo;
 use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Task, TaskState, Thread};
 use crate::image::{Bytes, FdTableId, FsId, MmId, NsPid, Pid, SighandId, TaskId};
 use crate::proc::ProcDir;
@@ -208,7 +207,6 @@ struct Asked {
     answer: ThreadAnswer,
     xstate: Vec<u8>,
     rseq: RseqConfiguration,
-    pending: Vec<SigInfo>,
     files: (usize, bool),
     fs: (usize, bool),
     io_context: u32,
@@ -232,7 +230,6 @@ fn ask_threads(threads: &mut [Remote], scratch: &Scratch, sharing: &mut Sharing,
             answer: query.answer(results),
             xstate: xstate[..len].to_vec(),
             rseq: remote.tracee().rseq()?,
-            pending: signals::pending(remote.tracee(), false)?,
             files: sharing.files.number(tid),
             fs: sharing.fs.number(tid),
             io_context: if n == 0 && alone { 0 } else { sharing.io.number(tid).0 as u32 },
@@ -243,9 +240,11 @@ fn ask_threads(threads: &mut [Remote], scratch: &Scratch, sharing: &mut Sharing,
 
 /// One thread: its position, what it said of itself, and what others see of it.
 fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, seen: Seen) -> Result<Thread> {
-    let Asked { answer, xstate, rseq, pending, files, fs, io_context } = asked;
+    let Asked { answer, xstate, rseq, files, fs, io_context } = asked;
     let remote = &cx.frozen.processes[at].threads[n];
     let tid = remote.pid();
+    // Seen while it was stopped: no signal is asked for where there is none.
+    let pending = if seen.status.sig_pnd == 0 { Vec::new() } else { signals::pending(remote.tracee(), false)? };
     let (saved, blocked) = (remote.saved, remote.saved_mask);
     let restart = restart::collect(remote);
     let seccomp = creds::seccomp(cx, at, n, &seen.status)?;
