@@ -1,6 +1,7 @@
 //! One test binary for everything that runs processes.
 
 mod agent;
+mod churn;
 mod cli;
 mod confined;
 mod decoders;
