@@ -232,7 +232,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Makes the tree of the offered model, with the pages that are stored by now.
+    /// Makes the tree of the offered model, with the pages that are stored by now. Where that does not work out (a file has
+    /// changed since the offer, say) the final model may do better, and pages are stored for that.
     fn build_ahead(&mut self, read_at: Instant, names: &[SpaceName]) -> Result<(), MoveError> {
         let Some(mut model) = self.offered.take() else {
             return Err(MoveError::Names { reason: "the tree was to be made twice".into() });
@@ -244,13 +245,20 @@ impl Attempt<'_> {
             }
         }
         let image = if self.store.is_used() { Some(self.store.finish(&model, names)?) } else { None };
-        let standing = while_alive(&mut self.control, || self.builder.build_ahead(model, read_at, image.as_ref()))?;
-        let Some(standing) = standing else {
-            return if image.is_none() { Ok(()) } else { Err(MoveError::Target(Failure::new(NOT_AHEAD))) };
-        };
-        if image.is_some() {
-            self.store.renew(self.around.stores, self.id, self.store_bytes, self.around.max_memory_bytes)?;
+        let built = while_alive(&mut self.control, || self.builder.build_ahead(model, read_at, image.as_ref()));
+        let standing = built.unwrap_or_else(|failure| {
+            tracing::info!("nothing is made ahead of time: {failure}");
+            None
+        });
+        if let Some(image) = image {
+            let size = (self.store_bytes, self.around.max_memory_bytes);
+            let old = self.store.renew(self.around.stores, self.id, size, standing.is_some())?;
+            if standing.is_none() {
+                while_alive(&mut self.control, || self.store.take_back(&image, names))?;
+            }
+            drop(old);
         }
+        let Some(standing) = standing else { return Ok(()) };
         let plots = homes.into_iter().map(|(name, home)| {
             let (places, landed) = standing.spaces.get(&home).cloned().unwrap_or_default();
             (name, Plot::new(home, places, landed))

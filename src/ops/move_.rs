@@ -9,7 +9,7 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, interrupt, preflight, standstill, target};
+use super::{Event, Events, interrupt, preflight, standstill};
 use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
@@ -51,10 +51,9 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         let what = "--stdio attach does not reach from another host to this terminal";
         return Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage));
     }
-    let resolved = target::resolve(&options.target)?;
-    let root = resolved.root(&options.target)?;
     let policy = policy(&options.state);
-    let findings = preflight::look(&options.target, &resolved, &policy, Some(options.state.supervisor))?;
+    let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
+    let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
         return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
             .target(TargetState::Running));

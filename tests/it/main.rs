@@ -1,6 +1,7 @@
 //! One test binary for everything that runs processes.
 
 mod agent;
+mod ahead;
 mod churn;
 mod cli;
 mod confined;
