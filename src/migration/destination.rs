@@ -60,6 +60,10 @@ pub trait Builder {
     /// Runs it; the process id of its root as this host sees it.
     fn run(&mut self) -> Result<i32, Failure>;
 
+    /// Tells the network that the target is here, although nobody answers yet. Called when the source knows that it is
+    /// prepared, and has not called it off.
+    fn announce(&mut self) {}
+
     /// Packets of the network, packed, that came to the source for the target: given to it now if it runs, else when it does.
     fn deliver(&mut self, packets: &[u8]) -> Result<(), Failure>;
 
@@ -354,6 +358,10 @@ impl Attempt<'_> {
         let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.control.during("waiting for the order to run the target");
         self.send(&FromDestination::Prepared { attempt: self.id, took_us })?;
+        // A source that has called it off, or is gone, has announced that the target stays: that must be the last word.
+        if !self.control.is_readable()? {
+            self.builder.announce();
+        }
         let order = self.receive().and_then(|order| match order {
             FromSource::Commit { attempt } if attempt == self.id => Ok(()),
             FromSource::Abort { reason, .. } => Err(MoveError::Stays { reason }),

@@ -157,7 +157,6 @@ impl Builder for Engine {
             tracing::warn!(warning, "restore");
         }
         self.restored = Some(restored);
-        self.network.announce();
         Ok(())
     }
 
@@ -171,15 +170,20 @@ impl Builder for Engine {
         Ok(root.0)
     }
 
+    fn announce(&mut self) {
+        self.network.announce();
+    }
+
     fn deliver(&mut self, packets: &[u8]) -> Result<()> {
         self.network.deliver(packets)
     }
 
     fn discard(&mut self) {
+        // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
+        self.network.discard();
         // Skeletons are killed with the value.
         self.prebuilt = None;
         self.restored = None;
-        self.network.discard();
     }
 }
 
