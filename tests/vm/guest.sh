@@ -186,7 +186,7 @@ barrier() {
 echo "VM-BEGIN $(uname -r) role $ROLE"
 if try migrate check; then result check ok; else result check FAILED; fi
 sed 's/^/check: /' $log
-if grep -q PAGEMAP_SCAN /proc/kallsyms 2>/dev/null || [ "$(uname -r | cut -d. -f2)" -ge 7 ]; then has_wp=1; else has_wp=0; fi
+if grep -q pagemap_scan /proc/kallsyms; then has_wp=1; else has_wp=0; fi
 for track in auto soft-dirty soft-dirty-pagemap hash wp; do
     if [ $track = wp ] && [ $has_wp = 0 ]; then
         start_torture chain 3
