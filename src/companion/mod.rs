@@ -4,4 +4,5 @@
 //! of its own, outside the caller's cgroup.
 
 pub mod detach;
+pub mod held;
 pub mod tracker;

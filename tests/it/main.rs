@@ -5,6 +5,7 @@ mod cli;
 mod confined;
 mod demo;
 mod generated;
+mod handover;
 mod hostile;
 mod manual;
 mod moves;
