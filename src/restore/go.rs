@@ -150,10 +150,8 @@ fn release_all(
     for n in &rest {
         ignore_trap(model, TaskId::from(*n), skeletons)?;
     }
-    for n in &rest {
-        if drops_scratch(model, &stops, *n) {
-            drop_scratch(TaskId::from(*n), skeletons)?;
-        }
+    for n in rest.iter().filter(|n| drops_scratch(model, &stops, **n)) {
+        drop_scratch(TaskId::from(*n), skeletons)?;
     }
     if let Some(init) = &mut skeletons.init {
         released.push(init.pid().0);
