@@ -348,6 +348,8 @@ pub(super) struct Arriving {
     /// Packets from the source that wait until the target runs.
     kept: Vec<Vec<u8>>,
     kept_bytes: usize,
+    /// Peers have been told.
+    announced: bool,
     /// Its sockets answer.
     answers: bool,
     runs: bool,
@@ -385,9 +387,11 @@ impl Arriving {
         self.keeper.is_some()
     }
 
-    /// The target is rebuilt: peers may turn to this host, although nobody answers yet.
-    pub fn announce(&self) {
-        self.added.iter().for_each(|place| announce(&self.announcers, place));
+    /// The target is rebuilt: peers may turn to this host, although nobody answers yet. Once is enough.
+    pub fn announce(&mut self) {
+        if !std::mem::replace(&mut self.announced, true) {
+            self.added.iter().for_each(|place| announce(&self.announcers, place));
+        }
     }
 
     /// Packets from the source: for now or for later. Only those for sockets of the target are taken.

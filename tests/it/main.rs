@@ -8,6 +8,7 @@ mod confined;
 mod decoders;
 mod demo;
 mod generated;
+mod handover;
 mod hostile;
 mod manual;
 mod moves;
