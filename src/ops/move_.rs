@@ -17,7 +17,7 @@ use crate::companion::held::Held;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::{MmId, Model, Pid, codec};
 use crate::memory::pipeline::ReadPages;
-use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once, worth_watching};
+use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once};
 use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
@@ -62,7 +62,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
             .target(TargetState::Running));
     }
     preflight::warn(&findings, events);
-    let backend = backend(options, &findings)?;
+    let backend = backend(options)?;
     let addresses = addresses(&options.state)?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
     let link = connect_to(&options.dest, &options.peer, Purpose::Send, streams, abort)
@@ -97,13 +97,11 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
 }
 
 /// How writes are found; `None` = no rounds, because they were not wanted or would not pay.
-fn backend(options: &MoveOptions, findings: &Findings) -> Result<Option<Backend>> {
+fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
     let backend = super::dump::backend(options.memory.track)?;
-    let rounds = match options.mode.mode {
-        Mode::StopAndCopy => false,
-        Mode::PreCopy => true,
-        Mode::Auto => worth_watching(findings.memory_bytes, findings.processes.into()),
-    };
+    // For a small target, too: what rounds take over is out of the pause, and they tell which processes share pages, without
+    // which the destination cannot make a tree of several ahead of time.
+    let rounds = options.mode.mode != Mode::StopAndCopy;
     // By comparison alone every round is a whole copy: the pause would gain nothing.
     Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
 }
