@@ -236,3 +236,5 @@ for what in in_vdso torture; do
 done
 sed 's/^/agent: /' /work/agent.log
 barrier end
+# The other machine may still be about to fetch its part of the barrier.
+sleep 10
