@@ -4,14 +4,11 @@
 //! The witness is the file that the target counts in: a number that is missing or there twice is a lost or doubled target.
 
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
+use migrate_engine::ops::demo::cable::{Cable, Cut};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::{Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Two hosts and a target, and where the next move is struck.
@@ -208,69 +205,20 @@ fn a_rule_broken_on_purpose_is_seen() {
     }
 }
 
-/// A cable between the source and the agent that is cut when COMMIT comes by, and mended a second later.
-struct Cable {
-    path: PathBuf,
-    cut: Arc<Mutex<Option<Instant>>>,
-}
-
-impl Cable {
-    /// `lets_it_through`: COMMIT arrives, and what is said to it is lost; else it is lost itself.
-    fn lay(dir: &Path, agent: &str, lets_it_through: bool) -> Self {
-        let path = dir.join("cable.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let agent = PathBuf::from(agent.strip_prefix("unix:").unwrap());
-        let cut = Arc::new(Mutex::new(None::<Instant>));
-        let seen = Arc::clone(&cut);
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let (Ok(client), Ok(server)) = (client, UnixStream::connect(&agent)) else { return };
-                if seen.lock().unwrap().is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
-                    continue;
-                }
-                for (mut from, mut to, watched) in
-                    [(client.try_clone().unwrap(), server.try_clone().unwrap(), true), (server, client, false)]
-                {
-                    let seen = Arc::clone(&seen);
-                    std::thread::spawn(move || {
-                        let mut buffer = [0; 65536];
-                        while let Ok(count @ 1..) = from.read(&mut buffer) {
-                            let words = &buffer[..count];
-                            let commit = watched && words.windows(18).any(|w| w == b"\"message\":\"commit\"");
-                            let strikes = commit && seen.lock().unwrap().replace(Instant::now()).is_none();
-                            if !(strikes && !lets_it_through) && to.write_all(words).is_err() {
-                                break;
-                            }
-                            if strikes {
-                                if lets_it_through {
-                                    // Read, but what is said to it finds nobody.
-                                    let _ = from.shutdown(Shutdown::Both);
-                                }
-                                break;
-                            }
-                        }
-                        let _ = from.shutdown(Shutdown::Both);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                }
-            }
-        });
-        Self { path, cut }
-    }
-}
-
 #[test]
 fn a_link_that_is_cut_in_the_moment_of_handing_over() {
     if !can_move() {
         return;
     }
-    for lets_it_through in [false, true] {
+    for how in [Cut::Before, Cut::After] {
         let play = Play::begin("NOBODY", "");
-        let cable = Cable::lay(play.dir.path(), &play.agent.address, lets_it_through);
-        let address = format!("unix:{}", cable.path.display());
+        let path = play.dir.path().join("cable.sock");
+        let agent = play.agent.address.strip_prefix("unix:").unwrap().into();
+        let cable = Cable::lay(&path, agent, how).unwrap();
+        let address = format!("unix:{}", path.display());
         let output = run(play.host("a"), &["move", &play.counter.pid(), &address, "--json", "--peer-timeout", "2s"]);
-        assert!(cable.cut.lock().unwrap().is_some(), "no COMMIT came by: {}", text(&output));
-        assert!(output.status.success(), "arrived: {lets_it_through}: {}", text(&output));
+        assert!(cable.is_cut(), "no COMMIT came by: {}", text(&output));
+        assert!(output.status.success(), "{how:?}: {}", text(&output));
         let events = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(events.contains("in doubt"), "a person is told of it while it lasts: {events}");
         play.check("cut");
