@@ -176,6 +176,9 @@ complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s h -l help -d 
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
 pre-copy\t'copy while the target runs, then pause it for what is left'
 stop-and-copy\t'pause it, copy everything'"
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l kill -d 'Cut something off in the moment of handing over, and show that exactly one copy goes on' -r -f -a "source\t'migrate move is killed as COMMIT has left; a person resolves'
+destination\t'the session is killed before it can say PREPARED; it stays'
+link\t'the link is cut as COMMIT goes over it, and mended; the source asks'"
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l part -d 'One of the programs of the demo, run by the demo itself' -r -f -a "counter\t''
 client\t''"
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l file -d 'Where that program writes its process id' -r -F

@@ -2,10 +2,16 @@
 
 use super::Context;
 use super::options::mode::MODE;
-use super::options::one_of;
+use super::options::{Words, one_of};
 use crate::failure::Failure;
-use crate::ops::options::{DemoOptions, Mode};
+use crate::ops::options::{DemoOptions, Kill, Mode};
 use crate::{ops, ui};
+
+const KILL: Words<Kill> = &[
+    ("source", Kill::Source, "migrate move is killed as COMMIT has left; a person resolves"),
+    ("destination", Kill::Destination, "the session is killed before it can say PREPARED; it stays"),
+    ("link", Kill::Link, "the link is cut as COMMIT goes over it, and mended; the source asks"),
+];
 
 /// Show a live move between two hosts made of namespaces
 ///
@@ -16,6 +22,9 @@ pub struct Args {
     /// How the target moves
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = one_of(MODE))]
     mode: Mode,
+    /// Cut something off in the moment of handing over, and show that exactly one copy goes on
+    #[arg(long, value_name = "WHAT", value_parser = one_of(KILL))]
+    kill: Option<Kill>,
     /// Leave logs and images behind and say where
     #[arg(long)]
     keep: bool,
@@ -49,6 +58,6 @@ impl Args {
 
     /// The choices as the engine takes them.
     pub fn options(&self) -> DemoOptions {
-        DemoOptions { mode: self.mode, keep: self.keep }
+        DemoOptions { mode: self.mode, kill: self.kill, keep: self.keep }
     }
 }

@@ -510,8 +510,21 @@ pub struct KeygenOptions {
 pub struct DemoOptions {
     /// `--mode`.
     pub mode: Mode,
+    /// `--kill`: what is cut off in the moment of handing over.
+    pub kill: Option<Kill>,
     /// `--keep`: leave namespaces, logs and images for inspection.
     pub keep: bool,
+}
+
+/// `demo --kill`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kill {
+    /// The program that moves the target.
+    Source,
+    /// The session that takes it.
+    Destination,
+    /// What is between them.
+    Link,
 }
 
 /// `migrate status`.

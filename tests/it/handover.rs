@@ -4,6 +4,7 @@
 //! The witness is the file that the target counts in: a number that is missing or there twice is a lost or doubled target.
 
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
+use migrate_engine::ops::demo::cable::{Cable, Cut};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::PathBuf;
@@ -201,5 +202,26 @@ fn a_rule_broken_on_purpose_is_seen() {
     while !doubled() {
         assert!(Instant::now() < until, "the witness saw nothing");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_link_that_is_cut_in_the_moment_of_handing_over() {
+    if !can_move() {
+        return;
+    }
+    for how in [Cut::Before, Cut::After] {
+        let play = Play::begin("NOBODY", "");
+        let path = play.dir.path().join("cable.sock");
+        let agent = play.agent.address.strip_prefix("unix:").unwrap().into();
+        let cable = Cable::lay(&path, agent, how).unwrap();
+        let address = format!("unix:{}", path.display());
+        let output = run(play.host("a"), &["move", &play.counter.pid(), &address, "--json", "--peer-timeout", "2s"]);
+        assert!(cable.is_cut(), "no COMMIT came by: {}", text(&output));
+        assert!(output.status.success(), "{how:?}: {}", text(&output));
+        let events = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(events.contains("in doubt"), "a person is told of it while it lasts: {events}");
+        play.check("cut");
+        assert_ne!(play.counter.processes()[0].to_string(), play.counter.pid());
     }
 }

@@ -3,11 +3,14 @@
 //! Everything runs on this machine: a bridge in a network namespace of its own is the network, and the client sits on it.
 //! Each host has its own network, PID, mount and UTS namespaces. The program's address moves with it.
 
+pub mod cable;
 mod hosts;
 pub mod parts;
 
-use super::options::{DemoOptions, Mode};
+use super::options::{DemoOptions, Kill, Mode};
 use crate::failure::{Failure, Result, TargetState};
+use crate::fault::Point;
+use cable::{Cable, Cut};
 use hosts::{Host, Network};
 use parts::{Sight, Verdict};
 use std::io::{BufRead, BufReader};
@@ -54,8 +57,22 @@ pub fn run(options: &DemoOptions, show: &mut dyn FnMut(&Scene)) -> Result<Verdic
     let b = Host::make(&network, "host-b", "10.77.0.3/24", dir.path())?;
     a.add_address(SERVICE)?;
     let socket = dir.path().join("host-b.sock");
-    let agent = Part::start(agent_of(&mut b.migrate(), &socket), "agent")?;
+    let mut agent = b.migrate();
+    let once = dir.path().join("once");
+    std::fs::write(&once, "").map_err(|e| Failure::of("cannot write below the demo's directory", &e))?;
+    if options.kill == Some(Kill::Destination) {
+        agent.env("MIGRATE_KILL", Point::DestinationRecorded.name()).env("MIGRATE_ONCE", &once);
+    }
+    let agent = Part::start(agent_of(&mut agent, &socket), "agent")?;
     wait_for(&socket)?;
+    let reached_by = match options.kill {
+        Some(Kill::Link) => {
+            let path = dir.path().join("cable.sock");
+            Cable::lay(&path, socket, Cut::Before).map_err(|e| Failure::of("the demo's cable cannot be laid", &e))?;
+            path
+        }
+        _ => socket,
+    };
     let pidfile = dir.path().join("counter.pid");
     let program = Part::start(a.migrate_part("counter").arg("--file").arg(&pidfile), "program")?;
     wait_for(&pidfile)?;
@@ -66,12 +83,17 @@ pub fn run(options: &DemoOptions, show: &mut dyn FnMut(&Scene)) -> Result<Verdic
     let mut audience = Audience { lines: sights, show };
     audience.watch(BEFORE)?;
     (audience.show)(&Scene::Word(format!("migrate move {pid} host-b")));
-    let mover = mover(&a, options.mode, &pid, &socket)?;
-    let pause = audience.watch_until_ended(mover)?;
-    (audience.show)(&Scene::Moved { pause });
+    let mover = mover(&a, options, &pid, &reached_by)?;
+    match options.kill {
+        None | Some(Kill::Link) => {
+            let pause = audience.watch_until_ended(mover)?;
+            (audience.show)(&Scene::Moved { pause });
+        }
+        Some(kill) => audience.watch_the_accident(mover, kill, &a)?,
+    }
     audience.watch(AFTER)?;
     client.end();
-    let verdict = audience.verdict()?;
+    let verdict = Verdict { stays: options.kill == Some(Kill::Destination), ..audience.verdict()? };
     drop((program, agent));
     (audience.show)(&Scene::Verdict(verdict.clone()));
     Ok(verdict)
@@ -82,14 +104,17 @@ fn agent_of<'c>(command: &'c mut Command, socket: &Path) -> &'c mut Command {
     command.stdout(Stdio::null()).stderr(Stdio::null())
 }
 
-fn mover(a: &Host, mode: Mode, pid: &str, socket: &Path) -> Result<Child> {
-    let mode = match mode {
+fn mover(a: &Host, options: &DemoOptions, pid: &str, socket: &Path) -> Result<Child> {
+    let mode = match options.mode {
         Mode::Auto => "auto",
         Mode::PreCopy => "pre-copy",
         Mode::StopAndCopy => "stop-and-copy",
     };
     let mut command = a.migrate();
     command.arg("--json").arg("move").arg(pid).arg(format!("unix:{}", socket.display()));
+    if options.kill == Some(Kill::Source) {
+        command.env("MIGRATE_KILL", Point::SourceCommitted.name());
+    }
     command.arg("--mode").arg(mode).arg("--move-address").arg(format!("{SERVICE}/24@eth0"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     command.spawn().map_err(|e| Failure::of("the move did not start", &e))
@@ -139,6 +164,45 @@ impl Audience<'_> {
             return Err(failure);
         }
         Ok(result["downtime_us"].as_u64().map(Duration::from_micros))
+    }
+
+    /// One of the two programs is killed in the moment of handing over: what the journals say, and what a person does.
+    fn watch_the_accident(&mut self, mut mover: Child, kill: Kill, a: &Host) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while mover.try_wait().map_err(|e| Failure::of("the move cannot be waited for", &e))?.is_none() {
+            if Instant::now() > end {
+                let _ = mover.kill();
+            }
+            let sight = self.next()?;
+            (self.show)(&Scene::Sight(sight));
+        }
+        let killed = match kill {
+            Kill::Source => "migrate move was killed as COMMIT had left",
+            _ => "the session on host-b was killed as it was about to say PREPARED",
+        };
+        (self.show)(&Scene::Word(format!("# {killed}")));
+        let sessions = self.ask(a, &["status", "--all", "--json"])?;
+        let result = sessions.lines().rev().find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+        let entry = result.map(|result| result["sessions"][0].clone()).unwrap_or_default();
+        let word = |key: &str| entry[key].as_str().unwrap_or("unknown").to_owned();
+        (self.show)(&Scene::Word(format!("migrate status   # owner: {}", word("words"))));
+        if kill == Kill::Source {
+            let session = word("session");
+            let said = self.ask(a, &["resolve", &session, "--discard", "--yes"])?;
+            (self.show)(&Scene::Word(format!("migrate resolve {session} --discard --yes   # {}", said.trim())));
+        }
+        Ok(())
+    }
+
+    fn ask(&self, host: &Host, words: &[&str]) -> Result<String> {
+        let output = host.migrate().args(words).stdin(Stdio::null()).output();
+        let output = output.map_err(|e| Failure::of(format!("migrate {} cannot be run", words[0]), &e))?;
+        if !output.status.success() {
+            let mut failure = Failure::new(format!("migrate {} has failed", words[0]));
+            failure.causes.push(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+            return Err(failure);
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     fn next(&mut self) -> Result<Sight> {

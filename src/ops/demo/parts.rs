@@ -38,12 +38,18 @@ pub struct Verdict {
     pub counter_went_back: bool,
     /// Hosts that answered, in their order.
     pub hosts: Vec<String>,
+    /// It was to stay where it was.
+    #[serde(default)]
+    pub stays: bool,
 }
 
 impl Verdict {
-    /// Nothing was lost, and the program went on elsewhere.
+    /// Nothing was lost, and the program went on where it should: one copy of it.
     pub fn is_good(&self) -> bool {
-        self.bytes_lost == 0 && self.resets == 0 && !self.counter_went_back && self.hosts.len() == 2
+        self.bytes_lost == 0
+            && self.resets == 0
+            && !self.counter_went_back
+            && self.hosts.len() == if self.stays { 1 } else { 2 }
     }
 }
 
@@ -142,6 +148,7 @@ impl Default for Seen {
             longest_gap_us: 0,
             counter_went_back: false,
             hosts: Vec::new(),
+            stays: false,
         };
         Self { sight: Sight::default(), verdict, counter: 0 }
     }
