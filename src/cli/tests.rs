@@ -219,7 +219,8 @@ fn smaller_verbs() {
     assert_eq!(parse::<keygen::Args>("--name a --force").unwrap().options().name.as_deref(), Some("a"));
     refused::<show::Args>(&["", "a b"]);
     refused::<list::Args>(&["7"]);
-    refused::<demo::Args>(&["--kill source"]);
+    assert_eq!(parse::<demo::Args>("--kill link").unwrap().options().kill, Some(Kill::Link));
+    refused::<demo::Args>(&["--kill time"]);
     refused::<explain::Args>(&["", "301", "M0301 --all"]);
 }
 
