@@ -40,6 +40,7 @@ complete -c migrate -n "__fish_migrate_needs_command" -s h -l help -d 'Print hel
 complete -c migrate -n "__fish_migrate_needs_command" -s V -l version -d 'Print version'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "check" -d 'Say what this host can do, and what stands in the way of a target'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "list" -d 'List process trees that could be moved'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "status" -d 'Show moves of this host, and who owns the target'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "show" -d 'Show what is in an image'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "verify" -d 'Check an image from end to end without starting anything'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "explain" -d 'Explain what stands in the way: object, why, remedy, kernel versions'
@@ -48,6 +49,7 @@ complete -c migrate -n "__fish_migrate_needs_command" -f -a "keygen" -d 'Make th
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "demo" -d 'Show a live move between two hosts made of namespaces'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "move" -d 'Move a running process tree to another host'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "cancel" -d 'End the tracker that a pre-dump has left'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "resolve" -d 'Decide what becomes of this host\'s copy of a target whose move is in doubt'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "dump" -d 'Save a process tree to an image'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "pre-dump" -d 'Save the memory of a process tree ahead of a dump'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "restore" -d 'Start a process tree from an image'
@@ -84,6 +86,20 @@ complete -c migrate -n "__fish_migrate_using_subcommand list" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand list" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand list" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand status" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand status" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand status" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand status" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand status" -l all -d 'Also those that are over'
+complete -c migrate -n "__fish_migrate_using_subcommand status" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand status" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand status" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand show" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand show" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand show" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -262,6 +278,22 @@ complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s v -d 'Say mor
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l run -d 'Let the copy of this host run'
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l discard -d 'End the copy of this host'
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l yes -d 'Without it only the risk is told'
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand resolve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'

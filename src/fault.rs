@@ -4,6 +4,7 @@
 //! Without the variable a place costs one load and one branch. A fault is an ordinary error of the layer it is in, so that
 //! what is tested is the ordinary way out: the target goes on, and nothing of a half-made tree is left.
 
+use nix::sys::signal::Signal;
 use std::sync::OnceLock;
 
 /// The operation was told to fail here.
@@ -66,6 +67,48 @@ points! {
     RestoreArmed = "restore-armed",
     /// Half of the tree is released.
     RestoreHalf = "restore-half",
+    /// Source: PREPARED is heard; nothing holds the original but ptrace.
+    SourceReady = "source-ready",
+    /// Source: it is held, nothing is recorded.
+    SourceHeld = "source-held",
+    /// Source: `committing` is recorded, COMMIT is not sent.
+    SourceCommitting = "source-committing",
+    /// Source: COMMIT is sent.
+    SourceCommitted = "source-committed",
+    /// Source: RUNNING is heard, the original is still there.
+    SourceMoved = "source-moved",
+    /// Source: the original has ended, `done` is not recorded.
+    SourceEnded = "source-ended",
+    /// Destination: the tree is armed, nothing is recorded.
+    DestinationArmed = "destination-armed",
+    /// Destination: `prepared` is recorded, PREPARED is not sent.
+    DestinationRecorded = "destination-recorded",
+    /// Destination: PREPARED is sent.
+    DestinationPrepared = "destination-prepared",
+    /// Destination: COMMIT is heard, nothing is recorded.
+    DestinationOrdered = "destination-ordered",
+    /// Destination: `owner` is on the disk, it does not run yet.
+    DestinationOwner = "destination-owner",
+    /// Destination: it runs, RUNNING is not sent.
+    DestinationRunning = "destination-running",
+}
+
+/// Dies (`MIGRATE_KILL=NAME`) or stands still (`MIGRATE_STOP=NAME`, until somebody sends SIGCONT) if this is where it was told
+/// to: no error, no guard, no way out. Where `MIGRATE_ONCE` names a file, only the first process that can remove it is struck:
+/// those that come to the rescue inherit the environment.
+#[inline]
+pub fn strike(point: Point) {
+    static WANTED: OnceLock<Option<(Point, Signal)>> = OnceLock::new();
+    let wanted = || {
+        let of = |variable, signal| Some((named(&std::env::var(variable).ok()?)?, signal));
+        of("MIGRATE_KILL", Signal::SIGKILL).or_else(|| of("MIGRATE_STOP", Signal::SIGSTOP))
+    };
+    if let Some((_, signal)) = WANTED.get_or_init(wanted).filter(|(wanted, _)| *wanted == point) {
+        let once = std::env::var_os("MIGRATE_ONCE");
+        if once.is_none_or(|file| std::fs::remove_file(file).is_ok()) {
+            let _ = nix::sys::signal::raise(signal);
+        }
+    }
 }
 
 /// Fails if this is where the operation was told to fail.
@@ -79,8 +122,16 @@ pub fn at(point: Point) -> Result<(), Injected> {
 }
 
 fn wanted() -> Option<Point> {
-    let name = std::env::var("MIGRATE_FAULT").ok()?;
+    named(&std::env::var("MIGRATE_FAULT").ok()?)
+}
+
+fn named(name: &str) -> Option<Point> {
     Point::ALL.iter().copied().find(|p| p.name() == name)
+}
+
+/// The rule of the handover that is broken on purpose, as the code names it: `MIGRATE_BREAK=HoldBeforeCommit`.
+pub fn broken_rule() -> Option<String> {
+    std::env::var("MIGRATE_BREAK").ok()
 }
 
 /// The field that a restore is to forget, see [`crate::image::forget`].

@@ -151,7 +151,7 @@ fn serve(link: Link, spec: &SessionSpec) -> Result<(), SessionError> {
         Purpose::Look => Ok(look(link)?),
         Purpose::Send => {
             let limit = link.max_memory_bytes;
-            Ok(receive::run(link, &spec.state, limit)?)
+            Ok(receive::run(link, &spec.state, &spec.run, limit)?)
         }
         Purpose::Receive => {
             link.control.refuse("this version gives no targets away on request");

@@ -20,8 +20,10 @@ mod keygen;
 mod list;
 mod r#move;
 mod pre_dump;
+mod resolve;
 mod restore;
 mod show;
+mod status;
 mod verify;
 
 use crate::failure::Failure;
@@ -46,6 +48,7 @@ pub struct Cli {
 enum Verb {
     Check(check::Args),
     List(list::Args),
+    Status(status::Args),
     Show(show::Args),
     Verify(verify::Args),
     Explain(explain::Args),
@@ -57,6 +60,7 @@ enum Verb {
     Demo(demo::Args),
     Move(r#move::Args),
     Cancel(cancel::Args),
+    Resolve(resolve::Args),
 }
 
 impl Verb {
@@ -64,6 +68,7 @@ impl Verb {
         match self {
             Self::Check(args) => args.run(context),
             Self::List(args) => args.run(context),
+            Self::Status(args) => args.run(context),
             Self::Show(args) => args.run(context),
             Self::Verify(args) => Ok(args.run(context)),
             Self::Explain(args) => args.run(context),
@@ -75,6 +80,7 @@ impl Verb {
             Self::Demo(args) => args.run(context),
             Self::Move(args) => args.run(context),
             Self::Cancel(args) => args.run(context),
+            Self::Resolve(args) => args.run(context),
         }
     }
 }

@@ -207,6 +207,11 @@ fn smaller_verbs() {
     assert_eq!(parse::<list::Args>("").unwrap().options(), ListOptions::default());
     assert_eq!(parse::<show::Args>("d").unwrap().options().dir, std::path::Path::new("d"));
     assert_eq!(parse::<verify::Args>("d").unwrap().options().dir, std::path::Path::new("d"));
+    assert!(parse::<status::Args>("abc --all").unwrap().options().all);
+    assert_eq!(parse::<status::Args>("").unwrap().options().session, None);
+    let resolve = parse::<resolve::Args>("abc --discard --yes").unwrap().options();
+    assert_eq!((resolve.choice, resolve.yes), (crate::migration::handover::Choice::Discard, true));
+    refused::<resolve::Args>(&["", "abc", "abc --run --discard"]);
     assert_eq!(parse::<cancel::Args>("abc").unwrap().options().session, "abc");
     assert_eq!(parse::<demo::Args>("").unwrap().options(), DemoOptions::default());
     assert!(parse::<demo::Args>("--keep --mode pre-copy").unwrap().options().keep);

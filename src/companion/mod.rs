@@ -4,4 +4,6 @@
 //! of its own, outside the caller's cgroup.
 
 pub mod detach;
+pub mod held;
+pub mod lock_guard;
 pub mod tracker;

@@ -1,21 +1,27 @@
 //! The side that is to have the target: verdict, a tree that is made ahead of time, rounds into it, making of it what the
 //! target is in the end, running. Mirror of [`super::source`].
 
+use super::handover::destination::{Event, Phase};
+use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
 use super::journal::{Journal, Role, Step};
+use super::keeper::{self, Copy, Keeper, Question};
 use super::landing::{Landing, Memory, Plot};
 use super::pages::{Run, What};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
 use super::store::Store;
 use super::{MoveError, while_alive};
 use crate::blocker::Blocker;
+use crate::companion::held::Held;
 use crate::failure::Failure;
+use crate::fault::{self, Point};
 use crate::image::{MmId, Model, codec, limits};
 use crate::memory::store::ImageDir;
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -57,14 +63,29 @@ pub trait Builder {
     /// Completes the target. Everything that can fail is done when this returns; it does not run.
     fn prepare(&mut self, contents: Contents<'_>) -> Result<(), Failure>;
 
-    /// Runs it; the process id of its root as this host sees it.
+    /// Lets go of it so that it stands still whoever of us dies, and one write makes it run. `note` is told who it is before.
+    fn arm(&mut self, note: &mut dyn FnMut(&Held)) -> Result<(), Failure>;
+
+    /// Addresses of this host that came with it.
+    fn addresses(&self) -> Vec<(IpAddr, u8, String)> {
+        Vec::new()
+    }
+
+    /// Runs it; the process id of its root as this host sees it. After [`Builder::arm`] there is nothing in it that fails.
     fn run(&mut self) -> Result<i32, Failure>;
+
+    /// Tells the network that the target is here, although nobody answers yet. Called when the source knows that it is
+    /// prepared, and has not called it off.
+    fn announce(&mut self) {}
 
     /// Packets of the network, packed, that came to the source for the target: given to it now if it runs, else when it does.
     fn deliver(&mut self, packets: &[u8]) -> Result<(), Failure>;
 
     /// Removes what [`Builder::prepare`] made, if anything.
     fn discard(&mut self);
+
+    /// Leaves what is armed as it is, to whoever finds it in the journal.
+    fn leave(&mut self);
 }
 
 /// A tree that was made ahead of time.
@@ -89,6 +110,8 @@ pub enum Contents<'a> {
 pub struct Surroundings<'a> {
     /// Directory of journals.
     pub journals: &'a Path,
+    /// Directory of sockets, for a guardian.
+    pub run: &'a Path,
     /// Directories in which pages may be stored, the preferred first.
     pub stores: &'a [&'a Path],
     /// The most memory a target may have, bytes.
@@ -105,11 +128,24 @@ struct Attempt<'a> {
     /// A store of this many bytes, at most.
     store_bytes: u64,
     state: serde_json::Value,
-    journal: Journal,
+    keeper: Keeper,
     /// The model of the offer, until the tree is made of it.
     offered: Option<Model>,
     /// Where pages land, once there is a tree.
     landing: Option<Landing>,
+}
+
+/// The tree of the builder as the keeper knows it.
+struct Built<'b>(&'b mut dyn Builder);
+
+impl Copy for Built<'_> {
+    fn run(&mut self) -> Result<i32, Failure> {
+        self.0.run()
+    }
+
+    fn discard(&mut self) {
+        self.0.discard();
+    }
 }
 
 /// Takes a target that comes over the link. Returns when it runs and the source knows, or when it was only looked at.
@@ -120,6 +156,9 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     let Link { mut control, bulk, .. } = link;
     control.during("waiting for an offer");
     let offer: FromSource = protocol::receive(&mut control)?;
+    if let Some((attempt, request)) = handover_of(&offer) {
+        return answer(&mut control, &around, attempt, request);
+    }
     let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session } = offer else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
@@ -127,12 +166,13 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     let store = Store::begin(around.stores, id, target.memory_bytes, around.max_memory_bytes);
     // Begun long before the pause: making a file costs a wait for the disk.
     let ready = store.and_then(|store| {
-        let journal = Journal::begin(around.journals, Role::Destination, id, control.peer(), None)
+        let mut journal = Journal::begin(around.journals, Role::Destination, id, control.peer(), None)
             .map_err(|source| MoveError::Journal { source })?;
-        Ok((store, journal))
+        journal.set_session(&session);
+        Ok((store, Keeper::new(journal)))
     });
     let mut attempt = match ready {
-        Ok((store, journal)) => Attempt {
+        Ok((store, keeper)) => Attempt {
             id,
             control,
             builder,
@@ -140,7 +180,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             store,
             store_bytes: target.memory_bytes,
             state,
-            journal,
+            keeper,
             offered: None,
             landing: None,
         },
@@ -168,7 +208,8 @@ impl Attempt<'_> {
         let may_come = self.verdict(memory_bytes, model_bytes)?;
         if dry_run || !may_come {
             self.wait_for_abort()?;
-            return self.note(Step::Aborted);
+            self.keeper.on(&mut Built(self.builder), Event::Silent);
+            return Ok(());
         }
         let mut bulk = bulk;
         let (spaces, model_bytes) = self.rounds(&mut bulk)?;
@@ -350,46 +391,58 @@ impl Attempt<'_> {
             }
             (None, None) => return Err(MoveError::Target(Failure::new(NOT_AHEAD))),
         }
-        self.note(Step::Prepared)?;
+        self.arm()?;
+        let replies = self.keeper.on(&mut Built(self.builder), Event::Armed);
         let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.control.during("waiting for the order to run the target");
-        self.send(&FromDestination::Prepared { attempt: self.id, took_us })?;
-        let order = self.receive().and_then(|order| match order {
-            FromSource::Commit { attempt } if attempt == self.id => Ok(()),
-            FromSource::Abort { reason, .. } => Err(MoveError::Stays { reason }),
-            other => Err(self.out_of_turn(&other, "COMMIT")),
-        });
-        match order {
-            Ok(()) => self.commit(),
-            Err(error) => {
-                // A COMMIT that comes later finds nobody who would act on it: on the disk before anything is discarded.
-                self.note_synced(Step::Aborted)?;
-                Err(error)
+        for reply in replies {
+            match reply {
+                Reply::Prepared => {
+                    let sent = self.send(&FromDestination::Prepared { attempt: self.id, took_us });
+                    fault::strike(Point::DestinationPrepared);
+                    if let Err(error) = sent {
+                        return self.wait(error);
+                    }
+                    // A source that has called it off, or is gone, has announced that the target stays: that must be the
+                    // last word.
+                    if !self.control.is_readable().unwrap_or(true) {
+                        self.builder.announce();
+                    }
+                }
+                _ => return Err(MoveError::Target(Failure::new("the journal cannot be written here"))),
             }
         }
+        self.hand_over()
     }
 
-    /// It is ours from the line `owner` on.
-    fn commit(&mut self) -> Result<(), MoveError> {
-        self.note_synced(Step::Owner)?;
-        let pid = match self.builder.run() {
-            Ok(pid) => pid,
-            Err(failure) => {
-                self.note_synced(Step::Aborted)?;
-                return Err(failure.into());
+    /// From PREPARED on the machine decides, and only it.
+    fn hand_over(&mut self) -> Result<(), MoveError> {
+        let mut reason = String::new();
+        loop {
+            let (attempt, request) = match self.receive() {
+                Ok(message) => {
+                    if let FromSource::Abort { reason: why, .. } = &message {
+                        reason.clone_from(why);
+                    }
+                    match handover_of(&message) {
+                        Some(order) => order,
+                        None => return self.wait(self.out_of_turn(&message, "COMMIT")),
+                    }
+                }
+                Err(error) => return self.wait(error),
+            };
+            let replies = self.keeper.on(&mut Built(self.builder), Event::Asked(attempt, request));
+            self.control.during("waiting for the end of the original");
+            for reply in replies {
+                if let Err(error) = tell(&mut self.control, self.id, reply, self.keeper.pid()) {
+                    return self.wait(error);
+                }
             }
-        };
-        self.journal.set_target(pid);
-        // Whether the source hears it or not: it runs here, and the journal says so.
-        let told = self.send(&FromDestination::Running { attempt: self.id, pid });
-        self.control.during("waiting for the end of the original");
-        match told.and_then(|()| self.receive()) {
-            Ok(FromSource::Done { .. }) => self.note(Step::Done),
-            Ok(other) => {
-                let source = Box::new(self.out_of_turn(&other, "the end of the original"));
-                Err(MoveError::RunsHere { pid, source })
+            match self.keeper.phase() {
+                Phase::Closed => return Ok(()),
+                Phase::Aborted => return Err(MoveError::Stays { reason }),
+                _ => {}
             }
-            Err(error) => Err(MoveError::RunsHere { pid, source: Box::new(error) }),
         }
     }
 
@@ -406,12 +459,43 @@ impl Attempt<'_> {
         }
     }
 
-    fn note(&mut self, step: Step) -> Result<(), MoveError> {
-        self.journal.write(step).map_err(|source| MoveError::Journal { source })
+    /// The tree lets go of us; who it is stands in the journal before.
+    fn arm(&mut self) -> Result<(), MoveError> {
+        let addresses = self.builder.addresses();
+        let mut noted = Ok(());
+        let journal = self.keeper.journal();
+        journal.set_addresses(addresses);
+        let mut note = |held: &Held| {
+            journal.set_held(held.clone());
+            noted = journal.write(Step::Begun);
+        };
+        while_alive(&mut self.control, || self.builder.arm(&mut note))?;
+        noted.map_err(|source| MoveError::Journal { source })?;
+        fault::strike(Point::DestinationArmed);
+        Ok(())
     }
 
-    fn note_synced(&mut self, step: Step) -> Result<(), MoveError> {
-        self.journal.write_synced(step).map_err(|source| MoveError::Journal { source })
+    /// The link is lost. What runs here runs on; what is prepared waits until somebody decides.
+    fn wait(&mut self, error: MoveError) -> Result<(), MoveError> {
+        let pid = match self.keeper.phase() {
+            Phase::Prepared => {
+                let mut copy = Built(self.builder);
+                if let Err(error) = self.keeper.wait(&mut copy, self.around.run) {
+                    tracing::error!(%error, "nobody can ask the guardian of a prepared copy");
+                }
+                match self.keeper.phase() {
+                    Phase::Owner => return Ok(()),
+                    Phase::Prepared => self.builder.leave(),
+                    _ => return Err(error),
+                }
+                None
+            }
+            _ => self.keeper.pid(),
+        };
+        match pid {
+            Some(pid) => Err(MoveError::RunsHere { pid, source: Box::new(error) }),
+            None => Err(error),
+        }
     }
 
     fn send(&mut self, message: &FromDestination) -> Result<(), MoveError> {
@@ -420,12 +504,9 @@ impl Attempt<'_> {
 
     /// Removes everything and says why, if somebody listens.
     fn fail(&mut self, error: &MoveError) {
-        if matches!(error, MoveError::RunsHere { .. }) {
+        self.keeper.on(&mut Built(self.builder), Event::Failed);
+        if self.keeper.phase() != Phase::Aborted || matches!(error, MoveError::Stays { .. }) {
             return;
-        }
-        self.builder.discard();
-        if let Err(unwritten) = self.journal.write(Step::Aborted) {
-            tracing::warn!(%unwritten, "the journal does not say that the attempt is over");
         }
         self.control.deadline(Some(Duration::from_secs(2)));
         let failure = error.to_wire();
@@ -448,6 +529,46 @@ pub(super) fn out_of_turn(control: &Channel, got: &FromSource, expected: &'stati
 
 /// Of a tree that should have been there.
 const NOT_AHEAD: &str = "the tree that was to be made ahead of time is not there";
+
+/// The attempt and what is asked about it, if it is that kind of message.
+fn handover_of(message: &FromSource) -> Option<(AttemptId, Request)> {
+    match message {
+        FromSource::Commit { attempt } => Some((*attempt, Request::Commit)),
+        FromSource::Abort { attempt, .. } => Some((*attempt, Request::Abort)),
+        FromSource::Ask { attempt } => Some((*attempt, Request::Ask)),
+        FromSource::Done { attempt } => Some((*attempt, Request::Done)),
+        _ => None,
+    }
+}
+
+/// A source that has found a new link asks about an attempt of an old one, until it knows.
+fn answer(
+    control: &mut Channel,
+    around: &Surroundings<'_>,
+    attempt: AttemptId,
+    request: Request,
+) -> Result<(), MoveError> {
+    let mut asked = Some((attempt, request));
+    while let Some((attempt, request)) = asked {
+        let known = keeper::answer(around.journals, around.run, attempt, Question::Source(request));
+        protocol::send(control, &FromDestination::Says { attempt, reply: known.reply, pid: known.pid })?;
+        asked = match protocol::receive(control) {
+            Ok(message) => handover_of(&message),
+            Err(TransportError::Closed { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+    }
+    Ok(())
+}
+
+/// In the words of the link that the attempt has had from the beginning.
+fn tell(control: &mut Channel, attempt: AttemptId, reply: Reply, pid: Option<i32>) -> Result<(), MoveError> {
+    let message = match (reply, pid) {
+        (Reply::Running, Some(pid)) => FromDestination::Running { attempt, pid },
+        (reply, pid) => FromDestination::Says { attempt, reply: Some(reply), pid },
+    };
+    Ok(protocol::send(control, &message)?)
+}
 
 /// Spaces of pages and what a model calls them, those that it has.
 fn homes(model: &Model, names: &[SpaceName]) -> Result<HashMap<Space, Space>, MoveError> {

@@ -8,13 +8,18 @@
 //! instruction at the destination, `aborted` before anything is discarded after a PREPARED. `committing` must survive the
 //! death of the program; a crash of the host ends the source's copy anyway.
 
+use super::handover::{Candidate, destination, source};
 use super::protocol::AttemptId;
+use crate::companion::held::Held;
+use crate::sys::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Longest journal that is read, bytes: a few dozen lines are the most there can be.
 const FILE_LIMIT_BYTES: u64 = 1 << 20;
@@ -27,6 +32,15 @@ pub enum Role {
     Source,
     /// Where it was to go.
     Destination,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
 }
 
 /// A step that was taken.
@@ -69,35 +83,137 @@ pub struct Line {
     pub peer: String,
     /// Process id of the root on this host, once known.
     pub target_pid: Option<i32>,
+    /// The session, as a person knows it.
+    #[serde(default)]
+    pub session: String,
+    /// The copy on this host while it stands still, so that a later program can let it go or end it.
+    #[serde(default)]
+    pub held: Option<Held>,
+    /// Addresses that came with the target: taken away again with a copy that is discarded.
+    #[serde(default)]
+    pub addresses: Vec<(IpAddr, u8, String)>,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
 
-/// The journal of one attempt on one side.
+impl Line {
+    /// As the source's machine knows it.
+    pub fn of_source(&self) -> source::Record {
+        match self.step {
+            Step::Committing | Step::Owner => source::Record::Committing(Candidate(0)),
+            Step::Done => source::Record::Done(Candidate(0)),
+            Step::Aborted => source::Record::Aborted,
+            Step::Begun | Step::Prepared => source::Record::Begun,
+        }
+    }
+
+    /// As the destination's machine knows it.
+    pub fn of_destination(&self) -> destination::Record {
+        match self.step {
+            Step::Begun => destination::Record::Begun,
+            Step::Prepared => destination::Record::Prepared,
+            Step::Owner | Step::Committing => destination::Record::Owner,
+            Step::Aborted => destination::Record::Aborted,
+            Step::Done => destination::Record::Done,
+        }
+    }
+
+    /// Written since this host was started.
+    pub fn is_of_this_boot(&self) -> bool {
+        crate::proc::sys::boot_id().is_ok_and(|boot_id| boot_id == self.boot_id)
+    }
+}
+
+/// The journal of one attempt on one side. Whoever has it is the only one who decides on this side: the file is locked
+/// (flock(2)) as long as this lives.
 #[derive(Debug)]
 pub struct Journal {
-    file: File,
+    file: Flock<File>,
     path: PathBuf,
     line: Line,
 }
+
+/// Room for all lines of a journal, bytes: reserved at the beginning, so that a disk that fills up decides nothing.
+const RESERVED_BYTES: i64 = 16 << 10;
+
+/// How long somebody who decides may take to come to an end before they are said to be busy.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 impl Journal {
     /// Begins a journal in `dir`, which is made (0700) if it is not there. The file and its name are on the disk when
     /// this returns.
     pub fn begin(dir: &Path, role: Role, attempt: AttemptId, peer: &str, target_pid: Option<i32>) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let side = match role {
-            Role::Source => "source",
-            Role::Destination => "destination",
-        };
-        let path = dir.join(format!("{attempt}.{side}.journal"));
+        let path = dir.join(format!("{attempt}.{}.journal", role.name()));
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
-        let boot_id = crate::proc::sys::boot_id().unwrap_or_default();
-        let line = Line { attempt, role, step: Step::Begun, boot_id, peer: peer.into(), target_pid, unix_ms: 0 };
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        let reserve = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match nix::fcntl::fallocate(&*file, reserve, 0, RESERVED_BYTES) {
+            // Not every file system can.
+            Ok(()) | Err(Errno::EOPNOTSUPP) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let line = Line {
+            attempt,
+            role,
+            step: Step::Begun,
+            boot_id: crate::proc::sys::boot_id().unwrap_or_default(),
+            peer: peer.into(),
+            target_pid,
+            session: String::new(),
+            held: None,
+            addresses: Vec::new(),
+            unix_ms: 0,
+        };
         let mut journal = Self { file, path, line };
-        journal.write(Step::Begun)?;
+        journal.write_synced(Step::Begun)?;
         File::open(dir)?.sync_all()?;
         Ok(journal)
+    }
+
+    /// Takes over the journal of an attempt whose programs are dead; with its last line, as it was written.
+    ///
+    /// # Errors
+    /// There is none ([`io::ErrorKind::NotFound`]), or somebody else still decides ([`io::ErrorKind::WouldBlock`]).
+    pub fn take_over(dir: &Path, role: Role, attempt: AttemptId) -> io::Result<(Self, Line)> {
+        let path = dir.join(format!("{attempt}.{}.journal", role.name()));
+        let mut file = OpenOptions::new().append(true).read(true).open(&path)?;
+        let until = Instant::now() + LOCK_WAIT;
+        let file = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(locked) => break locked,
+                Err((_, errno)) if errno != Errno::EWOULDBLOCK || Instant::now() > until => return Err(errno.into()),
+                Err((back, _)) => file = back,
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let last = read(&path)?.pop().ok_or(io::ErrorKind::InvalidData)?;
+        // What a crash has cut off must not run into the next line.
+        let whole = fs::read(&path)?.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end as u64 + 1);
+        file.set_len(whole)?;
+        let line = Line { boot_id: crate::proc::sys::boot_id().unwrap_or_default(), ..last.clone() };
+        Ok((Self { file, path, line }, last))
+    }
+
+    /// Notes the session for later lines.
+    pub fn set_session(&mut self, session: &str) {
+        self.line.session = session.into();
+    }
+
+    /// Notes the copy that stands still here, for later lines.
+    pub fn set_held(&mut self, held: Held) {
+        self.line.target_pid = held.root().or(self.line.target_pid);
+        self.line.held = Some(held);
+    }
+
+    /// Notes addresses that are here for the copy.
+    pub fn set_addresses(&mut self, addresses: Vec<(IpAddr, u8, String)>) {
+        self.line.addresses = addresses;
+    }
+
+    /// What the next line will say.
+    pub fn line(&self) -> &Line {
+        &self.line
     }
 
     /// Notes the target's process id for later lines.
@@ -112,7 +228,12 @@ impl Journal {
         self.line.unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let mut text = serde_json::to_vec(&self.line).map_err(io::Error::other)?;
         text.push(b'\n');
-        self.file.write_all(&text)
+        let before = self.file.metadata()?.len();
+        let mut file: &File = &self.file;
+        file.write_all(&text).inspect_err(|_| {
+            // Half a line would swallow the next one.
+            let _ = self.file.set_len(before);
+        })
     }
 
     /// Writes a step; it survives the death of this host when this returns.
@@ -135,9 +256,21 @@ pub fn read(path: &Path) -> io::Result<Vec<Line>> {
     whole.lines().map(|line| serde_json::from_str(line).map_err(io::Error::other)).collect()
 }
 
+/// Whether a program of ours has this journal, and decides.
+pub fn is_decided(dir: &Path, line: &Line) -> bool {
+    let path = dir.join(format!("{}.{}.journal", line.attempt, line.role.name()));
+    let free = |file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok();
+    !File::open(path).is_ok_and(free)
+}
+
 /// The last line of every journal in `dir` that is not decided yet.
 pub fn undecided(dir: &Path) -> io::Result<Vec<Line>> {
-    let mut found = Vec::new();
+    Ok(all(dir)?.into_iter().filter(|line| !line.step.is_final()).collect())
+}
+
+/// The last line of every journal in `dir`, the oldest first.
+pub fn all(dir: &Path) -> io::Result<Vec<Line>> {
+    let mut found: Vec<Line> = Vec::new();
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
         entries => entries?,
@@ -147,11 +280,11 @@ pub fn undecided(dir: &Path) -> io::Result<Vec<Line>> {
         if path.extension().is_some_and(|extension| extension == "journal")
             && let Ok(lines) = read(&path)
             && let Some(last) = lines.into_iter().next_back()
-            && !last.step.is_final()
         {
             found.push(last);
         }
     }
+    found.sort_by_key(|line| line.unix_ms);
     Ok(found)
 }
 

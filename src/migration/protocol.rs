@@ -27,6 +27,7 @@
 //! Messages are JSON in MESG frames, so that a newer program may add fields. Each names the attempt; a message of another
 //! attempt is refused. The model is sent in MODL frames, in pieces; how many bytes there will be is in the message before.
 
+use super::handover::Reply;
 use crate::blocker::{Blocker, Code};
 use crate::image::{MmId, ShmemId};
 use crate::memory::Space;
@@ -210,6 +211,11 @@ pub enum FromSource {
         /// The attempt.
         attempt: AttemptId,
     },
+    /// Who owns the target? On a new link, after the old one was lost.
+    Ask {
+        /// The attempt.
+        attempt: AttemptId,
+    },
     /// The target goes on at the source.
     Abort {
         /// The attempt.
@@ -259,6 +265,15 @@ pub enum FromDestination {
         attempt: AttemptId,
         /// Process id of its root, as the destination sees it.
         pid: i32,
+    },
+    /// What the destination knows of an attempt, on a new link.
+    Says {
+        /// The attempt.
+        attempt: AttemptId,
+        /// What it knows; `None` = whoever decides there does not answer.
+        reply: Option<Reply>,
+        /// Process id of its root there, where it runs.
+        pid: Option<i32>,
     },
     /// It will not run here; everything was discarded.
     Failed {

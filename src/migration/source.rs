@@ -2,6 +2,8 @@
 
 use super::MoveError;
 use super::effort::Effort;
+use super::handover::source::{Action, Event as Happened, Phase, Record, Source};
+use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
 use super::pages::{Run, What};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure};
@@ -9,12 +11,14 @@ use super::report::{Pause, Report};
 use super::send_pages::{Throttle, send_round};
 use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats, Step as Help};
 use crate::blocker::Blocker;
+use crate::companion::held::Held;
 use crate::failure::Failure;
+use crate::fault::{self, Point};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::{PageRange, Space};
 use crate::ops::outcome::Round;
 use crate::ops::{Event, Events};
-use crate::transport::{FrameKind, Link};
+use crate::transport::{Abort, FrameKind, Link, TransportError};
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -122,6 +126,9 @@ pub trait Target {
     /// When the first of its tasks was stopped, once it is frozen.
     fn frozen_since(&self) -> Option<Instant>;
 
+    /// Who it is, frozen: for the journal, so that a later program can let it go or end it.
+    fn held(&self) -> Result<Held, Failure>;
+
     /// Sees to it that it stays stopped even if this program dies.
     fn hold(&mut self) -> Result<(), Failure>;
 
@@ -166,6 +173,18 @@ pub struct Wishes<'a> {
     pub state: serde_json::Value,
     /// Directory of journals.
     pub journals: &'a Path,
+    /// A new link to the destination, when the old one is lost in the moment of handing over.
+    pub again: Option<Again<'a>>,
+}
+
+/// How to find a link again.
+#[derive(Clone, Copy)]
+pub struct Again<'a>(pub &'a (dyn Fn() -> crate::transport::Result<Link> + 'a));
+
+impl std::fmt::Debug for Again<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Again")
+    }
 }
 
 /// How pages are packed on the way.
@@ -198,7 +217,21 @@ struct Attempt<'a> {
     surveyed: Instant,
     /// The destination has been told to make the tree ahead of time.
     built: bool,
+    /// The destination may have a prepared copy, which waits until it is told something.
+    prepare_sent: bool,
+    /// The link that the target went over is lost.
+    lost: bool,
+    /// Who owns the target.
+    machine: Source,
+    /// It was to go on here, and could not be let go.
+    not_resumed: Option<Failure>,
 }
+
+/// The one destination there is.
+const ONE: Candidate = Candidate(0);
+
+/// Between two looks for a lost destination: at first, and at most.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Moves the target over the link. Whatever fails before the destination runs it: it goes on here.
 ///
@@ -208,8 +241,9 @@ struct Attempt<'a> {
 pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dyn Events) -> Result<Report, MoveError> {
     let id = AttemptId::random()?;
     // Begun long before the pause: making a file costs a wait for the disk.
-    let journal = Journal::begin(wishes.journals, Role::Source, id, link.control.peer(), None)
+    let mut journal = Journal::begin(wishes.journals, Role::Source, id, link.control.peer(), None)
         .map_err(|source| MoveError::Journal { source })?;
+    journal.set_session(&wishes.session);
     let mut attempt = Attempt {
         id,
         link,
@@ -223,6 +257,10 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         journal,
         surveyed: Instant::now(),
         built: false,
+        prepare_sent: false,
+        lost: false,
+        machine: Source::new(id, 1, Rules::in_force()),
+        not_resumed: None,
     };
     match attempt.whole(target) {
         Ok(()) => {
@@ -238,9 +276,11 @@ impl Attempt<'_> {
     fn whole(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
         self.offer(target)?;
         if self.wishes.dry_run {
-            self.abort("only a look")?;
-            self.journal.write(Step::Aborted).map_err(|source| MoveError::Journal { source })?;
-            return Ok(target.resume()?);
+            self.happened(target, Happened::Failed);
+            return match self.not_resumed.take() {
+                Some(failure) => Err(failure.into()),
+                None => Ok(()),
+            };
         }
         let exit = self.rounds(target)?;
         self.report.exit = Some(exit);
@@ -434,15 +474,7 @@ impl Attempt<'_> {
         pause.part("residual");
         self.prepared()?;
         pause.part("rebuild");
-        let pid = self.commit(target)?;
-        pause.part("handover");
-        self.report.switched(pid, pause);
-        let downtime = self.report.downtime.unwrap_or_default();
-        self.events.event(Event::Switched { downtime });
-        // It runs there: what fails from here on is a warning, not a failure of the move.
-        self.end_original(target);
-        self.farewell(target);
-        Ok(())
+        self.commit(target, pause)
     }
 
     /// The destination is told what the target is now.
@@ -451,7 +483,9 @@ impl Attempt<'_> {
         let prepare =
             FromSource::Prepare { attempt: self.id, spaces: last.spaces.clone(), model_bytes: last.model.len() as u64 };
         protocol::send(&mut self.link.control, &prepare)?;
-        Ok(protocol::send_model(&mut self.link.control, &last.model)?)
+        protocol::send_model(&mut self.link.control, &last.model)?;
+        self.prepare_sent = true;
+        Ok(())
     }
 
     /// The destination has rebuilt the target and stopped short of running it.
@@ -467,51 +501,211 @@ impl Attempt<'_> {
     }
 
     /// From the moment COMMIT may have left this host, only the destination knows who owns the target.
-    fn commit(&mut self, target: &mut dyn Target) -> Result<i32, MoveError> {
-        let peer = self.link.control.peer().to_owned();
-        target.hold()?;
-        self.journal.write(Step::Committing).map_err(|source| MoveError::Journal { source })?;
+    fn commit(&mut self, target: &mut dyn Target, pause: Pause) -> Result<(), MoveError> {
+        fault::strike(Point::SourceReady);
         self.link.control.during("handing the target over");
-        for body in target.segments_ahead() {
-            self.link.control.send(FrameKind::SEGMENTS, &body)?;
+        // Who wants this to end now is told how it ended: a wait for the peer ends with its silence.
+        let interrupted = self.link.control.patience().abort.clone();
+        if interrupted.is_triggered() {
+            return Err(TransportError::Aborted { during: "handing the target over" }.into());
         }
-        let answer = protocol::send(&mut self.link.control, &FromSource::Commit { attempt: self.id })
-            .map_err(MoveError::from)
-            .and_then(|()| self.receive());
-        match answer {
-            Ok(FromDestination::Running { pid, .. }) => Ok(pid),
-            // Said after COMMIT was read: it durably does not run there.
-            Err(error @ MoveError::Destination(_)) => Err(error),
-            Ok(other) => {
-                let error = self.unexpected(&other, "the word that the target runs");
-                Err(MoveError::InDoubt { peer, journal: self.journal.path().into(), source: Box::new(error) })
+        self.link.control.abort_with(Abort::new().map_err(|source| MoveError::Journal { source })?);
+        let mut trouble = self.happened(target, Happened::Said(ONE, self.id, Reply::Prepared));
+        let mut pause = Some(pause);
+        while self.machine.phase() == Phase::Committed(ONE) {
+            let said = self.receive();
+            let event = match said {
+                Ok(FromDestination::Running { pid: theirs, .. }) => {
+                    fault::strike(Point::SourceMoved);
+                    self.switched(theirs, pause.take());
+                    Happened::Said(ONE, self.id, Reply::Running)
+                }
+                Ok(FromDestination::Says { reply: Some(reply), .. }) => Happened::Said(ONE, self.id, reply),
+                // Said after COMMIT was read: it durably does not run there.
+                Err(error @ (MoveError::Destination(_) | MoveError::Blocked(_))) => {
+                    trouble = Some(error);
+                    Happened::Said(ONE, self.id, Reply::Aborted)
+                }
+                Ok(other) => {
+                    trouble = Some(self.unexpected(&other, "the word that the target runs"));
+                    Happened::Silent(ONE)
+                }
+                Err(error) => {
+                    trouble = Some(error);
+                    Happened::Silent(ONE)
+                }
+            };
+            let failed = self.happened(target, event);
+            trouble = trouble.or(failed);
+        }
+        if let Phase::InDoubt(_) = self.machine.phase() {
+            let pid = self.ask_until_known(target, &interrupted);
+            self.switched(pid.unwrap_or_default(), pause.take().filter(|_| pid.is_some()));
+        }
+        match self.machine.phase() {
+            // It runs there: what fails from here on is a warning, not a failure of the move.
+            Phase::Moved(_) => Ok(()),
+            Phase::InDoubt(_) => {
+                let peer = self.link.control.peer().to_owned();
+                let source = Box::new(trouble.unwrap_or(MoveError::Worker));
+                Err(MoveError::InDoubt { peer, journal: self.journal.path().into(), source })
             }
-            Err(error) => {
-                Err(MoveError::InDoubt { peer, journal: self.journal.path().into(), source: Box::new(error) })
+            _ => Err(trouble.unwrap_or(MoveError::Stays { reason: "the destination has given it up".into() })),
+        }
+    }
+
+    /// The pause is over.
+    fn switched(&mut self, pid: i32, pause: Option<Pause>) {
+        let Some(mut pause) = pause else { return };
+        pause.part("handover");
+        self.report.switched(pid, pause);
+        let downtime = self.report.downtime.unwrap_or_default();
+        self.events.event(Event::Switched { downtime });
+    }
+
+    /// Looks for a link, and asks who owns the target: until that is known, or somebody wants this to end.
+    fn ask_until_known(&mut self, target: &mut dyn Target, interrupted: &Abort) -> Option<i32> {
+        let again = self.wishes.again?;
+        let (mut pause, mut pid) = (LOOK_AGAIN.0, None);
+        self.events.event(Event::Warning(format!(
+            "in doubt: the target is held here while {} is asked whether it runs there",
+            self.link.control.peer()
+        )));
+        while let Phase::InDoubt(_) = self.machine.phase() {
+            if interrupted.is_triggered() {
+                break;
+            }
+            if let Ok(link) = again.0() {
+                self.link = link;
+                self.link.control.during("asking who owns the target");
+                self.happened(target, Happened::Connected(ONE));
+                // Until nothing new is said: an answer may be followed by another COMMIT.
+                while let Ok(FromDestination::Says { attempt, reply: Some(reply), pid: theirs }) =
+                    protocol::receive(&mut self.link.control)
+                {
+                    pid = theirs.or(pid);
+                    self.happened(target, Happened::Said(ONE, attempt, reply));
+                    if self.machine.phase() != Phase::Committed(ONE) {
+                        break;
+                    }
+                }
+                if self.machine.phase() == Phase::Committed(ONE) {
+                    self.happened(target, Happened::Silent(ONE));
+                }
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LOOK_AGAIN.1);
+        }
+        pid
+    }
+
+    /// Performs what the machine decides; what kept it from being done.
+    fn happened(&mut self, target: &mut dyn Target, event: Happened) -> Option<MoveError> {
+        let mut trouble = None;
+        let mut actions = self.machine.on(event);
+        while !actions.is_empty() {
+            let decides = matches!(actions.last(), Some(Action::Record(..)));
+            let mut done = true;
+            for action in std::mem::take(&mut actions) {
+                if let Err(error) = self.perform(target, action) {
+                    trouble.get_or_insert(error);
+                    done = false;
+                    if decides {
+                        break;
+                    }
+                }
+            }
+            if decides {
+                actions = self.machine.on(if done { Happened::Recorded } else { Happened::NotRecorded });
             }
         }
+        trouble
+    }
+
+    fn perform(&mut self, target: &mut dyn Target, action: Action) -> Result<(), MoveError> {
+        let attempt = self.id;
+        match action {
+            Action::Hold => {
+                self.journal.set_held(target.held()?);
+                self.note(Step::Begun, Sync::Later)?;
+                target.hold()?;
+                fault::strike(Point::SourceHeld);
+            }
+            Action::Record(record, sync) => {
+                let step = match record {
+                    Record::Begun => Step::Begun,
+                    Record::Committing(_) => Step::Committing,
+                    Record::Aborted => Step::Aborted,
+                    Record::Done(_) => Step::Done,
+                };
+                self.note(step, sync)?;
+                if step == Step::Committing {
+                    fault::strike(Point::SourceCommitting);
+                }
+            }
+            Action::Send(_, request) => {
+                let message = match request {
+                    Request::Commit => FromSource::Commit { attempt },
+                    Request::Ask => FromSource::Ask { attempt },
+                    Request::Done => FromSource::Done { attempt },
+                    Request::Abort => {
+                        self.link.control.deadline(Some(Duration::from_secs(1)));
+                        FromSource::Abort { attempt, reason: "the target stays".into() }
+                    }
+                };
+                // Unheard it is silence, which has an event of its own.
+                let sent = self.send_segments(target, request);
+                if let Err(error) = sent.and_then(|()| Ok(protocol::send(&mut self.link.control, &message)?)) {
+                    tracing::debug!(%error, ?request, "the destination was not told");
+                }
+                if request == Request::Commit {
+                    fault::strike(Point::SourceCommitted);
+                }
+            }
+            Action::Release => {
+                if let Err(failure) = target.resume() {
+                    self.not_resumed = Some(failure);
+                }
+            }
+            Action::End => {
+                self.end_original(target);
+                fault::strike(Point::SourceEnded);
+            }
+            Action::Connect(_) => self.lost = true,
+        }
+        Ok(())
+    }
+
+    /// What the network has brought for the target goes before these words, on the link that the target went over.
+    fn send_segments(&mut self, target: &mut dyn Target, request: Request) -> Result<(), MoveError> {
+        if self.lost {
+            return Ok(());
+        }
+        let control = &mut self.link.control;
+        match request {
+            Request::Commit => {
+                target.segments_ahead().iter().try_for_each(|body| Ok(control.send(FrameKind::SEGMENTS, body)?))
+            }
+            Request::Done => target.forward_segments(&mut |body| Ok(control.send(FrameKind::SEGMENTS, body)?)),
+            Request::Ask | Request::Abort => Ok(()),
+        }
+    }
+
+    fn note(&mut self, step: Step, sync: Sync) -> Result<(), MoveError> {
+        let written = match sync {
+            Sync::Now => self.journal.write_synced(step),
+            Sync::Later => self.journal.write(step),
+        };
+        if let (Err(error), Step::Done | Step::Aborted) = (&written, step) {
+            let path = self.journal.path().display();
+            self.report.warnings.push(format!("the journal {path} could not be written: {error}"));
+        }
+        written.map_err(|source| MoveError::Journal { source })
     }
 
     fn end_original(&mut self, target: &mut dyn Target) {
         if let Err(failure) = target.end() {
             self.report.warnings.push(format!("the frozen original could not be ended: {failure}"));
-        }
-        if let Err(error) = self.journal.write_synced(Step::Done) {
-            self.report
-                .warnings
-                .push(format!("the journal {} could not be written: {error}", self.journal.path().display()));
-        }
-    }
-
-    /// The last words: what still comes here for the target, and that the original has ended.
-    fn farewell(&mut self, target: &mut dyn Target) {
-        let control = &mut self.link.control;
-        let done = FromSource::Done { attempt: self.id };
-        let said = target
-            .forward_segments(&mut |body| Ok(control.send(FrameKind::SEGMENTS, body)?))
-            .and_then(|()| Ok(protocol::send(control, &done)?));
-        if let Err(error) = said {
-            tracing::debug!(%error, "the destination was not told that the original has ended");
         }
     }
 
@@ -524,6 +718,7 @@ impl Attempt<'_> {
             | FromDestination::RoundDone { attempt, .. }
             | FromDestination::Prepared { attempt, .. }
             | FromDestination::Running { attempt, .. }
+            | FromDestination::Says { attempt, .. }
             | FromDestination::Failed { attempt, .. } => *attempt,
         };
         if attempt != self.id {
@@ -542,23 +737,37 @@ impl Attempt<'_> {
         MoveError::OutOfTurn { peer: self.link.control.peer().into(), expected, got: format!("{got:?}") }
     }
 
-    fn abort(&mut self, reason: &str) -> crate::transport::Result<()> {
-        protocol::send(&mut self.link.control, &FromSource::Abort { attempt: self.id, reason: reason.into() })
+    /// Once more, over a new link: the target runs here already.
+    fn tell_that_it_stays(&mut self) {
+        let link = self.wishes.again.map(|again| again.0());
+        let told = link.is_some_and(|link| {
+            let Ok(link) = link else { return false };
+            self.link = link;
+            self.link.control.deadline(Some(Duration::from_secs(5)));
+            let abort = FromSource::Abort { attempt: self.id, reason: "the link was lost".into() };
+            let said =
+                protocol::send(&mut self.link.control, &abort).and_then(|()| protocol::receive(&mut self.link.control));
+            matches!(said, Ok(FromDestination::Says { reply: Some(Reply::Aborted), .. }))
+        });
+        if !told {
+            let peer = self.link.control.peer();
+            self.events.event(Event::Warning(format!(
+                "{peer} may hold a prepared copy of the target, which waits there: migrate resolve {} --discard ends it",
+                self.wishes.session
+            )));
+        }
     }
 
     /// The target goes on here; the destination is told, if it can be.
     fn roll_back(&mut self, target: &mut dyn Target, error: MoveError) -> MoveError {
-        let resumed = target.resume();
-        if let Err(unwritten) = self.journal.write(Step::Aborted) {
-            tracing::warn!(%unwritten, "the journal does not say that the target stays");
+        // Nothing more to be done where the machine has let it go already.
+        self.happened(target, Happened::Failed);
+        if error.is_link_lost() && self.prepare_sent {
+            self.tell_that_it_stays();
         }
-        self.link.control.deadline(Some(Duration::from_secs(1)));
-        if let Err(unheard) = self.abort(&error.to_string()) {
-            tracing::debug!(%unheard, "the destination was not told that the target stays");
-        }
-        match resumed {
-            Ok(()) => error,
-            Err(failure) => MoveError::NotResumed { failure, source: Box::new(error) },
+        match self.not_resumed.take() {
+            None => error,
+            Some(failure) => MoveError::NotResumed { failure, source: Box::new(error) },
         }
     }
 }

@@ -7,7 +7,8 @@ use super::protocol::{SpaceName, TargetSummary};
 use super::source::{Compression, Final, Plan, SendSegments, Survey, Taken, Target, Wishes};
 use super::switchover::{ExitCondition, Goals, Step as Help};
 use super::*;
-use crate::image::{MmId, ShmemId, codec, mm::PAGE};
+use crate::companion::held::Held;
+use crate::image::{MmId, Pid, ShmemId, codec, mm::PAGE};
 use crate::memory::pipeline::{ReadPages, WritePages};
 use crate::memory::store::{ImageDir, PageReader, Scratch, Source};
 use crate::memory::{PageRange, RangeSet};
@@ -56,6 +57,7 @@ enum Fault {
     Build,
     Adopt,
     Prepare,
+    Arm,
     Run,
 }
 
@@ -204,6 +206,10 @@ impl Target for FakeTarget {
         None
     }
 
+    fn held(&self) -> Result<Held, Failure> {
+        Ok(Held::default())
+    }
+
     fn hold(&mut self) -> Result<(), Failure> {
         assert_eq!(self.state, State::Frozen);
         self.fails(Fault::Hold)?;
@@ -350,6 +356,13 @@ impl Builder for FakeBuilder {
         Ok(())
     }
 
+    fn arm(&mut self, note: &mut dyn FnMut(&Held)) -> Result<(), Failure> {
+        note(&Held::of(&[Pid(std::process::id() as i32)], None).unwrap());
+        self.fails(Fault::Arm)
+    }
+
+    fn leave(&mut self) {}
+
     fn run(&mut self) -> Result<i32, Failure> {
         assert!(self.built.is_some() && !self.discarded);
         self.fails(Fault::Run)?;
@@ -492,12 +505,18 @@ fn play(
         bandwidth: None,
         state: serde_json::json!({ "pids": "auto" }),
         journals: &source_journals,
+        again: None,
     };
     change(&mut wishes);
     let (source, destination) = std::thread::scope(|scope| {
         let destination = scope.spawn(|| {
             let places: [&Path; 2] = [Path::new("/nonexistent"), stores.path()];
-            let around = Surroundings { journals: &destination_journals, stores: &places, max_memory_bytes: None };
+            let around = Surroundings {
+                journals: &destination_journals,
+                run: stores.path(),
+                stores: &places,
+                max_memory_bytes: None,
+            };
             destination::run(server, &mut builder, around)
         });
         let source = source::run(client, &mut target, &wishes, &Quiet);
@@ -590,8 +609,8 @@ fn a_dry_run_moves_nothing() {
 
 #[test]
 fn every_fault_leaves_one_running() {
-    use Fault::{Adopt, Blocker, Build, End, Freeze, Hold, Prepare, Run, Survey, TakeDirty, Verdict, VerdictBlocker};
-    for fault in [Survey, Blocker, TakeDirty, Freeze, Hold, End, Verdict, VerdictBlocker, Build, Adopt, Prepare, Run] {
+    use Fault::{Adopt, Arm, Blocker, Build, End, Freeze, Hold, Prepare, Survey, TakeDirty, Verdict, VerdictBlocker};
+    for fault in [Survey, Blocker, TakeDirty, Freeze, Hold, End, Verdict, VerdictBlocker, Build, Adopt, Prepare, Arm] {
         for streams in [0, 2] {
             let play = play(FakeTarget::new(300, 5, fault), (fault, Ahead::FitsInPart), streams, None, |_| {});
             play.check();
@@ -604,7 +623,7 @@ fn every_fault_leaves_one_running() {
                 (Survey | TakeDirty | Freeze | Hold, Err(MoveError::Target(failure))) => {
                     assert!(failure.what.contains("injected"))
                 }
-                (Verdict | Adopt | Prepare | Run, Err(MoveError::Destination(failure))) => {
+                (Verdict | Adopt | Prepare | Arm, Err(MoveError::Destination(failure))) => {
                     assert!(failure.what.contains("injected"))
                 }
                 // The final model may do better.
@@ -635,6 +654,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         bandwidth: None,
         state: serde_json::Value::Null,
         journals: journals.path(),
+        again: None,
     };
     let error = source::run(client, &mut target, &wishes, &Quiet).unwrap_err();
     assert!(matches!(error, MoveError::Transport(TransportError::Aborted { .. })), "{error}");
@@ -654,7 +674,8 @@ fn messages_of_another_attempt_are_refused() {
     let error = std::thread::scope(|scope| {
         let destination = scope.spawn(|| {
             let places: [&Path; 1] = [stores.path()];
-            let around = Surroundings { journals: &journals, stores: &places, max_memory_bytes: None };
+            let around =
+                Surroundings { journals: &journals, run: stores.path(), stores: &places, max_memory_bytes: None };
             destination::run(server, &mut builder, around)
         });
         let target = TargetSummary { pid: 1, comm: "x".into(), tasks: 1, memory_bytes: 1 };
@@ -689,9 +710,10 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
             bandwidth: None,
             state: serde_json::json!({ "pids": "auto" }),
             journals: &journals,
+            again: None,
         };
         std::thread::scope(|scope| {
-            let around = Surroundings { journals: &journals, stores: &places, max_memory_bytes: max };
+            let around = Surroundings { journals: &journals, run: b.path(), stores: &places, max_memory_bytes: max };
             scope.spawn(move || destination::run(server, &mut builder, around));
             *a.lock().unwrap() = Some(source::run(client, &mut target, &wishes, &Quiet).unwrap_err());
         });

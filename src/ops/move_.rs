@@ -13,8 +13,9 @@ use super::{Event, Events, interrupt, preflight, standstill};
 use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
+use crate::companion::held::Held;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
-use crate::image::{MmId, Model, codec};
+use crate::image::{MmId, Model, Pid, codec};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once};
 use crate::memory::shared::Objects;
@@ -24,7 +25,9 @@ use crate::migration::MoveError;
 use crate::migration::pages::{Run, What};
 use crate::migration::protocol::{SpaceName, TargetSummary};
 use crate::migration::report::Report;
-use crate::migration::source::{self, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes};
+use crate::migration::source::{
+    self, Again, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
+};
 use crate::migration::switchover::Goals;
 use crate::net::address::Place;
 use crate::proc::cgroupfs;
@@ -66,7 +69,9 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         .map_err(|error| peer_failure(&options.dest, &error))?;
     let places = Places::here();
     let journals = places.state.join("moves");
-    let wishes = Wishes { stop_and_copy: backend.is_none(), ..wishes(options, &journals)? };
+    let link_again = || connect_to(&options.dest, &options.peer, Purpose::Send, 0, abort);
+    let again = Some(Again(&link_again));
+    let wishes = Wishes { stop_and_copy: backend.is_none(), again, ..wishes(options, &journals)? };
     let mut live = Live {
         options,
         resolved,
@@ -84,7 +89,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
     };
-    let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(&options.dest, error))?;
+    let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
         events.event(Event::Warning(warning.clone()));
     }
@@ -142,6 +147,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         bandwidth: options.memory.bandwidth,
         state,
         journals,
+        again: None,
     })
 }
 
@@ -347,6 +353,15 @@ impl Target for Live<'_> {
         self.frozen.as_ref().map(|frozen| frozen.since)
     }
 
+    fn held(&self) -> Result<Held> {
+        let frozen = self.frozen.as_ref().ok_or_else(|| Failure::new("the target is not frozen"))?;
+        let live = || frozen.processes.iter().filter(|process| !process.zombie);
+        let pids: Vec<Pid> = live().map(|process| process.pid).collect();
+        let mut held = Held::of(&pids, None).map_err(|e| Failure::of("the target cannot be held", &e))?;
+        held.stopped = live().filter(|process| process.stopped_by.is_none()).map(|process| process.pid.0).collect();
+        Ok(held)
+    }
+
     fn hold(&mut self) -> Result<()> {
         match &mut self.frozen {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
@@ -470,7 +485,8 @@ pub(crate) fn peer_failure(dest: &Dest, error: &TransportError) -> Failure {
     }
 }
 
-fn failure(dest: &Dest, error: MoveError) -> Failure {
+fn failure(options: &MoveOptions, error: MoveError) -> Failure {
+    let (dest, session) = (&options.dest, options.session);
     let what = format!("the target was not moved to {dest}");
     match error {
         MoveError::Blocked(blockers) => {
@@ -489,9 +505,7 @@ fn failure(dest: &Dest, error: MoveError) -> Failure {
             Failure::of(format!("it is not known whether {dest} runs the target"), &error)
                 .kind(FailureKind::NeedsPerson)
                 .target(TargetState::InDoubt)
-                .hint(format!(
-                    "look whether it runs on {dest}; if it does, kill the stopped original here, else send it SIGCONT"
-                ))
+                .hint(format!("migrate status {session} says who has it; migrate resolve {session} decides"))
         }
         error @ MoveError::NotResumed { .. } => {
             Failure::of(what, &error).kind(FailureKind::NeedsPerson).target(TargetState::Held)

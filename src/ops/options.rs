@@ -514,6 +514,26 @@ pub struct DemoOptions {
     pub keep: bool,
 }
 
+/// `migrate status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusOptions {
+    /// The session, or a beginning of its id.
+    pub session: Option<String>,
+    /// Also those that are over.
+    pub all: bool,
+}
+
+/// `migrate resolve`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolveOptions {
+    /// The session, or a unique beginning of its id.
+    pub session: String,
+    /// What becomes of this host's copy.
+    pub choice: crate::migration::handover::Choice,
+    /// The risk is known.
+    pub yes: bool,
+}
+
 /// `migrate cancel`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CancelOptions {

@@ -2,7 +2,9 @@
 
 use super::network::Arriving;
 use super::options::{MoveAddress, StateOptions, Stdio};
+use super::words::SessionId;
 use crate::blocker::{Blocker, codes};
+use crate::companion::held::Held;
 use crate::failure::{Failure, Result};
 use crate::image::Model;
 use crate::memory::pipeline::default_workers;
@@ -13,9 +15,10 @@ use crate::migration::destination::{self, Builder, Contents, Standing, Surroundi
 use crate::migration::landing::Memory;
 use crate::net::address::Place;
 use crate::restore::reconcile::Fit;
-use crate::restore::{self, Prebuilt, Restored};
+use crate::restore::{self, Armed, Prebuilt, Restored};
 use crate::transport::Link;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
@@ -23,11 +26,16 @@ use std::time::Instant;
 ///
 /// # Errors
 /// See [`destination::run`].
-pub fn run(link: Link, state_dir: &Path, max_memory_bytes: Option<u64>) -> std::result::Result<(), MoveError> {
+pub fn run(
+    link: Link,
+    state_dir: &Path,
+    run: &Path,
+    max_memory_bytes: Option<u64>,
+) -> std::result::Result<(), MoveError> {
     let journals = state_dir.join("moves");
     // Memory first: contents are read back once, a moment later.
     let stores = [Path::new("/dev/shm"), Path::new("/var/tmp"), state_dir];
-    let around = Surroundings { journals: &journals, stores: &stores, max_memory_bytes };
+    let around = Surroundings { journals: &journals, run, stores: &stores, max_memory_bytes };
     destination::run(link, &mut Engine::default(), around)
 }
 
@@ -39,11 +47,15 @@ struct Engine {
     prebuilt: Option<Prebuilt<'static>>,
     fit: Option<Fit>,
     restored: Option<Restored<'static>>,
+    armed: Option<Armed<'static>>,
+    /// Of the cgroup of its own that it is frozen in until it runs.
+    name: String,
     network: Arriving,
 }
 
 impl Builder for Engine {
     fn preflight(&mut self, model: &Model, state: &serde_json::Value) -> Result<Vec<Blocker>> {
+        self.name = SessionId::random().to_string();
         self.state = serde_json::from_value(state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
         let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
@@ -157,29 +169,49 @@ impl Builder for Engine {
             tracing::warn!(warning, "restore");
         }
         self.restored = Some(restored);
-        self.network.announce();
         Ok(())
     }
 
-    fn run(&mut self) -> Result<i32> {
+    fn arm(&mut self, note: &mut dyn FnMut(&Held)) -> Result<()> {
         let restored = self.restored.take().ok_or_else(|| Failure::new("there is nothing to run"))?;
+        let armed = restored.arm(note).map_err(|e| Failure::of("the target cannot be started here", &e))?;
+        self.armed = Some(armed);
+        Ok(())
+    }
+
+    fn addresses(&self) -> Vec<(IpAddr, u8, String)> {
+        Self::addresses(self).into_iter().map(|place| (place.ip, place.prefix, place.interface)).collect()
+    }
+
+    fn run(&mut self) -> Result<i32> {
+        let armed = self.armed.as_mut().ok_or_else(|| Failure::new("there is nothing to run"))?;
         let network = &mut self.network;
-        let root = restored
-            .go_with(false, &mut || network.inject())
-            .map_err(|e| Failure::of("the target cannot be started here", &e))?;
+        // Where the order came before anything could be said.
+        network.announce();
+        armed.run(&mut || network.inject()).map_err(|e| Failure::of("the target cannot be let go", &e))?;
         network.settle();
-        Ok(root.0)
+        Ok(armed.root().0)
+    }
+
+    fn announce(&mut self) {
+        self.network.announce();
     }
 
     fn deliver(&mut self, packets: &[u8]) -> Result<()> {
         self.network.deliver(packets)
     }
 
+    fn leave(&mut self) {
+        self.armed.take().into_iter().for_each(Armed::leave);
+    }
+
     fn discard(&mut self) {
+        // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
+        self.network.discard();
         // Skeletons are killed with the value.
         self.prebuilt = None;
         self.restored = None;
-        self.network.discard();
+        self.armed = None;
     }
 }
 
@@ -196,6 +228,7 @@ impl Engine {
             stdio: self.state.stdio,
             log: self.stdio_log(model),
             own_session: true,
+            name: self.name.clone(),
             workers: default_workers(),
             original_here: original_here(model),
             segments_kept: self.network.keeps(),

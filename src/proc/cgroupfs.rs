@@ -117,6 +117,29 @@ pub fn frozen(pid: Pid) -> Result<Vec<Freezer>> {
     Ok(found)
 }
 
+/// The cgroup that the first of these processes is in, if it can be frozen and holds exactly them: version 2 is preferred.
+/// Unlike [`freezer_of`] it does not look at all processes of the host.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn own_freezer(processes: &[Pid]) -> Result<Option<Freezer>> {
+    let Some(root) = processes.first() else { return Ok(None) };
+    let mut buf = Vec::new();
+    let lines = ProcDir::open(*root)?.cgroup(&mut buf)?;
+    let wanted: HashSet<i32> = processes.iter().map(|pid| pid.0).collect();
+    let mut usable = hierarchies()?;
+    usable.retain(|h| h.is_v2() || h.controllers.split(',').any(|c| c == "freezer"));
+    usable.sort_by_key(|h| !h.is_v2());
+    let found = usable.iter().find_map(|hierarchy| {
+        let line = lines.iter().find(|line| line.controllers == hierarchy.controllers)?;
+        let dir = hierarchy.dir(&line.path.0).filter(|dir| *dir != hierarchy.mount)?;
+        let inside = std::fs::read_to_string(dir.join("cgroup.procs")).ok()?;
+        let inside: Option<HashSet<i32>> = inside.lines().map(|pid| pid.parse().ok()).collect();
+        (inside? == wanted).then_some(Freezer { dir, v2: hierarchy.is_v2() })
+    });
+    Ok(found)
+}
+
 /// `path` is `prefix` or lies below it.
 pub fn is_within(path: &[u8], prefix: &[u8]) -> bool {
     let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);

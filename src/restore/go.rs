@@ -5,23 +5,103 @@
 
 use super::skeleton::{Skeleton, Skeletons};
 use super::{Error, Result, restart, signals, timers};
+use crate::companion::held::Held;
 use crate::fault::{self, Point};
 use crate::image::task::{Registers, Restart, Task, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
+use crate::proc::cgroupfs::{self, Freezer};
+use crate::sys::Errno;
 use crate::sys::abi::UserRegs;
 use crate::trace::remote::{Remote, Scratch};
-use crate::trace::{Batch, group_stop, sleepers, socket_waits, waits};
+use crate::trace::socket_waits::{self, Shortened};
+use crate::trace::{Batch, group_stop, sleepers, waits};
 use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// How long a process may take into its stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
+/// What a tree goes into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Into<'f> {
+    /// Its next instruction.
+    Life,
+    /// A stop, as by SIGSTOP.
+    Stops,
+    /// This cgroup, frozen: nobody executes anything.
+    Cgroup(&'f Freezer),
+}
+
+/// A tree that is complete, that nobody traces, and that stands still until it is [run](Armed::run): whoever of us dies.
+/// Dropped, it is ended.
+#[derive(Debug)]
+pub struct Armed {
+    held: Held,
+    shortened: Vec<Shortened>,
+    ended: bool,
+}
+
+impl Armed {
+    /// What holds it.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Lets it run.
+    ///
+    /// # Errors
+    /// The cgroup could not be thawed: it is held as before.
+    pub fn run(&mut self) -> std::io::Result<()> {
+        self.held.release()?;
+        self.ended = true;
+        self.shortened.drain(..).for_each(Shortened::end);
+        Ok(())
+    }
+
+    /// Leaves it as it is, to whoever finds it in a journal.
+    pub fn leave(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.held.kill();
+        }
+    }
+}
+
 /// Releases the tree. After a failure nothing of it is left.
 pub fn go(model: &Model, mut skeletons: Skeletons, leave_stopped: bool) -> Result<()> {
+    let into = if leave_stopped { Into::Stops } else { Into::Life };
+    release(model, &mut skeletons, into).map(drop)
+}
+
+/// Lets go of the tree so that one write makes it run, which cannot fail: in a frozen cgroup of its own, else stopped. After a
+/// failure nothing of it is left. `note` is told who it is before anybody is let go: whoever dies in between leaves it standing.
+pub fn arm(model: &Model, mut skeletons: Skeletons, note: &mut dyn FnMut(&Held)) -> Result<Armed> {
+    let live = |id: &TaskId| !model.tasks[id.at()].threads.is_empty();
+    let tasks: Vec<TaskId> = (0..model.tasks.len()).map(TaskId::from).filter(live).collect();
+    let mut pids: Vec<Pid> = tasks.iter().map(|id| skeletons.pid(*id)).collect();
+    pids.extend(skeletons.init.as_ref().map(Remote::pid));
+    let freezer = cgroupfs::own_freezer(&pids)?;
+    let mut held = Held::of(&pids, freezer.as_ref())?;
+    if freezer.is_none() {
+        tracing::warn!("the tree has no cgroup of its own that can be frozen: SIGSTOP holds it until it runs");
+        let stays = |id: &TaskId| matches!(model.tasks[id.at()].state, TaskState::Stopped(_));
+        held.stopped = tasks.iter().filter(|id| !stays(id)).map(|id| skeletons.pid(*id).0).collect();
+    }
+    note(&held);
+    let into = freezer.as_ref().map_or(Into::Stops, Into::Cgroup);
+    let shortened = release(model, &mut skeletons, into)?;
+    Ok(Armed { held, shortened, ended: false })
+}
+
+fn release(model: &Model, skeletons: &mut Skeletons, into: Into<'_>) -> Result<Vec<Shortened>> {
     let mut released = Vec::new();
-    let done = release_all(model, &mut skeletons, leave_stopped, &mut released);
+    let done = release_all(model, skeletons, into, &mut released);
     if done.is_err() {
         for pid in released {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
@@ -30,13 +110,18 @@ pub fn go(model: &Model, mut skeletons: Skeletons, leave_stopped: bool) -> Resul
     done
 }
 
-fn release_all(model: &Model, skeletons: &mut Skeletons, leave_stopped: bool, released: &mut Vec<i32>) -> Result<()> {
+fn release_all(
+    model: &Model,
+    skeletons: &mut Skeletons,
+    into: Into<'_>,
+    released: &mut Vec<i32>,
+) -> Result<Vec<Shortened>> {
     for n in 0..model.tasks.len() {
         prepare(model, TaskId::from(n), skeletons)?;
     }
     let signal = |task: &Task| match task.state {
         TaskState::Stopped(signal) => Some(stop_signal(model, task, signal)),
-        _ if leave_stopped => Some(libc::SIGSTOP),
+        _ if into == Into::Stops => Some(libc::SIGSTOP),
         _ => None,
     };
     let live = |n: &usize| !model.tasks[*n].threads.is_empty();
@@ -65,30 +150,43 @@ fn release_all(model: &Model, skeletons: &mut Skeletons, leave_stopped: bool, re
     for n in &rest {
         ignore_trap(model, TaskId::from(*n), skeletons)?;
     }
-    for n in &rest {
-        if drops_scratch(model, &stops, *n) {
-            drop_scratch(TaskId::from(*n), skeletons)?;
-        }
+    for n in rest.iter().filter(|n| drops_scratch(model, &stops, **n)) {
+        drop_scratch(TaskId::from(*n), skeletons)?;
     }
-    if let Some(init) = skeletons.init.take() {
-        let pid = init.pid();
-        released.push(pid.0);
-        release_init(init, skeletons.scratch)?;
+    if let Some(init) = &mut skeletons.init {
+        released.push(init.pid().0);
+        prepare_init(init, skeletons.scratch)?;
     }
     remember_waits(model, &rest, skeletons);
+    if let Into::Cgroup(freezer) = into {
+        freeze(freezer)?;
+    }
+    if let Some(init) = skeletons.init.take() {
+        init.release()?;
+    }
+    let mut shortened = Vec::new();
     for n in &rest {
-        release_socket_waits(model, TaskId::from(*n), skeletons)?;
+        shortened.extend(release_socket_waits(model, TaskId::from(*n), skeletons, into)?);
     }
     for (done, n) in rest.iter().enumerate() {
         if done == rest.len() / 2 {
             fault::at(Point::RestoreHalf)?;
         }
         released.push(skeletons.pid(TaskId::from(*n)).0);
-        release(TaskId::from(*n), skeletons)?;
+        release_task(TaskId::from(*n), skeletons)?;
     }
     // Zombies are nobody's to kill.
     skeletons.tasks.clear();
-    Ok(())
+    Ok(shortened)
+}
+
+/// Written while everybody is stopped: let go, they go from one stillness into the other.
+fn freeze(freezer: &Freezer) -> Result<()> {
+    freezer.set(true).map_err(|error| Error::System {
+        operation: "freeze",
+        object: freezer.dir.display().to_string(),
+        errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+    })
 }
 
 /// Extended state now, general registers at the release.
@@ -161,25 +259,32 @@ fn remember_waits(model: &Model, tasks: &[usize], skeletons: &mut Skeletons) {
     sleepers::remember(root, waits.into_iter());
 }
 
-/// Those of its threads that wait for a socket with a time-out: while nobody else runs.
-fn release_socket_waits(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+/// Those of its threads that wait for a socket with a time-out: while nobody else runs. Into a frozen cgroup their sockets take
+/// the time-out that is left, which ends when the tree runs.
+fn release_socket_waits(
+    model: &Model,
+    id: TaskId,
+    skeletons: &mut Skeletons,
+    into: Into<'_>,
+) -> Result<Vec<Shortened>> {
     let left = |thread: &Thread| match thread.restart {
         Restart::Socket { remaining_ns } => Some(remaining_ns),
         _ => None,
     };
-    let mut others = Vec::new();
+    let (mut others, mut shortened) = (Vec::new(), Vec::new());
     let threads = std::mem::take(&mut skeletons.task(id).threads);
     for (thread, remote) in model.tasks[id.at()].threads.iter().zip(threads) {
         match left(thread) {
-            Some(left) => socket_waits::release(remote, left, Remote::release)?,
+            Some(left) if into == Into::Life => socket_waits::release(remote, left, Remote::release)?,
+            Some(left) => shortened.extend(socket_waits::begin(remote, left, Remote::release)?),
             None => others.push(remote),
         }
     }
     skeletons.task(id).threads = others;
-    Ok(())
+    Ok(shortened)
 }
 
-fn release(id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+fn release_task(id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
     let Some(Skeleton { threads, .. }) = skeletons.tasks.remove(&id) else { return Ok(()) };
     for thread in threads {
         thread.release()?;
@@ -230,13 +335,11 @@ fn parent_knows(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<
 }
 
 /// Process 1 of a new PID namespace goes on waiting for children, without any descriptor of ours.
-fn release_init(mut init: Remote, scratch: Scratch) -> Result<()> {
+fn prepare_init(init: &mut Remote, scratch: Scratch) -> Result<()> {
     let mut batch = Batch::new();
     batch.must(libc::SYS_close_range, &[0u64.into(), u32::MAX.into(), 0u64.into()]);
     let name = batch.c_string(b"migrate-init");
     batch.prctl(libc::PR_SET_NAME, name, 0u64);
     init.run_all(&scratch, &batch)?;
-    init.drop_scratch(&scratch)?;
-    init.release()?;
-    Ok(())
+    Ok(init.drop_scratch(&scratch)?)
 }

@@ -31,6 +31,7 @@ pub mod threads;
 pub mod timers;
 pub mod vdso;
 
+use crate::companion::held::Held;
 use crate::image::{Model, Pid, TaskId};
 use crate::memory::pipeline::PipelineError;
 use crate::memory::store::PageReader;
@@ -144,6 +145,50 @@ pub struct Restored<'m> {
     pub warnings: Vec<String>,
 }
 
+/// A tree that is complete and stands still whoever of us dies; one write makes it run. Dropped, it is ended.
+#[derive(Debug)]
+pub struct Armed<'m> {
+    model: &'m Model,
+    root: Pid,
+    sleeping: Option<fd::sockets::Sleeping>,
+    segments: Option<sysv::Segments>,
+    tree: go::Armed,
+}
+
+impl Armed<'_> {
+    /// What holds it.
+    pub fn held(&self) -> &Held {
+        self.tree.held()
+    }
+
+    /// The root's process id as we see it.
+    pub fn root(&self) -> Pid {
+        self.root
+    }
+
+    /// Leaves it as it is, to whoever finds it in a journal.
+    pub fn leave(self) {
+        self.segments.into_iter().for_each(|mut segments| segments.keep());
+        self.tree.leave();
+    }
+
+    /// Lets it run. Sockets that do not wake are warned of: it runs nevertheless, since by now it runs nowhere else. `deliver` gives
+    /// them what was sent to them while nobody heard it, see [`fd::sockets::Sleeping::wake`].
+    ///
+    /// # Errors
+    /// It could not be let go: it is held as before.
+    pub fn run(&mut self, deliver: &mut dyn FnMut()) -> std::io::Result<()> {
+        match self.sleeping.take().map(|sleeping| sleeping.wake(self.model, deliver)) {
+            Some(Ok(warnings)) => warnings.iter().for_each(|warning| tracing::warn!("{warning}")),
+            Some(Err(error)) => tracing::warn!("some of its sockets stay mute: {error}"),
+            None => {}
+        }
+        self.tree.run()?;
+        self.segments.take().into_iter().for_each(|mut segments| segments.keep());
+        Ok(())
+    }
+}
+
 /// Makes the tree of the model, stopped, with everything but its first instruction.
 pub fn build<'m>(
     model: &'m Model,
@@ -154,7 +199,7 @@ pub fn build<'m>(
     Prebuilt::make(model, Some(pages), options, progress)?.complete(options)
 }
 
-impl Restored<'_> {
+impl<'m> Restored<'m> {
     /// The root's process id as we see it.
     pub fn root(&self) -> Pid {
         self.skeletons.pid(TaskId(0))
@@ -171,15 +216,18 @@ impl Restored<'_> {
         (0..self.model.tasks.len()).map(|n| self.skeletons.pid(TaskId::from(n))).collect()
     }
 
-    /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).
-    pub fn go(self, leave_stopped: bool) -> Result<Pid> {
-        self.go_with(leave_stopped, &mut || ())
+    /// Lets go of everybody without letting anybody run: what can fail has been done when this returns. `note` is told who it is
+    /// before.
+    pub fn arm(self, note: &mut dyn FnMut(&Held)) -> Result<Armed<'m>> {
+        let root = self.root();
+        let tree = go::arm(self.model, self.skeletons, note)?;
+        Ok(Armed { model: self.model, root, sleeping: Some(self.sleeping), segments: Some(self.segments), tree })
     }
 
-    /// The same; `deliver` gives sockets what was sent to them while nobody heard it, see [`fd::sockets::Sleeping::wake`].
-    pub fn go_with(mut self, leave_stopped: bool, deliver: &mut dyn FnMut()) -> Result<Pid> {
+    /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).
+    pub fn go(mut self, leave_stopped: bool) -> Result<Pid> {
         let root = self.root();
-        for warning in self.sleeping.wake(self.model, deliver)? {
+        for warning in self.sleeping.wake(self.model, &mut || ())? {
             tracing::warn!("{warning}");
         }
         go::go(self.model, self.skeletons, leave_stopped)?;

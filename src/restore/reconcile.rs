@@ -329,7 +329,8 @@ mod tests {
     #[test]
     fn what_is_fixed_at_creation_makes_a_tree_unfit() {
         let old = sampled();
-        let changes: [(&str, fn(&mut Model)); 5] = [
+        type Change = fn(&mut Model);
+        let changes: [(&str, Change); 5] = [
             ("a process has gone", |m| drop(m.tasks.pop())),
             ("another has its place", |m| m.tasks.last_mut().unwrap().pid = NsPid(31_999)),
             ("a session was begun", |m| m.tasks[1].sid = m.tasks[1].pid),

@@ -110,6 +110,9 @@ impl Frozen {
             found = self.children().map_err(|e| (e, Vec::new()))?;
             found.retain(|pid| known.insert(*pid));
         }
+        // A zombie that was met while its parent still ran may have been waited for. From here on nobody can.
+        let mut buf = Vec::new();
+        self.processes.retain(|p| !p.zombie || p.dir.stat(&mut buf).is_ok());
         Ok(())
     }
 
@@ -127,12 +130,24 @@ impl Frozen {
         self.thaw_all()
     }
 
+    /// Gives every thread its own registers and signal mask back, so that it goes on where it was if this program dies now: the
+    /// kernel lets it go in the state it is in, and in the middle of a batch that would be its end. They are lent again by the next
+    /// batch.
+    ///
+    /// # Errors
+    /// A thread has died.
+    pub fn give_back(&mut self) -> Result<()> {
+        let threads = self.processes.iter_mut().flat_map(|process| &mut process.threads);
+        threads.filter(|thread| !thread.is_dead()).try_for_each(Remote::give_back)
+    }
+
     /// Sees to it that the tree stays stopped when this program dies: the kernel lets tracees go with their tracer, and
     /// each process then meets a SIGSTOP before it executes a single instruction. Thawing takes the signal back.
     ///
     /// # Errors
     /// When a process cannot be signalled; those before it are held.
     pub fn hold(&mut self) -> Result<()> {
+        self.give_back()?;
         for process in self.processes.iter_mut().filter(|p| !p.zombie && p.stopped_by.is_none() && !p.held) {
             let pid = nix::unistd::Pid::from_raw(process.pid.0);
             // To the process, not to a thread: whichever thread is the first to look takes it for all.

@@ -30,6 +30,33 @@ pub fn limit(remote: &Remote) -> Option<u64> {
 /// # Errors
 /// Those of `release`. Where the option cannot be changed the call begins with the whole time-out.
 pub fn release(remote: Remote, left_ns: u64, release: impl FnOnce(Remote) -> Result<()>) -> Result<()> {
+    let shortened = begin(remote, left_ns, release)?;
+    shortened.into_iter().for_each(Shortened::end);
+    Ok(())
+}
+
+/// A socket with the time-out that is left to one call.
+#[derive(Debug)]
+pub struct Shortened {
+    tid: Pid,
+    fd: OwnedFd,
+    option: i32,
+    own: u64,
+}
+
+impl Shortened {
+    /// Gives the socket its own time-out back, once the thread is in its call again.
+    pub fn end(self) {
+        wait_until_asleep(self.tid);
+        set(&self.fd, self.option, self.own);
+    }
+}
+
+/// The first half of [`release`]: for a thread that goes on later, in a frozen cgroup.
+///
+/// # Errors
+/// Those of `release`.
+pub fn begin(remote: Remote, left_ns: u64, release: impl FnOnce(Remote) -> Result<()>) -> Result<Option<Shortened>> {
     let tid = remote.pid();
     let call = restart::socket_option(&remote.saved);
     let changed = call.and_then(|(fd, option)| {
@@ -41,14 +68,16 @@ pub fn release(remote: Remote, left_ns: u64, release: impl FnOnce(Remote) -> Res
     if changed.is_none() {
         tracing::warn!("a wait of thread {tid} for a socket begins anew with its whole time-out");
     }
-    let released = release(remote);
-    if let Some((fd, option, own)) = changed {
-        if released.is_ok() {
-            wait_until_asleep(tid);
+    let shortened = changed.map(|(fd, option, own)| Shortened { tid, fd, option, own });
+    match release(remote) {
+        Ok(()) => Ok(shortened),
+        Err(error) => {
+            if let Some(Shortened { fd, option, own, .. }) = shortened {
+                set(&fd, option, own);
+            }
+            Err(error)
         }
-        set(&fd, option, own);
     }
-    released
 }
 
 fn wait_until_asleep(tid: Pid) {

@@ -60,6 +60,11 @@ impl Channel {
         self.during = during;
     }
 
+    /// Waits from here on are ended by this one instead.
+    pub fn abort_with(&mut self, abort: super::wait::Abort) {
+        self.patience.abort = abort;
+    }
+
     /// The step from here on must be done within `limit`, however busy the peer looks; `None` lifts it.
     pub fn deadline(&mut self, limit: Option<Duration>) {
         self.patience.deadline = limit.map(|limit| Instant::now() + limit);

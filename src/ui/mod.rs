@@ -17,6 +17,7 @@ pub mod log;
 mod progress;
 mod report;
 mod session;
+pub mod status;
 mod style;
 mod table;
 mod units;

@@ -2,10 +2,13 @@
 
 mod agent;
 mod ahead;
+mod churn;
 mod cli;
 mod confined;
+mod decoders;
 mod demo;
 mod generated;
+mod handover;
 mod hostile;
 mod manual;
 mod moves;

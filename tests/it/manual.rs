@@ -3,6 +3,8 @@
 
 use super::cli::Sleeper;
 use super::generated::{calls, command_lines, pages_by_hand_and_made};
+use migrate_engine::migration::journal::{Journal, Role, Step};
+use migrate_engine::migration::protocol::AttemptId;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -15,7 +17,7 @@ const OWN: &str = "mount -t tmpfs none /run && cp -a /etc /run/etc && mount --bi
                    mount -t tmpfs none /var/lib && migrate keygen -q >/dev/null && : > /etc/migrate/peers &&";
 
 /// Closes what whoever runs the tests has left open.
-const CLOSE: &str = "for f in /proc/self/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done;";
+pub const CLOSE: &str = "for f in /proc/self/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done;";
 
 /// Starts a program with nothing that ends outside of it.
 const SLEEP: &str = "sleep 1000 </dev/null >/dev/null 2>&1 &";
@@ -155,6 +157,10 @@ impl Desk {
             true => line.replace("hkqwzrtb", &self.tracked()),
             false => line,
         };
+        let line = match line.contains("migrate resolve") {
+            true => format!("MIGRATE_PLACES={} {line}", self.in_doubt("hkqwzrtb").display()),
+            false => line,
+        };
         if line.contains("pidfile:") {
             let pid = self.pid();
             fs::write(self.path("run/redis.pid"), pid.to_string()).unwrap();
@@ -179,6 +185,17 @@ impl Desk {
         let events = String::from_utf8(output.stdout).unwrap();
         let result: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
         result["session"].as_str().unwrap().to_owned()
+    }
+
+    /// The places of a host that knows of a move in doubt, whose programs and target are gone.
+    fn in_doubt(&self, session: &str) -> PathBuf {
+        let (places, attempt) = (self.path("in-doubt"), AttemptId::random().unwrap());
+        let _ = fs::remove_dir_all(&places);
+        let mut journal =
+            Journal::begin(&places.join("state/moves"), Role::Source, attempt, "unix:/gone", None).unwrap();
+        journal.set_session(session);
+        journal.write(Step::Committing).unwrap();
+        places
     }
 
     /// A command that ends by itself. What it has started elsewhere is noted, to be ended later.

@@ -40,13 +40,13 @@ pub fn can_move() -> bool {
 }
 
 /// A counter, wherever it runs; every process of it is killed in the end.
-struct Counter {
+pub struct Counter {
     dir: tempfile::TempDir,
     child: Child,
 }
 
 impl Counter {
-    fn start(mib: u32) -> Self {
+    pub fn start(mib: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let child = Command::new("setsid")
             .args(["/usr/bin/python3", "-c", COUNTER])
@@ -62,7 +62,7 @@ impl Counter {
         counter
     }
 
-    fn pid(&self) -> String {
+    pub fn pid(&self) -> String {
         self.child.id().to_string()
     }
 
@@ -70,13 +70,13 @@ impl Counter {
         self.dir.path().join("count")
     }
 
-    fn numbers(&self) -> Vec<u64> {
+    pub fn numbers(&self) -> Vec<u64> {
         let text = std::fs::read_to_string(self.path()).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
     /// Until it has counted beyond `than`.
-    fn wait_for_more(&self, than: u64) -> u64 {
+    pub fn wait_for_more(&self, than: u64) -> u64 {
         let until = Instant::now() + LIMIT;
         loop {
             match self.numbers().last() {
@@ -88,7 +88,7 @@ impl Counter {
     }
 
     /// It counts, every number once, one copy of it.
-    fn check_runs(&self) {
+    pub fn check_runs(&self) {
         let last = *self.numbers().last().unwrap();
         self.wait_for_more(last);
         let numbers = self.numbers();
@@ -96,7 +96,7 @@ impl Counter {
     }
 
     /// Processes that count in this file.
-    fn processes(&self) -> Vec<i32> {
+    pub fn processes(&self) -> Vec<i32> {
         let path = self.path();
         let path = path.to_str().unwrap();
         let pids =
@@ -135,7 +135,13 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(host: &Path, listen: &str) -> Self {
+        Self::start_with(host, listen, &[])
+    }
+
+    /// With this environment.
+    pub fn start_with(host: &Path, listen: &str, environment: &[(&str, &str)]) -> Self {
         let mut child = on_host(host)
+            .envs(environment.iter().copied())
             .args(["agent", "--listen", listen])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -146,6 +152,12 @@ impl Agent {
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
         Self { child, address }
+    }
+}
+
+impl Agent {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 

@@ -81,5 +81,19 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
     ),
     ("keygen", &[("Make a key and print the line for the other host's peers file.", "migrate keygen")]),
     ("demo", &[("Watch a program move between two hosts made of namespaces.", "migrate demo")]),
+    (
+        "status",
+        &[
+            ("See which moves are under way or in doubt.", "migrate status"),
+            ("See how the moves of the last weeks have ended.", "migrate status --all"),
+        ],
+    ),
+    (
+        "resolve",
+        &[
+            ("Let the copy go on that is held here.", "migrate resolve hkqwzrtb --run --yes"),
+            ("End it, because the target runs on the other host.", "migrate resolve hkqwzrtb --discard --yes"),
+        ],
+    ),
     ("cancel", &[("End a tracker that is not needed any more.", "migrate cancel hkqwzrtb")]),
 ];

@@ -20,14 +20,16 @@
 //! The drivers ([`super::source`], [`super::destination`], the guardians) perform the actions of a list in their order and
 //! stop at the first that fails. An action whose success decides something is the last of its list, and is followed by
 //! [`source::Event::Recorded`] (or the destination's) or its opposite. `recover` makes a machine from the journal after the
-//! death of whoever drove it. All of this is explored exhaustively by the tests of `check`, with every rule
+//! death of whoever drove it. All of this is explored exhaustively by the tests of `check_tests`, with every rule
 //! ([`Rule`]) also broken on purpose.
 
 pub mod destination;
 pub mod source;
 
+use serde::{Deserialize, Serialize};
+
 #[cfg(test)]
-mod check;
+mod check_tests;
 #[cfg(test)]
 mod world;
 
@@ -36,7 +38,8 @@ mod world;
 pub struct Candidate(pub u8);
 
 /// What a source asks of a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Run it: you own it.
     Commit,
@@ -49,7 +52,8 @@ pub enum Request {
 }
 
 /// What a destination says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Reply {
     /// It stands before its first instruction and waits.
     Prepared,
@@ -73,7 +77,8 @@ pub enum Sync {
 }
 
 /// A person's decision for one host's copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Choice {
     /// Let it run.
     Run,
@@ -139,6 +144,13 @@ impl Rules {
     /// All but this one.
     pub fn without(rule: Rule) -> Self {
         Self { broken: Some(rule) }
+    }
+
+    /// All; but for the one that a test of the whole program has broken (`MIGRATE_BREAK`, see [`crate::fault`]).
+    pub fn in_force() -> Self {
+        let name = crate::fault::broken_rule();
+        let broken = Rule::ALL.iter().copied().find(|rule| name.as_deref() == Some(format!("{rule:?}").as_str()));
+        Self { broken }
     }
 
     /// Whether it is in force.

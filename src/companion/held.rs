@@ -1,0 +1,114 @@
+//! A copy of a target that stands still whoever of us dies: in a frozen cgroup of its own, or stopped by SIGSTOP. Written
+//! down in a journal it can be let go, or ended, by any later program on the same boot of the host.
+
+use crate::image::Pid;
+use crate::proc::ProcDir;
+use crate::proc::cgroupfs::Freezer;
+use nix::sys::signal::{Signal, kill};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::PathBuf;
+
+/// What holds it, and who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Held {
+    /// Directory of the frozen cgroup, if one holds it.
+    pub cgroup: Option<PathBuf>,
+    /// The cgroup is one of version 2.
+    pub v2: bool,
+    /// Process ids as this host sees them, the root first, and when each began (clock ticks after boot): an id alone may
+    /// be somebody else's by now.
+    pub processes: Vec<(i32, u64)>,
+    /// Those that a SIGSTOP holds.
+    pub stopped: Vec<i32>,
+}
+
+impl Held {
+    /// Notes these processes, as held by a cgroup or by SIGSTOP.
+    ///
+    /// # Errors
+    /// One of them has ended.
+    pub fn of(processes: &[Pid], freezer: Option<&Freezer>) -> crate::proc::Result<Self> {
+        let mut buf = Vec::new();
+        let started = |pid: &Pid| Ok((pid.0, ProcDir::open(*pid)?.stat(&mut buf)?.starttime));
+        let processes = processes.iter().map(started).collect::<crate::proc::Result<_>>()?;
+        let cgroup = freezer.map(|freezer| freezer.dir.clone());
+        Ok(Self { cgroup, v2: freezer.is_some_and(|freezer| freezer.v2), processes, stopped: Vec::new() })
+    }
+
+    /// Process id of the root.
+    pub fn root(&self) -> Option<i32> {
+        self.processes.first().map(|(pid, _)| *pid)
+    }
+
+    /// Whether every one of them is still there: the out-of-memory killer does not ask who is frozen.
+    pub fn is_whole(&self) -> bool {
+        !self.processes.is_empty() && self.processes.iter().all(is_there)
+    }
+
+    /// Whether any of them is still there.
+    pub fn is_there(&self) -> bool {
+        self.processes.iter().any(is_there)
+    }
+
+    /// Lets it run: one write, or a SIGCONT each. No harm if it runs.
+    ///
+    /// # Errors
+    /// The cgroup cannot be thawed, or a process not be signalled.
+    pub fn release(&self) -> io::Result<()> {
+        if let Some(freezer) = self.freezer() {
+            return freezer.set(false);
+        }
+        let held = self.processes.iter().filter(|process| self.stopped.contains(&process.0) && is_there(process));
+        held.map(|(pid, _)| Ok(kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT)?)).collect()
+    }
+
+    /// Ends it without letting it run: leaves first.
+    pub fn kill(&self) {
+        for (pid, _) in self.processes.iter().rev().filter(|process| is_there(process)) {
+            if let Err(errno) = kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL) {
+                tracing::warn!(%errno, pid, "a held process could not be ended");
+            }
+        }
+        // In version 1 the signal is taken once the cgroup is thawed.
+        if let Some(Err(error)) = self.freezer().filter(|freezer| !freezer.v2).map(|freezer| freezer.set(false)) {
+            tracing::warn!(%error, "the cgroup of an ended copy could not be thawed");
+        }
+    }
+
+    fn freezer(&self) -> Option<Freezer> {
+        self.cgroup.clone().map(|dir| Freezer { dir, v2: self.v2 })
+    }
+}
+
+/// It exists, and has not ended with nobody waiting for it yet.
+fn is_there((pid, start_time): &(i32, u64)) -> bool {
+    let stat = ProcDir::open(Pid(*pid)).and_then(|dir| dir.stat(&mut Vec::new()).map(|s| (s.starttime, s.state)));
+    stat.is_ok_and(|(began, state)| began == *start_time && !matches!(state, b'Z' | b'X'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn what_is_stopped_goes_on_or_ends_and_an_id_alone_is_nobody() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid(child.id() as i32);
+        let mut held = Held::of(&[pid], None).unwrap();
+        held.stopped.push(pid.0);
+        kill(nix::unistd::Pid::from_raw(pid.0), Signal::SIGSTOP).unwrap();
+        held.release().unwrap();
+        let state = || ProcDir::open(pid).unwrap().stat(&mut Vec::new()).unwrap().state;
+        while state() == b'T' {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let other = Held { processes: vec![(pid.0, held.processes[0].1 + 1)], ..held.clone() };
+        other.kill();
+        assert!(held.is_whole() && !other.is_there());
+        held.kill();
+        child.wait().unwrap();
+        assert!(!held.is_there());
+    }
+}

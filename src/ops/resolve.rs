@@ -1,0 +1,125 @@
+//! `migrate resolve`: a person decides for this host's copy of a target whose move is in doubt.
+
+use super::options::ResolveOptions;
+use super::places::Places;
+use super::status::ask;
+use crate::failure::{Failure, FailureKind, Result, TargetState};
+use crate::migration::handover::source::Phase;
+use crate::migration::handover::{Choice, Reply, Request};
+use crate::migration::journal::{Line, Role, Step};
+use crate::migration::resolve;
+use std::io;
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// The session.
+    pub session: String,
+    /// Where the target is now, a sentence.
+    pub target: String,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+}
+
+/// Decides.
+///
+/// # Errors
+/// No such session, or several; it is over; `--yes` is missing (the failure says what is risked); a program of ours still
+/// decides; the other host says that this would double or lose the target.
+pub fn run(options: &ResolveOptions) -> Result<Resolved> {
+    let places = Places::here();
+    let journals = places.state.join("moves");
+    let lines = resolve::lines(&journals, Some(&options.session))
+        .map_err(|e| Failure::of("the journals of moves cannot be read", &e))?;
+    let line = only(&options.session, lines)?;
+    if !options.yes {
+        return Err(Failure::new("a decision needs --yes").hint(risk(&line, options.choice)).kind(FailureKind::Usage));
+    }
+    match line.role {
+        Role::Source => at_source(&journals, &line, options.choice),
+        Role::Destination => at_destination(&journals, &places.run, &line, options.choice),
+    }
+}
+
+fn only(session: &str, mut lines: Vec<Line>) -> Result<Line> {
+    let usage = |what: String| Err(Failure::new(what).kind(FailureKind::Usage));
+    if lines.is_empty() {
+        return Err(Failure::new(format!("there is no session {session} on this host")));
+    }
+    lines.retain(|line| !line.step.is_final());
+    match lines.as_slice() {
+        [line] => Ok(line.clone()),
+        [] => Err(Failure::new(format!("session {session} is over")).hint("migrate status --all says how it ended")),
+        several => {
+            let ids: Vec<&str> = several.iter().map(|line| line.session.as_str()).collect();
+            usage(format!("{session} can be any of: {}", ids.join(", ")))
+        }
+    }
+}
+
+/// What a decision risks.
+fn risk(line: &Line, choice: Choice) -> String {
+    let other = &line.peer;
+    match (line.role, choice) {
+        (_, Choice::Run) => {
+            format!("if the copy of {other} runs or is let run, the target is doubled: discard it there first")
+        }
+        (_, Choice::Discard) => {
+            format!("if {other} does not have the target, this is the only copy: see to it that it runs there first")
+        }
+    }
+}
+
+fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<Resolved> {
+    let mut warnings = Vec::new();
+    let mut said = None;
+    if line.step == Step::Committing {
+        // A copy that is prepared there is given up before this one runs.
+        let request = if choice == Choice::Run { Request::Abort } else { Request::Ask };
+        said = ask(line, request).and_then(|answer| answer.reply);
+        match (choice, said) {
+            (Choice::Run, Some(Reply::Running)) => {
+                return Err(Failure::new(format!("{} says that the target runs there", line.peer))
+                    .hint("--discard ends the copy that is held here")
+                    .kind(FailureKind::NeedsPerson)
+                    .target(TargetState::RunningOn(line.peer.clone())));
+            }
+            (Choice::Discard, Some(Reply::Aborted)) => {
+                return Err(Failure::new(format!("{} says that it does not have the target", line.peer))
+                    .hint("--run lets the copy go on that is held here")
+                    .kind(FailureKind::NeedsPerson)
+                    .target(TargetState::Held));
+            }
+            (_, None | Some(Reply::Prepared | Reply::Unknown)) => warnings.push(risk(line, choice)),
+            _ => {}
+        }
+    }
+    let phase = resolve::source(journals, line, said, choice).map_err(|error| undecided(line, &error))?;
+    let target = match phase {
+        Phase::Stays => "it goes on here".to_owned(),
+        Phase::Moved(_) => format!("the copy here has ended; {} has the target", line.peer),
+        _ => return Err(undecided(line, &io::Error::other("nothing could be decided"))),
+    };
+    Ok(Resolved { session: line.session.clone(), target, warnings })
+}
+
+fn at_destination(journals: &std::path::Path, run: &std::path::Path, line: &Line, choice: Choice) -> Result<Resolved> {
+    let answer = resolve::destination(journals, run, line, choice);
+    let target = match (answer.reply, answer.pid) {
+        (Some(Reply::Running), Some(pid)) => format!("it runs here as process {pid}"),
+        (Some(Reply::Aborted), _) => "the copy here is deleted".to_owned(),
+        (Some(Reply::EndedWithHost), _) => "it ran here and ended with this host".to_owned(),
+        _ => return Err(undecided(line, &io::ErrorKind::WouldBlock.into())),
+    };
+    Ok(Resolved { session: line.session.clone(), target, warnings: vec![risk(line, choice)] })
+}
+
+fn undecided(line: &Line, error: &io::Error) -> Failure {
+    let what = format!("session {} was not resolved", line.session);
+    let hint = match error.kind() {
+        io::ErrorKind::WouldBlock => "a program of this session still decides: end it first (SIGTERM), then resolve",
+        io::ErrorKind::PermissionDenied => "nothing was committed: the copy here is the only one; --run lets it go on",
+        _ => "the target is as it was",
+    };
+    Failure::of(what, error).hint(hint).kind(FailureKind::NeedsPerson).target(TargetState::Held)
+}

@@ -1,0 +1,65 @@
+//! `migrate status`: who owns what was moved, from this host's journals, and from the other host if it can be reached.
+
+use super::options::{PeerOptions, StatusOptions};
+use super::places::Places;
+use super::words::Dest;
+use crate::failure::{Failure, Result};
+use crate::migration::handover::{Reply, Request};
+use crate::migration::journal::{self, Line, Role};
+use crate::migration::keeper::Answer;
+use crate::migration::resolve::{self, Owner};
+use crate::transport::Abort;
+use crate::transport::hello::Purpose;
+use std::time::Duration;
+
+/// How long the other host is looked for.
+const PEER_TIME: Duration = Duration::from_secs(3);
+
+/// One move, as this host knows it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The last line of its journal.
+    pub line: Line,
+    /// Who owns the target.
+    pub owner: Owner,
+    /// A program of ours decides about it now.
+    pub busy: bool,
+    /// What the destination says, where this host is in doubt and it answers.
+    pub said: Option<Reply>,
+}
+
+/// Looks at the journals. Without `all` only at what is not over.
+///
+/// # Errors
+/// The journals cannot be read; no session of that name.
+pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
+    let journals = Places::here().state.join("moves");
+    let mut lines = resolve::lines(&journals, options.session.as_deref())
+        .map_err(|e| Failure::of("the journals of moves cannot be read", &e))?;
+    if let Some(id) = options.session.as_ref().filter(|_| lines.is_empty()) {
+        return Err(Failure::new(format!("there is no session {id} on this host")));
+    }
+    lines.retain(|line| options.all || options.session.is_some() || !line.step.is_final());
+    let entry = |line: Line| {
+        let busy = journal::is_decided(&journals, &line);
+        let mut owner = resolve::owner(&line);
+        let said = (owner == Owner::InDoubt && !busy).then(|| ask(&line, Request::Ask)).flatten();
+        let said = said.and_then(|answer| answer.reply);
+        match said {
+            Some(Reply::Running) => owner = Owner::There,
+            Some(Reply::Aborted) => owner = Owner::Here,
+            _ => {}
+        }
+        Entry { line, owner, busy, said }
+    };
+    Ok(lines.into_iter().map(entry).collect())
+}
+
+/// What the destination of a move says now; `None` if it cannot be reached.
+pub(super) fn ask(line: &Line, request: Request) -> Option<Answer> {
+    let dest: Dest = line.peer.parse().ok().filter(|_| line.role == Role::Source)?;
+    let peer = PeerOptions { connect_timeout: PEER_TIME, peer_timeout: PEER_TIME, ..PeerOptions::default() };
+    let abort = Abort::new().ok()?;
+    let mut link = super::move_::connect_to(&dest, &peer, Purpose::Send, 0, &abort).ok()?;
+    resolve::ask(&mut link.control, line, request).ok()
+}

@@ -1,0 +1,103 @@
+//! Moves, and who owns their targets.
+
+use super::json::{Object, Stamp};
+use super::{Settings, Stream, put, result, table};
+use crate::migration::handover::Reply;
+use crate::migration::journal::{Role, Step};
+use crate::migration::resolve::Owner;
+use crate::ops::resolve::Resolved;
+use crate::ops::status::Entry;
+use crate::ops::words::SessionId;
+
+/// Shows the moves that this host knows of.
+pub fn show(entries: &[Entry], settings: &Settings) {
+    let rows: Vec<_> = entries.iter().map(row).collect();
+    let text = if rows.is_empty() {
+        "no move is under way or in doubt here\n".to_owned()
+    } else {
+        table::lay_out(["SESSION", "ROLE", "PEER", "PID", "PHASE", "OWNER"], &rows, settings.coloured(Stream::Out))
+    };
+    let sessions = entries.iter().map(object).collect();
+    result(settings, "status", Object::default().list("sessions", sessions), &text);
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Source => "source",
+        Role::Destination => "destination",
+    }
+}
+
+fn phase(entry: &Entry) -> &'static str {
+    match entry.line.step {
+        Step::Begun if entry.busy => "under way",
+        Step::Begun => "interrupted",
+        Step::Prepared if entry.busy => "prepared, waits",
+        Step::Prepared => "prepared, held",
+        Step::Committing => "committing",
+        Step::Owner => "owner",
+        Step::Aborted => "stayed",
+        Step::Done => "moved",
+    }
+}
+
+fn owner(entry: &Entry) -> &'static str {
+    match (entry.line.role, entry.owner) {
+        (_, Owner::Here) => "this host",
+        (Role::Source, Owner::There) => "the destination",
+        (Role::Destination, Owner::There) => "the source",
+        (_, Owner::EndedHere) => "nobody: ended with this host",
+        (_, Owner::InDoubt) => match entry.said {
+            Some(Reply::Prepared) => "in doubt: a copy waits at the destination",
+            Some(Reply::EndedWithHost) => "in doubt: it ran there and ended with that host",
+            Some(Reply::Unknown) => "in doubt: the destination's journal is gone",
+            _ => "in doubt: the destination does not answer",
+        },
+    }
+}
+
+fn row(entry: &Entry) -> [String; 6] {
+    let line = &entry.line;
+    [
+        line.session.clone(),
+        role(line.role).to_owned(),
+        line.peer.clone(),
+        line.target_pid.map(|pid| pid.to_string()).unwrap_or_default(),
+        phase(entry).to_owned(),
+        owner(entry).to_owned(),
+    ]
+}
+
+fn object(entry: &Entry) -> Object {
+    let line = &entry.line;
+    let owner_word = match entry.owner {
+        Owner::Here => "here",
+        Owner::There => "there",
+        Owner::EndedHere => "nobody",
+        Owner::InDoubt => "in-doubt",
+    };
+    Object::default()
+        .with("session", line.session.as_str())
+        .with("attempt", line.attempt.to_string())
+        .with("role", role(line.role))
+        .with("peer", line.peer.as_str())
+        .known("pid", line.target_pid)
+        .with("phase", phase(entry))
+        .with("busy", entry.busy)
+        .with("owner", owner_word)
+        .with("words", owner(entry))
+}
+
+/// A person has decided.
+pub fn resolved(resolved: &Resolved, settings: &Settings) {
+    for warning in &resolved.warnings {
+        put(Stream::Err, &format!("warning: {warning}\n"));
+    }
+    if settings.json {
+        let fields = Object::default().with("ok", true).with("exit", 0).with("verb", "resolve");
+        let fields = fields.with("resolved", resolved.session.as_str()).with("target", resolved.target.as_str());
+        put(Stream::Out, &Stamp::begin(SessionId::random()).line("result", fields));
+    } else {
+        put(Stream::Out, &format!("{}: {}\n", resolved.session, resolved.target));
+    }
+}
