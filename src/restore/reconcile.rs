@@ -285,3 +285,88 @@ impl<'m> Prebuilt<'m> {
         Ok(Self { model, plan, skeletons, material, warnings })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::NsPid;
+    use crate::image::tests::sample;
+
+    /// Everything is called as it was.
+    fn same(model: &Model) -> HashMap<Space, Option<Space>> {
+        let mms = (0..model.mms.len()).map(|n| Space::Mm(n.into()));
+        let shmems = (0..model.shmems.len()).map(|n| Space::Shmem(n.into()));
+        mms.chain(shmems).map(|space| (space, Some(space))).collect()
+    }
+
+    fn fit(old: &Model, new: &Model, homes: &HashMap<Space, Option<Space>>) -> std::result::Result<Fit, Unfit> {
+        Fit::of(old, new, homes, &Options::default())
+    }
+
+    /// The sample, with nothing that must be complete before it is mapped.
+    fn sampled() -> Model {
+        let mut model = sample();
+        for shmem in &mut model.shmems {
+            if let ShmemKind::Memfd { seals, .. } = &mut shmem.kind {
+                *seals = 0;
+            }
+        }
+        model
+    }
+
+    #[test]
+    fn a_tree_that_has_not_changed_stays_as_it_is() {
+        let model = sampled();
+        let fits = fit(&model, &model, &same(&model)).unwrap();
+        assert!(fits.tasks.iter().enumerate().all(|(n, was)| was.at() == n));
+        assert!(fits.mms.iter().enumerate().all(|(n, was)| *was == Some(MmId::from(n))));
+        assert!(fits.shmems.iter().enumerate().all(|(n, was)| *was == Some(ShmemId::from(n))));
+        let anonymous = model.mms[0].vmas.iter().find(|vma| vma.backing == Backing::Anon && !vma.shared).unwrap();
+        let kept = fits.kept(&model, &model, Space::Mm(MmId(0)));
+        assert!(kept.contains(PageRange::of_bytes(anonymous.start, anonymous.end).first));
+    }
+
+    #[test]
+    fn what_is_fixed_at_creation_makes_a_tree_unfit() {
+        let old = sampled();
+        type Change = fn(&mut Model);
+        let changes: [(&str, Change); 5] = [
+            ("a process has gone", |m| drop(m.tasks.pop())),
+            ("another has its place", |m| m.tasks.last_mut().unwrap().pid = NsPid(31_999)),
+            ("a session was begun", |m| m.tasks[1].sid = m.tasks[1].pid),
+            ("somebody else adopted it", |m| m.tasks[2].parent = m.tasks[2].parent.map(|p| TaskId(1 - p.0.min(1)))),
+            ("shared memory was sealed", |m| {
+                let seals = fd::shmem::SEAL_WRITE;
+                let kind = ShmemKind::Memfd { name: b"x".to_vec().into(), seals, huge_page: 0 };
+                m.shmems.push(crate::image::mm::Shmem { size: 1, kind, mode: 0, uid: 0, gid: 0 });
+            }),
+        ];
+        for (name, change) in changes {
+            let mut new = old.clone();
+            change(&mut new);
+            assert!(new != old && fit(&old, &new, &same(&old)).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn another_program_begins_with_empty_memory() {
+        let model = sampled();
+        let mut homes = same(&model);
+        // Its pages came for an address space that is gone.
+        homes.insert(Space::Mm(MmId(0)), None);
+        let fits = fit(&model, &model, &homes).unwrap();
+        assert_eq!(fits.mms[0], None);
+        assert!(fits.kept(&model, &model, Space::Mm(MmId(0))).is_empty());
+    }
+
+    #[test]
+    fn mappings_of_another_kind_do_not_keep_their_pages() {
+        let old = sampled();
+        let mut new = old.clone();
+        let at = new.mms[0].vmas.iter().position(|vma| vma.backing == Backing::Anon && !vma.shared).unwrap();
+        new.mms[0].vmas[at].backing = Backing::HugeAnon { page_size: 2 << 20 };
+        let fits = fit(&old, &new, &same(&old)).unwrap();
+        let pages = PageRange::of_bytes(old.mms[0].vmas[at].start, old.mms[0].vmas[at].end);
+        assert!(!fits.kept(&old, &new, Space::Mm(MmId(0))).contains(pages.first));
+    }
+}
