@@ -1,7 +1,7 @@
 //! The program `migrate`.
 
 use migrate_engine::agent::session;
-use migrate_engine::companion::tracker;
+use migrate_engine::companion::{lock_guard, tracker};
 
 fn main() -> std::process::ExitCode {
     migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
@@ -16,6 +16,11 @@ fn main() -> std::process::ExitCode {
         && tracker::is_entry(entry)
     {
         return tracker::main().into();
+    }
+    if let [_, entry] = args.as_slice()
+        && lock_guard::is_entry(entry)
+    {
+        return lock_guard::main().into();
     }
     migrate_engine::cli::run(args).into()
 }

@@ -34,8 +34,12 @@ pub fn read_many(dirs: &[&ProcDir]) -> Vec<Option<Mappings>> {
         dirs.iter().map(|dir| dir.smaps_flags(&mut buf).ok()).collect()
     };
     std::thread::scope(|scope| {
-        let parts: Vec<_> = dirs.chunks(part).map(|part| (part, scope.spawn(|| read(part)))).collect();
-        let all = parts.into_iter().map(|(part, thread)| thread.join().unwrap_or_else(|_| vec![None; part.len()]));
+        let begin = |part| std::thread::Builder::new().spawn_scoped(scope, move || read(part)).ok();
+        let parts: Vec<_> = dirs.chunks(part).map(|part| (part.len(), begin(part))).collect();
+        let all = parts.into_iter().map(|(length, thread)| {
+            let read = thread.and_then(|thread| thread.join().ok());
+            read.unwrap_or_else(|| vec![None; length])
+        });
         all.flatten().collect()
     })
 }

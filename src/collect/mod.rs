@@ -57,6 +57,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// A task of the tree has ended.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Trace(crate::trace::Error::Died { .. }) => true,
+            Self::Proc(e) | Self::Trace(crate::trace::Error::Proc(e)) => e.is_gone(),
+            _ => false,
+        }
+    }
+}
+
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, Error>;
 

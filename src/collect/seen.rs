@@ -65,7 +65,8 @@ fn sched_of(tid: Pid) -> Result<Sched> {
         flags: attr.flags,
         nice,
         priority: attr.priority,
-        runtime_ns: attr.runtime,
+        // Of other policies the kernel reports the length of a slice (Linux 6.12), which is its own choice.
+        runtime_ns: if attr.policy == libc::SCHED_DEADLINE as u32 { attr.runtime } else { 0 },
         deadline_ns: attr.deadline,
         period_ns: attr.period,
         affinity: Bytes(affinity),

@@ -1,10 +1,9 @@
 //! Processes and threads.
 
 use super::seen::{self, Seen};
-use super::sharing::Shared;
-use super::{Cx, Result, cgroup, creds, mm, ns, restart, signals, timers};
+use super::sharing::{Bare, Shared};
+use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
 use crate::image::fd::PathRef;
-use crate::image::signals::SigInfo;
 use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Task, TaskState, Thread};
 use crate::image::{Bytes, FdTableId, FsId, MmId, NsPid, Pid, SighandId, TaskId};
 use crate::proc::ProcDir;
@@ -29,20 +28,44 @@ struct Sharing {
 /// Adds every process of the tree to the model.
 pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
     let statuses = number_everybody(cx)?;
+    let bare = Bare::start().map_err(|e| Error::System {
+        operation: "start a thread",
+        object: "our own process".to_owned(),
+        errno: crate::sys::Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+    })?;
     let mut sharing = Sharing {
         mm: Shared::new(Kcmp::Vm),
         files: Shared::new(Kcmp::Files),
         fs: Shared::new(Kcmp::Fs),
         sighand: Shared::new(Kcmp::Sighand),
-        io: Shared::new(Kcmp::Io),
+        io: Shared::beside(Kcmp::Io, bare.tid),
     };
     for (at, status) in statuses.iter().enumerate() {
         let task = process(cx, &mut sharing, at, status)?;
         cx.model.tasks.push(task);
         cx.process_of.push(at);
     }
+    number_io_contexts(&mut cx.model.tasks);
     unread_stops(cx)?;
     Ok(())
+}
+
+/// An I/O context that nobody shares comes with the first use of a disk and says nothing: only those that are shared have
+/// numbers, in their order of appearance.
+fn number_io_contexts(tasks: &mut [Task]) {
+    let threads = || tasks.iter().flat_map(|task| &task.threads);
+    let mut shared: Vec<u32> = Vec::new();
+    for thread in threads() {
+        let context = thread.io_context;
+        if !shared.contains(&context) && threads().filter(|other| other.io_context == context).count() > 1 {
+            shared.push(context);
+        }
+    }
+    shared.retain(|context| *context != 0);
+    for thread in tasks.iter_mut().flat_map(|task| &mut task.threads) {
+        let place = shared.iter().position(|context| *context == thread.io_context);
+        thread.io_context = place.map_or(0, |place| place as u32 + 1);
+    }
 }
 
 /// Asks parents whether they have waited for the stops of their children; those of a parent outside count as unread.
@@ -184,7 +207,6 @@ struct Asked {
     answer: ThreadAnswer,
     xstate: Vec<u8>,
     rseq: RseqConfiguration,
-    pending: Vec<SigInfo>,
     files: (usize, bool),
     fs: (usize, bool),
     io_context: u32,
@@ -208,7 +230,6 @@ fn ask_threads(threads: &mut [Remote], scratch: &Scratch, sharing: &mut Sharing,
             answer: query.answer(results),
             xstate: xstate[..len].to_vec(),
             rseq: remote.tracee().rseq()?,
-            pending: signals::pending(remote.tracee(), false)?,
             files: sharing.files.number(tid),
             fs: sharing.fs.number(tid),
             io_context: if n == 0 && alone { 0 } else { sharing.io.number(tid).0 as u32 },
@@ -219,9 +240,11 @@ fn ask_threads(threads: &mut [Remote], scratch: &Scratch, sharing: &mut Sharing,
 
 /// One thread: its position, what it said of itself, and what others see of it.
 fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, seen: Seen) -> Result<Thread> {
-    let Asked { answer, xstate, rseq, pending, files, fs, io_context } = asked;
+    let Asked { answer, xstate, rseq, files, fs, io_context } = asked;
     let remote = &cx.frozen.processes[at].threads[n];
     let tid = remote.pid();
+    // Seen while it was stopped: no signal is asked for where there is none.
+    let pending = if seen.status.sig_pnd == 0 { Vec::new() } else { signals::pending(remote.tracee(), false)? };
     let (saved, blocked) = (remote.saved, remote.saved_mask);
     let restart = restart::collect(remote);
     let seccomp = creds::seccomp(cx, at, n, &seen.status)?;

@@ -5,4 +5,5 @@
 
 pub mod detach;
 pub mod held;
+pub mod lock_guard;
 pub mod tracker;

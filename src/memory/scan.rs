@@ -91,8 +91,9 @@ fn read_entries(
     while page < last {
         let want = ((last - page) as usize * 8).min(buf.len());
         let n = pagemap.read_at(&mut buf[..want], page * 8).map_err(errno_of)?;
+        // Memory that is gone with its process has no entries: what PAGEMAP_SCAN answers then.
         if n < 8 {
-            return Err(Errno::EIO);
+            return Err(Errno::ESRCH);
         }
         for entry in buf[..n - n % 8].chunks_exact(8) {
             let entry = u64::from_ne_bytes(entry.try_into().expect("8 bytes"));
@@ -134,4 +135,18 @@ pub fn shared_pages(id: ShmemId, size: u64, file: BorrowedFd<'_>) -> Result<Vec<
 
 fn errno_of(e: std::io::Error) -> Errno {
     Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_gone_is_no_failure_of_the_kernel() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pagemap = std::fs::File::open(format!("/proc/{}/pagemap", child.id())).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(read_entries((0x1000, 0x9000), false, &pagemap, &mut |_, _| {}), Err(Errno::ESRCH));
+    }
 }

@@ -74,6 +74,10 @@ pub trait Builder {
     /// Runs it; the process id of its root as this host sees it. After [`Builder::arm`] there is nothing in it that fails.
     fn run(&mut self) -> Result<i32, Failure>;
 
+    /// Tells the network that the target is here, although nobody answers yet. Called when the source knows that it is
+    /// prepared, and has not called it off.
+    fn announce(&mut self) {}
+
     /// Packets of the network, packed, that came to the source for the target: given to it now if it runs, else when it does.
     fn deliver(&mut self, packets: &[u8]) -> Result<(), Failure>;
 
@@ -269,7 +273,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Makes the tree of the offered model, with the pages that are stored by now.
+    /// Makes the tree of the offered model, with the pages that are stored by now. Where that does not work out (a file has
+    /// changed since the offer, say) the final model may do better, and pages are stored for that.
     fn build_ahead(&mut self, read_at: Instant, names: &[SpaceName]) -> Result<(), MoveError> {
         let Some(mut model) = self.offered.take() else {
             return Err(MoveError::Names { reason: "the tree was to be made twice".into() });
@@ -281,13 +286,20 @@ impl Attempt<'_> {
             }
         }
         let image = if self.store.is_used() { Some(self.store.finish(&model, names)?) } else { None };
-        let standing = while_alive(&mut self.control, || self.builder.build_ahead(model, read_at, image.as_ref()))?;
-        let Some(standing) = standing else {
-            return if image.is_none() { Ok(()) } else { Err(MoveError::Target(Failure::new(NOT_AHEAD))) };
-        };
-        if image.is_some() {
-            self.store.renew(self.around.stores, self.id, self.store_bytes, self.around.max_memory_bytes)?;
+        let built = while_alive(&mut self.control, || self.builder.build_ahead(model, read_at, image.as_ref()));
+        let standing = built.unwrap_or_else(|failure| {
+            tracing::info!("nothing is made ahead of time: {failure}");
+            None
+        });
+        if let Some(image) = image {
+            let size = (self.store_bytes, self.around.max_memory_bytes);
+            let old = self.store.renew(self.around.stores, self.id, size, standing.is_some())?;
+            if standing.is_none() {
+                while_alive(&mut self.control, || self.store.take_back(&image, names))?;
+            }
+            drop(old);
         }
+        let Some(standing) = standing else { return Ok(()) };
         let plots = homes.into_iter().map(|(name, home)| {
             let (places, landed) = standing.spaces.get(&home).cloned().unwrap_or_default();
             (name, Plot::new(home, places, landed))
@@ -390,6 +402,11 @@ impl Attempt<'_> {
                     fault::strike(Point::DestinationPrepared);
                     if let Err(error) = sent {
                         return self.wait(error);
+                    }
+                    // A source that has called it off, or is gone, has announced that the target stays: that must be the
+                    // last word.
+                    if !self.control.is_readable().unwrap_or(true) {
+                        self.builder.announce();
                     }
                 }
                 _ => return Err(MoveError::Target(Failure::new("the journal cannot be written here"))),

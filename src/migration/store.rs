@@ -9,7 +9,8 @@ use super::protocol::{AttemptId, SpaceName};
 use crate::image::{MmId, Model, mm::PAGE};
 use crate::memory::Space;
 use crate::memory::store::{
-    Compression, Draft, ImageDir, ImageWriter, Lane, Mark, PageOptions, PageWriter, SpaceInfo, StoreError, free_bytes,
+    Compression, Draft, ImageDir, ImageWriter, Lane, Mark, PageOptions, PageReader, PageWriter, Scratch, Source,
+    SpaceInfo, StoreError, free_bytes,
 };
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -65,18 +66,52 @@ impl Store {
         Ok(store)
     }
 
-    /// Begins anew, empty, where there is room: what was stored is in an image that has been used.
+    /// Begins anew, empty. What was stored is removed with the value that is returned, or at once if it has been `used`.
     ///
     /// # Errors
     /// As [`Store::begin`].
-    pub fn renew(&mut self, places: &[&Path], id: AttemptId, bytes: u64, max: Option<u64>) -> Result<(), MoveError> {
-        let pages = self.dir.join("image");
-        fs::remove_dir_all(&pages).map_err(|source| StoreError::Io {
-            operation: "remove the directory",
-            path: pages,
-            source,
-        })?;
-        *self = Self::begin(places, id, bytes, max)?;
+    pub fn renew(
+        &mut self,
+        places: &[&Path],
+        id: AttemptId,
+        (bytes, max): (u64, Option<u64>),
+        used: bool,
+    ) -> Result<Self, MoveError> {
+        if used {
+            let path = self.dir.join("image");
+            fs::remove_dir_all(&path).map_err(|source| StoreError::Io {
+                operation: "remove the directory",
+                path,
+                source,
+            })?;
+        }
+        let new = Self::begin(places, id, bytes, max)?;
+        Ok(std::mem::replace(self, new))
+    }
+
+    /// Stores what an image has that was made of a store with these names.
+    ///
+    /// # Errors
+    /// The image cannot be read, or there is no room.
+    pub fn take_back(&self, image: &ImageDir, names: &[SpaceName]) -> Result<(), MoveError> {
+        let reader = PageReader::of(image)?;
+        let (mut taker, mut scratch, mut content) = (self.taker(), Scratch::default(), Vec::new());
+        for name in names {
+            let (Some(home), space) = (name.model.map(Space::from), Space::from(name.sent_as)) else { continue };
+            for run in reader.runs(home)?.iter().flat_map(|run| run.by_frame(&reader)) {
+                content.clear();
+                let what = match run.source {
+                    Source::Data { .. } => {
+                        content.resize(run.range.bytes() as usize, 0);
+                        reader.read_into(&run, &mut content, &mut scratch)?;
+                        What::Data
+                    }
+                    Source::Zero => What::Zero,
+                    Source::Inherit => What::Inherit,
+                };
+                taker.store(Run { space, range: run.range, what }, &content)?;
+            }
+        }
         Ok(())
     }
 

@@ -14,6 +14,15 @@ const LISTEN: u8 = 10;
 /// State CLOSE of `tcpi_state`.
 const CLOSE: u8 = 7;
 
+/// What a lock has changed of a socket, for somebody else who has the socket to undo it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Terms {
+    filter: Vec<u64>,
+    filtered: bool,
+    repair: bool,
+    reuse: i32,
+}
+
 /// A TCP socket that neither takes nor sends. Dropping the guard makes it go on as if nothing had been.
 #[derive(Debug)]
 pub struct NetLock {
@@ -97,6 +106,19 @@ impl NetLock {
     /// Whether segments of the peer are kept away: not where the program has locked its filter, or has an eBPF one.
     pub fn is_deaf(&self) -> bool {
         self.filtered
+    }
+
+    /// The socket and what was changed of it, unless that is nothing.
+    pub fn terms(&self) -> Option<(BorrowedFd<'_>, Terms)> {
+        let Self { filter, filtered, repair, reuse, .. } = self;
+        let terms = Terms { filter: filter.clone(), filtered: *filtered, repair: *repair, reuse: *reuse };
+        self.fd().filter(|_| terms.filtered || terms.repair).map(|fd| (fd, terms))
+    }
+
+    /// The same lock in other hands: whoever drops it first unlocks the socket.
+    pub fn of_terms(socket: OwnedFd, terms: Terms) -> Self {
+        let Terms { filter, filtered, repair, reuse } = terms;
+        Self { socket: Some(socket), filter, filtered, repair, reuse }
     }
 
     /// Whether nobody has taken the lock off who has the socket as well.

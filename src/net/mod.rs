@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod announce;
+pub mod audit;
 pub mod capture;
 pub mod filter;
 pub mod flows;

@@ -9,7 +9,7 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, interrupt, preflight, standstill, target};
+use super::{Event, Events, interrupt, preflight, standstill};
 use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
@@ -17,7 +17,7 @@ use crate::companion::held::Held;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::{MmId, Model, Pid, codec};
 use crate::memory::pipeline::ReadPages;
-use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once, worth_watching};
+use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once};
 use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
@@ -54,16 +54,15 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         let what = "--stdio attach does not reach from another host to this terminal";
         return Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage));
     }
-    let resolved = target::resolve(&options.target)?;
-    let root = resolved.root(&options.target)?;
     let policy = policy(&options.state);
-    let findings = preflight::look(&options.target, &resolved, &policy, Some(options.state.supervisor))?;
+    let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
+    let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
         return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
             .target(TargetState::Running));
     }
     preflight::warn(&findings, events);
-    let backend = backend(options, &findings)?;
+    let backend = backend(options)?;
     let addresses = addresses(&options.state)?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
     let link = connect_to(&options.dest, &options.peer, Purpose::Send, streams, abort)
@@ -98,13 +97,11 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
 }
 
 /// How writes are found; `None` = no rounds, because they were not wanted or would not pay.
-fn backend(options: &MoveOptions, findings: &Findings) -> Result<Option<Backend>> {
+fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
     let backend = super::dump::backend(options.memory.track)?;
-    let rounds = match options.mode.mode {
-        Mode::StopAndCopy => false,
-        Mode::PreCopy => true,
-        Mode::Auto => worth_watching(findings.memory_bytes, findings.processes.into()),
-    };
+    // For a small target, too: what rounds take over is out of the pause, and they tell which processes share pages, without
+    // which the destination cannot make a tree of several ahead of time.
+    let rounds = options.mode.mode != Mode::StopAndCopy;
     // By comparison alone every round is a whole copy: the pause would gain nothing.
     Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
 }

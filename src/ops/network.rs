@@ -8,14 +8,17 @@
 //! -- freeze: sockets are locked and read; addresses leave --
 //!                                                    addresses come; keep what comes for the ports
 //!                                                    sockets are made, mute and deaf
+//!                    <------------------- PREPARED
 //!                                                    announce: from here on peers send to the new place
 //! what has come, before COMMIT  -------------------> waits
 //!                                                    sockets speak; what came there, then what came here; sockets hear
 //! what still comes, for 100 ms  -------------------> injected
 //! ```
 //! Peers turn to the new place while nobody answers: what they have sent before is all at the source by then, so that
-//! nothing overtakes it. On a roll-back the addresses come back, are announced, and the source injects what it has kept.
+//! nothing overtakes it. On a roll-back the addresses come back, are announced, and the source injects what it has kept. A
+//! source that dies is stood in for by a guard, which cannot inject, but gives sockets and addresses back.
 
+use crate::companion::lock_guard::Guard;
 use crate::failure::Failure;
 use crate::image::{Model, Pid};
 use crate::net::address::Place;
@@ -65,7 +68,11 @@ pub(super) struct Leaving {
     addresses: Vec<Place>,
     /// Those that were taken off their interfaces.
     removed: Vec<Place>,
+    /// Those that have come back to them.
+    came_back: Vec<Place>,
     announcers: Vec<(Place, Announcer)>,
+    /// Gives everything back if this program dies.
+    guard: Option<Guard>,
 }
 
 /// Sockets that keep packets and give them to the stack.
@@ -135,6 +142,11 @@ impl Leaving {
     pub fn before_freeze(&mut self, root: Pid) {
         let seen = Table::around(root).map(|table| gate::look(&table.tree(root))).unwrap_or_default();
         self.flows = seen.flows.clone();
+        if self.guard.is_none() && !(self.flows.is_empty() && self.addresses.is_empty()) {
+            let guard = Guard::start();
+            let warn = |error: &std::io::Error| tracing::warn!(%error, "connections stay locked if this program dies");
+            self.guard = guard.inspect_err(warn).ok();
+        }
         let Some(keeper) = &mut self.keeper else { return };
         if let Err(error) = keeper.capture.arm(&seen.flows.ports()) {
             tracing::warn!(%error, "what peers send in the pause is not kept");
@@ -151,6 +163,15 @@ impl Leaving {
         self.gate = None;
         self.flows = Flows::of(model);
         self.locks = locks;
+        self.tell_guard(|guard, leaving| guard.locked(&leaving.locks));
+    }
+
+    fn tell_guard(&self, tell: impl FnOnce(&Guard, &Self) -> std::io::Result<()>) {
+        if let Some(guard) = &self.guard
+            && let Err(error) = tell(guard, self)
+        {
+            tracing::warn!(%error, "nobody gives connections back if this program dies");
+        }
     }
 
     /// The tree cannot be read in the state it is in, goes on, and is stopped again.
@@ -165,7 +186,9 @@ impl Leaving {
     /// # Errors
     /// One cannot be taken off its interface.
     pub fn give_up_addresses(&mut self) -> Result<(), Failure> {
-        for place in self.addresses.drain(..) {
+        for place in std::mem::take(&mut self.addresses) {
+            // Told before: the guard puts back only what is not there.
+            self.tell_guard(|guard, _| guard.removed(&place));
             place.remove().map_err(|e| Failure::of("an address cannot be moved", &e))?;
             self.removed.push(place);
         }
@@ -204,6 +227,7 @@ impl Leaving {
     /// The original stays as it is from here on, even if this program ends: only [`Leaving::resume`] frees it.
     pub fn hold(&mut self) {
         self.held = true;
+        self.tell_guard(|guard, _| guard.forget());
     }
 
     /// The sockets go on here, with everything they have missed.
@@ -214,6 +238,7 @@ impl Leaving {
                 tracing::warn!(%error, "an address did not come back to its interface");
             }
             announce(&self.announcers, &place);
+            self.came_back.push(place);
         }
         self.gate = None;
         self.unlock();
@@ -235,6 +260,7 @@ impl Leaving {
         if let Err(error) = outcome {
             tracing::error!("a TCP socket stays locked: {error}");
         }
+        self.tell_guard(|guard, _| guard.forget());
     }
 
     /// The target runs elsewhere and its original has ended: the last close of its sockets must be silent.
@@ -271,6 +297,8 @@ impl Leaving {
 
 impl Drop for Leaving {
     fn drop(&mut self) {
+        // The destination may have announced itself before it learned that nobody comes.
+        self.came_back.iter().for_each(|place| announce(&self.announcers, place));
         if self.held {
             self.leave();
         } else if !self.locks.is_empty() || !self.removed.is_empty() {
@@ -320,6 +348,8 @@ pub(super) struct Arriving {
     /// Packets from the source that wait until the target runs.
     kept: Vec<Vec<u8>>,
     kept_bytes: usize,
+    /// Peers have been told.
+    announced: bool,
     /// Its sockets answer.
     answers: bool,
     runs: bool,
@@ -357,9 +387,11 @@ impl Arriving {
         self.keeper.is_some()
     }
 
-    /// The target is rebuilt: peers may turn to this host, although nobody answers yet.
-    pub fn announce(&self) {
-        self.added.iter().for_each(|place| announce(&self.announcers, place));
+    /// The target is rebuilt: peers may turn to this host, although nobody answers yet. Once is enough.
+    pub fn announce(&mut self) {
+        if !std::mem::replace(&mut self.announced, true) {
+            self.added.iter().for_each(|place| announce(&self.announcers, place));
+        }
     }
 
     /// Packets from the source: for now or for later. Only those for sockets of the target are taken.

@@ -23,7 +23,27 @@ pub fn look(target: &Target, resolved: &Resolved, policy: &Policy, ends_here: Op
     Ok(findings)
 }
 
-/// The same, told to `events`; a target with blockers is refused.
+/// Looks at a target until its processes are the same before and after, if anything is in the way: what was made or has
+/// ended in that moment makes a descriptor seem to be held by a stranger.
+///
+/// # Errors
+/// It names no target; and those of [`look`].
+pub fn look_again(target: &Target, policy: &Policy, ends_here: Option<Supervisor>) -> Result<(Resolved, Findings)> {
+    const LOOKS: u32 = 10;
+    let mut resolved = super::target::resolve(target)?;
+    for _ in 1..LOOKS {
+        let findings = look(target, &resolved, policy, ends_here)?;
+        let now = super::target::resolve(target)?;
+        if findings.blockers.is_empty() || now.processes == resolved.processes {
+            return Ok((resolved, findings));
+        }
+        resolved = now;
+    }
+    let findings = look(target, &resolved, policy, ends_here)?;
+    Ok((resolved, findings))
+}
+
+/// The same as [`look`], told to `events`; a target with blockers is refused.
 ///
 /// # Errors
 /// [`crate::failure::FailureKind::Blocked`] with everything in the way, and those of [`look`].

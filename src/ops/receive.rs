@@ -169,7 +169,6 @@ impl Builder for Engine {
             tracing::warn!(warning, "restore");
         }
         self.restored = Some(restored);
-        self.network.announce();
         Ok(())
     }
 
@@ -187,9 +186,15 @@ impl Builder for Engine {
     fn run(&mut self) -> Result<i32> {
         let armed = self.armed.as_mut().ok_or_else(|| Failure::new("there is nothing to run"))?;
         let network = &mut self.network;
+        // Where the order came before anything could be said.
+        network.announce();
         armed.run(&mut || network.inject()).map_err(|e| Failure::of("the target cannot be let go", &e))?;
         network.settle();
         Ok(armed.root().0)
+    }
+
+    fn announce(&mut self) {
+        self.network.announce();
     }
 
     fn deliver(&mut self, packets: &[u8]) -> Result<()> {
@@ -201,11 +206,12 @@ impl Builder for Engine {
     }
 
     fn discard(&mut self) {
+        // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
+        self.network.discard();
         // Skeletons are killed with the value.
         self.prebuilt = None;
         self.restored = None;
         self.armed = None;
-        self.network.discard();
     }
 }
 

@@ -42,8 +42,17 @@ pub fn reach(
         let mut frozen =
             Frozen::tree(root).map_err(|e| running(Failure::of(format!("cannot stop process {root}"), &e)))?;
         stopped(&frozen)?;
-        let collection = collect::collect_known(&mut frozen, policy, known)
-            .map_err(|e| running(Failure::of("cannot read the target's state", &e)))?;
+        let collection = match collect::collect_known(&mut frozen, policy, known) {
+            // It was ending when it was stopped.
+            Err(error) if error.is_gone() && attempt < ATTEMPTS => {
+                tracing::debug!(attempt, %error, "a process ends in this moment");
+                frozen.thaw().map_err(|e| Failure::of("the target could not be released", &e))?;
+                std::thread::sleep(pause);
+                pause *= 2;
+                continue;
+            }
+            collected => collected.map_err(|e| running(Failure::of("cannot read the target's state", &e)))?,
+        };
         if collection.blockers.is_empty() {
             return Ok((frozen, collection));
         }

@@ -57,8 +57,12 @@ impl Error {
 
     /// The process or thread has ended: not a failure for whoever lists processes.
     pub fn is_gone(&self) -> bool {
-        // A process that has just ended still has its directory, but no memory to open.
-        matches!(self, Self::Gone { .. }) || self.errno() == Some(libc::ESRCH)
+        // A process that has just ended still has its directory, but no memory to open (ESRCH), and no mount namespace whose
+        // mounts could be told (EINVAL of `mounts_open_common`, fs/proc_namespace.c).
+        let no_mounts = matches!(self, Self::Io { operation: "open", file, .. } if file.ends_with("/mountinfo"));
+        matches!(self, Self::Gone { .. })
+            || self.errno() == Some(libc::ESRCH)
+            || no_mounts && self.errno() == Some(libc::EINVAL)
     }
 
     /// The file does not exist: an older kernel, or one built without the option.

@@ -95,6 +95,9 @@ fn child_of(model: &Model, parent: TaskId, child: TaskId, skeletons: &mut Skelet
     let maker = sharing::maker(model, parent, child, skeletons)?;
     let shared = sharing::flags(model, maker, child);
     let from = &mut skeletons.task(maker).threads[0];
+    if shared & libc::CLONE_IO as u32 as u64 != 0 {
+        sharing::have_io_context(from, scratch)?;
+    }
     let remote = if maker == parent {
         clone_from(from, scratch, shared, task.exit_signal, &ids(task))?
     } else {

@@ -4,6 +4,8 @@ use super::skeleton::Skeletons;
 use super::{Error, Result};
 use crate::image::task::Task;
 use crate::image::{Model, TaskId};
+use crate::trace::Batch;
+use crate::trace::remote::{Remote, Scratch};
 use std::collections::{HashMap, HashSet};
 
 /// Objects that must be shared for the tree to be what it was. An I/O context is only a hint to a scheduler of disks.
@@ -21,6 +23,16 @@ pub fn flags(model: &Model, a: TaskId, b: TaskId) -> u64 {
     let io = first.io_context != 0 && first.io_context == second.io_context;
     let needed = NEEDED.iter().filter(|(flag, _)| object(a, *flag) == object(b, *flag));
     needed.fold(if io { libc::CLONE_IO as u32 as u64 } else { 0 }, |all, (flag, _)| all | *flag as u64)
+}
+
+/// Sees to it that a task has an I/O context: one that has none has nothing to share (`copy_io` of the kernel's block/blk-ioc.c).
+/// Its priority is set in the end, with everybody's.
+pub fn have_io_context(remote: &mut Remote, scratch: Scratch) -> Result<()> {
+    const IOPRIO_WHO_PROCESS: u64 = 1;
+    let mut batch = Batch::new();
+    batch.must(libc::SYS_ioprio_set, &[IOPRIO_WHO_PROCESS.into(), 0u64.into(), 0u64.into()]);
+    remote.run_all(&scratch, &batch)?;
+    Ok(())
 }
 
 /// Which object of a kind a process has.

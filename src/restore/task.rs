@@ -177,7 +177,7 @@ fn scheduling(tid: Pid, wanted: &Sched, warnings: &mut Vec<String>) -> Result<()
         flags: wanted.flags,
         nice: wanted.nice,
         priority: wanted.priority,
-        runtime: if wanted.policy == libc::SCHED_DEADLINE as u32 { wanted.runtime_ns } else { 0 },
+        runtime: wanted.runtime_ns,
         deadline: wanted.deadline_ns,
         period: wanted.period_ns,
     };

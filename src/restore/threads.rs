@@ -74,6 +74,9 @@ pub fn add(model: &Model, task: TaskId, others: &[Thread], skeletons: &mut Skele
         true if confined => Some(ProcDir::open(skeleton.pid)?.open_file("ns/pid", OFlag::O_RDONLY)?),
         _ => None,
     };
+    if others.iter().any(|thread| shares_io(leader, thread)) {
+        super::sharing::have_io_context(&mut skeleton.threads[0], scratch)?;
+    }
     for group in others.chunks(BATCH) {
         let remote = &mut skeleton.threads[0];
         let seized = if confined {
@@ -102,8 +105,12 @@ pub fn add(model: &Model, task: TaskId, others: &[Thread], skeletons: &mut Skele
     Ok(())
 }
 
+fn shares_io(leader: &Thread, thread: &Thread) -> bool {
+    thread.io_context != 0 && thread.io_context == leader.io_context
+}
+
 fn arguments(leader: &Thread, thread: &Thread) -> CloneArgs {
-    let io = if thread.io_context != 0 && thread.io_context == leader.io_context { libc::CLONE_IO } else { 0 };
+    let io = if shares_io(leader, thread) { libc::CLONE_IO } else { 0 };
     CloneArgs { flags: (THREAD | io) as u32 as u64, ..CloneArgs::default() }
 }
 

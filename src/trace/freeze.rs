@@ -110,6 +110,9 @@ impl Frozen {
             found = self.children().map_err(|e| (e, Vec::new()))?;
             found.retain(|pid| known.insert(*pid));
         }
+        // Of a child whose end was seen while its parent still ran the parent may have been told meanwhile: it is no more.
+        let mut buf = Vec::new();
+        self.processes.retain(|p| !p.zombie || !p.dir.stat(&mut buf).is_err_and(|e| e.is_gone()));
         Ok(())
     }
 

@@ -124,12 +124,53 @@ impl Remote {
         Ok(status)
     }
 
-    /// Has it execute one instruction; its next stop.
+    /// Has it execute one instruction; its next stop. A signal that somebody has sent is kept for later.
     pub(super) fn step(&mut self) -> Result<Status> {
         let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
         let (tracee, status) = tracee.step()?.wait()?;
         self.tracee = Some(tracee);
+        self.keep_if_sent(status);
         Ok(status)
+    }
+
+    /// Lets it run for about so long from where it is, but into no system call: it stops before the first.
+    pub(super) fn run_for(&mut self, time: Duration) -> Result<()> {
+        const SYSCALL: u64 = 2;
+        let mut running = self.tracee.take().ok_or(Error::Died { pid: self.pid })?.to_syscall()?;
+        std::thread::sleep(time);
+        running.interrupt()?;
+        loop {
+            let (tracee, status) = running.wait()?;
+            match status {
+                Status::EventStop(_) => {
+                    self.tracee = Some(tracee);
+                    return Ok(());
+                }
+                Status::Syscall => {
+                    // The call becomes none, then the instruction is the next again; the interruption comes before it.
+                    let at_entry = tracee.regs()?;
+                    tracee.set_regs(&UserRegs { orig_rax: u64::MAX, ..at_entry })?;
+                    let (tracee, _) = tracee.to_syscall()?.wait()?;
+                    let (rip, rax) = (at_entry.rip - SYSCALL, at_entry.orig_rax);
+                    tracee.set_regs(&UserRegs { rip, rax, orig_rax: u64::MAX, ..at_entry })?;
+                    running = tracee.cont(0)?;
+                }
+                status => {
+                    self.tracee = Some(tracee);
+                    self.keep_if_sent(status);
+                    running = self.tracee.take().ok_or(Error::Died { pid: self.pid })?.cont(0)?;
+                }
+            }
+        }
+    }
+
+    /// A signal at whose delivery it has stopped, unless it is the thread's own doing: a fault is met again.
+    fn keep_if_sent(&mut self, status: Status) {
+        let Status::Signal(signal) = status else { return };
+        // `si_code` of the kernel's own is above 0 (sigaction(2)).
+        if self.tracee().siginfo().is_ok_and(|i| i32::from_ne_bytes([i[8], i[9], i[10], i[11]]) <= 0) {
+            self.late_signals.push(signal);
+        }
     }
 
     /// Ends the loan and the tracing: the thread goes on, with the signals that came meanwhile.

@@ -7,6 +7,7 @@
 
 use crate::arch::restart;
 use crate::image::Pid;
+use crate::memory::pipeline::default_workers;
 use crate::proc::ProcDir;
 use crate::proc::sched::LastRun;
 use crate::proc::stat::Stat;
@@ -85,20 +86,49 @@ pub fn keep_in(run: PathBuf) {
     let _ = KEPT_IN.set(run);
 }
 
+/// A thread that may be in a wait whose length matters: its id and state, when it last ran, and where it sleeps.
+type Sleeper = (Pid, Stat, LastRun, Function);
+
+/// Fewer threads than this are looked at by the calling one: to make another costs as much.
+const FEW: usize = 64;
+
+/// Such threads among these of a process; many are looked at by several threads of ours.
+fn of_process(dir: &ProcDir, tids: &[Pid]) -> Vec<Sleeper> {
+    let look = |tids: &[Pid]| {
+        let mut buf = Vec::new();
+        tids.iter().filter_map(|tid| sleeper(dir, *tid, &mut buf)).collect::<Vec<Sleeper>>()
+    };
+    if tids.len() < FEW {
+        return look(tids);
+    }
+    std::thread::scope(|scope| {
+        let begin = |part| std::thread::Builder::new().spawn_scoped(scope, move || look(part));
+        let parts = tids.chunks(tids.len().div_ceil(default_workers()));
+        let parts: Vec<_> = parts.map(|part| (part, begin(part))).collect();
+        // What was not looked at costs no more than a wait that ends late.
+        let end = |(part, thread): (_, std::io::Result<std::thread::ScopedJoinHandle<'_, Vec<Sleeper>>>)| match thread {
+            Ok(thread) => thread.join().unwrap_or_default(),
+            Err(_) => look(part),
+        };
+        parts.into_iter().flat_map(end).collect()
+    })
+}
+
+fn sleeper(dir: &ProcDir, tid: Pid, buf: &mut Vec<u8>) -> Option<Sleeper> {
+    if waits_without_end(dir, tid, buf) {
+        return None;
+    }
+    let thread = dir.thread(tid).ok()?;
+    let then = thread.last_ran(buf)?;
+    let stat = thread.stat(buf).ok()?;
+    Some((tid, stat, then, function(&thread, buf)))
+}
+
 /// Looks at every thread of a tree, of which `root` is the first of `processes`. Called before anybody is stopped.
 pub fn look(root: Pid, processes: &[Pid]) -> HashMap<Pid, Asleep> {
-    let mut last_ran: Vec<(Pid, Stat, LastRun, Function)> = Vec::new();
-    let mut buf = Vec::new();
+    let mut last_ran: Vec<Sleeper> = Vec::new();
     for dir in processes.iter().filter_map(|pid| ProcDir::open(*pid).ok()) {
-        for tid in dir.tasks().unwrap_or_default() {
-            if waits_without_end(&dir, tid, &mut buf) {
-                continue;
-            }
-            let Ok(thread) = dir.thread(tid) else { continue };
-            if let (Some(then), Ok(stat)) = (thread.last_ran(&mut buf), thread.stat(&mut buf)) {
-                last_ran.push((tid, stat, then, function(&thread, &mut buf)));
-            }
-        }
+        last_ran.extend(of_process(&dir, &dir.tasks().unwrap_or_default()));
     }
     let clocks = clocks(last_ran.iter().map(|(_, stat, ..)| stat.processor).collect());
     let now = now();

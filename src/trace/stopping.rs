@@ -230,7 +230,7 @@ pub fn let_go(root: Pid, mut all: Vec<Stopping<'_>>, since: Instant, until: Inst
 
 /// A task stopped inside a restartable sequence must go on at the abort handler: any code of ours that runs in between
 /// makes the kernel forget the section, and resuming at the old place would commit without atomicity (kernel.md 1).
-fn leave_rseq_section(remote: &mut Remote) -> Result<()> {
+pub(super) fn leave_rseq_section(remote: &mut Remote) -> Result<()> {
     const RSEQ_CS: u64 = 8;
     // A section contains no system call (rseq(2)).
     if remote.saved.interrupted_call().is_some() {

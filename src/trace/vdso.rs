@@ -2,19 +2,30 @@
 //!
 //! Such a function has some fifty instructions and is left within 38 to 94 single steps of 11 us (kernel.md 13.4). Where the
 //! kernel updates its clock faster than the function can be stepped through (an emulated processor: 1346 steps were seen),
-//! the function begins anew, hence the bounds. Stepping, as opposed to letting the thread run for a moment: nothing but the
-//! function itself is executed, and what was read of the stopped tree before stays true.
+//! the function begins anew, maybe for ever: then the thread runs for a moment, but not into a system call. So it changes
+//! nothing but memory, and what was read of the stopped tree before stays true.
 
 use super::remote::Remote;
+use super::stopping::leave_rseq_section;
 use super::{Error, Result};
 use crate::sys::wait::Status;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// Steps of a thread.
-const STEPS: u32 = 4000;
+/// Steps before a thread is let run.
+const STEPS: u32 = 150;
+/// How long it runs.
+const RUN: Duration = Duration::from_micros(200);
 /// How long all threads of a process may take together.
-const TIME: Duration = Duration::from_millis(400);
+const TIME: Duration = Duration::from_secs(2);
+/// All signals blocked, none must be taken while the rest of the tree stands still; but for those that the kernel kills by
+/// where they are blocked, and of which a tracer is asked first.
+const MASK: u64 = !(1 << (libc::SIGTRAP - 1)
+    | 1 << (libc::SIGSEGV - 1)
+    | 1 << (libc::SIGBUS - 1)
+    | 1 << (libc::SIGILL - 1)
+    | 1 << (libc::SIGFPE - 1)
+    | 1 << (libc::SIGSYS - 1));
 
 /// Has stopped threads go on to their first instruction outside of these texts; those that do not get there.
 ///
@@ -27,11 +38,26 @@ pub fn leave<'t>(
     let until = Instant::now() + TIME;
     let mut inside = Vec::new();
     for thread in threads.filter(|thread| stands_inside(thread, texts)) {
-        if !step_out(thread, texts, until)? {
+        thread.block(MASK)?;
+        let left = get_out(thread, texts, until);
+        thread.give_back()?;
+        if !left? {
             inside.push(thread.pid());
         }
     }
     Ok(inside)
+}
+
+fn get_out(thread: &mut Remote, texts: &[Range<u64>], until: Instant) -> Result<bool> {
+    while !step_out(thread, texts, until)? {
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        thread.run_for(RUN)?;
+        thread.saved = thread.tracee().regs()?;
+        leave_rseq_section(thread)?;
+    }
+    Ok(true)
 }
 
 /// A thread in a system call may stay: the call is made again, or returns, and the functions do little after that.
@@ -40,22 +66,22 @@ fn stands_inside(thread: &Remote, texts: &[Range<u64>]) -> bool {
     regs.interrupted_call().is_none() && texts.iter().any(|text| text.contains(&regs.rip))
 }
 
-/// Steps with all signals blocked: none must be taken while the rest of the tree stands still.
 fn step_out(thread: &mut Remote, texts: &[Range<u64>], until: Instant) -> Result<bool> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
-    thread.lend()?;
-    let mut left = false;
     for _ in 0..STEPS {
         // At the system call that a function makes in the end: it is made by whatever kernel the thread goes on under.
         let mut next = [0; 2];
         let at_call = super::memory::read(thread.pid(), thread.saved.rip, &mut next).is_ok() && next == SYSCALL;
-        left = at_call || !stands_inside(thread, texts);
-        if left || Instant::now() > until {
+        if at_call || !stands_inside(thread, texts) {
+            return Ok(true);
+        }
+        if Instant::now() > until {
             break;
         }
         match thread.step()? {
-            Status::Signal(libc::SIGTRAP) if sent(thread) => thread.late_signals.push(libc::SIGTRAP),
-            Status::Signal(libc::SIGTRAP) | Status::EventStop(libc::SIGTRAP) => {}
+            Status::Signal(libc::SIGTRAP) | Status::EventStop(_) => {}
+            // Its own doing, and done again when it goes on.
+            Status::Signal(_) => break,
             status => {
                 return Err(Error::OddStop {
                     pid: thread.pid(),
@@ -66,11 +92,5 @@ fn step_out(thread: &mut Remote, texts: &[Range<u64>], until: Instant) -> Result
         }
         thread.saved = thread.tracee().regs()?;
     }
-    thread.give_back()?;
-    Ok(left)
-}
-
-/// Somebody has sent the signal: `si_code` is not one of the kernel's (sigaction(2)).
-fn sent(thread: &Remote) -> bool {
-    thread.tracee().siginfo().is_ok_and(|i| i32::from_ne_bytes([i[8], i[9], i[10], i[11]]) <= 0)
+    Ok(false)
 }

@@ -1,8 +1,11 @@
 //! One test binary for everything that runs processes.
 
 mod agent;
+mod ahead;
+mod churn;
 mod cli;
 mod confined;
+mod decoders;
 mod demo;
 mod generated;
 mod handover;

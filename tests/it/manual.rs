@@ -17,7 +17,7 @@ const OWN: &str = "mount -t tmpfs none /run && cp -a /etc /run/etc && mount --bi
                    mount -t tmpfs none /var/lib && migrate keygen -q >/dev/null && : > /etc/migrate/peers &&";
 
 /// Closes what whoever runs the tests has left open.
-const CLOSE: &str = "for f in /proc/self/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done;";
+pub const CLOSE: &str = "for f in /proc/self/fd/*; do n=${f##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done;";
 
 /// Starts a program with nothing that ends outside of it.
 const SLEEP: &str = "sleep 1000 </dev/null >/dev/null 2>&1 &";

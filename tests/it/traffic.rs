@@ -315,7 +315,9 @@ fn full_queues_move_whole() {
     for address in ["10.77.0.100", "fd77::100"] {
         for fault in [None, Some("restore-signals")] {
             let Some(felt) = felt(address, &["full"], fault) else { return };
-            felt.counts.check();
+            // The last segment may be probed for when the queues move again.
+            let Counts { repeated, probes, time_outs } = felt.counts;
+            assert!(time_outs == 0 && repeated <= probes, "segments were repeated: {:?}", felt.counts);
         }
     }
 }

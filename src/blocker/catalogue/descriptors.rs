@@ -6,7 +6,7 @@ table! { DESCRIPTORS:
     IO_URING = 301, "io_uring instance",
         object: "a descriptor whose link is anon_inode:[io_uring]",
         why: "How a ring was set up and which requests are under way is not fully visible from outside, so that it cannot be made again with certainty.",
-        remedy: "turn io_uring off in the program (node: UV_USE_IO_URING=0), or sysctl kernel.io_uring_disabled=2",
+        remedy: "turn it off (node: UV_USE_IO_URING=0, mariadb: innodb_use_native_aio=0, or kernel.io_uring_disabled=2)",
         kernel: "since 5.1";
     USERFAULTFD = 302, "userfaultfd",
         object: "a descriptor whose link is anon_inode:[userfaultfd]",

@@ -3,7 +3,7 @@
 use super::socket as common;
 use crate::image::fd::netlink::Netlink;
 use crate::image::{Bytes, NsId};
-use crate::net::{Error, Result, failed};
+use crate::net::{Error, Result, audit, failed};
 use crate::sys::socket;
 use std::os::fd::BorrowedFd;
 
@@ -23,10 +23,13 @@ const INTS: &[(i32, i32, Option<i32>)] = &[
 /// Protocols of which a socket is no more than an address and a set of groups: route, sock_diag, kobject uevents, generic.
 pub const PLAIN: [i32; 4] = [0, 4, 15, 16];
 
+/// Programs send audit records through one of these (dbus-daemon, sudo); only that of the audit daemon is known to the kernel.
+const AUDIT: i32 = 9;
+
 /// Reads a socket. One with unread messages, or of a protocol with state of its own, is refused.
 pub fn read(fd: BorrowedFd<'_>, identity: common::Identity, net: NsId) -> Result<Netlink> {
     let refuse = |reason: String| Err(Error::Unsupported { kind: "netlink", reason });
-    if !PLAIN.contains(&identity.protocol) {
+    if !PLAIN.contains(&identity.protocol) && identity.protocol != AUDIT {
         return refuse(format!("protocol {} keeps state in the kernel", identity.protocol));
     }
     let events = socket::poll_now(fd, libc::POLLIN).map_err(failed("netlink", "poll"))?;
@@ -34,6 +37,16 @@ pub fn read(fd: BorrowedFd<'_>, identity: common::Identity, net: NsId) -> Result
         return refuse("it has unread messages".to_owned());
     }
     let local = socket::local_address(fd).map_err(failed("netlink", "getsockname"))?;
+    if identity.protocol == AUDIT {
+        match audit::daemon() {
+            // It is registered by its port, which is its process id.
+            Ok(daemon) if daemon != 0 && daemon == word(&local, 4) => {
+                return refuse("the kernel sends audit records to it".to_owned());
+            }
+            Ok(_) => {}
+            Err(errno) => return refuse(format!("whether it is the audit daemon's cannot be found out: {errno}")),
+        }
+    }
     let peer = socket::peer_address(fd).unwrap_or_default();
     Ok(Netlink {
         net,

@@ -11,18 +11,18 @@ use nix::fcntl::OFlag;
 
 /// Kinds that a restore cannot make: a tree that has one of its own is refused. PID namespaces are handled by the ids of
 /// the tasks, mount and user namespaces below, one time namespace for the whole tree by its clocks.
-const REFUSED: [&str; 3] = ["net", "ipc", "cgroup"];
+const REFUSED: [(&str, &str); 3] = [("net", "network"), ("ipc", "IPC"), ("cgroup", "cgroup")];
 
 pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found: &mut Vec<Blocker>) -> Result<()> {
     let own = ProcDir::of_self()?;
-    for kind in REFUSED {
+    for (kind, name) in REFUSED {
         let theirs = member.dir.ns(kind)?;
         if theirs == 0 {
             // It is ending at this moment.
             return Ok(());
         }
         if theirs != own.ns(kind)? {
-            let reason = format!("it has a {kind} namespace of its own");
+            let reason = format!("its {name} namespace is not the host's");
             found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
         }
     }

@@ -104,7 +104,17 @@ fn a_descriptor_table_shared_with_the_outside_is_named() {
 #[test]
 fn namespaces_of_their_own_are_named() {
     let mut command = Command::new("unshare");
-    command.args(["--net", "--ipc", "--user", "--uts", "--map-root-user", "sh", "-c", "echo ready; exec sleep 100"]);
+    command.args([
+        "--net",
+        "--ipc",
+        "--cgroup",
+        "--user",
+        "--uts",
+        "--map-root-user",
+        "sh",
+        "-c",
+        "echo ready; exec sleep 100",
+    ]);
     let Ok(child) = command.stdout(Stdio::piped()).spawn() else {
         println!("skipped: unshare is not installed");
         return;
@@ -117,9 +127,10 @@ fn namespaces_of_their_own_are_named() {
         return;
     }
     let blockers = found(&[Pid(child.0.id() as i32)]);
-    assert_eq!(codes_of(&blockers), [codes::NAMESPACE_KIND; 2], "{blockers:?}");
+    assert_eq!(codes_of(&blockers), [codes::NAMESPACE_KIND; 3], "{blockers:?}");
     let reasons: Vec<&str> = blockers.iter().map(|b| b.reason.as_str()).collect();
-    assert_eq!(reasons, ["it has a net namespace of its own", "it has a ipc namespace of its own"]);
+    let reason = |kind| format!("its {kind} namespace is not the host's");
+    assert_eq!(reasons, ["network", "IPC", "cgroup"].map(reason));
 }
 
 #[test]

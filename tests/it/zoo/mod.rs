@@ -191,7 +191,7 @@ zoo!(tree: plain three_generations hundred_children sessions left_behind orphane
 zoo!(threads: few five_hundred synchronised robust_list own_tables own_attributes children_of_threads goes_on siblings_share shares_vm
     shares_files shares_fs shares_sighand shares_io shares_all);
 zoo!(identity: names unprivileged mixed_ids capabilities securebits no_new_privs not_dumpable parent_death_signal limits
-    scheduling oom personalities places changed_root seccomp_filter seccomp_several seccomp_per_thread
+    scheduling deadline oom personalities places changed_root seccomp_filter seccomp_several seccomp_per_thread
     seccomp_synchronised seccomp_strict);
 zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso in_vdso rseq_registered rseq_critical);
 zoo!(wakes: in_read in_futex_for_ever in_wait4 in_pause in_sigsuspend in_epoll_for_ever in_poll_for_ever in_sigwait

@@ -53,6 +53,7 @@ const CASES: &[(&str, &str)] = &[
     ("identity", "parent_death_signal"),
     ("identity", "limits"),
     ("identity", "scheduling"),
+    ("identity", "deadline"),
     ("identity", "oom"),
     ("identity", "personalities"),
     ("identity", "places"),
