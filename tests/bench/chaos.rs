@@ -143,14 +143,13 @@ impl Stage {
         pids.filter(has).collect()
     }
 
+    /// Processes of sessions: children of the agent. What they have made of the target has their command line, too.
     fn sessions(&self) -> Vec<i32> {
-        let ours = self.path("b").display().to_string();
-        self.processes("session-process")
-            .into_iter()
-            .filter(|pid| {
-                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|l| String::from_utf8_lossy(&l).contains(&ours))
-            })
-            .collect()
+        let agent = format!("PPid:\t{}\n", self.agent.id());
+        let of_agent = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| status.contains(&agent))
+        };
+        self.processes("session-process").into_iter().filter(of_agent).collect()
     }
 
     fn said(&self, host: &str, words: &[&str]) -> serde_json::Value {
@@ -158,6 +157,17 @@ impl Stage {
         let text = output.map(|output| output.stdout).unwrap_or_default();
         serde_json::from_slice(text.rsplit(|b| *b == b'\n').find(|line| !line.is_empty()).unwrap_or(b"null"))
             .unwrap_or_default()
+    }
+
+    /// What is known of a target that does not go on.
+    fn tell(&self) {
+        for host in ["a", "b"] {
+            println!("  {host}: {}", self.said(host, &["status", "--all"])["sessions"]);
+        }
+        for pid in self.processes(&self.path("count").display().to_string()) {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            println!("  process {pid}: {:?}", status.lines().find(|line| line.starts_with("State")));
+        }
     }
 
     /// As a person would: what each host says, then a decision. Whether there was one to make.
@@ -259,6 +269,9 @@ fn run(seed: u64, usual: Duration, broken: Option<&str>) -> (Accident, &'static 
     let goes_on = wait(|| stage.numbers().len() > before + 10, Duration::from_secs(10));
     let whole = stage.numbers().windows(2).all(|pair| pair[1] == pair[0] + 1);
     let here = stage.processes(&stage.path("count").display().to_string()).contains(&(stage.counter.id() as i32));
+    if !goes_on {
+        stage.tell();
+    }
     let end = match (whole, goes_on, here) {
         (false, ..) => "DOUBLED",
         (true, false, _) => "LOST",
