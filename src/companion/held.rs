@@ -59,8 +59,8 @@ impl Held {
         if let Some(freezer) = self.freezer() {
             return freezer.set(false);
         }
-        let held = self.processes.iter().filter(|process| self.stopped.contains(&process.0) && is_there(process));
-        held.map(|(pid, _)| Ok(kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT)?)).collect()
+        let mut held = self.processes.iter().filter(|process| self.stopped.contains(&process.0) && is_there(process));
+        held.try_for_each(|(pid, _)| Ok(kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT)?))
     }
 
     /// Ends it without letting it run: leaves first.
