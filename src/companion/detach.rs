@@ -1,6 +1,7 @@
 //! Leaving the caller: a process of ours that outlives it must not end with it: not with the agent, ssh, or the login
 //! that started either.
 
+use crate::proc::cgroupfs;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -52,15 +53,7 @@ fn enter(hierarchy: &Path) -> io::Result<()> {
     }
     let cgroup = hierarchy.join(CGROUP);
     fs::create_dir_all(&cgroup)?;
-    // cpuset (version 1) takes no process before its sets are filled; they are inherited by hand.
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        for level in [hierarchy.join("migrate"), cgroup.clone()] {
-            let path = level.join(file);
-            if fs::read_to_string(&path).is_ok_and(|set| set.trim().is_empty()) {
-                fs::write(&path, fs::read(level.parent().unwrap_or(hierarchy).join(file))?)?;
-            }
-        }
-    }
+    cgroupfs::inherit_sets(hierarchy, &cgroup)?;
     // 0 is the writer itself (cgroups(7)).
     fs::write(cgroup.join("cgroup.procs"), "0")
 }

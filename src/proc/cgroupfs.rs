@@ -63,6 +63,25 @@ pub fn hierarchies() -> Result<Vec<Hierarchy>> {
     Ok(found.collect())
 }
 
+/// Gives a new cgroup of a cpuset hierarchy (version 1) the sets of those above it, up to the mount: it takes no process before
+/// (cpuset(7), ENOSPC). Nothing happens in other hierarchies.
+///
+/// # Errors
+/// A set cannot be read or written.
+pub fn inherit_sets(mount: &Path, cgroup: &Path) -> std::io::Result<()> {
+    let mut levels: Vec<&Path> = cgroup.ancestors().take_while(|level| *level != mount).collect();
+    levels.reverse();
+    for level in levels {
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let path = level.join(file);
+            if std::fs::read_to_string(&path).is_ok_and(|set| set.trim().is_empty()) {
+                std::fs::write(&path, std::fs::read(level.parent().unwrap_or(mount).join(file))?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A cgroup that can stop processes all at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Freezer {

@@ -6,7 +6,7 @@ use crate::image::Pid;
 use crate::image::{Model, cgroup::Membership};
 use crate::ops::options::Cgroup;
 use crate::proc::ProcDir;
-use crate::proc::cgroupfs::{Hierarchy, hierarchies};
+use crate::proc::cgroupfs::{self, Hierarchy, hierarchies};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ pub fn prepare(model: &Model, choice: &Cgroup, name: &str, warnings: &mut Vec<St
         let ours = own.iter().find(|m| m.controllers == hierarchy.controllers);
         let Some(path) = wanted(model, choice, name, &hierarchy, ours) else { continue };
         let dir = hierarchy.mount.join(&path);
-        if let Err(errno) = make(&dir) {
+        if let Err(errno) = make(&dir).and_then(|()| cgroupfs::inherit_sets(&hierarchy.mount, &dir)) {
             warnings.push(format!("cgroup {} could not be made: {errno}", dir.display()));
             continue;
         }

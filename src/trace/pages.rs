@@ -5,7 +5,9 @@ use crate::image::mm::PAGE;
 use crate::image::{MmId, Pid};
 use crate::memory::pipeline::{PageError, ReadPages, WritePages};
 use crate::memory::{PageRange, Space};
+use crate::proc::ProcDir;
 use crate::sys::{Errno, mapping, mem};
+use nix::fcntl::OFlag;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -82,10 +84,34 @@ fn read_mm(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageErr
     let mut rest = buf;
     for range in ranges {
         let (part, later) = rest.split_at_mut(range.bytes() as usize);
-        mem.read_exact_at(part, range.first * PAGE).map_err(|source| PageError { page: range.first, source })?;
+        if mem.read_exact_at(part, range.first * PAGE).is_err() {
+            for (page, content) in (range.first..range.end()).zip(part.chunks_exact_mut(PAGE as usize)) {
+                match mem.read_exact_at(content, page * PAGE) {
+                    Err(_) if is_behind_file(pid, page) => content.fill(0),
+                    read => read.map_err(|source| PageError { page, source })?,
+                }
+            }
+        }
         rest = later;
     }
     Ok(())
+}
+
+/// Is this a page of a mapping that lies behind the end of the mapped file? It has no content: whoever touches it gets
+/// SIGBUS (mmap(2)). Where a file was cut short under a watched mapping its pages still look as if they held something.
+fn is_behind_file(pid: Pid, page: u64) -> bool {
+    let look = || -> Option<bool> {
+        let dir = ProcDir::open(pid).ok()?;
+        let maps = dir.maps(&mut Vec::new()).ok()?;
+        let at = page * PAGE;
+        let mapping = maps.iter().find(|m| m.start <= at && at < m.end && m.has_file())?;
+        let file = dir.open_file(&mapping.map_file(), OFlag::O_PATH).ok()?;
+        let stat = nix::sys::stat::fstat(&file).ok()?;
+        let is_regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        let end = (stat.st_size as u64).next_multiple_of(PAGE);
+        Some(is_regular && mapping.offset + (at - mapping.start) >= end)
+    };
+    look().unwrap_or(false)
 }
 
 impl WritePages for TargetPages {
@@ -155,7 +181,14 @@ fn write_mm(pid: Pid, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError
     let mut rest = data;
     for range in ranges {
         let (part, later) = rest.split_at(range.bytes() as usize);
-        mem.write_all_at(part, range.first * PAGE).map_err(|source| PageError { page: range.first, source })?;
+        if mem.write_all_at(part, range.first * PAGE).is_err() {
+            for (page, content) in (range.first..range.end()).zip(part.chunks_exact(PAGE as usize)) {
+                match mem.write_all_at(content, page * PAGE) {
+                    Err(_) if is_behind_file(pid, page) => {}
+                    written => written.map_err(|source| PageError { page, source })?,
+                }
+            }
+        }
         rest = later;
     }
     Ok(())
