@@ -2,7 +2,8 @@
 //! clock, no I/O.
 //!
 //! After each round [`decide`] looks whether an exit condition holds. One that keeps the promise (`downtime`,
-//! `downtime-net`) or was asked for ends the rounds. `not-converging` does not: the steps of `--converge` are tried first,
+//! `downtime-net`) or was asked for ends the rounds; while each round leaves less than half of what it has sent, the promise is
+//! bettered first. `not-converging` does not: the steps of `--converge` are tried first,
 //! in their order, each given a few rounds. A limit (rounds, time, bytes) that is reached before the promise can be kept
 //! leaves the last word to the end of that list: pause anyway, or leave the target where it is.
 
@@ -151,6 +152,9 @@ pub enum Decision {
     Abort(ExitCondition),
 }
 
+/// A residual below this is not worth a round of its own.
+const POLISH_BYTES_MIN: u64 = 2 << 20;
+
 /// Rounds in which pages were written as fast as sent, after which it is given up or the next step is tried.
 const FRUITLESS_ROUNDS: usize = 3;
 
@@ -175,7 +179,9 @@ pub fn decide(rounds: &[RoundStats], goals: &Goals, tried: &[(usize, Step)]) -> 
         (true, ExitCondition::MemorySent),
     ];
     if let Some((_, exit)) = promise.into_iter().find(|(holds, exit)| *holds && wanted(exit)) {
-        return Decision::SwitchOver(exit);
+        let of_pause = matches!(exit, ExitCondition::Downtime | ExitCondition::DowntimeNet);
+        let better = of_pause && limit(rounds, goals).is_none() && shrinks(rounds);
+        return if better { Decision::Continue } else { Decision::SwitchOver(exit) };
     }
     if let Some(exit) = limit(rounds, goals).filter(wanted) {
         return last_word(exit, kept, goals);
@@ -191,6 +197,16 @@ pub fn decide(rounds: &[RoundStats], goals: &Goals, tried: &[(usize, Step)]) -> 
         None if wanted(&ExitCondition::NotConverging) => last_word(ExitCondition::NotConverging, kept, goals),
         None => Decision::Continue,
     }
+}
+
+/// Whether the pause is worth another round although it would be short enough: the last one has left less than half of what it
+/// has sent, and sending that takes longer than a round costs. Each such round takes less than half of the time of the one before.
+fn shrinks(rounds: &[RoundStats]) -> bool {
+    rounds.last().is_some_and(|last| {
+        last.residual_bytes > POLISH_BYTES_MIN
+            && last.residual_bytes < last.sent_bytes / 2
+            && last.lacking_room_bytes == 0
+    })
 }
 
 /// How many rounds up to the last brought nothing: pages were written as fast as they could be sent; or, where pages are

@@ -36,9 +36,13 @@ fn a_residual_that_takes_too_long_is_another_round() {
     // 1000 MiB/s less 100 MiB/s: 100 MiB take 111 ms.
     let first = round(1000, 1000, 100);
     assert_eq!(decide(&[first], &goals(), &[]), Decision::Continue);
-    // Then 10 MiB, 11 ms.
+    // Then 10 MiB, 11 ms: short enough, and a round that takes a tenth makes it a tenth.
     let second = round(100, 100, 10);
-    assert_eq!(decide(&[first, second], &goals(), &[]), Decision::SwitchOver(ExitCondition::DowntimeNet));
+    assert_eq!(decide(&[first, second], &goals(), &[]), Decision::Continue);
+    let third = round(10, 10, 1);
+    assert_eq!(decide(&[first, second, third], &goals(), &[]), Decision::SwitchOver(ExitCondition::DowntimeNet));
+    let no_better = round(20, 16, 10);
+    assert_eq!(decide(&[first, no_better], &goals(), &[]), Decision::SwitchOver(ExitCondition::DowntimeNet));
 }
 
 #[test]
