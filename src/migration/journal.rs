@@ -8,6 +8,7 @@
 //! instruction at the destination, `aborted` before anything is discarded after a PREPARED. `committing` must survive the
 //! death of the program; a crash of the host ends the source's copy anyway.
 
+use super::handover::source::Record;
 use super::handover::{Candidate, destination, source};
 use super::protocol::AttemptId;
 use crate::companion::held::Held;
@@ -65,6 +66,17 @@ impl Step {
     /// Whether nothing is left to be decided after it.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Aborted | Self::Done)
+    }
+}
+
+impl From<&Record> for Step {
+    fn from(record: &Record) -> Self {
+        match record {
+            Record::Begun => Self::Begun,
+            Record::Committing(_) => Self::Committing,
+            Record::Aborted => Self::Aborted,
+            Record::Done(_) => Self::Done,
+        }
     }
 }
 

@@ -83,13 +83,7 @@ fn perform(journal: &mut Journal, machine: &mut Source, last: &Line, mut actions
         for action in std::mem::take(&mut actions) {
             match action {
                 Action::Record(record, sync) => {
-                    use super::handover::source::Record;
-                    let step = match record {
-                        Record::Begun => Step::Begun,
-                        Record::Committing(_) => Step::Committing,
-                        Record::Aborted => Step::Aborted,
-                        Record::Done(_) => Step::Done,
-                    };
+                    let step = Step::from(&record);
                     match sync {
                         Sync::Now => journal.write_synced(step)?,
                         Sync::Later => journal.write(step)?,

@@ -2,7 +2,7 @@
 
 use super::MoveError;
 use super::effort::Effort;
-use super::handover::source::{Action, Event as Happened, Phase, Record, Source};
+use super::handover::source::{Action, Event as Happened, Phase, Source};
 use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
 use super::pages::{Run, What};
@@ -632,12 +632,7 @@ impl Attempt<'_> {
                 fault::strike(Point::SourceHeld);
             }
             Action::Record(record, sync) => {
-                let step = match record {
-                    Record::Begun => Step::Begun,
-                    Record::Committing(_) => Step::Committing,
-                    Record::Aborted => Step::Aborted,
-                    Record::Done(_) => Step::Done,
-                };
+                let step = Step::from(&record);
                 self.note(step, sync)?;
                 if step == Step::Committing {
                     fault::strike(Point::SourceCommitting);

@@ -136,8 +136,8 @@ impl Audience<'_> {
         Ok(())
     }
 
-    /// Shows what the client sees until the move has ended; the pause it reports.
-    fn watch_until_ended(&mut self, mut mover: Child) -> Result<Option<Duration>> {
+    /// Shows what the client sees while the move's program runs, which is ended if it takes too long.
+    fn watch_while_it_runs(&mut self, mover: &mut Child) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         while mover.try_wait().map_err(|e| Failure::of("the move cannot be waited for", &e))?.is_none() {
             if Instant::now() > end {
@@ -146,6 +146,12 @@ impl Audience<'_> {
             let sight = self.next()?;
             (self.show)(&Scene::Sight(sight));
         }
+        Ok(())
+    }
+
+    /// Shows what the client sees until the move has ended; the pause it reports.
+    fn watch_until_ended(&mut self, mut mover: Child) -> Result<Option<Duration>> {
+        self.watch_while_it_runs(&mut mover)?;
         let output = mover.wait_with_output().map_err(|e| Failure::of("the move cannot be read", &e))?;
         let result = String::from_utf8_lossy(&output.stdout);
         let result = result.lines().rev().find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
@@ -168,14 +174,7 @@ impl Audience<'_> {
 
     /// One of the two programs is killed in the moment of handing over: what the journals say, and what a person does.
     fn watch_the_accident(&mut self, mut mover: Child, kill: Kill, a: &Host) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
-        while mover.try_wait().map_err(|e| Failure::of("the move cannot be waited for", &e))?.is_none() {
-            if Instant::now() > end {
-                let _ = mover.kill();
-            }
-            let sight = self.next()?;
-            (self.show)(&Scene::Sight(sight));
-        }
+        self.watch_while_it_runs(&mut mover)?;
         let killed = match kill {
             Kill::Source => "migrate move was killed as COMMIT had left",
             _ => "the session on host-b was killed as it was about to say PREPARED",
