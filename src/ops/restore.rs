@@ -83,12 +83,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let warn = |warning: String| events.event(Event::Warning(warning));
     restored.warnings.iter().cloned().for_each(warn);
     let (root, child) = (restored.root(), restored.child());
-    if stdio == Stdio::Attach && has_session_at_terminal(&model) {
-        warn(
-            "the tree has a session of its own: ^C and ^Z typed here do not reach it as they did at its own terminal"
-                .into(),
-        );
-    }
+    job_control(&model, stdio).into_iter().for_each(warn);
     interrupt::check().map_err(|failure| failure.target(TargetState::NotStarted))?;
     if let Some(path) = &options.pidfile {
         std::fs::write(path, root.to_string()).map_err(|e| failed(&e))?;
@@ -123,6 +118,13 @@ fn settings(options: &RestoreOptions, state: &StateOptions, stdio: Stdio) -> res
         original_here: false,
         segments_kept: false,
     }
+}
+
+/// Says that a tree at our terminal does not have it as it had its own.
+fn job_control(model: &Model, stdio: Stdio) -> Option<String> {
+    let what =
+        "the tree has a session of its own: ^C and ^Z typed here do not reach it as they did at its own terminal";
+    (stdio == Stdio::Attach && has_session_at_terminal(model)).then(|| what.to_owned())
 }
 
 /// Somebody in the tree leads a session whose terminal was held outside: ours belongs to our session.
