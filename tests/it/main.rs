@@ -2,6 +2,7 @@
 
 mod agent;
 mod ahead;
+mod choices;
 mod churn;
 mod cli;
 mod confined;
