@@ -135,12 +135,9 @@ impl Builder for Engine {
         for (space, pages) in stale {
             prebuilt.drop_pages(*space, pages).map_err(|e| failed(&e))?;
         }
-        let prebuilt = prebuilt.adopt(model, &fit, &options).map_err(|e| failed(&e))?;
+        let pages = stored.map(PageReader::of).transpose().map_err(|e| failed(&e))?;
+        let prebuilt = prebuilt.adopt(model, &fit, pages.as_ref(), &options).map_err(|e| failed(&e))?;
         let memory = prebuilt.memory().map_err(|e| failed(&e))?;
-        if let Some(image) = stored {
-            let pages = PageReader::of(image).map_err(|e| failed(&e))?;
-            prebuilt.load(&pages, &options).map_err(|e| failed(&e))?;
-        }
         self.prebuilt = Some(prebuilt);
         Ok(Box::new(memory))
     }

@@ -13,6 +13,7 @@ pub mod fd;
 pub mod go;
 pub mod material;
 pub mod mm;
+mod newcomers;
 pub mod ns;
 pub mod pidns;
 pub mod plan;

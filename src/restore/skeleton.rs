@@ -97,13 +97,20 @@ impl Drop for Skeletons {
         let ours = [self.session.take(), self.init.take()].into_iter().flatten();
         let ours = ours.map(|remote| Skeleton { pid: remote.pid(), threads: vec![remote] });
         for skeleton in self.tasks.drain().map(|(_, s)| s).chain(ours) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(skeleton.pid.0), nix::sys::signal::SIGKILL);
-            // The leader last: it cannot be reaped while another thread has not been.
-            for thread in skeleton.threads.iter().rev() {
-                let _ = wait::wait(thread.pid());
-            }
-            let _ = wait::try_wait(skeleton.pid);
+            skeleton.end();
         }
+    }
+}
+
+impl Skeleton {
+    /// Ends the process; its parent, if that is not us, has yet to be told.
+    pub(super) fn end(self) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid.0), nix::sys::signal::SIGKILL);
+        // The leader last: it cannot be reaped while another thread has not been.
+        for thread in self.threads.iter().rev() {
+            let _ = wait::wait(thread.pid());
+        }
+        let _ = wait::try_wait(self.pid);
     }
 }
 
