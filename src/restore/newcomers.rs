@@ -52,7 +52,11 @@ pub(super) fn can_come(model: &Model, id: TaskId) -> std::result::Result<(), Unf
 /// Its session goes on without it.
 pub(super) fn can_go(task: &Task, new: &Model) -> std::result::Result<(), Unfit> {
     let led = task.sid == task.pid && new.tasks.iter().any(|t| t.sid == task.pid);
-    if led || new.ptys.iter().any(|pty| pty.sid == task.pid) { Err("the leader of a session has ended") } else { Ok(()) }
+    if led || new.ptys.iter().any(|pty| pty.sid == task.pid) {
+        Err("the leader of a session has ended")
+    } else {
+        Ok(())
+    }
 }
 
 /// Ends those that are in no task of the final model any more; `found` has for each of those the earlier one.
@@ -98,6 +102,7 @@ impl Prebuilt<'_> {
         self.material.bring(&mut batch);
         remote.run_all(&scratch, &batch)?;
         let loader = Loader { pages: stored, material: &self.material, options, progress: &|_| {} };
+        tracing::debug!("a process has come since the tree was made: {}", self.model.tasks[task.at()].pid);
         lay_out(self.model, task, &mut self.skeletons, &loader)?;
         let Some(mm) = own(self.model, task) else { return Ok(()) };
         let all = PageRange::new(0, crate::image::limits::PAGE_NUMBERS);

@@ -283,13 +283,7 @@ impl<'m> Prebuilt<'m> {
 
 impl Fit {
     /// Changes the mappings of all that were there before.
-    fn adapt_memory(
-        &self,
-        old: &Model,
-        model: &Model,
-        skeletons: &mut Skeletons,
-        material: &Material,
-    ) -> Result<()> {
+    fn adapt_memory(&self, old: &Model, model: &Model, skeletons: &mut Skeletons, material: &Material) -> Result<()> {
         for (n, was) in self.mms.iter().enumerate() {
             let id = MmId::from(n);
             let owner = model.tasks.iter().position(|t| t.mm == Some(id)).map(TaskId::from);
