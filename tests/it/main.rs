@@ -14,6 +14,7 @@ mod hostile;
 mod manual;
 mod moves;
 mod networks;
+mod peer_user;
 mod programs;
 mod reader;
 mod refusals;
