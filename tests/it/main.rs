@@ -11,6 +11,7 @@ mod demo;
 mod generated;
 mod handover;
 mod hostile;
+mod leftovers;
 mod manual;
 mod moves;
 mod networks;
