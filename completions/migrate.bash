@@ -120,7 +120,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__agent)
-            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --json --log --config --progress --color --help"
+            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

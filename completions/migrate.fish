@@ -154,6 +154,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand agent" -l color -d 'Whet
 always\t'always'
 never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l stdio -d 'Serve one session over standard input and output, as ssh does'
+complete -c migrate -n "__fish_migrate_using_subcommand agent" -l allow-plain -d 'Allow tcp+plain beyond loopback: nothing is encrypted, and whoever connects can run anything here'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'

@@ -492,12 +492,14 @@ pub struct AgentOptions {
     pub max_memory: Option<u64>,
     /// `--max-sessions` at a time.
     pub max_sessions: u32,
+    /// `--allow-plain`: `tcp+plain://` also beyond loopback.
+    pub allow_plain: bool,
 }
 
 impl AgentOptions {
     /// An agent with every default.
     pub fn new(place: AgentPlace) -> Self {
-        Self { place, peers: None, max_memory: None, max_sessions: 16 }
+        Self { place, peers: None, max_memory: None, max_sessions: 16, allow_plain: false }
     }
 }
 

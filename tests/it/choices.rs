@@ -190,6 +190,23 @@ fn a_restore_does_as_the_dump_was_told() {
 }
 
 #[test]
+fn a_tree_is_left_stopped_until_somebody_lets_it_go() {
+    let Some(mut client) = Client::start(0) else { return };
+    client.dump(&[]);
+    let result = client.restore(&["--leave-stopped"]);
+    assert_eq!((&result["exit"], &result["state"]), (&Value::from(0), &Value::from("stopped")), "{result}");
+    let pid = i32::try_from(result["pid"].as_i64().unwrap()).unwrap();
+    let state =
+        || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().rsplit(") ").next().unwrap()[..1].to_owned();
+    assert_eq!(state(), "T");
+    client.tcp.write_all(b"wake up").unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGCONT).unwrap();
+    let mut answer = [0; 7];
+    client.tcp.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"wake up");
+}
+
+#[test]
 fn what_a_restore_is_told_itself_counts() {
     let Some(mut client) = Client::start(0) else { return };
     let original = client.pid();
