@@ -129,38 +129,44 @@ impl<'a, S: Source> Server<'a, S> {
         wanted[..others.len()].iter().map(|fd| fd.revents().is_some_and(|r| !r.is_empty())).collect()
     }
 
-    /// Marks everything that is missing, so that a touch gives SIGBUS instead of zeros, also after the descriptors were
-    /// closed. Gives the pages that were marked. Where the kernel cannot (before 6.6) none are.
-    pub fn poison(&mut self) -> u64 {
-        let mut marked = 0;
-        for n in 0..self.members.len() {
-            self.listen();
-            let pieces: Vec<Piece> = self.members[n].missing.iter().collect();
-            for piece in pieces {
-                marked += self.poison_range(n, piece.at);
-            }
-        }
-        marked
+    /// Whether this kernel has `UFFDIO_POISON`.
+    pub fn can_poison(&self) -> bool {
+        let known = sys::open(true).and_then(|fd| sys::handshake(fd.as_fd(), 0));
+        known.is_ok_and(|features| features & sys::feature::POISON != 0)
     }
 
-    fn poison_range(&mut self, n: usize, range: PageRange) -> u64 {
-        let (mut at, mut marked) = (range.first, 0);
+    /// Marks everything that is missing, so that a touch gives SIGBUS instead of zeros, also after the descriptors were
+    /// closed. Nothing happens where the kernel cannot.
+    pub fn poison(&mut self) {
+        if !self.can_poison() {
+            return;
+        }
+        let mut n = 0;
+        // Forks under way add members.
+        while n < self.members.len() {
+            self.listen();
+            let pieces: Vec<Piece> = self.members[n].missing.iter().collect();
+            pieces.iter().for_each(|piece| self.poison_range(n, piece.at));
+            n += 1;
+        }
+    }
+
+    fn poison_range(&mut self, n: usize, range: PageRange) {
+        let mut at = range.first;
         while at < range.end() {
             let (bytes, result) = sys::poison(self.members[n].uffd.as_fd(), at * PAGE, (range.end() - at) * PAGE);
-            let pages = bytes as u64 / PAGE;
-            (at, marked) = (at + pages, marked + pages);
+            at += bytes as u64 / PAGE;
             match result {
                 Ok(()) => {}
                 Err(Errno::EAGAIN) => self.let_change(n),
-                Err(Errno::EINVAL | Errno::ESRCH) => return marked,
+                Err(Errno::ESRCH) => return,
                 // There, or not mapped any more; the range may reach beyond a mapping.
                 Err(_) => {
-                    let (bytes, _) = sys::poison(self.members[n].uffd.as_fd(), at * PAGE, PAGE);
-                    (at, marked) = (at + 1, marked + bytes as u64 / PAGE);
+                    let _ = sys::poison(self.members[n].uffd.as_fd(), at * PAGE, PAGE);
+                    at += 1;
                 }
             }
         }
-        marked
     }
 
     /// Reads and applies what all descriptors have to tell; whether there was anything.
