@@ -67,10 +67,17 @@ pub(super) fn split(
     runs: Vec<ResolvedRun>,
     pages: &PageReader,
 ) -> (Vec<ResolvedRun>, Later) {
-    let vmas = model.mms[mm.at()].vmas.iter().filter(|vma| comes_later(vma, &model.mms[mm.at()]));
-    let areas: Vec<PageRange> = vmas.map(|vma| PageRange::of_bytes(vma.start, vma.end)).collect();
+    let vmas = || model.mms[mm.at()].vmas.iter().filter(|vma| comes_later(vma, &model.mms[mm.at()]));
+    let pages_of = |vma: &Vma| PageRange::of_bytes(vma.start, vma.end);
+    let areas: Vec<PageRange> = vmas().map(pages_of).collect();
     let threads = model.tasks.iter().filter(|task| task.mm == Some(mm)).flat_map(|task| &task.threads);
-    let soon: RangeSet = threads.flat_map(needed_soon).collect();
+    // What was writable once stays accounted only if it has a page when that ends (`mprotect_fixup`).
+    let once_writable = vmas().filter(|vma| vma.prot & libc::PROT_WRITE as u32 == 0).map(pages_of);
+    let firsts = once_writable.filter_map(|area| {
+        let run = runs.iter().find(|run| run.source != Source::Zero && !run.range.intersect(area).is_empty())?;
+        Some(PageRange::new(run.range.intersect(area).first, 1))
+    });
+    let soon: RangeSet = threads.flat_map(needed_soon).chain(firsts).collect();
     let places = areas.iter().copied().collect::<RangeSet>().difference(&soon);
     let mut later = Later { areas, ..Later::default() };
     let mut now = Vec::new();

@@ -160,6 +160,13 @@ pub fn unregister(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<()> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr()) }.into()).map(drop)
 }
 
+/// Is the address space gone: has its last process ended, or does it execute another program?
+pub fn is_gone(fd: BorrowedFd<'_>) -> bool {
+    // Above all that is ever registered, so that this makes nothing: `ENOENT` if there is an address space.
+    const LAST_PAGE: u64 = 0x7fff_ffff_e000;
+    zero(fd, LAST_PAGE, 4096) == Err(Errno::ESRCH)
+}
+
 /// `UFFDIO_COPY`: makes pages at `to` that are not there yet, with this content (a whole number of pages). Gives the bytes
 /// that were copied, all of them where it succeeds. `EEXIST`: the next page is there; `EAGAIN`: once more with the rest.
 pub fn copy(fd: BorrowedFd<'_>, to: u64, data: &[u8]) -> (usize, Result<()>) {

@@ -82,6 +82,10 @@ pub(super) fn main() -> u8 {
 /// The pager has ended without a word.
 fn take_over(kept: &Kept, descriptors: Vec<OwnedFd>) {
     standstill::stop(kept);
+    let _ = std::fs::remove_file(&kept.socket);
+    if !kept.tree.is_there() {
+        return;
+    }
     let everything: Missing = all_missing(&kept.spaces);
     let members = descriptors.into_iter().enumerate().map(|(n, uffd)| {
         // Of a child it is not known whose.
@@ -96,7 +100,6 @@ fn take_over(kept: &Kept, descriptors: Vec<OwnedFd>) {
     let missing: Vec<_> = kept.spaces.iter().flat_map(ranges).collect();
     let why = "the process that brought them has been ended; those that it had not brought are among";
     let _ = std::fs::write(&kept.report, standstill::message(kept, why, &missing, server.can_poison()) + "\n");
-    let _ = std::fs::remove_file(&kept.socket);
     // What is not poisoned is waited for as long as somebody may wait.
     while kept.tree.is_there() {
         std::thread::sleep(LOOK_EVERY);

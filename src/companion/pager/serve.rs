@@ -3,6 +3,7 @@
 use super::guard::{self, Guard};
 use super::{Kept, News, count, parcel, standstill};
 use crate::companion::detach;
+use crate::fault::{self, Point};
 use crate::image::MmId;
 use crate::memory::lazy::touches::{self, Touches};
 use crate::memory::lazy::{Missing, Order, Piece, Server, Step, StoreSource};
@@ -56,7 +57,9 @@ fn source(kept: &Kept) -> io::Result<StoreSource> {
         let early: Vec<_> = Touches::read(&path, &kept.image_id).iter().collect();
         order.first(early);
     }
-    Ok(StoreSource::new(pages, order))
+    let mut source = StoreSource::new(pages, order);
+    source.only_wanted = fault::at(Point::PagerBehind).is_err();
+    Ok(source)
 }
 
 fn serve(kept: &Kept, descriptors: Vec<OwnedFd>, mut starter: UnixStream) -> io::Result<()> {
@@ -76,10 +79,14 @@ fn serve(kept: &Kept, descriptors: Vec<OwnedFd>, mut starter: UnixStream) -> io:
     drop(starter);
     // Standard input still refers to that socket.
     fd::replace_stdin(std::fs::File::open("/dev/null")?.as_fd()).map_err(io::Error::from)?;
+    fault::strike(Point::PagerServes);
     let mut clients = Clients { listener, clients: Vec::new(), told: Instant::now() };
     let ended = loop {
         match step(&mut server) {
-            Ok(false) => clients.look(server.missing()),
+            Ok(false) => {
+                clients.look(server.missing());
+                server.source().only_wanted &= clients.clients.is_empty();
+            }
             Ok(true) => break News::Complete,
             Err(why) => break lost(kept, &mut server, &why),
         }
@@ -106,6 +113,11 @@ fn step(server: &mut Server<'_, StoreSource>) -> Result<bool, String> {
         match server.step() {
             Ok(Step::Worked) => {}
             Ok(Step::Done) => return Ok(true),
+            Ok(Step::Idle) if server.source().only_wanted => {
+                server.wait(&[], NEWS_EVERY / 100);
+                server.look_around();
+                return Ok(false);
+            }
             Ok(Step::Idle) => return Err("the image has no more of them".to_owned()),
             Err(lost) => {
                 let cause = std::error::Error::source(&lost).map(|cause| format!(": {cause}")).unwrap_or_default();

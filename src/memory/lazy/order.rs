@@ -137,12 +137,20 @@ impl Order {
         self.pages -= before - owed.pages();
     }
 
-    /// The next pages, which are not owed any more then; `None` = all were given.
-    pub fn next(&mut self) -> Option<Next> {
+    /// A page that somebody waits for; it is not owed any more then.
+    pub fn next_wanted(&mut self) -> Option<Next> {
         while let Some((space, page)) = self.urgent.pop_front() {
             if let Some(range) = self.take(space, PageRange::new(page, 1), 1) {
                 return Some(Next { space, range, urgent: true });
             }
+        }
+        None
+    }
+
+    /// The next pages, which are not owed any more then; `None` = all were given.
+    pub fn next(&mut self) -> Option<Next> {
+        if let Some(wanted) = self.next_wanted() {
+            return Some(wanted);
         }
         if let Some((space, range)) = self.near() {
             return Some(Next { space, range, urgent: false });

@@ -74,6 +74,11 @@ impl<'a, S: Source> Server<'a, S> {
         Self { source, members, on_fork, again, data, counts, touches }
     }
 
+    /// Where pages come from.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// What has happened so far.
     pub fn counts(&self) -> Counts {
         self.counts
@@ -116,6 +121,15 @@ impl<'a, S: Source> Server<'a, S> {
             Some(_) => Ok(Step::Worked),
             None if told => Ok(Step::Worked),
             None => Ok(Step::Idle),
+        }
+    }
+
+    /// Forgets address spaces that are gone, which nobody tells: for whoever does not send anything just now.
+    pub fn look_around(&mut self) {
+        for n in 0..self.members.len() {
+            if !self.members[n].gone && sys::is_gone(self.members[n].uffd.as_fd()) {
+                self.left(n);
+            }
         }
     }
 

@@ -43,12 +43,14 @@ pub struct StoreSource {
     pages: PageReader,
     order: Order,
     scratch: Scratch,
+    /// Only what somebody waits for is given.
+    pub only_wanted: bool,
 }
 
 impl StoreSource {
     /// Reads in this order.
     pub fn new(pages: PageReader, order: Order) -> Self {
-        Self { pages, order, scratch: Scratch::default() }
+        Self { pages, order, scratch: Scratch::default(), only_wanted: false }
     }
 
     fn read(&mut self, space: Space, range: PageRange, data: &mut Vec<u8>) -> Result<(), StoreError> {
@@ -71,7 +73,8 @@ impl Source for StoreSource {
     }
 
     fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
-        let Some(next) = self.order.next() else { return Ok(None) };
+        let next = if self.only_wanted { self.order.next_wanted() } else { self.order.next() };
+        let Some(next) = next else { return Ok(None) };
         let (space, range) = (next.space, next.range);
         self.read(space, range, data).map_err(|e| Lost { space, range, reason: Box::new(e) })?;
         Ok(Some((space, range)))
