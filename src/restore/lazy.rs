@@ -61,12 +61,7 @@ pub(super) fn suits(model: &Model, mm: MmId) -> bool {
 }
 
 /// Pages to be loaded now, and those that come later.
-pub(super) fn split(
-    model: &Model,
-    mm: MmId,
-    runs: Vec<ResolvedRun>,
-    pages: &PageReader,
-) -> (Vec<ResolvedRun>, Later) {
+pub(super) fn split(model: &Model, mm: MmId, runs: Vec<ResolvedRun>, pages: &PageReader) -> (Vec<ResolvedRun>, Later) {
     let vmas = || model.mms[mm.at()].vmas.iter().filter(|vma| comes_later(vma, &model.mms[mm.at()]));
     let pages_of = |vma: &Vma| PageRange::of_bytes(vma.start, vma.end);
     let areas: Vec<PageRange> = vmas().map(pages_of).collect();
@@ -109,9 +104,8 @@ fn comes_later(vma: &Vma, mm: &Mm) -> bool {
 /// What a thread or the kernel uses at once.
 fn needed_soon(thread: &Thread) -> impl Iterator<Item = PageRange> {
     let regs = UserRegs::read_from_bytes(thread.regs.general.as_slice().as_bytes()).ok();
-    let around = |at: u64, (below, above): (u64, u64)| {
-        PageRange::of_bytes(at.saturating_sub(below), at.saturating_add(above))
-    };
+    let around =
+        |at: u64, (below, above): (u64, u64)| PageRange::of_bytes(at.saturating_sub(below), at.saturating_add(above));
     let used = regs.map(|regs| [around(regs.rsp, STACK), around(regs.fs_base, THREAD_AREA), around(regs.rip, (0, 16))]);
     let shared = [thread.clear_child_tid, thread.robust_list.0, thread.rseq.map_or(0, |rseq| rseq.address)];
     let shared = shared.into_iter().filter(|at| *at != 0).map(move |at| around(at, (0, 64)));

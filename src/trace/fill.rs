@@ -14,11 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 ///
 /// # Errors
 /// The task cannot be worked with.
-pub fn userfaultfd(
-    remote: &mut Remote,
-    scratch: &Scratch,
-    flags: i32,
-) -> Result<std::result::Result<OwnedFd, Errno>> {
+pub fn userfaultfd(remote: &mut Remote, scratch: &Scratch, flags: i32) -> Result<std::result::Result<OwnedFd, Errno>> {
     let (pid, flags) = (remote.pid(), flags | libc::O_CLOEXEC | libc::O_NONBLOCK);
     let number = match remote.call(scratch, libc::SYS_userfaultfd, &[flags as u64])? {
         Ok(number) => number,

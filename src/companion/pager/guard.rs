@@ -89,7 +89,8 @@ fn take_over(kept: &Kept, descriptors: Vec<OwnedFd>) {
     let everything: Missing = all_missing(&kept.spaces);
     let members = descriptors.into_iter().enumerate().map(|(n, uffd)| {
         // Of a child it is not known whose.
-        let missing = kept.spaces.get(n).map_or_else(|| everything.clone(), |space| all_missing(std::slice::from_ref(space)));
+        let missing =
+            kept.spaces.get(n).map_or_else(|| everything.clone(), |space| all_missing(std::slice::from_ref(space)));
         (uffd, missing)
     });
     let mut server = Server::new(Nothing, members.collect(), Box::new(|_| ()));

@@ -118,19 +118,17 @@ fn hand_over(entry: &str, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<Un
 /// # Errors
 /// It cannot be started: the tree must not run.
 pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(kept.socket.parent().unwrap_or(Path::new("/")))?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(kept.socket.parent().unwrap_or(Path::new("/")))?;
     hand_over(ENTRY, kept, descriptors).map(drop)
 }
 
 /// Sockets of the pagers of this host.
 pub fn sockets(run: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.path());
-    let name = |path: &PathBuf| path.file_name().is_some_and(|n| {
-        n.as_encoded_bytes().starts_with(b"pager-") && n.as_encoded_bytes().ends_with(b".sock")
-    });
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|n| n.as_encoded_bytes().starts_with(b"pager-") && n.as_encoded_bytes().ends_with(b".sock"))
+    };
     entries.filter(name).collect()
 }
 

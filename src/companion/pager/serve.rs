@@ -5,10 +5,10 @@ use super::{Kept, News, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
 use crate::image::MmId;
+use crate::memory::Space;
 use crate::memory::lazy::touches::{self, Touches};
 use crate::memory::lazy::{Missing, Order, Piece, Server, Step, StoreSource};
 use crate::memory::store::{ImageDir, PageReader};
-use crate::memory::Space;
 use crate::sys::fd;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -133,10 +133,8 @@ fn lost(kept: &Kept, server: &mut Server<'_, StoreSource>, why: &str) -> News {
     standstill::stop(kept);
     server.poison();
     let of = |n: usize| kept.spaces.get(n).map_or(0, |space| space.pid);
-    let missing: Vec<_> = server
-        .missing_places()
-        .map(|(n, piece)| (of(n), piece.at.start_byte(), piece.at.end_byte()))
-        .collect();
+    let missing: Vec<_> =
+        server.missing_places().map(|(n, piece)| (of(n), piece.at.start_byte(), piece.at.end_byte())).collect();
     let message = standstill::message(kept, why, &missing, server.can_poison());
     let _ = std::fs::write(&kept.report, format!("{message}\n"));
     News::Lost(message)

@@ -47,7 +47,8 @@ pub(super) fn message(kept: &Kept, why: &str, missing: &[(i32, u64, u64)], poiso
     if missing.len() > NAMED {
         let _ = write!(text, "\nmissing: {} further ranges", missing.len() - NAMED);
     }
-    let touch = if poisoned { "a touch of what is missing ends it with SIGBUS" } else { "what is missing is waited for" };
+    let touch =
+        if poisoned { "a touch of what is missing ends it with SIGBUS" } else { "what is missing is waited for" };
     let _ = write!(text, "\ntarget: stopped (process {}); {touch}", kept.tree.root().unwrap_or(0));
     text
 }

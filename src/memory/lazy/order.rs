@@ -148,7 +148,7 @@ impl Order {
     }
 
     /// The next pages, which are not owed any more then; `None` = all were given.
-    pub fn next(&mut self) -> Option<Next> {
+    pub fn next_pages(&mut self) -> Option<Next> {
         if let Some(wanted) = self.next_wanted() {
             return Some(wanted);
         }

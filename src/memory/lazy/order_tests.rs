@@ -16,7 +16,7 @@ fn fault(page: u64, thread: u32) -> Fault {
 /// Everything that is given without a fault in between, page by page.
 fn drain(order: &mut Order) -> Vec<(Space, u64)> {
     let mut pages = Vec::new();
-    while let Some(next) = order.next() {
+    while let Some(next) = order.next_pages() {
         pages.extend((next.range.first..next.range.end()).map(|page| (next.space, page)));
     }
     pages
@@ -41,12 +41,12 @@ proptest! {
             let is_owed = order.is_owed(space, page);
             order.fault(Fault { space, page, thread });
             if is_owed {
-                let next = order.next().unwrap();
+                let next = order.next_pages().unwrap();
                 prop_assert_eq!(next, Next { space, range: PageRange::new(page, 1), urgent: true });
                 given.push((space, page));
             }
             for _ in 0..then {
-                let next = order.next();
+                let next = order.next_pages();
                 prop_assert!(next.is_none_or(|next| !next.urgent && next.range.count <= FAR_PAGES));
                 given.extend(next.into_iter().flat_map(|n| (n.range.first..n.range.end()).map(move |p| (n.space, p))));
             }
@@ -70,12 +70,12 @@ fn faults_of(order: &mut Order, touches: impl Iterator<Item = (u64, u32)>, betwe
             faults += 1;
             order.fault(fault(page, thread));
             while !there.contains(page) {
-                let next = order.next().expect("the page is owed");
+                let next = order.next_pages().expect("the page is owed");
                 there.insert(next.range);
             }
         }
         for _ in 0..between {
-            order.next().into_iter().for_each(|next| there.insert(next.range));
+            order.next_pages().into_iter().for_each(|next| there.insert(next.range));
         }
     }
     faults
@@ -110,7 +110,7 @@ fn windows_shrink_where_they_do_not_help() {
     let mut order = owed(1_000_000);
     for n in 0..20 {
         order.fault(fault(n * 40_000 % 999_999, 1));
-        assert!(order.next().unwrap().urgent);
+        assert!(order.next_pages().unwrap().urgent);
     }
     assert_eq!(order.threads[&1].window, WINDOW.0);
     // What was pushed around the last position is as little as that.

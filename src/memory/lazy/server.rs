@@ -316,7 +316,3 @@ impl<S> std::fmt::Debug for Server<'_, S> {
         f.debug_struct("Server").field("members", &self.members.len()).field("counts", &self.counts).finish()
     }
 }
-
-#[cfg(test)]
-#[path = "server_tests.rs"]
-mod tests;

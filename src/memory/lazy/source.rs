@@ -73,7 +73,7 @@ impl Source for StoreSource {
     }
 
     fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
-        let next = if self.only_wanted { self.order.next_wanted() } else { self.order.next() };
+        let next = if self.only_wanted { self.order.next_wanted() } else { self.order.next_pages() };
         let Some(next) = next else { return Ok(None) };
         let (space, range) = (next.space, next.range);
         self.read(space, range, data).map_err(|e| Lost { space, range, reason: Box::new(e) })?;
