@@ -970,7 +970,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --dry-run --cpu --pids --files --tcp --external-unix --stdio --cgroup --move-address --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --lazy --dry-run --cpu --pids --files --tcp --external-unix --stdio --cgroup --move-address --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -411,6 +411,7 @@ never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stream -d 'The image is one self-checking stream: standard output of a dump, standard input of a restore'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l detach -d 'Return as soon as the target runs'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l lazy -d 'Run at once; memory comes when it is touched, and the rest behind'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l dry-run -d 'Only say whether it would run here'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s q -d 'Say nothing but failures'

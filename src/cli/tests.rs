@@ -143,7 +143,15 @@ fn restore() {
     let options = parse::<restore::Args>("--stream --detach --pidfile=p --leave-stopped --dry-run").unwrap().options();
     assert!(options.detach && options.leave_stopped && options.dry_run);
     assert_eq!(options.pidfile, Some("p".into()));
-    refused::<restore::Args>(&["", "7 -D d", "-D d --stream", "-D d --compress off", "-D d --lazy", "-D d --on host"]);
+    refused::<restore::Args>(&[
+        "",
+        "7 -D d",
+        "-D d --stream",
+        "-D d --compress off",
+        "--stream --lazy",
+        "-D d --on host",
+    ]);
+    assert!(parse::<restore::Args>("-D d --lazy").unwrap().options().lazy);
 }
 
 #[test]

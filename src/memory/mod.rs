@@ -1,6 +1,7 @@
 //! Memory of the target: ranges of pages, the page store, the pipeline between the two.
 
 pub mod cow;
+pub mod lazy;
 pub mod pipeline;
 pub mod ranges;
 pub mod rounds;

@@ -11,6 +11,7 @@ mod held_locks;
 pub mod image;
 pub mod interrupt;
 pub mod keygen;
+mod late;
 pub mod list;
 pub mod move_;
 mod network;

@@ -55,6 +55,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         return Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage));
     }
     let policy = policy(&options.state);
+    super::late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
     let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {

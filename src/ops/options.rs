@@ -384,6 +384,8 @@ pub struct RestoreOptions {
     pub sibling: bool,
     /// `--leave-stopped`.
     pub leave_stopped: bool,
+    /// `--lazy`: memory comes when it is needed; only from a directory.
+    pub lazy: bool,
     /// STATE.
     pub state: StateOptions,
     /// `--dry-run`: would it run here?
@@ -400,6 +402,7 @@ impl RestoreOptions {
             pidfile: None,
             sibling: false,
             leave_stopped: false,
+            lazy: false,
             state: StateOptions::default(),
             dry_run: false,
         }

@@ -31,6 +31,7 @@ pub fn run(options: &PreDumpOptions, events: &dyn Events) -> Result<Outcome> {
     let began = Instant::now();
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
+    super::late::complete(&resolved.processes, events)?;
     let findings = preflight::look(&options.target, &resolved, &Policy::default(), None)?;
     for blocker in &findings.blockers {
         // Only memory is saved now; whoever dumps later may have options for it.

@@ -231,6 +231,7 @@ impl Engine {
             own_session: true,
             name: self.name.clone(),
             workers: default_workers(),
+            lazy: false,
             original_here: original_here(model),
             segments_kept: self.network.keeps(),
             ..restore::Options::default()

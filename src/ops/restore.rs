@@ -8,6 +8,8 @@ use super::spool::Spooled;
 use super::words::SessionId;
 use super::{Event, Events, choices, interrupt};
 use crate::blocker::{Blocker, codes};
+use crate::companion::held::Held;
+use crate::companion::pager::{self, Kept, KeptSpace, News, Watch};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
@@ -27,6 +29,27 @@ pub struct Running {
     root: Pid,
     child: Pid,
     terminal: Option<Foreground>,
+    late: Option<Late>,
+}
+
+/// Memory that still comes in while the target runs.
+#[derive(Debug)]
+pub struct Late {
+    socket: PathBuf,
+}
+
+impl Late {
+    /// Waits until all of it is in. What a person has to know if it will not come.
+    pub fn wait(&self) -> Option<String> {
+        let mut watch = Watch::begin(&self.socket)?;
+        loop {
+            match watch.news().ok()? {
+                News::Missing(_) => {}
+                News::Complete => return None,
+                News::Lost(message) => return Some(message),
+            }
+        }
+    }
 }
 
 /// Restores the tree.
@@ -70,12 +93,12 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     if options.dry_run {
         let mut outcome = Outcome::new(options.session, State::Ended, Where::Nowhere);
         outcome.notes.push("nothing stands in the way; nothing was started".into());
-        return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None });
+        return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
     }
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
-    let restored = restore::build(&model, &pages, &settings, &|n| {
+    let mut restored = restore::build(&model, &pages, &settings, &|n| {
         let done = done.fetch_add(n, std::sync::atomic::Ordering::Relaxed) + n;
         events.event(Event::Progress { phase: "memory", done, total });
     })
@@ -92,13 +115,49 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
+    let late = later(options, &mut restored, &image, &pages).map_err(|f| f.target(TargetState::NotStarted))?;
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
     closed.tell_peers().into_iter().for_each(warn);
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
-    Ok(Running { outcome, root, child, terminal })
+    Ok(Running { outcome, root, child, terminal, late })
+}
+
+/// Leaves memory that is to come later to a process of ours that brings it. Nothing without `--lazy`.
+fn later(
+    options: &RestoreOptions,
+    restored: &mut restore::Restored<'_>,
+    image: &ImageDir,
+    pages: &PageReader,
+) -> Result<Option<Late>> {
+    let failed = |e: &(dyn std::error::Error + 'static)| {
+        Failure::of(format!("{} cannot be restored with memory that comes later", image.path().display()), e)
+    };
+    let late = restored.late(pages).map_err(|e| failed(&e))?;
+    if late.is_empty() {
+        return Ok(None);
+    }
+    let (places, session) = (Places::here(), options.session.to_string());
+    std::fs::create_dir_all(&places.state).map_err(|e| failed(&e))?;
+    let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
+    let spaces = late.iter().map(|space| {
+        let missing = space.pages.iter().map(|range| (range.first, range.count)).collect();
+        KeptSpace { mm: space.mm.0, pid: space.pid.0, missing }
+    });
+    let kept = Kept {
+        image: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
+        image_id: image.id().to_owned(),
+        tree,
+        spaces: spaces.collect(),
+        socket: pager::socket_path(&places.run, &session),
+        report: places.state.join(format!("{session}.lost")),
+        session,
+    };
+    let descriptors: Vec<_> = late.into_iter().map(|space| space.uffd).collect();
+    pager::leave(&kept, &descriptors).map_err(|e| failed(&e))?;
+    Ok(Some(Late { socket: kept.socket }))
 }
 
 /// What the engine is asked for.
@@ -115,6 +174,7 @@ fn settings(options: &RestoreOptions, state: &StateOptions, stdio: Stdio) -> res
         name: options.session.to_string(),
         sibling: options.sibling,
         workers: default_workers(),
+        lazy: options.lazy,
         original_here: false,
         segments_kept: false,
     }
@@ -167,6 +227,11 @@ pub(super) fn state_log(session: &impl std::fmt::Display) -> Option<PathBuf> {
 }
 
 impl Running {
+    /// Memory that still comes in, if any does.
+    pub fn take_late(&mut self) -> Option<Late> {
+        self.late.take()
+    }
+
     /// Waits for the root: its exit code, or 128 + the signal that ended it.
     pub fn wait(&mut self) -> u8 {
         let code = match &mut self.terminal {

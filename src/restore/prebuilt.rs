@@ -6,7 +6,7 @@ use super::material::Material;
 use super::plan::Plan;
 use super::skeleton::{self, Skeletons};
 use super::{
-    Options, Restored, Result, cow, creds, fd, material, mm, ns, plan, sessions, signals, sysv, task, threads,
+    Options, Restored, Result, cow, creds, fd, lazy, material, mm, ns, plan, sessions, signals, sysv, task, threads,
 };
 use crate::fault::{self, Point};
 use crate::image::mm::{Backing, ShmemKind};
@@ -54,6 +54,7 @@ impl<'m> Prebuilt<'m> {
         }
         fault::at(Point::RestoreMappings)?;
         cow::fill_rest(model, &mut skeletons, &loader)?;
+        lazy::open(model, &mut skeletons)?;
         fault::at(Point::RestorePages)?;
         Ok(Self { model, plan, skeletons, material, warnings })
     }

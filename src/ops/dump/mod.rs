@@ -9,7 +9,7 @@ pub(super) mod place;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
-use super::{Event, Events, choices, interrupt, preflight, standstill, target};
+use super::{Event, Events, choices, interrupt, late, preflight, standstill, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -48,6 +48,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
     let policy = policy(options);
+    late::complete(&resolved.processes, events)?;
     let ends_here = (options.after == AfterDump::End).then_some(options.state.supervisor);
     let findings = preflight::pass(&options.target, &resolved, &policy, ends_here, events)?;
     let mut outcome = Outcome::new(options.session, State::Running, Where::Source);
