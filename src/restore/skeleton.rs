@@ -97,10 +97,13 @@ impl Drop for Skeletons {
         let ours = [self.session.take(), self.init.take()].into_iter().flatten();
         let ours = ours.map(|remote| Skeleton { pid: remote.pid(), threads: vec![remote] });
         for skeleton in self.tasks.drain().map(|(_, s)| s).chain(ours) {
+            // Also threads that were made and not taken before something failed: we trace them.
+            let made = ProcDir::open(skeleton.pid).and_then(|dir| dir.tasks()).unwrap_or_default();
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(skeleton.pid.0), nix::sys::signal::SIGKILL);
             // The leader last: it cannot be reaped while another thread has not been.
-            for thread in skeleton.threads.iter().rev() {
-                let _ = wait::wait(thread.pid());
+            let others = made.into_iter().filter(|tid| *tid != skeleton.pid);
+            for tid in others.chain(skeleton.threads.iter().rev().map(Remote::pid)) {
+                let _ = wait::wait(tid);
             }
             let _ = wait::try_wait(skeleton.pid);
         }
@@ -206,7 +209,7 @@ pub(super) fn clone_from(
 ) -> Result<Remote> {
     let mut batch = Batch::new();
     let args = CloneArgs { flags, exit_signal: exit_signal.max(0) as u64, ..CloneArgs::default() };
-    let call = batch.clone3(&args, set_tid, false);
+    let call = batch.clone3(&args, set_tid);
     let results = maker.run(&scratch, &batch)?;
     match results.get(call) {
         Ok(_) => {}
