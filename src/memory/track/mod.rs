@@ -97,7 +97,7 @@ fn scan_wide(
     let len = area.end - area.start;
     let parts = (len / PART).min(default_workers() as u64).max(1);
     let part = (len / parts).next_multiple_of(TABLE);
-    if parts == 1 {
+    if parts < 2 {
         return scan(pagemap, area.start, area.end, query, buf, found);
     }
     let walk = |start: u64| -> Result<Vec<PageRegion>, Errno> {

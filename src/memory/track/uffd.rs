@@ -66,8 +66,7 @@ impl Uffd {
     }
 
     fn covers(&self, area: &Area) -> bool {
-        let pages = area.pages();
-        self.tracked.iter().any(|t| t.first <= pages.first && pages.end() <= t.end())
+        self.tracked.within(area.pages()).ranges() == [area.pages()]
     }
 
     /// Protects what matches and gives it. `EPERM`: not, or not all, under asynchronous protection.
@@ -182,8 +181,8 @@ impl Tracking for Uffd {
         for area in areas {
             let whole: RangeSet = [area.pages()].into_iter().collect();
             let part = |r: &PageRange| Area { start: r.start_byte(), end: r.end_byte(), of_file: area.of_file };
-            let inside = whole.intersection(&self.tracked);
-            let outside = whole.difference(&self.tracked);
+            let inside = self.tracked.within(area.pages());
+            let outside = whole.difference(&inside);
             let mut parts: Vec<(Area, bool)> = inside.ranges().iter().map(|r| (part(r), true)).collect();
             parts.extend(outside.ranges().iter().map(|r| (part(r), false)));
             parts.sort_unstable_by_key(|(a, _)| a.start);
