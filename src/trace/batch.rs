@@ -115,11 +115,6 @@ impl Batch {
         self.push(number, args, 0)
     }
 
-    /// Adds a clone3 whose child parks inside the stub until it is seized; its failure ends the batch.
-    pub fn must_park(&mut self, number: i64, args: &[Arg]) -> Ref {
-        self.push(number, args, stub::ABORT_ON_ERROR | stub::PARK_CHILD)
-    }
-
     fn push(&mut self, number: i64, args: &[Arg], flags: u64) -> Ref {
         let mut all = [Arg::Value(0); 6];
         all[..args.len()].copy_from_slice(args);
