@@ -349,12 +349,34 @@ mod tests {
     }
 
     #[test]
+    fn processes_come_and_go() {
+        let old = sampled();
+        let last = old.tasks.len() - 1;
+        let mut without = old.clone();
+        without.tasks.pop();
+        let fits = fit(&old, &without, &same(&old)).unwrap();
+        assert_eq!(fits.tasks, (0..last).map(|n| Some(TaskId::from(n))).collect::<Vec<_>>());
+        // A child like any other, that has its parent's session and tables of its own.
+        let mut come = old.clone();
+        let parent = come.tasks[last].parent.map(|p| come.tasks[p.at()].clone()).unwrap();
+        let child = &mut come.tasks[last];
+        (child.pid, child.sid, child.namespaces) = (NsPid(31_999), parent.sid, parent.namespaces);
+        child.inner_pids = parent.inner_pids.clone();
+        child.threads.clear();
+        child.mm = None;
+        let fits = fit(&old, &come, &same(&old)).unwrap();
+        assert_eq!((fits.tasks[last], fits.tasks[0]), (None, Some(TaskId(0))));
+    }
+
+    #[test]
     fn what_is_fixed_at_creation_makes_a_tree_unfit() {
         let old = sampled();
         type Change = fn(&mut Model);
-        let changes: [(&str, Change); 5] = [
-            ("a process has gone", |m| drop(m.tasks.pop())),
-            ("another has its place", |m| m.tasks.last_mut().unwrap().pid = NsPid(31_999)),
+        let changes: [(&str, Change); 4] = [
+            ("a process has come in another session", |m| {
+                let child = m.tasks.last_mut().unwrap();
+                (child.pid, child.sid) = (NsPid(31_999), NsPid(31_998));
+            }),
             ("a session was begun", |m| m.tasks[1].sid = m.tasks[1].pid),
             ("somebody else adopted it", |m| m.tasks[2].parent = m.tasks[2].parent.map(|p| TaskId(1 - p.0.min(1)))),
             ("shared memory was sealed", |m| {
