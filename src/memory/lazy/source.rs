@@ -50,7 +50,7 @@ pub struct StoreSource {
 impl StoreSource {
     /// Reads in this order.
     pub fn new(pages: PageReader, order: Order) -> Self {
-        Self { pages, order, scratch: Scratch::default(), only_wanted: false }
+        Self { pages: pages.suspicious(), order, scratch: Scratch::default(), only_wanted: false }
     }
 
     fn read(&mut self, space: Space, range: PageRange, data: &mut Vec<u8>) -> Result<(), StoreError> {
