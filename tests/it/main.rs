@@ -10,6 +10,7 @@ mod demo;
 mod generated;
 mod handover;
 mod hostile;
+mod lifeline;
 mod manual;
 mod moves;
 mod networks;
