@@ -1,6 +1,8 @@
 //! Who the kernel sends audit records to: the one netlink socket of that protocol that is more than an address
 //! (audit_set(3); `AUDIT_GET`, `kernel/audit.c`).
 
+use crate::image::Pid;
+use crate::proc::ProcDir;
 use crate::sys::{Errno, socket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
@@ -14,8 +16,16 @@ const PID: usize = HEADER + 12;
 /// The answer comes from a thread of the kernel.
 const PATIENCE_MS: u16 = 1000;
 
-/// The process id of the audit daemon; 0 = there is none. Needs CAP_AUDIT_CONTROL in the initial namespaces.
+/// Inode of the initial PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const INITIAL_PID_NS: u64 = 0xefff_fffc;
+
+/// The process id of the audit daemon; 0 = there is none that we could see: only processes of the initial PID namespace can
+/// be it (`audit_netlink_ok`, kernel/audit.c), and who is in another sees none of those. Needs CAP_AUDIT_CONTROL there.
 pub fn daemon() -> Result<u32, Errno> {
+    let ours = Pid(std::process::id().cast_signed());
+    if ProcDir::open(ours).and_then(|dir| dir.ns("pid")).is_ok_and(|ns| ns != INITIAL_PID_NS) {
+        return Ok(0);
+    }
     let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_AUDIT)?;
     let mut message = Vec::with_capacity(HEADER);
     message.extend((HEADER as u32).to_ne_bytes());

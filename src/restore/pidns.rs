@@ -4,7 +4,7 @@
 use super::root::{open_session, outer_session};
 use super::skeleton::{Skeletons, clone_from, hold};
 use super::{Error, Options, Result, cgroup::Place};
-use crate::image::Model;
+use crate::image::{Model, NsPid};
 use crate::sys::clone;
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
@@ -22,14 +22,19 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
         mount_proc(&mut remote, scratch)?;
         return Ok(remote);
     }
-    let child = place.child(|cgroup| clone::reaper(flags, pid.0, cgroup).map_err(failed))?;
+    let outer = outer_session(model).filter(|_| options.own_session);
+    // A tree whose session was outside its PID namespace saw 0, and does so again.
+    let outside = outer == Some(NsPid(0));
+    let child = place.child(|cgroup| {
+        let made = if outside { clone::reaper_of_outer_session } else { clone::reaper };
+        made(flags, pid.0, cgroup).map_err(failed)
+    })?;
     let mut init = hold(child, skeletons)?;
     mount_proc(&mut init, scratch)?;
     place.enter(child)?;
-    if options.own_session {
+    if options.own_session && !outside {
         open_session(&mut init, skeletons)?;
     }
-    let outer = outer_session(model).filter(|_| options.own_session);
     let made = match outer {
         Some(session) if session.0 > 1 => {
             let mut leader = clone_from(&mut init, scratch, 0, libc::SIGCHLD, &[session.0])?;

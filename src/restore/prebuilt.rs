@@ -79,7 +79,7 @@ impl<'m> Prebuilt<'m> {
         let Self { model, plan, mut skeletons, mut material, mut warnings } = self;
         sysv::settle(model, &mut skeletons, &material)?;
         // Before anybody enters a user namespace: helpers take the ids of leaders that are gone.
-        sessions::process_groups(model, &plan, &mut skeletons)?;
+        sessions::process_groups(model, &plan, options, &mut skeletons)?;
         fault::at(Point::RestoreGroups)?;
         for task in plan.order.iter().copied() {
             mm::finish(model, task, &mut skeletons, &material)?;
@@ -150,15 +150,28 @@ impl<'m> Prebuilt<'m> {
         }
     }
 
-    /// Puts the contents of a store where they belong.
+    /// Pages of a space that the tree has once it is complete.
+    fn carried(&self, space: Space) -> RangeSet {
+        match space {
+            Space::Mm(id) => {
+                let vmas = self.model.mms.get(id.at()).map_or(&[][..], |mm| &mm.vmas);
+                let carried = vmas.iter().filter(|v| scan::carries_pages(v));
+                carried.map(|v| PageRange::of_bytes(v.start, v.end)).collect()
+            }
+            Space::Shmem(_) => self.places(space),
+        }
+    }
+
+    /// Puts the contents of a store where they belong. What it has of mappings that are gone by now stays where it is.
     ///
     /// # Errors
     /// They cannot be read, or written.
     pub fn load(&self, pages: &PageReader, options: &Options) -> Result<()> {
         let mut runs = Vec::new();
-        let all = PageRange::new(0, crate::image::limits::PAGE_NUMBERS);
         for space in pages.spaces() {
-            runs.extend(pages.contents_in(space, all).map_err(PipelineError::Store)?);
+            for range in self.carried(space).iter() {
+                runs.extend(pages.contents_in(space, range).map_err(PipelineError::Store)?);
+            }
         }
         Ok(load_pages(pages, &runs, &self.memory()?, options.workers.max(1), &|_| {})?)
     }
@@ -172,8 +185,7 @@ impl<'m> Prebuilt<'m> {
             Space::Mm(id) => {
                 let owner = self.model.tasks.iter().position(|t| t.mm == Some(id)).map(TaskId::from);
                 let Some(owner) = owner else { return Ok(()) };
-                let carried = self.model.mms[id.at()].vmas.iter().filter(|v| scan::carries_pages(v));
-                let mapped: RangeSet = carried.map(|v| PageRange::of_bytes(v.start, v.end)).collect();
+                let mapped = self.carried(space);
                 let (remote, scratch) = self.skeletons.leader(owner);
                 for part in pages.intersection(&mapped).ranges().chunks(4096) {
                     let mut batch = Batch::new();

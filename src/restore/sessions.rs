@@ -7,7 +7,7 @@
 
 use super::plan::Plan;
 use super::skeleton::{Skeleton, Skeletons, clone_from};
-use super::{Error, Result, cow, fd, sharing};
+use super::{Error, Options, Result, cow, fd, sharing};
 use crate::image::task::{Task, TaskState};
 use crate::image::{Model, NsPid, TaskId};
 use crate::sys::wait;
@@ -210,7 +210,7 @@ enum Maker {
 }
 
 /// Puts every task into its process group: leaders first, then members; dead leaders are played by helpers.
-pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons) -> Result<()> {
+pub fn process_groups(model: &Model, plan: &Plan, options: &Options, skeletons: &mut Skeletons) -> Result<()> {
     let mut helpers = Vec::new();
     let (scratch, root) = (skeletons.scratch, model.root());
     for &(pgid, sid) in &plan.dead_groups {
@@ -218,7 +218,7 @@ pub fn process_groups(model: &Model, plan: &Plan, skeletons: &mut Skeletons) -> 
         let (maker, made) = match &mut skeletons.session {
             Some(leader) if outer => (Maker::Session, clone_from(leader, scratch, 0, libc::SIGCHLD, &[pgid.0])),
             // The root is in our session, and in our group.
-            None if outer && pgid == root.pgid => continue,
+            None if outer && pgid == root.pgid && !options.own_session => continue,
             _ => {
                 let Some(maker) = member_of(model, sid, None, skeletons) else { continue };
                 let remote = &mut skeletons.task(maker).threads[0];

@@ -21,25 +21,52 @@ pub fn paused_child(flags: u64, exit_signal: i32, set_tid: &[i32], cgroup: Optio
 /// Makes process 1 of a new PID namespace (`flags` has `CLONE_NEWPID`): it reaps whatever ends there and exits as `root`
 /// did, a process id in the new namespace, once that one has ended.
 pub fn reaper(flags: u64, root: i32, cgroup: Option<i32>) -> Result<Pid> {
-    make(flags, libc::SIGCHLD, &[], cgroup, || {
-        loop {
-            let mut status = 0i32;
-            // SAFETY: `status` lives on this copy of the stack.
-            let ended = unsafe { libc::syscall(libc::SYS_wait4, -1, &raw mut status, libc::__WALL, 0) };
-            if ended == i64::from(root) && !libc::WIFSTOPPED(status) {
-                let code =
-                    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
-                // SAFETY: ends this process; no memory is involved.
-                unsafe { libc::syscall(libc::SYS_exit_group, code) };
-            }
-            if ended < 0 {
-                // Before the tree is there, and while it is being made: no child yet. 10 ms.
-                let wait = libc::timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-                // SAFETY: `wait` is a valid timespec; no remainder is asked for.
-                unsafe { libc::syscall(libc::SYS_nanosleep, &raw const wait, 0) };
-            }
-        }
-    })
+    make(flags, libc::SIGCHLD, &[], cgroup, || reap(root))
+}
+
+/// A [`reaper`] in a session that was begun outside its PID namespace (by a child of ours that has ended): all who inherit
+/// it see session 0.
+pub fn reaper_of_outer_session(flags: u64, root: i32, cgroup: Option<i32>) -> Result<Pid> {
+    let (told, tells) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let fd = tells.as_raw_fd();
+    let leader = make(0, libc::SIGCHLD, &[], None, || {
+        // SAFETY: no arguments.
+        unsafe { libc::syscall(libc::SYS_setsid) };
+        // Our own child, though it is made here: a sibling has its maker's exit signal, and clone3(2) takes no other.
+        let made = make(flags | libc::CLONE_PARENT as u64, 0, &[], cgroup, || reap(root));
+        let answer = made.map_or_else(|errno| -(errno as i32), |pid| pid.0).to_ne_bytes();
+        // SAFETY: pointer and length belong together; the descriptor is this process's copy.
+        unsafe { libc::syscall(libc::SYS_write, fd, answer.as_ptr(), answer.len()) };
+        // SAFETY: ends this process; no memory is involved.
+        unsafe { libc::syscall(libc::SYS_exit_group, 0) };
+    })?;
+    drop(tells);
+    let mut answer = [0; 4];
+    let read = nix::unistd::read(&told, &mut answer);
+    super::wait::wait(leader)?;
+    match (read?, i32::from_ne_bytes(answer)) {
+        (4, pid) if pid > 0 => Ok(Pid(pid)),
+        (4, errno) => Err(super::Errno::from_raw(-errno)),
+        _ => Err(super::Errno::ECHILD),
+    }
+}
+
+/// What process 1 does for ever.
+fn reap(root: i32) {
+    let mut status = 0i32;
+    // SAFETY: `status` lives on this copy of the stack.
+    let ended = unsafe { libc::syscall(libc::SYS_wait4, -1, &raw mut status, libc::__WALL, 0) };
+    if ended == i64::from(root) && !libc::WIFSTOPPED(status) {
+        let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
+        // SAFETY: ends this process; no memory is involved.
+        unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    }
+    if ended < 0 {
+        // Before the tree is there, and while it is being made: no child yet. 10 ms.
+        let wait = libc::timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+        // SAFETY: `wait` is a valid timespec; no remainder is asked for.
+        unsafe { libc::syscall(libc::SYS_nanosleep, &raw const wait, 0) };
+    }
 }
 
 fn make(flags: u64, exit_signal: i32, set_tid: &[i32], cgroup: Option<i32>, child: impl Fn()) -> Result<Pid> {

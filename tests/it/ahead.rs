@@ -123,6 +123,38 @@ fn memory_under_every_kind_of_change_moves_right() {
     }
 }
 
+/// What was sent of a mapping that is gone by the pause has no place any more.
+#[test]
+fn mappings_that_come_and_go_do_not_hold_up_the_rest() {
+    if !can_move() {
+        return;
+    }
+    let script = "
+import mmap, sys, time
+n = 0
+while True:
+    n += 1
+    areas = [mmap.mmap(-1, 1 << 20, flags=mmap.MAP_ANONYMOUS | kind) for kind in 4 * [mmap.MAP_PRIVATE, mmap.MAP_SHARED]]
+    for area in areas:
+        area.write((b'%08d' % n) * (1 << 17))
+    time.sleep(0.03)
+    assert all(area[:] == (b'%08d' % n) * (1 << 17) for area in areas)
+    for area in areas:
+        area.close()
+    with open(sys.argv[1], 'a') as out:
+        out.write('%d\\n' % n)
+    time.sleep(0.01 * (n % 3))
+";
+    for _ in 0..4 {
+        let target = Target::start(&["/usr/bin/python3", "-c", script], &[]);
+        target.wait_for("five", |text| text.lines().count() > 5);
+        target.move_it(&["--max-rounds", "5", "--max-downtime", "1ms"]);
+        let before = numbers(&target.written());
+        target.wait_for("more", |text| text.lines().count() > before + 10);
+        numbers(&target.written());
+    }
+}
+
 #[test]
 fn a_loop_that_forks_moves() {
     if !can_move() {
