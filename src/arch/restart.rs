@@ -64,6 +64,48 @@ pub fn hide_stop(regs: &mut UserRegs) -> bool {
     BEGINS_ANEW.contains(&(call, ret))
 }
 
+/// What a handler that runs before the program goes on does to its interrupted call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndedBy {
+    /// Nothing: there is none, or it is made again in any case, or the kernel sees to it.
+    Nothing = 0,
+    /// It returns `EINTR`.
+    Any = 1,
+    /// It returns `EINTR` unless the handler has `SA_RESTART`.
+    WithoutRestart = 2,
+}
+
+/// The registers that the kernel lets a thread go on with that was stopped with these and has no signal to take: those of a
+/// finished call as they are, others about to make the call again (arch_do_signal_or_restart(), arch/x86/kernel/signal.c).
+#[derive(Debug)]
+pub struct GoesOn {
+    /// Registers; no call is interrupted any more.
+    pub regs: UserRegs,
+    /// The same if a handler has run that ends the call.
+    pub ended: UserRegs,
+    /// Which handler does.
+    pub ended_by: EndedBy,
+}
+
+/// See [`GoesOn`].
+pub fn goes_on(saved: &UserRegs) -> GoesOn {
+    let mut regs = UserRegs { orig_rax: u64::MAX, ..*saved };
+    let ended = UserRegs { rax: EINTR as u64, ..regs };
+    let Some(call) = saved.interrupted_call() else { return GoesOn { regs, ended, ended_by: EndedBy::Nothing } };
+    // Of the kernel's own restart code the 32-bit number is 0.
+    let restart = if saved.is_32bit() { 0 } else { libc::SYS_restart_syscall as u64 };
+    let (again, ended_by) = match saved.rax as i64 {
+        ERESTARTSYS => (call, EndedBy::WithoutRestart),
+        ERESTARTNOHAND => (call, EndedBy::Any),
+        ERESTARTNOINTR => (call, EndedBy::Nothing),
+        // The return from a handler has the kernel forget what it would go on with: EINTR comes from there.
+        ERESTART_RESTARTBLOCK => (restart, EndedBy::Nothing),
+        _ => return GoesOn { regs, ended, ended_by: EndedBy::Nothing },
+    };
+    make_again(&mut regs, again);
+    GoesOn { regs, ended, ended_by }
+}
+
 /// Where a call that begins anew has its relative time-out.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Place<'r> {
@@ -225,6 +267,22 @@ mod tests {
         assert!(!hide_stop(&mut interrupted(-1, EINTR)), "user code that has -4 in this register");
         assert!(hide_stop(&mut interrupted(libc::SYS_recvmmsg, ERESTARTSYS)));
         assert!(!hide_stop(&mut interrupted(libc::SYS_recvfrom, ERESTARTSYS)), "no time-out");
+    }
+
+    #[test]
+    fn a_call_is_made_again_as_the_kernel_does_it() {
+        let goes_on = |call, ret| goes_on(&UserRegs { rip: 0x1002, ..interrupted(call, ret) });
+        let GoesOn { regs, ended, ended_by } = goes_on(libc::SYS_pause, ERESTARTNOHAND);
+        assert_eq!((ended.rip, ended.rax as i64), (0x1002, EINTR));
+        assert_eq!((regs.rip, regs.rax, ended_by), (0x1000, libc::SYS_pause as u64, EndedBy::Any));
+        assert_eq!(regs.orig_rax, u64::MAX);
+        assert_eq!(goes_on(libc::SYS_read, ERESTARTSYS).ended_by, EndedBy::WithoutRestart);
+        let regs = goes_on(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK).regs;
+        assert_eq!((regs.rip, regs.rax), (0x1000, libc::SYS_restart_syscall as u64));
+        let done = goes_on(libc::SYS_read, 7).regs;
+        assert_eq!((done.rip, done.rax), (0x1002, 7));
+        let user = goes_on(-1, ERESTARTSYS).regs;
+        assert_eq!((user.rip, user.rax as i64), (0x1002, ERESTARTSYS), "no call");
     }
 
     #[test]

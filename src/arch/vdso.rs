@@ -36,6 +36,25 @@ pub fn syscall_offset(text: &[u8]) -> Option<u64> {
     text.windows(2).position(|w| w == [0x0f, 0x05]).map(|n| n as u64)
 }
 
+/// From which offset on, aligned, the bytes of the vDSO text belong to nothing that is loaded: the kernel fills the last page up
+/// with the section table, which only debuggers read, and zeros. Total on any bytes.
+pub fn spare(text: &[u8], align: usize) -> Option<usize> {
+    const PROGRAM_HEADERS: u64 = 32;
+    const LOADED: u32 = 1;
+    let headers = u64_at(text, PROGRAM_HEADERS)?;
+    let (size, count) = (u64::from(u16_at(text, 54)?), u64::from(u16_at(text, 56)?));
+    let mut end = None;
+    for n in 0..count {
+        let header = headers.checked_add(n * size)?;
+        if u32_at(text, header)? == LOADED {
+            let (offset, size) = (u64_at(text, header.checked_add(8)?)?, u64_at(text, header.checked_add(40)?)?);
+            end = end.max(Some(offset.checked_add(size)?));
+        }
+    }
+    let end = usize::try_from(end?).ok()?.checked_next_multiple_of(align)?;
+    (end <= text.len()).then_some(end)
+}
+
 /// A function that a vDSO exports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Function<'t> {

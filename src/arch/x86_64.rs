@@ -1,6 +1,7 @@
 //! x86-64: how a system call is made to happen in a stopped task.
 
 pub use crate::sys::abi::UserRegs;
+use crate::sys::stub::INTERRUPTED;
 
 /// First address above user space (47 bits).
 pub const USER_END: u64 = 0x7fff_ffff_f000;
@@ -27,18 +28,35 @@ impl UserRegs {
         }
     }
 
-    /// These registers, but about to run the batch stub at `code` over `rows` rows at `table`.
-    pub fn running_batch(&self, code: u64, table: u64, rows: u64) -> Self {
+    /// These registers, but about to make one call by the stub's part for that ([`crate::sys::stub::Stub::single`]) at `code`.
+    pub fn running_single(&self, code: u64, call: u64, args: &[u64; 6], lifeline: u64) -> Self {
+        Self { rbx: call, r13: lifeline, r14: 0, ..self.calling(code, u64::MAX, args) }
+    }
+
+    /// These registers, but about to run the batch stub at `code` over `rows` rows at `table`. `lifeline` is the address of a
+    /// [`crate::sys::abi::Lifeline`], or 0.
+    pub fn running_batch(&self, code: u64, table: u64, rows: u64, lifeline: u64) -> Self {
         Self {
             rip: code,
             orig_rax: u64::MAX,
             rbx: table,
             r12: rows,
+            r13: lifeline,
+            r14: 0,
             r15: table,
             cs: 0x33,
             ss: 0x2b,
             eflags: self.eflags & !0x500,
             ..*self
+        }
+    }
+
+    /// These registers at `place`, but so that the kernel sees a call that was interrupted: where `saved` was stopped in one that a
+    /// handler could end.
+    pub fn interrupted_at(&self, place: u64, saved: &Self) -> Self {
+        match super::restart::goes_on(saved).ended_by {
+            super::restart::EndedBy::Nothing => Self { rip: place, ..*self },
+            _ => Self { rip: place + INTERRUPTED, rax: saved.rax, orig_rax: saved.orig_rax, ..*self },
         }
     }
 

@@ -182,7 +182,6 @@ pub fn collect_known(
     ns::fill(&mut cx)?;
     cx.model.host = host::collect(Some(cx.model.clock_offsets(cx.model.root().namespaces.time)))?;
     fd::collect(&mut cx)?;
-    cx.frozen.give_back()?;
     Ok(Collection { model: cx.model, sources: cx.sources, blockers: cx.blockers, locks: cx.locks })
 }
 

@@ -69,7 +69,6 @@ impl GivenUp {
         for n in 0..self.held.len() {
             self.call(frozen, n, libc::F_UNLCK).map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         }
-        frozen.give_back().map_err(|e| failed(&e))?;
         Ok(())
     }
 

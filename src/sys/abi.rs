@@ -244,3 +244,28 @@ pub struct BatchRow {
     pub ret: i64,
 }
 const _: () = assert!(size_of::<BatchRow>() == 64);
+
+/// What a thread that works for us goes on with if nobody traces it any more: the stub in [`super::stub`] reads it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Lifeline {
+    /// Registers, as the kernel would have had them at its return to the program.
+    pub regs: UserRegs,
+    /// The same where its system call has been ended by a signal's handler.
+    pub ended: UserRegs,
+    /// Blocked signals.
+    pub mask: u64,
+    /// Those blocked while it works for us.
+    pub work_mask: u64,
+    /// The signal that ends a batch.
+    pub signal: u64,
+    /// Whether `mask` blocks that signal.
+    pub own_blocks: u64,
+    /// What a signal with a handler does to the interrupted call: 0 = nothing, 1 = ends it, 2 = ends it without `SA_RESTART`.
+    pub interrupted: u64,
+    /// Room for the signals that wait; together with what follows a `struct timespec` of 0.
+    pub pending: u64,
+    /// Room for the action of one of them.
+    pub action: [u64; 4],
+}
+const _: () = assert!(size_of::<Lifeline>() == 2 * size_of::<UserRegs>() + 80);

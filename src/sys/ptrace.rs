@@ -41,7 +41,6 @@ const SETOPTIONS: u32 = 0x4200;
 const GETEVENTMSG: u32 = 0x4201;
 const GETSIGINFO: u32 = 0x4202;
 const CONT: u32 = 7;
-const SINGLESTEP: u32 = 9;
 const DETACH: u32 = 17;
 const SYSCALL: u32 = 24;
 
@@ -88,11 +87,6 @@ plain!(
     /// `PTRACE_SYSCALL`: runs to the next entry or exit of a system call.
     syscall,
     SYSCALL
-);
-plain!(
-    /// `PTRACE_SINGLESTEP`.
-    single_step,
-    SINGLESTEP
 );
 plain!(
     /// `PTRACE_DETACH`: data = signal to deliver, 0 = none.

@@ -77,6 +77,8 @@ pub struct Batch {
     /// (where in `data` an address goes, offset of what it points to)
     relocations: Vec<(u32, u32)>,
     reads_back: bool,
+    /// The call that is to be looked at before what follows it.
+    shown: Option<Ref>,
 }
 
 #[derive(Debug)]
@@ -113,6 +115,13 @@ impl Batch {
     /// Adds a call whose failure is looked at afterwards.
     pub fn may(&mut self, number: i64, args: &[Arg]) -> Ref {
         self.push(number, args, 0)
+    }
+
+    /// Has the batch stop here once, for [`super::remote::Remote::run_shown`]. What follows is run also if we die meanwhile.
+    pub fn show(&mut self) {
+        let [process, thread] = [libc::SYS_getpid, libc::SYS_gettid].map(|call| self.may(call, &[]));
+        // The signal is set where the batch is laid out.
+        self.shown = Some(self.may(libc::SYS_tgkill, &[process.into(), thread.into(), 0u64.into()]));
     }
 
     fn push(&mut self, number: i64, args: &[Arg], flags: u64) -> Ref {
@@ -201,6 +210,11 @@ impl Batch {
             bytes[table + at as usize..][..8].copy_from_slice(&address.to_ne_bytes());
         }
         bytes
+    }
+
+    /// Where in [`Self::lay_out`] the row is at whose call it stops to be looked at.
+    pub(super) fn shown_at(&self) -> Option<usize> {
+        self.shown.map(|Ref(row)| row as usize * size_of::<BatchRow>())
     }
 
     /// How much of it has to be read back after the run.

@@ -1,5 +1,6 @@
 //! Stopping a whole tree, to a fixpoint: no thread and no child is missed however fast they come and go.
 
+use super::lifeline::{Anchor, Reactions};
 use super::remote::{Remote, Scratch, vdso_syscall};
 use super::sleepers::Asleep;
 use super::stopping::{self, Stopping};
@@ -8,7 +9,6 @@ use crate::image::Pid;
 use crate::image::mm::PAGE;
 use crate::proc::ProcDir;
 use crate::proc::cgroupfs::{self, Freezer};
-use crate::sys::abi::KernelSigaction;
 use crate::sys::fd::pidfd_open;
 use crate::sys::{Errno, pidfd};
 use std::collections::{HashMap, HashSet};
@@ -57,8 +57,8 @@ pub struct FrozenProcess {
     pub borrows_scratch: bool,
     /// A SIGSTOP waits for it, see [`Frozen::hold`].
     pub held: bool,
-    /// The action of SIGTRAP, where it ignores that signal: our batches end in a trap that resets it.
-    pub trap_action: Option<KernelSigaction>,
+    /// From where the scratch area was made, and is removed.
+    anchor: Option<Anchor>,
 }
 
 impl Frozen {
@@ -136,24 +136,12 @@ impl Frozen {
         self.thaw_all()
     }
 
-    /// Gives every thread its own registers and signal mask back, so that it goes on where it was if this program dies now: the
-    /// kernel lets it go in the state it is in, and in the middle of a batch that would be its end. They are lent again by the next
-    /// batch.
-    ///
-    /// # Errors
-    /// A thread has died.
-    pub fn give_back(&mut self) -> Result<()> {
-        let threads = self.processes.iter_mut().flat_map(|process| &mut process.threads);
-        threads.filter(|thread| !thread.is_dead()).try_for_each(Remote::give_back)
-    }
-
     /// Sees to it that the tree stays stopped when this program dies: the kernel lets tracees go with their tracer, and
     /// each process then meets a SIGSTOP before it executes a single instruction. Thawing takes the signal back.
     ///
     /// # Errors
     /// When a process cannot be signalled; those before it are held.
     pub fn hold(&mut self) -> Result<()> {
-        self.give_back()?;
         for process in self.processes.iter_mut().filter(|p| !p.zombie && p.stopped_by.is_none() && !p.held) {
             let pid = nix::unistd::Pid::from_raw(process.pid.0);
             // To the process, not to a thread: whichever thread is the first to look takes it for all.
@@ -182,9 +170,6 @@ impl Frozen {
 
     fn thaw_all(&mut self) -> Result<()> {
         let mut first = Ok(());
-        for process in &mut self.processes {
-            first = first.and(process.give_trap_action_back());
-        }
         // The owner of a scratch area removes it while everybody who shares it is still stopped.
         for process in &mut self.processes {
             first = first.and(process.remove_scratch());
@@ -274,7 +259,7 @@ impl FrozenProcess {
             scratch: None,
             borrows_scratch: false,
             held: false,
-            trap_action: None,
+            anchor: None,
         }
     }
 
@@ -290,10 +275,18 @@ impl FrozenProcess {
         }
         let pid = self.pid;
         let no_way = || Error::Call { pid, call: "first system call (no vDSO)".to_owned(), errno: Errno::ENOEXEC };
-        let ip = vdso.and_then(vdso_syscall).ok_or_else(no_way)?;
-        let scratch = self.leader().make_scratch(ip, None)?;
+        let text = vdso.ok_or_else(no_way)?;
+        self.throw_lifelines()?;
+        self.anchor = Anchor::new(pid, text)?;
+        let scratch = match &self.anchor {
+            Some(anchor) => self.threads[0].make_scratch_from(anchor)?,
+            None => {
+                let scratch = self.leader().make_scratch(vdso_syscall(text).ok_or_else(no_way)?, None)?;
+                self.leader().give_back()?;
+                scratch
+            }
+        };
         self.scratch = Some(scratch);
-        self.note_trap_action()?;
         Ok(scratch)
     }
 
@@ -301,31 +294,23 @@ impl FrozenProcess {
     pub fn borrow_scratch(&mut self, scratch: Scratch) -> Result<()> {
         self.scratch = Some(scratch);
         self.borrows_scratch = true;
-        self.note_trap_action()
+        self.throw_lifelines()
     }
 
-    fn note_trap_action(&mut self) -> Result<()> {
-        let ignored = self.dir.status(&mut Vec::new())?.sig_ign & 1 << (libc::SIGTRAP - 1) != 0;
-        if let (Some(scratch), true) = (self.scratch, ignored) {
-            self.trap_action = Some(self.leader().trap_action(&scratch)?);
-        }
+    /// Before its threads execute anything for us: our death must not be theirs.
+    fn throw_lifelines(&mut self) -> Result<()> {
+        let status = self.dir.status(&mut Vec::new())?;
+        let reactions = Reactions { ignored: status.sig_ign, caught: status.sig_cgt };
+        self.threads.iter_mut().for_each(|thread| thread.has_lifeline(reactions));
         Ok(())
-    }
-
-    fn give_trap_action_back(&mut self) -> Result<()> {
-        match (self.scratch, self.trap_action.take()) {
-            (Some(scratch), Some(action)) if !self.threads[0].is_dead() => {
-                self.threads[0].set_trap_action(&scratch, &action)
-            }
-            _ => Ok(()),
-        }
     }
 
     fn remove_scratch(&mut self) -> Result<()> {
         match self.scratch.take() {
-            Some(scratch) if !self.borrows_scratch && !self.threads[0].is_dead() => {
-                self.threads[0].drop_scratch(&scratch)
-            }
+            Some(scratch) if !self.borrows_scratch && !self.threads[0].is_dead() => match &self.anchor {
+                Some(anchor) => self.threads[0].drop_scratch_from(anchor, &scratch),
+                None => self.threads[0].drop_scratch(&scratch),
+            },
             _ => Ok(()),
         }
     }

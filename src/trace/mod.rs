@@ -9,6 +9,7 @@ pub mod calls;
 pub mod fill;
 pub mod freeze;
 pub mod group_stop;
+pub mod lifeline;
 pub mod memory;
 pub mod pages;
 pub mod remote;

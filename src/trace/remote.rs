@@ -1,6 +1,7 @@
 //! System calls inside a stopped task, through a scratch area in its address space.
 
 use super::batch::{Batch, Results};
+use super::lifeline::{self, Anchor, Flight, Reactions};
 use super::waits::Wait;
 use super::{Error, Result, Running, Stopped, Tracee, memory};
 use crate::arch::{self, UserRegs};
@@ -22,9 +23,24 @@ pub struct Scratch {
     pub data_len: u64,
 }
 
+impl Scratch {
+    /// Arguments of munmap(2) for all of it.
+    fn whole(&self) -> [u64; 6] {
+        [self.code, self.data + self.data_len - self.code, 0, 0, 0, 0]
+    }
+}
+
 /// Bytes for tables and data in an ordinary scratch area. Only touched pages cost anything.
 pub const DATA_LEN: u64 = 1 << 20;
 const PAGE: u64 = crate::image::mm::PAGE;
+
+/// A thread of a group whose batches run at the same time.
+struct Member<'a> {
+    thread: &'a mut Remote,
+    batch: &'a Batch,
+    at: u64,
+    flight: Option<Flight>,
+}
 
 /// A stopped thread that can run system calls for us: its registers are lent out and given back by [`Self::give_back`].
 #[derive(Debug)]
@@ -36,6 +52,8 @@ pub struct Remote {
     /// Blocked signals as they were.
     pub saved_mask: u64,
     lent: bool,
+    /// How its process takes signals, where its death must not be ours ([`super::lifeline`]).
+    pub(super) reactions: Option<Reactions>,
     /// The wait that our stop has interrupted.
     pub wait: Wait,
     /// Signals that arrived while it worked for us, to be delivered at the end.
@@ -47,7 +65,7 @@ pub struct Remote {
 /// Bytes of `syscall; int3`.
 const SYSCALL_AND_INT3: u64 = 3;
 
-/// Everything blocked but SIGTRAP: the kernel resets the action of a blocked SIGTRAP when `int3` hits it.
+/// Everything blocked but SIGTRAP: the kernel resets the action of a blocked SIGTRAP when `int3` hits it (without a lifeline).
 const WORK_MASK: u64 = !(1 << (libc::SIGTRAP - 1));
 
 impl Remote {
@@ -61,6 +79,7 @@ impl Remote {
             saved,
             saved_mask,
             lent: false,
+            reactions: None,
             wait: Wait::default(),
             late_signals: Vec::new(),
             last_child: None,
@@ -90,13 +109,23 @@ impl Remote {
         Ok(())
     }
 
-    /// Puts registers and mask back, if they were lent out.
+    /// Puts mask and registers back, if they were lent out. In this order: where it is, a lifeline puts both back.
     pub fn give_back(&mut self) -> Result<()> {
         if std::mem::take(&mut self.lent) {
-            self.tracee().set_regs(&self.saved)?;
             self.tracee().set_sigmask(self.saved_mask)?;
+            self.tracee().set_regs(&self.saved)?;
         }
         Ok(())
+    }
+
+    /// The stopped thread, to let it run.
+    pub(super) fn take(&mut self) -> Result<Tracee<Stopped>> {
+        self.tracee.take().ok_or(Error::Died { pid: self.pid })
+    }
+
+    /// It has stopped.
+    pub(super) fn stopped_as(&mut self, tracee: Tracee<Stopped>) {
+        self.tracee = Some(tracee);
     }
 
     /// Lends it with these signals blocked.
@@ -124,52 +153,36 @@ impl Remote {
         Ok(status)
     }
 
-    /// Has it execute one instruction; its next stop. A signal that somebody has sent is kept for later.
-    pub(super) fn step(&mut self) -> Result<Status> {
-        let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
-        let (tracee, status) = tracee.step()?.wait()?;
-        self.tracee = Some(tracee);
-        self.keep_if_sent(status);
-        Ok(status)
-    }
-
-    /// Lets it run for about so long from where it is, but into no system call: it stops before the first.
+    /// Lets it run for about so long from where it is, but into no system call: it stops before the first. Its signals are
+    /// delivered. Its registers and mask are what it has then.
     pub(super) fn run_for(&mut self, time: Duration) -> Result<()> {
         const SYSCALL: u64 = 2;
-        let mut running = self.tracee.take().ok_or(Error::Died { pid: self.pid })?.to_syscall()?;
+        let mut running = self.take()?.to_syscall()?;
         std::thread::sleep(time);
         running.interrupt()?;
         loop {
             let (tracee, status) = running.wait()?;
-            match status {
-                Status::EventStop(_) => {
-                    self.tracee = Some(tracee);
-                    return Ok(());
-                }
-                Status::Syscall => {
-                    // The call becomes none, then the instruction is the next again; the interruption comes before it.
-                    let at_entry = tracee.regs()?;
-                    tracee.set_regs(&UserRegs { orig_rax: u64::MAX, ..at_entry })?;
-                    let (tracee, _) = tracee.to_syscall()?.wait()?;
-                    let (rip, rax) = (at_entry.rip - SYSCALL, at_entry.orig_rax);
-                    tracee.set_regs(&UserRegs { rip, rax, orig_rax: u64::MAX, ..at_entry })?;
-                    running = tracee.cont(0)?;
-                }
-                status => {
-                    self.tracee = Some(tracee);
-                    self.keep_if_sent(status);
-                    running = self.tracee.take().ok_or(Error::Died { pid: self.pid })?.cont(0)?;
-                }
+            if matches!(status, Status::EventStop(_)) {
+                self.saved = tracee.regs()?;
+                self.saved_mask = tracee.sigmask()?;
+                self.tracee = Some(tracee);
+                return Ok(());
             }
-        }
-    }
-
-    /// A signal at whose delivery it has stopped, unless it is the thread's own doing: a fault is met again.
-    fn keep_if_sent(&mut self, status: Status) {
-        let Status::Signal(signal) = status else { return };
-        // `si_code` of the kernel's own is above 0 (sigaction(2)).
-        if self.tracee().siginfo().is_ok_and(|i| i32::from_ne_bytes([i[8], i[9], i[10], i[11]]) <= 0) {
-            self.late_signals.push(signal);
+            // This stop may have cancelled the one that was asked for, which is now the next before any instruction.
+            tracee.interrupt()?;
+            let deliver = match status {
+                Status::Signal(signal) => signal,
+                Status::Syscall => {
+                    // The call becomes none and its instruction is the next again, all at once: where the number is -1 the
+                    // kernel leaves `rax` alone (do_syscall_64(), arch/x86).
+                    let entry = tracee.regs()?;
+                    let (rip, rax) = (entry.rip - SYSCALL, entry.orig_rax);
+                    tracee.set_regs(&UserRegs { rip, rax, orig_rax: u64::MAX, ..entry })?;
+                    0
+                }
+                _ => 0,
+            };
+            running = tracee.cont(deliver)?;
         }
     }
 
@@ -223,6 +236,26 @@ impl Remote {
     /// Makes a scratch area: at `at` if given (it must be free), else where the kernel likes. `syscall_ip` is the address of
     /// a `syscall` instruction in the target.
     pub fn make_scratch(&mut self, syscall_ip: u64, at: Option<u64>) -> Result<Scratch> {
+        let scratch = self.map_scratch(at, |remote, args| remote.call_at(syscall_ip, libc::SYS_mmap, args))?;
+        memory::force_write(self.pid, scratch.code, stub::stub().code)?;
+        Ok(scratch)
+    }
+
+    /// The same from an anchor.
+    pub fn make_scratch_from(&mut self, anchor: &Anchor) -> Result<Scratch> {
+        self.anchored(anchor, |remote, flight| {
+            let call = |remote: &mut Self, args: &[u64; 6]| remote.anchored_call(anchor, flight, libc::SYS_mmap, args);
+            let scratch = remote.map_scratch(None, call)?;
+            anchor.write(remote.pid, scratch.code, stub::stub().code)?;
+            Ok(scratch)
+        })
+    }
+
+    fn map_scratch(
+        &mut self,
+        at: Option<u64>,
+        mut mmap: impl FnMut(&mut Self, &[u64; 6]) -> Result<std::result::Result<u64, Errno>>,
+    ) -> Result<Scratch> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let flags = flags | if at.is_some() { libc::MAP_FIXED_NOREPLACE } else { 0 };
         let len = PAGE + DATA_LEN;
@@ -230,13 +263,11 @@ impl Remote {
         let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         let failed = |pid, call: &str, errno| Error::Call { pid, call: call.to_owned(), errno };
         // The code page is executable from the start and never writable: PR_SET_MDWE and SELinux forbid the change.
-        let code = self
-            .call_at(syscall_ip, libc::SYS_mmap, &[at.unwrap_or(0), len, rx, flags as u64, u64::MAX, 0])?
+        let code = mmap(self, &[at.unwrap_or(0), len, rx, flags as u64, u64::MAX, 0])?
             .map_err(|e| failed(self.pid, "mmap (scratch)", e))?;
         let fixed = (flags & !libc::MAP_FIXED_NOREPLACE | libc::MAP_FIXED) as u64;
-        self.call_at(syscall_ip, libc::SYS_mmap, &[code + PAGE, DATA_LEN, rw, fixed, u64::MAX, 0])?
+        mmap(self, &[code + PAGE, DATA_LEN, rw, fixed, u64::MAX, 0])?
             .map_err(|e| failed(self.pid, "mmap (scratch data)", e))?;
-        memory::force_write(self.pid, code, stub::stub().code)?;
         Ok(Scratch { code, data: code + PAGE, data_len: DATA_LEN })
     }
 
@@ -245,8 +276,7 @@ impl Remote {
         if batch.is_empty() {
             return Ok(batch.results(Vec::new()));
         }
-        let size = batch.size() as u64;
-        if size > scratch.data_len {
+        if self.room(batch) as u64 > scratch.data_len {
             return self.run_large(scratch, batch);
         }
         self.run_in(scratch.code, scratch.data, batch)
@@ -259,6 +289,32 @@ impl Remote {
             Some((_, call, errno)) => Err(Error::Call { pid: self.pid, call, errno }),
             None => Ok(results),
         }
+    }
+
+    /// Runs a batch that shows something in its middle ([`Batch::show`]): `look` is given what its calls have returned so far.
+    /// What it gives is `None` where a call before that has failed.
+    ///
+    /// # Errors
+    /// As for [`Self::run`]; also for a thread whose death is to be ours.
+    pub fn run_shown<T>(
+        &mut self,
+        scratch: &Scratch,
+        batch: &Batch,
+        look: impl Fn(&Results) -> T,
+    ) -> Result<(Results, Option<T>)> {
+        let (bytes, flight) = self.lay_out(batch, scratch.code, scratch.data);
+        let no_lifeline = Error::OddStop { pid: self.pid, what: "a batch", status: "no lifeline".to_owned() };
+        let flight = flight.filter(|_| bytes.len() as u64 <= scratch.data_len).ok_or(no_lifeline)?;
+        memory::write(self.pid, scratch.data, &bytes)?;
+        let (pid, mut seen) = (self.pid, None);
+        let results = || {
+            let mut bytes = vec![0; batch.read_back_len()];
+            memory::read(pid, scratch.data, &mut bytes)?;
+            Ok(batch.results(bytes))
+        };
+        let running = self.start(scratch.code, scratch.data, batch.len() as u64, Some(flight))?;
+        self.land_shown(running, flight, &mut || results().map(|results| seen = Some(look(&results))))?;
+        Ok((results()?, seen))
     }
 
     /// One system call through the scratch area.
@@ -278,12 +334,14 @@ impl Remote {
         let mut todo = threads.iter_mut().zip(batches).peekable();
         while todo.peek().is_some() {
             let (mut group, mut bytes) = (Vec::new(), Vec::new());
-            while let Some((thread, batch)) = todo.next_if(|(_, b)| bytes.len() + b.size() <= scratch.data_len as usize)
+            while let Some((thread, batch)) =
+                todo.next_if(|(thread, batch)| bytes.len() + thread.room(batch) <= scratch.data_len as usize)
             {
                 let at = scratch.data + bytes.len() as u64;
-                bytes.extend(batch.lay_out(at));
+                let (laid_out, flight) = thread.lay_out(batch, scratch.code, at);
+                bytes.extend(laid_out);
                 bytes.resize(bytes.len().next_multiple_of(16), 0);
-                group.push((thread, batch, at));
+                group.push(Member { thread, batch, at, flight });
             }
             if group.is_empty() {
                 let Some((thread, batch)) = todo.next() else { break };
@@ -296,14 +354,14 @@ impl Remote {
     }
 
     /// Runs batches that are laid out one behind the other in `bytes`, each for its address.
-    fn run_group(scratch: &Scratch, group: &mut [(&mut Self, &Batch, u64)], bytes: &mut [u8]) -> Result<Vec<Results>> {
-        let Some((first, ..)) = group.first() else { return Ok(Vec::new()) };
-        let pid = first.pid;
+    fn run_group(scratch: &Scratch, group: &mut [Member<'_>], bytes: &mut [u8]) -> Result<Vec<Results>> {
+        let Some(first) = group.first() else { return Ok(Vec::new()) };
+        let pid = first.thread.pid;
         memory::write(pid, scratch.data, bytes)?;
         let mut underway = Vec::with_capacity(group.len());
         let mut done = Ok(());
-        for (thread, batch, at) in group.iter_mut() {
-            match thread.start(scratch.code, *at, batch.len() as u64) {
+        for Member { thread, batch, at, flight } in group.iter_mut() {
+            match thread.start(scratch.code, *at, batch.len() as u64, *flight) {
                 Ok(running) => underway.push(running),
                 Err(e) => {
                     done = Err(e);
@@ -312,34 +370,55 @@ impl Remote {
             }
         }
         // Whoever was started has to be waited for, whatever became of the others.
-        for ((thread, ..), running) in group.iter_mut().zip(underway) {
-            done = done.and(thread.arrive(running));
+        for (member, running) in group.iter_mut().zip(underway) {
+            done = done.and(member.thread.arrive(running, member.flight));
         }
         done?;
         memory::read(pid, scratch.data, bytes)?;
-        let part = |(_, batch, at): &(&mut Self, &Batch, u64)| {
+        let part = |Member { batch, at, .. }: &Member<'_>| {
             let from = (at - scratch.data) as usize;
             batch.results(bytes[from..from + batch.read_back_len()].to_vec())
         };
         Ok(group.iter().map(part).collect())
     }
 
-    fn start(&mut self, code: u64, data: u64, calls: u64) -> Result<Tracee<Running>> {
+    /// Bytes that a batch takes in a scratch area.
+    fn room(&self, batch: &Batch) -> usize {
+        batch.size() + if self.reactions.is_some() { lifeline::ROOM } else { 0 }
+    }
+
+    fn start(&mut self, code: u64, data: u64, calls: u64, flight: Option<Flight>) -> Result<Tracee<Running>> {
+        let regs = self.saved.running_batch(code, data, calls, flight.map_or(0, |flight| flight.lifeline));
+        if let Some(flight) = flight {
+            return self.take_off(&regs, &flight);
+        }
         self.lend()?;
-        self.tracee().set_regs(&self.saved.running_batch(code, data, calls))?;
-        self.tracee.take().ok_or(Error::Died { pid: self.pid })?.cont(0)
+        self.tracee().set_regs(&regs)?;
+        self.take()?.cont(0)
+    }
+
+    /// Lets it execute what its lifeline ends. Registers before the mask: with its own registers and our mask it could not go on.
+    pub(super) fn take_off(&mut self, regs: &UserRegs, flight: &Flight) -> Result<Tracee<Running>> {
+        self.lent = true;
+        self.tracee().set_regs(&regs.interrupted_at(regs.rip, &self.saved))?;
+        self.tracee().set_sigmask(flight.work_mask())?;
+        self.take()?.cont(0)
     }
 
     /// Waits for a batch that was started to end.
-    fn arrive(&mut self, running: Tracee<Running>) -> Result<()> {
+    fn arrive(&mut self, running: Tracee<Running>, flight: Option<Flight>) -> Result<()> {
+        if let Some(flight) = flight {
+            return self.land(running, flight).map(drop);
+        }
         let is_end = |s| s == Status::Signal(libc::SIGTRAP);
         if self.stopped(running, "a batch", is_end)? { Ok(()) } else { self.run_to("a batch", is_end, false) }
     }
 
     fn run_in(&mut self, code: u64, data: u64, batch: &Batch) -> Result<Results> {
-        memory::write(self.pid, data, &batch.lay_out(data))?;
-        let running = self.start(code, data, batch.len() as u64)?;
-        self.arrive(running)?;
+        let (bytes, flight) = self.lay_out(batch, code, data);
+        memory::write(self.pid, data, &bytes)?;
+        let running = self.start(code, data, batch.len() as u64, flight)?;
+        self.arrive(running, flight)?;
         let mut bytes = vec![0; batch.read_back_len()];
         memory::read(self.pid, data, &mut bytes)?;
         Ok(batch.results(bytes))
@@ -347,7 +426,7 @@ impl Remote {
 
     /// A batch that does not fit gets an area of its own, unmapped again afterwards.
     fn run_large(&mut self, scratch: &Scratch, batch: &Batch) -> Result<Results> {
-        let len = (batch.size() as u64).next_multiple_of(PAGE);
+        let len = (self.room(batch) as u64).next_multiple_of(PAGE);
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let area = self
@@ -393,22 +472,12 @@ impl Remote {
         Ok(ret)
     }
 
-    /// Reads the action of SIGTRAP by stepping, without the trap that ends a batch: that one would reset it.
-    pub fn trap_action(&mut self, scratch: &Scratch) -> Result<KernelSigaction> {
-        self.trap_call(scratch, 0, scratch.data)?;
-        memory::read_value(self.pid, scratch.data)
-    }
-
-    /// Sets the action of SIGTRAP. The kernel resets it from "ignore" to the default at the end of every batch, so this comes
-    /// after the last.
+    /// Sets the action of SIGTRAP. The kernel resets it from "ignore" to the default at the end of every batch that has no
+    /// lifeline, so this comes after the last.
     pub fn set_trap_action(&mut self, scratch: &Scratch, action: &KernelSigaction) -> Result<()> {
         memory::write(self.pid, scratch.data, action.as_bytes())?;
-        self.trap_call(scratch, scratch.data, 0)
-    }
-
-    fn trap_call(&mut self, scratch: &Scratch, new: u64, old: u64) -> Result<()> {
         let ip = scratch.code + stub::stub().syscall;
-        let args = [libc::SIGTRAP as u64, new, old, 8, 0, 0];
+        let args = [libc::SIGTRAP as u64, scratch.data, 0, 8, 0, 0];
         self.call_at(ip, libc::SYS_rt_sigaction, &args)?.map(drop).map_err(|errno| Error::Call {
             pid: self.pid,
             call: "rt_sigaction (SIGTRAP)".to_owned(),
@@ -419,12 +488,21 @@ impl Remote {
     /// Removes the scratch area; the call is made from the area itself, so the thread must get its registers back next.
     pub fn drop_scratch(&mut self, scratch: &Scratch) -> Result<()> {
         let ip = scratch.code + stub::stub().syscall;
-        let len = scratch.data + scratch.data_len - scratch.code;
-        self.call_at(ip, libc::SYS_munmap, &[scratch.code, len, 0, 0, 0, 0])?.map(drop).map_err(|errno| Error::Call {
-            pid: self.pid,
-            call: "munmap (scratch)".to_owned(),
-            errno,
-        })
+        let done = self.call_at(ip, libc::SYS_munmap, &scratch.whole())?;
+        self.unmapped(done)
+    }
+
+    /// The same from an anchor.
+    pub fn drop_scratch_from(&mut self, anchor: &Anchor, scratch: &Scratch) -> Result<()> {
+        let done = self.anchored(anchor, |remote, flight| {
+            remote.anchored_call(anchor, flight, libc::SYS_munmap, &scratch.whole())
+        })?;
+        self.unmapped(done)
+    }
+
+    fn unmapped(&self, done: std::result::Result<u64, Errno>) -> Result<()> {
+        let failed = |errno| Error::Call { pid: self.pid, call: "munmap (scratch)".to_owned(), errno };
+        done.map(drop).map_err(failed)
     }
 
     /// Lets it run until it stops as wanted; signals on the way are kept for later, group stops are passed over.
@@ -448,14 +526,21 @@ impl Remote {
         let (tracee, status) = running.wait()?;
         let ours = self.is_ours(&tracee, status);
         self.tracee = Some(tracee);
+        if wanted(status) && ours {
+            return Ok(true);
+        }
+        self.note(what, status).map(|()| false)
+    }
+
+    /// A stop on the way to the one that is waited for.
+    pub(super) fn note(&mut self, what: &'static str, status: Status) -> Result<()> {
         match status {
-            s if wanted(s) && ours => return Ok(true),
             Status::EventStop(_) => {}
             Status::Event(event) => self.note_child(event)?,
             Status::Signal(signal) if !is_fault(signal) => self.late_signals.push(signal),
             s => return Err(Error::OddStop { pid: self.pid, what, status: format!("{s:?}") }),
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Fork, vfork and clone events name a child that is attached by now.

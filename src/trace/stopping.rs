@@ -159,7 +159,10 @@ impl<'a> Stopping<'a> {
         match status {
             // A signal on its way in: deliver it. The stop that was asked for comes before the first instruction of
             // the handler, so nothing is lost and nothing has run.
-            Status::Signal(signal) => return tracee.cont(signal).map(Some),
+            Status::Signal(signal) => {
+                tracee.interrupt()?;
+                return tracee.cont(signal).map(Some);
+            }
             Status::EventStop(signal) if signal != libc::SIGTRAP => self.process.stopped_by = Some(signal),
             _ => {}
         }

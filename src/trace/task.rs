@@ -51,6 +51,12 @@ impl<S> Tracee<S> {
         Self { tid, state: PhantomData }
     }
 
+    /// Asks it to stop (if it has, once more as soon as it goes on); [`Tracee::wait`] tells when it has. Another stop that comes
+    /// first can cancel this one: "any trap clears pending STOP trap" (ptrace_stop(), kernel/signal.c).
+    pub fn interrupt(&self) -> Result<()> {
+        ptrace::interrupt(self.tid, 0).map_err(|e| self.error("interrupt", e))
+    }
+
     fn error(&self, operation: &'static str, errno: Errno) -> Error {
         match errno {
             Errno::ESRCH | Errno::ECHILD => Error::Died { pid: self.tid },
@@ -70,11 +76,6 @@ impl Tracee<Running> {
     /// A task the kernel attached for us (`TRACE_FORK` and the like).
     pub fn attached(tid: Pid) -> Self {
         Self::of(tid)
-    }
-
-    /// Asks it to stop; [`Self::wait`] tells when it has.
-    pub fn interrupt(&self) -> Result<()> {
-        ptrace::interrupt(self.tid, 0).map_err(|e| self.error("interrupt", e))
     }
 
     /// Waits for the next stop: at first without sleeping, as most come within microseconds, then with sleeps of an eighth
@@ -207,12 +208,6 @@ impl Tracee<Stopped> {
     /// Lets it run to the next entry or exit of a system call.
     pub fn to_syscall(self) -> Result<Tracee<Running>> {
         ptrace::syscall(self.tid, 0).map_err(|e| self.error("syscall", e))?;
-        Ok(Tracee::of(self.tid))
-    }
-
-    /// One instruction.
-    pub fn step(self) -> Result<Tracee<Running>> {
-        ptrace::single_step(self.tid, 0).map_err(|e| self.error("singlestep", e))?;
         Ok(Tracee::of(self.tid))
     }
 

@@ -12,6 +12,7 @@ mod generated;
 mod handover;
 mod hostile;
 mod leftovers;
+mod lifeline;
 mod manual;
 mod moves;
 mod networks;

@@ -21,6 +21,7 @@ use crate::sys::pagemap::{CHECK_WPASYNC, Query, WP_MATCHING, category, guard_cat
 use crate::sys::userfaultfd::{self as sys, feature, mode};
 use crate::sys::{Errno, fd};
 use crate::trace::freeze::FrozenProcess;
+use crate::trace::{Batch, Results};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Makes a userfaultfd in a stopped process and takes it out: the process keeps nothing of it.
@@ -34,14 +35,19 @@ pub fn arm(process: &mut FrozenProcess) -> Result<OwnedFd, TrackError> {
     let vdso = maps.iter().find(|m| m.special() == Some(Special::Vdso)).map(|m| m.start);
     let scratch = process.ensure_scratch(vdso)?;
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | sys::UFFD_USER_MODE_ONLY;
-    let number = process
-        .leader()
-        .call(&scratch, libc::SYS_userfaultfd, &[flags as u64])?
-        .map_err(failed("userfaultfd inside the process"))?;
-    let taken = fd::pidfd_open(pid).and_then(|pidfd| fd::pidfd_getfd(pidfd.as_fd(), number as u32));
-    let closed = process.leader().call(&scratch, libc::SYS_close, &[number])?;
-    let uffd = taken.map_err(failed("pidfd_getfd"))?;
-    closed.map_err(failed("close inside the process"))?;
+    // In one batch: the process keeps nothing of it also if we die in between.
+    let mut batch = Batch::new();
+    let made = batch.must(libc::SYS_userfaultfd, &[flags.into()]);
+    batch.show();
+    let closed = batch.may(libc::SYS_close, &[made.into()]);
+    let take = |results: &Results| {
+        let number = results.get(made)?;
+        fd::pidfd_open(pid).and_then(|pidfd| fd::pidfd_getfd(pidfd.as_fd(), number as u32))
+    };
+    let (results, taken) = process.leader().run_shown(&scratch, &batch, take)?;
+    results.get(made).map_err(failed("userfaultfd inside the process"))?;
+    let uffd = taken.unwrap_or(Err(Errno::ECANCELED)).map_err(failed("pidfd_getfd"))?;
+    results.get(closed).map_err(failed("close inside the process"))?;
     sys::handshake(uffd.as_fd(), feature::WP_ASYNC).map_err(failed("UFFDIO_API"))?;
     Ok(uffd)
 }
