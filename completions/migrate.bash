@@ -120,7 +120,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__agent)
-            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --allow-plain --json --log --config --progress --color --help"
+            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --metrics --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -150,6 +150,10 @@ _migrate() {
                     return 0
                     ;;
                 --max-sessions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --metrics)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1281,7 +1285,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) ((at++)) ;;
+            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1289,7 +1293,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) return 0 ;;
+        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;

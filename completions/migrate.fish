@@ -144,6 +144,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand agent" -l listen -d 'Lis
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l peers -d 'Who may connect: lines like those that `migrate keygen` prints [default: peers beside the configuration]' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l max-memory -d 'Refuse targets with more memory than this [default: what is free]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l max-sessions -d 'Sessions at a time' -r
+complete -c migrate -n "__fish_migrate_using_subcommand agent" -l metrics -d 'Answer GET /metrics in the OpenMetrics format at [HOST:]PORT; loopback unless a host is named' -r
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
