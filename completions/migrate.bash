@@ -68,7 +68,7 @@ _migrate() {
 
     case "${cmd}" in
         migrate)
-            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen pre-dump demo move cancel resolve dump restore"
+            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen dump pre-dump demo move cancel resolve restore"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -395,7 +395,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__dump)
-            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --cgroup --supervisor --move-address --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -455,16 +455,16 @@ _migrate() {
                     COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
                     return 0
                     ;;
+                --move-address)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --supervisor)
                     COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
-                    return 0
-                    ;;
-                --move-address)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --log)
@@ -974,7 +974,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --dry-run --cpu --pids --files --tcp --external-unix --stdio --cgroup --move-address --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --dry-run --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1026,11 +1026,11 @@ _migrate() {
                     COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
                     return 0
                     ;;
-                --cgroup)
+                --move-address)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --move-address)
+                --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1298,10 +1298,10 @@ _migrate_dynamic() {
             case "$verb:$positional" in
                 check:*) kind=target ;;
                 explain:*) kind=code ;;
+                dump:0) kind=target ;;
                 pre-dump:0) kind=target ;;
                 move:0) kind=target ;;
                 move:*) kind=host ;;
-                dump:0) kind=target ;;
                 *) return 0 ;;
             esac
             ;;
