@@ -224,6 +224,38 @@ fn what_a_restore_is_told_itself_counts() {
     client.echoes();
 }
 
+/// An id that no process has, but a group of processes whose leader has ended: looked for it seems free, asked for it is not.
+#[test]
+fn an_id_that_is_taken_after_all_is_had_in_a_namespace_of_its_own() {
+    use std::os::unix::process::CommandExt;
+    let Some(mut client) = Client::start(0) else { return };
+    let wanted = client.child.id();
+    client.dump(&[]);
+    let group = (0..200).find_map(|_| {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (wanted - 1).to_string()).unwrap();
+        let mut leader = Command::new("/bin/sh");
+        leader.args(["-c", "sleep 300 &"]).process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut leader = leader.spawn().unwrap();
+        let group = nix::unistd::Pid::from_raw(leader.id() as i32);
+        leader.wait().unwrap();
+        if leader.id() == wanted {
+            return Some(group);
+        }
+        nix::sys::signal::killpg(group, nix::sys::signal::SIGKILL).unwrap();
+        None
+    });
+    let group = group.expect("somebody else is faster two hundred times");
+    assert!(!Path::new(&format!("/proc/{wanted}")).exists(), "the leader has ended");
+    let result = client.restore(&[]);
+    let ended = nix::sys::signal::killpg(group, nix::sys::signal::SIGKILL);
+    assert_eq!(result["exit"], 0, "{result}");
+    ended.expect("the group was there all the time");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", result["pid"])).unwrap();
+    let ids = status.lines().find(|line| line.starts_with("NSpid:")).unwrap();
+    assert!(ids.ends_with(&format!("\t{wanted}")) && ids.split_whitespace().count() == 3, "{ids}");
+    client.echoes();
+}
+
 /// In a network namespace of its own: only its loopback device is changed.
 #[test]
 fn an_address_goes_into_the_image_and_comes_out_of_it() {
