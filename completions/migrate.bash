@@ -68,7 +68,7 @@ _migrate() {
 
     case "${cmd}" in
         migrate)
-            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen pre-dump demo move cancel resolve dump restore"
+            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen dump pre-dump demo move cancel resolve restore"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -120,7 +120,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__agent)
-            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --allow-plain --json --log --config --progress --color --help"
+            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --metrics --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -150,6 +150,10 @@ _migrate() {
                     return 0
                     ;;
                 --max-sessions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --metrics)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -391,7 +395,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__dump)
-            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --cgroup --supervisor --move-address --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -451,16 +455,16 @@ _migrate() {
                     COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
                     return 0
                     ;;
+                --move-address)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --supervisor)
                     COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
-                    return 0
-                    ;;
-                --move-address)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --log)
@@ -970,7 +974,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --lazy --dry-run --cpu --pids --files --tcp --external-unix --stdio --cgroup --move-address --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --lazy --dry-run --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1022,11 +1026,11 @@ _migrate() {
                     COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
                     return 0
                     ;;
-                --cgroup)
+                --move-address)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --move-address)
+                --cgroup)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1281,7 +1285,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) ((at++)) ;;
+            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1289,15 +1293,15 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) return 0 ;;
+        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;
                 explain:*) kind=code ;;
+                dump:0) kind=target ;;
                 pre-dump:0) kind=target ;;
                 move:0) kind=target ;;
                 move:*) kind=host ;;
-                dump:0) kind=target ;;
                 *) return 0 ;;
             esac
             ;;

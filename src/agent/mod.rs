@@ -11,6 +11,7 @@
 
 mod confined;
 mod listen;
+mod metrics;
 mod notify;
 mod route;
 pub mod session;
@@ -19,6 +20,7 @@ use crate::failure::{Failure, FailureKind, Result};
 use crate::ops::options::{AgentOptions, AgentPlace};
 use crate::ops::places::Places;
 use crate::transport::{Abort, TransportError};
+use metrics::Metrics;
 use route::Router;
 use session::{Carrier, SessionSpec};
 use std::path::{Path, PathBuf};
@@ -66,7 +68,18 @@ pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &m
         AgentPlace::Stdio => stdio(&spec, here),
         AgentPlace::Listen(addresses) => {
             let listeners = listen::open(addresses, &here.places.run, options.allow_plain).map_err(|e| failed(&e))?;
-            let names: Vec<String> = listeners.iter().map(|listener| listener.name.clone()).collect();
+            let mut names: Vec<String> = listeners.iter().map(|listener| listener.name.clone()).collect();
+            if let Some(at) = &options.metrics {
+                let metrics = Metrics::open(at, &here.places.state).map_err(|source| {
+                    failed(&TransportError::Listen { address: format!("{}:{} (--metrics)", at.host, at.port), source })
+                })?;
+                names.push(metrics.name());
+                let until = abort.clone();
+                std::thread::Builder::new()
+                    .name("metrics".into())
+                    .spawn(move || metrics.serve(&until))
+                    .map_err(|e| Failure::of("the agent cannot serve", &e))?;
+            }
             let router = Arc::new(Router::new(spec, here.program.clone(), options.max_sessions));
             ready(&names);
             notify::ready();

@@ -4,7 +4,7 @@ use super::Context;
 use crate::agent::{self, Surroundings};
 use crate::failure::{Failure, FailureKind};
 use crate::ops::options::{AgentOptions, AgentPlace};
-use crate::ops::words::{Listen, Size};
+use crate::ops::words::{Address, Listen, Size};
 use crate::transport::Abort;
 use crate::ui;
 use std::path::PathBuf;
@@ -33,6 +33,9 @@ pub struct Args {
     /// Sessions at a time
     #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_sessions: u32,
+    /// Answer GET /metrics in the OpenMetrics format at [HOST:]PORT; loopback unless a host is named
+    #[arg(long, value_name = "ADDR", conflicts_with = "stdio", value_parser = metrics)]
+    metrics: Option<Address>,
     /// Allow tcp+plain beyond loopback: nothing is encrypted, and whoever connects can run anything here
     #[arg(long, conflicts_with = "stdio")]
     allow_plain: bool,
@@ -70,7 +73,18 @@ impl Args {
             peers: self.peers.clone(),
             max_memory: self.max_memory.map(|size| size.0),
             max_sessions: self.max_sessions,
+            metrics: self.metrics.clone(),
             allow_plain: self.allow_plain,
         })
+    }
+}
+
+/// `[HOST:]PORT`.
+fn metrics(word: &str) -> Result<Address, String> {
+    let (host, port) = word.rsplit_once(':').unwrap_or(("127.0.0.1", word));
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match port.parse() {
+        Ok(port) if !host.is_empty() => Ok(Address { host: host.to_owned(), port }),
+        _ => Err("write PORT, or HOST:PORT".to_owned()),
     }
 }

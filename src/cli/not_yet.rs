@@ -6,7 +6,9 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
 /// Verb and long option (the ids are the same with underscores).
-const NOT_YET: &[(&str, &str)] = &[("dump", "move-address"), ("restore", "move-address"), ("restore", "supervisor")];
+///
+/// What starts a target a second time is looked for where a target ends; nobody looks for it at a restore yet.
+const NOT_YET: &[(&str, &str)] = &[("restore", "supervisor")];
 
 /// The definitions without what does not work yet.
 pub fn hide(mut cli: Command) -> Command {
@@ -56,9 +58,6 @@ mod tests {
             let value = match (arg.get_action().takes_values(), arg.get_possible_values().last(), *long) {
                 (false, ..) => String::new(),
                 (true, Some(word), _) => format!("={}", word.get_name()),
-                (true, None, "move-address") => "=192.0.2.1/32@lo".to_owned(),
-                (true, None, "cgroup") => "=same".to_owned(),
-                (true, None, "bandwidth") => "=1MB/s".to_owned(),
                 (true, None, _) => "=1".to_owned(),
             };
             let option = format!("--{long}{value}");

@@ -3,7 +3,7 @@ use crate::failure::FailureKind;
 use crate::image::Pid;
 use crate::migration::switchover::{ExitCondition, Step};
 use crate::ops::options::*;
-use crate::ops::words::{Dest, Target};
+use crate::ops::words::{Address, Dest, Target};
 use clap::{Args, Parser};
 use std::time::Duration;
 
@@ -240,5 +240,15 @@ fn agents() {
     assert!(matches!(options.place, AgentPlace::Listen(places) if places.len() == 2));
     assert_eq!((options.max_memory, options.max_sessions), (Some(1 << 30), 2));
     assert_eq!(read("").unwrap_err().kind, FailureKind::Usage);
-    refused::<agent::Args>(&["--listen unix:/a --stdio", "--listen 7413", "--stdio --max-sessions 0"]);
+    for (line, host) in
+        [("--listen unix:/a --metrics 9413", "127.0.0.1"), ("--listen unix:/a --metrics [::]:9413", "::")]
+    {
+        assert_eq!(read(line).unwrap().metrics, Some(Address { host: host.to_owned(), port: 9413 }));
+    }
+    refused::<agent::Args>(&[
+        "--listen unix:/a --stdio",
+        "--listen 7413",
+        "--stdio --max-sessions 0",
+        "--listen unix:/a --metrics :x",
+    ]);
 }

@@ -1,6 +1,6 @@
 //! What a restore does with things that reach beyond the tree: as its options say, else as the dump was told.
 
-use super::options::{Cgroup, Cpu, ExternalUnix, Files, Pids, StateOptions, Tcp};
+use super::options::{Cgroup, Cpu, ExternalUnix, Files, MoveAddress, Pids, StateOptions, Tcp};
 use crate::blocker::{Blocker, codes};
 use crate::collect::fd::unix::is_log;
 use crate::failure::{Failure, FailureKind, Result};
@@ -26,12 +26,15 @@ struct Noted {
     files: Option<Files>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cgroup: Option<Cgroup>,
+    #[serde(rename = "move-address", skip_serializing_if = "Vec::is_empty")]
+    move_addresses: Vec<String>,
 }
 
 /// What is noted in an image of the options of its dump.
 pub fn to_note(state: &StateOptions) -> Wishes {
     let StateOptions { cpu, pids, files, cgroup, .. } = state.clone();
-    let noted = serde_json::to_value(Noted { cpu, pids, files, cgroup });
+    let move_addresses = state.move_addresses.iter().map(ToString::to_string).collect();
+    let noted = serde_json::to_value(Noted { cpu, pids, files, cgroup, move_addresses });
     match noted {
         Ok(serde_json::Value::Object(wishes)) => wishes,
         _ => Wishes::new(),
@@ -45,6 +48,10 @@ pub fn to_note(state: &StateOptions) -> Wishes {
 pub fn completed(state: &StateOptions, wishes: &Wishes) -> Result<StateOptions> {
     let noted: Noted = serde_json::from_value(wishes.clone().into())
         .map_err(|e| Failure::of("what the image says of a restore cannot be read", &e).kind(FailureKind::Image))?;
+    let addresses =
+        noted.move_addresses.iter().map(|word| word.parse()).collect::<std::result::Result<Vec<MoveAddress>, _>>();
+    let addresses = addresses
+        .map_err(|e| Failure::of("what the image says of addresses cannot be read", &e).kind(FailureKind::Image))?;
     let climbs = |path: &std::path::Path| path.components().any(|part| part == std::path::Component::ParentDir);
     if let Some(Cgroup::Path(path)) = &noted.cgroup
         && (climbs(path) || !path.is_absolute())
@@ -57,6 +64,7 @@ pub fn completed(state: &StateOptions, wishes: &Wishes) -> Result<StateOptions> 
         pids: state.pids.or(noted.pids),
         files: state.files.or(noted.files),
         cgroup: state.cgroup.clone().or(noted.cgroup),
+        move_addresses: if state.move_addresses.is_empty() { addresses } else { state.move_addresses.clone() },
         ..state.clone()
     })
 }
@@ -154,16 +162,18 @@ mod tests {
             pids: Some(Pids::New),
             cgroup: Some(Cgroup::Path("/jobs/7".into())),
             tcp: Tcp::Close,
+            move_addresses: vec!["10.0.0.7/24@eth0:eth1".parse().unwrap()],
             ..StateOptions::default()
         };
         let wishes = to_note(&dump);
-        assert_eq!(wishes.len(), 3, "only what was said: {wishes:?}");
+        assert_eq!(wishes.len(), 4, "only what was said: {wishes:?}");
         let told = StateOptions { pids: Some(Pids::Same), ..StateOptions::default() };
         let completed = completed(&told, &wishes).unwrap();
         let expected = StateOptions {
             cpu: Some(Cpu::Minimal),
             pids: Some(Pids::Same),
             cgroup: Some(Cgroup::Path("/jobs/7".into())),
+            move_addresses: dump.move_addresses,
             ..StateOptions::default()
         };
         assert_eq!(completed, expected);
@@ -172,9 +182,13 @@ mod tests {
 
     #[test]
     fn images_that_say_what_no_dump_says_are_refused() {
-        for text in
-            [r#"{"pids":"all"}"#, r#"{"cgroup":{"path":"/a/../../etc"}}"#, r#"{"cgroup":{"path":"a"}}"#, r#"{"x":1}"#]
-        {
+        for text in [
+            r#"{"pids":"all"}"#,
+            r#"{"cgroup":{"path":"/a/../../etc"}}"#,
+            r#"{"cgroup":{"path":"a"}}"#,
+            r#"{"x":1}"#,
+            r#"{"move-address":["x"]}"#,
+        ] {
             let wishes: Wishes = serde_json::from_str(text).unwrap();
             let failure = completed(&StateOptions::default(), &wishes).expect_err(text);
             assert_eq!(failure.kind, FailureKind::Image, "{text}");

@@ -1,5 +1,6 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
+mod addresses;
 pub mod cancel;
 pub mod check;
 mod choices;

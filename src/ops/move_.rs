@@ -4,13 +4,12 @@
 use super::held_locks::GivenUp;
 use super::network::Leaving;
 use super::offered::Offered;
-use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
+use super::options::{Compress, Mode, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, interrupt, preflight, standstill};
-use crate::blocker::{Blocker, codes};
+use super::{Event, Events, addresses, interrupt, preflight, standstill};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -29,7 +28,6 @@ use crate::migration::source::{
     self, Again, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
 };
 use crate::migration::switchover::Goals;
-use crate::net::address::Place;
 use crate::proc::cgroupfs;
 use crate::proc::cpu_limit::CpuLimit;
 use crate::proc::table::Table;
@@ -64,7 +62,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     }
     preflight::warn(&findings, events);
     let backend = backend(options)?;
-    let addresses = addresses(&options.state)?;
+    let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
     let link = connect_to(&options.dest, &options.peer, Purpose::Send, streams, abort)
         .map_err(|error| peer_failure(&options.dest, &error))?;
@@ -105,20 +103,6 @@ fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
     let rounds = options.mode.mode != Mode::StopAndCopy;
     // By comparison alone every round is a whole copy: the pause would gain nothing.
     Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
-}
-
-/// Addresses that move with the target; they must be where the person says.
-fn addresses(state: &StateOptions) -> Result<Vec<Place>> {
-    let place =
-        |address: &MoveAddress| Place { ip: address.ip, prefix: address.prefix, interface: address.interface.clone() };
-    let places: Vec<Place> = state.move_addresses.iter().map(place).collect();
-    let missing = places.iter().filter(|place| !place.is_here());
-    let blockers: Vec<_> = missing.map(|place| Blocker::new(codes::ADDRESS_MISSING, place.to_string())).collect();
-    if blockers.is_empty() {
-        return Ok(places);
-    }
-    Err(Failure::blocked("an address that is to move with the target is not here", blockers)
-        .target(TargetState::Running))
 }
 
 /// The wishes as the protocol takes them.

@@ -3,7 +3,7 @@
 //! `cli/` fills them from the command line and the configuration, other front ends fill them directly, starting from
 //! `Default`. Each field says in the words of the command line which option it is. An option is here only when the engine honours it.
 
-use super::words::{Dest, Listen, SessionId, Target};
+use super::words::{Address, Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
 use crate::migration::switchover::{ExitCondition, Step};
 use serde::{Deserialize, Serialize};
@@ -495,6 +495,8 @@ pub struct AgentOptions {
     pub max_memory: Option<u64>,
     /// `--max-sessions` at a time.
     pub max_sessions: u32,
+    /// `--metrics`: where it tells a monitoring system of moves.
+    pub metrics: Option<Address>,
     /// `--allow-plain`: `tcp+plain://` also beyond loopback.
     pub allow_plain: bool,
 }
@@ -502,7 +504,7 @@ pub struct AgentOptions {
 impl AgentOptions {
     /// An agent with every default.
     pub fn new(place: AgentPlace) -> Self {
-        Self { place, peers: None, max_memory: None, max_sessions: 16, allow_plain: false }
+        Self { place, peers: None, max_memory: None, max_sessions: 16, metrics: None, allow_plain: false }
     }
 }
 

@@ -1,9 +1,10 @@
 //! The destination's end of a move: the engine behind [`crate::migration::destination`].
 
+use super::addresses;
 use super::network::Arriving;
-use super::options::{MoveAddress, StateOptions, Stdio};
+use super::options::{StateOptions, Stdio};
 use super::words::SessionId;
-use crate::blocker::{Blocker, codes};
+use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::{Failure, Result};
 use crate::image::Model;
@@ -68,10 +69,7 @@ impl Builder for Engine {
         let mut blockers = restore::preflight::look(model, &options, &scope);
         let same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
         self.network = Arriving::begin(&self.addresses(), model, same_network);
-        let unknown = self.addresses().into_iter().filter(|place| !place.has_interface());
-        blockers.extend(unknown.map(|place| {
-            Blocker::new(codes::ADDRESS_MISSING, place.to_string()).because("there is no such interface here")
-        }));
+        blockers.extend(addresses::blockers(&self.addresses()));
         Ok(blockers)
     }
 
@@ -250,12 +248,7 @@ impl Engine {
 
     /// Addresses that come with the target, on interfaces of this host.
     fn addresses(&self) -> Vec<Place> {
-        let place = |address: &MoveAddress| Place {
-            ip: address.ip,
-            prefix: address.prefix,
-            interface: address.dest_interface.clone().unwrap_or_else(|| address.interface.clone()),
-        };
-        self.state.move_addresses.iter().map(place).collect()
+        addresses::there(&self.state)
     }
 }
 

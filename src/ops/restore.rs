@@ -6,7 +6,7 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::spool::Spooled;
 use super::words::SessionId;
-use super::{Event, Events, choices, interrupt};
+use super::{Event, Events, addresses, choices, interrupt};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
 use crate::companion::pager::{self, Kept, KeptSpace, News, Watch};
@@ -18,7 +18,7 @@ use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::restore;
 use crate::sys::wait::{Status, wait};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A tree that runs (or is stopped, if that was asked for), a child of this process.
@@ -60,17 +60,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let began = Instant::now();
     let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
     let dir = spooled.dir();
-    let damaged =
-        |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
-    let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
-    let mut model = image.model().map_err(|e| damaged(&e))?;
-    if let Some(field) = crate::fault::forgotten() {
-        model = crate::image::forget::forget(&model, &field)
-            .ok_or_else(|| Failure::new(format!("there is no model without {field} (MIGRATE_FORGET)")))?;
-    }
-    crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
-    let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
-    pages.fits(&model).map_err(|e| damaged(&e))?;
+    let (image, mut model, pages) = opened(dir)?;
     let state = choices::completed(&options.state, &image.manifest().restore)
         .map_err(|failure| failure.target(TargetState::NotStarted))?;
     let (closed, mut blockers) = choices::apply(&mut model, &state);
@@ -83,7 +73,10 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
     };
-    let scope = restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), ..Default::default() };
+    let places = addresses::there(&state);
+    blockers.extend(addresses::blockers(&places));
+    let coming = places.iter().map(|place| place.ip).collect();
+    let scope = restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), original_runs: false, coming };
     blockers.extend(restore::preflight::look(&model, &settings, &scope));
     blockers.extend(not_given(&model, stdio));
     if !blockers.is_empty() {
@@ -96,6 +89,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
     }
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
+    let addresses = addresses::Come::take(places, &model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
     let mut restored = restore::build(&model, &pages, &settings, &|n| {
@@ -117,6 +111,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     };
     let late = later(options, &mut restored, &image, &pages).map_err(|f| f.target(TargetState::NotStarted))?;
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
+    addresses.stay();
     closed.tell_peers().into_iter().for_each(warn);
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
@@ -158,6 +153,22 @@ fn later(
     let descriptors: Vec<_> = late.into_iter().map(|space| space.uffd).collect();
     pager::leave(&kept, &descriptors).map_err(|e| failed(&e))?;
     Ok(Some(Late { socket: kept.socket }))
+}
+
+/// An image that can be restored, with everything about it checked but the contents of memory.
+fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
+    let damaged =
+        |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
+    let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
+    let mut model = image.model().map_err(|e| damaged(&e))?;
+    if let Some(field) = crate::fault::forgotten() {
+        model = crate::image::forget::forget(&model, &field)
+            .ok_or_else(|| Failure::new(format!("there is no model without {field} (MIGRATE_FORGET)")))?;
+    }
+    crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
+    let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
+    pages.fits(&model).map_err(|e| damaged(&e))?;
+    Ok((image, model, pages))
 }
 
 /// What the engine is asked for.

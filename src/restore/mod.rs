@@ -37,6 +37,7 @@ use crate::companion::held::Held;
 use crate::image::{Model, Pid, TaskId};
 use crate::memory::pipeline::PipelineError;
 use crate::memory::store::PageReader;
+use crate::ops::options::Pids;
 use crate::trace;
 pub use prebuilt::Prebuilt;
 
@@ -193,14 +194,25 @@ impl Armed<'_> {
     }
 }
 
-/// Makes the tree of the model, stopped, with everything but its first instruction.
+/// Makes the tree of the model, stopped, with everything but its first instruction. Where an id is taken by somebody who was born
+/// since it was looked at (`--pids auto`), the tree is made anew in a PID namespace of its own, in which nobody else is born.
 pub fn build<'m>(
     model: &'m Model,
     pages: &PageReader,
     options: &Options,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Restored<'m>> {
-    Prebuilt::make(model, Some(pages), options, progress)?.complete(options)
+    let make = |options: &Options| Prebuilt::make(model, Some(pages), options, progress)?.complete(options);
+    match make(options) {
+        Err(Error::PidInUse { pid, occupant }) if options.pids == Pids::Auto => {
+            let mut restored = make(&Options { pids: Pids::New, ..options.clone() })?;
+            let what =
+                format!("process id {pid} was just taken by {occupant}: the tree gets a PID namespace of its own");
+            restored.warnings.push(what);
+            Ok(restored)
+        }
+        made => made,
+    }
 }
 
 impl<'m> Restored<'m> {

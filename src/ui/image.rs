@@ -93,11 +93,14 @@ fn parent(parent: &Parent) -> Object {
 
 /// What a restore does that is not told otherwise, as options.
 fn wishes(wishes: &Wishes) -> String {
-    let option = |(name, value): (&String, &serde_json::Value)| {
-        let word = value.as_str().or_else(|| value.get("path")?.as_str());
-        format!("--{name} {}", word.unwrap_or("?"))
+    let word =
+        |value: &serde_json::Value| value.as_str().or_else(|| value.get("path")?.as_str()).unwrap_or("?").to_owned();
+    let words = |value: &serde_json::Value| -> Vec<String> {
+        value.as_array().map_or_else(|| vec![word(value)], |all| all.iter().map(word).collect())
     };
-    wishes.iter().map(option).collect::<Vec<_>>().join(" ")
+    let options =
+        wishes.iter().flat_map(|(name, value)| words(value).into_iter().map(move |word| format!("--{name} {word}")));
+    options.collect::<Vec<_>>().join(" ")
 }
 
 fn text(shown: &Shown) -> String {

@@ -1,6 +1,7 @@
 //! What a person chooses for a dump or a restore is done, and what a dump was told a restore does.
 
 use crate::cli::{events, migrate};
+use migrate_engine::net::address::Place;
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,7 +17,7 @@ import os, select, socket, sys
 os.closerange(3, 1024)
 os.chdir(sys.argv[1])
 ballast = os.urandom(int(sys.argv[2]) << 20)
-tcp = socket.create_connection(('127.0.0.1', int(sys.argv[3])))
+tcp = socket.create_connection((sys.argv[4], int(sys.argv[3])), source_address=(sys.argv[5], 0))
 unix = socket.socket(socket.AF_UNIX)
 unix.connect(os.path.join(sys.argv[1], 'outside'))
 open('ready', 'w').close()
@@ -51,19 +52,25 @@ struct Client {
 impl Client {
     /// `None`, said, where it cannot be tried.
     fn start(ballast_mib: u32) -> Option<Self> {
+        Self::start_from(ballast_mib, "127.0.0.1", "127.0.0.1")
+    }
+
+    /// With a connection between these addresses.
+    fn start_from(ballast_mib: u32, from: &str, to: &str) -> Option<Self> {
         let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
         if !root || !python {
             eprintln!("SKIPPED choices: needs root ({root}) and /usr/bin/python3 ({python})");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = TcpListener::bind((to, 0)).unwrap();
         let outside = UnixListener::bind(dir.path().join("outside")).unwrap();
         let child = Command::new("setsid")
             .args(["/usr/bin/python3", "-c", CLIENT])
             .arg(dir.path())
             .arg(ballast_mib.to_string())
             .arg(server.local_addr().unwrap().port().to_string())
+            .args([to, from])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -215,6 +222,71 @@ fn what_a_restore_is_told_itself_counts() {
     assert_eq!(result["exit"], 0, "{result}");
     assert_eq!(result["pid"].to_string(), original);
     client.echoes();
+}
+
+/// An id that no process has, but a group of processes whose leader has ended: looked for it seems free, asked for it is not.
+#[test]
+fn an_id_that_is_taken_after_all_is_had_in_a_namespace_of_its_own() {
+    use std::os::unix::process::CommandExt;
+    let Some(mut client) = Client::start(0) else { return };
+    let wanted = client.child.id();
+    client.dump(&[]);
+    let group = (0..200).find_map(|_| {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (wanted - 1).to_string()).unwrap();
+        let mut leader = Command::new("/bin/sh");
+        leader.args(["-c", "sleep 300 &"]).process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut leader = leader.spawn().unwrap();
+        let group = nix::unistd::Pid::from_raw(leader.id() as i32);
+        leader.wait().unwrap();
+        if leader.id() == wanted {
+            return Some(group);
+        }
+        nix::sys::signal::killpg(group, nix::sys::signal::SIGKILL).unwrap();
+        None
+    });
+    let group = group.expect("somebody else is faster two hundred times");
+    assert!(!Path::new(&format!("/proc/{wanted}")).exists(), "the leader has ended");
+    let result = client.restore(&[]);
+    let ended = nix::sys::signal::killpg(group, nix::sys::signal::SIGKILL);
+    assert_eq!(result["exit"], 0, "{result}");
+    ended.expect("the group was there all the time");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", result["pid"])).unwrap();
+    let ids = status.lines().find(|line| line.starts_with("NSpid:")).unwrap();
+    assert!(ids.ends_with(&format!("\t{wanted}")) && ids.split_whitespace().count() == 3, "{ids}");
+    client.echoes();
+}
+
+/// In a network namespace of its own: only its loopback device is changed.
+#[test]
+fn an_address_goes_into_the_image_and_comes_out_of_it() {
+    crate::sockets::in_new_net(|| {
+        let place = |ip: &str| Place { ip: ip.parse().unwrap(), prefix: 24, interface: "lo".into() };
+        let (moves, stays) = (place("10.7.0.1"), place("10.8.0.1"));
+        [&moves, &stays].iter().for_each(|place| place.add().unwrap());
+        let Some(mut client) = Client::start_from(0, "10.7.0.1", "10.8.0.1") else { return };
+        let (pid, image) = (client.pid(), client.image());
+        let word = "10.7.0.1/24@lo";
+        let wrong = client.run(&["dump", &pid, "-D", &image, "--leave-running", "--move-address", word]);
+        assert_eq!(wrong["exit"], 2, "{wrong}");
+        let elsewhere = client.run(&["dump", &pid, "-D", &image, "--move-address", "10.9.0.1/24@lo"]);
+        assert_eq!(codes(&elsewhere), ["M0411"], "{elsewhere}");
+        assert!(moves.is_here());
+        client.dump(&["--move-address", word]);
+        assert!(!moves.is_here() && stays.is_here(), "it has left with its target");
+        // What the peer sends meanwhile is held for it.
+        client.tcp.write_all(b"in between").unwrap();
+        let refused = client.restore(&["--tcp", "refuse"]);
+        assert_eq!((codes(&refused), moves.is_here()), (vec!["M0408"], false), "{refused}");
+        let nowhere = client.restore(&["--move-address", "10.7.0.1/24@lo:none0"]);
+        assert_eq!((codes(&nowhere), moves.is_here()), (vec!["M0411"], false), "{nowhere}");
+        let result = client.restore(&[]);
+        assert_eq!(result["exit"], 0, "{result}");
+        assert!(moves.is_here());
+        let mut answer = [0; 10];
+        client.tcp.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"in between");
+        client.echoes();
+    });
 }
 
 #[test]

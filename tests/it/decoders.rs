@@ -72,6 +72,13 @@ fn damage(seed: &[u8], numbers: &mut Numbers) -> Vec<u8> {
 }
 
 fn holds(name: &str, check: fn(&[u8]), seeds: &[Vec<u8>]) {
+    if let Some(corpus) = std::env::var_os("FUZZ_CORPUS") {
+        let dir = std::path::PathBuf::from(corpus).join(name);
+        fs::create_dir_all(&dir).expect("whoever runs a fuzzer may write there");
+        for (n, seed) in seeds.iter().enumerate() {
+            fs::write(dir.join(format!("seed-{n}")), seed).expect("and has room");
+        }
+    }
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     for (n, seed) in seeds.iter().enumerate() {
         check(seed);

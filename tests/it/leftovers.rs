@@ -70,9 +70,9 @@ fn what_a_killed_run_has_started_ends() {
     const NAME: &str = "leftovers::what_a_killed_run_has_started_ends";
     const INNER: &str = "MIGRATE_TEST_LEFTOVERS";
     if std::env::var_os(INNER).is_some() {
-        let child = Command::new("setsid").args(["sleep", "4242"]).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new("setsid").args(["sleep", "4242"]).stdout(Stdio::null()).spawn().unwrap();
         println!("sleeps {}", child.id());
-        std::thread::sleep(std::time::Duration::from_secs(60));
+        let _ = child.wait();
         return;
     }
     let mut run = Command::new(std::env::current_exe().unwrap())

@@ -64,6 +64,8 @@ pub struct StateArgs {
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = one_of(STDIO))]
     stdio: Stdio,
     /// An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times
+    ///
+    /// With a dump it leaves this host when the target ends, and comes to the host where the image is restored.
     #[arg(long = "move-address", value_name = "ADDRESS")]
     move_addresses: Vec<MoveAddress>,
     /// Which cgroup the restored tree runs in: scope, same, or a path [default: scope]

@@ -9,7 +9,7 @@ pub(super) mod place;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
-use super::{Event, Events, choices, interrupt, late, preflight, standstill, target};
+use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -20,6 +20,7 @@ use crate::memory::pipeline::{default_workers, dump_pages};
 use crate::memory::rounds::{Copied, Named, Residual};
 use crate::memory::store::{Compression, Mark};
 use crate::memory::track::Backend;
+use crate::net::address;
 use crate::net::lock::NetLock;
 use crate::net::nft::{Lifetime, PacketLock};
 use crate::trace::freeze::Frozen;
@@ -48,6 +49,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
     let policy = policy(options);
+    let places = addresses_that_leave(options)?;
     late::complete(&resolved.processes, events)?;
     let ends_here = (options.after == AfterDump::End).then_some(options.state.supervisor);
     let findings = preflight::pass(&options.target, &resolved, &policy, ends_here, events)?;
@@ -92,7 +94,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     paused.parts.end("image");
     if let Some(frozen) = paused.held.take() {
         let since = frozen.since;
-        finish(options, frozen, paused.locks, &mut outcome)?;
+        finish(options, frozen, paused.locks, places, &mut outcome)?;
         outcome.downtime = (options.after != AfterDump::End).then(|| since.elapsed());
     } else {
         // It has run since before the image was written.
@@ -130,6 +132,15 @@ pub(super) fn compression(compress: Compress) -> Compression {
         Compress::Off => Compression::Off,
         Compress::Level(level) => Compression::Zstd(level.into()),
     }
+}
+
+/// Addresses that are to be taken off this host when the target ends.
+fn addresses_that_leave(options: &DumpOptions) -> Result<Vec<address::Place>> {
+    if options.after != AfterDump::End && !options.state.move_addresses.is_empty() {
+        let what = "the target stays here, and so does its address: --move-address is for a dump that ends it";
+        return Err(Failure::new(what).kind(FailureKind::Usage).target(TargetState::Untouched));
+    }
+    addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Untouched))
 }
 
 fn policy(options: &DumpOptions) -> Policy {
@@ -286,7 +297,13 @@ fn write_residual(
 }
 
 /// Ends, stops or releases the target, now that the image is complete.
-fn finish(options: &DumpOptions, frozen: Frozen, locks: Vec<NetLock>, outcome: &mut Outcome) -> Result<()> {
+fn finish(
+    options: &DumpOptions,
+    frozen: Frozen,
+    locks: Vec<NetLock>,
+    places: Vec<address::Place>,
+    outcome: &mut Outcome,
+) -> Result<()> {
     let failed = |e: crate::trace::Error| Failure::of("the image is complete, but the target could not be ended", &e);
     match options.after {
         AfterDump::End => {
@@ -295,7 +312,11 @@ fn finish(options: &DumpOptions, frozen: Frozen, locks: Vec<NetLock>, outcome: &
             let packets = crate::net::nft::hold_off(&locks, Lifetime::Stays)
                 .map_err(|e| Failure::of("the image is complete, but its connections cannot be held", &e))
                 .map_err(|f| f.hint("--tcp close ends them instead").target(TargetState::Running))?;
+            let gone = addresses::Gone::take(places)
+                .map_err(|e| Failure::of("the image is complete, but an address cannot be moved", &e))
+                .map_err(|f| f.target(TargetState::Running))?;
             frozen.kill().map_err(|e| failed(e).kind(FailureKind::NeedsPerson).target(TargetState::Held))?;
+            gone.leave();
             // The last close of a locked socket is silent: the peer must not learn of this end.
             locks.into_iter().for_each(NetLock::keep);
             packets.into_iter().for_each(PacketLock::keep);
