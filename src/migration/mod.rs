@@ -17,6 +17,7 @@ pub mod journal;
 pub mod keeper;
 pub mod landing;
 pub mod pages;
+pub mod postcopy;
 pub mod protocol;
 pub mod report;
 pub mod resolve;

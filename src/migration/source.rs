@@ -6,6 +6,7 @@ use super::handover::source::{Action, Event as Happened, Phase, Source};
 use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
 use super::pages::{Run, What};
+use super::postcopy::{self, Later, serving::Serving};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure};
 use super::report::{Pause, Report};
 use super::send_pages::{Throttle, send_round};
@@ -22,6 +23,8 @@ use crate::transport::{Abort, FrameKind, Link, TransportError};
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+mod late;
 
 /// What the source knows of a target before it moves: read in a short freeze, after which it runs on.
 #[derive(Debug)]
@@ -70,6 +73,8 @@ pub struct Final {
     pub model: Vec<u8>,
     /// What spaces of all rounds are called in it.
     pub spaces: Vec<SpaceName>,
+    /// Pages that are sent when it runs, by the names of that model.
+    pub later: Later,
 }
 
 /// What became of the pages of a round.
@@ -122,6 +127,11 @@ pub trait Target {
 
     /// Where contents of the frozen target are read, by any thread.
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_>;
+
+    /// Where pages of the frozen target that are sent later are read: for as long as it is frozen, by the names of its model.
+    fn later_pages(&self) -> Box<dyn ReadPages + std::marker::Send> {
+        Box::new(postcopy::serving::NoPages)
+    }
 
     /// When the first of its tasks was stopped, once it is frozen.
     fn frozen_since(&self) -> Option<Instant>;
@@ -179,7 +189,7 @@ pub struct Wishes<'a> {
 
 /// How to find a link again.
 #[derive(Clone, Copy)]
-pub struct Again<'a>(pub &'a (dyn Fn() -> crate::transport::Result<Link> + 'a));
+pub struct Again<'a>(pub &'a (dyn Fn() -> crate::transport::Result<Link> + std::marker::Sync + 'a));
 
 impl std::fmt::Debug for Again<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -225,6 +235,8 @@ struct Attempt<'a> {
     machine: Source,
     /// It was to go on here, and could not be let go.
     not_resumed: Option<Failure>,
+    /// Pages that the target lacks over there are sent by this.
+    serving: Option<Serving>,
 }
 
 /// The one destination there is.
@@ -261,6 +273,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         lost: false,
         machine: Source::new(id, 1, Rules::in_force()),
         not_resumed: None,
+        serving: None,
     };
     match attempt.whole(target) {
         Ok(()) => {
@@ -468,6 +481,14 @@ impl Attempt<'_> {
         self.events.event(Event::Frozen);
         target.make_way()?;
         self.prepare(&last)?;
+        if last.later.is_empty() {
+            return self.hand_over(target, &last, pause);
+        }
+        self.with_pages(target.later_pages(), |attempt| attempt.hand_over(target, &last, pause))
+    }
+
+    /// The last pages, and the target with them.
+    fn hand_over(&mut self, target: &mut dyn Target, last: &Final, mut pause: Pause) -> Result<(), MoveError> {
         let (bytes, pages, took) = self.round(&last.plan, &*target.frozen_pages(), true)?;
         let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, dirty_bytes: 0, lacking_room_bytes: 0 };
         self.note_round(pages, &stats);
@@ -480,10 +501,12 @@ impl Attempt<'_> {
     /// The destination is told what the target is now.
     fn prepare(&mut self, last: &Final) -> Result<(), MoveError> {
         self.link.control.during("the destination rebuilds the target");
-        let prepare =
-            FromSource::Prepare { attempt: self.id, spaces: last.spaces.clone(), model_bytes: last.model.len() as u64 };
+        let (spaces, later) = (last.spaces.clone(), postcopy::encode(&last.later));
+        let (model_bytes, late_bytes) = (last.model.len() as u64, later.len() as u64);
+        let prepare = FromSource::Prepare { attempt: self.id, spaces, model_bytes, late_bytes };
         protocol::send(&mut self.link.control, &prepare)?;
         protocol::send_model(&mut self.link.control, &last.model)?;
+        protocol::send_model(&mut self.link.control, &later)?;
         self.prepare_sent = true;
         Ok(())
     }
@@ -518,6 +541,9 @@ impl Attempt<'_> {
                 Ok(FromDestination::Running { pid: theirs, .. }) => {
                     fault::strike(Point::SourceMoved);
                     self.switched(theirs, pause.take());
+                    if let Err(error) = self.drained(&interrupted) {
+                        return Err(self.in_doubt(error));
+                    }
                     Happened::Said(ONE, self.id, Reply::Running)
                 }
                 Ok(FromDestination::Says { reply: Some(reply), .. }) => Happened::Said(ONE, self.id, reply),
@@ -539,16 +565,14 @@ impl Attempt<'_> {
             trouble = trouble.or(failed);
         }
         if let Phase::InDoubt(_) = self.machine.phase() {
-            let pid = self.ask_until_known(target, &interrupted);
+            let pid = self.ask_until_known(target, &interrupted)?;
             self.switched(pid.unwrap_or_default(), pause.take().filter(|_| pid.is_some()));
         }
         match self.machine.phase() {
             // It runs there: what fails from here on is a warning, not a failure of the move.
             Phase::Moved(_) => Ok(()),
             Phase::InDoubt(_) => {
-                let peer = self.link.control.peer().to_owned();
-                let source = Box::new(trouble.unwrap_or(MoveError::Worker));
-                Err(MoveError::InDoubt { peer, journal: self.journal.path().into(), source })
+                Err(self.in_doubt(trouble.unwrap_or(MoveError::Worker)))
             }
             _ => Err(trouble.unwrap_or(MoveError::Stays { reason: "the destination has given it up".into() })),
         }
@@ -564,8 +588,12 @@ impl Attempt<'_> {
     }
 
     /// Looks for a link, and asks who owns the target: until that is known, or somebody wants this to end.
-    fn ask_until_known(&mut self, target: &mut dyn Target, interrupted: &Abort) -> Option<i32> {
-        let again = self.wishes.again?;
+    fn ask_until_known(
+        &mut self,
+        target: &mut dyn Target,
+        interrupted: &Abort,
+    ) -> Result<Option<i32>, MoveError> {
+        let Some(again) = self.wishes.again else { return Ok(None) };
         let (mut pause, mut pid) = (LOOK_AGAIN.0, None);
         self.events.event(Event::Warning(format!(
             "in doubt: the target is held here while {} is asked whether it runs there",
@@ -584,6 +612,11 @@ impl Attempt<'_> {
                     protocol::receive(&mut self.link.control)
                 {
                     pid = theirs.or(pid);
+                    if reply == Reply::Running
+                        && let Err(error) = self.drained(interrupted)
+                    {
+                        return Err(self.in_doubt(error));
+                    }
                     self.happened(target, Happened::Said(ONE, attempt, reply));
                     if self.machine.phase() != Phase::Committed(ONE) {
                         break;
@@ -596,7 +629,7 @@ impl Attempt<'_> {
             std::thread::sleep(pause);
             pause = (pause * 2).min(LOOK_AGAIN.1);
         }
-        pid
+        Ok(pid)
     }
 
     /// Performs what the machine decides; what kept it from being done.

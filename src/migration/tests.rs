@@ -195,7 +195,7 @@ impl Target for FakeTarget {
             cow_parent: None,
         };
         let spaces = vec![name(MM, MM), name(SHARED, SHARED), name(CHILD, Space::Mm(MmId(1)))];
-        Ok(Final { plan: self.plan(), model: model(), spaces })
+        Ok(Final { plan: self.plan(), model: model(), spaces, later: Vec::new() })
     }
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
@@ -436,7 +436,7 @@ fn patience() -> Patience {
 }
 
 /// The two ends of a link; the cut counts from after the first exchange.
-fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
+pub(super) fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
     // The first exchange is not what is tested here: about so many bytes.
     let (a, b) = cable(cut);
     let grant = Grant {

@@ -9,7 +9,7 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, interrupt, preflight, standstill};
+use super::{Event, Events, interrupt, late, preflight, standstill};
 use crate::blocker::{Blocker, codes};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
@@ -55,7 +55,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         return Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage));
     }
     let policy = policy(&options.state);
-    super::late::complete(&super::target::resolve(&options.target)?.processes, events)?;
+    late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
     let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
@@ -102,7 +102,7 @@ fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
     let backend = super::dump::backend(options.memory.track)?;
     // For a small target, too: what rounds take over is out of the pause, and they tell which processes share pages, without
     // which the destination cannot make a tree of several ahead of time.
-    let rounds = options.mode.mode != Mode::StopAndCopy;
+    let rounds = !matches!(options.mode.mode, Mode::StopAndCopy | Mode::PostCopy);
     // By comparison alone every round is a whole copy: the pause would gain nothing.
     Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
 }
@@ -226,6 +226,11 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
+    /// Memory follows when the target runs.
+    fn is_late(&self) -> bool {
+        matches!(self.options.mode.mode, Mode::PostCopy | Mode::Hybrid)
+    }
+
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
         self.network.before_freeze(root);
@@ -332,11 +337,13 @@ impl Target for Live<'_> {
         self.names = residual.names;
         self.segments = sysv::ids(&model);
         let spaces = space_names(&model, &self.names);
+        let mut plan = plan;
+        let later = if self.is_late() { late::put_off(&model, &mut plan, &self.names, self.tree.is_some()) } else { Vec::new() };
         self.given_up = GivenUp::plan(&model);
         let model = encoded(&model)?;
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
-        Ok(Final { plan, model, spaces })
+        Ok(Final { plan, model, spaces, later })
     }
 
     fn make_way(&mut self) -> Result<()> {
@@ -348,6 +355,11 @@ impl Target for Live<'_> {
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
         Box::new(Named::new(&self.pages, &self.names))
+    }
+
+    fn later_pages(&self) -> Box<dyn ReadPages + std::marker::Send> {
+        // Private memory alone comes later.
+        Box::new(TargetPages::new(self.pages.mms.clone(), Vec::new()))
     }
 
     fn frozen_since(&self) -> Option<Instant> {
@@ -459,8 +471,15 @@ fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
     outcome.threads = report.target.as_ref().map(|target| target.tasks);
     outcome.pid = report.pid;
     if moved {
-        outcome.mode = Some(if report.rounds.len() > 1 { "pre-copy" } else { "stop-and-copy" });
-        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum());
+        outcome.mode = Some(match (report.rounds.len() > 1, report.late.is_some()) {
+            (true, true) => "hybrid",
+            (true, false) => "pre-copy",
+            (false, true) => "post-copy",
+            (false, false) => "stop-and-copy",
+        });
+        let late = report.late.map_or(0, |late| late.pages);
+        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late);
+        outcome.faults = report.late.map(|late| late.faults);
         outcome.bytes = Some(report.bytes_sent);
     } else {
         outcome.notes.push("nothing stands in the way; nothing was moved".into());

@@ -9,7 +9,7 @@ use super::words::SessionId;
 use super::{Event, Events, interrupt};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
-use crate::companion::pager::{self, Kept, KeptSpace, News, Watch};
+use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Watch};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
@@ -136,20 +136,19 @@ fn later(
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("{} cannot be restored with memory that comes later", image.path().display()), e)
     };
-    let late = restored.late(pages).map_err(|e| failed(&e))?;
+    let late = restored.late(Some(pages)).map_err(|e| failed(&e))?;
     if late.is_empty() {
         return Ok(None);
     }
     let (places, session) = (Places::here(), options.session.to_string());
     std::fs::create_dir_all(&places.state).map_err(|e| failed(&e))?;
     let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
-    let spaces = late.iter().map(|space| {
-        let missing = space.pages.iter().map(|range| (range.first, range.count)).collect();
-        KeptSpace { mm: space.mm.0, pid: space.pid.0, missing }
-    });
+    let spaces = late.iter().map(|space| KeptSpace::new(space.mm, space.pid, &space.pages));
     let kept = Kept {
-        image: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
-        image_id: image.id().to_owned(),
+        origin: Origin::Image {
+            dir: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
+            id: image.id().to_owned(),
+        },
         tree,
         spaces: spaces.collect(),
         socket: pager::socket_path(&places.run, &session),

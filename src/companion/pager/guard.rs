@@ -127,8 +127,4 @@ impl Source for Nothing {
     fn next(&mut self, _: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
         Ok(None)
     }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }

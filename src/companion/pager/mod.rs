@@ -1,5 +1,5 @@
-//! The pager: serves the missing pages of a tree that was restored lazily, from its image, and ends when all are in. It
-//! outlives the command that restored.
+//! The pager: serves the missing pages of a tree that runs already, and ends when all are in. It outlives the command that has
+//! made the tree. Pages come from an image ([`Origin::Image`]), or from wherever whoever starts it says ([`serve::run`]).
 //!
 //! What would happen to the target if its pages went away must not be zeros: when the pager finds the image damaged it stops
 //! every process of the tree and poisons what is missing; when the pager itself is killed, a second small process (the
@@ -9,11 +9,12 @@
 //! gets a line of JSON ([`News`]) about every second, and a last one when all pages are in, or lost.
 
 mod guard;
-mod serve;
+pub mod serve;
 mod standstill;
 
 use super::held::Held;
 use super::parcel;
+use crate::image::{MmId, Pid};
 use crate::memory::{PageRange, RangeSet};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -45,8 +46,41 @@ pub struct KeptSpace {
 }
 
 impl KeptSpace {
-    fn pages(&self) -> RangeSet {
+    /// Of an address space that this process has.
+    pub fn new(mm: MmId, pid: Pid, missing: &RangeSet) -> Self {
+        Self { mm: mm.0, pid: pid.0, missing: missing.iter().map(|range| (range.first, range.count)).collect() }
+    }
+
+    /// The same as a set.
+    pub fn pages(&self) -> RangeSet {
         self.missing.iter().map(|&(first, count)| PageRange::new(first, count)).collect()
+    }
+}
+
+/// Where pages come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// From an image.
+    Image {
+        /// Its directory, absolute.
+        dir: PathBuf,
+        /// Its id: another one in its place is none of ours.
+        id: String,
+    },
+    /// From the host that the target has left.
+    Source {
+        /// Its name.
+        peer: String,
+    },
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Image { dir, .. } => write!(f, "{}", dir.display()),
+            Self::Source { peer } => write!(f, "{peer}"),
+        }
     }
 }
 
@@ -55,10 +89,8 @@ impl KeptSpace {
 pub struct Kept {
     /// The session that has restored.
     pub session: String,
-    /// The image's directory, absolute.
-    pub image: PathBuf,
-    /// The image's id: another one in its place is none of ours.
-    pub image_id: String,
+    /// Where pages come from.
+    pub origin: Origin,
     /// Processes of the tree as they were restored.
     pub tree: Held,
     /// One for each descriptor.
@@ -118,8 +150,16 @@ fn hand_over(entry: &str, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<Un
 /// # Errors
 /// It cannot be started: the tree must not run.
 pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
+    leave_to(ENTRY, kept, descriptors)
+}
+
+/// The same with another first argument: of a process whose main function is [`serve::run`] with a source of its own.
+///
+/// # Errors
+/// It cannot be started: the tree must not run.
+pub fn leave_to(entry: &str, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(kept.socket.parent().unwrap_or(Path::new("/")))?;
-    hand_over(ENTRY, kept, descriptors).map(drop)
+    hand_over(entry, kept, descriptors).map(drop)
 }
 
 /// Sockets of the pagers of this host.

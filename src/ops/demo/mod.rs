@@ -109,6 +109,8 @@ fn mover(a: &Host, options: &DemoOptions, pid: &str, socket: &Path) -> Result<Ch
         Mode::Auto => "auto",
         Mode::PreCopy => "pre-copy",
         Mode::StopAndCopy => "stop-and-copy",
+        Mode::PostCopy => "post-copy",
+        Mode::Hybrid => "hybrid",
     };
     let mut command = a.migrate();
     command.arg("--json").arg("move").arg(pid).arg(format!("unix:{}", socket.display()));

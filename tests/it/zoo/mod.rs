@@ -194,7 +194,7 @@ macro_rules! zoo {
 macro_rules! late {
     ($name:ident = $fixture:ident: $($case:ident)*) => {
         mod $name {
-            $(row!($fixture, $case, late = Late, late_dumped = LateDumped);)*
+            $(row!($fixture, $case, late = Late, late_dumped = LateDumped, post_copy = PostCopy, hybrid = Hybrid);)*
         }
     };
 }
