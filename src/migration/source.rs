@@ -571,9 +571,7 @@ impl Attempt<'_> {
         match self.machine.phase() {
             // It runs there: what fails from here on is a warning, not a failure of the move.
             Phase::Moved(_) => Ok(()),
-            Phase::InDoubt(_) => {
-                Err(self.in_doubt(trouble.unwrap_or(MoveError::Worker)))
-            }
+            Phase::InDoubt(_) => Err(self.in_doubt(trouble.unwrap_or(MoveError::Worker))),
             _ => Err(trouble.unwrap_or(MoveError::Stays { reason: "the destination has given it up".into() })),
         }
     }
@@ -588,11 +586,7 @@ impl Attempt<'_> {
     }
 
     /// Looks for a link, and asks who owns the target: until that is known, or somebody wants this to end.
-    fn ask_until_known(
-        &mut self,
-        target: &mut dyn Target,
-        interrupted: &Abort,
-    ) -> Result<Option<i32>, MoveError> {
+    fn ask_until_known(&mut self, target: &mut dyn Target, interrupted: &Abort) -> Result<Option<i32>, MoveError> {
         let Some(again) = self.wishes.again else { return Ok(None) };
         let (mut pause, mut pid) = (LOOK_AGAIN.0, None);
         self.events.event(Event::Warning(format!(

@@ -338,7 +338,11 @@ impl Target for Live<'_> {
         self.segments = sysv::ids(&model);
         let spaces = space_names(&model, &self.names);
         let mut plan = plan;
-        let later = if self.is_late() { late::put_off(&model, &mut plan, &self.names, self.tree.is_some()) } else { Vec::new() };
+        let later = if self.is_late() {
+            late::put_off(&model, &mut plan, &self.names, self.tree.is_some())
+        } else {
+            Vec::new()
+        };
         self.given_up = GivenUp::plan(&model);
         let model = encoded(&model)?;
         self.frozen = Some(frozen);

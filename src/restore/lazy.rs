@@ -62,12 +62,7 @@ pub(super) fn suits(model: &Model, mm: MmId) -> bool {
 }
 
 /// Pages to be loaded now, and those that come later.
-pub(super) fn split(
-    model: &Model,
-    mm: MmId,
-    runs: Vec<ResolvedRun>,
-    pages: &PageReader,
-) -> (Vec<ResolvedRun>, Later) {
+pub(super) fn split(model: &Model, mm: MmId, runs: Vec<ResolvedRun>, pages: &PageReader) -> (Vec<ResolvedRun>, Later) {
     let held: RangeSet = runs.iter().filter(|run| run.source != Source::Zero).map(|run| run.range).collect();
     let later = Later::new(model, mm, part(model, mm, &held));
     let whole: RangeSet = areas(model, mm).collect();

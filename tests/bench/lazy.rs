@@ -95,9 +95,9 @@ fn size(dir: &Path, fixture: &Path, mib: u64, runs: usize) -> Result<(), String>
     let mut command = Command::new(fixture);
     command.arg(mib.to_string()).arg(&path).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     let mut child = command.stderr(Stdio::null()).spawn().map_err(|e| e.to_string())?;
-    let saved = words.until(0).and_then(|_| {
-        migrate(&["dump", &child.id().to_string(), "-D", &dir.join("image").display().to_string()])
-    });
+    let saved = words
+        .until(0)
+        .and_then(|_| migrate(&["dump", &child.id().to_string(), "-D", &dir.join("image").display().to_string()]));
     if saved.is_err() {
         let _ = child.kill();
     }

@@ -10,7 +10,11 @@ pub const MODE: Words<Mode> = &[
     ("auto", Mode::Auto, "pre-copy, as long as it pays"),
     ("pre-copy", Mode::PreCopy, "copy while the target runs, then pause it for what is left"),
     ("stop-and-copy", Mode::StopAndCopy, "pause it, copy everything"),
-    ("post-copy", Mode::PostCopy, "pause it, move what it needs to run; memory follows as it is touched, the rest behind"),
+    (
+        "post-copy",
+        Mode::PostCopy,
+        "pause it, move what it needs to run; memory follows as it is touched, the rest behind",
+    ),
     ("hybrid", Mode::Hybrid, "pre-copy, and what is left follows as in post-copy"),
 ];
 

@@ -146,7 +146,11 @@ impl Receiver {
             What::Zero => came.push_back((run.space, run.range, Vec::new())),
             What::Hole | What::Inherit => {}
         })
-        .map_err(|error| TransportError::Malformed { peer, what: "frame of pages", reason: error.to_string() })?;
+        .map_err(|error| TransportError::Malformed {
+            peer,
+            what: "frame of pages",
+            reason: error.to_string(),
+        })?;
         Ok(true)
     }
 

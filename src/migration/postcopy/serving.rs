@@ -1,9 +1,9 @@
 //! The source's end: pages of the frozen original, for as long as the destination lacks any.
 
-use super::{receive_missing, read_wanted};
+use super::{read_wanted, receive_missing};
 use crate::image::mm::PAGE;
-use crate::memory::lazy::order::Next;
 use crate::memory::lazy::Order;
+use crate::memory::lazy::order::Next;
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::MoveError;

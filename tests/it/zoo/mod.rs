@@ -7,6 +7,7 @@ mod faults;
 mod frozen;
 mod harness;
 mod late_lost;
+mod late_moves;
 mod mutation;
 mod other_clocks;
 mod other_kernel;
