@@ -330,7 +330,7 @@ _migrate() {
             fi
             case "${prev}" in
                 --mode)
-                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy post-copy hybrid" -- "${cur}"))
                     return 0
                     ;;
                 --kill)
@@ -691,7 +691,7 @@ _migrate() {
                     return 0
                     ;;
                 --mode)
-                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy post-copy hybrid" -- "${cur}"))
                     return 0
                     ;;
                 --max-downtime)

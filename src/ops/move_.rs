@@ -484,7 +484,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
         let late = report.late.map_or(0, |late| late.pages);
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late);
         outcome.faults = report.late.map(|late| late.faults);
-        outcome.bytes = Some(report.bytes_sent);
+        outcome.bytes = Some(report.bytes_sent + report.late.map_or(0, |late| late.bytes));
     } else {
         outcome.notes.push("nothing stands in the way; nothing was moved".into());
     }

@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 const ENTRY: &str = "pages-process";
 /// Without a source for so long its pages are lost.
 const LOST_AFTER: Duration = Duration::from_secs(600);
+/// So long a source is looked for that does not know yet that it may end the original.
+const TOLD_WITHIN: Duration = Duration::from_secs(120);
 /// A frame that has begun is here within this time.
 const FRAME: Duration = Duration::from_secs(10);
 
@@ -232,7 +234,7 @@ impl Source for Receiver {
 
     /// The source may end the original now. It is told for as long as it may take to find a link.
     fn finish(&mut self) {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.patience.min(TOLD_WITHIN);
         self.owed.clear();
         self.wanted.clear();
         while Instant::now() < deadline {

@@ -29,8 +29,7 @@ struct State {
     linked: bool,
     drained: bool,
     stopped: bool,
-    pages_sent: u64,
-    faults: u64,
+    served: Served,
 }
 
 /// Pages that are served, by a thread of its own.
@@ -50,6 +49,8 @@ pub struct Served {
     pub pages: u64,
     /// Of which so many were waited for.
     pub faults: u64,
+    /// Bytes on the wire, headers included.
+    pub bytes: u64,
 }
 
 /// Of a target whose pages all go before it runs.
@@ -93,7 +94,7 @@ impl Serving {
         loop {
             let state = self.state();
             if state.drained {
-                return Ok(Served { pages: state.pages_sent, faults: state.faults });
+                return Ok(state.served);
             }
             progress(state.order.pages());
             if !state.linked && given_up() {
@@ -142,7 +143,7 @@ impl Serving {
         let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
         let over = Abort::new().map_err(failed)?;
         bulk.control.abort_with(over.clone());
-        std::thread::scope(|scope| {
+        let served = std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 let sent = self.send_rest(&mut bulk.control, pages, &over);
                 if sent.is_err() {
@@ -154,11 +155,14 @@ impl Serving {
             let served = self.answer(&mut urgent.control, pages, &over);
             over.trigger();
             let sent = worker.join().unwrap_or(Err(MoveError::Worker));
+            self.state().served.bytes += urgent.control.bytes_sent();
             match served {
                 Ok(()) => Ok(()),
                 Err(error) => Err(sent.err().unwrap_or(error)),
             }
-        })
+        });
+        self.state().served.bytes += bulk.control.bytes_sent();
+        served
     }
 
     /// Answers faults, and sends what lies around them.
@@ -188,7 +192,7 @@ impl Serving {
                 FrameKind::WANTED => {
                     let faults = read_wanted(frame.body, &peer)?;
                     let mut state = self.state();
-                    state.faults += faults.len() as u64;
+                    state.served.faults += faults.len() as u64;
                     faults.into_iter().for_each(|fault| state.order.fault(fault));
                 }
                 FrameKind::MARK => return Ok(channel.send(FrameKind::MARK, &[])?),
@@ -233,7 +237,7 @@ impl Serving {
             .read(next.space, &[next.range], &mut content)
             .map_err(|source| MoveError::Pages { space: next.space, source })?;
         packer.add(next.space, next.range.first, &content);
-        self.state().pages_sent += next.range.count;
+        self.state().served.pages += next.range.count;
         Ok(channel.send(FrameKind::PAGES, packer.take())?)
     }
 }
