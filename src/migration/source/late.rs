@@ -22,6 +22,7 @@ impl Attempt<'_> {
         };
         let serving = Serving::new(self.id, level)?;
         self.serving = Some(serving.clone());
+        self.journal.set_pages_owed(true);
         let done = std::thread::scope(|scope| {
             scope.spawn(|| serving.run(again, &*pages));
             let done = work(self);
@@ -44,6 +45,7 @@ impl Attempt<'_> {
             }
         };
         let served = serving.wait(&|| interrupted.is_triggered(), &progress)?;
+        self.journal.set_pages_owed(false);
         self.report.drained(served);
         Ok(())
     }

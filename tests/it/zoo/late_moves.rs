@@ -104,7 +104,17 @@ fn a_source_that_dies_leaves_a_stopped_target_and_never_zeros() {
     moving.mover.kill().expect("it is ours");
     moving.mover.wait().expect("it is ours");
     is_lost_and_never_zero(&moving.run, moving.root);
-    assert!(matches!(state(moving.original), Some('t' | 'T')), "the original runs although it was handed over");
+    assert_eq!(state(moving.original), Some('T'), "the original runs although it was handed over");
+    // It has memory that nobody else has: it is not ended for the asking.
+    let source = moving.run.path("source");
+    let status = on_host(&source).args(["status", "--json"]).output().expect("it is there");
+    let said = String::from_utf8_lossy(&status.stdout);
+    assert!(said.contains("the destination, which needs memory from here"), "{said}");
+    let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let session = result.as_ref().and_then(|r| r["sessions"][0]["session"].as_str()).expect("it has a session");
+    let refused = on_host(&source).args(["resolve", session, "--discard", "--yes"]).output().expect("it is there");
+    assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(state(moving.original), Some('T'));
 }
 
 #[test]
