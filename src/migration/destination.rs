@@ -61,6 +61,9 @@ pub trait Builder {
         stored: Option<&ImageDir>,
     ) -> Result<Box<dyn Memory>, Failure>;
 
+    /// The target may be prepared without some of its pages: what that takes can be made ready.
+    fn may_lack_pages(&mut self) {}
+
     /// These pages are not there when the target is prepared: it gets them while it runs ([`super::postcopy`]).
     ///
     /// # Errors
@@ -185,7 +188,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session } = offer else {
+    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, may_follow } = offer else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
@@ -216,6 +219,9 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             return Err(error);
         }
     };
+    if may_follow && !dry_run {
+        attempt.builder.may_lack_pages();
+    }
     let result = attempt.whole(bulk, target.memory_bytes, model_bytes, dry_run);
     if let Err(error) = &result {
         attempt.fail(error);

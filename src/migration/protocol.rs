@@ -167,6 +167,9 @@ pub enum FromSource {
         dry_run: bool,
         /// Length of the model.
         model_bytes: u64,
+        /// Pages may follow when it runs.
+        #[serde(default)]
+        may_follow: bool,
     },
     /// Nothing stands in the way, and pages are to come: make the tree of the offered model ahead of time.
     Build {

@@ -5,9 +5,9 @@ use super::effort::Effort;
 use super::handover::source::{Action, Event as Happened, Phase, Source};
 use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
-use super::pages::{Run, What};
-use super::postcopy::{self, Later, serving::Serving};
-use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure};
+use super::pages::What;
+use super::postcopy::{self, serving::Serving};
+use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
 use super::report::{Pause, Report};
 use super::send_pages::{Throttle, send_round};
 use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats, Step as Help};
@@ -16,78 +16,16 @@ use crate::companion::held::Held;
 use crate::failure::Failure;
 use crate::fault::{self, Point};
 use crate::memory::pipeline::ReadPages;
-use crate::memory::{PageRange, Space};
 use crate::ops::outcome::Round;
 use crate::ops::{Event, Events};
 use crate::transport::{Abort, FrameKind, Link, TransportError};
-use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 mod late;
+mod plan;
 
-/// What the source knows of a target before it moves: read in a short freeze, after which it runs on.
-#[derive(Debug)]
-pub struct Survey {
-    /// For people.
-    pub summary: TargetSummary,
-    /// The model, encoded.
-    pub model: Vec<u8>,
-    /// What stands in the way on this side.
-    pub blockers: Vec<Blocker>,
-    /// No two of its processes share pages: the destination can make it before any page has come.
-    pub is_single: bool,
-}
-
-/// Pages to send.
-#[derive(Debug, Default)]
-pub struct Plan {
-    /// Pages whose content is to be read.
-    pub pages: Vec<(Space, PageRange)>,
-    /// Pages about which something is said without content (gone, inherited).
-    pub notes: Vec<Run>,
-    /// What its spaces are called in the model of the survey, as far as that has them.
-    pub spaces: Vec<SpaceName>,
-}
-
-impl Plan {
-    /// Bytes of the pages to be read.
-    pub fn bytes(&self) -> u64 {
-        self.pages.iter().map(|(_, range)| range.bytes()).sum()
-    }
-
-    /// Whether the model of the survey has all of its spaces.
-    fn is_of_the_survey(&self) -> bool {
-        let known: HashSet<Space> = self.spaces.iter().map(|name| name.sent_as.into()).collect();
-        let pages = self.pages.iter().map(|(space, _)| space);
-        pages.chain(self.notes.iter().map(|note| &note.space)).all(|space| known.contains(space))
-    }
-}
-
-/// The frozen target: all that is left to send.
-#[derive(Debug)]
-pub struct Final {
-    /// Pages written since the last round, and all that no round could track.
-    pub plan: Plan,
-    /// The model, encoded.
-    pub model: Vec<u8>,
-    /// What spaces of all rounds are called in it.
-    pub spaces: Vec<SpaceName>,
-    /// Pages that are sent when it runs, by the names of that model.
-    pub later: Later,
-}
-
-/// What became of the pages of a round.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Taken {
-    /// The destination has them, but for these, which are taken again later.
-    Stored {
-        /// Left for later.
-        deferred: Vec<(Space, PageRange)>,
-    },
-    /// Nobody took them.
-    GivenBack,
-}
+pub use plan::{Final, Plan, Survey, Taken};
 
 /// Sends the pages of a round, read from the given place.
 pub type Send<'a> = dyn FnMut(&Plan, &dyn ReadPages) -> Result<Taken, MoveError> + 'a;
@@ -112,6 +50,9 @@ pub trait Target {
         let _ = times;
         Err("it cannot be given less processor time".into())
     }
+
+    /// From now on what can be sent when it runs is.
+    fn put_off(&mut self) {}
 
     /// Stops it, and reads all that is left. On failure it runs on.
     fn freeze(&mut self) -> Result<Final, Failure>;
@@ -173,6 +114,8 @@ pub struct Wishes<'a> {
     pub goals: Goals,
     /// No rounds.
     pub stop_and_copy: bool,
+    /// Pages may follow when it runs ([`postcopy`]).
+    pub may_follow: bool,
     /// Preflight only.
     pub dry_run: bool,
     /// zstd level; `None` = as the link's speed suggests.
@@ -313,6 +256,7 @@ impl Attempt<'_> {
             state: self.wishes.state.clone(),
             dry_run: self.wishes.dry_run,
             model_bytes: survey.model.len() as u64,
+            may_follow: self.wishes.may_follow,
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;
@@ -365,6 +309,12 @@ impl Attempt<'_> {
                 Decision::Continue => {}
                 Decision::Try(help) => self.help(target, help),
                 Decision::SwitchOver(exit) => return Ok(exit),
+                Decision::Follow(exit) => {
+                    let text = "the target writes as fast as it is sent: what is left follows when it runs";
+                    self.events.event(Event::Warning(text.to_owned()));
+                    target.put_off();
+                    return Ok(exit);
+                }
                 Decision::Abort(exit) => {
                     return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
                 }

@@ -500,6 +500,7 @@ fn play(
         session: "abcdefgh".into(),
         goals: goals(),
         stop_and_copy: false,
+        may_follow: false,
         dry_run: false,
         compression: Compression::Auto,
         bandwidth: None,
@@ -649,6 +650,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         session: "abcdefgh".into(),
         goals: goals(),
         stop_and_copy: false,
+        may_follow: false,
         dry_run: false,
         compression: Compression::Off,
         bandwidth: None,
@@ -682,7 +684,15 @@ fn messages_of_another_attempt_are_refused() {
         let state = serde_json::json!({ "pids": "auto" });
         let session = "abcdefgh".into();
         let model_bytes = bytes.len() as u64;
-        let offer = protocol::FromSource::Offer { attempt: id, session, target, state, dry_run: false, model_bytes };
+        let offer = protocol::FromSource::Offer {
+            attempt: id,
+            session,
+            target,
+            state,
+            dry_run: false,
+            model_bytes,
+            may_follow: false,
+        };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();
         protocol::receive::<protocol::FromDestination>(&mut client.control).unwrap();
@@ -705,6 +715,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
             session: "abcdefgh".into(),
             goals: goals(),
             stop_and_copy: false,
+            may_follow: false,
             dry_run: false,
             compression: Compression::Off,
             bandwidth: None,

@@ -4,7 +4,7 @@
 use super::held_locks::GivenUp;
 use super::network::Leaving;
 use super::offered::Offered;
-use super::options::{Compress, Mode, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
+use super::options::{Compress, Mode, ModeOptions, MoveAddress, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
@@ -28,7 +28,7 @@ use crate::migration::report::Report;
 use crate::migration::source::{
     self, Again, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
 };
-use crate::migration::switchover::Goals;
+use crate::migration::switchover::{Goals, Step};
 use crate::net::address::Place;
 use crate::proc::cgroupfs;
 use crate::proc::cpu_limit::CpuLimit;
@@ -89,6 +89,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         same_host: link.is_same_host(),
         given_up: GivenUp::default(),
         slowed: None,
+        put_off: false,
     };
     let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
@@ -139,6 +140,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
             converge: options.mode.converge.clone(),
         },
         stop_and_copy: false,
+        may_follow: may_follow(&options.mode),
         dry_run: options.dry_run,
         compression: match options.memory.compress {
             Compress::Auto => Compression::Auto,
@@ -150,6 +152,10 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         journals,
         again: None,
     })
+}
+
+fn may_follow(mode: &ModeOptions) -> bool {
+    matches!(mode.mode, Mode::PostCopy | Mode::Hybrid) || mode.converge.contains(&Step::PostCopy)
 }
 
 fn policy(state: &StateOptions) -> Policy {
@@ -223,12 +229,14 @@ struct Live<'a> {
     given_up: GivenUp,
     /// Its processor time, while it is limited.
     slowed: Option<CpuLimit>,
+    /// Rounds did not help: memory follows when it runs.
+    put_off: bool,
 }
 
 impl Live<'_> {
     /// Memory follows when the target runs.
     fn is_late(&self) -> bool {
-        matches!(self.options.mode.mode, Mode::PostCopy | Mode::Hybrid)
+        self.put_off || matches!(self.options.mode.mode, Mode::PostCopy | Mode::Hybrid)
     }
 
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
@@ -304,6 +312,10 @@ impl Target for Live<'_> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(threads);
         let slowed = self.slowed.as_ref().expect("set above");
         slowed.set(processors as u64 * thousandths).map_err(|e| e.to_string())
+    }
+
+    fn put_off(&mut self) {
+        self.put_off = true;
     }
 
     fn freeze(&mut self) -> Result<Final> {

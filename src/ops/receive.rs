@@ -5,7 +5,7 @@ use super::options::{MoveAddress, StateOptions, Stdio};
 use super::words::SessionId;
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
-use crate::companion::pager::{self, Kept, KeptSpace, Origin};
+use crate::companion::pager::{self, Kept, KeptSpace, Origin, Ready};
 use crate::failure::{Failure, Result};
 use crate::image::Model;
 use crate::memory::pipeline::default_workers;
@@ -58,6 +58,8 @@ struct Engine {
     state_dir: PathBuf,
     /// Pages that come later, and what the process that brings them is to know.
     late: Option<(Later, Kept)>,
+    /// The process that brings them, if it was started ahead of time.
+    pager: Option<Ready>,
 }
 
 impl Builder for Engine {
@@ -148,6 +150,11 @@ impl Builder for Engine {
         Ok(Box::new(memory))
     }
 
+    fn may_lack_pages(&mut self) {
+        // Without it one is started in the pause.
+        self.pager = receiver::ready().ok();
+    }
+
     fn expect(&mut self, later: Expected<'_>) -> Result<()> {
         let name = postcopy::name(later.attempt);
         let kept = Kept {
@@ -190,7 +197,8 @@ impl Builder for Engine {
         };
         let mut restored = restored.map_err(|e| failed(&e))?;
         if let Some((_, kept)) = self.late.take() {
-            leave_to_pager(&mut restored, kept)?;
+            let pager = self.pager.take().map_or_else(receiver::ready, Ok).map_err(|e| failed(&e))?;
+            leave_to_pager(pager, &mut restored, kept)?;
         }
         for warning in &restored.warnings {
             tracing::warn!(warning, "restore");
@@ -251,12 +259,12 @@ fn expecting<'m>(mut prebuilt: Prebuilt<'m>, late: &Later) -> restore::Result<Pr
 }
 
 /// From now on a process of its own brings what the tree lacks.
-fn leave_to_pager(restored: &mut Restored<'_>, kept: Kept) -> Result<()> {
+fn leave_to_pager(pager: Ready, restored: &mut Restored<'_>, kept: Kept) -> Result<()> {
     let late = restored.late(None).map_err(|e| failed(&e))?;
     let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
     let spaces = late.iter().map(|space| KeptSpace::new(space.mm, space.pid, &space.pages)).collect();
     let descriptors: Vec<OwnedFd> = late.into_iter().map(|space| space.uffd).collect();
-    receiver::leave(&Kept { tree, spaces, ..kept }, &descriptors).map_err(|e| failed(&e))
+    pager.leave(&Kept { tree, spaces, ..kept }, &descriptors).map_err(|e| failed(&e))
 }
 
 fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {

@@ -9,7 +9,7 @@ use super::words::SessionId;
 use super::{Event, Events, interrupt};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
-use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Watch};
+use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Ready, Watch};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
@@ -18,7 +18,7 @@ use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::restore;
 use crate::sys::wait::{Status, wait};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A tree that runs (or is stopped, if that was asked for), a child of this process.
@@ -60,17 +60,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let began = Instant::now();
     let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
     let dir = spooled.dir();
-    let damaged =
-        |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
-    let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
-    let mut model = image.model().map_err(|e| damaged(&e))?;
-    if let Some(field) = crate::fault::forgotten() {
-        model = crate::image::forget::forget(&model, &field)
-            .ok_or_else(|| Failure::new(format!("there is no model without {field} (MIGRATE_FORGET)")))?;
-    }
-    crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
-    let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
-    pages.fits(&model).map_err(|e| damaged(&e))?;
+    let (image, model, pages) = opened(dir)?;
     // A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.
     let stdio = match options.state.stdio {
         Stdio::Auto if !options.detach => Stdio::Attach,
@@ -92,6 +82,11 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         outcome.notes.push("nothing stands in the way; nothing was started".into());
         return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
     }
+    // While the tree is made.
+    let pager = match options.lazy {
+        true => Some(Ready::pager().map_err(|e| failed(&e))?),
+        false => None,
+    };
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
@@ -117,7 +112,12 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
-    let late = later(options, &mut restored, &image, &pages).map_err(|f| f.target(TargetState::NotStarted))?;
+    let late = match pager {
+        Some(pager) => {
+            later(options, pager, &mut restored, &image, &pages).map_err(|f| f.target(TargetState::NotStarted))?
+        }
+        None => None,
+    };
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
@@ -126,9 +126,26 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     Ok(Running { outcome, root, child, terminal, late })
 }
 
+/// The image, found to be sound but for the contents of its pages.
+fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
+    let damaged =
+        |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
+    let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
+    let mut model = image.model().map_err(|e| damaged(&e))?;
+    if let Some(field) = crate::fault::forgotten() {
+        model = crate::image::forget::forget(&model, &field)
+            .ok_or_else(|| Failure::new(format!("there is no model without {field} (MIGRATE_FORGET)")))?;
+    }
+    crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
+    let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
+    pages.fits(&model).map_err(|e| damaged(&e))?;
+    Ok((image, model, pages))
+}
+
 /// Leaves memory that is to come later to a process of ours that brings it. Nothing without `--lazy`.
 fn later(
     options: &RestoreOptions,
+    pager: Ready,
     restored: &mut restore::Restored<'_>,
     image: &ImageDir,
     pages: &PageReader,
@@ -156,7 +173,7 @@ fn later(
         session,
     };
     let descriptors: Vec<_> = late.into_iter().map(|space| space.uffd).collect();
-    pager::leave(&kept, &descriptors).map_err(|e| failed(&e))?;
+    pager.leave(&kept, &descriptors).map_err(|e| failed(&e))?;
     Ok(Some(Late { socket: kept.socket }))
 }
 

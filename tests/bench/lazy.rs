@@ -63,7 +63,8 @@ fn restore(dir: &Path, words: &Words, options: &[&str]) -> Result<(f64, f64), St
     words.set(1, 1)?;
     let (image, pid) = (dir.join("image").display().to_string(), dir.join("pid").display().to_string());
     let began = now();
-    let mut args = vec!["restore", "-D", &image, "--detach", "--pidfile", &pid];
+    // The file of words has been written to since.
+    let mut args = vec!["restore", "-D", &image, "--detach", "--pidfile", &pid, "--files", "skip"];
     args.extend(options);
     migrate(&args)?;
     let first = words.until(0)?;

@@ -42,7 +42,7 @@ pub struct ModeArgs {
     exit_when: Vec<ExitCondition>,
     /// What is tried, in this order, for a target that writes as fast as it is sent
     ///
-    /// Each step gets a few rounds. The last word is anyway or abort: it also counts where a limit is reached before the pause would be short enough.
+    /// Each step gets a few rounds. The last word is post-copy, anyway or abort: it also counts where a limit is reached before the pause would be short enough.
     #[arg(long, value_name = "STEP", value_delimiter = ',', default_value = "defer,compress,throttle,anyway", value_parser = one_of(Step::CHOICES))]
     converge: Vec<Step>,
 }

@@ -133,33 +133,53 @@ fn spawn(entry: &str) -> io::Result<(Child, UnixStream)> {
     Ok((child, ours))
 }
 
-/// Hands over: returns when it has answered. A process that does not is ended.
-fn hand_over(entry: &str, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<UnixStream> {
-    let (mut child, mut ours) = spawn(entry)?;
-    let answered = parcel::send(&mut ours, kept, descriptors).and_then(|()| ours.read_exact(&mut [0]));
-    if let Err(error) = answered {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(error);
+/// A process of ours that waits to be told what it is for: started ahead of time, as that costs milliseconds. It ends by
+/// itself when this is dropped.
+#[derive(Debug)]
+pub struct Ready {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Ready {
+    /// A pager that reads an image.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn pager() -> io::Result<Self> {
+        Self::pager_as(ENTRY)
     }
-    Ok(ours)
-}
 
-/// Starts a pager. When this returns it serves, and a guard watches over it.
-///
-/// # Errors
-/// It cannot be started: the tree must not run.
-pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
-    leave_to(ENTRY, kept, descriptors)
-}
+    /// The same with another first argument: of a process whose main function is [`serve::run`] with a source of its own.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn pager_as(entry: &str) -> io::Result<Self> {
+        let (child, socket) = spawn(entry)?;
+        Ok(Self { child, socket })
+    }
 
-/// The same with another first argument: of a process whose main function is [`serve::run`] with a source of its own.
-///
-/// # Errors
-/// It cannot be started: the tree must not run.
-pub fn leave_to(entry: &str, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(kept.socket.parent().unwrap_or(Path::new("/")))?;
-    hand_over(entry, kept, descriptors).map(drop)
+    /// Leaves the tree to it. When this returns it serves, and a guard watches over it.
+    ///
+    /// # Errors
+    /// It does not serve: the tree must not run.
+    pub fn leave(self, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
+        let run = kept.socket.parent().unwrap_or(Path::new("/"));
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(run)?;
+        self.hand_over(kept, descriptors).map(drop)
+    }
+
+    /// Hands over; its socket, once it has answered. A process that does not is ended.
+    fn hand_over(self, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<UnixStream> {
+        let Self { mut child, mut socket } = self;
+        let answered = parcel::send(&mut socket, kept, descriptors).and_then(|()| socket.read_exact(&mut [0]));
+        if let Err(error) = answered {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        Ok(socket)
+    }
 }
 
 /// Sockets of the pagers of this host.

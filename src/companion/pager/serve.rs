@@ -1,7 +1,7 @@
 //! The pager process itself, with pages from anywhere.
 
 use super::guard::{self, Guard};
-use super::{Kept, News, Origin, count, parcel, standstill};
+use super::{GUARD_ENTRY, Kept, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
 use crate::image::MmId;
@@ -44,9 +44,10 @@ pub fn run<S: Source>(source: impl FnOnce(&Kept) -> io::Result<S>, ended: impl F
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut input = UnixStream::from(input);
-    let begun = input.set_read_timeout(Some(super::PATIENCE)).and_then(|()| parcel::receive(&mut input, count));
-    let Ok((kept, descriptors)) = begun else { return 1 };
-    match source(&kept).and_then(|source| serve(&kept, descriptors, input, source, ended)) {
+    let Ok(guard) = Ready::pager_as(GUARD_ENTRY) else { return 1 };
+    // However long it takes: the end of whoever has started this ends it.
+    let Ok((kept, descriptors)) = parcel::receive(&mut input, count) else { return 1 };
+    match source(&kept).and_then(|source| serve(&kept, descriptors, input, guard, source, ended)) {
         Ok(()) => 0,
         Err(_) => 1,
     }
@@ -75,13 +76,14 @@ fn serve<S: Source>(
     kept: &Kept,
     descriptors: Vec<OwnedFd>,
     mut starter: UnixStream,
+    guard: Ready,
     source: S,
     ended: impl FnOnce(&Kept, &Touches),
 ) -> io::Result<()> {
     let listener = UnixListener::bind(&kept.socket)?;
     listener.set_nonblocking(true)?;
     let name = Name(&kept.socket);
-    let guard = Guard::start(kept, &descriptors)?;
+    let guard = Guard::begin(guard, kept, &descriptors)?;
     let members = kept.spaces.iter().zip(descriptors).map(|(space, uffd)| {
         let mut missing = Missing::default();
         let own = Space::Mm(MmId(space.mm));

@@ -2,7 +2,7 @@
 
 use super::relay::{BULK, URGENT};
 use super::{send_missing, send_wanted, socket_path};
-use crate::companion::pager::{self, Kept, Origin, serve};
+use crate::companion::pager::{Kept, Origin, Ready, serve};
 use crate::fault::{self, Point};
 use crate::image::MmId;
 use crate::image::mm::PAGE;
@@ -16,7 +16,7 @@ use crate::transport::wait::Patience;
 use crate::transport::{Abort, Channel, FrameKind, Result, TransportError};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -26,16 +26,16 @@ const ENTRY: &str = "pages-process";
 /// Without a source for so long its pages are lost.
 const LOST_AFTER: Duration = Duration::from_secs(600);
 /// So long a source is looked for that does not know yet that it may end the original.
-const TOLD_WITHIN: Duration = Duration::from_secs(120);
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
 /// A frame that has begun is here within this time.
 const FRAME: Duration = Duration::from_secs(10);
 
-/// Starts one; see [`pager::leave`].
+/// Starts one, to be told later what it is for.
 ///
 /// # Errors
-/// It cannot be started: the target must not run.
-pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
-    pager::leave_to(ENTRY, kept, descriptors)
+/// It cannot be started.
+pub fn ready() -> io::Result<Ready> {
+    Ready::pager_as(ENTRY)
 }
 
 /// The main function of a process of ours with this first argument.
