@@ -715,7 +715,7 @@ _migrate() {
                     return 0
                     ;;
                 --converge)
-                    COMPREPLY=($(compgen -W "defer compress throttle anyway abort" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "defer compress throttle post-copy anyway abort" -- "${cur}"))
                     return 0
                     ;;
                 --track)

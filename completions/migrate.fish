@@ -219,6 +219,7 @@ bytes\t'--max-bytes is reached'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l converge -d 'What is tried, in this order, for a target that writes as fast as it is sent' -r -f -a "defer\t'leave pages that are written again and again for later'
 compress\t'pack pages harder'
 throttle\t'give the target less processor time'
+post-copy\t'pause, and what is left follows when the target runs'
 anyway\t'pause all the same'
 abort\t'leave it where it is, exit code 1'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
