@@ -334,7 +334,7 @@ _migrate() {
             fi
             case "${prev}" in
                 --mode)
-                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy post-copy hybrid" -- "${cur}"))
                     return 0
                     ;;
                 --kill)
@@ -695,7 +695,7 @@ _migrate() {
                     return 0
                     ;;
                 --mode)
-                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy post-copy hybrid" -- "${cur}"))
                     return 0
                     ;;
                 --max-downtime)
@@ -719,7 +719,7 @@ _migrate() {
                     return 0
                     ;;
                 --converge)
-                    COMPREPLY=($(compgen -W "defer compress throttle anyway abort" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "defer compress throttle post-copy anyway abort" -- "${cur}"))
                     return 0
                     ;;
                 --track)

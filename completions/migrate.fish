@@ -253,7 +253,9 @@ complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l json -d 'Wr
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
 pre-copy\t'copy while the target runs, then pause it for what is left'
-stop-and-copy\t'pause it, copy everything'"
+stop-and-copy\t'pause it, copy everything'
+post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'
+hybrid\t'pre-copy, and what is left follows as in post-copy'"
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l kill -d 'Cut something off in the moment of handing over, and show that exactly one copy goes on' -r -f -a "source\t'migrate move is killed as COMMIT has left; a person resolves'
 destination\t'the session is killed before it can say PREPARED; it stays'
 link\t'the link is cut as COMMIT goes over it, and mended; the source asks'"
@@ -277,7 +279,9 @@ complete -c migrate -n "__fish_migrate_using_subcommand demo" -s h -l help -d 'P
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l report -d 'Write what happened to this file as a page for a browser: timeline, rounds, where the pause went' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
 pre-copy\t'copy while the target runs, then pause it for what is left'
-stop-and-copy\t'pause it, copy everything'"
+stop-and-copy\t'pause it, copy everything'
+post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'
+hybrid\t'pre-copy, and what is left follows as in post-copy'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-downtime -d 'The pause to aim at: rounds go on until what is left fits in it' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-rounds -d 'Pause after this many rounds at the latest' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l max-time -d 'Pause when the rounds have taken this long' -r
@@ -293,6 +297,7 @@ bytes\t'--max-bytes is reached'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l converge -d 'What is tried, in this order, for a target that writes as fast as it is sent' -r -f -a "defer\t'leave pages that are written again and again for later'
 compress\t'pack pages harder'
 throttle\t'give the target less processor time'
+post-copy\t'pause, and what is left follows when the target runs'
 anyway\t'pause all the same'
 abort\t'leave it where it is, exit code 1'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'

@@ -69,6 +69,8 @@ points! {
     RestoreHalf = "restore-half",
     /// Not a failure: a pager sends nothing that nobody waits for.
     PagerBehind = "pager-behind",
+    /// Not a failure: a pager gives a silent source up after a second.
+    PagerImpatient = "pager-impatient",
     /// Pager: it serves.
     PagerServes = "pager-serves",
     /// Source: PREPARED is heard; nothing holds the original but ptrace.

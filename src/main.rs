@@ -2,6 +2,7 @@
 
 use migrate_engine::agent::session;
 use migrate_engine::companion::{lock_guard, pager, tracker};
+use migrate_engine::migration::postcopy::receiver;
 
 fn main() -> std::process::ExitCode {
     migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
@@ -23,7 +24,7 @@ fn main() -> std::process::ExitCode {
         return lock_guard::main().into();
     }
     if let [_, entry] = args.as_slice()
-        && let Some(main) = pager::entry(entry)
+        && let Some(main) = pager::entry(entry).or_else(|| receiver::entry(entry))
     {
         return main().into();
     }

@@ -227,6 +227,7 @@ mod tests {
             session: String::new(),
             held: None,
             addresses: Vec::new(),
+            pages_owed: false,
             unix_ms: 0,
         }
     }

@@ -188,7 +188,7 @@ fn moves() {
         "7 b --max-downtime 50",
         "7 http://x",
         "7 b --quorum 1",
-        "7 b --mode post-copy",
+        "7 b --mode lazy",
         "7 b --exit-when luck",
         "7 b --converge hope",
         "7 b -D d",

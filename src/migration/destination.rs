@@ -8,6 +8,7 @@ use super::journal::{Journal, Role, Step};
 use super::keeper::{self, Copy, Keeper, Question};
 use super::landing::{Landing, Memory, Plot};
 use super::pages::{Run, What};
+use super::postcopy::{self, Later, relay};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
 use super::store::Store;
 use super::{MoveError, while_alive};
@@ -60,6 +61,18 @@ pub trait Builder {
         stored: Option<&ImageDir>,
     ) -> Result<Box<dyn Memory>, Failure>;
 
+    /// The target may be prepared without some of its pages: what that takes can be made ready.
+    fn may_lack_pages(&mut self) {}
+
+    /// These pages are not there when the target is prepared: it gets them while it runs ([`super::postcopy`]).
+    ///
+    /// # Errors
+    /// Memory cannot come later here.
+    fn expect(&mut self, later: Expected<'_>) -> Result<(), Failure> {
+        let _ = later;
+        Err(Failure::new("memory cannot come later here"))
+    }
+
     /// Completes the target. Everything that can fail is done when this returns; it does not run.
     fn prepare(&mut self, contents: Contents<'_>) -> Result<(), Failure>;
 
@@ -86,6 +99,19 @@ pub trait Builder {
 
     /// Leaves what is armed as it is, to whoever finds it in the journal.
     fn leave(&mut self);
+}
+
+/// Pages that come later.
+#[derive(Debug)]
+pub struct Expected<'a> {
+    /// Names the attempt in paths.
+    pub attempt: AttemptId,
+    /// Directory of sockets.
+    pub run: &'a Path,
+    /// Who brings them.
+    pub peer: &'a str,
+    /// Which, by the names of the final model.
+    pub pages: Later,
 }
 
 /// A tree that was made ahead of time.
@@ -159,7 +185,10 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let Some((attempt, request)) = handover_of(&offer) {
         return answer(&mut control, &around, attempt, request);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session } = offer else {
+    if let FromSource::Pages { attempt, urgent } = offer {
+        return relay::run(control, around.run, attempt, urgent);
+    }
+    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, may_follow } = offer else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
@@ -190,6 +219,9 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             return Err(error);
         }
     };
+    if may_follow && !dry_run {
+        attempt.builder.may_lack_pages();
+    }
     let result = attempt.whole(bulk, target.memory_bytes, model_bytes, dry_run);
     if let Err(error) = &result {
         attempt.fail(error);
@@ -212,8 +244,8 @@ impl Attempt<'_> {
             return Ok(());
         }
         let mut bulk = bulk;
-        let (spaces, model_bytes) = self.rounds(&mut bulk)?;
-        self.prepare(&mut bulk, &spaces, model_bytes)
+        let (spaces, model_bytes, late_bytes) = self.rounds(&mut bulk)?;
+        self.prepare(&mut bulk, &spaces, model_bytes, late_bytes)
     }
 
     /// This side's preflight. Whether there is nothing in the way.
@@ -250,7 +282,7 @@ impl Attempt<'_> {
     }
 
     /// Takes pages, round by round, until the source asks to prepare.
-    fn rounds(&mut self, bulk: &mut [Channel]) -> Result<(Vec<SpaceName>, u64), MoveError> {
+    fn rounds(&mut self, bulk: &mut [Channel]) -> Result<(Vec<SpaceName>, u64, u64), MoveError> {
         loop {
             self.control.during("receiving pages");
             match protocol::receive(&mut self.control)? {
@@ -265,8 +297,8 @@ impl Attempt<'_> {
                     let room_bytes = self.store.room_bytes();
                     self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;
                 }
-                FromSource::Prepare { attempt, spaces, model_bytes } if attempt == self.id => {
-                    return Ok((spaces, model_bytes));
+                FromSource::Prepare { attempt, spaces, model_bytes, late_bytes } if attempt == self.id => {
+                    return Ok((spaces, model_bytes, late_bytes));
                 }
                 other => return Err(self.out_of_turn(&other, "a round")),
             }
@@ -376,10 +408,17 @@ impl Attempt<'_> {
     }
 
     /// Makes of the tree what the target is, with the last pages, and hands over.
-    fn prepare(&mut self, bulk: &mut [Channel], names: &[SpaceName], model_bytes: u64) -> Result<(), MoveError> {
+    fn prepare(
+        &mut self,
+        bulk: &mut [Channel],
+        names: &[SpaceName],
+        model_bytes: u64,
+        late_bytes: u64,
+    ) -> Result<(), MoveError> {
         let started = Instant::now();
         let model = self.model(model_bytes)?;
         let model = self.builder.adapted(model)?;
+        self.expect(late_bytes)?;
         let unfit = self.reconcile(model, names)?;
         match protocol::receive(&mut self.control)? {
             FromSource::Round { attempt, number } if attempt == self.id => self.round(bulk, number)?,
@@ -418,6 +457,17 @@ impl Attempt<'_> {
             }
         }
         self.hand_over()
+    }
+
+    /// Pages that the target will lack when it runs.
+    fn expect(&mut self, late_bytes: u64) -> Result<(), MoveError> {
+        if late_bytes == 0 {
+            return Ok(());
+        }
+        let list = protocol::receive_model(&mut self.control, late_bytes)?;
+        let peer = self.control.peer();
+        let pages = postcopy::decode(&list, peer)?;
+        Ok(self.builder.expect(Expected { attempt: self.id, run: self.around.run, peer, pages })?)
     }
 
     /// From PREPARED on the machine decides, and only it.

@@ -104,6 +104,9 @@ pub struct Line {
     /// Addresses that came with the target: taken away again with a copy that is discarded.
     #[serde(default)]
     pub addresses: Vec<(IpAddr, u8, String)>,
+    /// At the source, in post-copy: the copy there still lacks memory that only this one has.
+    #[serde(default)]
+    pub pages_owed: bool,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
@@ -175,6 +178,7 @@ impl Journal {
             session: String::new(),
             held: None,
             addresses: Vec::new(),
+            pages_owed: false,
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -221,6 +225,11 @@ impl Journal {
     /// Notes addresses that are here for the copy.
     pub fn set_addresses(&mut self, addresses: Vec<(IpAddr, u8, String)>) {
         self.line.addresses = addresses;
+    }
+
+    /// Notes whether the other copy lacks memory that only this one has, for later lines.
+    pub fn set_pages_owed(&mut self, owed: bool) {
+        self.line.pages_owed = owed;
     }
 
     /// What the next line will say.

@@ -6,7 +6,7 @@
 //!
 //! [`source`] and [`destination`] are mirror images: one function for each step of [`protocol`], with the same name on
 //! both sides. [`switchover`] decides when to pause, [`pages`] and [`send_pages`] are how pages travel,
-//! `intake`, [`landing`] and [`store`] where they arrive, [`journal`] is what survives the program. What a target is made of is the engine's: behind
+//! `intake`, [`landing`] and [`store`] where they arrive, [`postcopy`] is for those that follow when the target runs, [`journal`] is what survives the program. What a target is made of is the engine's: behind
 //! [`source::Target`] and [`destination::Builder`].
 
 pub mod destination;
@@ -17,6 +17,7 @@ pub mod journal;
 pub mod keeper;
 pub mod landing;
 pub mod pages;
+pub mod postcopy;
 pub mod protocol;
 pub mod report;
 pub mod resolve;

@@ -167,6 +167,9 @@ pub enum FromSource {
         dry_run: bool,
         /// Length of the model.
         model_bytes: u64,
+        /// Pages may follow when it runs.
+        #[serde(default)]
+        may_follow: bool,
     },
     /// Nothing stands in the way, and pages are to come: make the tree of the offered model ahead of time.
     Build {
@@ -200,6 +203,16 @@ pub enum FromSource {
         spaces: Vec<SpaceName>,
         /// Length of the model.
         model_bytes: u64,
+        /// Length of the list of pages that come when it runs, behind the model; see [`super::postcopy`].
+        #[serde(default)]
+        late_bytes: u64,
+    },
+    /// On a link of its own: pages of a target that was prepared without them; see [`super::postcopy`].
+    Pages {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Those that somebody waits for, not the rest.
+        urgent: bool,
     },
     /// Run it. From here on the destination owns it.
     Commit {
@@ -350,7 +363,7 @@ mod tests {
         let (mut a, mut b) = pair();
         let attempt = AttemptId::random().unwrap();
         let spaces = vec![SpaceName { sent_as: WireSpace::Mm(2), model: Some(WireSpace::Mm(0)), cow_parent: Some(1) }];
-        let message = FromSource::Prepare { attempt, spaces, model_bytes: 7 };
+        let message = FromSource::Prepare { attempt, spaces, model_bytes: 7, late_bytes: 0 };
         send(&mut a, &message).unwrap();
         assert_eq!(receive::<FromSource>(&mut b).unwrap(), message);
         let failure = WireFailure { what: "x".into(), causes: vec!["y".into()], hint: None, blockers: Vec::new() };

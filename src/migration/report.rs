@@ -1,5 +1,6 @@
 //! What a move has shown.
 
+use super::postcopy::serving::Served;
 use super::protocol::TargetSummary;
 use super::switchover::ExitCondition;
 use crate::ops::outcome::Round;
@@ -59,6 +60,8 @@ pub struct Report {
     pub total: Option<Duration>,
     /// Bytes sent, headers included.
     pub bytes_sent: u64,
+    /// What was sent when it ran already, in post-copy.
+    pub late: Option<Served>,
     /// What went wrong without harm.
     pub warnings: Vec<String>,
 }
@@ -77,8 +80,15 @@ impl Report {
             pid: None,
             total: None,
             bytes_sent: 0,
+            late: None,
             warnings: Vec::new(),
         }
+    }
+
+    /// The target has all of its memory.
+    pub fn drained(&mut self, served: Served) {
+        self.late = Some(served);
+        self.total = Some(self.begun.elapsed());
     }
 
     /// The target runs there.

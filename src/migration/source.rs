@@ -5,8 +5,9 @@ use super::effort::Effort;
 use super::handover::source::{Action, Event as Happened, Phase, Source};
 use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
-use super::pages::{Run, What};
-use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure};
+use super::pages::What;
+use super::postcopy::{self, serving::Serving};
+use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
 use super::report::{Pause, Report};
 use super::send_pages::send_round;
 use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats, Step as Help};
@@ -16,74 +17,16 @@ use crate::failure::Failure;
 use crate::fault::{self, Point};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
-use crate::memory::{PageRange, Space};
 use crate::ops::outcome::Round;
 use crate::ops::{Event, Events};
 use crate::transport::{Abort, FrameKind, Link, TransportError};
-use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What the source knows of a target before it moves: read in a short freeze, after which it runs on.
-#[derive(Debug)]
-pub struct Survey {
-    /// For people.
-    pub summary: TargetSummary,
-    /// The model, encoded.
-    pub model: Vec<u8>,
-    /// What stands in the way on this side.
-    pub blockers: Vec<Blocker>,
-    /// No two of its processes share pages: the destination can make it before any page has come.
-    pub is_single: bool,
-}
+mod late;
+mod plan;
 
-/// Pages to send.
-#[derive(Debug, Default)]
-pub struct Plan {
-    /// Pages whose content is to be read.
-    pub pages: Vec<(Space, PageRange)>,
-    /// Pages about which something is said without content (gone, inherited).
-    pub notes: Vec<Run>,
-    /// What its spaces are called in the model of the survey, as far as that has them.
-    pub spaces: Vec<SpaceName>,
-}
-
-impl Plan {
-    /// Bytes of the pages to be read.
-    pub fn bytes(&self) -> u64 {
-        self.pages.iter().map(|(_, range)| range.bytes()).sum()
-    }
-
-    /// Whether the model of the survey has all of its spaces.
-    fn is_of_the_survey(&self) -> bool {
-        let known: HashSet<Space> = self.spaces.iter().map(|name| name.sent_as.into()).collect();
-        let pages = self.pages.iter().map(|(space, _)| space);
-        pages.chain(self.notes.iter().map(|note| &note.space)).all(|space| known.contains(space))
-    }
-}
-
-/// The frozen target: all that is left to send.
-#[derive(Debug)]
-pub struct Final {
-    /// Pages written since the last round, and all that no round could track.
-    pub plan: Plan,
-    /// The model, encoded.
-    pub model: Vec<u8>,
-    /// What spaces of all rounds are called in it.
-    pub spaces: Vec<SpaceName>,
-}
-
-/// What became of the pages of a round.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Taken {
-    /// The destination has them, but for these, which are taken again later.
-    Stored {
-        /// Left for later.
-        deferred: Vec<(Space, PageRange)>,
-    },
-    /// Nobody took them.
-    GivenBack,
-}
+pub use plan::{Final, Plan, Survey, Taken};
 
 /// Sends the pages of a round, read from the given place.
 pub type Send<'a> = dyn FnMut(&Plan, &dyn ReadPages) -> Result<Taken, MoveError> + 'a;
@@ -109,6 +52,9 @@ pub trait Target {
         Err("it cannot be given less processor time".into())
     }
 
+    /// From now on what can be sent when it runs is.
+    fn put_off(&mut self) {}
+
     /// Stops it, and reads all that is left. On failure it runs on.
     fn freeze(&mut self) -> Result<Final, Failure>;
 
@@ -123,6 +69,11 @@ pub trait Target {
 
     /// Where contents of the frozen target are read, by any thread.
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_>;
+
+    /// Where pages of the frozen target that are sent later are read: for as long as it is frozen, by the names of its model.
+    fn later_pages(&self) -> Box<dyn ReadPages + std::marker::Send> {
+        Box::new(postcopy::serving::NoPages)
+    }
 
     /// When the first of its tasks was stopped, once it is frozen.
     fn frozen_since(&self) -> Option<Instant>;
@@ -164,6 +115,8 @@ pub struct Wishes<'a> {
     pub goals: Goals,
     /// No rounds.
     pub stop_and_copy: bool,
+    /// Pages may follow when it runs ([`postcopy`]).
+    pub may_follow: bool,
     /// Preflight only.
     pub dry_run: bool,
     /// zstd level; `None` = as the link's speed suggests.
@@ -180,7 +133,7 @@ pub struct Wishes<'a> {
 
 /// How to find a link again.
 #[derive(Clone, Copy)]
-pub struct Again<'a>(pub &'a (dyn Fn() -> crate::transport::Result<Link> + 'a));
+pub struct Again<'a>(pub &'a (dyn Fn() -> crate::transport::Result<Link> + std::marker::Sync + 'a));
 
 impl std::fmt::Debug for Again<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -226,6 +179,8 @@ struct Attempt<'a> {
     machine: Source,
     /// It was to go on here, and could not be let go.
     not_resumed: Option<Failure>,
+    /// Pages that the target lacks over there are sent by this.
+    serving: Option<Serving>,
 }
 
 /// The one destination there is.
@@ -262,6 +217,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         lost: false,
         machine: Source::new(id, 1, Rules::in_force()),
         not_resumed: None,
+        serving: None,
     };
     match attempt.whole(target) {
         Ok(()) => {
@@ -301,6 +257,7 @@ impl Attempt<'_> {
             state: self.wishes.state.clone(),
             dry_run: self.wishes.dry_run,
             model_bytes: survey.model.len() as u64,
+            may_follow: self.wishes.may_follow,
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;
@@ -353,6 +310,12 @@ impl Attempt<'_> {
                 Decision::Continue => {}
                 Decision::Try(help) => self.help(target, help),
                 Decision::SwitchOver(exit) => return Ok(exit),
+                Decision::Follow(exit) => {
+                    let text = "the target writes as fast as it is sent: what is left follows when it runs";
+                    self.events.event(Event::Warning(text.to_owned()));
+                    target.put_off();
+                    return Ok(exit);
+                }
                 Decision::Abort(exit) => {
                     return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
                 }
@@ -469,6 +432,14 @@ impl Attempt<'_> {
         self.events.event(Event::Frozen);
         target.make_way()?;
         self.prepare(&last)?;
+        if last.later.is_empty() {
+            return self.hand_over(target, &last, pause);
+        }
+        self.with_pages(target.later_pages(), |attempt| attempt.hand_over(target, &last, pause))
+    }
+
+    /// The last pages, and the target with them.
+    fn hand_over(&mut self, target: &mut dyn Target, last: &Final, mut pause: Pause) -> Result<(), MoveError> {
         let (bytes, pages, took) = self.round(&last.plan, &*target.frozen_pages(), true)?;
         let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, dirty_bytes: 0, lacking_room_bytes: 0 };
         self.note_round(pages, &stats);
@@ -481,10 +452,12 @@ impl Attempt<'_> {
     /// The destination is told what the target is now.
     fn prepare(&mut self, last: &Final) -> Result<(), MoveError> {
         self.link.control.during("the destination rebuilds the target");
-        let prepare =
-            FromSource::Prepare { attempt: self.id, spaces: last.spaces.clone(), model_bytes: last.model.len() as u64 };
+        let (spaces, later) = (last.spaces.clone(), postcopy::encode(&last.later));
+        let (model_bytes, late_bytes) = (last.model.len() as u64, later.len() as u64);
+        let prepare = FromSource::Prepare { attempt: self.id, spaces, model_bytes, late_bytes };
         protocol::send(&mut self.link.control, &prepare)?;
         protocol::send_model(&mut self.link.control, &last.model)?;
+        protocol::send_model(&mut self.link.control, &later)?;
         self.prepare_sent = true;
         Ok(())
     }
@@ -519,6 +492,9 @@ impl Attempt<'_> {
                 Ok(FromDestination::Running { pid: theirs, .. }) => {
                     fault::strike(Point::SourceMoved);
                     self.switched(theirs, pause.take());
+                    if let Err(error) = self.drained(&interrupted) {
+                        return Err(self.in_doubt(error));
+                    }
                     Happened::Said(ONE, self.id, Reply::Running)
                 }
                 Ok(FromDestination::Says { reply: Some(reply), .. }) => Happened::Said(ONE, self.id, reply),
@@ -540,17 +516,13 @@ impl Attempt<'_> {
             trouble = trouble.or(failed);
         }
         if let Phase::InDoubt(_) = self.machine.phase() {
-            let pid = self.ask_until_known(target, &interrupted);
+            let pid = self.ask_until_known(target, &interrupted)?;
             self.switched(pid.unwrap_or_default(), pause.take().filter(|_| pid.is_some()));
         }
         match self.machine.phase() {
             // It runs there: what fails from here on is a warning, not a failure of the move.
             Phase::Moved(_) => Ok(()),
-            Phase::InDoubt(_) => {
-                let peer = self.link.control.peer().to_owned();
-                let source = Box::new(trouble.unwrap_or(MoveError::Worker));
-                Err(MoveError::InDoubt { peer, journal: self.journal.path().into(), source })
-            }
+            Phase::InDoubt(_) => Err(self.in_doubt(trouble.unwrap_or(MoveError::Worker))),
             _ => Err(trouble.unwrap_or(MoveError::Stays { reason: "the destination has given it up".into() })),
         }
     }
@@ -565,8 +537,8 @@ impl Attempt<'_> {
     }
 
     /// Looks for a link, and asks who owns the target: until that is known, or somebody wants this to end.
-    fn ask_until_known(&mut self, target: &mut dyn Target, interrupted: &Abort) -> Option<i32> {
-        let again = self.wishes.again?;
+    fn ask_until_known(&mut self, target: &mut dyn Target, interrupted: &Abort) -> Result<Option<i32>, MoveError> {
+        let Some(again) = self.wishes.again else { return Ok(None) };
         let (mut pause, mut pid) = (LOOK_AGAIN.0, None);
         self.events.event(Event::Warning(format!(
             "in doubt: the target is held here while {} is asked whether it runs there",
@@ -585,6 +557,11 @@ impl Attempt<'_> {
                     protocol::receive(&mut self.link.control)
                 {
                     pid = theirs.or(pid);
+                    if reply == Reply::Running
+                        && let Err(error) = self.drained(interrupted)
+                    {
+                        return Err(self.in_doubt(error));
+                    }
                     self.happened(target, Happened::Said(ONE, attempt, reply));
                     if self.machine.phase() != Phase::Committed(ONE) {
                         break;
@@ -597,7 +574,7 @@ impl Attempt<'_> {
             std::thread::sleep(pause);
             pause = (pause * 2).min(LOOK_AGAIN.1);
         }
-        pid
+        Ok(pid)
     }
 
     /// Performs what the machine decides; what kept it from being done.

@@ -195,7 +195,7 @@ impl Target for FakeTarget {
             cow_parent: None,
         };
         let spaces = vec![name(MM, MM), name(SHARED, SHARED), name(CHILD, Space::Mm(MmId(1)))];
-        Ok(Final { plan: self.plan(), model: model(), spaces })
+        Ok(Final { plan: self.plan(), model: model(), spaces, later: Vec::new() })
     }
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
@@ -436,7 +436,7 @@ fn patience() -> Patience {
 }
 
 /// The two ends of a link; the cut counts from after the first exchange.
-fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
+pub(super) fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
     // The first exchange is not what is tested here: about so many bytes.
     let (a, b) = cable(cut);
     let grant = Grant {
@@ -500,6 +500,7 @@ fn play(
         session: "abcdefgh".into(),
         goals: goals(),
         stop_and_copy: false,
+        may_follow: false,
         dry_run: false,
         compression: Compression::Auto,
         bandwidth: None,
@@ -649,6 +650,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         session: "abcdefgh".into(),
         goals: goals(),
         stop_and_copy: false,
+        may_follow: false,
         dry_run: false,
         compression: Compression::Off,
         bandwidth: None,
@@ -682,7 +684,15 @@ fn messages_of_another_attempt_are_refused() {
         let state = serde_json::json!({ "pids": "auto" });
         let session = "abcdefgh".into();
         let model_bytes = bytes.len() as u64;
-        let offer = protocol::FromSource::Offer { attempt: id, session, target, state, dry_run: false, model_bytes };
+        let offer = protocol::FromSource::Offer {
+            attempt: id,
+            session,
+            target,
+            state,
+            dry_run: false,
+            model_bytes,
+            may_follow: false,
+        };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();
         protocol::receive::<protocol::FromDestination>(&mut client.control).unwrap();
@@ -705,6 +715,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
             session: "abcdefgh".into(),
             goals: goals(),
             stop_and_copy: false,
+            may_follow: false,
             dry_run: false,
             compression: Compression::Off,
             bandwidth: None,

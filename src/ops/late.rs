@@ -1,12 +1,19 @@
-//! Targets whose memory is still coming in: whoever wants to read it waits until it is there.
+//! Memory that comes when the target runs already: what a move puts off, and how whoever wants to read such a target waits
+//! until all of it is there.
 
 use super::places::Places;
 use super::{Event, Events, interrupt};
 use crate::companion::pager::{self, News, Watch};
 use crate::failure::{Failure, Result, TargetState};
-use crate::image::Pid;
+use crate::image::{MmId, Model, Pid};
+use crate::memory::{RangeSet, Space};
+use crate::migration::pages::{Run, What};
+use crate::migration::postcopy::Later;
+use crate::migration::source::Plan;
 use crate::proc::ProcDir;
 use crate::proc::smaps::VmFlags;
+use crate::restore::lazy;
+use std::collections::BTreeMap;
 
 /// Sees to it that nothing of these processes is missing. Reading a missing page would wait for it, and in the pause of a
 /// dump nobody should.
@@ -58,4 +65,32 @@ fn finish(mut watch: Watch, total: &mut u64, events: &dyn Events) -> Result<()> 
             }
         }
     }
+}
+
+/// Takes pages out of the plan that can come when the target runs, by the names of the model. What rounds have sent of them
+/// is gone by that.
+pub(super) fn put_off(model: &Model, plan: &mut Plan, names: &[(Space, Option<Space>)], had_rounds: bool) -> Later {
+    let home = |space: Space| names.iter().find(|(from, _)| *from == space).map_or(Some(space), |(_, to)| *to);
+    let mut held: BTreeMap<MmId, RangeSet> = BTreeMap::new();
+    for (space, range) in &plan.pages {
+        if let Some(Space::Mm(mm)) = home(*space) {
+            held.entry(mm).or_default().insert(*range);
+        }
+    }
+    let later: BTreeMap<MmId, RangeSet> =
+        held.into_iter().map(|(mm, pages)| (mm, lazy::part(model, mm, &pages))).collect();
+    let mut now = Vec::new();
+    for (space, range) in std::mem::take(&mut plan.pages) {
+        let all: RangeSet = [range].into_iter().collect();
+        let put_off = match home(space) {
+            Some(Space::Mm(mm)) => later.get(&mm).map(|pages| pages.intersection(&all)).unwrap_or_default(),
+            _ => RangeSet::new(),
+        };
+        now.extend(all.difference(&put_off).iter().map(|range| (space, range)));
+        if had_rounds {
+            plan.notes.extend(put_off.iter().map(|range| Run { space, range, what: What::Hole }));
+        }
+    }
+    plan.pages = now;
+    later.into_iter().filter(|(_, pages)| !pages.is_empty()).collect()
 }

@@ -4,12 +4,12 @@
 use super::held_locks::GivenUp;
 use super::network::Leaving;
 use super::offered::Offered;
-use super::options::{Compress, Mode, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
+use super::options::{Compress, Mode, ModeOptions, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, interrupt, preflight, standstill};
+use super::{Event, Events, addresses, interrupt, late, preflight, standstill};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -27,7 +27,7 @@ use crate::migration::report::Report;
 use crate::migration::source::{
     self, Again, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
 };
-use crate::migration::switchover::Goals;
+use crate::migration::switchover::{Goals, Step};
 use crate::proc::cgroupfs;
 use crate::proc::cpu_limit::CpuLimit;
 use crate::proc::table::Table;
@@ -53,7 +53,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         return Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage));
     }
     let policy = policy(&options.state);
-    super::late::complete(&super::target::resolve(&options.target)?.processes, events)?;
+    late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
     let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
@@ -87,6 +87,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         same_host: link.is_same_host(),
         given_up: GivenUp::default(),
         slowed: None,
+        put_off: false,
     };
     let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
@@ -100,7 +101,7 @@ fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
     let backend = super::dump::backend(options.memory.track)?;
     // For a small target, too: what rounds take over is out of the pause, and they tell which processes share pages, without
     // which the destination cannot make a tree of several ahead of time.
-    let rounds = options.mode.mode != Mode::StopAndCopy;
+    let rounds = !matches!(options.mode.mode, Mode::StopAndCopy | Mode::PostCopy);
     // By comparison alone every round is a whole copy: the pause would gain nothing.
     Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
 }
@@ -123,6 +124,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
             converge: options.mode.converge.clone(),
         },
         stop_and_copy: false,
+        may_follow: may_follow(&options.mode),
         dry_run: options.dry_run,
         compression: match options.memory.compress {
             Compress::Auto => Compression::Auto,
@@ -134,6 +136,10 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         journals,
         again: None,
     })
+}
+
+fn may_follow(mode: &ModeOptions) -> bool {
+    matches!(mode.mode, Mode::PostCopy | Mode::Hybrid) || mode.converge.contains(&Step::PostCopy)
 }
 
 fn policy(state: &StateOptions) -> Policy {
@@ -207,9 +213,16 @@ struct Live<'a> {
     given_up: GivenUp,
     /// Its processor time, while it is limited.
     slowed: Option<CpuLimit>,
+    /// Rounds did not help: memory follows when it runs.
+    put_off: bool,
 }
 
 impl Live<'_> {
+    /// Memory follows when the target runs.
+    fn is_late(&self) -> bool {
+        self.put_off || matches!(self.options.mode.mode, Mode::PostCopy | Mode::Hybrid)
+    }
+
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
         self.network.before_freeze(root);
@@ -285,6 +298,10 @@ impl Target for Live<'_> {
         slowed.set(processors as u64 * thousandths).map_err(|e| e.to_string())
     }
 
+    fn put_off(&mut self) {
+        self.put_off = true;
+    }
+
     fn freeze(&mut self) -> Result<Final> {
         let (frozen, Collection { mut model, sources, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
@@ -316,11 +333,17 @@ impl Target for Live<'_> {
         self.names = residual.names;
         self.segments = sysv::ids(&model);
         let spaces = space_names(&model, &self.names);
+        let mut plan = plan;
+        let later = if self.is_late() {
+            late::put_off(&model, &mut plan, &self.names, self.tree.is_some())
+        } else {
+            Vec::new()
+        };
         self.given_up = GivenUp::plan(&model);
         let model = encoded(&model)?;
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
-        Ok(Final { plan, model, spaces })
+        Ok(Final { plan, model, spaces, later })
     }
 
     fn make_way(&mut self) -> Result<()> {
@@ -332,6 +355,11 @@ impl Target for Live<'_> {
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
         Box::new(Named::new(&self.pages, &self.names))
+    }
+
+    fn later_pages(&self) -> Box<dyn ReadPages + std::marker::Send> {
+        // Private memory alone comes later.
+        Box::new(TargetPages::new(self.pages.mms.clone(), Vec::new()))
     }
 
     fn frozen_since(&self) -> Option<Instant> {
@@ -443,9 +471,16 @@ fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
     outcome.threads = report.target.as_ref().map(|target| target.tasks);
     outcome.pid = report.pid;
     if moved {
-        outcome.mode = Some(if report.rounds.len() > 1 { "pre-copy" } else { "stop-and-copy" });
-        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum());
-        outcome.bytes = Some(report.bytes_sent);
+        outcome.mode = Some(match (report.rounds.len() > 1, report.late.is_some()) {
+            (true, true) => "hybrid",
+            (true, false) => "pre-copy",
+            (false, true) => "post-copy",
+            (false, false) => "stop-and-copy",
+        });
+        let late = report.late.map_or(0, |late| late.pages);
+        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late);
+        outcome.faults = report.late.map(|late| late.faults);
+        outcome.bytes = Some(report.bytes_sent + report.late.map_or(0, |late| late.bytes));
     } else {
         outcome.notes.push("nothing stands in the way; nothing was moved".into());
     }

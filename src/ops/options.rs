@@ -230,6 +230,10 @@ pub enum Mode {
     PreCopy,
     /// Everything inside the pause.
     StopAndCopy,
+    /// Little inside the pause: memory follows when it runs.
+    PostCopy,
+    /// Rounds, and what they leave follows when it runs.
+    Hybrid,
 }
 
 /// The MODE group.

@@ -59,7 +59,7 @@ pub struct Outcome {
     pub place: Where,
     /// Process id of its root where it is now, as that host sees it.
     pub pid: Option<i32>,
-    /// `pre-copy`, `stop-and-copy`.
+    /// `pre-copy`, `stop-and-copy`, `post-copy`, `hybrid`.
     pub mode: Option<&'static str>,
     /// Which condition ended the rounds.
     pub exit_condition: Option<&'static str>,
@@ -75,6 +75,8 @@ pub struct Outcome {
     pub bytes: Option<u64>,
     /// Pages written or sent.
     pub pages: Option<u64>,
+    /// Pages that the target has waited for.
+    pub faults: Option<u64>,
     /// Processes in the tree.
     pub processes: Option<u32>,
     /// Threads in the tree.
@@ -101,6 +103,7 @@ impl Outcome {
             rounds: Vec::new(),
             bytes: None,
             pages: None,
+            faults: None,
             processes: None,
             threads: None,
             notes: Vec::new(),

@@ -6,21 +6,24 @@ use super::options::{StateOptions, Stdio};
 use super::words::SessionId;
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
+use crate::companion::pager::{self, Kept, KeptSpace, Origin, Ready};
 use crate::failure::{Failure, Result};
 use crate::image::Model;
 use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
-use crate::migration::destination::{self, Builder, Contents, Standing, Surroundings};
+use crate::migration::destination::{self, Builder, Contents, Expected, Standing, Surroundings};
 use crate::migration::landing::Memory;
+use crate::migration::postcopy::{self, Later, receiver};
 use crate::net::address::Place;
 use crate::restore::reconcile::Fit;
 use crate::restore::{self, Armed, Prebuilt, Restored};
 use crate::transport::Link;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Takes a target that comes over the link, and sees to it that it runs.
@@ -37,7 +40,7 @@ pub fn run(
     // Memory first: contents are read back once, a moment later.
     let stores = [Path::new("/dev/shm"), Path::new("/var/tmp"), state_dir];
     let around = Surroundings { journals: &journals, run, stores: &stores, max_memory_bytes };
-    destination::run(link, &mut Engine::default(), around)
+    destination::run(link, &mut Engine { state_dir: state_dir.to_owned(), ..Engine::default() }, around)
 }
 
 /// Rebuilds targets with the restore of this program.
@@ -52,6 +55,12 @@ struct Engine {
     /// Of the cgroup of its own that it is frozen in until it runs.
     name: String,
     network: Arriving,
+    /// Of this host: where it is written if pages are lost.
+    state_dir: PathBuf,
+    /// Pages that come later, and what the process that brings them is to know.
+    late: Option<(Later, Kept)>,
+    /// The process that brings them, if it was started ahead of time.
+    pager: Option<Ready>,
 }
 
 impl Builder for Engine {
@@ -140,7 +149,27 @@ impl Builder for Engine {
         Ok(Box::new(memory))
     }
 
+    fn may_lack_pages(&mut self) {
+        // Without it one is started in the pause.
+        self.pager = receiver::ready().ok();
+    }
+
+    fn expect(&mut self, later: Expected<'_>) -> Result<()> {
+        let name = postcopy::name(later.attempt);
+        let kept = Kept {
+            origin: Origin::Source { peer: later.peer.to_owned() },
+            tree: Held::default(),
+            spaces: Vec::new(),
+            socket: pager::socket_path(later.run, &name),
+            report: self.state_dir.join(format!("{name}.lost")),
+            session: name,
+        };
+        self.late = Some((later.pages, kept));
+        Ok(())
+    }
+
     fn prepare(&mut self, contents: Contents<'_>) -> Result<()> {
+        let late = self.late.as_ref().map(|(pages, _)| pages.clone()).unwrap_or_default();
         // Sockets are bound to these. The source has given them up.
         let restored = match contents {
             Contents::Stored(image) => {
@@ -149,7 +178,9 @@ impl Builder for Engine {
                 let model: &'static Model = Box::leak(Box::new(image.model().map_err(|e| failed(&e))?));
                 self.network.take_addresses(self.addresses(), model).map_err(|e| failed(&e))?;
                 let pages = PageReader::of(image).map_err(|e| failed(&e))?;
-                restore::build(model, &pages, &self.options(model), &|_| {})
+                let options = self.options(model);
+                let made = Prebuilt::make(model, Some(&pages), &options, &|_| {});
+                made.and_then(|prebuilt| expecting(prebuilt, &late)?.complete(&options))
             }
             Contents::Landed(stale) => {
                 let Some(mut prebuilt) = self.prebuilt.take() else {
@@ -160,10 +191,14 @@ impl Builder for Engine {
                 }
                 self.network.take_addresses(self.addresses(), prebuilt.model()).map_err(|e| failed(&e))?;
                 let options = self.options(prebuilt.model());
-                prebuilt.complete(&options)
+                expecting(prebuilt, &late).and_then(|prebuilt| prebuilt.complete(&options))
             }
         };
-        let restored = restored.map_err(|e| failed(&e))?;
+        let mut restored = restored.map_err(|e| failed(&e))?;
+        if let Some((_, kept)) = self.late.take() {
+            let pager = self.pager.take().map_or_else(receiver::ready, Ok).map_err(|e| failed(&e))?;
+            leave_to_pager(pager, &mut restored, kept)?;
+        }
         for warning in &restored.warnings {
             tracing::warn!(warning, "restore");
         }
@@ -212,6 +247,23 @@ impl Builder for Engine {
         self.restored = None;
         self.armed = None;
     }
+}
+
+/// Leaves these pages for later.
+fn expecting<'m>(mut prebuilt: Prebuilt<'m>, late: &Later) -> restore::Result<Prebuilt<'m>> {
+    if !late.is_empty() {
+        prebuilt.expect(late)?;
+    }
+    Ok(prebuilt)
+}
+
+/// From now on a process of its own brings what the tree lacks.
+fn leave_to_pager(pager: Ready, restored: &mut Restored<'_>, kept: Kept) -> Result<()> {
+    let late = restored.late(None).map_err(|e| failed(&e))?;
+    let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
+    let spaces = late.iter().map(|space| KeptSpace::new(space.mm, space.pid, &space.pages)).collect();
+    let descriptors: Vec<OwnedFd> = late.into_iter().map(|space| space.uffd).collect();
+    pager.leave(&Kept { tree, spaces, ..kept }, &descriptors).map_err(|e| failed(&e))
 }
 
 fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {

@@ -84,6 +84,14 @@ fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<
                     .kind(FailureKind::NeedsPerson)
                     .target(TargetState::RunningOn(line.peer.clone())));
             }
+            (Choice::Discard, _) if line.pages_owed && said != Some(Reply::Aborted) => {
+                let what = format!("{} still lacks memory of the target, which only the copy here has", line.peer);
+                let pid = line.target_pid.unwrap_or_default();
+                return Err(Failure::new(what)
+                    .hint(format!("process {pid} is stopped here: it can go on (SIGCONT) once the copy there has ended, or be killed"))
+                    .kind(FailureKind::NeedsPerson)
+                    .target(TargetState::Held));
+            }
             (Choice::Discard, Some(Reply::Aborted)) => {
                 return Err(Failure::new(format!("{} says that it does not have the target", line.peer))
                     .hint("--run lets the copy go on that is held here")

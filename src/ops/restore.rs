@@ -9,7 +9,7 @@ use super::words::SessionId;
 use super::{Event, Events, addresses, choices, interrupt};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
-use crate::companion::pager::{self, Kept, KeptSpace, News, Watch};
+use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Ready, Watch};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
@@ -88,6 +88,11 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         outcome.notes.push("nothing stands in the way; nothing was started".into());
         return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
     }
+    // While the tree is made.
+    let pager = match options.lazy {
+        true => Some(Ready::pager().map_err(|e| failed(&e))?),
+        false => None,
+    };
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
     let addresses = addresses::Come::take(places, &model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
@@ -109,7 +114,12 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
-    let late = later(options, &mut restored, &image, &pages).map_err(|f| f.target(TargetState::NotStarted))?;
+    let late = match pager {
+        Some(pager) => {
+            later(options, pager, &mut restored, &image, &pages).map_err(|f| f.target(TargetState::NotStarted))?
+        }
+        None => None,
+    };
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
     addresses.stay();
     closed.tell_peers().into_iter().for_each(warn);
@@ -120,42 +130,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     Ok(Running { outcome, root, child, terminal, late })
 }
 
-/// Leaves memory that is to come later to a process of ours that brings it. Nothing without `--lazy`.
-fn later(
-    options: &RestoreOptions,
-    restored: &mut restore::Restored<'_>,
-    image: &ImageDir,
-    pages: &PageReader,
-) -> Result<Option<Late>> {
-    let failed = |e: &(dyn std::error::Error + 'static)| {
-        Failure::of(format!("{} cannot be restored with memory that comes later", image.path().display()), e)
-    };
-    let late = restored.late(pages).map_err(|e| failed(&e))?;
-    if late.is_empty() {
-        return Ok(None);
-    }
-    let (places, session) = (Places::here(), options.session.to_string());
-    std::fs::create_dir_all(&places.state).map_err(|e| failed(&e))?;
-    let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
-    let spaces = late.iter().map(|space| {
-        let missing = space.pages.iter().map(|range| (range.first, range.count)).collect();
-        KeptSpace { mm: space.mm.0, pid: space.pid.0, missing }
-    });
-    let kept = Kept {
-        image: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
-        image_id: image.id().to_owned(),
-        tree,
-        spaces: spaces.collect(),
-        socket: pager::socket_path(&places.run, &session),
-        report: places.state.join(format!("{session}.lost")),
-        session,
-    };
-    let descriptors: Vec<_> = late.into_iter().map(|space| space.uffd).collect();
-    pager::leave(&kept, &descriptors).map_err(|e| failed(&e))?;
-    Ok(Some(Late { socket: kept.socket }))
-}
-
-/// An image that can be restored, with everything about it checked but the contents of memory.
+/// The image, found to be sound but for the contents of its pages.
 fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
     let damaged =
         |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
@@ -169,6 +144,41 @@ fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
     pages.fits(&model).map_err(|e| damaged(&e))?;
     Ok((image, model, pages))
+}
+
+/// Leaves memory that is to come later to a process of ours that brings it. Nothing without `--lazy`.
+fn later(
+    options: &RestoreOptions,
+    pager: Ready,
+    restored: &mut restore::Restored<'_>,
+    image: &ImageDir,
+    pages: &PageReader,
+) -> Result<Option<Late>> {
+    let failed = |e: &(dyn std::error::Error + 'static)| {
+        Failure::of(format!("{} cannot be restored with memory that comes later", image.path().display()), e)
+    };
+    let late = restored.late(Some(pages)).map_err(|e| failed(&e))?;
+    if late.is_empty() {
+        return Ok(None);
+    }
+    let (places, session) = (Places::here(), options.session.to_string());
+    std::fs::create_dir_all(&places.state).map_err(|e| failed(&e))?;
+    let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
+    let spaces = late.iter().map(|space| KeptSpace::new(space.mm, space.pid, &space.pages));
+    let kept = Kept {
+        origin: Origin::Image {
+            dir: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
+            id: image.id().to_owned(),
+        },
+        tree,
+        spaces: spaces.collect(),
+        socket: pager::socket_path(&places.run, &session),
+        report: places.state.join(format!("{session}.lost")),
+        session,
+    };
+    let descriptors: Vec<_> = late.into_iter().map(|space| space.uffd).collect();
+    pager.leave(&kept, &descriptors).map_err(|e| failed(&e))?;
+    Ok(Some(Late { socket: kept.socket }))
 }
 
 /// What the engine is asked for.

@@ -170,6 +170,27 @@ impl ProcDir {
         parse(bytes).map_err(|syntax| Error::Syntax { file: self.file(name), syntax })
     }
 
+    /// The same for a file that shows mappings: what a running process has changed while it was read makes no sense, and is
+    /// read again.
+    ///
+    /// # Errors
+    /// As [`Self::parsed`].
+    pub(super) fn settled<T>(
+        &self,
+        name: &str,
+        buf: &mut Vec<u8>,
+        parse: fn(&[u8]) -> std::result::Result<T, Syntax>,
+    ) -> Result<T> {
+        const READS: u32 = 8;
+        for _ in 1..READS {
+            match self.parsed(name, buf, parse) {
+                Err(Error::Syntax { .. }) => {}
+                read => return read,
+            }
+        }
+        self.parsed(name, buf, parse)
+    }
+
     /// Opens a file of this directory; `O_CLOEXEC` is added.
     ///
     /// # Errors

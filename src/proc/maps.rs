@@ -171,7 +171,7 @@ impl ProcDir {
     /// # Errors
     /// See [`ProcDir::parsed`]. Empty for a zombie or a kernel thread.
     pub fn maps(&self, buf: &mut Vec<u8>) -> Result<Vec<Mapping>> {
-        self.parsed("maps", buf, parse)
+        self.settled("maps", buf, parse)
     }
 }
 

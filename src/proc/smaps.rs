@@ -311,7 +311,7 @@ impl ProcDir {
     /// # Errors
     /// See [`ProcDir::parsed`].
     pub fn smaps_flags(&self, buf: &mut Vec<u8>) -> Result<Vec<Flagged>> {
-        self.parsed("smaps", buf, parse_flags)
+        self.settled("smaps", buf, parse_flags)
     }
 
     /// Reads sizes of all mappings from `smaps`.

@@ -21,6 +21,7 @@ use crate::proc::ProcDir;
 use crate::sys::pagemap::{self, Query, category};
 use crate::sys::userfaultfd::{self as sys, feature, mode};
 use crate::sys::{Errno, abi::UserRegs};
+use crate::trace::Batch;
 use crate::trace::fill::userfaultfd;
 use crate::trace::pages::TargetPages;
 use nix::fcntl::OFlag;
@@ -62,31 +63,68 @@ pub(super) fn suits(model: &Model, mm: MmId) -> bool {
 
 /// Pages to be loaded now, and those that come later.
 pub(super) fn split(model: &Model, mm: MmId, runs: Vec<ResolvedRun>, pages: &PageReader) -> (Vec<ResolvedRun>, Later) {
-    let vmas = || model.mms[mm.at()].vmas.iter().filter(|vma| comes_later(vma, &model.mms[mm.at()]));
-    let pages_of = |vma: &Vma| PageRange::of_bytes(vma.start, vma.end);
-    let areas: Vec<PageRange> = vmas().map(pages_of).collect();
-    let threads = model.tasks.iter().filter(|task| task.mm == Some(mm)).flat_map(|task| &task.threads);
-    // What was writable once stays accounted only if it has a page when that ends (`mprotect_fixup`).
-    let once_writable = vmas().filter(|vma| vma.prot & libc::PROT_WRITE as u32 == 0).map(pages_of);
-    let firsts = once_writable.filter_map(|area| {
-        let run = runs.iter().find(|run| run.source != Source::Zero && !run.range.intersect(area).is_empty())?;
-        Some(PageRange::new(run.range.intersect(area).first, 1))
-    });
-    let soon: RangeSet = threads.flat_map(needed_soon).chain(firsts).collect();
-    let places = areas.iter().copied().collect::<RangeSet>().difference(&soon);
-    let mut later = Later { areas, ..Later::default() };
+    let held: RangeSet = runs.iter().filter(|run| run.source != Source::Zero).map(|run| run.range).collect();
+    let later = Later::new(model, mm, part(model, mm, &held));
+    let whole: RangeSet = areas(model, mm).collect();
     let mut now = Vec::new();
     for run in runs {
         let all: RangeSet = [run.range].into_iter().collect();
-        now.extend(all.difference(&places).iter().map(|range| run.cut(range, pages)));
         // Zeros are what there is anyway.
-        if run.source != Source::Zero {
-            all.intersection(&places).iter().for_each(|range| later.pages.insert(range));
-        }
+        let left = all.difference(if run.source == Source::Zero { &whole } else { &later.pages });
+        now.extend(left.iter().map(|range| run.cut(range, pages)));
     }
-    // What has no content needs no waiting.
-    later.areas.retain(|area| !later.pages.intersection(&[*area].into_iter().collect()).is_empty());
     (now, later)
+}
+
+/// Of the pages with content that an address space holds, those that may come later.
+pub fn part(model: &Model, mm: MmId, held: &RangeSet) -> RangeSet {
+    // What was writable once stays accounted only if it has a page when that ends (`mprotect_fixup`).
+    let vmas = model.mms[mm.at()].vmas.iter().filter(|vma| vma.prot & libc::PROT_WRITE as u32 == 0);
+    let firsts = vmas.filter_map(|vma| {
+        let own: RangeSet = [PageRange::of_bytes(vma.start, vma.end)].into_iter().collect();
+        Some(PageRange::new(held.intersection(&own).ranges().first()?.first, 1))
+    });
+    let firsts: RangeSet = firsts.collect();
+    held.intersection(&places(model, mm)).difference(&firsts)
+}
+
+/// Where pages may come later.
+fn places(model: &Model, mm: MmId) -> RangeSet {
+    if !suits(model, mm) {
+        return RangeSet::new();
+    }
+    let threads = model.tasks.iter().filter(|task| task.mm == Some(mm)).flat_map(|task| &task.threads);
+    areas(model, mm).collect::<RangeSet>().difference(&threads.flat_map(needed_soon).collect())
+}
+
+/// Mappings in which pages may come later.
+fn areas(model: &Model, mm: MmId) -> impl Iterator<Item = PageRange> + '_ {
+    let mm = &model.mms[mm.at()];
+    mm.vmas.iter().filter(|vma| comes_later(vma, mm)).map(|vma| PageRange::of_bytes(vma.start, vma.end))
+}
+
+impl Later {
+    /// These pages, which are all in mappings that suit.
+    fn new(model: &Model, mm: MmId, pages: RangeSet) -> Self {
+        // A mapping without any needs no waiting.
+        let holds = |area: &PageRange| !pages.intersection(&[*area].into_iter().collect()).is_empty();
+        Self { areas: areas(model, mm).filter(holds).collect(), pages, uffd: None }
+    }
+}
+
+/// The same for pages that no image has.
+///
+/// # Errors
+/// They are not where pages can come later, or the kernel does not take it.
+pub(super) fn expect(model: &Model, pages: &[(MmId, RangeSet)], skeletons: &mut Skeletons) -> Result<()> {
+    for (mm, pages) in pages {
+        if mm.at() >= model.mms.len() || !pages.difference(&places(model, *mm)).is_empty() {
+            let reason = "pages were to come later that are needed at once".to_owned();
+            return Err(Error::Impossible { object: format!("memory of address space {}", mm.0), reason });
+        }
+        skeletons.memory.later.insert(*mm, Later::new(model, *mm, pages.clone()));
+    }
+    open(model, skeletons)
 }
 
 fn comes_later(vma: &Vma, mm: &Mm) -> bool {
@@ -145,17 +183,22 @@ fn failed(operation: &'static str, pid: Pid, errno: Errno) -> Error {
     Error::System { operation, object: format!("memory of process {pid} that is to come later"), errno }
 }
 
-/// Registers everything that comes later, in tasks that are complete.
-pub(super) fn register(model: &Model, skeletons: &mut Skeletons, reader: &PageReader) -> Result<Vec<Late>> {
+/// Registers everything that comes later, in tasks that are complete. What was touched by then is read from the store, or, if
+/// there is none, dropped again.
+pub(super) fn register(model: &Model, skeletons: &mut Skeletons, reader: Option<&PageReader>) -> Result<Vec<Late>> {
     let mut late = Vec::new();
     let pids = skeletons.pids_of_mms(model);
     let later = std::mem::take(&mut skeletons.memory.later);
     for (mm, Later { areas, mut pages, uffd }) in later {
         let (pid, Some(uffd)) = (pids[mm.at()], uffd) else { continue };
         let touched = touched(pid, &areas)?.intersection(&pages);
-        if !touched.is_empty() {
-            load(mm, &touched, reader, &pids)?;
-            pages = pages.difference(&touched);
+        match reader {
+            _ if touched.is_empty() => {}
+            Some(reader) => {
+                load(mm, &touched, reader, &pids)?;
+                pages = pages.difference(&touched);
+            }
+            None => drop_pages(model, mm, &touched, skeletons)?,
         }
         for area in &areas {
             sys::register(uffd.as_fd(), area.start_byte(), area.bytes(), mode::MISSING)
@@ -187,6 +230,17 @@ fn touched(pid: Pid, areas: &[PageRange]) -> Result<RangeSet> {
         .map_err(|errno| failed("scan", pid, errno))?;
     }
     Ok(found)
+}
+
+fn drop_pages(model: &Model, mm: MmId, pages: &RangeSet, skeletons: &mut Skeletons) -> Result<()> {
+    let Some(owner) = owner(model, mm) else { return Ok(()) };
+    let (remote, scratch) = skeletons.leader(owner);
+    let mut batch = Batch::new();
+    for range in pages.iter() {
+        batch.madvise(range.start_byte(), range.bytes(), libc::MADV_DONTNEED);
+    }
+    remote.run_all(&scratch, &batch)?;
+    Ok(())
 }
 
 fn load(mm: MmId, pages: &RangeSet, reader: &PageReader, pids: &[Pid]) -> Result<()> {

@@ -238,11 +238,12 @@ impl<'m> Restored<'m> {
         (0..self.model.tasks.len()).map(|n| self.skeletons.pid(TaskId::from(n))).collect()
     }
 
-    /// Memory that is to come later, ready to be served: from now on whoever touches it waits. Nothing without [`Options::lazy`].
+    /// Memory that is to come later, ready to be served: from now on whoever touches it waits. Nothing without [`Options::lazy`]
+    /// or [`Prebuilt::expect`]. `pages` has its contents, if they are here.
     ///
     /// # Errors
     /// The kernel does not take it.
-    pub fn late(&mut self, pages: &PageReader) -> Result<Vec<lazy::Late>> {
+    pub fn late(&mut self, pages: Option<&PageReader>) -> Result<Vec<lazy::Late>> {
         lazy::register(self.model, &mut self.skeletons, pages)
     }
 

@@ -72,6 +72,14 @@ impl<'m> Prebuilt<'m> {
         Ok(self)
     }
 
+    /// Leaves these pages for later, see [`lazy`].
+    ///
+    /// # Errors
+    /// They are needed at once, or the kernel does not take it.
+    pub fn expect(&mut self, pages: &[(crate::image::MmId, RangeSet)]) -> Result<()> {
+        lazy::expect(self.model, pages, &mut self.skeletons)
+    }
+
     /// Gives the tree everything but its first instruction.
     ///
     /// # Errors

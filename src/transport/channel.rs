@@ -166,6 +166,23 @@ impl Channel {
         }
     }
 
+    /// Waits until something can be read, but not longer than `limit`. Gives whether something can.
+    pub fn wait_readable(&mut self, limit: Duration) -> Result<bool> {
+        if self.is_readable()? {
+            return Ok(true);
+        }
+        let (fd, events) = self.stream.read_interest();
+        let until = Instant::now() + limit;
+        let patience = Patience { deadline: Some(until), ..self.patience.clone() };
+        match patience.wait(fd, events) {
+            Ok(()) => Ok(true),
+            Err(Ended::Deadline) => Ok(false),
+            // A time-out that is longer than the patience: silence is for receivers to find.
+            Err(Ended::Silent(_)) => Ok(false),
+            Err(ended) => Err(self.ended(ended)),
+        }
+    }
+
     /// Refuses in words and closes. Errors are of no interest: the peer may have gone already.
     pub fn refuse(mut self, reason: &str) {
         let mut end = reason.len().min(4000);

@@ -41,12 +41,16 @@ impl FrameKind {
     pub const FILE: Self = Self(*b"FILE");
     /// Packets of the network for sockets of the target.
     pub const SEGMENTS: Self = Self(*b"SEGM");
-    /// End of a round on this channel.
+    /// End of a round on this channel; in post-copy, of everything.
     pub const MARK: Self = Self(*b"MARK");
+    /// Pages that somebody waits for.
+    pub const WANTED: Self = Self(*b"WANT");
+    /// Pages that are missing; an empty one ends the list.
+    pub const MISSING: Self = Self(*b"MISS");
 }
 
 /// Every kind there is, and the longest body it may have, bytes.
-const KINDS: [(FrameKind, u32); 10] = [
+const KINDS: [(FrameKind, u32); 12] = [
     (FrameKind::HELLO, 64 << 10),
     (FrameKind::JOIN, 64),
     (FrameKind::REFUSE, 4 << 10),
@@ -57,6 +61,8 @@ const KINDS: [(FrameKind, u32); 10] = [
     (FrameKind::FILE, 5 << 20),
     (FrameKind::SEGMENTS, 256 << 10),
     (FrameKind::MARK, 64),
+    (FrameKind::WANTED, 96 << 10),
+    (FrameKind::MISSING, 96 << 10),
 ];
 
 impl Display for FrameKind {

@@ -159,6 +159,7 @@ pub fn outcome(outcome: &Outcome) -> Object {
         .list("rounds", outcome.rounds.iter().map(round).collect())
         .known("bytes_sent", outcome.bytes)
         .known("pages_sent", outcome.pages)
+        .known("faults", outcome.faults)
         .known("processes", outcome.processes)
         .known("threads", outcome.threads)
 }

@@ -44,6 +44,7 @@ fn phase(entry: &Entry) -> &'static str {
 fn owner(entry: &Entry) -> &'static str {
     match (entry.line.role, entry.owner) {
         (_, Owner::Here) => "this host",
+        (Role::Source, Owner::There) if entry.line.pages_owed => "the destination, which needs memory from here",
         (Role::Source, Owner::There) => "the destination",
         (Role::Destination, Owner::There) => "the source",
         (_, Owner::EndedHere) => "nobody: ended with this host",

@@ -150,7 +150,7 @@ fn play(work: &mut Workload, goals: &Goals, fixed_rounds: Option<usize>) -> Play
         match decision {
             Decision::Continue => {}
             Decision::Try(step) => tried.push((rounds.len(), step)),
-            Decision::SwitchOver(exit) | Decision::Abort(exit) => {
+            Decision::SwitchOver(exit) | Decision::Follow(exit) | Decision::Abort(exit) => {
                 let last = (owed.pages() * BLOCK) as f64;
                 let pause = last / rate;
                 return Played {

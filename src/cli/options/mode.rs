@@ -10,6 +10,12 @@ pub const MODE: Words<Mode> = &[
     ("auto", Mode::Auto, "pre-copy, as long as it pays"),
     ("pre-copy", Mode::PreCopy, "copy while the target runs, then pause it for what is left"),
     ("stop-and-copy", Mode::StopAndCopy, "pause it, copy everything"),
+    (
+        "post-copy",
+        Mode::PostCopy,
+        "pause it, move what it needs to run; memory follows as it is touched, the rest behind",
+    ),
+    ("hybrid", Mode::Hybrid, "pre-copy, and what is left follows as in post-copy"),
 ];
 
 /// The MODE group.
@@ -36,7 +42,7 @@ pub struct ModeArgs {
     exit_when: Vec<ExitCondition>,
     /// What is tried, in this order, for a target that writes as fast as it is sent
     ///
-    /// Each step gets a few rounds. The last word is anyway or abort: it also counts where a limit is reached before the pause would be short enough.
+    /// Each step gets a few rounds. The last word is post-copy, anyway or abort: it also counts where a limit is reached before the pause would be short enough.
     #[arg(long, value_name = "STEP", value_delimiter = ',', default_value = "defer,compress,throttle,anyway", value_parser = one_of(Step::CHOICES))]
     converge: Vec<Step>,
 }

@@ -4,7 +4,7 @@
 //!
 //! Messages: a byte with a descriptor is an address space made by a fork; `D` says that everything is in.
 
-use super::{GUARD_ENTRY, Kept, KeptSpace, count, hand_over, parcel, standstill};
+use super::{Kept, KeptSpace, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::image::mm::PAGE;
 use crate::memory::lazy::source::Lost;
@@ -25,9 +25,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Guard(UnixStream);
 
 impl Guard {
-    /// Starts one.
-    pub(super) fn start(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<Self> {
-        hand_over(GUARD_ENTRY, kept, descriptors).map(Self)
+    /// Has a process that is ready guard this.
+    pub(super) fn begin(ready: Ready, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<Self> {
+        ready.hand_over(kept, descriptors).map(Self)
     }
 
     /// Another address space.
@@ -57,9 +57,10 @@ pub(super) fn main() -> u8 {
     ignore_signals();
     let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut input = UnixStream::from(input);
-    let begun = input.set_read_timeout(Some(super::PATIENCE)).and_then(|()| parcel::receive(&mut input, count));
+    // However long it takes: the end of the pager ends this as well.
+    let begun = parcel::receive(&mut input, count);
     let Ok((kept, mut descriptors)) = begun else { return 1 };
-    let ready = input.write_all(b"A").and_then(|()| input.set_read_timeout(None));
+    let ready = input.write_all(b"A");
     if ready.is_err() {
         return 1;
     }
@@ -126,9 +127,5 @@ impl Source for Nothing {
 
     fn next(&mut self, _: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
         Ok(None)
-    }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }

@@ -1,5 +1,5 @@
-//! The pager: serves the missing pages of a tree that was restored lazily, from its image, and ends when all are in. It
-//! outlives the command that restored.
+//! The pager: serves the missing pages of a tree that runs already, and ends when all are in. It outlives the command that has
+//! made the tree. Pages come from an image ([`Origin::Image`]), or from wherever whoever starts it says ([`serve::run`]).
 //!
 //! What would happen to the target if its pages went away must not be zeros: when the pager finds the image damaged it stops
 //! every process of the tree and poisons what is missing; when the pager itself is killed, a second small process (the
@@ -9,11 +9,12 @@
 //! gets a line of JSON ([`News`]) about every second, and a last one when all pages are in, or lost.
 
 mod guard;
-mod serve;
+pub mod serve;
 mod standstill;
 
 use super::held::Held;
 use super::parcel;
+use crate::image::{MmId, Pid};
 use crate::memory::{PageRange, RangeSet};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -45,8 +46,41 @@ pub struct KeptSpace {
 }
 
 impl KeptSpace {
-    fn pages(&self) -> RangeSet {
+    /// Of an address space that this process has.
+    pub fn new(mm: MmId, pid: Pid, missing: &RangeSet) -> Self {
+        Self { mm: mm.0, pid: pid.0, missing: missing.iter().map(|range| (range.first, range.count)).collect() }
+    }
+
+    /// The same as a set.
+    pub fn pages(&self) -> RangeSet {
         self.missing.iter().map(|&(first, count)| PageRange::new(first, count)).collect()
+    }
+}
+
+/// Where pages come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// From an image.
+    Image {
+        /// Its directory, absolute.
+        dir: PathBuf,
+        /// Its id: another one in its place is none of ours.
+        id: String,
+    },
+    /// From the host that the target has left.
+    Source {
+        /// Its name.
+        peer: String,
+    },
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Image { dir, .. } => write!(f, "{}", dir.display()),
+            Self::Source { peer } => write!(f, "{peer}"),
+        }
     }
 }
 
@@ -55,10 +89,8 @@ impl KeptSpace {
 pub struct Kept {
     /// The session that has restored.
     pub session: String,
-    /// The image's directory, absolute.
-    pub image: PathBuf,
-    /// The image's id: another one in its place is none of ours.
-    pub image_id: String,
+    /// Where pages come from.
+    pub origin: Origin,
     /// Processes of the tree as they were restored.
     pub tree: Held,
     /// One for each descriptor.
@@ -101,25 +133,53 @@ fn spawn(entry: &str) -> io::Result<(Child, UnixStream)> {
     Ok((child, ours))
 }
 
-/// Hands over: returns when it has answered. A process that does not is ended.
-fn hand_over(entry: &str, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<UnixStream> {
-    let (mut child, mut ours) = spawn(entry)?;
-    let answered = parcel::send(&mut ours, kept, descriptors).and_then(|()| ours.read_exact(&mut [0]));
-    if let Err(error) = answered {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(error);
-    }
-    Ok(ours)
+/// A process of ours that waits to be told what it is for: started ahead of time, as that costs milliseconds. It ends by
+/// itself when this is dropped.
+#[derive(Debug)]
+pub struct Ready {
+    child: Child,
+    socket: UnixStream,
 }
 
-/// Starts a pager. When this returns it serves, and a guard watches over it.
-///
-/// # Errors
-/// It cannot be started: the tree must not run.
-pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(kept.socket.parent().unwrap_or(Path::new("/")))?;
-    hand_over(ENTRY, kept, descriptors).map(drop)
+impl Ready {
+    /// A pager that reads an image.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn pager() -> io::Result<Self> {
+        Self::pager_as(ENTRY)
+    }
+
+    /// The same with another first argument: of a process whose main function is [`serve::run`] with a source of its own.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn pager_as(entry: &str) -> io::Result<Self> {
+        let (child, socket) = spawn(entry)?;
+        Ok(Self { child, socket })
+    }
+
+    /// Leaves the tree to it. When this returns it serves, and a guard watches over it.
+    ///
+    /// # Errors
+    /// It does not serve: the tree must not run.
+    pub fn leave(self, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
+        let run = kept.socket.parent().unwrap_or(Path::new("/"));
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(run)?;
+        self.hand_over(kept, descriptors).map(drop)
+    }
+
+    /// Hands over; its socket, once it has answered. A process that does not is ended.
+    fn hand_over(self, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<UnixStream> {
+        let Self { mut child, mut socket } = self;
+        let answered = parcel::send(&mut socket, kept, descriptors).and_then(|()| socket.read_exact(&mut [0]));
+        if let Err(error) = answered {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        Ok(socket)
+    }
 }
 
 /// Sockets of the pagers of this host.

@@ -1,13 +1,13 @@
-//! The pager process itself.
+//! The pager process itself, with pages from anywhere.
 
 use super::guard::{self, Guard};
-use super::{Kept, News, count, parcel, standstill};
+use super::{GUARD_ENTRY, Kept, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
 use crate::image::MmId;
 use crate::memory::Space;
 use crate::memory::lazy::touches::{self, Touches};
-use crate::memory::lazy::{Missing, Order, Piece, Server, Step, StoreSource};
+use crate::memory::lazy::{Missing, Order, Piece, Server, Source, Step, StoreSource};
 use crate::memory::store::{ImageDir, PageReader};
 use crate::sys::fd;
 use std::io::{self, Read, Write};
@@ -22,11 +22,19 @@ const NEWS_EVERY: Duration = Duration::from_secs(1);
 const CLIENT: Duration = Duration::from_millis(200);
 /// Most clients at a time.
 const CLIENTS: usize = 16;
+/// Between two looks when nothing comes.
+const IDLE: Duration = Duration::from_millis(20);
 /// Steps between two looks at the socket.
 const STEPS: u32 = 16;
 
-/// Runs a pager process; the exit code. Standard input is the socket that everything comes through.
+/// Runs a pager that reads an image; the exit code.
 pub(super) fn main() -> u8 {
+    run(from_image, note_touches)
+}
+
+/// Runs a pager process with pages from this source; the exit code. Standard input is the socket that everything comes
+/// through. `ended` is told which pages were waited for.
+pub fn run<S: Source>(source: impl FnOnce(&Kept) -> io::Result<S>, ended: impl FnOnce(&Kept, &Touches)) -> u8 {
     if fd::close_from(3).is_err() {
         return 1;
     }
@@ -36,25 +44,27 @@ pub(super) fn main() -> u8 {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut input = UnixStream::from(input);
-    let begun = input.set_read_timeout(Some(super::PATIENCE)).and_then(|()| parcel::receive(&mut input, count));
-    let Ok((kept, descriptors)) = begun else { return 1 };
-    match serve(&kept, descriptors, input) {
+    let Ok(guard) = Ready::pager_as(GUARD_ENTRY) else { return 1 };
+    // However long it takes: the end of whoever has started this ends it.
+    let Ok((kept, descriptors)) = parcel::receive(&mut input, count) else { return 1 };
+    match source(&kept).and_then(|source| serve(&kept, descriptors, input, guard, source, ended)) {
         Ok(()) => 0,
         Err(_) => 1,
     }
 }
 
-/// Where pages come from, in a good order.
-fn source(kept: &Kept) -> io::Result<StoreSource> {
-    let image = ImageDir::open(&kept.image).map_err(io::Error::other)?;
-    if image.id() != kept.image_id {
+/// Pages of an image, in a good order.
+fn from_image(kept: &Kept) -> io::Result<StoreSource> {
+    let Origin::Image { dir, id } = &kept.origin else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let image = ImageDir::open(dir).map_err(io::Error::other)?;
+    if image.id() != id {
         return Err(io::Error::new(io::ErrorKind::NotFound, "another image is there now"));
     }
     let pages = PageReader::of(&image).map_err(io::Error::other)?;
     let owed = kept.spaces.iter().map(|space| (Space::Mm(MmId(space.mm)), space.pages()));
     let mut order = Order::new(owed);
-    if let Some(path) = touches::path(&kept.image) {
-        let early: Vec<_> = Touches::read(&path, &kept.image_id).iter().collect();
+    if let Some(path) = touches::path(dir) {
+        let early: Vec<_> = Touches::read(&path, id).iter().collect();
         order.first(early);
     }
     let mut source = StoreSource::new(pages, order);
@@ -62,12 +72,18 @@ fn source(kept: &Kept) -> io::Result<StoreSource> {
     Ok(source)
 }
 
-fn serve(kept: &Kept, descriptors: Vec<OwnedFd>, mut starter: UnixStream) -> io::Result<()> {
-    let source = source(kept)?;
+fn serve<S: Source>(
+    kept: &Kept,
+    descriptors: Vec<OwnedFd>,
+    mut starter: UnixStream,
+    guard: Ready,
+    source: S,
+    ended: impl FnOnce(&Kept, &Touches),
+) -> io::Result<()> {
     let listener = UnixListener::bind(&kept.socket)?;
     listener.set_nonblocking(true)?;
     let name = Name(&kept.socket);
-    let guard = Guard::start(kept, &descriptors)?;
+    let guard = Guard::begin(guard, kept, &descriptors)?;
     let members = kept.spaces.iter().zip(descriptors).map(|(space, uffd)| {
         let mut missing = Missing::default();
         let own = Space::Mm(MmId(space.mm));
@@ -81,20 +97,25 @@ fn serve(kept: &Kept, descriptors: Vec<OwnedFd>, mut starter: UnixStream) -> io:
     fd::replace_stdin(std::fs::File::open("/dev/null")?.as_fd()).map_err(io::Error::from)?;
     fault::strike(Point::PagerServes);
     let mut clients = Clients { listener, clients: Vec::new(), told: Instant::now() };
-    let ended = loop {
+    let news = loop {
         match step(&mut server) {
             Ok(false) => {
                 clients.look(server.missing());
-                server.source().only_wanted &= clients.clients.is_empty();
+                if !clients.clients.is_empty() {
+                    server.source().hurry();
+                }
             }
-            Ok(true) => break News::Complete,
+            Ok(true) => {
+                server.source().finish();
+                break News::Complete;
+            }
             Err(why) => break lost(kept, &mut server, &why),
         }
     };
-    note_touches(kept, server.touches());
+    ended(kept, server.touches());
     drop(name);
-    if ended != News::Complete {
-        clients.tell(&ended);
+    if news != News::Complete {
+        clients.tell(&news);
         // Where the kernel cannot mark them, who needs one waits: for as long as we are here.
         while !server.can_poison() && kept.tree.is_there() {
             std::thread::sleep(NEWS_EVERY);
@@ -103,22 +124,21 @@ fn serve(kept: &Kept, descriptors: Vec<OwnedFd>, mut starter: UnixStream) -> io:
     // Only with the last descriptor its mappings are like any others.
     drop(server);
     guard.end();
-    clients.tell(&ended);
+    clients.tell(&news);
     Ok(())
 }
 
 /// Several steps; whether all is done. The error is why pages are lost.
-fn step(server: &mut Server<'_, StoreSource>) -> Result<bool, String> {
+fn step<S: Source>(server: &mut Server<'_, S>) -> Result<bool, String> {
     for _ in 0..STEPS {
         match server.step() {
             Ok(Step::Worked) => {}
             Ok(Step::Done) => return Ok(true),
-            Ok(Step::Idle) if server.source().only_wanted => {
-                server.wait(&[], NEWS_EVERY / 100);
+            Ok(Step::Idle) => {
+                server.wait(&[], IDLE);
                 server.look_around();
                 return Ok(false);
             }
-            Ok(Step::Idle) => return Err("the image has no more of them".to_owned()),
             Err(lost) => {
                 let cause = std::error::Error::source(&lost).map(|cause| format!(": {cause}")).unwrap_or_default();
                 return Err(format!("{lost}{cause}"));
@@ -129,7 +149,7 @@ fn step(server: &mut Server<'_, StoreSource>) -> Result<bool, String> {
 }
 
 /// Pages are lost: nobody of the tree goes on.
-fn lost(kept: &Kept, server: &mut Server<'_, StoreSource>, why: &str) -> News {
+fn lost<S: Source>(kept: &Kept, server: &mut Server<'_, S>, why: &str) -> News {
     standstill::stop(kept);
     server.poison();
     let of = |n: usize| kept.spaces.get(n).map_or(0, |space| space.pid);
@@ -142,14 +162,15 @@ fn lost(kept: &Kept, server: &mut Server<'_, StoreSource>, why: &str) -> News {
 
 /// The next restore of this image begins with what was needed first this time.
 fn note_touches(kept: &Kept, touched: &Touches) {
-    let Some(path) = touches::path(&kept.image) else { return };
-    let mut all = Touches::read(&path, &kept.image_id);
+    let Origin::Image { dir, id } = &kept.origin else { return };
+    let Some(path) = touches::path(dir) else { return };
+    let mut all = Touches::read(&path, id);
     let known = all.clone();
     let pages = touched.iter().flat_map(|(space, range)| (range.first..range.end()).map(move |page| (space, page)));
     pages.for_each(|(space, page)| all.note(space, page));
     if all != known {
         // An image on a file system that is read-only has no such list.
-        let _ = all.write(&path, &kept.image_id);
+        let _ = all.write(&path, id);
     }
 }
 

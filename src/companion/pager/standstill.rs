@@ -40,7 +40,7 @@ const NAMED: usize = 8;
 /// What a person is told: why, what is missing, and what the target is like.
 pub(super) fn message(kept: &Kept, why: &str, missing: &[(i32, u64, u64)], poisoned: bool) -> String {
     let pages: u64 = missing.iter().map(|(_, start, end)| (end - start) / crate::image::mm::PAGE).sum();
-    let mut text = format!("{pages} pages of the target cannot be brought in from {}: {why}", kept.image.display());
+    let mut text = format!("{pages} pages of the target cannot be brought in from {}: {why}", kept.origin);
     for (pid, start, end) in missing.iter().take(NAMED) {
         let _ = write!(text, "\nmissing: process {pid} {start:#x}-{end:#x}");
     }

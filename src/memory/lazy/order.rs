@@ -147,13 +147,18 @@ impl Order {
         None
     }
 
+    /// Pages around a recent fault; they are not owed any more then.
+    pub fn next_near(&mut self) -> Option<Next> {
+        self.near().map(|(space, range)| Next { space, range, urgent: false })
+    }
+
     /// The next pages, which are not owed any more then; `None` = all were given.
     pub fn next_pages(&mut self) -> Option<Next> {
         if let Some(wanted) = self.next_wanted() {
             return Some(wanted);
         }
-        if let Some((space, range)) = self.near() {
-            return Some(Next { space, range, urgent: false });
+        if let Some(near) = self.next_near() {
+            return Some(near);
         }
         while let Some((space, range)) = self.early.front_mut() {
             let (space, whole) = (*space, *range);

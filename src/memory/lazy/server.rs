@@ -136,7 +136,7 @@ impl<'a, S: Source> Server<'a, S> {
     /// Waits until there may be something to do, or one of `others` is readable: which of them are.
     pub fn wait(&self, others: &[BorrowedFd<'_>], timeout: Duration) -> Vec<bool> {
         let ours = self.members.iter().filter(|member| !member.gone).map(|member| member.uffd.as_fd());
-        let all = others.iter().copied().chain(self.source.descriptor()).chain(ours);
+        let all = others.iter().copied().chain(self.source.descriptors()).chain(ours);
         let mut wanted: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // An error is nothing to wait for: the next look finds out.
         let _ = poll(&mut wanted, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));

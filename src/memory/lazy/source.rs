@@ -33,8 +33,16 @@ pub trait Source {
     /// Pages that will never come.
     fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<Arrival>, Lost>;
 
-    /// Becomes readable when there may be more; `None`, where [`Self::next`] never has to wait.
-    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+    /// These become readable when there may be more; none, where [`Self::next`] never has to wait.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    /// Somebody waits for all of them.
+    fn hurry(&mut self) {}
+
+    /// Everything is in.
+    fn finish(&mut self) {}
 }
 
 /// The page store of an image.
@@ -51,6 +59,12 @@ impl StoreSource {
     /// Reads in this order.
     pub fn new(pages: PageReader, order: Order) -> Self {
         Self { pages: pages.suspicious(), order, scratch: Scratch::default(), only_wanted: false }
+    }
+
+    /// Asked for pages although all were given: a defect of this program.
+    fn exhausted(&self) -> Lost {
+        let range = PageRange::new(0, 0);
+        Lost { space: Space::Mm(crate::image::MmId(0)), range, reason: "the image has no more of them".into() }
     }
 
     fn read(&mut self, space: Space, range: PageRange, data: &mut Vec<u8>) -> Result<(), StoreError> {
@@ -74,13 +88,13 @@ impl Source for StoreSource {
 
     fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
         let next = if self.only_wanted { self.order.next_wanted() } else { self.order.next_pages() };
-        let Some(next) = next else { return Ok(None) };
+        let Some(next) = next else { return if self.only_wanted { Ok(None) } else { Err(self.exhausted()) } };
         let (space, range) = (next.space, next.range);
         self.read(space, range, data).map_err(|e| Lost { space, range, reason: Box::new(e) })?;
         Ok(Some((space, range)))
     }
 
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
+    fn hurry(&mut self) {
+        self.only_wanted = false;
     }
 }

@@ -76,6 +76,8 @@ pub enum Step {
     Compress,
     /// The writers get less processor time (cgroup `cpu.max`).
     Throttle,
+    /// Pause, and what is left follows when the target runs.
+    PostCopy,
     /// Pause all the same.
     Anyway,
     /// The target stays where it is.
@@ -88,6 +90,7 @@ impl Step {
         ("defer", Self::Defer, "leave pages that are written again and again for later"),
         ("compress", Self::Compress, "pack pages harder"),
         ("throttle", Self::Throttle, "give the target less processor time"),
+        ("post-copy", Self::PostCopy, "pause, and what is left follows when the target runs"),
         ("anyway", Self::Anyway, "pause all the same"),
         ("abort", Self::Abort, "leave it where it is, exit code 1"),
     ];
@@ -102,7 +105,7 @@ impl Step {
 
     /// Whether the rounds end with it.
     pub fn is_last(self) -> bool {
-        matches!(self, Self::Anyway | Self::Abort)
+        matches!(self, Self::PostCopy | Self::Anyway | Self::Abort)
     }
 }
 
@@ -148,6 +151,8 @@ pub enum Decision {
     Try(Step),
     /// Pause, for this reason.
     SwitchOver(ExitCondition),
+    /// Pause, for this reason; what is left follows when the target runs.
+    Follow(ExitCondition),
     /// The target stays where it is: the promise cannot be kept, for this reason.
     Abort(ExitCondition),
 }
@@ -245,6 +250,7 @@ fn last_word(exit: ExitCondition, kept: bool, goals: &Goals) -> Decision {
     let word = goals.converge.iter().find(|step| step.is_last()).filter(|_| !kept);
     match word {
         Some(Step::Abort) => Decision::Abort(exit),
+        Some(Step::PostCopy) => Decision::Follow(exit),
         _ => Decision::SwitchOver(exit),
     }
 }

@@ -95,7 +95,7 @@ fn play(memory: u64, rate: u64, dirty: u64, set: u64, goals: &Goals) -> (Vec<Rou
             lacking_room_bytes: 0,
         });
         match decide(&rounds, goals, &[]) {
-            Decision::SwitchOver(exit) => return (rounds, exit),
+            Decision::SwitchOver(exit) | Decision::Follow(exit) => return (rounds, exit),
             _ => left = residual,
         }
     }
@@ -209,4 +209,14 @@ proptest! {
             .collect();
         decide(&rounds, &all_steps(), &[(1, Step::Defer)]);
     }
+}
+
+#[test]
+fn what_does_not_converge_can_follow() {
+    let hot = round(100, 1000, 1000);
+    let goals = Goals { converge: vec![Step::PostCopy, Step::Anyway], ..goals() };
+    assert_eq!(decide(&[hot, hot, hot], &goals, &[]), Decision::Follow(ExitCondition::NotConverging));
+    // Not where the pause is short enough by itself.
+    let cool = round(1000, 1000, 0);
+    assert_eq!(decide(&[hot, hot, cool], &goals, &[]), Decision::SwitchOver(ExitCondition::DowntimeNet));
 }

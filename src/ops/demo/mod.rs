@@ -8,7 +8,7 @@ mod hosts;
 pub mod parts;
 
 use super::options::{DemoOptions, Kill, Mode};
-use crate::failure::{Failure, Result, TargetState};
+use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::fault::Point;
 use cable::{Cable, Cut};
 use hosts::{Host, Network};
@@ -51,6 +51,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// Namespaces cannot be made here, or a part of the demo does not start.
 pub fn run(options: &DemoOptions, show: &mut dyn FnMut(&Scene)) -> Result<Verdict> {
+    check(options)?;
     let dir = Workplace::make(options.keep)?;
     let network = Network::make(CLIENT)?;
     let a = Host::make(&network, "host-a", "10.77.0.2/24", dir.path())?;
@@ -104,11 +105,24 @@ fn agent_of<'c>(command: &'c mut Command, socket: &Path) -> &'c mut Command {
     command.stdout(Stdio::null()).stderr(Stdio::null())
 }
 
+/// Whoever ends the source before memory has followed ends the target.
+fn check(options: &DemoOptions) -> Result<()> {
+    match (options.mode, options.kill) {
+        (Mode::PostCopy | Mode::Hybrid, Some(Kill::Source)) => {
+            let what = "--kill source shows nothing in this mode: the memory is still there";
+            Err(Failure::new(what).kind(FailureKind::Usage))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn mover(a: &Host, options: &DemoOptions, pid: &str, socket: &Path) -> Result<Child> {
     let mode = match options.mode {
         Mode::Auto => "auto",
         Mode::PreCopy => "pre-copy",
         Mode::StopAndCopy => "stop-and-copy",
+        Mode::PostCopy => "post-copy",
+        Mode::Hybrid => "hybrid",
     };
     let mut command = a.migrate();
     command.arg("--json").arg("move").arg(pid).arg(format!("unix:{}", socket.display()));

@@ -13,7 +13,7 @@ mod redis;
 mod sqlite3;
 mod stage;
 
-/// The three tests of a program.
+/// The tests of a program.
 macro_rules! program {
     ($program:expr) => {
         #[test]
@@ -29,6 +29,16 @@ macro_rules! program {
         #[test]
         fn moved() {
             crate::programs::stage::run(&$program, crate::programs::stage::How::Moved);
+        }
+
+        #[test]
+        fn lazily() {
+            crate::programs::stage::run(&$program, crate::programs::stage::How::RestoredLazily(3));
+        }
+
+        #[test]
+        fn followed() {
+            crate::programs::stage::run(&$program, crate::programs::stage::How::Followed);
         }
     };
 }

@@ -57,8 +57,12 @@ pub struct Program {
 pub enum How {
     /// Dumped and restored this many times.
     Restored(usize),
+    /// The same with memory that comes when it is touched.
+    RestoredLazily(usize),
     /// Moved with its address, by `migrate move` to an agent at the other host.
     Moved,
+    /// The same by post-copy.
+    Followed,
 }
 
 /// A program that runs somewhere here. Dropping it ends everybody.
@@ -139,7 +143,12 @@ impl Stage {
         self.start_client(program.name)?;
         std::thread::sleep(Duration::from_millis(200));
         let done = match how {
-            How::Restored(times) => self.restored(root, times)?,
+            How::Restored(times) => self.restored(root, times, &[])?,
+            How::RestoredLazily(times) => self.restored(root, times, &["--lazy"])?,
+            How::Followed => {
+                let agent = self.start_agent("")?;
+                self.moved(root, &agent, &["--mode", "post-copy"])?
+            }
             How::Moved => {
                 let agent = self.start_agent("")?;
                 self.moved(root, &agent, &[])?
@@ -270,10 +279,11 @@ impl Stage {
         self.note(&result)?;
         let part = |name: &str| result["downtime_parts"][name].as_u64().unwrap_or_default() / 1000;
         Ok(format!(
-            "{}, {} rounds, {} pages, pause {} ms (freeze {} residual {} rebuild {} handover {}), total {} ms",
+            "{}, {} rounds, {} pages, {} faults, pause {} ms (freeze {} residual {} rebuild {} handover {}), total {} ms",
             result["mode"].as_str().unwrap_or_default(),
             result["rounds"].as_array().map_or(0, Vec::len),
             result["pages_sent"],
+            result["faults"].as_u64().unwrap_or_default(),
             result["downtime_us"].as_u64().unwrap_or_default() / 1000,
             part("freeze"),
             part("residual"),
@@ -284,14 +294,14 @@ impl Stage {
     }
 
     /// Dumps and restores it this many times, with the same process ids.
-    fn restored(&mut self, mut root: i32, times: usize) -> Result<String, String> {
+    fn restored(&mut self, mut root: i32, times: usize, options: &[&str]) -> Result<String, String> {
         for n in 0..times {
             let image = self.text(&format!("image-{n}"));
             note_tree(root, &mut self.tree);
             self.migrate(&["dump", &root.to_string(), "-D", &image])?;
             self.tree.extend(zombies_of_session(root));
             reap(&self.tree);
-            let result = self.migrate(&["restore", "-D", &image, "--detach", "--pids", "same"])?;
+            let result = self.migrate(&[&["restore", "-D", &image, "--detach", "--pids", "same"], options].concat())?;
             root = self.note(&result)?;
             std::thread::sleep(Duration::from_millis(100));
         }

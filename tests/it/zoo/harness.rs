@@ -36,6 +36,10 @@ pub enum Mode {
     Late,
     /// The same, and dumped while most of it is missing.
     LateDumped,
+    /// Moved as by [`Mode::Move`], with memory that follows only when it is touched.
+    PostCopy,
+    /// The same after rounds, and everything follows at once.
+    Hybrid,
     /// Moved to another network of this kernel: both ends of the protocol, and a PID namespace of its own, as the frozen
     /// original has its ids.
     Move,
@@ -44,7 +48,7 @@ pub enum Mode {
 impl Mode {
     /// Whether the tree ends up in a PID namespace of its own, where a reader outside sees other ids.
     fn new_pids(self) -> bool {
-        matches!(self, Self::NewPids | Self::Move)
+        matches!(self, Self::NewPids | Self::Move | Self::PostCopy | Self::Hybrid)
     }
 }
 
@@ -104,7 +108,7 @@ pub fn run(scenario: &Scenario, mode: Mode) {
         return skipped(scenario, mode, "needs root");
     }
     let not_moved = NOT_MOVED.iter().find(|row| row.0 == scenario.fixture && row.1 == scenario.case);
-    if let (Mode::Move, Some((_, _, reason))) = (mode, not_moved) {
+    if let (Mode::Move | Mode::PostCopy | Mode::Hybrid, Some((_, _, reason))) = (mode, not_moved) {
         return skipped(scenario, mode, reason);
     }
     adopt_orphans();
@@ -282,6 +286,9 @@ impl<'a> Run<'a> {
                 self.dump(root, 1, &["--leave-running"])?;
                 root
             }
+            // What was not touched comes while it is verified.
+            Mode::PostCopy => return self.follows("post-copy", true).map(|()| Ran::Passed),
+            Mode::Hybrid => return self.follows("hybrid", false).map(|()| Ran::Passed),
             Mode::Move => {
                 if !self.scenario.timed {
                     self.dump(self.pid(), 0, &["--leave-running"])?;
@@ -350,15 +357,8 @@ impl<'a> Run<'a> {
 
     /// Moves it with this program, to a host on which `there` (a command that runs others, or nothing) starts programs.
     pub(super) fn moved_by(&self, root: i32, engine: Command, there: &str) -> Result<i32, String> {
-        use std::os::unix::fs::PermissionsExt;
         self.note_tree(root);
-        let rsh = self.path("ssh");
-        let script = format!("#!/bin/sh\nshift\nexec {there}unshare --net sh -c \"$*\"\n");
-        fs::write(&rsh, script).map_err(|e| e.to_string())?;
-        fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
-        let (root, rsh) = (root.to_string(), rsh.display().to_string());
-        let remote = env!("CARGO_BIN_EXE_migrate");
-        let args = ["move", &root, "over-there", "--rsh", &rsh, "--remote", remote, "--json"].map(str::to_owned);
+        let args = self.move_args(root, there, &[])?;
         let places = self.path("places").display().to_string();
         let said = self.wait_for(engine, &args, &[("MIGRATE_PLACES", &places)]).map_err(|e| format!("move: {e}"))?;
         let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -370,6 +370,19 @@ impl<'a> Run<'a> {
         // Until everybody is in the wait for `go` again.
         std::thread::sleep(Duration::from_millis(20));
         Ok(root)
+    }
+
+    /// Arguments of a move to what is another host but for its files, by way of a stand-in for ssh.
+    fn move_args(&self, root: i32, there: &str, options: &[&str]) -> Result<Vec<String>, String> {
+        use std::os::unix::fs::PermissionsExt;
+        let rsh = self.path("ssh");
+        let script = format!("#!/bin/sh\nshift\nexec {there}unshare --net sh -c \"$*\"\n");
+        fs::write(&rsh, script).map_err(|e| e.to_string())?;
+        fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
+        let (root, rsh) = (root.to_string(), rsh.display().to_string());
+        let remote = env!("CARGO_BIN_EXE_migrate");
+        let args = ["move", &root, "over-there", "--rsh", &rsh, "--remote", remote, "--json"];
+        Ok(args.iter().chain(options).map(|word| (*word).to_owned()).collect())
     }
 
     /// What has moved has the model it had.
@@ -431,21 +444,49 @@ impl<'a> Run<'a> {
         self.wait_for(crate::cli::migrate(&[]), args, env)
     }
 
-    pub(super) fn wait_for(
-        &self,
-        mut command: Command,
-        args: &[String],
-        env: &[(&str, &str)],
-    ) -> Result<String, String> {
-        let log = self.path("log");
-        let out = fs::File::create(&log).map_err(|e| e.to_string())?;
+    /// Moves it, and has it verify itself while the move goes on; with `held` only what it touches is sent.
+    fn follows(&self, how: &str, held: bool) -> Result<(), String> {
+        self.note_tree(self.pid());
+        let places = self.path("places").display().to_string();
+        let mut env = vec![("MIGRATE_PLACES", places.as_str())];
+        env.extend(held.then_some(("MIGRATE_FAULT", "pager-behind")));
+        let args = self.move_args(self.pid(), "", &["--mode", how])?;
+        let mut moving = self.spawn(crate::cli::migrate(&[]), &args, &env)?;
+        let began = Instant::now();
+        let switched = |text: &str| text.lines().any(|line| line.contains("\"event\":\"switched\""));
+        while !switched(&self.text("log").unwrap_or_default()) {
+            let ended = moving.try_wait().map_err(|e| e.to_string())?;
+            if ended.is_some_and(|status| !status.success()) || began.elapsed() > self.patience {
+                return Err(format!("move: {}", self.text("log").unwrap_or_default()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let verified = self.verify();
+        // The target has ended, or touched all there is: nothing is missing any more.
+        self.ended(moving).map_err(|e| format!("move: {e}"))?;
+        self.reap();
+        verified
+    }
+
+    pub(super) fn wait_for(&self, command: Command, args: &[String], env: &[(&str, &str)]) -> Result<String, String> {
+        let child = self.spawn(command, args, env)?;
+        self.ended(child)
+    }
+
+    /// Starts it with its output in a file.
+    fn spawn(&self, mut command: Command, args: &[String], env: &[(&str, &str)]) -> Result<Child, String> {
+        let out = fs::File::create(self.path("log")).map_err(|e| e.to_string())?;
         command.args(args).stdout(out.try_clone().map_err(|e| e.to_string())?).stderr(out);
         command.envs(env.iter().copied());
-        let mut child = command.spawn().map_err(|e| e.to_string())?;
+        command.spawn().map_err(|e| e.to_string())
+    }
+
+    /// Waits for its end; what it said.
+    fn ended(&self, mut child: Child) -> Result<String, String> {
         let deadline = Instant::now() + self.patience;
         loop {
             if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
-                let text = fs::read_to_string(&log).unwrap_or_default();
+                let text = fs::read_to_string(self.path("log")).unwrap_or_default();
                 return if status.success() { Ok(text) } else { Err(format!("{status}: {text}")) };
             }
             if Instant::now() > deadline {

@@ -12,11 +12,11 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// Compares every page it has with what it should hold.
-const TARGET: Scenario =
+pub(super) const TARGET: Scenario =
     Scenario { fixture: "late", case: "by_threads", ignore: &[], allow: "", busy: false, timed: false };
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn root() -> bool {
+pub(super) fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         let _ = writeln!(std::io::stderr(), "SKIPPED late: needs root");
@@ -40,7 +40,7 @@ fn restore(run: &Run<'_>, env: &[(&str, &str)]) -> i32 {
     run.restore_with(0, &["--pids", "same", "--lazy"], &env).expect("it can be restored")
 }
 
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(super) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look() {
@@ -58,13 +58,13 @@ fn report(run: &Run<'_>) -> Option<String> {
     fs::read_to_string(lost.path()).ok().filter(|text| text.ends_with('\n'))
 }
 
-fn state(pid: i32) -> Option<char> {
+pub(super) fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// The target is stopped, says what is missing, and does not survive a look at it.
-fn is_lost_and_never_zero(run: &Run<'_>, root: i32) {
+pub(super) fn is_lost_and_never_zero(run: &Run<'_>, root: i32) {
     let text = until("nobody says that pages are missing", || report(run));
     assert!(text.contains("missing: process") && text.contains("target: stopped"), "{text}");
     until("it is not stopped", || state(root).filter(|state| *state == 'T'));

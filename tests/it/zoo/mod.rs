@@ -7,6 +7,7 @@ mod faults;
 mod frozen;
 mod harness;
 mod late_lost;
+mod late_moves;
 mod mutation;
 mod other_clocks;
 mod other_kernel;
@@ -191,7 +192,7 @@ macro_rules! zoo {
 macro_rules! late {
     ($name:ident = $fixture:ident: $($case:ident)*) => {
         mod $name {
-            $(row!($fixture, $case, late = Late, late_dumped = LateDumped);)*
+            $(row!($fixture, $case, late = Late, late_dumped = LateDumped, post_copy = PostCopy, hybrid = Hybrid);)*
         }
     };
 }

@@ -1,0 +1,259 @@
+//! The pager of a target that has moved: pages come from the host that it has left.
+
+use super::relay::{BULK, URGENT};
+use super::{send_missing, send_wanted, socket_path};
+use crate::companion::pager::{Kept, Origin, Ready, serve};
+use crate::fault::{self, Point};
+use crate::image::MmId;
+use crate::image::mm::PAGE;
+use crate::memory::lazy::source::Lost;
+use crate::memory::lazy::{Arrival, Fault, Source};
+use crate::memory::{PageRange, RangeSet, Space};
+use crate::migration::pages::{What, unpack};
+use crate::migration::send_pages::ALIVE_EVERY;
+use crate::transport::stream::Stream;
+use crate::transport::wait::Patience;
+use crate::transport::{Abort, Channel, FrameKind, Result, TransportError};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// First argument of such a pager; not a verb of the command line.
+const ENTRY: &str = "pages-process";
+/// Without a source for so long its pages are lost.
+const LOST_AFTER: Duration = Duration::from_secs(600);
+/// So long a source is looked for that does not know yet that it may end the original.
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
+/// A frame that has begun is here within this time.
+const FRAME: Duration = Duration::from_secs(10);
+
+/// Starts one, to be told later what it is for.
+///
+/// # Errors
+/// It cannot be started.
+pub fn ready() -> io::Result<Ready> {
+    Ready::pager_as(ENTRY)
+}
+
+/// The main function of a process of ours with this first argument.
+pub fn entry(argument: &std::ffi::OsStr) -> Option<fn() -> u8> {
+    (argument == ENTRY).then_some(main)
+}
+
+fn main() -> u8 {
+    serve::run(Receiver::begin, |_, _| ())
+}
+
+/// Pages from the source.
+struct Receiver {
+    path: PathBuf,
+    listener: UnixListener,
+    urgent: Option<Channel>,
+    bulk: Option<Channel>,
+    peer: String,
+    /// What has not come.
+    owed: BTreeMap<Space, RangeSet>,
+    /// Somebody waits for these, and the source was asked if there is one.
+    wanted: HashMap<(Space, u64), u32>,
+    /// What has come and was not given.
+    came: VecDeque<(Space, PageRange, Vec<u8>)>,
+    unpacked: Vec<u8>,
+    /// When the source was last heard.
+    heard: Instant,
+    alive: Instant,
+    patience: Duration,
+    abort: Abort,
+}
+
+impl Receiver {
+    fn begin(kept: &Kept) -> io::Result<Self> {
+        let run = kept.socket.parent().unwrap_or(std::path::Path::new("/"));
+        let path = socket_path(run, &kept.session);
+        let listener = UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        let peer = match &kept.origin {
+            Origin::Source { peer } => peer.clone(),
+            Origin::Image { .. } => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        let owed = kept.spaces.iter().map(|space| (Space::Mm(MmId(space.mm)), space.pages())).collect();
+        let impatient = fault::at(Point::PagerImpatient).is_err();
+        Ok(Self {
+            path,
+            listener,
+            urgent: None,
+            bulk: None,
+            peer,
+            owed,
+            wanted: HashMap::new(),
+            came: VecDeque::new(),
+            unpacked: Vec::new(),
+            heard: Instant::now(),
+            alive: Instant::now(),
+            patience: if impatient { Duration::from_secs(1) } else { LOST_AFTER },
+            abort: Abort::new()?,
+        })
+    }
+
+    /// Takes links that have come.
+    fn accept(&mut self) {
+        while let Ok((socket, _)) = self.listener.accept() {
+            if let Err(error) = self.take(socket) {
+                tracing::debug!(%error, "a link for pages did not come up");
+            }
+        }
+    }
+
+    fn take(&mut self, mut socket: UnixStream) -> Result<()> {
+        let failed = |source| TransportError::Io { operation: "take a link from", peer: "a session".into(), source };
+        socket.set_nonblocking(false).and_then(|()| socket.set_read_timeout(Some(FRAME))).map_err(failed)?;
+        let mut role = [0];
+        socket.read_exact(&mut role).map_err(failed)?;
+        let patience = Patience { abort: self.abort.clone(), silence: FRAME, deadline: None };
+        let mut channel = Channel::new(Stream::unix(socket).map_err(failed)?, self.peer.clone(), patience);
+        channel.during("bringing pages");
+        match role[0] {
+            URGENT => {
+                // A source that comes again has lost both.
+                self.bulk = None;
+                send_missing(&mut channel, &self.owed)?;
+                let faults: Vec<Fault> =
+                    self.wanted.iter().map(|((space, page), thread)| fault_of(*space, *page, *thread)).collect();
+                send_wanted(&mut channel, &faults)?;
+                self.urgent = Some(channel);
+            }
+            BULK => self.bulk = Some(channel),
+            _ => return Ok(()),
+        }
+        self.heard = Instant::now();
+        Ok(())
+    }
+
+    /// One frame of a link that has one.
+    fn hear(&mut self, channel: &mut Channel) -> Result<bool> {
+        if !channel.is_readable()? {
+            return Ok(false);
+        }
+        let peer = channel.peer().to_owned();
+        let frame = channel.receive()?;
+        self.heard = Instant::now();
+        if frame.kind != FrameKind::PAGES {
+            return Err(TransportError::UnexpectedKind { peer, expected: "pages", got: frame.kind });
+        }
+        let came = &mut self.came;
+        unpack(frame.body, &mut self.unpacked, &mut |run, content| match run.what {
+            What::Data => came.push_back((run.space, run.range, content.to_vec())),
+            What::Zero => came.push_back((run.space, run.range, Vec::new())),
+            What::Hole | What::Inherit => {}
+        })
+        .map_err(|error| TransportError::Malformed {
+            peer,
+            what: "frame of pages",
+            reason: error.to_string(),
+        })?;
+        Ok(true)
+    }
+
+    /// Whatever is here from either link, the urgent one first.
+    fn hear_any(&mut self) {
+        for urgent in [true, false] {
+            let link = if urgent { self.urgent.take() } else { self.bulk.take() };
+            let Some(mut channel) = link else { continue };
+            match self.hear(&mut channel) {
+                Ok(heard) => {
+                    *(if urgent { &mut self.urgent } else { &mut self.bulk }) = Some(channel);
+                    if heard {
+                        return;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, urgent, "a link for pages is lost"),
+            }
+        }
+    }
+
+    /// Tells the source that we are here; it would take us for dead.
+    fn say_alive(&mut self) {
+        if self.alive.elapsed() >= ALIVE_EVERY {
+            self.alive = Instant::now();
+            let said = self.urgent.as_mut().map(|channel| channel.send(FrameKind::ALIVE, &[]));
+            self.urgent = self.urgent.take().filter(|_| !matches!(said, Some(Err(_))));
+        }
+    }
+
+    fn lost(&self) -> Lost {
+        let first = self.owed.iter().find_map(|(space, pages)| Some((*space, *pages.ranges().first()?)));
+        let (space, range) = first.unwrap_or((Space::Mm(MmId(0)), PageRange::new(0, 0)));
+        let reason = format!("{} has not been heard for {} s", self.peer, self.patience.as_secs());
+        Lost { space, range, reason: reason.into() }
+    }
+}
+
+fn fault_of(space: Space, page: u64, thread: u32) -> Fault {
+    Fault { space, page, thread }
+}
+
+impl Source for Receiver {
+    fn want(&mut self, fault: Fault) {
+        if self.wanted.insert((fault.space, fault.page), fault.thread).is_some() {
+            return;
+        }
+        let asked = self.urgent.as_mut().map(|channel| send_wanted(channel, &[fault]));
+        if matches!(asked, Some(Err(_))) {
+            self.urgent = None;
+        }
+    }
+
+    fn next(&mut self, data: &mut Vec<u8>) -> std::result::Result<Option<Arrival>, Lost> {
+        self.accept();
+        if self.came.is_empty() {
+            self.hear_any();
+        }
+        self.say_alive();
+        let Some((space, range, content)) = self.came.pop_front() else {
+            let silent = self.urgent.is_none() && self.heard.elapsed() > self.patience;
+            return if silent { Err(self.lost()) } else { Ok(None) };
+        };
+        if let Some(owed) = self.owed.get_mut(&space) {
+            owed.remove(range);
+        }
+        self.wanted.retain(|(of, page), _| *of != space || !(range.first..range.end()).contains(page));
+        data.clear();
+        data.extend_from_slice(&content);
+        // Zeros are named, not sent.
+        data.resize((range.count * PAGE) as usize, 0);
+        Ok(Some((space, range)))
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let links = [&self.urgent, &self.bulk].into_iter().flatten();
+        let links = links.map(|channel| channel.stream().read_interest().0);
+        links.chain([self.listener.as_fd()]).collect()
+    }
+
+    /// The source may end the original now. It is told for as long as it may take to find a link.
+    fn finish(&mut self) {
+        let deadline = Instant::now() + self.patience.min(TOLD_WITHIN);
+        self.owed.clear();
+        self.wanted.clear();
+        while Instant::now() < deadline {
+            self.accept();
+            if let Some(channel) = &mut self.urgent {
+                channel.deadline(Some(FRAME));
+                let told = channel.send(FrameKind::MARK, &[]);
+                if told.and_then(|()| channel.expect(FrameKind::MARK, "the end of the original").map(drop)).is_ok() {
+                    return;
+                }
+                self.urgent = None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,243 @@
+//! The source's end: pages of the frozen original, for as long as the destination lacks any.
+
+use super::{read_wanted, receive_missing};
+use crate::image::mm::PAGE;
+use crate::memory::lazy::Order;
+use crate::memory::lazy::order::Next;
+use crate::memory::pipeline::{PageError, ReadPages};
+use crate::memory::{PageRange, RangeSet, Space};
+use crate::migration::MoveError;
+use crate::migration::pages::Packer;
+use crate::migration::protocol::{self, AttemptId, FromSource};
+use crate::migration::send_pages::ALIVE_EVERY;
+use crate::migration::source::Again;
+use crate::transport::{Abort, Channel, FrameKind, Link, TransportError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two attempts to find a link.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Between two looks whether there is something to do.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How far it is.
+#[derive(Debug, Default)]
+struct State {
+    order: Order,
+    /// There are links, and what is missing is known.
+    linked: bool,
+    drained: bool,
+    stopped: bool,
+    served: Served,
+}
+
+/// Pages that are served, by a thread of its own.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    state: Arc<(Mutex<State>, Condvar)>,
+    abort: Abort,
+    attempt: AttemptId,
+    /// zstd level.
+    level: Option<i32>,
+}
+
+/// What was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Served {
+    /// Pages.
+    pub pages: u64,
+    /// Of which so many were waited for.
+    pub faults: u64,
+    /// Bytes on the wire, headers included.
+    pub bytes: u64,
+}
+
+/// Of a target whose pages all go before it runs.
+pub struct NoPages;
+
+impl ReadPages for NoPages {
+    fn read(&self, _: Space, ranges: &[PageRange], _: &mut [u8]) -> Result<(), PageError> {
+        let page = ranges.first().map_or(0, |range| range.first);
+        Err(PageError { page, source: std::io::ErrorKind::Unsupported.into() })
+    }
+}
+
+impl Serving {
+    /// For an attempt.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn new(attempt: AttemptId, level: Option<i32>) -> Result<Self, MoveError> {
+        let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
+        let abort = Abort::new().map_err(failed)?;
+        Ok(Self { state: Arc::default(), abort, attempt, level })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends it, whatever is missing.
+    pub fn stop(&self) {
+        self.state().stopped = true;
+        self.abort.trigger();
+        self.state.1.notify_all();
+    }
+
+    /// Waits until everything is there. `given_up`: nobody wants to wait for a link any more. `progress` is told pages that
+    /// are left.
+    ///
+    /// # Errors
+    /// There is no link, and it was given up.
+    pub fn wait(&self, given_up: &dyn Fn() -> bool, progress: &dyn Fn(u64)) -> Result<Served, MoveError> {
+        loop {
+            let state = self.state();
+            if state.drained {
+                return Ok(state.served);
+            }
+            progress(state.order.pages());
+            if !state.linked && given_up() {
+                let during = "sending the pages that the target still lacks";
+                return Err(TransportError::Aborted { during }.into());
+            }
+            drop(self.state.1.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Serves until everything is there, or it is stopped: over links that `again` makes, anew when they are lost.
+    pub fn run(&self, again: Again<'_>, pages: &(dyn ReadPages + Sync)) {
+        while !self.state().stopped {
+            match self.once(again, pages) {
+                Ok(()) => {
+                    self.state().drained = true;
+                    self.state.1.notify_all();
+                    return;
+                }
+                Err(error) => tracing::info!(%error, "no pages can be sent just now"),
+            }
+            self.state().linked = false;
+            std::thread::sleep(AGAIN);
+        }
+    }
+
+    fn link(&self, again: Again<'_>, urgent: bool) -> Result<Link, MoveError> {
+        let mut link = again.0()?;
+        // Whoever wants the move to end now is told how it ended.
+        link.control.abort_with(self.abort.clone());
+        link.control.during("sending pages that the target lacks");
+        protocol::send(&mut link.control, &FromSource::Pages { attempt: self.attempt, urgent })?;
+        Ok(link)
+    }
+
+    /// With one pair of links, until the destination has everything.
+    fn once(&self, again: Again<'_>, pages: &(dyn ReadPages + Sync)) -> Result<(), MoveError> {
+        let mut urgent = self.link(again, true)?;
+        let missing: BTreeMap<Space, RangeSet> = receive_missing(&mut urgent.control)?;
+        {
+            let mut state = self.state();
+            state.order = Order::new(missing);
+            state.linked = true;
+        }
+        let mut bulk = self.link(again, false)?;
+        let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
+        let over = Abort::new().map_err(failed)?;
+        bulk.control.abort_with(over.clone());
+        let served = std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                let sent = self.send_rest(&mut bulk.control, pages, &over);
+                if sent.is_err() {
+                    // The other link goes with it: what was under way is asked for anew.
+                    over.trigger();
+                }
+                sent
+            });
+            let served = self.answer(&mut urgent.control, pages, &over);
+            over.trigger();
+            let sent = worker.join().unwrap_or(Err(MoveError::Worker));
+            self.state().served.bytes += urgent.control.bytes_sent();
+            match served {
+                Ok(()) => Ok(()),
+                Err(error) => Err(sent.err().unwrap_or(error)),
+            }
+        });
+        self.state().served.bytes += bulk.control.bytes_sent();
+        served
+    }
+
+    /// Answers faults, and sends what lies around them.
+    fn answer(&self, channel: &mut Channel, pages: &dyn ReadPages, over: &Abort) -> Result<(), MoveError> {
+        let mut packer = Packer::new(self.level);
+        let mut said = Instant::now();
+        loop {
+            if over.is_triggered() {
+                return Err(MoveError::Worker);
+            }
+            if !channel.is_readable()? {
+                let near = self.state().order.next_near();
+                if let Some(next) = near {
+                    self.send(channel, pages, next, &mut packer)?;
+                    continue;
+                }
+                if said.elapsed() >= ALIVE_EVERY {
+                    said = Instant::now();
+                    channel.send(FrameKind::ALIVE, &[])?;
+                }
+                channel.wait_readable(LOOK)?;
+                continue;
+            }
+            let peer = channel.peer().to_owned();
+            let frame = channel.receive()?;
+            match frame.kind {
+                FrameKind::WANTED => {
+                    let faults = read_wanted(frame.body, &peer)?;
+                    let mut state = self.state();
+                    state.served.faults += faults.len() as u64;
+                    faults.into_iter().for_each(|fault| state.order.fault(fault));
+                }
+                FrameKind::MARK => return Ok(channel.send(FrameKind::MARK, &[])?),
+                got => return Err(TransportError::UnexpectedKind { peer, expected: "wanted pages", got }.into()),
+            }
+            loop {
+                let wanted = self.state().order.next_wanted();
+                let Some(next) = wanted else { break };
+                self.send(channel, pages, next, &mut packer)?;
+            }
+        }
+    }
+
+    /// Everything else, in large pieces.
+    fn send_rest(&self, channel: &mut Channel, pages: &dyn ReadPages, over: &Abort) -> Result<(), MoveError> {
+        let mut packer = Packer::new(self.level);
+        let mut said = Instant::now();
+        let only_wanted = crate::fault::at(crate::fault::Point::PagerBehind).is_err();
+        while !over.is_triggered() {
+            let next = if only_wanted { None } else { self.state().order.next_pages() };
+            match next {
+                Some(next) => self.send(channel, pages, next, &mut packer)?,
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+            if said.elapsed() >= ALIVE_EVERY {
+                said = Instant::now();
+                channel.send(FrameKind::ALIVE, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        channel: &mut Channel,
+        pages: &dyn ReadPages,
+        next: Next,
+        packer: &mut Packer,
+    ) -> Result<(), MoveError> {
+        let mut content = vec![0; (next.range.count * PAGE) as usize];
+        pages
+            .read(next.space, &[next.range], &mut content)
+            .map_err(|source| MoveError::Pages { space: next.space, source })?;
+        packer.add(next.space, next.range.first, &content);
+        self.state().served.pages += next.range.count;
+        Ok(channel.send(FrameKind::PAGES, packer.take())?)
+    }
+}
