@@ -303,32 +303,22 @@ fn join(last: &mut Vma, next: &Vma) -> bool {
 }
 
 fn refuse_unsupported(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) {
-    let flags = flagged.flags;
-    let pid = cx.frozen.processes[at].pid;
-    let object =
-        format!("pid {pid} mapping {:#x}-{:#x} {}", flagged.mapping.start, flagged.mapping.end, flagged.mapping.name);
-    if flags.contains(VmFlags::SHADOW_STACK) {
-        cx.block(
-            codes::SHADOW_STACK,
-            object,
-            "it is a shadow stack",
-            "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
-        );
+    let (mapping, flags) = (&flagged.mapping, flagged.flags);
+    let (code, reason, remedy) = if flags.contains(VmFlags::SHADOW_STACK) {
+        let remedy = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
+        (codes::SHADOW_STACK, "it is a shadow stack", remedy)
     } else if flags.intersects(VmFlags::UFFD_MISSING.union(VmFlags::UFFD_MINOR)) {
-        cx.block(
-            codes::MEMORY_UFFD,
-            object,
-            "the program handles its page faults itself (userfaultfd)",
-            "end the use of userfaultfd before",
-        );
-    } else if flags.contains(VmFlags::PFN_MAP) && flagged.mapping.has_file() {
-        cx.block(
-            codes::MEMORY_DEVICE,
-            object,
-            "memory of a device is mapped",
-            "close the device before, or move the program without it",
-        );
-    }
+        let reason = "the program handles its page faults itself (userfaultfd)";
+        (codes::MEMORY_UFFD, reason, "end the use of userfaultfd before")
+    } else if flags.contains(VmFlags::PFN_MAP) && mapping.has_file() {
+        let remedy = "close the device before, or move the program without it";
+        (codes::MEMORY_DEVICE, "memory of a device is mapped", remedy)
+    } else {
+        return;
+    };
+    let pid = cx.frozen.processes[at].pid;
+    let object = format!("pid {pid} mapping {:#x}-{:#x} {}", mapping.start, mapping.end, mapping.name);
+    cx.block(code, object, reason, remedy);
 }
 
 /// What lies behind a mapping of a task in this mount namespace; `None` where a blocker has been noted.

@@ -114,6 +114,8 @@ pub struct Cx<'a> {
     pub ids: HashMap<Pid, NsPid>,
     /// For each task of the model its process in `frozen`, by position.
     pub process_of: Vec<usize>,
+    /// Namespaces of processes of `frozen`, by position, as far as they were looked for.
+    pub namespaces_of: HashMap<usize, crate::image::task::TaskNamespaces>,
     /// For each descriptor table a (process, thread) of `frozen` that has it, by position.
     pub table_owner: Vec<(usize, usize)>,
     /// Shared objects by (device, inode), for mappings and descriptors of the same one.
@@ -166,6 +168,7 @@ pub fn collect_known(
         policy,
         ids: HashMap::new(),
         process_of: Vec::new(),
+        namespaces_of: HashMap::new(),
         table_owner: Vec::new(),
         shmem_by_inode: HashMap::new(),
         segments: sysv::Segments::default(),

@@ -21,11 +21,19 @@ pub fn carries_pages(vma: &Vma) -> bool {
 /// What `PAGEMAP_SCAN`, or reading the pagemap where the kernel lacks it, fails with.
 pub fn private_pages(id: MmId, mm: &Mm, pagemap: &std::fs::File) -> Result<Vec<(Space, PageRange)>, Errno> {
     let mut plan = Vec::new();
+    let mut areas: Vec<(u64, u64, bool)> = Vec::new();
     for vma in mm.vmas.iter().filter(|v| carries_pages(v)) {
+        match areas.last_mut() {
+            // Neighbours are looked at together: most of what a small mapping costs is the system call.
+            Some((_, end, kind)) if *end == vma.start && *kind == of_file(vma) => *end = vma.end,
+            _ => areas.push((vma.start, vma.end, of_file(vma))),
+        }
+    }
+    for (start, end, of_file) in areas {
         let mut found = |start: u64, end: u64| {
             plan.push((Space::Mm(id), PageRange::new(start / PAGE, (end - start) / PAGE)));
         };
-        held_pages((vma.start, vma.end), of_file(vma), pagemap, &mut found)?;
+        held_pages((start, end), of_file, pagemap, &mut found)?;
     }
     Ok(plan)
 }

@@ -78,13 +78,20 @@ impl ProcDir {
     /// # Errors
     /// As [`Self::tasks`] and [`Self::children`].
     pub fn children_of_all_threads(&self, buf: &mut Vec<u8>) -> Result<Vec<Pid>> {
-        let tids = self.tasks()?;
+        self.children_of(&self.tasks()?, buf)
+    }
+
+    /// The same, given the threads.
+    ///
+    /// # Errors
+    /// As [`Self::children`].
+    pub fn children_of(&self, tids: &[Pid], buf: &mut Vec<u8>) -> Result<Vec<Pid>> {
         if tids.len() as u64 > processes_of_this_kernel()
             && let Some(children) = self.children_by_parent(buf)
         {
             return Ok(children);
         }
-        self.children_by_thread(&tids, buf)
+        self.children_by_thread(tids, buf)
     }
 
     /// Asks all processes for their parent: less to read where the process has more threads than there are processes.

@@ -92,7 +92,8 @@ pub fn add(model: &Model, task: TaskId, others: &[Thread], skeletons: &mut Skele
         };
         for tid in if new_pids { outer_ids(skeleton.pid, &made)? } else { made } {
             let (tracee, _) = Tracee::attached(tid).wait()?;
-            skeleton.threads.push(Remote::new(tracee)?);
+            let made = skeleton.threads[0].made(tracee);
+            skeleton.threads.push(made);
         }
     }
     // It may have to make processes yet, which are attached by the kernel.

@@ -24,9 +24,6 @@ pub const ATTEMPTS: u32 = 8;
 /// How long a task that was asked to stop, and did not, may take to come round so that it can be let go.
 const STRAGGLER: Duration = Duration::from_secs(1);
 
-/// Threads that end and are collected together.
-const TOGETHER: usize = 64;
-
 /// A stopped tree. Dropping it thaws every task as it was.
 #[derive(Debug)]
 pub struct Frozen {
@@ -76,8 +73,9 @@ impl Frozen {
         let freezers = cgroupfs::frozen(root)?;
         let mut attempt = 1;
         loop {
-            let everybody = descendants(root);
-            let slept = sleepers::look(root, &everybody);
+            let found = descendants(root);
+            let slept = sleepers::look(root, &found);
+            let everybody = found.iter().map(|(dir, _)| dir.pid()).collect();
             let mut frozen = Self { processes: Vec::new(), since: Instant::now(), freezers: freezers.clone() };
             // Nobody of a frozen tree makes or loses children, and none can be waited for before all have been asked.
             let at_once = attempt % 2 == 1 || !freezers.is_empty();
@@ -126,7 +124,9 @@ impl Frozen {
         let mut buf = Vec::new();
         let mut found = Vec::new();
         for process in self.processes.iter().filter(|p| !p.zombie) {
-            found.extend(process.dir.children_of_all_threads(&mut buf)?);
+            // Who makes children has been met: all of its threads are stopped.
+            let threads: Vec<Pid> = process.threads.iter().map(Remote::pid).collect();
+            found.extend(process.dir.children_of(&threads, &mut buf)?);
         }
         Ok(found)
     }
@@ -223,16 +223,20 @@ pub(super) fn take_waits_up(root: Pid, processes: &mut [FrozenProcess], since: I
     first
 }
 
-/// A process and all its descendants, parents before children; whoever vanishes meanwhile is left out.
-fn descendants(root: Pid) -> Vec<Pid> {
+/// A process and all its descendants, parents before children, with their threads; whoever vanishes meanwhile is left out.
+fn descendants(root: Pid) -> Vec<(ProcDir, Vec<Pid>)> {
     let mut buf = Vec::new();
     let mut all = vec![root];
+    let mut found = Vec::new();
     let mut next = 0;
     while let Some(pid) = all.get(next).copied() {
         next += 1;
-        all.extend(ProcDir::open(pid).and_then(|dir| dir.children_of_all_threads(&mut buf)).unwrap_or_default());
+        let Ok(dir) = ProcDir::open(pid) else { continue };
+        let threads = dir.tasks().unwrap_or_default();
+        all.extend(dir.children_of(&threads, &mut buf).unwrap_or_default());
+        found.push((dir, threads));
     }
-    all
+    found
 }
 
 fn set(freezer: &Freezer, frozen: bool) -> Result<()> {
@@ -364,13 +368,10 @@ impl FrozenProcess {
 
     /// Takes the statuses of a killed process that we are told as its tracer: SIGKILL ends a ptrace-stopped task at once.
     fn collect(self) {
-        // Threads end in their order. Of each few the last is waited for first: the others have ended then, and are collected
-        // while those behind them end. The leader comes at the end: it cannot be reaped while another thread has not been.
-        let threads: Vec<Pid> = self.threads.into_iter().map(|thread| thread.pid()).collect();
-        let (leader, others) = threads.split_at(threads.len().min(1));
-        for tid in others.chunks(TOGETHER).flat_map(|few| few.iter().rev()).chain(leader) {
+        // The newest first: it ends last, and the others have ended by then. The leader cannot be reaped before them.
+        for thread in self.threads.into_iter().rev() {
             // Another may have been faster: it has ended all the same.
-            let _ = crate::sys::wait::wait(*tid);
+            let _ = crate::sys::wait::wait(thread.pid());
         }
     }
 }

@@ -86,6 +86,21 @@ impl Remote {
         })
     }
 
+    /// Takes a thread that this one has made in a batch, stopped before its first instruction: it has the registers and the mask of
+    /// its creator at that moment, which are ours, and will get its own before it is released.
+    pub fn made(&self, tracee: Tracee<Stopped>) -> Self {
+        Self {
+            pid: tracee.tid(),
+            tracee: Some(tracee),
+            saved: self.saved,
+            saved_mask: self.saved_mask,
+            lent: self.lent,
+            wait: Wait::default(),
+            late_signals: Vec::new(),
+            last_child: None,
+        }
+    }
+
     /// Thread id as we see it.
     pub fn pid(&self) -> Pid {
         self.pid

@@ -124,11 +124,12 @@ fn sleeper(dir: &ProcDir, tid: Pid, buf: &mut Vec<u8>) -> Option<Sleeper> {
     Some((tid, stat, then, function(&thread, buf)))
 }
 
-/// Looks at every thread of a tree, of which `root` is the first of `processes`. Called before anybody is stopped.
-pub fn look(root: Pid, processes: &[Pid]) -> HashMap<Pid, Asleep> {
+/// Looks at every thread of a tree, of which `root` is the first process; each with its threads. Called before anybody is
+/// stopped.
+pub fn look(root: Pid, processes: &[(ProcDir, Vec<Pid>)]) -> HashMap<Pid, Asleep> {
     let mut last_ran: Vec<Sleeper> = Vec::new();
-    for dir in processes.iter().filter_map(|pid| ProcDir::open(*pid).ok()) {
-        last_ran.extend(of_process(&dir, &dir.tasks().unwrap_or_default()));
+    for (dir, threads) in processes {
+        last_ran.extend(of_process(dir, threads));
     }
     let clocks = clocks(last_ran.iter().map(|(_, stat, ..)| stat.processor).collect());
     let now = now();
@@ -332,7 +333,9 @@ mod tests {
         let tid = told.recv().expect("it tells");
         std::thread::sleep(std::time::Duration::from_nanos(SLEPT));
         let own = Pid(std::process::id() as i32);
-        let asleep = look(own, &[own]);
+        let dir = ProcDir::open(own).expect("it is ours");
+        let threads = dir.tasks().expect("it is ours");
+        let asleep = look(own, &[(dir, threads)]);
         drop(end);
         sleeper.join().expect("it ends");
         // Without CONFIG_SCHED_DEBUG nothing is known, and nothing is claimed.

@@ -72,6 +72,15 @@ fn owner(cx: &Cx<'_>, ns: &impl std::os::fd::AsFd) -> Option<NsId> {
 
 /// The namespaces of one process; those of the engine or of a task before it are known.
 pub fn of_task(cx: &mut Cx<'_>, at: usize) -> Result<TaskNamespaces> {
+    if let Some(known) = cx.namespaces_of.get(&at) {
+        return Ok(*known);
+    }
+    let found = look_at(cx, at)?;
+    cx.namespaces_of.insert(at, found);
+    Ok(found)
+}
+
+fn look_at(cx: &mut Cx<'_>, at: usize) -> Result<TaskNamespaces> {
     let mut number = |name: &str, kind: &str| -> Result<NsId> {
         let process = &cx.frozen.processes[at];
         let inode = match process.dir.stat_of(&format!("ns/{name}")) {
