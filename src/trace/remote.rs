@@ -95,6 +95,7 @@ impl Remote {
             saved: self.saved,
             saved_mask: self.saved_mask,
             lent: self.lent,
+            reactions: self.reactions,
             wait: Wait::default(),
             late_signals: Vec::new(),
             last_child: None,
