@@ -69,14 +69,14 @@ fn dump_options() {
     let addresses = options.state.move_addresses.clone();
     assert_eq!(addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.7/24@eth0", "fd00::7/64@a:b"]);
     let state = StateOptions {
-        cpu: Cpu::Minimal,
-        pids: Pids::New,
-        files: Files::Check,
+        cpu: Some(Cpu::Minimal),
+        pids: Some(Pids::New),
+        files: Some(Files::Check),
         tcp: Tcp::Close,
-        external_unix: ExternalUnix::Reconnect,
+        external_unix: Some(ExternalUnix::Reconnect),
         stdio: Stdio::Log,
         move_addresses: addresses,
-        cgroup: Cgroup::Path("/jobs/7".into()),
+        cgroup: Some(Cgroup::Path("/jobs/7".into())),
         supervisor: Supervisor::Ignore,
     };
     assert_eq!(options.state, state);

@@ -8,6 +8,7 @@ pub mod rounds;
 pub mod scan;
 pub mod shared;
 pub mod store;
+pub mod throttle;
 pub mod track;
 pub mod zero;
 

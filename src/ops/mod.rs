@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod check;
+mod choices;
 pub mod container;
 pub mod demo;
 pub mod dump;

@@ -125,8 +125,8 @@ fn addresses(state: &StateOptions) -> Result<Vec<Place>> {
 /// The wishes as the protocol takes them.
 fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
     let mut state = options.state.clone();
-    if options.dest == Dest::Local && state.pids == Pids::Auto {
-        state.pids = Pids::New;
+    if options.dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
+        state.pids = Some(Pids::New);
     }
     let state = serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))?;
     Ok(Wishes {
@@ -161,7 +161,7 @@ fn may_follow(mode: &ModeOptions) -> bool {
 fn policy(state: &StateOptions) -> Policy {
     Policy {
         tcp: state.tcp,
-        external_unix: state.external_unix,
+        external_unix: state.external_unix.unwrap_or_default(),
         allow_external_stdio: !matches!(state.stdio, Stdio::Auto | Stdio::Refuse),
     }
 }

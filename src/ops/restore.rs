@@ -1,12 +1,12 @@
 //! `migrate restore`: an image becomes a tree.
 
 use super::foreground::Foreground;
-use super::options::{ImagePlace, RestoreOptions, Stdio};
+use super::options::{ImagePlace, RestoreOptions, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::spool::Spooled;
 use super::words::SessionId;
-use super::{Event, Events, interrupt};
+use super::{Event, Events, choices, interrupt};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
 use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Ready, Watch};
@@ -60,18 +60,21 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let began = Instant::now();
     let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
     let dir = spooled.dir();
-    let (image, model, pages) = opened(dir)?;
+    let (image, mut model, pages) = opened(dir)?;
+    let state = choices::completed(&options.state, &image.manifest().restore)
+        .map_err(|failure| failure.target(TargetState::NotStarted))?;
+    let (closed, mut blockers) = choices::apply(&mut model, &state);
     // A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.
-    let stdio = match options.state.stdio {
+    let stdio = match state.stdio {
         Stdio::Auto if !options.detach => Stdio::Attach,
         chosen => chosen,
     };
-    let settings = settings(options, stdio);
+    let settings = settings(options, &state, stdio);
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
     };
-    let scope = restore::preflight::Scope { cpu: options.state.cpu, ..Default::default() };
-    let mut blockers = restore::preflight::look(&model, &settings, &scope);
+    let scope = restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), ..Default::default() };
+    blockers.extend(restore::preflight::look(&model, &settings, &scope));
     blockers.extend(not_given(&model, stdio));
     if !blockers.is_empty() {
         let what = format!("{} cannot be restored here", dir.display());
@@ -95,15 +98,10 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         events.event(Event::Progress { phase: "memory", done, total });
     })
     .map_err(|e| failed(&e))?;
-    for warning in &restored.warnings {
-        events.event(Event::Warning(warning.clone()));
-    }
+    let warn = |warning: String| events.event(Event::Warning(warning));
+    restored.warnings.iter().cloned().for_each(warn);
     let (root, child) = (restored.root(), restored.child());
-    if stdio == Stdio::Attach && has_session_at_terminal(&model) {
-        let what =
-            "the tree has a session of its own: ^C and ^Z typed here do not reach it as they did at its own terminal";
-        events.event(Event::Warning(what.to_owned()));
-    }
+    job_control(&model, stdio).into_iter().for_each(warn);
     interrupt::check().map_err(|failure| failure.target(TargetState::NotStarted))?;
     if let Some(path) = &options.pidfile {
         std::fs::write(path, root.to_string()).map_err(|e| failed(&e))?;
@@ -119,6 +117,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         None => None,
     };
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
+    closed.tell_peers().into_iter().for_each(warn);
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
@@ -178,16 +177,16 @@ fn later(
 }
 
 /// What the engine is asked for.
-fn settings(options: &RestoreOptions, stdio: Stdio) -> restore::Options {
+fn settings(options: &RestoreOptions, state: &StateOptions, stdio: Stdio) -> restore::Options {
     restore::Options {
         read_at: None,
-        pids: options.state.pids,
-        files: options.state.files,
+        pids: state.pids.unwrap_or_default(),
+        files: state.files.unwrap_or_default(),
         externals: Vec::new(),
         stdio,
         log: log_of(&options.image, &options.session),
         own_session: stdio != Stdio::Attach,
-        cgroup: options.state.cgroup.clone(),
+        cgroup: state.cgroup.clone().unwrap_or_default(),
         name: options.session.to_string(),
         sibling: options.sibling,
         workers: default_workers(),
@@ -195,6 +194,13 @@ fn settings(options: &RestoreOptions, stdio: Stdio) -> restore::Options {
         original_here: false,
         segments_kept: false,
     }
+}
+
+/// Says that a tree at our terminal does not have it as it had its own.
+fn job_control(model: &Model, stdio: Stdio) -> Option<String> {
+    let what =
+        "the tree has a session of its own: ^C and ^Z typed here do not reach it as they did at its own terminal";
+    (stdio == Stdio::Attach && has_session_at_terminal(model)).then(|| what.to_owned())
 }
 
 /// Somebody in the tree leads a session whose terminal was held outside: ours belongs to our session.

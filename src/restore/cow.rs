@@ -56,10 +56,27 @@ impl Progress {
         let contents = tasks.filter_map(|(n, task)| Some((n.into(), task.mm?))).collect();
         Self { laid_out: all.clone(), filled: all, born_of: HashMap::new(), contents, later: HashMap::new() }
     }
+
+    /// The same, but for tasks that are yet to be made.
+    pub(super) fn without(mut self, model: &Model, yet: impl Fn(&TaskId) -> bool) -> Self {
+        for task in (0..model.tasks.len()).map(TaskId::from).filter(yet) {
+            self.contents.remove(&task);
+            if let Some(mm) = model.tasks[task.at()].mm {
+                self.laid_out.remove(&mm);
+                self.filled.remove(&mm);
+            }
+        }
+        self
+    }
+
+    /// The address space that this one was born as a copy of.
+    pub(super) fn born_of(&self, mm: MmId) -> Option<MmId> {
+        self.born_of.get(&mm).copied()
+    }
 }
 
 /// The address space of a task, if the task is the first in the model that has it.
-fn own(model: &Model, task: TaskId) -> Option<MmId> {
+pub(super) fn own(model: &Model, task: TaskId) -> Option<MmId> {
     let mm = model.tasks[task.at()].mm?;
     let first = model.tasks.iter().position(|t| t.mm == Some(mm));
     (first == Some(task.at())).then_some(mm)

@@ -14,6 +14,7 @@ pub mod go;
 pub mod lazy;
 pub mod material;
 pub mod mm;
+mod newcomers;
 pub mod ns;
 pub mod pidns;
 pub mod plan;

@@ -160,7 +160,7 @@ impl<'m> Prebuilt<'m> {
     }
 
     /// Pages of a space that the tree has once it is complete.
-    fn carried(&self, space: Space) -> RangeSet {
+    pub(super) fn carried(&self, space: Space) -> RangeSet {
         match space {
             Space::Mm(id) => {
                 let vmas = self.model.mms.get(id.at()).map_or(&[][..], |mm| &mm.vmas);
@@ -171,13 +171,11 @@ impl<'m> Prebuilt<'m> {
         }
     }
 
-    /// Puts the contents of a store where they belong. What it has of mappings that are gone by now stays where it is.
-    ///
-    /// # Errors
-    /// They cannot be read, or written.
-    pub fn load(&self, pages: &PageReader, options: &Options) -> Result<()> {
+    /// Puts the contents of a store where they belong, those of the `wanted` spaces. What it has of mappings that are gone
+    /// by now stays where it is.
+    pub(super) fn load(&self, pages: &PageReader, wanted: impl Fn(Space) -> bool, options: &Options) -> Result<()> {
         let mut runs = Vec::new();
-        for space in pages.spaces() {
+        for space in pages.spaces().filter(|space| wanted(*space)) {
             for range in self.carried(space).iter() {
                 runs.extend(pages.contents_in(space, range).map_err(PipelineError::Store)?);
             }

@@ -85,6 +85,11 @@ impl Channel {
         &self.stream
     }
 
+    /// The stream, for somebody else to go on with between two frames.
+    pub fn into_stream(self) -> Stream {
+        self.stream
+    }
+
     /// What limits its waits.
     pub fn patience(&self) -> &Patience {
         &self.patience
@@ -176,11 +181,6 @@ impl Channel {
             Err(Ended::Silent(_)) => Ok(false),
             Err(ended) => Err(self.ended(ended)),
         }
-    }
-
-    /// The stream alone, for whoever passes its bytes on.
-    pub fn into_stream(self) -> Stream {
-        self.stream
     }
 
     /// Refuses in words and closes. Errors are of no interest: the peer may have gone already.

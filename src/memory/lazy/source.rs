@@ -58,7 +58,7 @@ pub struct StoreSource {
 impl StoreSource {
     /// Reads in this order.
     pub fn new(pages: PageReader, order: Order) -> Self {
-        Self { pages, order, scratch: Scratch::default(), only_wanted: false }
+        Self { pages: pages.suspicious(), order, scratch: Scratch::default(), only_wanted: false }
     }
 
     /// Asked for pages although all were given: a defect of this program.
