@@ -68,7 +68,7 @@ _migrate() {
 
     case "${cmd}" in
         migrate)
-            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen demo move cancel resolve dump pre-dump restore"
+            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen pre-dump demo move cancel resolve dump restore"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -120,7 +120,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__agent)
-            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --json --log --config --progress --color --help"
+            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -391,7 +391,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__dump)
-            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --streams --tcp --external-unix --stdio --supervisor --bandwidth --cpu --pids --files --move-address --cgroup --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --cgroup --supervisor --move-address --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -419,27 +419,11 @@ _migrate() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --streams)
+                --bandwidth)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --tcp)
-                    COMPREPLY=($(compgen -W "keep close refuse" -- "${cur}"))
-                    return 0
-                    ;;
-                --external-unix)
-                    COMPREPLY=($(compgen -W "refuse reconnect close" -- "${cur}"))
-                    return 0
-                    ;;
-                --stdio)
-                    COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
-                    return 0
-                    ;;
-                --supervisor)
-                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
-                    return 0
-                    ;;
-                --bandwidth)
+                --streams)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -455,11 +439,27 @@ _migrate() {
                     COMPREPLY=($(compgen -W "auto check skip" -- "${cur}"))
                     return 0
                     ;;
-                --move-address)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                --tcp)
+                    COMPREPLY=($(compgen -W "keep close refuse" -- "${cur}"))
+                    return 0
+                    ;;
+                --external-unix)
+                    COMPREPLY=($(compgen -W "refuse reconnect close" -- "${cur}"))
+                    return 0
+                    ;;
+                --stdio)
+                    COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
                     return 0
                     ;;
                 --cgroup)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --supervisor)
+                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
+                    return 0
+                    ;;
+                --move-address)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -832,7 +832,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__pre__subcmd__dump)
-            opts="-D -v -q -h --parent --keep-tracking --track --compress --streams --bandwidth --json --log --config --progress --color --help"
+            opts="-D -v -q -h --parent --keep-tracking --track --compress --bandwidth --streams --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -864,11 +864,11 @@ _migrate() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --streams)
+                --bandwidth)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --bandwidth)
+                --streams)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -970,7 +970,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --dry-run --cpu --pids --files --stdio --cgroup --tcp --external-unix --move-address --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --lazy --dry-run --cpu --pids --files --tcp --external-unix --stdio --cgroup --move-address --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1010,20 +1010,20 @@ _migrate() {
                     COMPREPLY=($(compgen -W "auto check skip" -- "${cur}"))
                     return 0
                     ;;
-                --stdio)
-                    COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
-                    return 0
-                    ;;
-                --cgroup)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --tcp)
                     COMPREPLY=($(compgen -W "keep close refuse" -- "${cur}"))
                     return 0
                     ;;
                 --external-unix)
                     COMPREPLY=($(compgen -W "refuse reconnect close" -- "${cur}"))
+                    return 0
+                    ;;
+                --stdio)
+                    COMPREPLY=($(compgen -W "auto attach null log refuse" -- "${cur}"))
+                    return 0
+                    ;;
+                --cgroup)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --move-address)
@@ -1294,10 +1294,10 @@ _migrate_dynamic() {
             case "$verb:$positional" in
                 check:*) kind=target ;;
                 explain:*) kind=code ;;
+                pre-dump:0) kind=target ;;
                 move:0) kind=target ;;
                 move:*) kind=host ;;
                 dump:0) kind=target ;;
-                pre-dump:0) kind=target ;;
                 *) return 0 ;;
             esac
             ;;

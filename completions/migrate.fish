@@ -46,12 +46,12 @@ complete -c migrate -n "__fish_migrate_needs_command" -f -a "verify" -d 'Check a
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "explain" -d 'Explain what stands in the way: object, why, remedy, kernel versions'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "agent" -d 'Receive process trees from other hosts'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "keygen" -d 'Make the key with which this host or user shows who it is'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "pre-dump" -d 'Save the memory of a process tree ahead of a dump'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "demo" -d 'Show a live move between two hosts made of namespaces'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "move" -d 'Move a running process tree to another host'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "cancel" -d 'End the tracker that a pre-dump has left'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "resolve" -d 'Decide what becomes of this host\'s copy of a target whose move is in doubt'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "dump" -d 'Save a process tree to an image'
-complete -c migrate -n "__fish_migrate_needs_command" -f -a "pre-dump" -d 'Save the memory of a process tree ahead of a dump'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "restore" -d 'Start a process tree from an image'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l to -d 'Hosts to ask as well, as for `move`: separated by commas, or @GROUP' -r -f -a "(__fish_print_hostnames)"
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
@@ -154,6 +154,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand agent" -l color -d 'Whet
 always\t'always'
 never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l stdio -d 'Serve one session over standard input and output, as ssh does'
+complete -c migrate -n "__fish_migrate_using_subcommand agent" -l allow-plain -d 'Allow tcp+plain beyond loopback: nothing is encrypted, and whoever connects can run anything here'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -173,6 +174,30 @@ complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s v -d 'Say mor
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand keygen" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s D -d 'Directory of the image' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l keep-tracking -d 'How long the tracker waits for the next dump' -r
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
+wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
+soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'
+soft-dirty-pagemap\t'the same, read page by page from the pagemap: any kernel since 3.11'
+hash\t'compare each page with the copy taken before'"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
 pre-copy\t'copy while the target runs, then pause it for what is left'
 stop-and-copy\t'pause it, copy everything'"
@@ -225,18 +250,18 @@ hash\t'compare each page with the copy taken before'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
 minimal\t'only those whose registers are in use'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l pids -d 'Which process ids the restored tree gets' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
 same\t'the same, or none'
 new\t'the same, in a new PID namespace with its own /proc'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l files -d 'What is done about files that the target has open or mapped' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
 check\t'compare; refuse if one differs'
 skip\t'take what has the same name'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
 close\t'both ends see a reset'
 refuse\t'refuse to dump or move'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree' -r -f -a "refuse\t'refuse to dump or move'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree [default: refuse]' -r -f -a "refuse\t'refuse to dump or move'
 reconnect\t'connect again by the path of the peer'
 close\t'the program sees its peer gone'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
@@ -245,7 +270,7 @@ null\t'put /dev/null in their place'
 log\t'put a log file in their place'
 refuse\t'refuse to dump or move'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
 ignore\t'you have taken care of it'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
@@ -305,11 +330,20 @@ soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the 
 soft-dirty-pagemap\t'the same, read page by page from the pagemap: any kernel since 3.11'
 hash\t'compare each page with the copy taken before'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
+minimal\t'only those whose registers are in use'"
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
+same\t'the same, or none'
+new\t'the same, in a new PID namespace with its own /proc'"
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
+check\t'compare; refuse if one differs'
+skip\t'take what has the same name'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
 close\t'both ends see a reset'
 refuse\t'refuse to dump or move'"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree' -r -f -a "refuse\t'refuse to dump or move'
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree [default: refuse]' -r -f -a "refuse\t'refuse to dump or move'
 reconnect\t'connect again by the path of the peer'
 close\t'the program sees its peer gone'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
@@ -317,19 +351,10 @@ attach\t'carry them to where this command runs'
 null\t'put /dev/null in their place'
 log\t'put a log file in their place'
 refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
 ignore\t'you have taken care of it'"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
-minimal\t'only those whose registers are in use'"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l pids -d 'Which process ids the restored tree gets' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
-same\t'the same, or none'
-new\t'the same, in a new PID namespace with its own /proc'"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l files -d 'What is done about files that the target has open or mapped' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
-check\t'compare; refuse if one differs'
-skip\t'take what has the same name'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -349,52 +374,28 @@ complete -c migrate -n "__fish_migrate_using_subcommand dump" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s D -d 'Directory of the image' -r -f -a "(__fish_complete_directories)"
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l parent -d 'Add to this image: only pages that differ from it are written' -r -f -a "(__fish_complete_directories)"
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l keep-tracking -d 'How long the tracker waits for the next dump' -r
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
-wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
-soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'
-soft-dirty-pagemap\t'the same, read page by page from the pagemap: any kernel since 3.11'
-hash\t'compare each page with the copy taken before'"
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l log -d 'Write a debug log to this file' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
-bar\t'a bar that moves'
-plain\t'a line every 5 seconds'
-none\t'nothing'"
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
-always\t'always'
-never\t'never'"
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s v -d 'Say more on standard error; -vv says everything'
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s q -d 'Say nothing but failures'
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pidfile -d 'Write the process id of the tree\'s root to this file' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cpu -d 'Which CPU features the destination must have' -r -f -a "superset\t'all features of the source\'s CPU'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
 minimal\t'only those whose registers are in use'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
 same\t'the same, or none'
 new\t'the same, in a new PID namespace with its own /proc'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l files -d 'What is done about files that the target has open or mapped' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
 check\t'compare; refuse if one differs'
 skip\t'take what has the same name'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
+close\t'both ends see a reset'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree [default: refuse]' -r -f -a "refuse\t'refuse to dump or move'
+reconnect\t'connect again by the path of the peer'
+close\t'the program sees its peer gone'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
 attach\t'carry them to where this command runs'
 null\t'put /dev/null in their place'
 log\t'put a log file in their place'
 refuse\t'refuse to dump or move'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path' -r
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
-close\t'both ends see a reset'
-refuse\t'refuse to dump or move'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree' -r -f -a "refuse\t'refuse to dump or move'
-reconnect\t'connect again by the path of the peer'
-close\t'the program sees its peer gone'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
 ignore\t'you have taken care of it'"
@@ -410,6 +411,7 @@ never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stream -d 'The image is one self-checking stream: standard output of a dump, standard input of a restore'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l detach -d 'Return as soon as the target runs'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l lazy -d 'Run at once; memory comes when it is touched, and the rest behind'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l dry-run -d 'Only say whether it would run here'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s q -d 'Say nothing but failures'
@@ -564,7 +566,7 @@ end
 
 complete -c migrate -n "__fish_migrate_using_subcommand check" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand explain" -f -a "(__fish_migrate_codes)"
+complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -f -a "(__fish_migrate_dests)"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -f -a "(__fish_migrate_targets)"
-complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -f -a "(__fish_migrate_targets)"

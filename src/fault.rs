@@ -67,6 +67,10 @@ points! {
     RestoreArmed = "restore-armed",
     /// Half of the tree is released.
     RestoreHalf = "restore-half",
+    /// Not a failure: a pager sends nothing that nobody waits for.
+    PagerBehind = "pager-behind",
+    /// Pager: it serves.
+    PagerServes = "pager-serves",
     /// Source: PREPARED is heard; nothing holds the original but ptrace.
     SourceReady = "source-ready",
     /// Source: it is held, nothing is recorded.

@@ -1,7 +1,7 @@
 //! The program `migrate`.
 
 use migrate_engine::agent::session;
-use migrate_engine::companion::{lock_guard, tracker};
+use migrate_engine::companion::{lock_guard, pager, tracker};
 
 fn main() -> std::process::ExitCode {
     migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
@@ -21,6 +21,11 @@ fn main() -> std::process::ExitCode {
         && lock_guard::is_entry(entry)
     {
         return lock_guard::main().into();
+    }
+    if let [_, entry] = args.as_slice()
+        && let Some(main) = pager::entry(entry)
+    {
+        return main().into();
     }
     migrate_engine::cli::run(args).into()
 }

@@ -46,13 +46,13 @@ pub fn run(settings: &Settings) -> u8 {
 
 fn state(settings: &Settings) -> StateOptions {
     StateOptions {
-        pids: Pids::Same,
+        pids: Some(Pids::Same),
         tcp: match (settings.tcp_established, settings.tcp_close) {
             (true, _) => Tcp::Keep,
             (_, true) => Tcp::Close,
             _ => Tcp::Refuse,
         },
-        external_unix: if settings.ext_unix { ExternalUnix::Reconnect } else { ExternalUnix::Refuse },
+        external_unix: Some(if settings.ext_unix { ExternalUnix::Reconnect } else { ExternalUnix::Refuse }),
         stdio: if settings.shell_job { Stdio::Attach } else { Stdio::Refuse },
         ..StateOptions::default()
     }

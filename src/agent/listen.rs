@@ -3,6 +3,7 @@
 use super::route::{Arrival, Router};
 use crate::ops::words::Listen;
 use crate::sys::pass_fd;
+use crate::transport::address::{check_plain, resolve};
 use crate::transport::{Abort, TransportError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -33,13 +34,14 @@ pub struct Listener {
 enum Socket {
     Unix(UnixListener),
     Tls(TcpListener),
+    Plain(TcpListener),
 }
 
 impl Listener {
     fn fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
             Socket::Unix(socket) => socket.as_fd(),
-            Socket::Tls(socket) => socket.as_fd(),
+            Socket::Tls(socket) | Socket::Plain(socket) => socket.as_fd(),
         }
     }
 
@@ -47,12 +49,14 @@ impl Listener {
         match &self.socket {
             Socket::Unix(socket) => socket.accept().map(|(stream, _)| Arrival::Unix(stream)),
             Socket::Tls(socket) => socket.accept().map(|(stream, from)| Arrival::Tls(stream, from)),
+            Socket::Plain(socket) => socket.accept().map(|(stream, from)| Arrival::Plain(stream, from)),
         }
     }
 }
 
-/// Opens all addresses and takes what systemd passed. `run` is made if it is not there.
-pub fn open(addresses: &[Listen], run: &Path) -> Result<Vec<Listener>, TransportError> {
+/// Opens all addresses and takes what systemd passed. `run` is made if it is not there. `allow_plain`: TCP without protection also
+/// beyond loopback.
+pub fn open(addresses: &[Listen], run: &Path, allow_plain: bool) -> Result<Vec<Listener>, TransportError> {
     DirBuilder::new().recursive(true).mode(0o700).create(run).map_err(|source| TransportError::File {
         operation: "make",
         path: run.into(),
@@ -68,13 +72,21 @@ pub fn open(addresses: &[Listen], run: &Path) -> Result<Vec<Listener>, Transport
                 let name = socket.local_addr().map(|at| format!("tcp://{at}")).map_err(failed)?;
                 (Socket::Tls(socket), name)
             }
+            Listen::Plain(to) => {
+                for at in resolve(&to.host, to.port)? {
+                    check_plain(&at, allow_plain)?;
+                }
+                let socket = bind_tcp(&to.host, to.port).map_err(failed)?;
+                let name = socket.local_addr().map(|at| format!("tcp+plain://{at}")).map_err(failed)?;
+                (Socket::Plain(socket), name)
+            }
         };
         listeners.push(Listener { name, socket });
     }
     for listener in &listeners {
         let blocking = match &listener.socket {
             Socket::Unix(socket) => socket.set_nonblocking(true),
-            Socket::Tls(socket) => socket.set_nonblocking(true),
+            Socket::Tls(socket) | Socket::Plain(socket) => socket.set_nonblocking(true),
         };
         blocking.map_err(|source| TransportError::Listen { address: listener.name.clone(), source })?;
     }

@@ -9,6 +9,7 @@
 //! So neither stopping, killing or upgrading the agent, nor the end of ssh, ends a session, and still less a target that
 //! was restored by one. TLS is spoken by the session process; the agent holds no key in its memory.
 
+mod confined;
 mod listen;
 mod notify;
 mod route;
@@ -58,12 +59,13 @@ pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &m
         state: absolute(&here.places.state),
         max_memory_bytes: options.max_memory,
         refusal: None,
+        user: None,
         verbose: u8::from(tracing::enabled!(tracing::Level::INFO)) + u8::from(tracing::enabled!(tracing::Level::DEBUG)),
     };
     match &options.place {
         AgentPlace::Stdio => stdio(&spec, here),
         AgentPlace::Listen(addresses) => {
-            let listeners = listen::open(addresses, &here.places.run).map_err(|e| failed(&e))?;
+            let listeners = listen::open(addresses, &here.places.run, options.allow_plain).map_err(|e| failed(&e))?;
             let names: Vec<String> = listeners.iter().map(|listener| listener.name.clone()).collect();
             let router = Arc::new(Router::new(spec, here.program.clone(), options.max_sessions));
             ready(&names);

@@ -1,11 +1,12 @@
 //! What becomes of an accepted connection: a session process of its own, or a way to the one it joins.
 
 use super::session::{Carrier, SessionSpec, socket_path};
+use crate::proc::ProcDir;
 use crate::sys::pass_fd;
 use crate::transport::preamble::{ChannelRole, SessionNumber};
 use crate::transport::stream::{self, Stream};
 use crate::transport::wait::Patience;
-use crate::transport::{Abort, Channel, Result, TransportError, link};
+use crate::transport::{Abort, Channel, Result, TransportError, address, link};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -28,6 +29,8 @@ pub enum Arrival {
     Unix(UnixStream),
     /// Will have to show a certificate.
     Tls(TcpStream, SocketAddr),
+    /// Known, if at all, by who owns the socket at its other end.
+    Plain(TcpStream, SocketAddr),
 }
 
 /// Hands connections to session processes.
@@ -139,7 +142,27 @@ fn identify(arrival: Arrival) -> Result<(Carrier, String, OwnedFd)> {
             Ok((Carrier::Unix, format!("a local process of user {uid}"), socket.into()))
         }
         Arrival::Tls(socket, from) => Ok((Carrier::Tls, from.to_string(), socket.into())),
+        Arrival::Plain(socket, from) => {
+            // From another host nobody is known: --allow-plain has said that this is so.
+            if address::check_plain(&from, false).is_ok() {
+                let here = socket.local_addr().map_err(|source| TransportError::Io {
+                    operation: "look at",
+                    peer: from.to_string(),
+                    source,
+                })?;
+                stream::check_peer_uid(owner(from, here).unwrap_or(u32::MAX))?;
+            }
+            Ok((Carrier::Plain, from.to_string(), socket.into()))
+        }
     }
+}
+
+/// User of the socket at the other end of a connection within this host (and network namespace).
+fn owner(theirs: SocketAddr, ours: SocketAddr) -> Option<u32> {
+    let file = if theirs.is_ipv4() { "tcp" } else { "tcp6" };
+    let all = ProcDir::of_self().ok()?.net_inet(file, &mut Vec::new()).ok()?;
+    // Without an inode nobody has it any more, and it looks like root's.
+    all.iter().find(|s| s.local == theirs && s.remote == ours && s.inode != 0).map(|s| s.uid)
 }
 
 /// A channel for the preamble alone (it reads no byte beyond it), and the connection itself.
@@ -147,7 +170,7 @@ fn peek_channel(fd: OwnedFd, peer: &str, carrier: &Carrier) -> Result<(Channel, 
     let failed = |source| TransportError::Io { operation: "take", peer: peer.into(), source };
     let copy = fd.try_clone().map_err(failed)?;
     let stream = match carrier {
-        Carrier::Tls => Stream::tcp(copy.into()),
+        Carrier::Tls | Carrier::Plain => Stream::tcp(copy.into()),
         Carrier::Unix | Carrier::Stdio => Stream::unix(copy.into()),
     }
     .map_err(failed)?;

@@ -1,6 +1,7 @@
 //! The process of one session: it authenticates the peer, exchanges versions, collects the bulk connections, and serves
 //! what the session is for. It is a re-exec of this program with the connection as standard input.
 
+use super::confined::{self, User};
 use crate::companion::detach;
 use crate::migration::MoveError;
 use crate::ops::receive;
@@ -10,7 +11,7 @@ use crate::transport::hello::{self, HostFacts, Purpose};
 use crate::transport::keys::Identity;
 use crate::transport::link::{Grant, Link};
 use crate::transport::peers::Peers;
-use crate::transport::preamble::SessionNumber;
+use crate::transport::preamble::{Preamble, SessionNumber};
 use crate::transport::stream::{self, Stream};
 use crate::transport::tls::TlsStream;
 use crate::transport::wait::Patience;
@@ -46,6 +47,8 @@ pub enum Carrier {
     Unix,
     /// A TCP connection, preamble read, TLS to come.
     Tls,
+    /// A TCP connection without protection whose peer was looked at, preamble read.
+    Plain,
     /// Standard input and output, preamble to come; whoever could start this program is authorised.
     Stdio,
 }
@@ -69,6 +72,8 @@ pub struct SessionSpec {
     pub state: PathBuf,
     /// The most memory a target may have, bytes.
     pub max_memory_bytes: Option<u64>,
+    /// Whom this process becomes before anything else.
+    pub user: Option<User>,
     /// Say this to the client, once it is authenticated, and end.
     pub refusal: Option<String>,
     /// How much of its log goes to standard error: as `-v` and `-vv`.
@@ -107,6 +112,10 @@ pub fn main(argument: &OsStr) -> u8 {
     // Without a file there is nothing that can fail.
     let _ = crate::ui::log::begin(spec.verbose, None);
     detach::leave_the_caller();
+    if let Some(Err(error)) = spec.user.as_ref().map(User::become_it) {
+        tracing::error!(peer = spec.peer, %error, "cannot become the user that the peers file names");
+        return 5;
+    }
     match run(&spec) {
         Ok(()) => 0,
         Err(error) => {
@@ -123,9 +132,12 @@ fn run(spec: &SessionSpec) -> Result<(), SessionError> {
     let door = Door::of(spec)?;
     let mut control = door.control(spec, &abort)?;
     if let Some(reason) = &spec.refusal {
-        control.channel.send_preamble(crate::transport::preamble::Preamble::control())?;
+        control.channel.send_preamble(Preamble::control())?;
         control.channel.refuse(reason);
         return Ok(());
+    }
+    if let Some(user) = control.user {
+        return Ok(confined::run(control.channel, spec, user, control.max_memory_bytes)?);
     }
     let grant = Grant {
         session: SessionNumber(spec.session),
@@ -187,12 +199,14 @@ struct Control {
     max_memory_bytes: Option<u64>,
     may_send: bool,
     may_receive: bool,
+    /// Whatever it sends is this user's business.
+    user: Option<User>,
 }
 
 impl Door {
     fn of(spec: &SessionSpec) -> Result<Self, TransportError> {
         match spec.carrier {
-            Carrier::Unix | Carrier::Stdio => Ok(Self::Open),
+            Carrier::Unix | Carrier::Plain | Carrier::Stdio => Ok(Self::Open),
             Carrier::Tls => Ok(Self::Tls(Box::new((Identity::load(&spec.keys)?, Peers::load(&spec.peers)?)))),
         }
     }
@@ -210,7 +224,13 @@ impl Door {
                 what: "preamble",
                 reason,
             })?;
-            return Ok(Control { channel, max_memory_bytes: spec.max_memory_bytes, may_send: true, may_receive: true });
+            return Ok(Control {
+                channel,
+                max_memory_bytes: spec.max_memory_bytes,
+                may_send: spec.user.as_ref().is_none_or(|user| user.may_send),
+                may_receive: spec.user.as_ref().is_none_or(|user| user.may_receive),
+                user: None,
+            });
         }
         self.admit(input, spec, abort)
     }
@@ -220,9 +240,14 @@ impl Door {
         let taken = |e| local("take a connection of", e);
         match self {
             Self::Open => {
-                let stream = Stream::unix(connection.into()).map_err(taken)?;
+                let stream = match spec.carrier {
+                    Carrier::Plain => Stream::tcp(connection.into()),
+                    _ => Stream::unix(connection.into()),
+                }
+                .map_err(taken)?;
                 let channel = Channel::new(stream, &spec.peer, opening(abort));
-                Ok(Control { channel, max_memory_bytes: spec.max_memory_bytes, may_send: true, may_receive: true })
+                let max_memory_bytes = spec.max_memory_bytes;
+                Ok(Control { channel, max_memory_bytes, may_send: true, may_receive: true, user: None })
             }
             Self::Tls(trust) => {
                 let socket = TcpStream::from(connection);
@@ -230,13 +255,23 @@ impl Door {
                 Stream::tcp(socket.try_clone().map_err(taken)?).map_err(taken)?;
                 let (stream, peer) = TlsStream::accept(socket, &trust.0, &trust.1, &opening(abort), &spec.peer)?;
                 let name = format!("{} ({})", peer.name, spec.peer);
-                let channel = Channel::new(Stream::Tls(Box::new(stream)), name, opening(abort));
+                let mut channel = Channel::new(Stream::Tls(Box::new(stream)), name, opening(abort));
+                let named = |name: &str| User::named(name, peer.may_send(), peer.may_receive());
+                let user = match peer.user.as_deref().map(named) {
+                    Some(Err(error)) => {
+                        channel.send_preamble(Preamble::control())?;
+                        channel.refuse("the user that the peers file here names for this host cannot be found");
+                        return Err(error);
+                    }
+                    user => user.and_then(Result::ok),
+                };
                 let limits = [spec.max_memory_bytes, peer.max_memory_bytes];
                 Ok(Control {
                     channel,
                     max_memory_bytes: limits.into_iter().flatten().min(),
                     may_send: peer.may_send(),
                     may_receive: peer.may_receive(),
+                    user,
                 })
             }
         }

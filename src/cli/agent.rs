@@ -17,6 +17,8 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Listen on unix:PATH (mode 0600) or tcp://[HOST]:PORT (TLS, both sides show a key); may be given several times
+    ///
+    /// tcp+plain://HOST:PORT is for this host's own loopback: nothing is encrypted, and only processes of root or of the user that runs the agent are listened to.
     #[arg(long, value_name = "ADDR", conflicts_with = "stdio")]
     listen: Vec<Listen>,
     /// Serve one session over standard input and output, as ssh does
@@ -31,6 +33,9 @@ pub struct Args {
     /// Sessions at a time
     #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_sessions: u32,
+    /// Allow tcp+plain beyond loopback: nothing is encrypted, and whoever connects can run anything here
+    #[arg(long, conflicts_with = "stdio")]
+    allow_plain: bool,
 }
 
 impl Args {
@@ -65,6 +70,7 @@ impl Args {
             peers: self.peers.clone(),
             max_memory: self.max_memory.map(|size| size.0),
             max_sessions: self.max_sessions,
+            allow_plain: self.allow_plain,
         })
     }
 }

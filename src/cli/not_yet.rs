@@ -6,19 +6,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
 /// Verb and long option (the ids are the same with underscores).
-const NOT_YET: &[(&str, &str)] = &[
-    ("dump", "bandwidth"),
-    ("dump", "cpu"),
-    ("dump", "pids"),
-    ("dump", "files"),
-    ("dump", "move-address"),
-    ("dump", "cgroup"),
-    ("pre-dump", "bandwidth"),
-    ("restore", "tcp"),
-    ("restore", "external-unix"),
-    ("restore", "move-address"),
-    ("restore", "supervisor"),
-];
+const NOT_YET: &[(&str, &str)] = &[("dump", "move-address"), ("restore", "move-address"), ("restore", "supervisor")];
 
 /// The definitions without what does not work yet.
 pub fn hide(mut cli: Command) -> Command {

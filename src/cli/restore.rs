@@ -8,6 +8,7 @@ use crate::image::Pid;
 use crate::ops;
 use crate::ops::options::RestoreOptions;
 use crate::ops::words::SessionId;
+use crate::ui;
 use std::path::PathBuf;
 
 /// Start a process tree from an image
@@ -27,6 +28,9 @@ pub struct Args {
     /// Leave the target stopped, as by SIGSTOP
     #[arg(long)]
     leave_stopped: bool,
+    /// Run at once; memory comes when it is touched, and the rest behind
+    #[arg(long, conflicts_with = "stream")]
+    lazy: bool,
     /// Only say whether it would run here
     #[arg(long)]
     dry_run: bool,
@@ -53,6 +57,10 @@ impl Args {
                     watch.forward_to(Pid(pid));
                 }
                 let code = session.finish(Ok(restored.outcome.clone()));
+                if let (true, Some(late)) = (foreground, restored.take_late()) {
+                    // Ends with this program, which ends with the target.
+                    std::thread::spawn(move || late.wait().into_iter().for_each(|message| ui::warning(&message)));
+                }
                 Ok(if foreground { restored.wait() } else { code })
             }
         }
@@ -67,6 +75,7 @@ impl Args {
             pidfile: self.pidfile.clone(),
             sibling: false,
             leave_stopped: self.leave_stopped,
+            lazy: self.lazy,
             state: self.state.options(),
             dry_run: self.dry_run,
         }

@@ -69,14 +69,14 @@ fn dump_options() {
     let addresses = options.state.move_addresses.clone();
     assert_eq!(addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.7/24@eth0", "fd00::7/64@a:b"]);
     let state = StateOptions {
-        cpu: Cpu::Minimal,
-        pids: Pids::New,
-        files: Files::Check,
+        cpu: Some(Cpu::Minimal),
+        pids: Some(Pids::New),
+        files: Some(Files::Check),
         tcp: Tcp::Close,
-        external_unix: ExternalUnix::Reconnect,
+        external_unix: Some(ExternalUnix::Reconnect),
         stdio: Stdio::Log,
         move_addresses: addresses,
-        cgroup: Cgroup::Path("/jobs/7".into()),
+        cgroup: Some(Cgroup::Path("/jobs/7".into())),
         supervisor: Supervisor::Ignore,
     };
     assert_eq!(options.state, state);
@@ -143,7 +143,15 @@ fn restore() {
     let options = parse::<restore::Args>("--stream --detach --pidfile=p --leave-stopped --dry-run").unwrap().options();
     assert!(options.detach && options.leave_stopped && options.dry_run);
     assert_eq!(options.pidfile, Some("p".into()));
-    refused::<restore::Args>(&["", "7 -D d", "-D d --stream", "-D d --compress off", "-D d --lazy", "-D d --on host"]);
+    refused::<restore::Args>(&[
+        "",
+        "7 -D d",
+        "-D d --stream",
+        "-D d --compress off",
+        "--stream --lazy",
+        "-D d --on host",
+    ]);
+    assert!(parse::<restore::Args>("-D d --lazy").unwrap().options().lazy);
 }
 
 #[test]

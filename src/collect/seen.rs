@@ -1,12 +1,15 @@
 //! What is to be seen of threads from outside. Reading it costs as much as what only a tracer can ask, and needs no tracer:
-//! of a process with many threads it is read at the same time, by a thread of ours beside the one that traces.
+//! of a process with many threads it is read at the same time, by threads of ours beside the one that traces.
 
 use super::{Error, Result};
 use crate::image::task::Sched;
 use crate::image::{Bytes, Pid};
+use crate::memory::pipeline::default_workers;
 use crate::proc::ProcDir;
 use crate::proc::status::Status;
 use crate::sys::{Errno, sched};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 
 /// What one thread shows to others.
 #[derive(Debug)]
@@ -22,25 +25,67 @@ pub struct Seen {
 /// Fewer threads than this are looked at by the calling thread: to make another one costs as much.
 const FEW: usize = 32;
 
-/// Looks at these threads of a process while `work` is done. Both have ended when this returns.
-///
-/// # Errors
-/// That of `work`; else that of the first thread that could not be looked at.
-pub fn meanwhile<T>(process: &ProcDir, tids: &[Pid], work: impl FnOnce() -> Result<T>) -> Result<(T, Vec<Seen>)> {
-    let look = || tids.iter().map(|tid| Seen::of(process, *tid)).collect::<Result<Vec<Seen>>>();
-    if tids.len() < FEW {
-        return Ok((work()?, look()?));
+/// Threads of a stopped process that are to be looked at, by whoever has the time.
+struct Job<'a> {
+    process: &'a ProcDir,
+    tids: &'a [Pid],
+    next: AtomicUsize,
+}
+
+/// What one of those who look has seen: of which thread, by position, and what.
+type Part = Vec<(usize, Result<Seen>)>;
+
+impl Job<'_> {
+    /// Looks at threads that nobody has looked at until there are none.
+    fn look(&self) -> Part {
+        let mut seen = Part::new();
+        loop {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(tid) = self.tids.get(n) else { return seen };
+            seen.push((n, Seen::of(self.process, *tid)));
+        }
     }
+}
+
+/// Threads of a process that are being looked at.
+pub struct Looking<'s, 'a> {
+    job: &'s Job<'a>,
+    helpers: Vec<ScopedJoinHandle<'s, Part>>,
+}
+
+/// Does `work` while threads of ours look at these threads of a stopped process. `work` gets what they have seen by
+/// [`Looking::rest`]. All have ended when this returns.
+pub fn beside<T>(process: &ProcDir, tids: &[Pid], work: impl FnOnce(Looking<'_, '_>) -> T) -> T {
+    let job = Job { process, tids, next: AtomicUsize::new(0) };
+    let helpers = if tids.len() < FEW { 0 } else { default_workers().saturating_sub(1).max(1) };
     std::thread::scope(|scope| {
-        let beside = std::thread::Builder::new().name("look".to_owned()).spawn_scoped(scope, look);
-        let done = work();
-        let seen = match beside {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            // No thread is to be had: one after the other.
-            Err(_) => look(),
-        };
-        Ok((done?, seen?))
+        // Who is not to be had looks at nothing: the others do.
+        let begin = |_| std::thread::Builder::new().name("look".to_owned()).spawn_scoped(scope, || job.look()).ok();
+        let helpers = (0..helpers).filter_map(begin).collect();
+        work(Looking { job: &job, helpers })
     })
+}
+
+impl Looking<'_, '_> {
+    /// Looks at the threads that are left; what was seen of all, in their order.
+    ///
+    /// # Errors
+    /// That of the first thread that could not be looked at.
+    pub fn rest(mut self) -> Result<Vec<Seen>> {
+        let mut all = self.job.look();
+        for helper in std::mem::take(&mut self.helpers) {
+            all.extend(helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        all.sort_unstable_by_key(|(n, _)| *n);
+        all.into_iter().map(|(_, seen)| seen).collect()
+    }
+}
+
+impl Drop for Looking<'_, '_> {
+    fn drop(&mut self) {
+        // After a failure nobody wants to know.
+        self.job.next.store(self.job.tids.len(), Ordering::Relaxed);
+    }
 }
 
 impl Seen {
@@ -87,11 +132,23 @@ mod tests {
         let own = ProcDir::of_self().unwrap();
         let pid = own.pid();
         for count in [1, FEW] {
-            let (worked, seen) = meanwhile(&own, &vec![pid; count], || Ok(7)).unwrap();
-            assert_eq!((worked, seen.len()), (7, count));
+            let seen = beside(&own, &vec![pid; count], |looking| looking.rest()).unwrap();
+            assert_eq!(seen.len(), count);
             assert!(seen.iter().all(|s| s.status.pid == pid.0 && s.sched == sched_of(pid).unwrap()));
-            let gone = meanwhile(&own, &vec![Pid(i32::MAX); count], || Ok(7));
+            let gone = beside(&own, &vec![Pid(i32::MAX); count], |looking| looking.rest());
             assert!(gone.is_err(), "{gone:?}");
         }
+    }
+
+    #[test]
+    fn what_was_seen_is_in_order_and_a_failure_is_waited_for_by_nobody() {
+        let own = ProcDir::of_self().unwrap();
+        // Of two that cannot be looked at the first is named, whoever has met it.
+        let mut tids = vec![own.pid(); 10 * FEW];
+        (tids[3 * FEW], tids[7 * FEW]) = (Pid(i32::MAX), Pid(i32::MAX - 1));
+        let error = beside(&own, &tids, |looking| looking.rest()).unwrap_err().to_string();
+        assert!(error.contains(&i32::MAX.to_string()), "{error}");
+        let endless = vec![own.pid(); 1 << 22];
+        assert_eq!(beside(&own, &endless, |_| 7), 7);
     }
 }

@@ -163,6 +163,18 @@ fn process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, status: &Status) -
 
 /// Everything of a live process that needs to be asked from inside.
 fn fill(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Task) -> Result<()> {
+    let process = &cx.frozen.processes[at];
+    let tids: Vec<Pid> = process.threads.iter().map(Remote::pid).collect();
+    // It is stopped, so its number means nobody else.
+    let dir = ProcDir::open(process.pid)?;
+    seen::beside(&dir, &tids, |looking| {
+        let scratch = fill_process(cx, sharing, at, task)?;
+        fill_threads(cx, sharing, (at, &scratch), looking, task)
+    })
+}
+
+/// What its threads have in common. Gives its scratch area.
+fn fill_process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Task) -> Result<Scratch> {
     let pid = cx.frozen.processes[at].pid;
     let (mm_number, mm_is_new) = sharing.mm.number(pid);
     task.mm = Some(MmId::from(mm_number));
@@ -190,12 +202,19 @@ fn fill(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Task) -> R
     }
     let process = &cx.frozen.processes[at];
     task.pending = signals::pending(process.threads[0].tracee(), true)?;
+    Ok(scratch)
+}
+
+fn fill_threads(
+    cx: &mut Cx<'_>,
+    sharing: &mut Sharing,
+    (at, scratch): (usize, &Scratch),
+    looking: seen::Looking<'_, '_>,
+    task: &mut Task,
+) -> Result<()> {
     let alone = cx.frozen.processes.len() == 1;
-    let process = &mut cx.frozen.processes[at];
-    let tids: Vec<Pid> = process.threads.iter().map(Remote::pid).collect();
-    let threads = &mut process.threads;
-    let (asked, seen) = seen::meanwhile(&process.dir, &tids, || ask_threads(threads, &scratch, sharing, alone))?;
-    for (n, (asked, seen)) in asked.into_iter().zip(seen).enumerate() {
+    let asked = ask_threads(&mut cx.frozen.processes[at].threads, scratch, sharing, alone)?;
+    for (n, (asked, seen)) in asked.into_iter().zip(looking.rest()?).enumerate() {
         let thread = thread(cx, (at, n), asked, seen)?;
         task.threads.push(thread);
     }

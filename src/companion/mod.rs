@@ -6,4 +6,6 @@
 pub mod detach;
 pub mod held;
 pub mod lock_guard;
+pub mod pager;
+mod parcel;
 pub mod tracker;

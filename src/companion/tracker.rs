@@ -8,12 +8,12 @@
 //! (cancel). To `T` it answers with the length (u32, little-endian) and the JSON of [`Kept`], then one descriptor for each
 //! space; the client's `A` ends it. To `C` it answers `A` and ends.
 
-use super::detach;
+use super::{detach, parcel};
 use crate::image::Pid;
 use crate::memory::track::{Tracking, uffd::Uffd};
 use crate::memory::{PageRange, RangeSet};
 use crate::proc::ProcDir;
-use crate::sys::{fd, pass_fd};
+use crate::sys::fd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -31,8 +31,6 @@ pub const ENTRY: &str = "tracker-process";
 
 /// A client that says nothing for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Largest description that is read, bytes.
-const KEPT_MAX: u32 = 64 << 20;
 
 /// What a tracker keeps of one address space, besides its descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +62,10 @@ pub struct Kept {
     pub keep_s: u64,
     /// Its socket.
     pub socket: PathBuf,
+}
+
+fn count(kept: &Kept) -> usize {
+    kept.spaces.len()
 }
 
 /// A set of pages as it is kept.
@@ -102,7 +104,7 @@ pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
     command.arg0("migrate").arg(ENTRY).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.current_dir("/").spawn()?;
     drop(command);
-    send(&mut ours, kept, descriptors)?;
+    parcel::send(&mut ours, kept, descriptors)?;
     ours.set_read_timeout(Some(PATIENCE))?;
     let mut answer = [0];
     if let Err(e) = ours.read_exact(&mut answer) {
@@ -114,37 +116,13 @@ pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
     Ok(())
 }
 
-fn send(to: &mut UnixStream, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
-    let text = serde_json::to_vec(kept).map_err(io::Error::other)?;
-    let length = u32::try_from(text.len()).ok().filter(|n| *n <= KEPT_MAX);
-    let length =
-        length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "too many mappings to be tracked"))?;
-    to.write_all(&length.to_le_bytes())?;
-    to.write_all(&text)?;
-    descriptors.iter().try_for_each(|fd| pass_fd::send_fd(to, fd.as_fd()))
-}
-
-fn receive(from: &mut UnixStream) -> io::Result<(Kept, Vec<OwnedFd>)> {
-    let mut length = [0; 4];
-    from.read_exact(&mut length)?;
-    let length = u32::from_le_bytes(length);
-    if length > KEPT_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "an impossible length"));
-    }
-    let mut text = vec![0; length as usize];
-    from.read_exact(&mut text)?;
-    let kept: Kept = serde_json::from_slice(&text).map_err(io::Error::other)?;
-    let descriptors = kept.spaces.iter().map(|_| pass_fd::receive_fd(from)).collect::<io::Result<Vec<_>>>()?;
-    Ok((kept, descriptors))
-}
-
 /// Takes over what the tracker of a tree holds, and ends it. `None`: there is no tracker.
 pub fn take_over(run: &Path, root: Pid, start_time: u64) -> Option<(Kept, Vec<OwnedFd>)> {
     let wanted = prefix(root, start_time);
     sockets(run).into_iter().filter(|(name, _)| name.starts_with(&wanted)).find_map(|(_, path)| {
         let mut stream = connect(&path)?;
         stream.write_all(b"T").ok()?;
-        let all = receive(&mut stream).ok()?;
+        let all = parcel::receive(&mut stream, count).ok()?;
         stream.write_all(b"A").ok()?;
         // It takes its name away before it ends: the next tracker of this tree must not be taken for it.
         let _ = stream.read(&mut [0]);
@@ -201,7 +179,7 @@ pub fn main() -> u8 {
     detach::leave_the_caller();
     let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut input = UnixStream::from(input);
-    let begun = input.set_read_timeout(Some(PATIENCE)).and_then(|()| receive(&mut input));
+    let begun = input.set_read_timeout(Some(PATIENCE)).and_then(|()| parcel::receive(&mut input, count));
     let Ok((kept, descriptors)) = begun else { return 1 };
     match hold(&kept, &descriptors, input) {
         Ok(Ended::TakenOver) => {}
@@ -277,7 +255,7 @@ fn serve(kept: &Kept, descriptors: &[OwnedFd], client: &mut UnixStream) -> Optio
     client.read_exact(&mut byte).ok()?;
     match byte[0] {
         b'T' => {
-            send(client, kept, descriptors).ok()?;
+            parcel::send(client, kept, descriptors).ok()?;
             client.read_exact(&mut byte).ok()?;
             (byte[0] == b'A').then_some(Ended::TakenOver)
         }

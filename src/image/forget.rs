@@ -43,23 +43,28 @@ fn walk(value: &Value, path: &mut String, found: &mut std::collections::BTreeSet
 
 /// The model with a field forgotten wherever it occurs; `None` if there would be no model then.
 pub fn forget(model: &Model, field: &str) -> Option<Model> {
-    let mut value = serde_json::to_value(model).ok()?;
+    let value = serde_json::to_value(model).ok()?;
     let steps: Vec<&str> =
         field.split(['.', '[']).map(|step| step.trim_end_matches(']')).filter(|step| !step.is_empty()).collect();
-    clear(&mut value, &steps);
-    serde_json::from_value(value).ok()
+    // Where there may be nothing, that is what is left; else what says nothing.
+    let without = |forgotten: fn(&Value) -> Value| {
+        let mut value = value.clone();
+        clear(&mut value, &steps, forgotten);
+        serde_json::from_value(value).ok()
+    };
+    without(|_| Value::Null).or_else(|| without(forgotten))
 }
 
-fn clear(value: &mut Value, steps: &[&str]) {
+fn clear(value: &mut Value, steps: &[&str], forgotten: fn(&Value) -> Value) {
     match (steps, value) {
         ([], Value::Array(values)) if values.iter().all(Value::is_number) => {
             values.iter_mut().for_each(|value| *value = 0.into());
         }
         ([], value) => *value = forgotten(value),
-        (["*", rest @ ..], Value::Array(values)) => values.iter_mut().for_each(|value| clear(value, rest)),
+        (["*", rest @ ..], Value::Array(values)) => values.iter_mut().for_each(|value| clear(value, rest, forgotten)),
         ([name, rest @ ..], Value::Object(fields)) => {
             if let Some(value) = fields.get_mut(*name) {
-                clear(value, rest);
+                clear(value, rest, forgotten);
             }
         }
         _ => {}
@@ -86,9 +91,9 @@ mod tests {
         let mut found = std::collections::BTreeSet::new();
         walk(&model, &mut String::new(), &mut found);
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a[*].b", "a[*].c", "d", "e"]);
-        clear(&mut model, &["a", "*", "b"]);
-        clear(&mut model, &["d"]);
-        clear(&mut model, &["e"]);
+        clear(&mut model, &["a", "*", "b"], forgotten);
+        clear(&mut model, &["d"], forgotten);
+        clear(&mut model, &["e"], forgotten);
         assert_eq!(model, value(r#"{"a":[{"b":0,"c":"x"},{"b":0,"c":"y"}],"d":[0,0],"e":false}"#));
     }
 }

@@ -24,6 +24,9 @@ pub fn pages_file(n: usize) -> String {
     format!("pages-{n}.bin")
 }
 
+/// What the dump was told about a restore, by the long options' names. [`crate::ops`] reads it.
+pub type Wishes = serde_json::Map<String, serde_json::Value>;
+
 /// What an image is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -52,6 +55,9 @@ pub struct Manifest {
     pub host: HostSummary,
     /// The processes, the root first.
     pub tree: Vec<TreeEntry>,
+    /// What a restore does that is not told otherwise.
+    #[serde(default, skip_serializing_if = "Wishes::is_empty")]
+    pub restore: Wishes,
     /// The image this one refers to for pages that did not change.
     pub parent: Option<ParentLink>,
     /// What the page store holds.
@@ -308,6 +314,7 @@ mod tests {
             created: rfc3339(1_795_297_020),
             host: HostSummary::default(),
             tree: vec![],
+            restore: Wishes::from_iter([("pids".into(), "new".into())]),
             parent: Some(ParentLink { path: "../first".into(), id: "ab".into() }),
             pages: PagesSummary::default(),
             files: vec![entry(MODEL_FILE), entry("pages-0.bin"), entry("pages-1.bin")],

@@ -1,12 +1,14 @@
 //! Memory of the target: ranges of pages, the page store, the pipeline between the two.
 
 pub mod cow;
+pub mod lazy;
 pub mod pipeline;
 pub mod ranges;
 pub mod rounds;
 pub mod scan;
 pub mod shared;
 pub mod store;
+pub mod throttle;
 pub mod track;
 pub mod zero;
 

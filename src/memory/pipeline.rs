@@ -12,7 +12,7 @@ use crate::image::mm::PAGE;
 use std::{
     io,
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -82,9 +82,11 @@ pub enum PipelineError {
     Worker,
 }
 
-/// Workers that suit this machine: one for each processor this process may use, at most 8.
+/// Workers that suit this machine: one for each processor this process may use, at most 8. Looked up once: it takes a dozen files
+/// of cgroups.
 pub fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get()).min(8)
+    static WORKERS: OnceLock<usize> = OnceLock::new();
+    *WORKERS.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get()).min(8))
 }
 
 /// Hands out work until there is none, or a worker has failed.

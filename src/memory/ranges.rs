@@ -126,6 +126,13 @@ impl RangeSet {
         self.ranges.get(n).is_some_and(|r| r.first <= page)
     }
 
+    /// The part of the set that lies in a range: costs no more than that part and a search.
+    pub fn within(&self, range: PageRange) -> Self {
+        let from = self.ranges.partition_point(|r| r.end() <= range.first);
+        let parts = self.ranges[from..].iter().take_while(|r| r.first < range.end());
+        Self { ranges: parts.map(|r| r.intersect(range)).filter(|r| !r.is_empty()).collect() }
+    }
+
     /// Adds pages; appending in ascending order is constant time.
     pub fn insert(&mut self, range: PageRange) {
         if range.is_empty() {
@@ -253,6 +260,12 @@ mod tests {
                 prop_assert!(well_formed(&set));
                 prop_assert_eq!(set.pages(), want.len() as u64);
                 prop_assert_eq!(naive(set.ranges()), want);
+            }
+            for range in &cut {
+                let part = sa.within(*range);
+                prop_assert!(well_formed(&part));
+                let want: BTreeSet<u64> = na.iter().copied().filter(|p| range.first <= *p && *p < range.end()).collect();
+                prop_assert_eq!(naive(part.ranges()), want);
             }
             let (mut set, mut want) = (sa, na);
             for range in cut {

@@ -351,7 +351,13 @@ impl Attempt<'_> {
         let final_of = |(name, home)| (home, finals.get(&name).copied());
         let fits = self.builder.fits(&model, &landing.spaces().map(final_of).collect());
         let mut taker = self.store.taker();
-        let kept = |space| if fits { self.builder.kept(&model, space) } else { RangeSet::new() };
+        let everywhere: RangeSet = [PageRange::new(0, limits::PAGE_NUMBERS)].into_iter().collect();
+        let kept = |name, space| match finals.contains_key(&name) {
+            // Nobody has it any more.
+            false => everywhere.clone(),
+            true if fits => self.builder.kept(&model, space),
+            true => RangeSet::new(),
+        };
         while_alive(&mut self.control, || {
             landing.take_out(&kept, &mut |space, range, content| {
                 taker.store(Run { space, range, what: What::Data }, content)
@@ -364,7 +370,6 @@ impl Attempt<'_> {
         let image = if self.store.is_used() { Some(self.store.finish(&model, names)?) } else { None };
         let stale = landing.stale();
         let memory = while_alive(&mut self.control, || self.builder.adopt(model, &stale, image.as_ref()))?;
-        let everywhere: RangeSet = [PageRange::new(0, limits::PAGE_NUMBERS)].into_iter().collect();
         let plots = finals.into_iter().map(|(name, home)| (name, Plot::new(home, everywhere.clone(), RangeSet::new())));
         self.landing = Some(Landing::new(plots.collect(), memory));
         Ok(None)

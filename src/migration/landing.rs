@@ -126,15 +126,16 @@ impl Landing {
         self.plots.iter().map(|(name, plot)| (*name, plot.lock().unwrap_or_else(PoisonError::into_inner).home))
     }
 
-    /// Hands out the pages that have landed and do not stay, as rounds name them; `kept` says which stay, as the tree does.
+    /// Hands out the pages that have landed and do not stay, as rounds name them; `kept` says which stay of a space (as rounds
+    /// name it, and as the tree does), or need not be kept at all.
     ///
     /// # Errors
     /// Memory of the tree cannot be read; whatever `out` fails with.
-    pub fn take_out(&self, kept: &dyn Fn(Space) -> RangeSet, out: &mut Out<'_>) -> Result<(), MoveError> {
+    pub fn take_out(&self, kept: &dyn Fn(Space, Space) -> RangeSet, out: &mut Out<'_>) -> Result<(), MoveError> {
         let mut buffer = Vec::new();
         for (name, plot) in &self.plots {
             let plot = plot.lock().unwrap_or_else(PoisonError::into_inner);
-            for piece in plot.landed.difference(&kept(plot.home)).iter().flat_map(|r| r.pieces(BATCH_PAGES)) {
+            for piece in plot.landed.difference(&kept(*name, plot.home)).iter().flat_map(|r| r.pieces(BATCH_PAGES)) {
                 buffer.resize(piece.bytes() as usize, 0);
                 self.memory
                     .read(plot.home, &[piece], &mut buffer)
@@ -260,7 +261,7 @@ mod tests {
             // The end: what does not stay goes to the store, which has nothing newer of it.
             let mut after: BTreeMap<u64, u8> = ground.0.lock().unwrap().clone();
             after.retain(|page, _| stays.contains(*page));
-            landing.take_out(&|_| stays.clone(), &mut |space, range, content| {
+            landing.take_out(&|_, _| stays.clone(), &mut |space, range, content| {
                 assert_eq!(space, SENT);
                 for (page, content) in (range.first..range.end()).zip(content.chunks(PAGE as usize)) {
                     assert_eq!(store.insert(page, content[0]), None, "page {page} was in both");

@@ -5,6 +5,7 @@ use super::pages::Packer;
 use super::source::Plan;
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
+use crate::memory::throttle::Throttle;
 use crate::memory::{PageRange, Space};
 use crate::transport::{Channel, FrameKind, Link};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,30 +20,6 @@ const GRAIN_RANGES: usize = 512;
 
 /// How often a side that is busy says so.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
-
-/// Holds a rate over all channels.
-#[derive(Debug)]
-pub struct Throttle {
-    rate: Option<u64>,
-    begun: Instant,
-    sent: AtomicU64,
-}
-
-impl Throttle {
-    /// `rate` in bytes a second; `None` = unlimited.
-    pub fn new(rate: Option<u64>) -> Self {
-        Self { rate, begun: Instant::now(), sent: AtomicU64::new(0) }
-    }
-
-    /// `bytes` were sent: sleeps until that is within the rate.
-    fn sent(&self, bytes: u64) {
-        let total = self.sent.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if let Some(rate) = self.rate.filter(|rate| *rate > 0) {
-            let due = Duration::from_secs_f64(total as f64 / rate as f64);
-            std::thread::sleep(due.saturating_sub(self.begun.elapsed()));
-        }
-    }
-}
 
 /// Hands out the plan in grains.
 struct Grains<'a> {
@@ -262,17 +239,5 @@ mod tests {
         assert_eq!(read_mark(&mark(u32::MAX, false)), Some((u32::MAX, false)));
         assert_eq!(read_mark(&[0, 0, 0, 0, 2]), None);
         assert_eq!(read_mark(&[0; 4]), None);
-    }
-
-    #[test]
-    fn a_rate_is_held() {
-        let throttle = Throttle::new(Some(1 << 20));
-        let started = Instant::now();
-        for _ in 0..10 {
-            throttle.sent(10 << 10);
-        }
-        let took = started.elapsed();
-        assert!(took >= Duration::from_millis(95), "{took:?}");
-        Throttle::new(None).sent(u64::MAX / 2);
     }
 }

@@ -12,19 +12,29 @@ use crate::memory::store::{
     Compression, Draft, ImageDir, ImageWriter, Lane, Mark, PageOptions, PageReader, PageWriter, Scratch, Source,
     SpaceInfo, StoreError, free_bytes,
 };
+use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, DirEntry, File};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Room that is left to others, bytes.
 const RESERVE_BYTES: u64 = 64 << 20;
+
+/// Name of a store's directory, before the number of the attempt.
+const PREFIX: &str = "migrate-incoming-";
+
+/// A store that nobody holds is not looked at before this age: its owner may be about to take hold of it.
+const YOUNG: Duration = Duration::from_secs(3600);
 
 /// Pages on their way in. Dropped: everything is removed.
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
+    /// Tells that its owner lives.
+    _held: Flock<File>,
     image: Option<ImageWriter>,
     pages: Option<PageWriter>,
     /// Something was stored, or said about a page.
@@ -40,13 +50,14 @@ impl Store {
         // A target that is too large is refused by the verdict; a store is needed to get there.
         let wanted = max.map_or(memory_bytes, |max| memory_bytes.min(max));
         let mut best = 0;
+        places.iter().for_each(|place| remove_abandoned(place, YOUNG));
         for place in places {
             let free = free_bytes(place).unwrap_or(0).saturating_sub(RESERVE_BYTES);
             best = best.max(free);
             if free >= wanted {
-                let first = place.join(format!("migrate-incoming-{id}"));
+                let first = place.join(format!("{PREFIX}{id}"));
                 // The one before may be on its way out.
-                let dir = if first.exists() { place.join(format!("migrate-incoming-{id}-2")) } else { first };
+                let dir = if first.exists() { place.join(format!("{PREFIX}{id}-2")) } else { first };
                 return Self::begin_in(&dir);
             }
         }
@@ -59,7 +70,11 @@ impl Store {
             path: dir.into(),
             source,
         })?;
-        let mut store = Self { dir: dir.into(), image: None, pages: None, used: AtomicBool::new(false) };
+        let hold =
+            |source: std::io::Error| StoreError::Io { operation: "lock the directory", path: dir.into(), source };
+        let held = Flock::lock(File::open(dir).map_err(hold)?, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| hold(errno.into()))?;
+        let mut store = Self { dir: dir.into(), _held: held, image: None, pages: None, used: AtomicBool::new(false) };
         let image = ImageWriter::create(&dir.join("image"), false)?;
         store.pages = Some(image.pages(PageOptions { compression: Compression::Off, parent: None }));
         store.image = Some(image);
@@ -165,6 +180,25 @@ impl Store {
     }
 }
 
+/// Removes stores whose owners were killed: on a file system of memory they would take it for good.
+fn remove_abandoned(place: &Path, young: Duration) {
+    let abandoned = |entry: &DirEntry| {
+        let meta = entry.metadata().ok()?;
+        let ours = meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw();
+        let old = meta.modified().ok()?.elapsed().ok()? >= young;
+        let named = entry.file_name().to_str()?.starts_with(PREFIX);
+        (ours && old && named).then_some(())?;
+        Flock::lock(File::open(entry.path()).ok()?, FlockArg::LockExclusiveNonblock).ok()
+    };
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        if let Some(_held) = abandoned(&entry)
+            && let Err(error) = fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(%error, dir = %entry.path().display(), "an abandoned page store was not removed");
+        }
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         self.pages = None;
@@ -228,5 +262,28 @@ impl Taker<'_> {
         };
         pages.mark(run.space, run.range, mark);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_whose_owner_was_killed_is_removed_by_the_next() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = |name: &str| place.path().join(name);
+        let held = Store::begin_in(&dir("migrate-incoming-held")).unwrap();
+        for name in ["migrate-incoming-dead", "somebody-elses"] {
+            fs::create_dir(dir(name)).unwrap();
+            fs::write(dir(name).join("pages"), "memory").unwrap();
+        }
+        remove_abandoned(place.path(), YOUNG);
+        assert!(dir("migrate-incoming-dead").exists(), "it is young");
+        remove_abandoned(place.path(), Duration::ZERO);
+        let there = ["migrate-incoming-dead", "somebody-elses", "migrate-incoming-held"].map(|name| dir(name).exists());
+        assert_eq!(there, [false, true, true]);
+        drop(held);
+        assert!(!dir("migrate-incoming-held").exists());
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod check;
+mod choices;
 pub mod container;
 pub mod demo;
 pub mod dump;
@@ -10,6 +11,7 @@ mod held_locks;
 pub mod image;
 pub mod interrupt;
 pub mod keygen;
+mod late;
 pub mod list;
 pub mod move_;
 mod network;

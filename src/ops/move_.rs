@@ -55,6 +55,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         return Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage));
     }
     let policy = policy(&options.state);
+    super::late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
     let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
@@ -123,8 +124,8 @@ fn addresses(state: &StateOptions) -> Result<Vec<Place>> {
 /// The wishes as the protocol takes them.
 fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
     let mut state = options.state.clone();
-    if options.dest == Dest::Local && state.pids == Pids::Auto {
-        state.pids = Pids::New;
+    if options.dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
+        state.pids = Some(Pids::New);
     }
     let state = serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))?;
     Ok(Wishes {
@@ -154,7 +155,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
 fn policy(state: &StateOptions) -> Policy {
     Policy {
         tcp: state.tcp,
-        external_unix: state.external_unix,
+        external_unix: state.external_unix.unwrap_or_default(),
         allow_external_stdio: !matches!(state.stdio, Stdio::Auto | Stdio::Refuse),
     }
 }

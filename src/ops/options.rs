@@ -191,26 +191,31 @@ pub struct MoveAddress {
     pub dest_interface: Option<String>,
 }
 
-/// The STATE group.
+/// The STATE group. What is `None` was not said: a restore then does what the image says, everybody else what is usual.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StateOptions {
     /// `--cpu`.
-    pub cpu: Cpu,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
     /// `--pids`.
-    pub pids: Pids,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<Pids>,
     /// `--files`.
-    pub files: Files,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<Files>,
     /// `--tcp`.
     pub tcp: Tcp,
     /// `--external-unix`.
-    pub external_unix: ExternalUnix,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_unix: Option<ExternalUnix>,
     /// `--stdio`.
     pub stdio: Stdio,
     /// `--move-address`, any number.
     pub move_addresses: Vec<MoveAddress>,
     /// `--cgroup`.
-    pub cgroup: Cgroup,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<Cgroup>,
     /// `--supervisor`.
     pub supervisor: Supervisor,
 }
@@ -379,6 +384,8 @@ pub struct RestoreOptions {
     pub sibling: bool,
     /// `--leave-stopped`.
     pub leave_stopped: bool,
+    /// `--lazy`: memory comes when it is needed; only from a directory.
+    pub lazy: bool,
     /// STATE.
     pub state: StateOptions,
     /// `--dry-run`: would it run here?
@@ -395,6 +402,7 @@ impl RestoreOptions {
             pidfile: None,
             sibling: false,
             leave_stopped: false,
+            lazy: false,
             state: StateOptions::default(),
             dry_run: false,
         }
@@ -487,12 +495,14 @@ pub struct AgentOptions {
     pub max_memory: Option<u64>,
     /// `--max-sessions` at a time.
     pub max_sessions: u32,
+    /// `--allow-plain`: `tcp+plain://` also beyond loopback.
+    pub allow_plain: bool,
 }
 
 impl AgentOptions {
     /// An agent with every default.
     pub fn new(place: AgentPlace) -> Self {
-        Self { place, peers: None, max_memory: None, max_sessions: 16 }
+        Self { place, peers: None, max_memory: None, max_sessions: 16, allow_plain: false }
     }
 }
 

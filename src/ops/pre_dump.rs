@@ -11,7 +11,7 @@ use super::{Event, Events, preflight, target};
 use crate::collect::{Policy, host};
 use crate::companion::tracker::{self, Kept, KeptSpace};
 use crate::failure::{Failure, Result, TargetState};
-use crate::image::manifest::{HostSummary, Kind, TreeEntry};
+use crate::image::manifest::{HostSummary, Kind, TreeEntry, Wishes};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid};
 use crate::memory::pipeline::default_workers;
@@ -31,6 +31,7 @@ pub fn run(options: &PreDumpOptions, events: &dyn Events) -> Result<Outcome> {
     let began = Instant::now();
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
+    super::late::complete(&resolved.processes, events)?;
     let findings = preflight::look(&options.target, &resolved, &Policy::default(), None)?;
     for blocker in &findings.blockers {
         // Only memory is saved now; whoever dumps later may have options for it.
@@ -43,6 +44,7 @@ pub fn run(options: &PreDumpOptions, events: &dyn Events) -> Result<Outcome> {
         workers: options.memory.streams.map_or_else(default_workers, usize::from),
         resident_bytes: findings.memory_bytes,
         processes: findings.processes,
+        bandwidth: options.memory.bandwidth,
     };
     let packing = compression(options.memory.compress);
     let parent = options.parent.as_deref();
@@ -129,7 +131,7 @@ fn draft(
     Ok(move |stored: &StoredPages| {
         let bytes = |space: Option<Space>| space.and_then(|s| stored.per_space.get(&s)).copied().unwrap_or(0) * PAGE;
         let filled = entries.into_iter().map(|(entry, space)| TreeEntry { memory_bytes: bytes(space), ..entry });
-        Draft { kind: Kind::Memory, host, tree: filled.collect() }
+        Draft { kind: Kind::Memory, host, tree: filled.collect(), restore: Wishes::new() }
     })
 }
 

@@ -59,8 +59,12 @@ impl Builder for Engine {
         self.state = serde_json::from_value(state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
         let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
-        let scope = restore::preflight::Scope { cpu: self.state.cpu, original_runs: true, coming };
-        let options = restore::Options { pids: self.state.pids, files: self.state.files, ..Default::default() };
+        let scope = restore::preflight::Scope { cpu: self.state.cpu.unwrap_or_default(), original_runs: true, coming };
+        let options = restore::Options {
+            pids: self.state.pids.unwrap_or_default(),
+            files: self.state.files.unwrap_or_default(),
+            ..Default::default()
+        };
         let mut blockers = restore::preflight::look(model, &options, &scope);
         let same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
         self.network = Arriving::begin(&self.addresses(), model, same_network);
@@ -131,12 +135,9 @@ impl Builder for Engine {
         for (space, pages) in stale {
             prebuilt.drop_pages(*space, pages).map_err(|e| failed(&e))?;
         }
-        let prebuilt = prebuilt.adopt(model, &fit, &options).map_err(|e| failed(&e))?;
+        let pages = stored.map(PageReader::of).transpose().map_err(|e| failed(&e))?;
+        let prebuilt = prebuilt.adopt(model, &fit, pages.as_ref(), &options).map_err(|e| failed(&e))?;
         let memory = prebuilt.memory().map_err(|e| failed(&e))?;
-        if let Some(image) = stored {
-            let pages = PageReader::of(image).map_err(|e| failed(&e))?;
-            prebuilt.load(&pages, &options).map_err(|e| failed(&e))?;
-        }
         self.prebuilt = Some(prebuilt);
         Ok(Box::new(memory))
     }
@@ -222,14 +223,15 @@ fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {
 impl Engine {
     fn options(&self, model: &Model) -> restore::Options {
         restore::Options {
-            pids: self.state.pids,
-            files: self.state.files,
-            cgroup: self.state.cgroup.clone(),
+            pids: self.state.pids.unwrap_or_default(),
+            files: self.state.files.unwrap_or_default(),
+            cgroup: self.state.cgroup.clone().unwrap_or_default(),
             stdio: self.state.stdio,
             log: self.stdio_log(model),
             own_session: true,
             name: self.name.clone(),
             workers: default_workers(),
+            lazy: false,
             original_here: original_here(model),
             segments_kept: self.network.keeps(),
             ..restore::Options::default()

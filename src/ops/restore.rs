@@ -1,13 +1,15 @@
 //! `migrate restore`: an image becomes a tree.
 
 use super::foreground::Foreground;
-use super::options::{ImagePlace, RestoreOptions, Stdio};
+use super::options::{ImagePlace, RestoreOptions, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::spool::Spooled;
 use super::words::SessionId;
-use super::{Event, Events, interrupt};
+use super::{Event, Events, choices, interrupt};
 use crate::blocker::{Blocker, codes};
+use crate::companion::held::Held;
+use crate::companion::pager::{self, Kept, KeptSpace, News, Watch};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
@@ -27,6 +29,27 @@ pub struct Running {
     root: Pid,
     child: Pid,
     terminal: Option<Foreground>,
+    late: Option<Late>,
+}
+
+/// Memory that still comes in while the target runs.
+#[derive(Debug)]
+pub struct Late {
+    socket: PathBuf,
+}
+
+impl Late {
+    /// Waits until all of it is in. What a person has to know if it will not come.
+    pub fn wait(&self) -> Option<String> {
+        let mut watch = Watch::begin(&self.socket)?;
+        loop {
+            match watch.news().ok()? {
+                News::Missing(_) => {}
+                News::Complete => return None,
+                News::Lost(message) => return Some(message),
+            }
+        }
+    }
 }
 
 /// Restores the tree.
@@ -48,17 +71,20 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
     pages.fits(&model).map_err(|e| damaged(&e))?;
+    let state = choices::completed(&options.state, &image.manifest().restore)
+        .map_err(|failure| failure.target(TargetState::NotStarted))?;
+    let (closed, mut blockers) = choices::apply(&mut model, &state);
     // A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.
-    let stdio = match options.state.stdio {
+    let stdio = match state.stdio {
         Stdio::Auto if !options.detach => Stdio::Attach,
         chosen => chosen,
     };
-    let settings = settings(options, stdio);
+    let settings = settings(options, &state, stdio);
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
     };
-    let scope = restore::preflight::Scope { cpu: options.state.cpu, ..Default::default() };
-    let mut blockers = restore::preflight::look(&model, &settings, &scope);
+    let scope = restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), ..Default::default() };
+    blockers.extend(restore::preflight::look(&model, &settings, &scope));
     blockers.extend(not_given(&model, stdio));
     if !blockers.is_empty() {
         let what = format!("{} cannot be restored here", dir.display());
@@ -67,25 +93,20 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     if options.dry_run {
         let mut outcome = Outcome::new(options.session, State::Ended, Where::Nowhere);
         outcome.notes.push("nothing stands in the way; nothing was started".into());
-        return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None });
+        return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
     }
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
     let done = std::sync::atomic::AtomicU64::new(0);
-    let restored = restore::build(&model, &pages, &settings, &|n| {
+    let mut restored = restore::build(&model, &pages, &settings, &|n| {
         let done = done.fetch_add(n, std::sync::atomic::Ordering::Relaxed) + n;
         events.event(Event::Progress { phase: "memory", done, total });
     })
     .map_err(|e| failed(&e))?;
-    for warning in &restored.warnings {
-        events.event(Event::Warning(warning.clone()));
-    }
+    let warn = |warning: String| events.event(Event::Warning(warning));
+    restored.warnings.iter().cloned().for_each(warn);
     let (root, child) = (restored.root(), restored.child());
-    if stdio == Stdio::Attach && has_session_at_terminal(&model) {
-        let what =
-            "the tree has a session of its own: ^C and ^Z typed here do not reach it as they did at its own terminal";
-        events.event(Event::Warning(what.to_owned()));
-    }
+    job_control(&model, stdio).into_iter().for_each(warn);
     interrupt::check().map_err(|failure| failure.target(TargetState::NotStarted))?;
     if let Some(path) = &options.pidfile {
         std::fs::write(path, root.to_string()).map_err(|e| failed(&e))?;
@@ -94,31 +115,76 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
+    let late = later(options, &mut restored, &image, &pages).map_err(|f| f.target(TargetState::NotStarted))?;
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
+    closed.tell_peers().into_iter().for_each(warn);
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
-    Ok(Running { outcome, root, child, terminal })
+    Ok(Running { outcome, root, child, terminal, late })
+}
+
+/// Leaves memory that is to come later to a process of ours that brings it. Nothing without `--lazy`.
+fn later(
+    options: &RestoreOptions,
+    restored: &mut restore::Restored<'_>,
+    image: &ImageDir,
+    pages: &PageReader,
+) -> Result<Option<Late>> {
+    let failed = |e: &(dyn std::error::Error + 'static)| {
+        Failure::of(format!("{} cannot be restored with memory that comes later", image.path().display()), e)
+    };
+    let late = restored.late(pages).map_err(|e| failed(&e))?;
+    if late.is_empty() {
+        return Ok(None);
+    }
+    let (places, session) = (Places::here(), options.session.to_string());
+    std::fs::create_dir_all(&places.state).map_err(|e| failed(&e))?;
+    let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
+    let spaces = late.iter().map(|space| {
+        let missing = space.pages.iter().map(|range| (range.first, range.count)).collect();
+        KeptSpace { mm: space.mm.0, pid: space.pid.0, missing }
+    });
+    let kept = Kept {
+        image: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
+        image_id: image.id().to_owned(),
+        tree,
+        spaces: spaces.collect(),
+        socket: pager::socket_path(&places.run, &session),
+        report: places.state.join(format!("{session}.lost")),
+        session,
+    };
+    let descriptors: Vec<_> = late.into_iter().map(|space| space.uffd).collect();
+    pager::leave(&kept, &descriptors).map_err(|e| failed(&e))?;
+    Ok(Some(Late { socket: kept.socket }))
 }
 
 /// What the engine is asked for.
-fn settings(options: &RestoreOptions, stdio: Stdio) -> restore::Options {
+fn settings(options: &RestoreOptions, state: &StateOptions, stdio: Stdio) -> restore::Options {
     restore::Options {
         read_at: None,
-        pids: options.state.pids,
-        files: options.state.files,
+        pids: state.pids.unwrap_or_default(),
+        files: state.files.unwrap_or_default(),
         externals: Vec::new(),
         stdio,
         log: log_of(&options.image, &options.session),
         own_session: stdio != Stdio::Attach,
-        cgroup: options.state.cgroup.clone(),
+        cgroup: state.cgroup.clone().unwrap_or_default(),
         name: options.session.to_string(),
         sibling: options.sibling,
         workers: default_workers(),
+        lazy: options.lazy,
         original_here: false,
         segments_kept: false,
     }
+}
+
+/// Says that a tree at our terminal does not have it as it had its own.
+fn job_control(model: &Model, stdio: Stdio) -> Option<String> {
+    let what =
+        "the tree has a session of its own: ^C and ^Z typed here do not reach it as they did at its own terminal";
+    (stdio == Stdio::Attach && has_session_at_terminal(model)).then(|| what.to_owned())
 }
 
 /// Somebody in the tree leads a session whose terminal was held outside: ours belongs to our session.
@@ -161,6 +227,11 @@ pub(super) fn state_log(session: &impl std::fmt::Display) -> Option<PathBuf> {
 }
 
 impl Running {
+    /// Memory that still comes in, if any does.
+    pub fn take_late(&mut self) -> Option<Late> {
+        self.late.take()
+    }
+
     /// Waits for the root: its exit code, or 128 + the signal that ended it.
     pub fn wait(&mut self) -> u8 {
         let code = match &mut self.terminal {

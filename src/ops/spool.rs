@@ -89,7 +89,7 @@ mod tests {
 
     fn stream() -> Vec<u8> {
         let model = sample();
-        let head = Head { kind: Kind::Full, host: HostSummary::of(&model), tree: vec![] };
+        let head = Head { kind: Kind::Full, host: HostSummary::of(&model), tree: vec![], restore: Default::default() };
         let stream = StreamWriter::new(Vec::new(), None, &head).unwrap();
         let mut lane = stream.lane().unwrap();
         lane.write_run(Space::Mm(MmId(0)), 8, &[5; 4096]).unwrap();

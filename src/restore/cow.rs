@@ -10,7 +10,7 @@ use super::material::Material;
 use super::mm;
 use super::skeleton::{Skeletons, clear};
 use super::sysv;
-use super::{Options, Result};
+use super::{Options, Result, lazy};
 use crate::image::mm::{Backing, Mm, Vma};
 use crate::image::{MmId, Model, TaskId};
 use crate::memory::pipeline::{PipelineError, load_pages};
@@ -44,6 +44,8 @@ pub struct Progress {
     born_of: HashMap<MmId, MmId>,
     /// Whose mappings are in a task; those of no other task are there but our own area.
     contents: HashMap<TaskId, MmId>,
+    /// Pages that come later.
+    pub(super) later: HashMap<MmId, lazy::Later>,
 }
 
 impl Progress {
@@ -52,12 +54,29 @@ impl Progress {
         let all: HashSet<MmId> = (0..model.mms.len()).map(MmId::from).collect();
         let tasks = model.tasks.iter().enumerate();
         let contents = tasks.filter_map(|(n, task)| Some((n.into(), task.mm?))).collect();
-        Self { laid_out: all.clone(), filled: all, born_of: HashMap::new(), contents }
+        Self { laid_out: all.clone(), filled: all, born_of: HashMap::new(), contents, later: HashMap::new() }
+    }
+
+    /// The same, but for tasks that are yet to be made.
+    pub(super) fn without(mut self, model: &Model, yet: impl Fn(&TaskId) -> bool) -> Self {
+        for task in (0..model.tasks.len()).map(TaskId::from).filter(yet) {
+            self.contents.remove(&task);
+            if let Some(mm) = model.tasks[task.at()].mm {
+                self.laid_out.remove(&mm);
+                self.filled.remove(&mm);
+            }
+        }
+        self
+    }
+
+    /// The address space that this one was born as a copy of.
+    pub(super) fn born_of(&self, mm: MmId) -> Option<MmId> {
+        self.born_of.get(&mm).copied()
     }
 }
 
 /// The address space of a task, if the task is the first in the model that has it.
-fn own(model: &Model, task: TaskId) -> Option<MmId> {
+pub(super) fn own(model: &Model, task: TaskId) -> Option<MmId> {
     let mm = model.tasks[task.at()].mm?;
     let first = model.tasks.iter().position(|t| t.mm == Some(mm));
     (first == Some(task.at())).then_some(mm)
@@ -124,6 +143,11 @@ fn fill(model: &Model, mms: &[MmId], skeletons: &mut Skeletons, loader: &Loader<
     let mut runs = Vec::new();
     for &mm in mms {
         match skeletons.memory.born_of.get(&mm).copied() {
+            None if loader.options.lazy && lazy::suits(model, mm) => {
+                let (now, later) = lazy::split(model, mm, contents(pages, mm)?, pages);
+                runs.extend(now);
+                skeletons.memory.later.insert(mm, later);
+            }
             None => runs.extend(contents(pages, mm)?),
             Some(parent) => runs.extend(differences(model, parent, mm, skeletons, pages)?),
         }

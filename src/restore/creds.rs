@@ -61,7 +61,7 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         }
     }
     let host = super::ns::ids::namespace(model, of).is_none();
-    if host && of.threads.iter().any(|t| t.creds.caps.bounding & !own != 0) {
+    if host && of.threads.iter().any(|t| t.creds.caps.permitted & !own != 0) {
         warnings.push(format!("process {}: capabilities that this program lacks itself could not be given", of.pid));
     }
     Ok(())
@@ -148,9 +148,11 @@ fn bounding(batch: &mut Batch, creds: &Creds, own: u64) {
 pub fn users(batch: &mut Batch, creds: &Creds) {
     const KEEP_CAPS: u64 = 1 << 4;
     const NO_SETUID_FIXUP: u64 = 1 << 2;
-    let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
-    let at = batch.bytes(&groups);
-    batch.must(libc::SYS_setgroups, &[creds.groups.len().into(), at]);
+    if !super::task::only_own_user() {
+        let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
+        let at = batch.bytes(&groups);
+        batch.must(libc::SYS_setgroups, &[creds.groups.len().into(), at]);
+    }
     // Capabilities must outlive the change of user ids; they are set to what they were right after.
     batch.may_prctl(PR_SET_SECUREBITS, KEEP_CAPS | NO_SETUID_FIXUP, 0u64);
     let [r, e, s, fs] = creds.gids;

@@ -116,6 +116,7 @@ fn release_all(
     into: Into<'_>,
     released: &mut Vec<i32>,
 ) -> Result<Vec<Shortened>> {
+    let root = skeletons.pid(TaskId(0));
     for n in 0..model.tasks.len() {
         prepare(model, TaskId::from(n), skeletons)?;
     }
@@ -157,7 +158,7 @@ fn release_all(
         released.push(init.pid().0);
         prepare_init(init, skeletons.scratch)?;
     }
-    remember_waits(model, &rest, skeletons);
+    remember_waits(model, root, &rest, skeletons);
     if let Into::Cgroup(freezer) = into {
         freeze(freezer)?;
     }
@@ -241,9 +242,8 @@ fn ignore_trap(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<(
     Ok(())
 }
 
-/// For the next dump: since when the waits last that we have begun in the middle.
-fn remember_waits(model: &Model, tasks: &[usize], skeletons: &mut Skeletons) {
-    let root = skeletons.pid(TaskId(0));
+/// For the next dump of the tree of `root`: since when the waits last that we have begun in the middle.
+fn remember_waits(model: &Model, root: Pid, tasks: &[usize], skeletons: &mut Skeletons) {
     let mut waits = Vec::new();
     for n in tasks {
         let remotes = &skeletons.task(TaskId::from(*n)).threads;

@@ -8,8 +8,8 @@ use crate::image::{Model, NsId, Pid, ShmemId};
 use crate::memory::RangeSet;
 use crate::sys::openat2::reopen;
 use crate::sys::{Errno, memory};
-use crate::trace::Batch;
 use crate::trace::pages::TargetPages;
+use crate::trace::{Batch, Ref};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -141,10 +141,14 @@ impl Material {
     /// Lets a skeleton fetch what was opened after it was made, under the same numbers.
     pub fn bring(&self, batch: &mut Batch) {
         for fd in &self.late {
-            let fetched =
-                batch.must(libc::SYS_pidfd_getfd, &[self.ourselves.as_raw_fd().into(), (*fd).into(), 0u64.into()]);
+            let fetched = self.fetch(batch, *fd);
             batch.must(libc::SYS_dup2, &[fetched.into(), (*fd).into()]);
         }
+    }
+
+    /// Lets a skeleton fetch a descriptor of ours, under a number of its own.
+    pub fn fetch(&self, batch: &mut Batch, fd: RawFd) -> Ref {
+        batch.must(libc::SYS_pidfd_getfd, &[self.ourselves.as_raw_fd().into(), fd.into(), 0u64.into()])
     }
 
     /// Makes holes in a shared memory object.

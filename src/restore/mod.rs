@@ -11,8 +11,10 @@ pub mod cow;
 pub mod creds;
 pub mod fd;
 pub mod go;
+pub mod lazy;
 pub mod material;
 pub mod mm;
+mod newcomers;
 pub mod ns;
 pub mod pidns;
 pub mod plan;
@@ -125,6 +127,8 @@ pub struct Options {
     pub sibling: bool,
     /// Page workers.
     pub workers: usize,
+    /// What memory allows it comes later, see [`lazy`].
+    pub lazy: bool,
     /// When the clocks of the model were read, for a tree that is made ahead of time; `None` = they stand since.
     pub read_at: Option<std::time::Instant>,
     /// The original is on this very kernel, frozen, and ends when this tree runs: what has a name is there already.
@@ -211,9 +215,23 @@ impl<'m> Restored<'m> {
         self.skeletons.init.as_ref().map_or_else(|| self.root(), trace::remote::Remote::pid)
     }
 
+    /// Process ids of those that are no zombies, as we see them, the root first.
+    pub fn pids_alive(&self) -> Vec<Pid> {
+        let alive = |n: &usize| !self.model.tasks[*n].threads.is_empty();
+        (0..self.model.tasks.len()).filter(alive).map(|n| self.skeletons.pid(TaskId::from(n))).collect()
+    }
+
     /// Process ids of all tasks as we see them, in the order of the model.
     pub fn pids(&self) -> Vec<Pid> {
         (0..self.model.tasks.len()).map(|n| self.skeletons.pid(TaskId::from(n))).collect()
+    }
+
+    /// Memory that is to come later, ready to be served: from now on whoever touches it waits. Nothing without [`Options::lazy`].
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn late(&mut self, pages: &PageReader) -> Result<Vec<lazy::Late>> {
+        lazy::register(self.model, &mut self.skeletons, pages)
     }
 
     /// Lets go of everybody without letting anybody run: what can fail has been done when this returns. `note` is told who it is

@@ -6,7 +6,7 @@ use super::material::Material;
 use super::plan::Plan;
 use super::skeleton::{self, Skeletons};
 use super::{
-    Options, Restored, Result, cow, creds, fd, material, mm, ns, plan, sessions, signals, sysv, task, threads,
+    Options, Restored, Result, cow, creds, fd, lazy, material, mm, ns, plan, sessions, signals, sysv, task, threads,
 };
 use crate::fault::{self, Point};
 use crate::image::mm::{Backing, ShmemKind};
@@ -54,6 +54,7 @@ impl<'m> Prebuilt<'m> {
         }
         fault::at(Point::RestoreMappings)?;
         cow::fill_rest(model, &mut skeletons, &loader)?;
+        lazy::open(model, &mut skeletons)?;
         fault::at(Point::RestorePages)?;
         Ok(Self { model, plan, skeletons, material, warnings })
     }
@@ -151,7 +152,7 @@ impl<'m> Prebuilt<'m> {
     }
 
     /// Pages of a space that the tree has once it is complete.
-    fn carried(&self, space: Space) -> RangeSet {
+    pub(super) fn carried(&self, space: Space) -> RangeSet {
         match space {
             Space::Mm(id) => {
                 let vmas = self.model.mms.get(id.at()).map_or(&[][..], |mm| &mm.vmas);
@@ -162,13 +163,11 @@ impl<'m> Prebuilt<'m> {
         }
     }
 
-    /// Puts the contents of a store where they belong. What it has of mappings that are gone by now stays where it is.
-    ///
-    /// # Errors
-    /// They cannot be read, or written.
-    pub fn load(&self, pages: &PageReader, options: &Options) -> Result<()> {
+    /// Puts the contents of a store where they belong, those of the `wanted` spaces. What it has of mappings that are gone
+    /// by now stays where it is.
+    pub(super) fn load(&self, pages: &PageReader, wanted: impl Fn(Space) -> bool, options: &Options) -> Result<()> {
         let mut runs = Vec::new();
-        for space in pages.spaces() {
+        for space in pages.spaces().filter(|space| wanted(*space)) {
             for range in self.carried(space).iter() {
                 runs.extend(pages.contents_in(space, range).map_err(PipelineError::Store)?);
             }

@@ -7,6 +7,7 @@ use super::fd::{regular, roots, taken_over};
 use super::{Options, ns, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
+use crate::image::creds::Creds;
 use crate::image::fd::tcp::TcpState;
 use crate::image::fd::{FileKind, PathRef, SocketOptions};
 use crate::image::mm::Backing;
@@ -36,6 +37,8 @@ pub struct Scope {
 pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     let mut blockers = processor(model, scope.cpu);
     blockers.extend(vdso::blockers(model));
+    blockers.extend(credentials(model));
+    blockers.extend(connections(model));
     if options.pids == Pids::Same {
         let taken = root::taken(model);
         blockers.extend(taken.map(|(pid, occupant)| {
@@ -49,6 +52,42 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     }
     blockers.extend(ns::missing(model));
     blockers
+}
+
+/// Whoever may not start programs as somebody else makes tasks of their own user, without capabilities, with their own groups of
+/// this host. An image that asks for more asks for what the user has not.
+fn credentials(model: &Model) -> Vec<Blocker> {
+    if !super::task::only_own_user() {
+        return Vec::new();
+    }
+    let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let tasks = model.tasks.iter().filter_map(|task| Some((task, &task.threads.first()?.creds)));
+    let blocker = |(task, creds): (&Task, &Creds)| {
+        let (uid, gid) = (creds.uids[1], creds.gids[1]);
+        let others = task.threads.iter().any(|thread| {
+            thread.creds.uids.iter().any(|uid| *uid != own.0) || thread.creds.gids.iter().any(|gid| *gid != own.1)
+        });
+        let able = task.threads.iter().any(|thread| thread.creds.caps.permitted != 0);
+        let reason = match (others, able) {
+            (true, _) => format!("it ran as user {uid}, group {gid}; here is user {}, group {}", own.0, own.1),
+            (false, true) => "it had capabilities".to_owned(),
+            (false, false) => return None,
+        };
+        Some(Blocker::new(codes::CREDENTIALS, format!("pid {}", task.pid)).because(reason))
+    };
+    tasks.filter_map(blocker).collect()
+}
+
+/// TCP connections, where this program may not make any in the state they were in.
+fn connections(model: &Model) -> Vec<Blocker> {
+    const NET_ADMIN: u64 = 1 << 12;
+    if super::task::own_caps() & NET_ADMIN != 0 {
+        return Vec::new();
+    }
+    let connected =
+        |kind: &&FileKind| matches!(kind, FileKind::Tcp(tcp) if matches!(tcp.state, TcpState::Connected(_)));
+    let kinds = model.files.iter().map(|file| &file.kind).filter(connected);
+    kinds.map(|kind| Blocker::new(codes::TCP_REPAIR, super::fd::sockets::describe(kind))).collect()
 }
 
 /// Features of the processor the target was saved on that this one lacks: the program may have asked for them once, and

@@ -2,16 +2,19 @@
 //!
 //! [`Fit::of`] (pure) says whether that can be done and what stays. What cannot be changed is fixed at creation: ids,
 //! parents, sessions, namespaces, shared tables. Everything else that a standing tree has - mappings, threads, shared memory
-//! objects - is compared and changed where it differs; contents stay where a mapping stays.
+//! objects - is compared and changed where it differs; contents stay where a mapping stays. Who has ended is ended, who has
+//! come is made ([`super::newcomers`]).
 
 use super::cow::{Progress, adapted, common};
+use super::material::Material;
 use super::prebuilt::{self, Prebuilt};
-use super::skeleton::{Skeleton, clear, trace_options};
-use super::{Options, Result, clock, fd, mm, plan, root, sharing, threads};
+use super::skeleton::{Skeleton, Skeletons, clear, trace_options};
+use super::{Options, Result, clock, fd, mm, newcomers, plan, root, sharing, threads};
 use crate::image::mm::{Backing, Mm, ShmemKind, Vma};
 use crate::image::ns::NsKind;
 use crate::image::task::{Task, TaskState};
 use crate::image::{GhostId, MmId, Model, ShmemId, TaskId};
+use crate::memory::store::PageReader;
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::ops::options::Cgroup;
 use crate::trace::Batch;
@@ -20,8 +23,8 @@ use std::collections::{HashMap, HashSet};
 /// How a final model fits a tree that stands for an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fit {
-    /// For each task of the final model the one of the earlier.
-    tasks: Vec<TaskId>,
+    /// For each task of the final model the one of the earlier; `None` = it has come since.
+    tasks: Vec<Option<TaskId>>,
     /// For each address space of the final model the earlier one whose contents it keeps; `None` = it begins empty.
     mms: Vec<Option<MmId>>,
     /// For each shared memory object the earlier one that it is.
@@ -48,7 +51,7 @@ impl Fit {
         let shmems = shmems(old, new, homes)?;
         let mut mms = vec![None; new.mms.len()];
         for (n, task) in new.tasks.iter().enumerate() {
-            let (Some(id), Some(was)) = (task.mm, old.tasks[tasks[n].at()].mm) else { continue };
+            let (Some(id), Some(was)) = (task.mm, tasks[n].and_then(|was| old.tasks[was.at()].mm)) else { continue };
             let stays = homes.get(&Space::Mm(was)).is_none_or(|now| *now == Some(Space::Mm(id)));
             mms[id.at()] = Some(was).filter(|_| stays);
         }
@@ -143,19 +146,18 @@ fn kind(kind: &NsKind) -> std::mem::Discriminant<NsKind> {
     std::mem::discriminant(kind)
 }
 
-/// Every task must be there, and as it was made.
-fn tasks(old: &Model, new: &Model) -> std::result::Result<Vec<TaskId>, Unfit> {
-    if old.tasks.len() != new.tasks.len() {
-        return Err("processes have come or gone");
-    }
+/// Every task is as it was made, or can be made now; who is gone leaves nobody behind.
+fn tasks(old: &Model, new: &Model) -> std::result::Result<Vec<Option<TaskId>>, Unfit> {
     let by_pid: HashMap<i32, TaskId> = old.tasks.iter().enumerate().map(|(n, t)| (t.pid.0, n.into())).collect();
-    let found: Option<Vec<TaskId>> = new.tasks.iter().map(|t| by_pid.get(&t.pid.0).copied()).collect();
-    let found = found.ok_or("processes have come or gone")?;
-    for (now, was) in new.tasks.iter().zip(&found) {
-        let was = &old.tasks[was.at()];
+    let found: Vec<Option<TaskId>> = new.tasks.iter().map(|t| by_pid.get(&t.pid.0).copied()).collect();
+    for (n, (now, was)) in new.tasks.iter().zip(&found).enumerate() {
+        let Some(was) = was.map(|was| &old.tasks[was.at()]) else {
+            newcomers::can_come(new, TaskId::from(n))?;
+            continue;
+        };
         let parent = now.parent.map(|p| found[p.at()]);
         let born_alike = (&now.inner_pids, parent, now.sid, now.exit_signal, now.namespaces)
-            == (&was.inner_pids, was.parent, was.sid, was.exit_signal, was.namespaces);
+            == (&was.inner_pids, was.parent.map(Some), was.sid, was.exit_signal, was.namespaces);
         let revived = is_zombie(was) && !is_zombie(now);
         if !born_alike || revived {
             return Err("a process has another parent, session or namespace");
@@ -163,6 +165,9 @@ fn tasks(old: &Model, new: &Model) -> std::result::Result<Vec<TaskId>, Unfit> {
     }
     if !sharing::alike(old, new, &found) {
         return Err("processes share other things");
+    }
+    for n in (0..old.tasks.len()).filter(|n| !found.contains(&Some(TaskId::from(*n)))) {
+        newcomers::can_go(&old.tasks[n], new)?;
     }
     Ok(found)
 }
@@ -230,59 +235,76 @@ impl<'m> Prebuilt<'m> {
             return Err("its clock would go back");
         }
         let ids = |model: &Model| -> HashSet<i32> {
-            model.tasks.iter().flat_map(|t| t.threads.iter().map(|th| th.tid.0)).collect()
+            model.tasks.iter().flat_map(|t| t.threads.iter().map(|th| th.tid.0).chain([t.pid.0])).collect()
         };
         // In a PID namespace of the tree's own nobody else has one.
         if !self.skeletons.new_pids && ids(model).difference(&ids(self.model)).any(|id| root::occupant(*id).is_some()) {
-            return Err("the id of a thread that was made since is in use here");
+            return Err("the id of a process or thread that was made since is in use here");
         }
         Fit::of(self.model, model, homes, options)
     }
 
-    /// The same tree for the final model. Pages that stay are those of [`Fit::kept`].
+    /// The same tree for the final model, with the contents of a store. Pages that stay are those of [`Fit::kept`].
     ///
     /// # Errors
     /// Nothing of the tree is left then.
-    pub fn adopt(self, model: &'m Model, fit: &Fit, options: &Options) -> Result<Self> {
+    pub fn adopt(self, model: &'m Model, fit: &Fit, stored: Option<&PageReader>, options: &Options) -> Result<Self> {
         let Self { model: old, plan, mut skeletons, mut material, warnings } = self;
         clock::catch_up(model, &skeletons);
         let plan = plan::with_scratch(model, plan.scratch);
         material.renew(old, model, &fit.shmems, options)?;
-        let mut tasks: HashMap<TaskId, Skeleton> = std::mem::take(&mut skeletons.tasks);
+        let mut gone: HashMap<TaskId, Skeleton> = std::mem::take(&mut skeletons.tasks);
         for (n, was) in fit.tasks.iter().enumerate() {
-            if let Some(skeleton) = tasks.remove(was) {
+            if let Some(skeleton) = was.and_then(|was| gone.remove(&was)) {
                 skeletons.tasks.insert(n.into(), skeleton);
             }
         }
+        newcomers::end_gone(old, gone, &fit.tasks, &mut skeletons)?;
         skeletons.shared = sharing::shared(model);
         for (n, was) in fit.tasks.iter().enumerate() {
+            let Some(was) = was else { continue };
             threads::settle(&old.tasks[was.at()], model, n.into(), &mut skeletons)?;
         }
-        for (n, was) in fit.mms.iter().enumerate() {
+        let come = |task: &TaskId| fit.tasks[task.at()].is_none();
+        fit.adapt_memory(old, model, &mut skeletons, &material)?;
+        skeletons.memory = Progress::complete(model).without(model, come);
+        fd::tty::renew(model, &skeletons)?;
+        let mut tree = Self { model, plan, skeletons, material, warnings };
+        let newest: HashSet<Space> = newcomers::spaces(model, come);
+        if let Some(pages) = stored {
+            tree.load(pages, |space| !newest.contains(&space), options)?;
+        }
+        for task in tree.plan.order.clone().into_iter().filter(come) {
+            tree.comes(task, stored, options)?;
+        }
+        Ok(tree)
+    }
+}
+
+impl Fit {
+    /// Changes the mappings of all that were there before.
+    fn adapt_memory(&self, old: &Model, model: &Model, skeletons: &mut Skeletons, material: &Material) -> Result<()> {
+        for (n, was) in self.mms.iter().enumerate() {
             let id = MmId::from(n);
             let owner = model.tasks.iter().position(|t| t.mm == Some(id)).map(TaskId::from);
-            let Some(owner) = owner else { continue };
+            let Some(owner) = owner.filter(|owner| self.tasks[owner.at()].is_some()) else { continue };
             let (remote, scratch) = skeletons.leader(owner);
+            let mut batch = Batch::new();
+            material.bring(&mut batch);
             match was {
                 Some(was) => {
-                    let theirs = fit.translated(&old.mms[was.at()], old, model);
-                    let mut batch = Batch::new();
-                    material.bring(&mut batch);
-                    adapted(&mut batch, &theirs, &model.mms[n], &material);
+                    let theirs = self.translated(&old.mms[was.at()], old, model);
+                    adapted(&mut batch, &theirs, &model.mms[n], material);
                     remote.run_all(&scratch, &batch)?;
                 }
                 None => {
-                    let mut batch = Batch::new();
-                    material.bring(&mut batch);
                     remote.run_all(&scratch, &batch)?;
                     clear(remote, scratch)?;
-                    mm::lay_out(model, owner, &mut skeletons, &material)?;
+                    mm::lay_out(model, owner, skeletons, material)?;
                 }
             }
         }
-        skeletons.memory = Progress::complete(model);
-        fd::tty::renew(model, &skeletons)?;
-        Ok(Self { model, plan, skeletons, material, warnings })
+        Ok(())
     }
 }
 
@@ -318,7 +340,7 @@ mod tests {
     fn a_tree_that_has_not_changed_stays_as_it_is() {
         let model = sampled();
         let fits = fit(&model, &model, &same(&model)).unwrap();
-        assert!(fits.tasks.iter().enumerate().all(|(n, was)| was.at() == n));
+        assert!(fits.tasks.iter().enumerate().all(|(n, was)| *was == Some(n.into())));
         assert!(fits.mms.iter().enumerate().all(|(n, was)| *was == Some(MmId::from(n))));
         assert!(fits.shmems.iter().enumerate().all(|(n, was)| *was == Some(ShmemId::from(n))));
         let anonymous = model.mms[0].vmas.iter().find(|vma| vma.backing == Backing::Anon && !vma.shared).unwrap();
@@ -327,12 +349,34 @@ mod tests {
     }
 
     #[test]
+    fn processes_come_and_go() {
+        let old = sampled();
+        let last = old.tasks.len() - 1;
+        let mut without = old.clone();
+        without.tasks.pop();
+        let fits = fit(&old, &without, &same(&old)).unwrap();
+        assert_eq!(fits.tasks, (0..last).map(|n| Some(TaskId::from(n))).collect::<Vec<_>>());
+        // A child like any other, that has its parent's session and tables of its own.
+        let mut come = old.clone();
+        let parent = come.tasks[last].parent.map(|p| come.tasks[p.at()].clone()).unwrap();
+        let child = &mut come.tasks[last];
+        (child.pid, child.sid, child.namespaces) = (NsPid(31_999), parent.sid, parent.namespaces);
+        child.inner_pids = parent.inner_pids.clone();
+        child.threads.clear();
+        child.mm = None;
+        let fits = fit(&old, &come, &same(&old)).unwrap();
+        assert_eq!((fits.tasks[last], fits.tasks[0]), (None, Some(TaskId(0))));
+    }
+
+    #[test]
     fn what_is_fixed_at_creation_makes_a_tree_unfit() {
         let old = sampled();
         type Change = fn(&mut Model);
-        let changes: [(&str, Change); 5] = [
-            ("a process has gone", |m| drop(m.tasks.pop())),
-            ("another has its place", |m| m.tasks.last_mut().unwrap().pid = NsPid(31_999)),
+        let changes: [(&str, Change); 4] = [
+            ("a process has come in another session", |m| {
+                let child = m.tasks.last_mut().unwrap();
+                (child.pid, child.sid) = (NsPid(31_999), NsPid(31_998));
+            }),
             ("a session was begun", |m| m.tasks[1].sid = m.tasks[1].pid),
             ("somebody else adopted it", |m| m.tasks[2].parent = m.tasks[2].parent.map(|p| TaskId(1 - p.0.min(1)))),
             ("shared memory was sealed", |m| {

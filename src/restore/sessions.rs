@@ -89,6 +89,17 @@ pub(super) fn lead_session(remote: &mut Remote, scratch: Scratch) -> Result<()> 
     Ok(())
 }
 
+/// Makes a task whose parent is there, in the parent's session or one of its own.
+pub(super) fn comes(model: &Model, child: TaskId, skeletons: &mut Skeletons) -> Result<()> {
+    let task = &model.tasks[child.at()];
+    child_of(model, task.parent.unwrap_or(TaskId(0)), child, skeletons)?;
+    if task.sid == task.pid {
+        let (remote, scratch) = skeletons.leader(child);
+        lead_session(remote, scratch)?;
+    }
+    Ok(())
+}
+
 fn child_of(model: &Model, parent: TaskId, child: TaskId, skeletons: &mut Skeletons) -> Result<()> {
     let task = &model.tasks[child.at()];
     let scratch = skeletons.scratch;
@@ -195,7 +206,7 @@ fn end(helper: Remote) -> Result<i32> {
     Ok(status.ns_pid.last().copied().unwrap_or(pid.0))
 }
 
-fn reap_in(parent: &mut Remote, scratch: Scratch, id: i32) -> Result<()> {
+pub(super) fn reap_in(parent: &mut Remote, scratch: Scratch, id: i32) -> Result<()> {
     let mut batch = Batch::new();
     batch.must(libc::SYS_wait4, &[id.into(), 0u64.into(), libc::__WALL.into(), 0u64.into()]);
     parent.run_all(&scratch, &batch)?;

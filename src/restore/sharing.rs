@@ -53,15 +53,21 @@ pub fn shared(model: &Model) -> HashSet<(i32, u32)> {
     all.filter(|key| !seen.insert(*key)).collect()
 }
 
-/// Whether the tasks of one model share what those of another do; `found` has for each task of `new` that of `old`. What a
+/// Whether a task shares nothing with another process that must be shared.
+pub fn alone(model: &Model, task: TaskId) -> bool {
+    let mut others = (0..model.tasks.len()).map(TaskId::from).filter(|other| *other != task);
+    others.all(|other| flags(model, task, other) & needed() == 0)
+}
+
+/// Whether the tasks of one model share what those of another do; `found` has for each task of `new` that of `old`, if it was there. What a
 /// process shared that has ended meanwhile does not count.
-pub fn alike(old: &Model, new: &Model, found: &[TaskId]) -> bool {
+pub fn alike(old: &Model, new: &Model, found: &[Option<TaskId>]) -> bool {
     NEEDED.iter().all(|(flag, _)| {
         let pairs = new
             .tasks
             .iter()
             .zip(found)
-            .filter_map(|(now, was)| Some((object(now, *flag)?, object(&old.tasks[was.at()], *flag)?)));
+            .filter_map(|(now, was)| Some((object(now, *flag)?, object(&old.tasks[(*was)?.at()], *flag)?)));
         let (mut there, mut back) = (HashMap::new(), HashMap::new());
         pairs
             .into_iter()

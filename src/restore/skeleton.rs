@@ -97,13 +97,23 @@ impl Drop for Skeletons {
         let ours = [self.session.take(), self.init.take()].into_iter().flatten();
         let ours = ours.map(|remote| Skeleton { pid: remote.pid(), threads: vec![remote] });
         for skeleton in self.tasks.drain().map(|(_, s)| s).chain(ours) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(skeleton.pid.0), nix::sys::signal::SIGKILL);
-            // The leader last: it cannot be reaped while another thread has not been.
-            for thread in skeleton.threads.iter().rev() {
-                let _ = wait::wait(thread.pid());
-            }
-            let _ = wait::try_wait(skeleton.pid);
+            skeleton.end();
         }
+    }
+}
+
+impl Skeleton {
+    /// Ends the process; its parent, if that is not us, has yet to be told.
+    pub(super) fn end(self) {
+        // Also threads that were made and not taken before something failed: we trace them.
+        let made = ProcDir::open(self.pid).and_then(|dir| dir.tasks()).unwrap_or_default();
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid.0), nix::sys::signal::SIGKILL);
+        // The leader last: it cannot be reaped while another thread has not been.
+        let others = made.into_iter().filter(|tid| *tid != self.pid);
+        for tid in others.chain(self.threads.iter().rev().map(Remote::pid)) {
+            let _ = wait::wait(tid);
+        }
+        let _ = wait::try_wait(self.pid);
     }
 }
 
@@ -206,7 +216,7 @@ pub(super) fn clone_from(
 ) -> Result<Remote> {
     let mut batch = Batch::new();
     let args = CloneArgs { flags, exit_signal: exit_signal.max(0) as u64, ..CloneArgs::default() };
-    let call = batch.clone3(&args, set_tid, false);
+    let call = batch.clone3(&args, set_tid);
     let results = maker.run(&scratch, &batch)?;
     match results.get(call) {
         Ok(_) => {}

@@ -9,10 +9,18 @@ use crate::sys::{Errno, sched, wait};
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
 
-/// Capabilities this program may give: those of its own bounding set.
+/// Capabilities this program may give: those it has, of its own bounding set.
 pub fn own_caps() -> u64 {
     let status = ProcDir::of_self().and_then(|d| d.status(&mut Vec::new()));
-    status.map_or(u64::MAX, |s| s.caps.bounding)
+    status.map_or(u64::MAX, |s| s.caps.bounding & s.caps.permitted)
+}
+
+/// CAP_SETUID and CAP_SETGID: by which a task becomes whoever it was.
+const BECOME_ANYBODY: u64 = 1 << 6 | 1 << 7;
+
+/// Whether this program can only make tasks of the user that it runs as.
+pub fn only_own_user() -> bool {
+    own_caps() & BECOME_ANYBODY != BECOME_ANYBODY
 }
 
 /// Ends the tasks that were zombies, the way they had ended.

@@ -1,4 +1,4 @@
-//! Threads beside the first: made in one batch, parked in our stub, then taken one by one.
+//! Threads beside the first: made in one batch, each of them traced and stopped before its first instruction.
 
 use super::skeleton::{FOLLOW, Skeletons};
 use super::{Error, Result};
@@ -14,8 +14,10 @@ use nix::fcntl::OFlag;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Flags that make a thread (clone(2)).
-const THREAD: i32 = libc::CLONE_VM
+/// Flags that make a thread (clone(2)). It is traced as its creator is, and begins with a stop; the creator, who has none for it,
+/// makes the next one meanwhile.
+const THREAD: i32 = libc::CLONE_PTRACE
+    | libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
     | libc::CLONE_SIGHAND
@@ -67,7 +69,7 @@ pub fn add(model: &Model, task: TaskId, others: &[Thread], skeletons: &mut Skele
     let new_pids = skeletons.new_pids;
     let (scratch, options) = (skeletons.scratch, skeletons.options & !FOLLOW);
     let skeleton = skeletons.task(task);
-    // New threads wait in the stub instead of being attached one at a time: 5 times as fast (kernel.md 3).
+    // Their creator is not to stop for each of them.
     skeleton.threads[0].tracee().set_options(options)?;
     let confined = super::ns::ids::namespace(model, &model.tasks[task.at()]).is_some();
     let pid_ns = match new_pids {
@@ -79,24 +81,17 @@ pub fn add(model: &Model, task: TaskId, others: &[Thread], skeletons: &mut Skele
     }
     for group in others.chunks(BATCH) {
         let remote = &mut skeleton.threads[0];
-        let seized = if confined {
+        let made = if confined {
             // The highest first: whoever begins elsewhere meanwhile gets an id after the last one we said.
-            let one = |thread| by_last_pid(leader, thread, remote, scratch, pid_ns.as_ref(), options);
+            let one = |thread| by_last_pid(leader, thread, remote, scratch, pid_ns.as_ref());
             let mut made = group.iter().rev().map(one).collect::<Result<Vec<Pid>>>()?;
             made.reverse();
             made
         } else {
             by_set_tid(leader, group, remote, scratch)?
         };
-        let seized = if new_pids { outer_ids(skeleton.pid, &seized)? } else { seized };
-        let mut running = Vec::with_capacity(seized.len());
-        for tid in seized {
-            let tracee = Tracee::seize(tid, options)?;
-            tracee.interrupt()?;
-            running.push(tracee);
-        }
-        for tracee in running {
-            let (tracee, _) = tracee.wait()?;
+        for tid in if new_pids { outer_ids(skeleton.pid, &made)? } else { made } {
+            let (tracee, _) = Tracee::attached(tid).wait()?;
             skeleton.threads.push(Remote::new(tracee)?);
         }
     }
@@ -119,7 +114,7 @@ fn by_set_tid(leader: &Thread, group: &[Thread], remote: &mut Remote, scratch: S
     let mut calls = Vec::with_capacity(group.len());
     for thread in group {
         let ids: Vec<i32> = thread.inner_tids.iter().rev().chain([&thread.tid]).map(|id| id.0).collect();
-        calls.push(batch.clone3(&arguments(leader, thread), &ids, true));
+        calls.push(batch.clone3(&arguments(leader, thread), &ids));
     }
     let results = remote.run(&scratch, &batch)?;
     let id = |(thread, call): (&Thread, _)| {
@@ -141,7 +136,6 @@ fn by_last_pid(
     remote: &mut Remote,
     scratch: Scratch,
     pid_ns: Option<&OwnedFd>,
-    options: u64,
 ) -> Result<Pid> {
     const TRIES: usize = 200;
     for _ in 0..TRIES {
@@ -151,23 +145,21 @@ fn by_last_pid(
             errno,
         })?;
         let mut batch = Batch::new();
-        let call = batch.clone3(&arguments(leader, thread), &[], true);
+        let call = batch.clone3(&arguments(leader, thread), &[]);
         let results = remote.run(&scratch, &batch)?;
         let made = Pid(results.get(call).map_err(|errno| failed(thread, errno))? as i32);
         if made.0 == thread.tid.0 {
             return Ok(made);
         }
         let stray = if pid_ns.is_some() { outer_ids(remote.pid(), &[made])?[0] } else { made };
-        end(stray, scratch, options)?;
+        end(stray, scratch)?;
     }
     Err(Error::PidInUse { pid: thread.tid.0, occupant: "another task".to_owned() })
 }
 
 /// Ends a thread that got another id.
-fn end(stray: Pid, scratch: Scratch, options: u64) -> Result<()> {
-    let tracee = Tracee::seize(stray, options)?;
-    tracee.interrupt()?;
-    let (tracee, _) = tracee.wait()?;
+fn end(stray: Pid, scratch: Scratch) -> Result<()> {
+    let (tracee, _) = Tracee::attached(stray).wait()?;
     end_stopped(Remote::new(tracee)?, scratch)
 }
 

@@ -36,6 +36,7 @@ pub mod thread_ids;
 pub mod timerfd;
 pub mod tty;
 pub mod tty_queue;
+pub mod user;
 pub mod userfaultfd;
 pub mod uts;
 pub mod wait;

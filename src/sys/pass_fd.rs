@@ -20,6 +20,12 @@ pub fn send_fd(socket: &UnixStream, fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Receives one descriptor, close-on-exec. Fails if none came.
 pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let received = receive(socket)?.and_then(|(_, fd)| fd);
+    received.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no descriptor came"))
+}
+
+/// Receives one byte, and the descriptor (close-on-exec) that came with it, if one did; `None` at the end of the stream.
+pub fn receive(socket: &UnixStream) -> io::Result<Option<(u8, Option<OwnedFd>)>> {
     let mut byte = [0];
     let mut space = cmsg_space!(RawFd);
     let mut parts = [IoSliceMut::new(&mut byte)];
@@ -29,7 +35,7 @@ pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
             done => break done?,
         }
     };
-    let mut received = None;
+    let (length, mut received) = (message.bytes, None);
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = control {
             for fd in fds {
@@ -38,7 +44,7 @@ pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
             }
         }
     }
-    received.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no descriptor came"))
+    Ok((length > 0).then_some((byte[0], received)))
 }
 
 /// Takes the descriptors that systemd passed (sd_listen_fds(3)): `count` of them from number 3 on. They become

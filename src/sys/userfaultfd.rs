@@ -2,11 +2,21 @@
 //!
 //! All operations act on the address space of whoever made the descriptor, also when another process calls them.
 
-use super::{Result, check};
+use super::{Errno, Result, check};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `UFFD_FEATURE_*`.
 pub mod feature {
+    /// Tells of forks, and hands over a descriptor for the child (4.11). Needs `CAP_SYS_PTRACE` at the handshake.
+    pub const EVENT_FORK: u64 = 1 << 1;
+    /// Tells of mremap(2) (4.11).
+    pub const EVENT_REMAP: u64 = 1 << 2;
+    /// Tells of `MADV_DONTNEED`, `MADV_FREE` and `MADV_REMOVE` (4.11).
+    pub const EVENT_REMOVE: u64 = 1 << 3;
+    /// Tells of munmap(2) (4.11).
+    pub const EVENT_UNMAP: u64 = 1 << 6;
+    /// A fault names its thread (4.14).
+    pub const THREAD_ID: u64 = 1 << 8;
     /// Faults of shared memory and hugetlb (4.11).
     pub const MISSING_SHMEM: u64 = 1 << 5;
     /// Minor faults of shared memory (5.14).
@@ -39,8 +49,80 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
+const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
 const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
+
+/// What a descriptor tells.
+#[derive(Debug)]
+pub enum Message {
+    /// Somebody needs a page that is not there.
+    Fault {
+        /// Where.
+        address: u64,
+        /// The thread, as it sees itself; 0 without [`feature::THREAD_ID`].
+        thread: u32,
+    },
+    /// A child has come into being, with the same mappings registered.
+    Fork(OwnedFd),
+    /// A range is somewhere else now.
+    Remap {
+        /// Where it was.
+        from: u64,
+        /// Where it is.
+        to: u64,
+        /// Its length, bytes.
+        len: u64,
+    },
+    /// Contents of a range are being dropped.
+    Remove {
+        /// First address.
+        start: u64,
+        /// First address past the end.
+        end: u64,
+    },
+    /// A range is gone.
+    Unmap {
+        /// First address.
+        start: u64,
+        /// First address past the end.
+        end: u64,
+    },
+}
+
+/// Bytes of `struct uffd_msg`.
+const MESSAGE: usize = 32;
+/// Messages read in one go.
+const MESSAGES: usize = 32;
+
+/// Reads what a descriptor has to tell now; nothing, if there is nothing. Faults come before events, also before those that
+/// happened earlier. Whoever has caused an event waits until it is read.
+pub fn messages(fd: BorrowedFd<'_>) -> Result<Vec<Message>> {
+    let mut buf = [0u8; MESSAGE * MESSAGES];
+    let length = match nix::unistd::read(fd, &mut buf) {
+        Ok(length) => length,
+        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Vec::new()),
+        Err(errno) => return Err(errno),
+    };
+    Ok(buf[..length].chunks_exact(MESSAGE).filter_map(message).collect())
+}
+
+/// `struct uffd_msg`: the kind in the first byte, arguments from the eighth on.
+fn message(bytes: &[u8]) -> Option<Message> {
+    let word = |n: usize| u64::from_ne_bytes(bytes[8 + 8 * n..][..8].try_into().expect("8 bytes"));
+    let half = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+    match bytes[0] {
+        0x12 => Some(Message::Fault { address: word(1), thread: half(24) }),
+        // SAFETY: the kernel has made this descriptor for us as we read the message, which nobody else reads.
+        0x13 => Some(Message::Fork(unsafe { OwnedFd::from_raw_fd(half(8) as RawFd) })),
+        0x14 => Some(Message::Remap { from: word(0), to: word(1), len: word(2) }),
+        0x15 => Some(Message::Remove { start: word(0), end: word(1) }),
+        0x16 => Some(Message::Unmap { start: word(0), end: word(1) }),
+        _ => None,
+    }
+}
 
 /// A new descriptor (non-blocking, close-on-exec). With `user_mode_only` (5.11) faults of the kernel are not handled, which
 /// asynchronous write protection does not need; without it `EPERM` for users where `vm.unprivileged_userfaultfd` is 0.
@@ -78,6 +160,13 @@ pub fn unregister(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<()> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr()) }.into()).map(drop)
 }
 
+/// Is the address space gone: has its last process ended, or does it execute another program?
+pub fn is_gone(fd: BorrowedFd<'_>) -> bool {
+    // Above all that is ever registered, so that this makes nothing: `ENOENT` if there is an address space.
+    const LAST_PAGE: u64 = 0x7fff_ffff_e000;
+    zero(fd, LAST_PAGE, 4096) == Err(Errno::ESRCH)
+}
+
 /// `UFFDIO_COPY`: makes pages at `to` that are not there yet, with this content (a whole number of pages). Gives the bytes
 /// that were copied, all of them where it succeeds. `EEXIST`: the next page is there; `EAGAIN`: once more with the rest.
 pub fn copy(fd: BorrowedFd<'_>, to: u64, data: &[u8]) -> (usize, Result<()>) {
@@ -86,6 +175,30 @@ pub fn copy(fd: BorrowedFd<'_>, to: u64, data: &[u8]) -> (usize, Result<()>) {
     let result = check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_COPY, arg.as_mut_ptr()) }.into()).map(drop);
     // The last field is the number of bytes, or an error once more.
     (usize::try_from(arg[4] as i64).unwrap_or(0), result)
+}
+
+/// `UFFDIO_ZEROPAGE`: makes pages of zeros that are not there yet (not of huge pages). Errors as those of [`copy`].
+pub fn zero(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<()> {
+    let mut arg = [start, len, 0, 0];
+    // SAFETY: `arg` has the layout and size of struct uffdio_zeropage.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_ZEROPAGE, arg.as_mut_ptr()) }.into()).map(drop)
+}
+
+/// `UFFDIO_WAKE`: whoever waits for a page of this range looks again.
+pub fn wake(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<()> {
+    let mut range = [start, len];
+    // SAFETY: `range` has the layout and size of struct uffdio_range.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_WAKE, range.as_mut_ptr()) }.into()).map(drop)
+}
+
+/// `UFFDIO_POISON` (6.6): pages that are not there give SIGBUS from now on, also when the descriptor is closed. Gives the
+/// bytes that were marked. `EEXIST`: the next page is there.
+pub fn poison(fd: BorrowedFd<'_>, start: u64, len: u64) -> (usize, Result<()>) {
+    let mut arg = [start, len, 0, 0];
+    // SAFETY: `arg` has the layout and size of struct uffdio_poison.
+    let result = check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_POISON, arg.as_mut_ptr()) }.into()).map(drop);
+    // The last field is the number of bytes, or an error once more.
+    (usize::try_from(arg[3] as i64).unwrap_or(0), result)
 }
 
 /// `UFFDIO_WRITEPROTECT`: protects, or lifts the protection. `PAGEMAP_SCAN` protects three times as fast where the mode is

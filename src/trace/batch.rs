@@ -117,11 +117,6 @@ impl Batch {
         self.push(number, args, 0)
     }
 
-    /// Adds a clone3 whose child parks inside the stub until it is seized; its failure ends the batch.
-    pub fn must_park(&mut self, number: i64, args: &[Arg]) -> Ref {
-        self.push(number, args, stub::ABORT_ON_ERROR | stub::PARK_CHILD)
-    }
-
     /// Has the batch stop here once, for [`super::remote::Remote::run_shown`]. What follows is run also if we die meanwhile.
     pub fn show(&mut self) {
         let [process, thread] = [libc::SYS_getpid, libc::SYS_gettid].map(|call| self.may(call, &[]));
@@ -229,7 +224,7 @@ impl Batch {
 
     /// Makes results of what was read back.
     pub(super) fn results(&self, bytes: Vec<u8>) -> Results {
-        Results { bytes, numbers: self.calls.iter().map(|c| (c.number, c.flags & stub::ABORT_ON_ERROR != 0)).collect() }
+        Results { bytes, calls: self.calls.iter().map(Called::from).collect() }
     }
 }
 
@@ -237,8 +232,38 @@ impl Batch {
 #[derive(Debug)]
 pub struct Results {
     bytes: Vec<u8>,
-    /// Number of each call, and whether it had to succeed.
-    numbers: Vec<(u64, bool)>,
+    calls: Vec<Called>,
+}
+
+/// What is known of a call once it was made.
+#[derive(Debug, Clone, Copy)]
+struct Called {
+    number: u64,
+    required: bool,
+    /// Start and length of the memory it is about.
+    area: Option<(u64, u64)>,
+}
+
+impl From<&Call> for Called {
+    fn from(call: &Call) -> Self {
+        let about_memory = [libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mprotect, libc::SYS_madvise, libc::SYS_mlock2];
+        let area = match (call.args[0], call.args[1]) {
+            (Arg::Value(start), Arg::Value(len)) if about_memory.contains(&(call.number as i64)) => Some((start, len)),
+            _ => None,
+        };
+        Self { number: call.number, required: call.flags & stub::ABORT_ON_ERROR != 0, area }
+    }
+}
+
+impl Called {
+    /// As a person reads it: `mmap of 0x7f0000000000-0x7f0000002000`.
+    fn describe(&self) -> String {
+        let name = name_of(self.number);
+        match self.area {
+            Some((start, len)) => format!("{name} of {start:#x}-{:#x}", start.saturating_add(len)),
+            None => name,
+        }
+    }
 }
 
 impl Results {
@@ -251,12 +276,12 @@ impl Results {
         }
     }
 
-    /// The first call that had to succeed and did not: its position, name and error. What follows it was not run.
+    /// The first call that had to succeed and did not: its position, what it was and its error. What follows it was not run.
     pub fn first_error(&self) -> Option<(Ref, String, Errno)> {
-        (0..self.numbers.len()).find_map(|n| match self.raw(n) {
+        (0..self.calls.len()).find_map(|n| match self.raw(n) {
             NOT_RUN => None,
-            e @ -4095..=-1 if self.numbers[n].1 => {
-                Some((Ref(n as u32), name_of(self.numbers[n].0), Errno::from_raw(-e as i32)))
+            e @ -4095..=-1 if self.calls[n].required => {
+                Some((Ref(n as u32), self.calls[n].describe(), Errno::from_raw(-e as i32)))
             }
             _ => None,
         })
@@ -264,12 +289,12 @@ impl Results {
 
     /// Name of a call of the batch.
     pub fn name(&self, call: Ref) -> String {
-        name_of(self.numbers[call.0 as usize].0)
+        name_of(self.calls[call.0 as usize].number)
     }
 
     /// Bytes written to an [`Out`].
     pub fn bytes(&self, out: Out) -> &[u8] {
-        &self.bytes[self.numbers.len() * size_of::<BatchRow>() + out.offset as usize..][..out.len as usize]
+        &self.bytes[self.calls.len() * size_of::<BatchRow>() + out.offset as usize..][..out.len as usize]
     }
 
     /// A struct written to an [`Out`].

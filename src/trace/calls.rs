@@ -60,7 +60,7 @@ impl Batch {
     }
 
     /// clone3(2).
-    pub fn clone3(&mut self, args: &CloneArgs, set_tid: &[i32], park: bool) -> Ref {
+    pub fn clone3(&mut self, args: &CloneArgs, set_tid: &[i32]) -> Ref {
         let ids: Vec<u8> = set_tid.iter().flat_map(|id| id.to_ne_bytes()).collect();
         let ids_at = self.bytes(&ids);
         let args = CloneArgs { set_tid: 0, set_tid_size: set_tid.len() as u64, ..*args };
@@ -69,8 +69,7 @@ impl Batch {
         if !set_tid.is_empty() {
             self.relocate(args_at, std::mem::offset_of!(CloneArgs, set_tid), ids_at);
         }
-        let call = [args_at, size_of::<CloneArgs>().into()];
-        if park { self.must_park(libc::SYS_clone3, &call) } else { self.must(libc::SYS_clone3, &call) }
+        self.must(libc::SYS_clone3, &[args_at, size_of::<CloneArgs>().into()])
     }
 }
 

@@ -10,6 +10,22 @@ use crate::sys::userfaultfd::{self as sys, mode};
 use crate::sys::{Errno, fd};
 use std::os::fd::{AsFd, OwnedFd};
 
+/// Makes a userfaultfd in a task and takes it out: the task keeps nothing of it. The inner error is the kernel's refusal.
+///
+/// # Errors
+/// The task cannot be worked with.
+pub fn userfaultfd(remote: &mut Remote, scratch: &Scratch, flags: i32) -> Result<std::result::Result<OwnedFd, Errno>> {
+    let (pid, flags) = (remote.pid(), flags | libc::O_CLOEXEC | libc::O_NONBLOCK);
+    let number = match remote.call(scratch, libc::SYS_userfaultfd, &[flags as u64])? {
+        Ok(number) => number,
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let taken = fd::pidfd_open(pid).and_then(|pidfd| fd::pidfd_getfd(pidfd.as_fd(), number as u32));
+    let failed = |errno| Error::Call { pid, call: "close (userfaultfd)".to_owned(), errno };
+    remote.call(scratch, libc::SYS_close, &[number])?.map_err(failed)?;
+    Ok(taken)
+}
+
 /// An address space whose fresh anonymous mappings are filled. Until it is dropped nothing else may touch what it covers.
 #[derive(Debug)]
 pub struct Fill {
@@ -25,15 +41,7 @@ impl Fill {
     /// The task cannot be worked with.
     pub fn begin(remote: &mut Remote, scratch: &Scratch, areas: &[(u64, u64)]) -> Result<Option<Self>> {
         let pid = remote.pid();
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | sys::UFFD_USER_MODE_ONLY;
-        let Ok(number) = remote.call(scratch, libc::SYS_userfaultfd, &[flags as u64])? else { return Ok(None) };
-        let taken = fd::pidfd_open(pid).and_then(|pidfd| fd::pidfd_getfd(pidfd.as_fd(), number as u32));
-        remote.call(scratch, libc::SYS_close, &[number])?.map_err(|errno| Error::Call {
-            pid,
-            call: "close (userfaultfd)".to_owned(),
-            errno,
-        })?;
-        let Ok(uffd) = taken else { return Ok(None) };
+        let Ok(uffd) = userfaultfd(remote, scratch, sys::UFFD_USER_MODE_ONLY)? else { return Ok(None) };
         if sys::handshake(uffd.as_fd(), 0).is_err() {
             return Ok(None);
         }

@@ -6,10 +6,13 @@ use super::sleepers::Asleep;
 use super::stopping::{self, Stopping};
 use super::{Error, Result, sleepers, socket_waits, waits};
 use crate::image::Pid;
+use crate::image::mm::PAGE;
 use crate::proc::ProcDir;
 use crate::proc::cgroupfs::{self, Freezer};
-use crate::sys::Errno;
+use crate::sys::fd::pidfd_open;
+use crate::sys::{Errno, pidfd};
 use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long a tree may take to stop before all of it goes on again.
@@ -20,6 +23,9 @@ pub const ATTEMPTS: u32 = 8;
 
 /// How long a task that was asked to stop, and did not, may take to come round so that it can be let go.
 const STRAGGLER: Duration = Duration::from_secs(1);
+
+/// Threads that end and are collected together.
+const TOGETHER: usize = 64;
 
 /// A stopped tree. Dropping it thaws every task as it was.
 #[derive(Debug)]
@@ -188,9 +194,15 @@ impl Frozen {
 
     /// Kills every process of the tree, leaves first, and reaps nothing: that is their parents' work.
     pub fn kill(mut self) -> Result<()> {
-        for process in self.processes.drain(..).rev() {
-            process.kill()?;
+        let processes = std::mem::take(&mut self.processes);
+        let large: Vec<OwnedFd> = processes.iter().filter_map(FrozenProcess::if_large).collect();
+        processes.iter().rev().try_for_each(FrozenProcess::kill)?;
+        // They end at the same time. A process gives its memory back alone, if nobody helps: 80 ms a GiB.
+        for process in large {
+            // It may be done already, or share its memory with one that we do not know.
+            let _ = pidfd::release_memory(process.as_fd());
         }
+        processes.into_iter().rev().for_each(FrozenProcess::collect);
         Ok(())
     }
 }
@@ -333,20 +345,32 @@ impl FrozenProcess {
         first
     }
 
-    fn kill(self) -> Result<()> {
-        if !self.zombie {
-            match nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid.0), nix::sys::signal::SIGKILL) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => return Err(Error::Ptrace { pid: self.pid, operation: "kill", errno }),
-            }
+    /// A descriptor of a process with much memory.
+    fn if_large(&self) -> Option<OwnedFd> {
+        const MUCH: i64 = 64 << 20;
+        let pages = self.dir.stat(&mut Vec::new()).ok()?.rss;
+        (pages > MUCH / PAGE as i64).then(|| pidfd_open(self.pid).ok()).flatten()
+    }
+
+    fn kill(&self) -> Result<()> {
+        if self.zombie {
+            return Ok(());
         }
-        // SIGKILL ends a ptrace-stopped task at once; what is left is to collect the statuses that we are told as tracer.
-        // The leader last: it cannot be reaped while another thread has not been.
-        for thread in self.threads.into_iter().rev() {
-            let pid = thread.pid();
-            drop(thread);
-            let _ = crate::sys::wait::wait(pid);
+        match nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid.0), nix::sys::signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(Error::Ptrace { pid: self.pid, operation: "kill", errno }),
         }
-        Ok(())
+    }
+
+    /// Takes the statuses of a killed process that we are told as its tracer: SIGKILL ends a ptrace-stopped task at once.
+    fn collect(self) {
+        // Threads end in their order. Of each few the last is waited for first: the others have ended then, and are collected
+        // while those behind them end. The leader comes at the end: it cannot be reaped while another thread has not been.
+        let threads: Vec<Pid> = self.threads.into_iter().map(|thread| thread.pid()).collect();
+        let (leader, others) = threads.split_at(threads.len().min(1));
+        for tid in others.chunks(TOGETHER).flat_map(|few| few.iter().rev()).chain(leader) {
+            // Another may have been faster: it has ended all the same.
+            let _ = crate::sys::wait::wait(*tid);
+        }
     }
 }

@@ -85,6 +85,11 @@ impl Channel {
         &self.stream
     }
 
+    /// The stream, for somebody else to go on with between two frames.
+    pub fn into_stream(self) -> Stream {
+        self.stream
+    }
+
     /// What limits its waits.
     pub fn patience(&self) -> &Patience {
         &self.patience

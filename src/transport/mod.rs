@@ -28,6 +28,7 @@ pub mod keys;
 pub mod link;
 pub mod peers;
 pub mod preamble;
+pub mod pump;
 pub mod ssh;
 pub mod stream;
 pub mod tls;

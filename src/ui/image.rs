@@ -5,7 +5,7 @@ use super::style::clean;
 use super::units::{bytes, count};
 use super::{Session, Settings, result};
 use crate::failure::Failure;
-use crate::image::manifest::Kind;
+use crate::image::manifest::{Kind, Wishes};
 use crate::ops::show::{Parent, Process, Shown};
 use crate::ops::verify::Verified;
 use std::path::Path;
@@ -59,6 +59,7 @@ fn fields(shown: &Shown) -> Object {
         .with("kernel", manifest.host.kernel.as_str())
         .with("machine", manifest.host.machine.as_str())
         .with("cpu_features", manifest.host.cpu_features.clone())
+        .known("restore", (!manifest.restore.is_empty()).then(|| wishes(&manifest.restore)))
         .list("tree", shown.processes.iter().map(process).collect())
         .object("objects", objects)
         .with("pages", manifest.pages.data)
@@ -90,6 +91,15 @@ fn parent(parent: &Parent) -> Object {
         .with("stored_bytes", parent.stored_bytes)
 }
 
+/// What a restore does that is not told otherwise, as options.
+fn wishes(wishes: &Wishes) -> String {
+    let option = |(name, value): (&String, &serde_json::Value)| {
+        let word = value.as_str().or_else(|| value.get("path")?.as_str());
+        format!("--{name} {}", word.unwrap_or("?"))
+    };
+    wishes.iter().map(option).collect::<Vec<_>>().join(" ")
+}
+
 fn text(shown: &Shown) -> String {
     let manifest = &shown.manifest;
     let host = &manifest.host;
@@ -111,6 +121,9 @@ fn text(shown: &Shown) -> String {
     row("memory", format!("{}, {stored}{elsewhere}", bytes(pages.data.saturating_mul(PAGE))));
     for parent in &shown.parents {
         row("parent", format!("{} ({}, {})", parent.dir.display(), parent.created, bytes(parent.stored_bytes)));
+    }
+    if !manifest.restore.is_empty() {
+        row("restore", wishes(&manifest.restore));
     }
     if let Some(why) = &shown.broken_chain {
         row("missing", why.clone());

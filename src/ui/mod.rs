@@ -96,6 +96,11 @@ impl Settings {
     }
 }
 
+/// What a person should know that comes after the result.
+pub fn warning(text: &str) {
+    put(Stream::Err, &format!("warning: {text}\n"));
+}
+
 /// Writes text as it is. Nobody is left to be told that it could not be written: a closed pipe is how `head` ends, and
 /// a full disk behind standard error must not end a migration.
 fn put(stream: Stream, text: &str) {

@@ -135,7 +135,8 @@ fn main() {
         dump_pages(&source, &plan, &pages, workers, &|_| ()).expect("a dump");
         let read = start.elapsed().as_secs_f64();
         let stored = pages.finish().expect("an index");
-        let draft = Draft { kind: Kind::Memory, host: HostSummary::default(), tree: vec![] };
+        let draft =
+            Draft { kind: Kind::Memory, host: HostSummary::default(), tree: vec![], restore: Default::default() };
         image.commit(draft, stored).expect("an image");
         let dump = start.elapsed().as_secs_f64();
 

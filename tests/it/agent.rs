@@ -211,6 +211,50 @@ fn plain_tcp_to_a_tls_port_gets_nowhere() {
     drop(TcpStream::connect((host.as_str(), port)).unwrap());
 }
 
+fn plain(host: &str) -> AgentOptions {
+    listen(vec![Listen::Plain(Address { host: host.into(), port: 0 })])
+}
+
+#[test]
+fn plain_tcp_is_for_this_hosts_own_users() {
+    let dir = tempfile::tempdir().unwrap();
+    let b = places(dir.path(), "b");
+    for host in ["127.0.0.1", "::1"] {
+        let agent = Agent::start(plain(host), &b);
+        let port = agent.names[0].rsplit(':').next().unwrap().parse().unwrap();
+        assert!(agent.names[0].starts_with("tcp+plain://"), "{:?}", agent.names);
+        let to = PeerAddress::Plain { host: host.into(), port };
+        let mut link = look(&to, &b, 2).unwrap();
+        assert_eq!(link.bulk.len(), 2);
+        assert_eq!(ask(&mut link).boot_id, HostFacts::here().boot_id);
+        if !nix::unistd::geteuid().is_root() || !Path::new("/usr/bin/python3").exists() {
+            eprintln!("skipped: nobody else can be asked (not root, or no /usr/bin/python3)");
+            continue;
+        }
+        // Whoever else is here is hung up on, before a byte is read from them.
+        let script = "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5); s.settimeout(5); \
+                      sys.exit(0 if s.recv(1) == b'' else 1)";
+        let client = |user: &str| {
+            let mut command = std::process::Command::new("setpriv");
+            command.args(["--reuid", user, "--regid", user, "--clear-groups", "/usr/bin/python3", "-c", script, host]);
+            command.arg(port.to_string()).stderr(std::process::Stdio::null()).status().unwrap()
+        };
+        assert!(client("65534").success(), "nobody is not listened to");
+        assert!(!client("0").success(), "root may take its time to say what it wants");
+    }
+}
+
+#[test]
+fn plain_tcp_beyond_loopback_is_asked_for_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let b = places(dir.path(), "b");
+    let here = Surroundings { places: b.clone(), program: env!("CARGO_BIN_EXE_migrate").into() };
+    let failure = agent::run(&plain("0.0.0.0"), &here, &Abort::new().unwrap(), &mut |_| {}).unwrap_err();
+    assert!(format!("{failure:?}").contains("--allow-plain"), "{failure:?}");
+    let agent = Agent::start(AgentOptions { allow_plain: true, ..plain("0.0.0.0") }, &b);
+    assert!(agent.names[0].starts_with("tcp+plain://0.0.0.0:"), "{:?}", agent.names);
+}
+
 #[test]
 fn the_session_left_the_agents_session_group_and_cgroup() {
     let dir = tempfile::tempdir().unwrap();

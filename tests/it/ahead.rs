@@ -117,7 +117,8 @@ fn memory_under_every_kind_of_change_moves_right() {
         std::thread::sleep(Duration::from_millis(300));
         let pid = target.move_it(&["--max-rounds", "6", "--max-downtime", "1ms"]);
         std::thread::sleep(Duration::from_millis(100));
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGUSR2).unwrap();
+        let told = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGUSR2);
+        assert_eq!((told, target.written().as_str()), (Ok(()), ""), "seed {seed}: it has ended");
         target.wait_for("the verdict", |verdict| !verdict.is_empty());
         assert_eq!(target.written(), "0", "seed {seed}");
     }
@@ -153,6 +154,91 @@ while True:
         target.wait_for("more", |text| text.lines().count() > before + 10);
         numbers(&target.written());
     }
+}
+
+/// A block device slowed down for one process, as long as it lives.
+struct SlowDisk(PathBuf);
+
+impl SlowDisk {
+    /// At most this many reads a second for a process. `None` where there is no such controller (version 1 `blkio`).
+    fn for_process(pid: u32, file: &Path, reads_per_s: u32) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let device = std::fs::metadata(file).ok()?.dev();
+        let group = PathBuf::from(format!("/sys/fs/cgroup/blkio/migrate-test-{pid}"));
+        std::fs::create_dir(&group).ok()?;
+        let slow = Self(group);
+        let limit = format!("{}:{} {reads_per_s}", libc::major(device), libc::minor(device));
+        std::fs::write(slow.0.join("blkio.throttle.read_iops_device"), limit).ok()?;
+        std::fs::write(slow.0.join("cgroup.procs"), pid.to_string()).ok()?;
+        Some(slow)
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        for _ in 0..200 {
+            let left = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+            left.lines().for_each(|pid| drop(std::fs::write("/sys/fs/cgroup/blkio/cgroup.procs", pid)));
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// What a device writes to memory after the page was taken by a round is in the next one.
+#[test]
+fn reads_past_the_page_cache_move_right() {
+    if !can_move() {
+        return;
+    }
+    let script = "
+import mmap, os, signal, sys
+blocks = sys.argv[2]
+os.closerange(3, 1024)
+fd = os.open(blocks, os.O_RDONLY | os.O_DIRECT)
+memory = mmap.mmap(-1, 256 * 4096, flags=mmap.MAP_ANONYMOUS | mmap.MAP_PRIVATE)
+view, done = memoryview(memory), 0
+memory.write(bytes(256 * 4096))
+asked = []
+signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
+open(sys.argv[1], 'w').write('go')
+while done < 256 and not asked:
+    assert os.preadv(fd, [view[done * 4096:(done + 1) * 4096]], done * 4096) == 4096
+    done += 1
+wrong = [n for n in range(done) if view[n * 4096:(n + 1) * 4096] != (b'%07d.' % n) * 512]
+open(sys.argv[1], 'w').write('%d read, wrong %s\\n' % (done, wrong))
+signal.pause()
+";
+    let blocks = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    std::fs::write(
+        blocks.path(),
+        (0..256).flat_map(|n| format!("{n:07}.").repeat(512).into_bytes()).collect::<Vec<_>>(),
+    )
+    .unwrap();
+    blocks.as_file().sync_all().unwrap();
+    let path = blocks.path().to_str().unwrap();
+    let mut target = Target::start(&["/usr/bin/python3", "-c", script], &[path]);
+    let Some(_slow) = SlowDisk::for_process(target.child.id(), blocks.path(), 25) else {
+        eprintln!("skipped: needs the version 1 blkio controller");
+        return;
+    };
+    let began = Instant::now();
+    while target.written() != "go" {
+        if target.child.try_wait().unwrap().is_some() {
+            eprintln!("skipped: no O_DIRECT on the file system of {path}");
+            return;
+        }
+        assert!(began.elapsed() < LIMIT, "it does not begin");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let pid = target.move_it(&["--max-rounds", "6", "--max-downtime", "1ms"]);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGUSR1).unwrap();
+    target.wait_for("the verdict", |verdict| verdict.ends_with('\n'));
+    assert!(target.written().contains("wrong []"), "{}", target.written());
+    assert!(!target.written().starts_with("0 "), "{}", target.written());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod agent;
 mod ahead;
+mod choices;
 mod churn;
 mod cli;
 mod confined;
@@ -10,10 +11,12 @@ mod demo;
 mod generated;
 mod handover;
 mod hostile;
+mod leftovers;
 mod lifeline;
 mod manual;
 mod moves;
 mod networks;
+mod peer_user;
 mod programs;
 mod reader;
 mod refusals;

@@ -140,13 +140,18 @@ fn bootstrap_refuses_a_dynamic_program() {
     assert!(matches!(&error, TransportError::Bootstrap { reason, .. } if reason.contains("cargo static")), "{error}");
 }
 
-/// Needs a static build, named by MIGRATE_STATIC (`cargo static` makes one).
+/// A static build: the one that MIGRATE_STATIC names, as tests/run does.
+fn static_build() -> Option<PathBuf> {
+    let program = std::env::var_os("MIGRATE_STATIC").map(PathBuf::from);
+    if program.is_none() {
+        eprintln!("skipped: MIGRATE_STATIC does not name a static build of migrate (`cargo static` makes one)");
+    }
+    program
+}
+
 #[test]
 fn bootstrap_sends_a_static_program() {
-    let Some(program) = std::env::var_os("MIGRATE_STATIC").map(PathBuf::from) else {
-        eprintln!("skipped: MIGRATE_STATIC does not name a static build of migrate (`cargo static` makes one)");
-        return;
-    };
+    let Some(program) = static_build() else { return };
     let dir = tempfile::tempdir().unwrap();
     let tidy = dir.path().join("runtime");
     std::fs::create_dir(&tidy).unwrap();
@@ -161,4 +166,104 @@ fn bootstrap_sends_a_static_program() {
         assert!(Instant::now() < until, "it removes itself");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A real sshd of its own on loopback, with keys made for it.
+struct Sshd {
+    dir: tempfile::TempDir,
+    child: std::process::Child,
+    port: u16,
+}
+
+impl Sshd {
+    /// `None`, said, where there is none.
+    fn start() -> Option<Self> {
+        let needed = ["/usr/sbin/sshd", "/usr/bin/ssh", "/usr/bin/ssh-keygen"];
+        if !nix::unistd::geteuid().is_root() || needed.iter().any(|path| !Path::new(path).exists()) {
+            eprintln!("skipped: needs root and {needed:?} (openssh-server, openssh-client)");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        for name in ["host", "user"] {
+            let keygen = std::process::Command::new(needed[2])
+                .args(["-q", "-t", "ed25519", "-N", "", "-f", &path(name)])
+                .status()
+                .unwrap();
+            assert!(keygen.success());
+        }
+        std::fs::rename(path("user.pub"), path("authorized")).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let host_key = std::fs::read_to_string(path("host.pub")).unwrap();
+        std::fs::write(path("known"), format!("[127.0.0.1]:{port} {host_key}")).unwrap();
+        // Privilege separation wants this directory; Debian's unit makes it.
+        std::fs::create_dir_all("/run/sshd").unwrap();
+        let config = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nPidFile none\nAuthorizedKeysFile {}\nStrictModes no\n\
+             PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\nPrintMotd no\nSetEnv HOME={}\n",
+            path("host"),
+            path("authorized"),
+            // What the login's own files do is none of this test's business.
+            dir.path().display()
+        );
+        std::fs::write(path("sshd_config"), config).unwrap();
+        let client = format!(
+            "Host over-there\n HostName 127.0.0.1\n Port {port}\n IdentityFile {}\n UserKnownHostsFile {}\n IdentitiesOnly yes\n",
+            path("user"),
+            path("known")
+        );
+        std::fs::write(path("ssh_config"), client).unwrap();
+        let child = std::process::Command::new(needed[0])
+            .args(["-D", "-e", "-f", &path("sshd_config")])
+            .stdin(std::process::Stdio::null())
+            .stderr(std::fs::File::create(path("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let until = Instant::now() + LIMIT;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < until, "{}", std::fs::read_to_string(path("log")).unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(Self { dir, child, port })
+    }
+
+    /// As `--rsh` takes it.
+    fn rsh(&self) -> String {
+        format!("ssh -F {} -o BatchMode=yes", self.dir.path().join("ssh_config").display())
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The whole of `--bootstrap`: a host that has no migrate, its own sshd, a program that moves there and stays when ssh is gone.
+#[test]
+fn a_program_moves_to_a_host_without_migrate() {
+    let Some(program) = static_build() else { return };
+    let Some(sshd) = Sshd::start() else { return };
+    if !crate::moves::can_move() {
+        return;
+    }
+    let counter = crate::moves::Counter::start(4);
+    let source = || {
+        let mut command = std::process::Command::new(&program);
+        command.env("MIGRATE_PLACES", sshd.dir.path().join("a"));
+        command
+    };
+    let (pid, rsh) = (counter.pid(), sshd.rsh());
+    let line = ["move", &pid, "over-there", "--json", "--rsh", &rsh, "--remote", "migrate-that-is-not-there"];
+    let without = crate::moves::run(source(), &line);
+    assert_eq!(without.status.code(), Some(5), "{}", crate::moves::text(&without));
+    assert!(crate::moves::text(&without).contains("--bootstrap"), "{}", crate::moves::text(&without));
+    let output = crate::moves::run(source(), &[&line[..], &["--bootstrap"]].concat());
+    assert!(output.status.success(), "port {}: {}", sshd.port, crate::moves::text(&output));
+    drop(sshd);
+    counter.check_runs();
+    let processes = counter.processes();
+    assert_eq!(processes.len(), 1);
+    assert_ne!(processes[0].to_string(), pid, "the one over there");
 }

@@ -33,6 +33,8 @@ pub struct MemoryArgs {
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = compress)]
     compress: Compress,
     /// Write or send at most this much a second, as in 100MB/s or 1Gbit/s
+    ///
+    /// It holds while the target runs: a target that is stopped is not kept waiting for it, but by dump --stop-first.
     #[arg(long, value_name = "RATE")]
     bandwidth: Option<Rate>,
     /// Number of streams pages are carried in [default: as many as pay]

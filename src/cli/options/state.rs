@@ -41,34 +41,36 @@ const SUPERVISOR: Words<Supervisor> =
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "State")]
 pub struct StateArgs {
-    /// Which CPU features the destination must have
-    #[arg(long, value_name = "FEATURES", default_value = "superset", value_parser = one_of(CPU))]
-    cpu: Cpu,
-    /// Which process ids the restored tree gets
-    #[arg(long, value_name = "WHICH", default_value = "auto", value_parser = one_of(PIDS))]
-    pids: Pids,
-    /// What is done about files that the target has open or mapped
-    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = one_of(FILES))]
-    files: Files,
+    /// Which CPU features the destination must have [default: superset]
+    ///
+    /// A dump notes this in the image, as --pids, --files and --cgroup: a restore that is not told otherwise does so.
+    #[arg(long, value_name = "FEATURES", value_parser = one_of(CPU))]
+    cpu: Option<Cpu>,
+    /// Which process ids the restored tree gets [default: auto]
+    #[arg(long, value_name = "WHICH", value_parser = one_of(PIDS))]
+    pids: Option<Pids>,
+    /// What is done about files that the target has open or mapped [default: auto]
+    #[arg(long, value_name = "HOW", value_parser = one_of(FILES))]
+    files: Option<Files>,
     /// What becomes of established TCP connections
     #[arg(long, value_name = "HOW", default_value = "keep", value_parser = one_of(TCP))]
     tcp: Tcp,
-    /// What becomes of UNIX sockets connected to processes outside the tree
+    /// What becomes of UNIX sockets connected to processes outside the tree [default: refuse]
     ///
-    /// Those to the journal and to syslog always reconnect.
-    #[arg(long, value_name = "HOW", default_value = "refuse", value_parser = one_of(EXTERNAL_UNIX))]
-    external_unix: ExternalUnix,
+    /// Those to the journal and to syslog always reconnect. A restore that is not told otherwise does as its dump was told.
+    #[arg(long, value_name = "HOW", value_parser = one_of(EXTERNAL_UNIX))]
+    external_unix: Option<ExternalUnix>,
     /// What becomes of terminals and pipes held outside the tree
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = one_of(STDIO))]
     stdio: Stdio,
     /// An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times
     #[arg(long = "move-address", value_name = "ADDRESS")]
     move_addresses: Vec<MoveAddress>,
-    /// Which cgroup the restored tree runs in: scope, same, or a path
+    /// Which cgroup the restored tree runs in: scope, same, or a path [default: scope]
     ///
     /// scope is a transient systemd scope, or /migrate/ID where there is no systemd. It is never the cgroup of the agent or of the ssh session.
-    #[arg(long, value_name = "WHICH", default_value = "scope", value_parser = cgroup)]
-    cgroup: Cgroup,
+    #[arg(long, value_name = "WHICH", value_parser = cgroup)]
+    cgroup: Option<Cgroup>,
     /// What is done about a service manager that would start the target again
     #[arg(long, value_name = "HOW", default_value = "refuse", value_parser = one_of(SUPERVISOR))]
     supervisor: Supervisor,

@@ -7,6 +7,7 @@
 //! Until the model exists, nobody knows which [`MmId`] an address space will have. Rounds write under provisional ids, and
 //! [`Residual::names`] tells the writer what they are to be called.
 
+mod direct;
 mod reading;
 mod watched;
 
@@ -248,7 +249,8 @@ impl Tree {
     /// The tree cannot be examined; nothing is lost then.
     pub fn round(&mut self) -> Result<Round<'_>, TrackError> {
         self.look_for_new()?;
-        let stops = self.watched.iter().any(|w| w.tracking.as_ref().is_some_and(|t| t.stops()));
+        let direct = self.devices_may_write();
+        let stops = direct || self.watched.iter().any(|w| w.tracking.as_ref().is_some_and(|t| t.stops()));
         let frozen = if stops { Some(Frozen::tree(self.root)?) } else { None };
         let mut taken = HashMap::new();
         let mut failed = Ok(());
@@ -263,6 +265,14 @@ impl Tree {
             let since = frozen.since;
             frozen.thaw()?;
             self.stopped_since(since);
+        }
+        if !direct && self.devices_may_write() {
+            // It has opened such a file since, and may have been reading from it just then: all the same once more.
+            for watched in &mut self.watched {
+                if let Some(pages) = taken.get(&watched.space) {
+                    watched.owed = watched.owed.union(pages);
+                }
+            }
         }
         self.part(&mut taken);
         let inherited = self.look_for_kin(&mut taken);
@@ -280,6 +290,16 @@ impl Tree {
         }
         let round = Round { tree: self, plan, inherited: flat(&inherited), unread: Mutex::default(), committed: false };
         failed.map(|()| round)
+    }
+
+    /// Whether some process may just be reading past the page cache. What cannot be examined may.
+    fn devices_may_write(&self) -> bool {
+        let mut buf = Vec::new();
+        let mut may = |w: &Watched| match direct::is_possible(&w.dir, &mut buf) {
+            Ok(found) => found,
+            Err(e) => !e.is_gone(),
+        };
+        self.watched.iter().any(&mut may)
     }
 
     /// Pages that one of two relatives has written are no longer shared: the child has kept the old content, or has its own.

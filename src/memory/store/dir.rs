@@ -5,8 +5,8 @@ use crate::image::manifest;
 use crate::image::{
     Model, codec, limits,
     manifest::{
-        FORMAT, FileEntry, HostSummary, INDEX_FILE, Kind, MODEL_FILE, Manifest, ParentLink, TreeEntry, VERSION, digest,
-        rfc3339, tree_of,
+        FORMAT, FileEntry, HostSummary, INDEX_FILE, Kind, MODEL_FILE, Manifest, ParentLink, TreeEntry, VERSION, Wishes,
+        digest, rfc3339, tree_of,
     },
 };
 use crate::memory::Space;
@@ -51,13 +51,15 @@ pub struct Draft {
     pub host: HostSummary,
     /// The processes.
     pub tree: Vec<TreeEntry>,
+    /// What a restore does that is not told otherwise.
+    pub restore: Wishes,
 }
 
 impl Draft {
     /// What a model says; `pages` gives the memory of each process.
     pub fn of(model: &Model, pages: &StoredPages) -> Self {
         let memory = |mm| pages.per_space.get(&Space::Mm(mm)).copied().unwrap_or(0) * crate::image::mm::PAGE;
-        Self { kind: Kind::Full, host: HostSummary::of(model), tree: tree_of(model, memory) }
+        Self { kind: Kind::Full, host: HostSummary::of(model), tree: tree_of(model, memory), restore: Wishes::new() }
     }
 }
 
@@ -161,6 +163,7 @@ impl ImageWriter {
             created: rfc3339(now.as_secs()),
             host: draft.host,
             tree: draft.tree,
+            restore: draft.restore,
             parent: self.parent.take(),
             pages: pages.summary,
             files,

@@ -63,6 +63,7 @@ impl Lane<'_> {
         assert!(data.len().is_multiple_of(PAGE_BYTES), "pages are written whole");
         let sequence = self.writer.sequence.fetch_add(1, Ordering::Relaxed);
         let state = self.state.as_mut().expect("a lane has its state until it is dropped");
+        let before = state.offset;
         for (zero, pages) in zero::runs(data) {
             let range = PageRange::new(first_page + pages.start as u64, pages.len() as u64);
             if zero {
@@ -72,6 +73,7 @@ impl Lane<'_> {
                 state.append(Record { space, range, sequence, kind: None }, bytes)?;
             }
         }
+        self.writer.written.fetch_add(state.offset - before, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -21,6 +21,8 @@ const PAGE_BYTES: usize = PAGE as usize;
 pub struct PageReader {
     /// The image and its parents, the youngest first.
     layers: Vec<Layer>,
+    /// Whatever is given is checked, also what was found intact before.
+    suspicious: bool,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,14 @@ impl PageReader {
             layers.push(Layer::open(&parent)?);
             next = parent.open_parent()?;
         }
-        Ok(Self { layers })
+        Ok(Self { layers, suspicious: false })
+    }
+
+    /// Checks whatever it gives, also what was found intact before: for whoever reads over so long a time that the files may
+    /// be damaged meanwhile. A small read takes a whole frame then.
+    #[must_use]
+    pub fn suspicious(self) -> Self {
+        Self { suspicious: true, ..self }
     }
 
     /// Images in the chain, this one included.
@@ -283,7 +292,7 @@ impl PageReader {
                 layer.read(frame.file, frame.offset, buf)?;
                 return layer.check(number, buf);
             }
-            if layer.intact[number as usize].load(Ordering::Relaxed) {
+            if !self.suspicious && layer.intact[number as usize].load(Ordering::Relaxed) {
                 return layer.read(frame.file, frame.offset + (page * PAGE_BYTES) as u64, buf);
             }
         }

@@ -20,7 +20,7 @@ const B: Space = Space::Mm(MmId(1));
 const S: Space = Space::Shmem(ShmemId(0));
 
 fn draft() -> Draft {
-    Draft { kind: Kind::Memory, host: HostSummary::default(), tree: vec![] }
+    Draft { kind: Kind::Memory, host: HostSummary::default(), tree: vec![], restore: Default::default() }
 }
 
 /// A page with content that tells it from every other.
@@ -365,7 +365,7 @@ fn images_are_not_overwritten_by_accident() {
 
 /// The sample as a stream, written by several threads.
 fn streamed(memory: &Memory, level: Option<i32>) -> Vec<u8> {
-    let head = Head { kind: Kind::Memory, host: HostSummary::default(), tree: vec![] };
+    let head = Head { kind: Kind::Memory, host: HostSummary::default(), tree: vec![], restore: Default::default() };
     let stream = StreamWriter::new(Vec::new(), level, &head).unwrap();
     let info = SpaceInfo { identity: [3, 4], parent: None, cow_parent: Some(MmId(1)) };
     PageSink::space(&stream, A, info).unwrap();
@@ -397,7 +397,7 @@ fn an_image_survives_a_stream() {
 fn a_model_goes_with_the_stream() {
     let at = tempfile::tempdir().unwrap();
     let model = crate::image::tests::sample();
-    let head = Head { kind: Kind::Full, host: HostSummary::of(&model), tree: vec![] };
+    let head = Head { kind: Kind::Full, host: HostSummary::of(&model), tree: vec![], restore: Default::default() };
     let stream = StreamWriter::new(Vec::new(), None, &head).unwrap();
     let mut lane = stream.lane().unwrap();
     lane.write_run(A, 8, &page(1)).unwrap();

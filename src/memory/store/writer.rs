@@ -109,6 +109,7 @@ pub struct PageWriter {
     compression: Compression,
     parent: Option<Arc<PageReader>>,
     pub(super) sequence: AtomicU64,
+    pub(super) written: AtomicU64,
     pub(super) lanes: Mutex<Lanes>,
     marks: Mutex<Vec<Record>>,
     spaces: Mutex<BTreeMap<Space, SpaceInfo>>,
@@ -134,11 +135,17 @@ impl PageWriter {
             compression: options.compression,
             parent: options.parent,
             sequence: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             lanes: Mutex::default(),
             marks: Mutex::default(),
             spaces: Mutex::default(),
             names: Mutex::default(),
         }
+    }
+
+    /// Bytes of pages written to files so far.
+    pub fn bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Declares a space; one that is only written to needs no declaration.

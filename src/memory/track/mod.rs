@@ -16,9 +16,14 @@ use super::RangeSet;
 use crate::image::Pid;
 use crate::image::mm::{Backing, Mm};
 use crate::kernel::Probe;
+use crate::memory::pipeline::default_workers;
 use crate::proc::ProcDir;
 use crate::proc::maps::{Mapping, Special};
 use crate::sys::Errno;
+use crate::sys::abi::PageRegion;
+use crate::sys::pagemap::{Query, scan};
+use std::os::fd::BorrowedFd;
+use std::thread::ScopedJoinHandle;
 
 /// Why dirty pages could not be found.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +79,48 @@ impl Area {
     pub fn pages(&self) -> super::PageRange {
         super::PageRange::of_bytes(self.start, self.end)
     }
+}
+
+/// As [`scan`], with several threads of ours where the area is large: page tables can be walked, and pages be protected, in two
+/// places at once. Regions come in their order.
+fn scan_wide(
+    pagemap: BorrowedFd<'_>,
+    area: &Area,
+    query: Query,
+    buf: &mut Vec<PageRegion>,
+    found: impl FnMut(PageRegion),
+) -> Result<(), Errno> {
+    /// To begin a thread costs as much as to walk the tables of this much memory, several times over.
+    const PART: u64 = 128 << 20;
+    /// What one page of the last level of page tables maps.
+    const TABLE: u64 = 2 << 20;
+    let len = area.end - area.start;
+    let parts = (len / PART).min(default_workers() as u64).max(1);
+    let part = (len / parts).next_multiple_of(TABLE);
+    if parts < 2 {
+        return scan(pagemap, area.start, area.end, query, buf, found);
+    }
+    let walk = |start: u64| -> Result<Vec<PageRegion>, Errno> {
+        let mut all = Vec::new();
+        let end = (start + part).min(area.end);
+        scan(pagemap, start, end, query, &mut Vec::new(), |region| all.push(region))?;
+        Ok(all)
+    };
+    let starts: Vec<u64> = (area.start..area.end).step_by(part as usize).collect();
+    let walked: Vec<_> = std::thread::scope(|scope| {
+        let begin =
+            |start| std::thread::Builder::new().name("scan".to_owned()).spawn_scoped(scope, move || walk(start));
+        let helpers: Vec<_> = starts[1..].iter().map(|start| (*start, begin(*start))).collect();
+        let own = walk(starts[0]);
+        let join = |(start, helper): (u64, std::io::Result<ScopedJoinHandle<'_, _>>)| match helper {
+            Ok(helper) => helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            // No thread is to be had.
+            Err(_) => walk(start),
+        };
+        std::iter::once(own).chain(helpers.into_iter().map(join)).collect()
+    });
+    walked.into_iter().collect::<Result<Vec<_>, Errno>>()?.into_iter().flatten().for_each(found);
+    Ok(())
 }
 
 /// The private mappings of a live process.
@@ -189,5 +236,42 @@ fn scan_error(pid: Pid, errno: Errno) -> TrackError {
     match errno {
         Errno::ESRCH => TrackError::Gone { pid },
         errno => TrackError::System { operation: "PAGEMAP_SCAN", pid, errno },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::pagemap::category;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_large_area_is_seen_as_a_small_one_is() {
+        const LEN: usize = 300 << 20;
+        let own = ProcDir::of_self().unwrap();
+        let pagemap = pagemap(&own).unwrap();
+        // One page in each MiB, and the neighbours of every place where one thread may leave off.
+        let mut memory = vec![0u8; LEN];
+        let first = memory.as_ptr() as u64;
+        for page in (0..LEN).step_by(1 << 20).flat_map(|at| [at, (at + 4096).min(LEN - 1), at.saturating_sub(4096)]) {
+            memory[page] = 1;
+        }
+        let query = Query { all_of: category::PRESENT, report: category::PRESENT, ..Query::default() };
+        let start = first.next_multiple_of(4096);
+        let area = Area { start, end: (first + LEN as u64) / 4096 * 4096, of_file: false };
+        let (mut wide, mut plain) = (RangeSet::new(), RangeSet::new());
+        let range = |r: PageRegion| crate::memory::PageRange::of_bytes(r.start, r.end);
+        let mut last = 0;
+        scan_wide(pagemap.as_fd(), &area, query, &mut Vec::new(), |r| {
+            assert!(r.start >= last, "regions come in their order");
+            last = r.end;
+            wide.insert(range(r));
+        })
+        .unwrap();
+        scan(pagemap.as_fd(), area.start, area.end, query, &mut Vec::new(), |r| plain.insert(range(r))).unwrap();
+        assert!(plain.pages() >= 3 * (LEN as u64 >> 20) - 3, "{}", plain.pages());
+        assert_eq!(wide, plain);
+        let wrong = Query { flags: u64::MAX, ..query };
+        assert_eq!(scan_wide(pagemap.as_fd(), &area, wrong, &mut Vec::new(), |_| {}), Err(Errno::EINVAL));
     }
 }

@@ -11,13 +11,13 @@
 //! - Kernels before 6.13 keep protection bits on pages that `mremap` moves, so a mapping that had to be registered anew is
 //!   taken as a whole.
 
-use super::{Area, Last, TrackError, Tracking, held, pagemap, scan_error};
+use super::{Area, Last, TrackError, Tracking, held, pagemap, scan_error, scan_wide};
 use crate::image::Pid;
 use crate::memory::{PageRange, RangeSet};
 use crate::proc::ProcDir;
 use crate::proc::maps::Special;
 use crate::sys::abi::PageRegion;
-use crate::sys::pagemap::{CHECK_WPASYNC, Query, WP_MATCHING, category, guard_category, scan};
+use crate::sys::pagemap::{CHECK_WPASYNC, Query, WP_MATCHING, category, guard_category};
 use crate::sys::userfaultfd::{self as sys, feature, mode};
 use crate::sys::{Errno, fd};
 use crate::trace::freeze::FrozenProcess;
@@ -72,8 +72,7 @@ impl Uffd {
     }
 
     fn covers(&self, area: &Area) -> bool {
-        let pages = area.pages();
-        self.tracked.iter().any(|t| t.first <= pages.first && pages.end() <= t.end())
+        self.tracked.within(area.pages()).ranges() == [area.pages()]
     }
 
     /// Protects what matches and gives it. `EPERM`: not, or not all, under asynchronous protection.
@@ -86,7 +85,7 @@ impl Uffd {
             any_of: category::PRESENT | category::SWAPPED,
             report: category::PRESENT,
         };
-        scan(pagemap.as_fd(), area.start, area.end, query, &mut self.buf, |r| {
+        scan_wide(pagemap.as_fd(), area, query, &mut self.buf, |r| {
             out.insert(PageRange::of_bytes(r.start, r.end));
         })
     }
@@ -100,7 +99,7 @@ impl Uffd {
             ..Query::default()
         };
         let mut found = RangeSet::new();
-        scan(pagemap.as_fd(), area.start, area.end, query, &mut self.buf, |r| {
+        scan_wide(pagemap.as_fd(), area, query, &mut self.buf, |r| {
             found.insert(PageRange::of_bytes(r.start, r.end));
         })?;
         *out = out.union(&found);
@@ -156,7 +155,7 @@ impl Uffd {
                 | if of_file { category::FILE } else { 0 },
             ..Query::default()
         };
-        scan(map.as_fd(), area.start, area.end, query, &mut self.buf, |r| {
+        scan_wide(map.as_fd(), area, query, &mut self.buf, |r| {
             let has = |c| r.categories & c != 0;
             let range = PageRange::of_bytes(r.start, r.end);
             let held = has(category::PRESENT | category::SWAPPED) && !has(guard_category());
@@ -188,8 +187,8 @@ impl Tracking for Uffd {
         for area in areas {
             let whole: RangeSet = [area.pages()].into_iter().collect();
             let part = |r: &PageRange| Area { start: r.start_byte(), end: r.end_byte(), of_file: area.of_file };
-            let inside = whole.intersection(&self.tracked);
-            let outside = whole.difference(&self.tracked);
+            let inside = self.tracked.within(area.pages());
+            let outside = whole.difference(&inside);
             let mut parts: Vec<(Area, bool)> = inside.ranges().iter().map(|r| (part(r), true)).collect();
             parts.extend(outside.ranges().iter().map(|r| (part(r), false)));
             parts.sort_unstable_by_key(|(a, _)| a.start);

@@ -12,6 +12,7 @@ use crate::memory::rounds::{Residual, Tree, Watched, inherit_at_once, worth_watc
 use crate::memory::scan;
 use crate::memory::shared::Objects;
 use crate::memory::store::Mark;
+use crate::memory::throttle::Throttle;
 use crate::memory::track::{Backend, Tracking, uffd::Uffd};
 use crate::memory::{RangeSet, Space};
 use crate::ops::outcome::Round;
@@ -80,6 +81,16 @@ pub(crate) fn progress<'j>(job: &'j Job<'_>, phase: &'static str, total: u64) ->
     move |n| {
         let done = done.fetch_add(n, Ordering::Relaxed) + n;
         job.events.event(Event::Progress { phase, done, total });
+    }
+}
+
+/// Holds `--bandwidth` over what is written to a place from now on: to be called by whoever has written.
+pub(crate) fn pace<'p>(place: &'p Place, rate: Option<u64>) -> impl Fn() + Sync + 'p {
+    let (throttle, before) = (Throttle::new(rate), place.bytes());
+    move || {
+        if rate.is_some() {
+            throttle.reached(place.bytes() - before);
+        }
     }
 }
 
@@ -209,7 +220,11 @@ pub(crate) fn one(
     let since = began.elapsed();
     *began = Instant::now();
     let pages = round.pages();
-    let progress = progress(job, "memory", pages * PAGE);
+    let (told, pace) = (progress(job, "memory", pages * PAGE), pace(place, job.bandwidth));
+    let progress = |bytes| {
+        told(bytes);
+        pace();
+    };
     let out = sink.get();
     for (space, range) in round.inherited() {
         out.mark(*space, *range, Mark::Inherit).map_err(|e| Failure::of("cannot write the image", &e))?;

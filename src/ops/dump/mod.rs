@@ -9,7 +9,7 @@ pub(super) mod place;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
-use super::{Event, Events, interrupt, preflight, standstill, target};
+use super::{Event, Events, choices, interrupt, late, preflight, standstill, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -35,6 +35,8 @@ pub(super) struct Job<'a> {
     pub workers: usize,
     pub resident_bytes: u64,
     pub processes: u32,
+    /// `--bandwidth`, bytes a second.
+    pub bandwidth: Option<u64>,
 }
 
 /// Saves the target.
@@ -46,6 +48,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
     let policy = policy(options);
+    late::complete(&resolved.processes, events)?;
     let ends_here = (options.after == AfterDump::End).then_some(options.state.supervisor);
     let findings = preflight::pass(&options.target, &resolved, &policy, ends_here, events)?;
     let mut outcome = Outcome::new(options.session, State::Running, Where::Source);
@@ -60,6 +63,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         workers: options.memory.streams.map_or_else(default_workers, usize::from),
         resident_bytes: findings.memory_bytes,
         processes: findings.processes,
+        bandwidth: options.memory.bandwidth,
     };
     let mut place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;
     let taken = match Taken::of(root) {
@@ -83,7 +87,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     // The last moment at which nothing has happened.
     undone()?;
     fault::at(Point::DumpModel).map_err(injected)?;
-    place.finish(&paused.model).map_err(|f| f.target(TargetState::Running))?;
+    place.finish(&paused.model, choices::to_note(&options.state)).map_err(|f| f.target(TargetState::Running))?;
     fault::at(Point::DumpCommitted).map_err(injected)?;
     paused.parts.end("image");
     if let Some(frozen) = paused.held.take() {
@@ -131,7 +135,7 @@ pub(super) fn compression(compress: Compress) -> Compression {
 fn policy(options: &DumpOptions) -> Policy {
     Policy {
         tcp: options.state.tcp,
-        external_unix: options.state.external_unix,
+        external_unix: options.state.external_unix.unwrap_or_default(),
         allow_external_stdio: !matches!(options.state.stdio, Stdio::Auto | Stdio::Refuse),
     }
 }
@@ -208,8 +212,8 @@ fn pause(
     outcome.processes = Some(model.tasks.len() as u32);
     outcome.threads = Some(model.tasks.iter().map(|t| t.threads.len() as u32).sum());
     outcome.target_comm = model.root().threads.first().map(|t| t.comm.to_string());
-    let write = |from: &dyn crate::memory::pipeline::ReadPages| -> Result<()> {
-        write_residual(job, sink, place, &residual, &identities, from)
+    let write = |from: &dyn crate::memory::pipeline::ReadPages, rate: Option<u64>| -> Result<()> {
+        write_residual(job, sink, place, &residual, &identities, from, rate)
     };
     let took;
     let mut held = None;
@@ -223,10 +227,11 @@ fn pause(
         took = frozen_at.elapsed();
         outcome.downtime = Some(took);
         rounds.end_tracking();
-        write(&copied).map_err(running)?;
+        write(&copied, job.bandwidth).map_err(running)?;
         (outcome.state, outcome.place) = (State::Running, Where::Both);
     } else {
-        write(&source).map_err(running)?;
+        // A target that waits is not kept waiting for a rate, unless it was to be stopped for all of it.
+        write(&source, job.bandwidth.filter(|_| options.stop_first)).map_err(running)?;
         parts.end("pages");
         took = frozen_at.elapsed();
         held = Some(frozen);
@@ -246,6 +251,7 @@ fn write_residual(
     residual: &Residual,
     identities: &place::Identities,
     from: &dyn crate::memory::pipeline::ReadPages,
+    rate: Option<u64>,
 ) -> Result<()> {
     let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot write the image", e);
     let out = sink.get();
@@ -255,7 +261,12 @@ fn write_residual(
     for (space, range) in &residual.inherited {
         out.mark(*space, *range, Mark::Inherit).map_err(|e| failed(&e))?;
     }
-    let progress = memory::progress(job, "memory", residual.plan.iter().map(|(_, r)| r.bytes()).sum());
+    let told = memory::progress(job, "memory", residual.plan.iter().map(|(_, r)| r.bytes()).sum());
+    let pace = memory::pace(place, rate);
+    let progress = |bytes| {
+        told(bytes);
+        pace();
+    };
     match place.against(identities) {
         Some(against) => crate::memory::pipeline::dump_changed_pages(
             from,

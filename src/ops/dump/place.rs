@@ -2,7 +2,7 @@
 
 use crate::collect::{ShmemSource, Sources, host};
 use crate::failure::{Failure, FailureKind, Result};
-use crate::image::manifest::{HostSummary, Kind};
+use crate::image::manifest::{HostSummary, Kind, Wishes};
 use crate::image::{MmId, Model, Pid, ShmemId};
 use crate::memory::pipeline::Against;
 use crate::memory::rounds::{Tree, Watched};
@@ -12,6 +12,7 @@ use crate::memory::store::{
 };
 use crate::memory::track::{Backend, hash::Sieve};
 use crate::memory::{RangeSet, Space};
+use crate::ops::choices;
 use crate::ops::options::{DumpOptions, ImagePlace};
 use crate::proc::ProcDir;
 use std::collections::HashMap;
@@ -111,7 +112,7 @@ impl Place {
                 let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot write the stream", e);
                 let host = host::collect(None).map_err(|e| failed(&e))?;
                 let host = HostSummary::of(&Model::empty(host));
-                let head = Head { kind: Kind::Full, host, tree: Vec::new() };
+                let head = Head { kind: Kind::Full, host, tree: Vec::new(), restore: choices::to_note(&options.state) };
                 let stream = StreamWriter::new(std::io::stdout(), level, &head).map_err(|e| failed(&e))?;
                 Ok(Self { out: Out::Stream(Box::new(stream)), parent: None })
             }
@@ -150,6 +151,14 @@ impl Place {
         match &self.out {
             Out::Dir { pages, .. } => &**pages,
             Out::Stream(stream) => &**stream,
+        }
+    }
+
+    /// Bytes of pages written so far.
+    pub fn bytes(&self) -> u64 {
+        match &self.out {
+            Out::Dir { pages, .. } => pages.bytes(),
+            Out::Stream(stream) => stream.bytes(),
         }
     }
 
@@ -223,17 +232,18 @@ impl Place {
         identities.of.iter().try_for_each(|(space, info)| out.space(*space, *info))
     }
 
-    /// Completes the image: synced and renamed when this returns.
+    /// Completes the image: synced and renamed when this returns. `wishes`: what a restore does that is not told otherwise (a
+    /// stream has said it at its beginning).
     ///
     /// # Errors
     /// A full disk; then there is no image.
-    pub fn finish(self, model: &Model) -> Result<()> {
+    pub fn finish(self, model: &Model, wishes: Wishes) -> Result<()> {
         let failed = |e: StoreError| Failure::of("cannot write the image", &e);
         match self.out {
             Out::Dir { mut image, pages } => {
                 let stored = pages.finish().map_err(failed)?;
                 image.write_model(model).map_err(failed)?;
-                let draft = Draft::of(model, &stored);
+                let draft = Draft { restore: wishes, ..Draft::of(model, &stored) };
                 image.commit(draft, stored).map_err(failed)?;
             }
             Out::Stream(stream) => {

@@ -46,6 +46,8 @@ pub enum Listen {
     Unix(PathBuf),
     /// `tcp://[HOST]:PORT` over mutual TLS; an empty host is every address.
     Tls(Address),
+    /// `tcp+plain://HOST:PORT`: nothing is encrypted.
+    Plain(Address),
 }
 
 const HOW: &str = "write HOST or USER@HOST (ssh), tcp://HOST[:PORT], unix:PATH or local";
@@ -182,8 +184,12 @@ impl FromStr for Listen {
                 Ok(Self::Unix(path.into()))
             };
         }
+        if let Some(rest) = word.strip_prefix("tcp+plain://") {
+            let (host, port) = host_and_port(rest, false).map_err(wrong)?;
+            return Ok(Self::Plain(Address { host, port: port.unwrap_or(PORT) }));
+        }
         let Some(rest) = word.strip_prefix("tcp://") else {
-            return Err(wrong("write unix:PATH or tcp://[HOST]:PORT"));
+            return Err(wrong("write unix:PATH, tcp://[HOST]:PORT or tcp+plain://HOST:PORT"));
         };
         let (host, port) = host_and_port(rest, true).map_err(wrong)?;
         Ok(Self::Tls(Address { host, port: port.unwrap_or(PORT) }))
@@ -195,6 +201,7 @@ impl Display for Listen {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tls(address) => write!(f, "tcp://{address}"),
+            Self::Plain(address) => write!(f, "tcp+plain://{address}"),
         }
     }
 }
@@ -255,7 +262,9 @@ mod tests {
     fn listen_addresses() {
         assert_eq!("tcp://:7413".parse(), Ok(Listen::Tls(Address { host: String::new(), port: 7413 })));
         assert_eq!("unix:/x".parse(), Ok(Listen::Unix("/x".into())));
+        assert_eq!("tcp+plain://[::1]".parse(), Ok(Listen::Plain(Address { host: "::1".into(), port: 7413 })));
         assert!("7413".parse::<Listen>().is_err());
+        assert!("tcp+plain://:7413".parse::<Listen>().is_err(), "every address is not loopback");
     }
 
     fn any_host() -> impl Strategy<Value = String> {

@@ -9,6 +9,7 @@ use crate::sys::openat2::{open_in_root, reopen};
 use crate::sys::{Errno, fcntl};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 /// Flags that a new description of a terminal or file gets.
 const KEPT: u32 = (libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK) as u32;
@@ -72,7 +73,7 @@ fn log(options: &Options, external: &External, flags: u32) -> Result<OwnedFd> {
     let Some(path) = &options.log else { return null(external, flags) };
     let mut options = std::fs::OpenOptions::new();
     let readable = flags as i32 & libc::O_ACCMODE == libc::O_RDWR;
-    let opened = options.read(readable).append(true).create(true).open(path);
+    let opened = options.read(readable).append(true).create(true).mode(0o600).open(path);
     // A terminal is often one description for input and output: whoever reads is at the end of the file, always.
     let opened = opened.and_then(|mut file| std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map(|_| file));
     opened.map(OwnedFd::from).map_err(|e| {

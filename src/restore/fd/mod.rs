@@ -16,6 +16,7 @@ pub mod lock;
 pub mod netlink;
 pub mod nsfd;
 pub mod owner;
+pub mod peers;
 pub mod pidfd;
 pub mod pipe;
 pub mod procfile;

@@ -1,14 +1,20 @@
 //! Made by the engine: sockets of all families. What must not speak before the tree is complete sleeps until
 //! [`Sleeping::wake`], right before the release: a restore that fails until then has sent nothing, and closes silently.
 
+use super::peers::{self, Call, Ends};
 use super::{Maker, nsfd, taken_over, tcp, udp, unix};
 use crate::image::fd::tcp::TcpState;
+use crate::image::fd::unix::Creds;
 use crate::image::fd::{FileKind, udp::Udp};
 use crate::image::{FileId, Model, NsId, NsPid, Pid, UnixId};
 use crate::net::place::Waiting;
 use crate::net::segment::{Injector, parse_address};
 use crate::net::{self, nft};
+use crate::restore::material::Material;
+use crate::restore::skeleton::Skeletons;
 use crate::restore::{Error, Result};
+use crate::sys::Errno;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -126,7 +132,8 @@ pub(crate) fn describe(kind: &FileKind) -> String {
 /// Fills the queues of UNIX sockets, when all descriptions are there, and ends their making.
 pub(crate) fn finish(maker: &mut Maker<'_>, files: &[OwnedFd]) -> Result<Sleeping> {
     if let Some(mut made) = maker.sockets.unix.take() {
-        let sockets = &maker.model.unix_sockets;
+        let model = maker.model;
+        let sockets = &model.unix_sockets;
         let mut around = around(maker, files);
         made.fill(sockets, &mut around).map_err(failed("queues of UNIX sockets"))?;
         made.finish(sockets, &around).map_err(failed("UNIX sockets"))?;
@@ -142,13 +149,22 @@ struct Around<'a> {
     pids: HashMap<NsPid, Pid>,
     files: &'a [OwnedFd],
     original_here: bool,
+    tree: Tree<'a>,
 }
 
-fn around<'a>(maker: &'a Maker<'_>, files: &'a [OwnedFd]) -> Around<'a> {
+/// What it takes to have a task make a socket itself.
+struct Tree<'a> {
+    model: &'a Model,
+    material: &'a Material,
+    skeletons: RefCell<&'a mut Skeletons>,
+}
+
+fn around<'a>(maker: &'a mut Maker<'_>, files: &'a [OwnedFd]) -> Around<'a> {
     let tasks = maker.model.tasks.iter().enumerate();
     let pids = tasks.map(|(n, t)| (t.pid, maker.skeletons.pid(n.into()))).collect();
     let original_here = maker.options.original_here;
-    Around { namespaces: &maker.sockets.asleep.namespaces, pids, files, original_here }
+    let tree = Tree { model: maker.model, material: maker.material, skeletons: RefCell::new(maker.skeletons) };
+    Around { namespaces: &maker.sockets.asleep.namespaces, pids, files, original_here, tree }
 }
 
 impl unix::Around for Around<'_> {
@@ -166,6 +182,11 @@ impl unix::Around for Around<'_> {
 
     fn original_here(&self) -> bool {
         self.original_here
+    }
+
+    fn by_process(&self, creds: &Creds, net: NsId, call: &Call<'_>) -> Option<std::result::Result<Ends, Errno>> {
+        let Tree { model, material, skeletons } = &self.tree;
+        peers::by_process(model, &mut skeletons.borrow_mut(), material, creds, net, call)
     }
 
     fn file(&mut self, file: FileId) -> std::result::Result<OwnedFd, String> {

@@ -99,6 +99,16 @@ pub fn make(tcp: &Tcp, place: Place<'_>) -> Result<(OwnedFd, Unfinished)> {
     Ok((fd, unfinished))
 }
 
+/// Tells the peer of a saved connection that it is over, by a reset from a socket that has the connection for a moment. In this
+/// thread's network namespace.
+pub fn reset(tcp: &Tcp) -> Result<()> {
+    let (fd, _) = make(tcp, Place::default())?;
+    leave_repair(fd.as_fd(), 1)?;
+    // Sends the reset where close(2) would say goodbye and wait (tcp_disconnect in the kernel's net/ipv4/tcp.c).
+    let nobody = (libc::AF_UNSPEC as u16).to_ne_bytes();
+    socket::connect(fd.as_fd(), &[nobody.as_slice(), &[0; 14]].concat()).map_err(failed("TCP", "ending a connection"))
+}
+
 /// Options and local address; leaves the socket in repair mode, which forces address reuse.
 fn prepare(fd: BorrowedFd<'_>, tcp: &Tcp, place: Place<'_>, domain: i32) -> Result<Unfinished> {
     tcp_repair::enter(fd).map_err(failed("TCP", "TCP_REPAIR"))?;

@@ -4,6 +4,7 @@
 //! queues: only now, as descriptors in flight must be made before, and may be these sockets themselves. [`Made::finish`]
 //! connects datagram sockets, lets connections wait in accept queues, closes what was closed, and sets the last options.
 
+use super::peers::{Call, Ends};
 use super::socket as common;
 use crate::image::fd::unix::{Creds, UnixSocket, UnixState};
 use crate::image::{FileId, NsId, NsPid, UnixId};
@@ -26,6 +27,11 @@ pub trait Around {
     /// The original lives on this kernel until this tree runs.
     fn original_here(&self) -> bool {
         false
+    }
+    /// Has the process that these credentials name make a call, as their user; in this network namespace. `None`: there is none
+    /// that could.
+    fn by_process(&self, _creds: &Creds, _net: NsId, _call: &Call<'_>) -> Option<std::result::Result<Ends, Errno>> {
+        None
     }
     /// A descriptor of ours of a file of the model, for messages in flight.
     fn file(&mut self, file: FileId) -> std::result::Result<OwnedFd, String>;
@@ -109,6 +115,44 @@ fn mutual(sockets: &[UnixSocket], n: usize) -> bool {
     peer.at() != n && sockets[peer.at()].state == UnixState::Connected(Some(UnixId::from(n)))
 }
 
+/// An address by which a bound socket is reached.
+#[derive(Debug)]
+pub struct Reach<'a> {
+    /// From this process.
+    pub address: Vec<u8>,
+    /// The node behind it, which others know by another number.
+    pub node: Option<BorrowedFd<'a>>,
+}
+
+/// The address of a node by its number in the process that uses it.
+pub(super) fn address_of(number: u64) -> Vec<u8> {
+    // Far shorter than an address can be.
+    unix_address(format!("/proc/self/fd/{number}").as_bytes()).unwrap_or_default()
+}
+
+/// Has a call made by the process that the socket is to remember; where that cannot be, by us as its user.
+fn call_as(
+    creds: Option<&Creds>,
+    net: NsId,
+    around: &dyn Around,
+    call: &Call<'_>,
+) -> Result<std::result::Result<Ends, Errno>> {
+    if let Some(made) = creds.and_then(|creds| around.by_process(creds, net, call)) {
+        return Ok(made);
+    }
+    run_as(creds, around.net(net), || match call {
+        Call::Pair(kind) => socket::socketpair(*kind).map(Some),
+        Call::Listen(fd, backlog) => socket::listen(*fd, *backlog).map(|()| None),
+        Call::Connect(fd, to) => socket::connect(*fd, &to.address).map(|()| None),
+    })
+}
+
+/// A pair that the process makes whom both ends show.
+fn pair_as(s: &UnixSocket, around: &dyn Around) -> Result<(OwnedFd, OwnedFd)> {
+    let made = call_as(s.peer_creds.as_ref(), s.net, around, &Call::Pair(s.socket_type))?;
+    made.and_then(|ends| ends.ok_or(Errno::EPROTO)).map_err(unix("socketpair"))
+}
+
 /// Runs `call` in a network namespace as the user of these credentials.
 fn run_as<T: Send>(
     creds: Option<&Creds>,
@@ -176,16 +220,19 @@ impl Made {
     fn listen(&mut self, s: &UnixSocket, n: usize, backlog: u32, around: &dyn Around) -> Result<()> {
         let fd = self.fd(n)?;
         // Its clients will see who has called listen(2).
-        run_as(s.peer_creds.as_ref(), around.net(s.net), || socket::listen(fd, backlog))?.map_err(unix("listen"))
+        let listened = call_as(s.peer_creds.as_ref(), s.net, around, &Call::Listen(fd, backlog))?;
+        listened.map(drop).map_err(unix("listen"))
     }
 
     /// An address by which this process reaches a bound socket.
-    fn reach(&self, s: &UnixSocket, n: usize) -> Result<Option<Vec<u8>>> {
-        match (&self.nodes[n], s.name.0.first()) {
-            (Some(node), _) => address_of_node(node.as_fd()).map(Some),
-            (None, Some(0)) => unix_address(&s.name.0).map(Some),
-            _ => Ok(None),
-        }
+    fn reach(&self, s: &UnixSocket, n: usize) -> Result<Option<Reach<'_>>> {
+        let node = self.nodes[n].as_ref().map(AsFd::as_fd);
+        let address = match (node, s.name.0.first()) {
+            (Some(node), _) => address_of_node(node)?,
+            (None, Some(0)) => unix_address(&s.name.0)?,
+            _ => return Ok(None),
+        };
+        Ok(Some(Reach { address, node }))
     }
 
     /// Two sockets connected to each other.
@@ -202,9 +249,7 @@ impl Made {
             return self.accepted(sockets, client, server, around);
         }
         let s = &sockets[a];
-        let kind = s.socket_type;
-        let (one, two) = run_as(s.peer_creds.as_ref(), around.net(s.net), || socket::socketpair(kind))?
-            .map_err(unix("socketpair"))?;
+        let (one, two) = pair_as(s, around)?;
         self.sockets[a] = Some(one);
         self.sockets[b] = Some(two);
         self.bind(&sockets[a], a, around)?;
@@ -225,20 +270,20 @@ impl Made {
         self.single(sockets, client, around)?;
         let net = around.net(sockets[server].net);
         let temporary;
-        let (listener, address) = match self.listener(sockets, server) {
+        let (listener, reach) = match self.listener(sockets, server) {
             Some(n) => {
-                let address =
-                    self.reach(&sockets[n], n)?.ok_or_else(|| bad(&sockets[n], "it listens without a name"))?;
-                (self.fd(n)?, address)
+                let reach = self.reach(&sockets[n], n)?;
+                (self.fd(n)?, reach.ok_or_else(|| bad(&sockets[n], "it listens without a name"))?)
             }
             None => {
-                temporary = temporary_listener(&sockets[server], &sockets[client], net)?;
-                (temporary.0.as_fd(), temporary.1.clone())
+                temporary = temporary_listener(&sockets[server], &sockets[client], net, around)?;
+                let (listener, address, node) = &temporary;
+                (listener.as_fd(), Reach { address: address.clone(), node: node.as_ref().map(AsFd::as_fd) })
             }
         };
-        let fd = self.fd(client)?;
+        let call = Call::Connect(self.fd(client)?, &reach);
         // The accepted socket shows who has connected.
-        run_as(sockets[server].peer_creds.as_ref(), net, || socket::connect(fd, &address))?
+        call_as(sockets[server].peer_creds.as_ref(), sockets[server].net, around, &call)?
             .map_err(unix("connect inside the tree"))?;
         let accepted = socket::accept(listener).map_err(unix("accept inside the tree"))?;
         self.sockets[server] = Some(accepted);
@@ -248,9 +293,7 @@ impl Made {
     /// A socket whose peer has gone.
     fn orphan(&mut self, sockets: &[UnixSocket], n: usize, around: &dyn Around) -> Result<()> {
         let s = &sockets[n];
-        let kind = s.socket_type;
-        let (one, two) = run_as(s.peer_creds.as_ref(), around.net(s.net), || socket::socketpair(kind))?
-            .map_err(unix("socketpair"))?;
+        let (one, two) = pair_as(s, around)?;
         self.sockets[n] = Some(one);
         self.stand_ins[n] = Some(two);
         match self.bind(s, n, around) {
@@ -286,7 +329,7 @@ impl Made {
                 } else if let Some(stand_in) = &self.stand_ins[n] {
                     (stand_in.as_fd(), Vec::new())
                 } else {
-                    let Some(to) = self.reach(s, n)? else {
+                    let Some(Reach { address: to, .. }) = self.reach(s, n)? else {
                         self.warnings.push(lost(s));
                         break;
                     };
@@ -318,7 +361,7 @@ impl Made {
             match &s.state {
                 UnixState::Connected(Some(peer)) if is_dgram(s) && !mutual(sockets, n) => {
                     match self.reach(&sockets[peer.at()], peer.at())? {
-                        Some(address) => {
+                        Some(Reach { address, .. }) => {
                             let fd = self.fd(n)?;
                             namespace::inside(around.net(s.net), || socket::connect(fd, &address))?
                                 .map_err(unix("connect inside the tree"))?;
@@ -378,7 +421,7 @@ impl Made {
     ) -> Result<()> {
         let s = &sockets[n];
         if !pending.is_empty() {
-            let address = self.reach(s, n)?.ok_or_else(|| bad(s, "it listens without a name"))?;
+            let Reach { address, .. } = self.reach(s, n)?.ok_or_else(|| bad(s, "it listens without a name"))?;
             for client in pending {
                 let client = client.at();
                 let owner = &sockets[client].options;
@@ -444,6 +487,7 @@ fn temporary_listener(
     server: &UnixSocket,
     client: &UnixSocket,
     net: Option<BorrowedFd<'_>>,
+    around: &dyn Around,
 ) -> Result<(OwnedFd, Vec<u8>, Option<OwnedFd>)> {
     let kind = server.socket_type;
     let fd = namespace::socket_in(net, libc::AF_UNIX, kind, 0)?.map_err(unix("socket"))?;
@@ -455,7 +499,7 @@ fn temporary_listener(
         let (node, _) = bind_path(fd.as_fd(), &server.name.0, None)?;
         (address_of_node(node.as_fd())?, Some(node))
     };
-    run_as(client.peer_creds.as_ref(), net, || socket::listen(fd.as_fd(), 1))?.map_err(unix("listen"))?;
+    call_as(client.peer_creds.as_ref(), server.net, around, &Call::Listen(fd.as_fd(), 1))?.map_err(unix("listen"))?;
     Ok((fd, address, node))
 }
 

@@ -1,5 +1,6 @@
 //! Sockets read and made again, in network namespaces of their own.
 
+mod peers;
 mod tcp;
 mod tree;
 mod udp;

@@ -32,6 +32,10 @@ pub enum Mode {
     Chain,
     /// Restored in a PID namespace of its own.
     NewPids,
+    /// Restored with memory that comes only when it is touched.
+    Late,
+    /// The same, and dumped while most of it is missing.
+    LateDumped,
     /// Moved to another network of this kernel: both ends of the protocol, and a PID namespace of its own, as the frozen
     /// original has its ids.
     Move,
@@ -272,6 +276,12 @@ impl<'a> Run<'a> {
             Mode::Once => self.rounds(1, &["--pids", "same"])?,
             Mode::Chain => self.rounds(3, &["--pids", "same"])?,
             Mode::NewPids => self.rounds(1, &["--pids", "new"])?,
+            Mode::Late => self.late()?,
+            Mode::LateDumped => {
+                let root = self.late()?;
+                self.dump(root, 1, &["--leave-running"])?;
+                root
+            }
             Mode::Move => {
                 if !self.scenario.timed {
                     self.dump(self.pid(), 0, &["--leave-running"])?;
@@ -279,7 +289,8 @@ impl<'a> Run<'a> {
                 self.moved(self.pid())?
             }
         };
-        let before = before.filter(|_| !mode.new_pids());
+        // Mappings that are served say so, and what was not touched is not there.
+        let before = before.filter(|_| !mode.new_pids() && mode != Mode::Late);
         let after = before.as_ref().map(|_| self.capture(root, "after.json")).transpose()?;
         if mode == Mode::Once {
             self.dump(root, 1, &["--leave-running"])?;
@@ -295,7 +306,7 @@ impl<'a> Run<'a> {
             self.compare_moved(root)?;
         }
         let images = if mode == Mode::Chain { 3 } else { 2 };
-        if !mode.new_pids() {
+        if !mode.new_pids() && mode != Mode::Late {
             (1..images).try_for_each(|n| self.same_model(0, n, &[]))?;
         }
         self.verify()?;
@@ -321,6 +332,14 @@ impl<'a> Run<'a> {
             // Until everybody is in the wait for `go` again.
             std::thread::sleep(Duration::from_millis(20));
         }
+        Ok(root)
+    }
+
+    /// Dump and restore, with nothing in memory but what is touched; the root's process id.
+    fn late(&self) -> Result<i32, String> {
+        self.dump(self.pid(), 0, &[])?;
+        let root = self.restore_with(0, &["--pids", "same", "--lazy"], &[("MIGRATE_FAULT", "pager-behind")])?;
+        std::thread::sleep(Duration::from_millis(20));
         Ok(root)
     }
 
@@ -384,13 +403,18 @@ impl<'a> Run<'a> {
 
     /// Restores image `n`; the root's process id.
     pub fn restore(&self, n: usize, options: &[&str]) -> Result<i32, String> {
+        self.restore_with(n, options, &[])
+    }
+
+    /// The same with these variables.
+    pub fn restore_with(&self, n: usize, options: &[&str], env: &[(&str, &str)]) -> Result<i32, String> {
         let pid_file = self.path("pid");
         let image = self.image(n).display().to_string();
         let mut args: Vec<String> =
             ["restore", "-D", &image, "--detach", "--pidfile"].iter().map(|s| (*s).to_owned()).collect();
         args.push(pid_file.display().to_string());
         args.extend(options.iter().map(|o| (*o).to_owned()));
-        self.migrate(&args, &[]).map_err(|e| format!("restore {n}: {e}"))?;
+        self.migrate(&args, env).map_err(|e| format!("restore {n}: {e}"))?;
         let root = fs::read_to_string(&pid_file).map_err(|e| format!("no pidfile: {e}"))?;
         let root = root.trim().parse().map_err(|e| format!("{root:?}: {e}"))?;
         self.note_tree(root);

@@ -21,7 +21,7 @@ pub use writer::StreamWriter;
 use super::{Mark, SpaceInfo};
 use crate::image::{
     MmId, Model, ShmemId, codec,
-    manifest::{HostSummary, Kind, TreeEntry},
+    manifest::{HostSummary, Kind, TreeEntry, Wishes},
     mm::PAGE,
 };
 use crate::memory::{PageRange, Space};
@@ -86,6 +86,9 @@ pub struct Head {
     pub host: HostSummary,
     /// The processes; empty where they are only known with the model.
     pub tree: Vec<TreeEntry>,
+    /// What a restore does that is not told otherwise.
+    #[serde(default, skip_serializing_if = "Wishes::is_empty")]
+    pub restore: Wishes,
 }
 
 /// One thing that a stream says.

@@ -13,7 +13,12 @@ use std::io::{Read, Write};
 /// An image that is damaged, a stream that breaks.
 pub fn send<W: Write + Send>(image: &ImageDir, out: W, level: Option<i32>) -> Result<W, StoreError> {
     let manifest = image.manifest();
-    let head = Head { kind: manifest.kind, host: manifest.host.clone(), tree: manifest.tree.clone() };
+    let head = Head {
+        kind: manifest.kind,
+        host: manifest.host.clone(),
+        tree: manifest.tree.clone(),
+        restore: manifest.restore.clone(),
+    };
     let stream = StreamWriter::new(out, level, &head)?;
     if manifest.kind == Kind::Full {
         stream.model(&image.model()?)?;
@@ -76,9 +81,9 @@ pub fn receive(input: impl Read, mut image: ImageWriter, options: PageOptions) -
     let draft = match (&model, head.kind) {
         (Some(model), Kind::Full) => {
             image.write_model(model)?;
-            Draft { host: head.host, ..Draft::of(model, &stored) }
+            Draft { host: head.host, restore: head.restore, ..Draft::of(model, &stored) }
         }
-        (None, Kind::Memory) => Draft { kind: Kind::Memory, host: head.host, tree: head.tree },
+        (None, Kind::Memory) => Draft { kind: Kind::Memory, host: head.host, tree: head.tree, restore: head.restore },
         _ => return Err(StreamError::Damaged("its model is missing, or one too many").into()),
     };
     image.commit(draft, stored)

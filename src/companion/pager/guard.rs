@@ -1,0 +1,134 @@
+//! The guard of a pager: has the same descriptors and does nothing, until the pager has ended. If that was without a word the
+//! tree is stopped, what is missing is poisoned as far as it is known, and the descriptors stay open: nobody ever reads a
+//! zero page that was not one.
+//!
+//! Messages: a byte with a descriptor is an address space made by a fork; `D` says that everything is in.
+
+use super::{GUARD_ENTRY, Kept, KeptSpace, count, hand_over, parcel, standstill};
+use crate::companion::detach;
+use crate::image::mm::PAGE;
+use crate::memory::lazy::source::Lost;
+use crate::memory::lazy::{Arrival, Fault, Missing, Piece, Server, Source};
+use crate::memory::{RangeSet, Space};
+use crate::sys::{fd, pass_fd};
+use nix::sys::signal::{SigSet, Signal};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// Between two looks whether anybody of the tree is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The pager's end.
+#[derive(Debug)]
+pub(super) struct Guard(UnixStream);
+
+impl Guard {
+    /// Starts one.
+    pub(super) fn start(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<Self> {
+        hand_over(GUARD_ENTRY, kept, descriptors).map(Self)
+    }
+
+    /// Another address space.
+    pub(super) fn pass(&self, uffd: BorrowedFd<'_>) {
+        // Without it the new address space is guarded by the pager alone.
+        let _ = pass_fd::send_fd(&self.0, uffd);
+    }
+
+    /// Nothing is to be guarded any more: returns when it has closed its descriptors.
+    pub(super) fn end(mut self) {
+        let _ = self.0.write_all(b"D").and_then(|()| self.0.read(&mut [0]));
+    }
+}
+
+/// What cannot end it: a terminal that closes, a stray signal.
+pub(super) fn ignore_signals() {
+    let stray: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    let _ = stray.thread_block();
+}
+
+/// Runs a guard process; the exit code.
+pub(super) fn main() -> u8 {
+    if fd::close_from(3).is_err() {
+        return 1;
+    }
+    detach::leave_the_caller();
+    ignore_signals();
+    let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
+    let mut input = UnixStream::from(input);
+    let begun = input.set_read_timeout(Some(super::PATIENCE)).and_then(|()| parcel::receive(&mut input, count));
+    let Ok((kept, mut descriptors)) = begun else { return 1 };
+    let ready = input.write_all(b"A").and_then(|()| input.set_read_timeout(None));
+    if ready.is_err() {
+        return 1;
+    }
+    loop {
+        match pass_fd::receive(&input) {
+            Ok(Some((_, Some(uffd)))) => descriptors.push(uffd),
+            Ok(Some((b'D', None))) => {
+                drop(descriptors);
+                let _ = input.write_all(b"A");
+                return 0;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => break,
+        }
+    }
+    take_over(&kept, descriptors);
+    1
+}
+
+/// The pager has ended without a word.
+fn take_over(kept: &Kept, descriptors: Vec<OwnedFd>) {
+    standstill::stop(kept);
+    let _ = std::fs::remove_file(&kept.socket);
+    if !kept.tree.is_there() {
+        return;
+    }
+    let everything: Missing = all_missing(&kept.spaces);
+    let members = descriptors.into_iter().enumerate().map(|(n, uffd)| {
+        // Of a child it is not known whose.
+        let missing =
+            kept.spaces.get(n).map_or_else(|| everything.clone(), |space| all_missing(std::slice::from_ref(space)));
+        (uffd, missing)
+    });
+    let mut server = Server::new(Nothing, members.collect(), Box::new(|_| ()));
+    server.poison();
+    let ranges = |space: &KeptSpace| -> Vec<(i32, u64, u64)> {
+        space.pages().iter().map(|range| (space.pid, range.start_byte(), range.end_byte())).collect()
+    };
+    let missing: Vec<_> = kept.spaces.iter().flat_map(ranges).collect();
+    let why = "the process that brought them has been ended; those that it had not brought are among";
+    let _ = std::fs::write(&kept.report, standstill::message(kept, why, &missing, server.can_poison()) + "\n");
+    // What is not poisoned is waited for as long as somebody may wait.
+    while kept.tree.is_there() {
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn all_missing(spaces: &[KeptSpace]) -> Missing {
+    let mut missing = Missing::default();
+    for space in spaces {
+        let pages: RangeSet = space.pages();
+        for at in pages.iter() {
+            missing.insert(Piece { at, space: Space::Mm(crate::image::MmId(space.mm)), from: at.start_byte() / PAGE });
+        }
+    }
+    missing
+}
+
+/// Has no pages at all.
+struct Nothing;
+
+impl Source for Nothing {
+    fn want(&mut self, _: Fault) {}
+
+    fn next(&mut self, _: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
+        Ok(None)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}

@@ -1,0 +1,179 @@
+//! The pager: serves the missing pages of a tree that was restored lazily, from its image, and ends when all are in. It
+//! outlives the command that restored.
+//!
+//! What would happen to the target if its pages went away must not be zeros: when the pager finds the image damaged it stops
+//! every process of the tree and poisons what is missing; when the pager itself is killed, a second small process (the
+//! [`guard`]), which has the same descriptors, does. What is missing and why stands in a file in the state directory.
+//!
+//! Conversation, over a UNIX stream socket in the run-time directory (which is private): a client sends `F` (finish), and
+//! gets a line of JSON ([`News`]) about every second, and a last one when all pages are in, or lost.
+
+mod guard;
+mod serve;
+mod standstill;
+
+use super::held::Held;
+use super::parcel;
+use crate::memory::{PageRange, RangeSet};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// First argument of a pager; not a verb of the command line.
+const ENTRY: &str = "pager-process";
+/// First argument of its guard.
+const GUARD_ENTRY: &str = "pager-guard-process";
+/// How long a process of ours may take to begin, or to say something.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is missing of one address space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptSpace {
+    /// Number of the address space in the model.
+    pub mm: u32,
+    /// A process that has it.
+    pub pid: i32,
+    /// (first page, pages), ascending.
+    pub missing: Vec<(u64, u64)>,
+}
+
+impl KeptSpace {
+    fn pages(&self) -> RangeSet {
+        self.missing.iter().map(|&(first, count)| PageRange::new(first, count)).collect()
+    }
+}
+
+/// What a pager is handed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The session that has restored.
+    pub session: String,
+    /// The image's directory, absolute.
+    pub image: PathBuf,
+    /// The image's id: another one in its place is none of ours.
+    pub image_id: String,
+    /// Processes of the tree as they were restored.
+    pub tree: Held,
+    /// One for each descriptor.
+    pub spaces: Vec<KeptSpace>,
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Written if pages are lost.
+    pub report: PathBuf,
+}
+
+fn count(kept: &Kept) -> usize {
+    kept.spaces.len()
+}
+
+/// What a client is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum News {
+    /// So many pages are missing.
+    Missing(u64),
+    /// All are in.
+    Complete,
+    /// They will not come: why, and what was done.
+    Lost(String),
+}
+
+/// Where the pager of a session listens.
+pub fn socket_path(run: &Path, session: &str) -> PathBuf {
+    run.join(format!("pager-{session}.sock"))
+}
+
+/// Starts this program as one of ours, with a socket as standard input.
+fn spawn(entry: &str) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg0("migrate").arg(entry).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.current_dir("/").spawn()?;
+    ours.set_read_timeout(Some(PATIENCE))?;
+    ours.set_write_timeout(Some(PATIENCE))?;
+    Ok((child, ours))
+}
+
+/// Hands over: returns when it has answered. A process that does not is ended.
+fn hand_over(entry: &str, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<UnixStream> {
+    let (mut child, mut ours) = spawn(entry)?;
+    let answered = parcel::send(&mut ours, kept, descriptors).and_then(|()| ours.read_exact(&mut [0]));
+    if let Err(error) = answered {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
+    Ok(ours)
+}
+
+/// Starts a pager. When this returns it serves, and a guard watches over it.
+///
+/// # Errors
+/// It cannot be started: the tree must not run.
+pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(kept.socket.parent().unwrap_or(Path::new("/")))?;
+    hand_over(ENTRY, kept, descriptors).map(drop)
+}
+
+/// Sockets of the pagers of this host.
+pub fn sockets(run: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run).into_iter().flatten().flatten().map(|entry| entry.path());
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|n| n.as_encoded_bytes().starts_with(b"pager-") && n.as_encoded_bytes().ends_with(b".sock"))
+    };
+    entries.filter(name).collect()
+}
+
+/// A pager that was asked to finish.
+#[derive(Debug)]
+pub struct Watch(BufReader<UnixStream>);
+
+impl Watch {
+    /// Asks the pager that listens here; `None` if none does.
+    pub fn begin(socket: &Path) -> Option<Self> {
+        let mut stream = match UnixStream::connect(socket) {
+            Ok(stream) => stream,
+            Err(e) => {
+                if e.kind() == io::ErrorKind::ConnectionRefused {
+                    // Left behind by one that was killed.
+                    let _ = std::fs::remove_file(socket);
+                }
+                return None;
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(b"F").ok()?;
+        Some(Self(BufReader::new(stream)))
+    }
+
+    /// What it says next.
+    ///
+    /// # Errors
+    /// It says nothing for long, or has ended without a last word.
+    pub fn news(&mut self) -> io::Result<News> {
+        const LINE_MAX: u64 = 1 << 16;
+        let mut line = String::new();
+        (&mut self.0).take(LINE_MAX).read_line(&mut line)?;
+        if line.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        serde_json::from_str(&line).map_err(io::Error::other)
+    }
+}
+
+/// The main function of a process of ours with this first argument.
+pub fn entry(argument: &OsStr) -> Option<fn() -> u8> {
+    match argument.to_str() {
+        Some(ENTRY) => Some(serve::main),
+        Some(GUARD_ENTRY) => Some(guard::main),
+        _ => None,
+    }
+}

@@ -1,0 +1,318 @@
+//! The fault server: one thread that reads what userfaultfds tell, and makes pages. See [`super`] for why this is right.
+
+use super::missing::{Missing, Piece};
+use super::order::Fault;
+use super::source::{Lost, Source};
+use super::touches::Touches;
+use crate::image::mm::PAGE;
+use crate::memory::{PageRange, Space};
+use crate::sys::Errno;
+use crate::sys::userfaultfd::{self as sys, Message};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// How long a page may wait for memory of this host before it is given up.
+const NO_MEMORY: (u32, Duration) = (600, Duration::from_millis(50));
+/// Between two looks whether an operation of the target has got as far as its event.
+const CHANGING: u16 = 5;
+
+/// One address space.
+#[derive(Debug)]
+struct Member {
+    uffd: OwnedFd,
+    missing: Missing,
+    /// The address space is gone: its last process has ended, or executes another program.
+    gone: bool,
+}
+
+/// What has happened so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Faults of pages that were missing.
+    pub faults: u64,
+    /// Faults of pages that never had a content.
+    pub holes: u64,
+    /// Pages that came from the source.
+    pub pages: u64,
+    /// Address spaces that came into being by fork.
+    pub forks: u64,
+}
+
+/// What one step has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Something was done.
+    Worked,
+    /// Nothing was to be done: time to wait.
+    Idle,
+    /// Everything is in.
+    Done,
+}
+
+/// Called with the descriptor of an address space that a fork has made.
+pub type OnFork<'a> = dyn FnMut(BorrowedFd<'_>) + 'a;
+
+/// Serves address spaces from one source.
+pub struct Server<'a, S> {
+    source: S,
+    members: Vec<Member>,
+    on_fork: Box<OnFork<'a>>,
+    /// Faults to be looked at again: member, address, thread.
+    again: Vec<(usize, u64, u32)>,
+    data: Vec<u8>,
+    counts: Counts,
+    touches: Touches,
+}
+
+impl<'a, S: Source> Server<'a, S> {
+    /// Serves these address spaces.
+    pub fn new(source: S, members: Vec<(OwnedFd, Missing)>, on_fork: Box<OnFork<'a>>) -> Self {
+        let member = |(uffd, missing)| Member { uffd, missing, gone: false };
+        let members = members.into_iter().map(member).collect();
+        let (again, data, counts, touches) = (Vec::new(), Vec::new(), Counts::default(), Touches::default());
+        Self { source, members, on_fork, again, data, counts, touches }
+    }
+
+    /// Where pages come from.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
+    /// What has happened so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Pages in the order in which they were waited for.
+    pub fn touches(&self) -> &Touches {
+        &self.touches
+    }
+
+    /// Pages that are missing somewhere.
+    pub fn missing(&self) -> u64 {
+        self.members.iter().map(|member| member.missing.pages()).sum()
+    }
+
+    /// Where pages are missing: the number of the address space (those that were there from the beginning come first, in
+    /// their order), and the addresses.
+    pub fn missing_places(&self) -> impl Iterator<Item = (usize, Piece)> + '_ {
+        self.members.iter().enumerate().flat_map(|(n, member)| member.missing.iter().map(move |piece| (n, piece)))
+    }
+
+    /// Does what is to be done now: events and faults first, then one arrival.
+    ///
+    /// # Errors
+    /// Pages that will never come. The target must be stopped, and [poisoned](Self::poison), before this is dropped.
+    pub fn step(&mut self) -> Result<Step, Lost> {
+        let told = self.listen();
+        if self.members.iter().all(|member| member.missing.is_empty()) {
+            return Ok(Step::Done);
+        }
+        let mut data = std::mem::take(&mut self.data);
+        let arrival = self.source.next(&mut data);
+        let placed = match &arrival {
+            Ok(Some((space, range))) => self.place(*space, *range, &data),
+            _ => Ok(()),
+        };
+        self.data = data;
+        placed?;
+        match arrival? {
+            Some(_) => Ok(Step::Worked),
+            None if told => Ok(Step::Worked),
+            None => Ok(Step::Idle),
+        }
+    }
+
+    /// Forgets address spaces that are gone, which nobody tells: for whoever does not send anything just now.
+    pub fn look_around(&mut self) {
+        for n in 0..self.members.len() {
+            if !self.members[n].gone && sys::is_gone(self.members[n].uffd.as_fd()) {
+                self.left(n);
+            }
+        }
+    }
+
+    /// Waits until there may be something to do, or one of `others` is readable: which of them are.
+    pub fn wait(&self, others: &[BorrowedFd<'_>], timeout: Duration) -> Vec<bool> {
+        let ours = self.members.iter().filter(|member| !member.gone).map(|member| member.uffd.as_fd());
+        let all = others.iter().copied().chain(self.source.descriptor()).chain(ours);
+        let mut wanted: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        // An error is nothing to wait for: the next look finds out.
+        let _ = poll(&mut wanted, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+        wanted[..others.len()].iter().map(|fd| fd.revents().is_some_and(|r| !r.is_empty())).collect()
+    }
+
+    /// Whether this kernel has `UFFDIO_POISON`.
+    pub fn can_poison(&self) -> bool {
+        let known = sys::open(true).and_then(|fd| sys::handshake(fd.as_fd(), 0));
+        known.is_ok_and(|features| features & sys::feature::POISON != 0)
+    }
+
+    /// Marks everything that is missing, so that a touch gives SIGBUS instead of zeros, also after the descriptors were
+    /// closed. Nothing happens where the kernel cannot.
+    pub fn poison(&mut self) {
+        if !self.can_poison() {
+            return;
+        }
+        let mut n = 0;
+        // Forks under way add members.
+        while n < self.members.len() {
+            self.listen();
+            let pieces: Vec<Piece> = self.members[n].missing.iter().collect();
+            pieces.iter().for_each(|piece| self.poison_range(n, piece.at));
+            n += 1;
+        }
+    }
+
+    fn poison_range(&mut self, n: usize, range: PageRange) {
+        let mut at = range.first;
+        while at < range.end() {
+            let (bytes, result) = sys::poison(self.members[n].uffd.as_fd(), at * PAGE, (range.end() - at) * PAGE);
+            at += bytes as u64 / PAGE;
+            match result {
+                Ok(()) => {}
+                Err(Errno::EAGAIN) => self.let_change(n),
+                Err(Errno::ESRCH) => return,
+                // There, or not mapped any more; the range may reach beyond a mapping.
+                Err(_) => {
+                    let _ = sys::poison(self.members[n].uffd.as_fd(), at * PAGE, PAGE);
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    /// Reads and applies what all descriptors have to tell; whether there was anything.
+    fn listen(&mut self) -> bool {
+        let mut told = false;
+        let mut n = 0;
+        // Forks add members on the way.
+        while n < self.members.len() {
+            told |= self.listen_to(n);
+            n += 1;
+        }
+        for (n, address, thread) in std::mem::take(&mut self.again) {
+            self.fault(n, address, thread);
+        }
+        told
+    }
+
+    /// The same for one of them. Faults are kept for later, see [`super`].
+    fn listen_to(&mut self, n: usize) -> bool {
+        if self.members[n].gone {
+            return false;
+        }
+        let messages = sys::messages(self.members[n].uffd.as_fd()).unwrap_or_default();
+        let told = !messages.is_empty();
+        for message in messages {
+            match message {
+                Message::Fault { address, thread } => self.again.push((n, address, thread)),
+                Message::Fork(uffd) => self.forked(n, uffd),
+                Message::Remap { from, to, len } => {
+                    self.members[n].missing.remap(from / PAGE, to / PAGE, len / PAGE);
+                    self.wake(n, from, len);
+                    self.wake(n, to, len);
+                }
+                Message::Remove { start, end } | Message::Unmap { start, end } => {
+                    self.members[n].missing.remove(PageRange::of_bytes(start, end));
+                    self.wake(n, start, end - start);
+                }
+            }
+        }
+        told
+    }
+
+    fn forked(&mut self, n: usize, uffd: OwnedFd) {
+        self.counts.forks += 1;
+        (self.on_fork)(uffd.as_fd());
+        let missing = self.members[n].missing.clone();
+        self.members.push(Member { uffd, missing, gone: false });
+    }
+
+    /// Whoever waits for a page of this range looks again.
+    fn wake(&self, n: usize, start: u64, len: u64) {
+        // Nobody to be woken is no harm.
+        let _ = sys::wake(self.members[n].uffd.as_fd(), start, len);
+    }
+
+    fn fault(&mut self, n: usize, address: u64, thread: u32) {
+        let page = address / PAGE;
+        if let Some((space, from)) = self.members[n].missing.get(page) {
+            self.counts.faults += 1;
+            self.touches.note(space, from);
+            self.source.want(Fault { space, page: from, thread });
+            return;
+        }
+        match sys::zero(self.members[n].uffd.as_fd(), page * PAGE, PAGE) {
+            Ok(()) => self.counts.holes += 1,
+            // The target is changing its mappings: once more when that is known.
+            Err(Errno::EAGAIN) => {
+                self.let_change(n);
+                self.again.push((n, address, thread));
+            }
+            Err(Errno::ESRCH) => self.left(n),
+            // It is there by now, or no longer ours.
+            Err(_) => self.wake(n, page * PAGE, PAGE),
+        }
+    }
+
+    fn left(&mut self, n: usize) {
+        let member = &mut self.members[n];
+        (member.gone, member.missing) = (true, Missing::default());
+    }
+
+    /// An operation of the target on its mappings is under way: waits for its event, and applies that.
+    fn let_change(&mut self, n: usize) {
+        let mut wanted = [PollFd::new(self.members[n].uffd.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut wanted, PollTimeout::from(CHANGING));
+        self.listen_to(n);
+    }
+
+    /// Makes pages wherever they are missing.
+    fn place(&mut self, space: Space, range: PageRange, data: &[u8]) -> Result<(), Lost> {
+        self.counts.pages += range.count;
+        let mut n = 0;
+        let mut waits = 0;
+        while n < self.members.len() {
+            let Some(piece) = self.members[n].missing.places(space, range).first().copied() else {
+                n += 1;
+                continue;
+            };
+            let content = &data[((piece.from - range.first) * PAGE) as usize..][..piece.at.bytes() as usize];
+            let (bytes, result) = sys::copy(self.members[n].uffd.as_fd(), piece.at.start_byte(), content);
+            let done = PageRange::new(piece.at.first, bytes as u64 / PAGE);
+            self.members[n].missing.remove(done);
+            match result {
+                Ok(()) => {}
+                Err(Errno::EAGAIN) => self.let_change(n),
+                Err(Errno::ESRCH) => self.left(n),
+                Err(errno @ Errno::ENOMEM) if waits == NO_MEMORY.0 => {
+                    return Err(Lost { space, range, reason: Box::new(errno) });
+                }
+                Err(Errno::ENOMEM) => {
+                    waits += 1;
+                    std::thread::sleep(NO_MEMORY.1);
+                }
+                Err(_) => self.place_one(n, done.end(), &content[bytes..]),
+            }
+        }
+        Ok(())
+    }
+
+    /// One page where more at once could not be made: the range reaches beyond a mapping, or this page needs none any more.
+    fn place_one(&mut self, n: usize, page: u64, content: &[u8]) {
+        let (_, result) = sys::copy(self.members[n].uffd.as_fd(), page * PAGE, &content[..PAGE as usize]);
+        if !matches!(result, Err(Errno::EAGAIN | Errno::ENOMEM | Errno::ESRCH)) {
+            // Made, or there, or not mapped here any more.
+            self.members[n].missing.remove(PageRange::new(page, 1));
+            self.wake(n, page * PAGE, PAGE);
+        }
+    }
+}
+
+impl<S> std::fmt::Debug for Server<'_, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("members", &self.members.len()).field("counts", &self.counts).finish()
+    }
+}
