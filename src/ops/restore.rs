@@ -89,10 +89,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
     }
     // While the tree is made.
-    let pager = match options.lazy {
-        true => Some(Ready::pager().map_err(|e| failed(&e))?),
-        false => None,
-    };
+    let pager = options.lazy.then(Ready::pager).transpose().map_err(|e| failed(&e))?;
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
     let addresses = addresses::Come::take(places, &model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
@@ -114,12 +111,8 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
-    let late = match pager {
-        Some(pager) => {
-            later(options, pager, &mut restored, &image, &pages).map_err(|f| f.target(TargetState::NotStarted))?
-        }
-        None => None,
-    };
+    let late = pager.map(|pager| later(options, pager, &mut restored, &image, &pages)).transpose();
+    let late = late.map_err(|failure| failure.target(TargetState::NotStarted))?.flatten();
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
     addresses.stay();
     closed.tell_peers().into_iter().for_each(warn);

@@ -248,13 +248,10 @@ fn a_failed_dump_says_in_what_state_the_target_is() {
 
 #[test]
 fn options_that_do_not_work_yet_are_refused_and_not_shown() {
-    let mut target = Sleeper::start();
-    let pid = target.0.id().to_string();
-    let output = run(&["dump", &pid, "-D", "/nonexistent/x", "--cpu", "minimal"]);
+    let output = run(&["restore", "-D", "/nonexistent/x", "--supervisor", "hold"]);
     assert_eq!(code(&output), 2, "{}", err(&output));
-    assert!(err(&output).contains("--cpu does not work yet"), "{}", err(&output));
-    assert!(!out(&run(&["dump", "--help"])).contains("--cpu"));
-    assert!(target.runs());
+    assert!(err(&output).contains("--supervisor does not work yet"), "{}", err(&output));
+    assert!(!out(&run(&["restore", "--help"])).contains("--supervisor"));
 }
 
 #[test]

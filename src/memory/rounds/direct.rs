@@ -6,7 +6,7 @@
 //! What goes on without the program (`io_submit(2)`, io_uring) is refused by the preflight.
 
 use crate::image::Pid;
-use crate::proc::{ProcDir, Result};
+use crate::proc::{Error, ProcDir, Result};
 use crate::sys::fd::{Kcmp, kcmp};
 use std::cmp::Ordering;
 
@@ -39,17 +39,21 @@ fn in_table(task: &ProcDir, buf: &mut Vec<u8>) -> Result<bool> {
             Ok(name) if PLAIN.iter().any(|kind| name.0.starts_with(kind)) => continue,
             Ok(_) => {}
             // Closed meanwhile.
-            Err(e) if e.is_gone() => continue,
+            Err(e) if is_closed(&e) => continue,
             Err(e) => return Err(e),
         }
         match task.fdinfo(fd, buf) {
             Ok(info) if info.flags & libc::O_DIRECT as u32 != 0 => return Ok(true),
             Ok(_) => {}
-            Err(e) if e.is_gone() => {}
+            Err(e) if is_closed(&e) => {}
             Err(e) => return Err(e),
         }
     }
     Ok(false)
+}
+
+fn is_closed(error: &Error) -> bool {
+    error.is_gone() || error.errno() == Some(libc::ENOENT)
 }
 
 #[cfg(test)]
