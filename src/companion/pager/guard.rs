@@ -59,7 +59,7 @@ pub(super) fn main() -> u8 {
     let mut input = UnixStream::from(input);
     // However long it takes: the end of the pager ends this as well.
     let begun = parcel::receive(&mut input, count);
-    let Ok((kept, mut descriptors)) = begun else { return 1 };
+    let Ok((kept, mut descriptors)) = begun else { return 0 };
     let ready = input.write_all(b"A");
     if ready.is_err() {
         return 1;

@@ -45,8 +45,8 @@ pub fn run<S: Source>(source: impl FnOnce(&Kept) -> io::Result<S>, ended: impl F
     let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut input = UnixStream::from(input);
     let Ok(guard) = Ready::pager_as(GUARD_ENTRY) else { return 1 };
-    // However long it takes: the end of whoever has started this ends it.
-    let Ok((kept, descriptors)) = parcel::receive(&mut input, count) else { return 1 };
+    // However long it takes: the end of whoever has started this ends it, as not needed.
+    let Ok((kept, descriptors)) = parcel::receive(&mut input, count) else { return 0 };
     match source(&kept).and_then(|source| serve(&kept, descriptors, input, guard, source, ended)) {
         Ok(()) => 0,
         Err(_) => 1,
