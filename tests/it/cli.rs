@@ -248,7 +248,7 @@ fn a_failed_dump_says_in_what_state_the_target_is() {
 
 #[test]
 fn options_that_do_not_work_yet_are_refused_and_not_shown() {
-    let output = run(&["restore", "-D", "/nonexistent/x", "--supervisor", "hold"]);
+    let output = run(&["restore", "-D", "/nonexistent/x", "--supervisor", "ignore"]);
     assert_eq!(code(&output), 2, "{}", err(&output));
     assert!(err(&output).contains("--supervisor does not work yet"), "{}", err(&output));
     assert!(!out(&run(&["restore", "--help"])).contains("--supervisor"));
