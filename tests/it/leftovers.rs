@@ -66,7 +66,6 @@ static BEGIN: extern "C" fn() = begin;
 
 /// In a run of its own that is killed while its program runs.
 #[test]
-#[expect(clippy::zombie_processes, reason = "it is waited for; where the test fails before, the guard ends it")]
 fn what_a_killed_run_has_started_ends() {
     const NAME: &str = "leftovers::what_a_killed_run_has_started_ends";
     const INNER: &str = "MIGRATE_TEST_LEFTOVERS";

@@ -1,6 +1,7 @@
 //! Whom a UNIX socket remembers: the same processes, users and groups after a restore as before, each as its holder sees them.
 
 use crate::cli::migrate;
+use crate::zoo::tools::{adopt_orphans, reap};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -135,6 +136,7 @@ impl Drop for Family {
 }
 
 fn same_after(restore: &[&str]) {
+    adopt_orphans();
     let Some(mut family) = Family::start() else { return };
     let before = family.told();
     let parent = family.parent.id().to_string();
@@ -151,12 +153,8 @@ fn same_after(restore: &[&str]) {
     let image = family.path("image").display().to_string();
     family.run(&["dump", &parent, "-D", &image]);
     let _ = family.parent.wait();
-    // Whoever adopts the children takes its time.
-    let until = Instant::now() + Duration::from_secs(20);
-    while [one, two].iter().any(|pid| Path::new("/proc").join(pid).exists()) {
-        assert!(Instant::now() < until, "nobody has waited for the children");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    // Ours by now: their ids have to be free.
+    reap(&[one, two].iter().map(|pid| pid.trim().parse().unwrap()).collect());
     family.run(&[&["restore", "-D", &image, "--detach"], restore].concat());
     assert_eq!(family.ask_again(), before);
 }
