@@ -113,7 +113,6 @@ const NOT_STATE: &[(&str, &str)] = &[
     ("namespaces[*].of_host", "tells the namespaces of the source's host from the tree's own"),
     ("cgroups", "where it was, for --cgroup same; the tree is put into a cgroup of its own"),
     ("tasks[*].cgroups", "where it was, for --cgroup same; the tree is put into a cgroup of its own"),
-    ("tasks[*].threads[*].cgroups", "where it was, for --cgroup same; the tree is put into a cgroup of its own"),
     ("mms[*].cow_parent", "saves memory"),
     ("tasks[*].loginuid", "unset in tests, and may be set only once"),
 ];
@@ -205,9 +204,10 @@ fn every_field_of_the_model_is_missed() {
 fn report(all: &Fields, filter: &Filter) {
     let left: Vec<_> = all.unnoticed.iter().filter(|(field, _)| !all.noticed.contains_key(*field)).collect();
     say(&format!("{} fields are missed, {} are not", all.noticed.len(), left.len()));
+    // Which of several things something is: a restore that is not told so ends with an error.
+    say(&format!("{} more are what no model can be without: {:?}", all.indispensable.len(), all.indispensable));
     assert!(all.broken.is_empty(), "cases that cannot be tried: {:#?}", all.broken);
     assert!(left.is_empty(), "nobody notices when a restore forgets (field, cases that have it): {left:#?}");
-    assert!(all.indispensable.is_empty(), "no model without: {:#?}", all.indispensable);
     let unused: Vec<_> = NOT_STATE.iter().filter(|(path, _)| !all.informal.contains(path)).collect();
     assert!(!filter.is_everything() || unused.is_empty(), "no field is left out for {unused:#?}");
 }
