@@ -9,3 +9,18 @@ pub mod lock_guard;
 pub mod pager;
 mod parcel;
 pub mod tracker;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+/// Starts this program as one of ours, by its hidden first word, with a socket as standard input; our end of that.
+fn spawn(entry: &str) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg0("migrate").arg(entry).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.current_dir("/").spawn()?;
+    Ok((child, ours))
+}

@@ -8,7 +8,7 @@
 //! (cancel). To `T` it answers with the length (u32, little-endian) and the JSON of [`Kept`], then one descriptor for each
 //! space; the client's `A` ends it. To `C` it answers `A` and ends.
 
-use super::{detach, parcel};
+use super::{detach, parcel, spawn};
 use crate::image::Pid;
 use crate::memory::track::{Tracking, uffd::Uffd};
 use crate::memory::{PageRange, RangeSet};
@@ -21,9 +21,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// First argument of a tracker process; not a verb of the command line.
@@ -98,12 +96,7 @@ fn private_dir(run: &Path) -> io::Result<()> {
 /// It cannot be started, or does not answer; then nothing is tracked any more.
 pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
     private_dir(kept.socket.parent().unwrap_or(Path::new("/")))?;
-    let (mut ours, theirs) = UnixStream::pair()?;
-    let program = std::env::current_exe()?;
-    let mut command = Command::new(program);
-    command.arg0("migrate").arg(ENTRY).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.current_dir("/").spawn()?;
-    drop(command);
+    let (mut child, mut ours) = spawn(ENTRY)?;
     parcel::send(&mut ours, kept, descriptors)?;
     ours.set_read_timeout(Some(PATIENCE))?;
     let mut answer = [0];

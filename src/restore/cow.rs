@@ -229,15 +229,21 @@ fn differences(
     let surplus = filled.intersection(&common).difference(&held);
     let owner = model.tasks.iter().position(|t| t.mm == Some(child)).map(TaskId::from);
     let Some(owner) = owner else { return Ok(runs) };
-    let (remote, scratch) = skeletons.leader(owner);
-    for part in surplus.ranges().chunks(4096) {
+    drop_pages(owner, &surplus, skeletons)?;
+    Ok(runs)
+}
+
+/// Drops pages of a task's memory: private ones begin anew, as zeros or as their file has them.
+pub(super) fn drop_pages(task: TaskId, pages: &RangeSet, skeletons: &mut Skeletons) -> Result<()> {
+    let (remote, scratch) = skeletons.leader(task);
+    for part in pages.ranges().chunks(4096) {
         let mut batch = Batch::new();
         for range in part {
             batch.madvise(range.start_byte(), range.bytes(), libc::MADV_DONTNEED);
         }
         remote.run_all(&scratch, &batch)?;
     }
-    Ok(runs)
+    Ok(())
 }
 
 /// A part of a mapping that stays as it was inherited.

@@ -1,6 +1,6 @@
 //! Processes that have come since a tree was made, and those that have ended: forks of parents whose memory is there by now.
 
-use super::cow::{Loader, common, lay_out, own};
+use super::cow::{Loader, common, drop_pages, lay_out, own};
 use super::prebuilt::Prebuilt;
 use super::reconcile::Unfit;
 use super::sessions::{self, reap_in};
@@ -105,24 +105,18 @@ impl Prebuilt<'_> {
         tracing::debug!("a process has come since the tree was made: {}", self.model.tasks[task.at()].pid);
         lay_out(self.model, task, &mut self.skeletons, &loader)?;
         let Some(mm) = own(self.model, task) else { return Ok(()) };
-        let all = PageRange::new(0, crate::image::limits::PAGE_NUMBERS);
-        let runs = match stored {
-            Some(pages) => pages.runs_in(Space::Mm(mm), all).map_err(PipelineError::Store)?,
-            None => Vec::new(),
-        };
+        let space = Space::Mm(mm);
+        let mut runs = Vec::new();
+        if let Some(pages) = stored {
+            for range in self.carried(space).iter() {
+                runs.extend(pages.runs_in(space, range).map_err(PipelineError::Store)?);
+            }
+        }
         if let Some(parent) = self.skeletons.memory.born_of(mm) {
             self.inherits(task, (parent, mm), &runs)?;
         }
         let Some(pages) = stored else { return Ok(()) };
-        let carried = self.carried(Space::Mm(mm));
-        let mut own = Vec::new();
-        for run in runs.iter().filter(|run| run.source != Source::Inherit) {
-            let all: RangeSet = [run.range].into_iter().collect();
-            for range in all.intersection(&carried).iter() {
-                own.extend(pages.runs_in(Space::Mm(mm), range).map_err(PipelineError::Store)?);
-            }
-        }
-        Ok(load_pages(pages, &own, &self.memory()?, options.workers.max(1), &|_| {})?)
+        Ok(load_pages(pages, &runs, &self.memory()?, options.workers.max(1), &|_| {})?)
     }
 
     /// A child that was born with its parent's pages: drops those that it does not have, copies those that it has where its
@@ -130,22 +124,12 @@ impl Prebuilt<'_> {
     fn inherits(&mut self, task: TaskId, (parent, child): (MmId, MmId), runs: &[ResolvedRun]) -> Result<()> {
         let (theirs, ours) = (&self.model.mms[parent.at()].vmas, &self.model.mms[child.at()].vmas);
         let same: RangeSet = common(theirs, ours).into_iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect();
-        let of = |inherited: bool| -> RangeSet {
-            let mut ranges: Vec<_> =
-                runs.iter().filter(|run| (run.source == Source::Inherit) == inherited).map(|run| run.range).collect();
-            ranges.sort_unstable();
-            ranges.into_iter().collect()
-        };
-        let surplus = same.difference(&of(true));
-        let (remote, scratch) = self.skeletons.leader(task);
-        for part in surplus.ranges().chunks(4096) {
-            let mut batch = Batch::new();
-            for range in part {
-                batch.madvise(range.start_byte(), range.bytes(), libc::MADV_DONTNEED);
-            }
-            remote.run_all(&scratch, &batch)?;
-        }
-        let moved = of(true).difference(&same).intersection(&self.carried(Space::Mm(child)));
+        let mut inherited: Vec<PageRange> =
+            runs.iter().filter(|run| run.source == Source::Inherit).map(|run| run.range).collect();
+        inherited.sort_unstable();
+        let inherited: RangeSet = inherited.into_iter().collect();
+        drop_pages(task, &same.difference(&inherited), &mut self.skeletons)?;
+        let moved = inherited.difference(&same);
         let memory = self.memory()?;
         let mut buffer = Vec::new();
         for piece in moved.iter().flat_map(|range| range.pieces(BATCH_PAGES)) {

@@ -14,7 +14,6 @@ use crate::image::{Model, TaskId};
 use crate::memory::pipeline::{PipelineError, load_pages};
 use crate::memory::store::{PageReader, ResolvedRun};
 use crate::memory::{PageRange, RangeSet, Space, scan};
-use crate::trace::Batch;
 use crate::trace::pages::TargetPages;
 
 /// A tree that stands. Dropping it ends every task of it.
@@ -193,15 +192,7 @@ impl<'m> Prebuilt<'m> {
                 let owner = self.model.tasks.iter().position(|t| t.mm == Some(id)).map(TaskId::from);
                 let Some(owner) = owner else { return Ok(()) };
                 let mapped = self.carried(space);
-                let (remote, scratch) = self.skeletons.leader(owner);
-                for part in pages.intersection(&mapped).ranges().chunks(4096) {
-                    let mut batch = Batch::new();
-                    for range in part {
-                        batch.madvise(range.start_byte(), range.bytes(), libc::MADV_DONTNEED);
-                    }
-                    remote.run_all(&scratch, &batch)?;
-                }
-                Ok(())
+                cow::drop_pages(owner, &pages.intersection(&mapped), &mut self.skeletons)
             }
             Space::Shmem(id) => self.material.punch(id, pages),
         }

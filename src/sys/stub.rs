@@ -2,8 +2,7 @@
 //!
 //! On entry `rbx` is the address of the first [`super::abi::BatchRow`], `r12` their number, `r15` the base of the
 //! table, `r13` the address of a [`super::abi::Lifeline`] or 0. High half of `BatchRow::call`: bits 0..=5 = argument n is a
-//! byte offset from `r15` of the value to use; bit 6 = stop the batch when the call fails; bit 7 = whoever gets 0 from the
-//! call (the child of a `clone3`) parks in `pause`-less spinning sleep until a tracer takes it.
+//! byte offset from `r15` of the value to use; bit 6 = stop the batch when the call fails.
 //!
 //! Without a lifeline it ends in `int3`, which ends a task that nobody traces. With one it sends itself a signal that the task
 //! ignores: a tracer is told of it all the same, at [`Stub::stop`]. Where there is no tracer any more the signal is dropped,
@@ -24,8 +23,6 @@ pub const ABORT_ON_ERROR: u64 = 1 << 38;
 /// Where a place of the code ([`Stub::code`], [`Stub::single`], [`Stub::stop`]) is entered with registers that say that a call
 /// was interrupted there: behind its first instruction, which is as long as `syscall`.
 pub const INTERRUPTED: u64 = 2;
-/// The child of this clone3 parks.
-pub const PARK_CHILD: u64 = 1 << 39;
 
 core::arch::global_asm!(
     ".pushsection .rodata.migrate_stub, \"a\", @progbits",
@@ -62,15 +59,7 @@ core::arch::global_asm!(
     "   mov eax, eax",
     "   syscall",
     "migrate_stub_called:",
-    "   test rax, rax",
-    "   jnz 3f",
-    "   bt ebp, 7",
-    "   jnc 3f",
-    // The child of a clone3: wait here, without touching the table, until a tracer takes over.
-    "4: mov eax, 34",
-    "   syscall",
-    "   jmp 4b",
-    "3: mov [rbx + 56], rax",
+    "   mov [rbx + 56], rax",
     "   add rbx, 64",
     "   dec r12",
     "   bt ebp, 6",

@@ -13,7 +13,7 @@ pub mod serve;
 mod standstill;
 
 use super::held::Held;
-use super::parcel;
+use super::{parcel, spawn};
 use crate::image::{MmId, Pid};
 use crate::memory::{PageRange, RangeSet};
 use serde::{Deserialize, Serialize};
@@ -22,9 +22,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 /// First argument of a pager; not a verb of the command line.
@@ -122,17 +121,6 @@ pub fn socket_path(run: &Path, session: &str) -> PathBuf {
     run.join(format!("pager-{session}.sock"))
 }
 
-/// Starts this program as one of ours, with a socket as standard input.
-fn spawn(entry: &str) -> io::Result<(Child, UnixStream)> {
-    let (ours, theirs) = UnixStream::pair()?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg0("migrate").arg(entry).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.current_dir("/").spawn()?;
-    ours.set_read_timeout(Some(PATIENCE))?;
-    ours.set_write_timeout(Some(PATIENCE))?;
-    Ok((child, ours))
-}
-
 /// A process of ours that waits to be told what it is for: started ahead of time, as that costs milliseconds. It ends by
 /// itself when this is dropped.
 #[derive(Debug)]
@@ -156,6 +144,8 @@ impl Ready {
     /// It cannot be started.
     pub fn pager_as(entry: &str) -> io::Result<Self> {
         let (child, socket) = spawn(entry)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
         Ok(Self { child, socket })
     }
 

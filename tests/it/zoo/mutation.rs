@@ -1,11 +1,10 @@
 //! Would anybody notice? A restore forgets one field of the model after the other, and for each of them the zoo has to fail
 //! somewhere: the restore itself, the model before and after, the independent reader, or the fixture's own checks.
 //!
-//!
 //! A failure counts when the restore of the whole model passes right after it, with the same time to do so, and the
 //! forgetful one then fails again: a busy machine or a taken number is nobody's notice.
 //!
-//! Takes ten minutes, so it runs where MIGRATE_MUTATION is set: `MIGRATE_MUTATION=1 cargo test --test it mutation`. A word
+//! Takes more than two minutes, so it runs where MIGRATE_MUTATION is set: `MIGRATE_MUTATION=1 cargo test --test it mutation`. A word
 //! there instead of the 1 looks at the fields that contain it, `WORD@FIXTURE:CASE` in that case only.
 
 use super::harness::{Run, Scenario, marked, terminals_lock};
