@@ -89,7 +89,11 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         slowed: None,
         put_off: false,
     };
-    let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(options, error))?;
+    let moved = source::run(link, &mut live, &wishes, events);
+    if let Err(MoveError::InDoubt { .. }) = moved {
+        live.leave();
+    }
+    let report = moved.map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
         events.event(Event::Warning(warning.clone()));
     }
@@ -218,6 +222,13 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
+    /// The target stays held: another program decides what becomes of it.
+    fn leave(&mut self) {
+        if let Some(Err(error)) = self.frozen.take().map(Frozen::leave) {
+            tracing::error!(%error, "a task of the held target");
+        }
+    }
+
     /// Memory follows when the target runs.
     fn is_late(&self) -> bool {
         self.put_off || matches!(self.options.mode.mode, Mode::PostCopy | Mode::Hybrid)

@@ -57,6 +57,7 @@ pub struct Record {
 #[derive(Debug, Default)]
 struct Said {
     frozen: Option<Instant>,
+    switched: Option<Instant>,
     doubted: bool,
     last: String,
 }
@@ -118,6 +119,9 @@ impl Stage {
                 let mut said = tell.lock().unwrap_or_else(PoisonError::into_inner);
                 if line.contains("\"event\":\"frozen\"") {
                     said.frozen = Some(Instant::now());
+                }
+                if line.contains("\"event\":\"switched\"") {
+                    said.switched = Some(Instant::now());
                 }
                 said.doubted |= line.contains("in doubt");
                 said.last = line;
@@ -307,16 +311,18 @@ fn wait(mut until: impl FnMut() -> bool, limit: Duration) -> bool {
     true
 }
 
-/// How long an undisturbed handover takes: from the freeze until the move has ended.
+/// How long an undisturbed handover takes: from the freeze until the target runs over there, and half as long again for what is
+/// said afterwards.
 pub fn usual(disk: &Path) -> io::Result<Duration> {
     let stage = Stage::set(disk, Vec::new())?;
     let (mut mover, said) = stage.mover()?;
     let status = mover.wait(Duration::from_secs(30));
-    let ended = Instant::now();
     std::thread::sleep(Duration::from_millis(50));
     let said = said.lock().unwrap_or_else(PoisonError::into_inner);
-    match (status, said.frozen) {
-        (Some(status), Some(frozen)) if status.success() && stage.goes_on(Duration::from_secs(5)) => Ok(ended - frozen),
+    match (status, said.frozen, said.switched) {
+        (Some(status), Some(frozen), Some(switched)) if status.success() && stage.goes_on(Duration::from_secs(5)) => {
+            Ok((switched - frozen) * 3 / 2)
+        }
         _ => Err(io::Error::other(format!("an undisturbed move fails: {}", said.last))),
     }
 }
