@@ -9,6 +9,7 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
+use super::guardian::{Charge, Guardian};
 use super::{Event, Events, addresses, interrupt, late, preflight, standstill};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
@@ -22,7 +23,7 @@ use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
 use crate::migration::MoveError;
 use crate::migration::pages::{Run, What};
-use crate::migration::protocol::{SpaceName, TargetSummary};
+use crate::migration::protocol::{AttemptId, SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{
     self, Again, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
@@ -88,10 +89,13 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
+        guardian: None,
     };
     let moved = source::run(link, &mut live, &wishes, events);
-    if let Err(MoveError::InDoubt { .. }) = moved {
-        live.leave();
+    match moved {
+        // The guardian goes on where this program ends.
+        Err(MoveError::InDoubt { .. }) => live.leave(),
+        _ => live.guardian.take().into_iter().for_each(Guardian::over),
     }
     let report = moved.map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
@@ -219,6 +223,8 @@ struct Live<'a> {
     slowed: Option<CpuLimit>,
     /// Rounds did not help: memory follows when it runs.
     put_off: bool,
+    /// Settles the move if this program dies in the handover.
+    guardian: Option<Guardian>,
 }
 
 impl Live<'_> {
@@ -386,10 +392,19 @@ impl Target for Live<'_> {
         Ok(held)
     }
 
+    fn guard(&mut self, attempt: AttemptId) {
+        let charge = Charge::of(attempt, self.options);
+        let warn = |error: &std::io::Error| tracing::warn!(%error, "if this program dies in the handover a person resolves");
+        self.guardian = Guardian::start(&charge).inspect_err(warn).ok();
+    }
+
     fn hold(&mut self) -> Result<()> {
         match &mut self.frozen {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
             None => return Err(Failure::new("the target is not frozen")),
+        }
+        if let Some(guardian) = &mut self.guardian {
+            guardian.holds(&self.segments, self.network.lend_guard());
         }
         self.network.hold();
         Ok(())

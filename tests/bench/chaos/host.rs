@@ -144,10 +144,13 @@ impl Host {
         PathBuf::from(format!("/proc/{}/root", self.inside)).join(places.strip_prefix("/").expect("absolute"))
     }
 
-    /// Power is lost; it comes up again after this time.
-    pub fn lose_power(&mut self, down: Duration) -> io::Result<()> {
+    /// Power is lost; it comes up again after this time. `outside`: a process of ours that waits for one of the host's.
+    pub fn lose_power(&mut self, down: Duration, outside: &Inside) -> io::Result<()> {
         // The file system stays as it is until this is closed.
         let held = File::open(self.places_from_outside())?;
+        send(self.inside, Signal::SIGKILL);
+        // A PID namespace does not end before all of its dead are waited for.
+        send(outside.outer.id() as i32, Signal::SIGCONT);
         self.end();
         let disk = |boots| self.dir.join(format!("{}.{boots}.disk", self.name));
         std::fs::copy(disk(self.boots), disk(self.boots + 1))?;

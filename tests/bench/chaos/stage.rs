@@ -189,9 +189,9 @@ impl Stage {
                 mover.go_on();
             }
             What::Link(outage) => self.link.set(outage),
-            What::Power(Side::Source) => self.a.lose_power(POWER_IS_BACK)?,
+            What::Power(Side::Source) => self.a.lose_power(POWER_IS_BACK, mover)?,
             What::Power(Side::Destination) => {
-                self.b.lose_power(POWER_IS_BACK)?;
+                self.b.lose_power(POWER_IS_BACK, &self.agent)?;
                 self.agent = agent(&self.b, &self.path("agent.sock"), &self.environment)?;
             }
             What::DiskFull(Side::Source) => self.a.fill_disk()?,
