@@ -139,6 +139,12 @@ impl Host {
         Ok(())
     }
 
+    /// A guardian had to settle a move.
+    pub fn has_guardian_log(&self) -> bool {
+        let files = std::fs::read_dir(self.places_from_outside().join("state/moves")).into_iter().flatten().flatten();
+        files.map(|file| file.file_name()).any(|name| name.to_string_lossy().ends_with(".guardian.log"))
+    }
+
     fn places_from_outside(&self) -> PathBuf {
         let places = self.places();
         PathBuf::from(format!("/proc/{}/root", self.inside)).join(places.strip_prefix("/").expect("absolute"))

@@ -369,7 +369,7 @@ pub fn run(disk: &Path, seed: u64, usual: Duration, broken: Option<&str>) -> io:
         (_, false, _) if matches!(what, What::Power(_)) && here.is_empty() && there.is_empty() => End::EndedWithHost,
         (_, false, _) => End::Lost,
     };
-    let doubted = said.lock().unwrap_or_else(PoisonError::into_inner).doubted;
+    let doubted = said.lock().unwrap_or_else(PoisonError::into_inner).doubted || stage.a.has_guardian_log();
     let left = (here.len() + there.len()).saturating_sub(1);
     if matches!(end, End::Lost | End::Doubled) || left > 0 || read.wrong > 0 {
         stage.tell(seed);
