@@ -194,8 +194,9 @@ impl Frozen {
     /// A held process that has made calls for us since has met its signal then.
     fn notice_taken_holds(&mut self) {
         for process in self.processes.iter_mut().filter(|process| process.held) {
-            let taken = process.threads.iter_mut().fold(false, |taken, thread| thread.take_hold() || taken);
-            process.held = !taken;
+            // Of all threads: none is to meet it again at its release.
+            let taken = process.threads.iter_mut().filter_map(|thread| thread.take_hold().then_some(())).count();
+            process.held = taken == 0;
         }
     }
 

@@ -122,7 +122,7 @@ const COPY_WAITS: [Point; 4] = [
 /// Half at a named step, half at a time drawn uniformly from the handover, which usually takes so long.
 pub fn draw(seed: u64, usual: Duration) -> (Moment, What) {
     let mut random = Random::new(seed);
-    let step = seed % 2 == 0;
+    let step = seed.is_multiple_of(2);
     let moment = if step {
         Moment::Step(POINTS[random.below(12) as usize])
     } else {
