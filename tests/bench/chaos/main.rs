@@ -46,7 +46,8 @@ fn main() -> ExitCode {
     assert!(witness::Read::proves_itself(), "the witness sees what it is to see");
     let dir = tempfile::tempdir_in("/dev/shm").expect("there is room for a disk");
     let disk = dir.path().join("disk");
-    let usual = match host::make_disk(&disk).and_then(|()| stage::usual(&disk)) {
+    let ready = host::make_disk(&disk).and_then(|()| stage::keep_program(dir.path()));
+    let usual = match ready.and_then(|()| stage::usual(&disk)) {
         Ok(usual) => usual,
         Err(error) => {
             println!("needs namespaces, loop devices, mkfs.ext4 and /usr/bin/python3: {error}");

@@ -8,10 +8,23 @@ use nix::sys::signal::Signal;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_migrate");
+/// The program: a copy, so that another build does not change it in the middle.
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// Makes that copy.
+pub fn keep_program(dir: &Path) -> io::Result<()> {
+    let path = dir.join("migrate");
+    std::fs::copy(env!("CARGO_BIN_EXE_migrate"), &path)?;
+    PROGRAM.get_or_init(|| path);
+    Ok(())
+}
+
+fn program() -> &'static Path {
+    PROGRAM.get().expect("copied before the first run")
+}
 
 /// Time-outs that are chosen by option; the longest that are not are those of a guardian's socket (5 s).
 const PEER_TIMEOUT: &str = "1s";
@@ -104,7 +117,7 @@ impl Stage {
         let [target] = pids.as_slice() else { return Err(io::Error::other(format!("targets: {pids:?}"))) };
         let status = std::fs::read_to_string(format!("/proc/{target}/status"))?;
         let pid = status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last());
-        let mut command = self.a.command(PROGRAM);
+        let mut command = self.a.command(program());
         command.args(["move", pid.unwrap_or_default(), &format!("unix:{}", self.path("link.sock").display())]);
         command.args(["--json", "--peer-timeout", PEER_TIMEOUT, "--connect-timeout", PEER_TIMEOUT]);
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).stdout(Stdio::piped());
@@ -223,7 +236,7 @@ impl Stage {
     }
 
     fn said(&self, host: &Host, words: &[&str]) -> serde_json::Value {
-        let output = host.command(PROGRAM).args(words).arg("--json").stdout(Stdio::piped()).output();
+        let output = host.command(program()).args(words).arg("--json").stdout(Stdio::piped()).output();
         let text = output.map(|output| output.stdout).unwrap_or_default();
         serde_json::from_slice(text.rsplit(|b| *b == b'\n').find(|line| !line.is_empty()).unwrap_or(b"null"))
             .unwrap_or_default()
@@ -281,7 +294,7 @@ impl Stage {
 }
 
 fn agent(on: &Host, socket: &Path, environment: &[(&'static str, String)]) -> io::Result<Inside> {
-    let mut command = on.command(PROGRAM);
+    let mut command = on.command(program());
     command.args(["agent", "--listen", &format!("unix:{}", socket.display())]);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     if std::env::var_os("CHAOS_LOG").is_some() {
