@@ -483,7 +483,9 @@ impl Attempt<'_> {
                 // Decided by another link, or by a person: this one has nothing more to say.
                 match self.keeper.phase() {
                     Phase::Owner | Phase::Closed => return Ok(()),
-                    Phase::Aborted => return Err(MoveError::Stays { reason: "it was called off over another link".into() }),
+                    Phase::Aborted => {
+                        return Err(MoveError::Stays { reason: "it was called off over another link".into() });
+                    }
                     _ => {}
                 }
                 if let Err(error) = waited {

@@ -127,12 +127,7 @@ pub enum Settled {
 ///
 /// # Errors
 /// There is no such journal, or it cannot be written.
-pub fn settle<'a>(
-    journals: &Path,
-    attempt: AttemptId,
-    again: Again<'_>,
-    found: &mut Found<'a>,
-) -> io::Result<Settled> {
+pub fn settle<'a>(journals: &Path, attempt: AttemptId, again: Again<'_>, found: &mut Found<'a>) -> io::Result<Settled> {
     let mut pause = LOOK_AGAIN.0;
     loop {
         match Heir::take_over(journals, attempt, found) {

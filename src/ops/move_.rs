@@ -1,6 +1,7 @@
 //! `migrate move`: a running tree goes to another host. The source's end: the engine behind
 //! [`crate::migration::source`].
 
+use super::guardian::{Charge, Guardian};
 use super::held_locks::GivenUp;
 use super::network::Leaving;
 use super::offered::Offered;
@@ -9,7 +10,6 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::guardian::{Charge, Guardian};
 use super::{Event, Events, addresses, interrupt, late, preflight, standstill};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
@@ -394,7 +394,8 @@ impl Target for Live<'_> {
 
     fn guard(&mut self, attempt: AttemptId) {
         let charge = Charge::of(attempt, self.options);
-        let warn = |error: &std::io::Error| tracing::warn!(%error, "if this program dies in the handover a person resolves");
+        let warn =
+            |error: &std::io::Error| tracing::warn!(%error, "if this program dies in the handover a person resolves");
         self.guardian = Guardian::start(&charge).inspect_err(warn).ok();
     }
 

@@ -8,8 +8,8 @@ use super::frame::{FrameError, FrameKind, HEADER_BYTES, Header};
 use super::preamble::{MAGIC, PREAMBLE_BYTES, Preamble};
 use super::stream::Stream;
 use super::wait::{Ended, Patience};
-use std::os::fd::BorrowedFd;
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 

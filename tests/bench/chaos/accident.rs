@@ -112,12 +112,8 @@ const POINTS: [Point; 12] = [
 ];
 
 /// Those at which the copy waits and is not the target yet.
-const COPY_WAITS: [Point; 4] = [
-    Point::DestinationArmed,
-    Point::DestinationRecorded,
-    Point::DestinationPrepared,
-    Point::DestinationOrdered,
-];
+const COPY_WAITS: [Point; 4] =
+    [Point::DestinationArmed, Point::DestinationRecorded, Point::DestinationPrepared, Point::DestinationOrdered];
 
 /// Half at a named step, half at a time drawn uniformly from the handover, which usually takes so long.
 pub fn draw(seed: u64, usual: Duration) -> (Moment, What) {

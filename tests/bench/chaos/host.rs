@@ -39,7 +39,8 @@ pub struct Host {
 }
 
 /// Process 1: waits until its standard input closes. Its children are everybody who is left alone; it never waits for them.
-const INIT: &str = "mount -o loop \"$1\" \"$2\" && mount --bind \"$3\" /proc/sys/kernel/random/boot_id && echo ready; read -r _";
+const INIT: &str =
+    "mount -o loop \"$1\" \"$2\" && mount --bind \"$3\" /proc/sys/kernel/random/boot_id && echo ready; read -r _";
 
 impl Host {
     /// Comes up from a copy of this disk. `dir` is the directory that all hosts share.
@@ -56,7 +57,10 @@ impl Host {
         let mut random = [0; 16];
         File::open("/dev/urandom")?.read_exact(&mut random)?;
         let hex: Vec<String> = random.chunks(2).map(|two| format!("{:02x}{:02x}", two[0], two[1])).collect();
-        std::fs::write(&id, format!("{}{}-{}-{}-{}-{}{}{}\n", hex[0], hex[1], hex[2], hex[3], hex[4], hex[5], hex[6], hex[7]))?;
+        std::fs::write(
+            &id,
+            format!("{}{}-{}-{}-{}-{}{}{}\n", hex[0], hex[1], hex[2], hex[3], hex[4], hex[5], hex[6], hex[7]),
+        )?;
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", INIT, "sh"]);
         command.arg(dir.join(format!("{name}.{boots}.disk"))).arg(dir.join(name)).arg(id);

@@ -95,7 +95,9 @@ impl Stage {
         let book = Book { path: dir.path().join("book") };
         // Alone with process 1 of its host: whoever starts it must not see it stop.
         let mut target = a.command("sh");
-        target.args(["-c", "setsid /usr/bin/python3 -c \"$1\" \"$2\" < /dev/null > /dev/null 2>&1 &", "sh", TARGET]).arg(&book.path);
+        target
+            .args(["-c", "setsid /usr/bin/python3 -c \"$1\" \"$2\" < /dev/null > /dev/null 2>&1 &", "sh", TARGET])
+            .arg(&book.path);
         target.status()?;
         let stage = Self { dir, a, b, agent, link, book, environment };
         match wait(|| stage.book.tickets() > 5, Duration::from_secs(20)) {
@@ -269,8 +271,20 @@ impl Stage {
         }
         match owner.as_str() {
             // The original has ended with its host.
-            "nobody" => if waits { at_b("--run") } else { None },
-            "in-doubt" | "there" if self.a.was_down() => if waits { at_b("--run") } else { at_a("--discard") },
+            "nobody" => {
+                if waits {
+                    at_b("--run")
+                } else {
+                    None
+                }
+            }
+            "in-doubt" | "there" if self.a.was_down() => {
+                if waits {
+                    at_b("--run")
+                } else {
+                    at_a("--discard")
+                }
+            }
             "there" => at_a("--discard"),
             "in-doubt" if word(&a, "words").contains("ended with that host") => at_a("--discard"),
             "here" if waits => at_b("--discard"),
