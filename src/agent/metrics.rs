@@ -37,6 +37,43 @@ struct Moves {
     state: PathBuf,
     known: HashSet<(AttemptId, bool)>,
     ended: BTreeMap<&'static str, u64>,
+    /// Of those that have moved from here.
+    pauses: Pauses,
+    bytes_sent: u64,
+}
+
+/// Upper ends of the classes of pauses, as OpenMetrics writes them, seconds.
+const PAUSES: [&str; 11] = ["0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1.0", "5.0", "30.0"];
+
+/// How long targets stood still: in each class how many, and all together.
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Pauses {
+    /// Not longer than each of [`PAUSES`].
+    within: [u64; PAUSES.len()],
+    count: u64,
+    sum_us: u64,
+}
+
+impl Pauses {
+    fn add(&mut self, us: u64) {
+        let seconds = us as f64 / 1e6;
+        for (within, end) in self.within.iter_mut().zip(PAUSES) {
+            *within += u64::from(end.parse::<f64>().is_ok_and(|end| seconds <= end));
+        }
+        self.count += 1;
+        self.sum_us += us;
+    }
+
+    /// As OpenMetrics has a histogram.
+    fn text(&self, name: &str) -> String {
+        let mut text = String::new();
+        for (end, count) in PAUSES.iter().zip(self.within) {
+            let _ = writeln!(text, "{name}_bucket{{le=\"{end}\"}} {count}");
+        }
+        let (count, sum) = (self.count, self.sum_us as f64 / 1e6);
+        let _ = write!(text, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum}\n{name}_count {count}\n");
+        text
+    }
 }
 
 /// What the journals say now.
@@ -55,8 +92,9 @@ impl Metrics {
     pub fn open(at: &Address, state: &Path) -> io::Result<Self> {
         let listener = TcpListener::bind((at.host.as_str(), at.port))?;
         listener.set_nonblocking(true)?;
-        let mut moves = Moves { state: state.to_owned(), known: HashSet::new(), ended: BTreeMap::new() };
+        let mut moves = Moves::of(state);
         moves.look();
+        (moves.pauses, moves.bytes_sent) = (Pauses::default(), 0);
         moves.ended = ["done", "aborted"].map(|result| (result, 0)).into();
         Ok(Self { listener, moves })
     }
@@ -125,6 +163,11 @@ fn answer(mut client: TcpStream, text: impl FnOnce() -> String) -> io::Result<()
 }
 
 impl Moves {
+    fn of(state: &Path) -> Self {
+        let state = state.to_owned();
+        Self { state, known: HashSet::new(), ended: BTreeMap::new(), pauses: Pauses::default(), bytes_sent: 0 }
+    }
+
     /// Directories of journals.
     fn dirs(&self) -> Vec<PathBuf> {
         let users = std::fs::read_dir(self.state.join("users")).into_iter().flatten().flatten();
@@ -152,6 +195,8 @@ impl Moves {
         if line.step.is_final() {
             if self.known.insert((line.attempt, at_source)) {
                 *self.ended.entry(if line.step == Step::Done { "done" } else { "aborted" }).or_default() += 1;
+                line.downtime_us.into_iter().for_each(|us| self.pauses.add(us));
+                self.bytes_sent += line.bytes_sent.unwrap_or(0);
             }
         } else if busy {
             *seen.sessions.entry((role, phase(line.step))).or_default() += 1;
@@ -196,7 +241,14 @@ impl Moves {
             "Moves of which only the other host's journal can tell who owns the target.",
             &[(String::new(), seen.in_doubt)],
         );
-        text + "# EOF\n"
+        family(
+            "migrate_sent_bytes",
+            "counter",
+            "Bytes sent by moves from here that have ended since the agent began, headers included.",
+            &[(String::new(), self.bytes_sent)],
+        );
+        family("migrate_downtime_seconds", "histogram", "How long targets that moved from here stood still.", &[]);
+        text + &self.pauses.text("migrate_downtime_seconds") + "# EOF\n"
     }
 }
 
@@ -228,6 +280,8 @@ mod tests {
             held: None,
             addresses: Vec::new(),
             pages_owed: false,
+            downtime_us: (step == Step::Done && role == Role::Source).then_some(7_500),
+            bytes_sent: (step == Step::Done && role == Role::Source).then_some(4096),
             unix_ms: 0,
         }
     }
@@ -235,7 +289,7 @@ mod tests {
     #[test]
     fn moves_are_counted_once_and_by_what_became_of_them() {
         let dir = tempfile::tempdir().unwrap();
-        let mut moves = Moves { state: dir.path().into(), known: HashSet::new(), ended: BTreeMap::new() };
+        let mut moves = Moves::of(dir.path());
         let mut seen = Seen::default();
         for _ in 0..2 {
             seen = Seen::default();
@@ -256,6 +310,16 @@ mod tests {
         assert_eq!(seen, Seen { sessions, in_doubt: 1 });
         let text = moves.text();
         assert!(text.contains("\nmigrate_moves_total{result=\"done\"} 2\n") && text.ends_with("# EOF\n"), "{text}");
+        for sample in [
+            "migrate_sent_bytes_total 4096",
+            "migrate_downtime_seconds_bucket{le=\"0.005\"} 0",
+            "migrate_downtime_seconds_bucket{le=\"0.01\"} 1",
+            "migrate_downtime_seconds_bucket{le=\"+Inf\"} 1",
+            "migrate_downtime_seconds_sum 0.0075",
+            "migrate_downtime_seconds_count 1",
+        ] {
+            assert!(text.lines().any(|line| line == sample), "{sample}: {text}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! `migrate status`.
 
 use super::Context;
+use super::signals::Watch;
 use crate::failure::Failure;
 use crate::ops::{self, options::StatusOptions};
+use crate::transport::Abort;
 use crate::ui;
 
 /// Show moves of this host, and who owns the target
@@ -16,6 +18,9 @@ pub struct Args {
     /// Also those that are over
     #[arg(long)]
     all: bool,
+    /// Look again and again, and show what changes, until the session is over or this is interrupted
+    #[arg(long)]
+    watch: bool,
 }
 
 impl Args {
@@ -24,8 +29,17 @@ impl Args {
     /// # Errors
     /// The journals cannot be read; no such session.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
-        let entries = ops::status::run(&self.options())?;
-        ui::status::show(&entries, &context.settings);
+        if !self.watch {
+            let entries = ops::status::run(&self.options())?;
+            ui::status::show(&entries, &context.settings);
+            return Ok(0);
+        }
+        let signals = Watch::begin()?;
+        let abort = Abort::new().map_err(|error| Failure::of("nothing can be interrupted", &error))?;
+        signals.abort_with(&abort);
+        let mut view = ui::status::View::begin(&context.settings);
+        let last = ops::status::watch(&self.options(), &abort, &mut |entries| view.show(entries))?;
+        view.end(&last);
         Ok(0)
     }
 

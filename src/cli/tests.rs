@@ -164,7 +164,7 @@ fn moves() {
 
     let options = read(
         "7 unix:/s --mode stop-and-copy --max-downtime 5ms --max-rounds 3 --max-time 1m --max-bytes 1GiB \
-         --exit-when downtime,time --converge throttle,abort --remote sudo \
+         --exit-when downtime,time --converge throttle,abort --fence-cmd off --remote sudo \
          --bootstrap --connect-timeout 1s --peer-timeout 2s --allow-plain --dry-run",
     )
     .unwrap();
@@ -176,6 +176,7 @@ fn moves() {
         max_bytes: Some(1 << 30),
         exit_when: vec![ExitCondition::Downtime, ExitCondition::Time],
         converge: vec![Step::Throttle, Step::Abort],
+        fence: Some("off".into()),
     };
     assert_eq!(options.mode, mode);
     assert_eq!(options.peer.connect_timeout, Duration::from_secs(1));

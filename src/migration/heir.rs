@@ -9,7 +9,7 @@ use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Line, Role, Step};
 use super::protocol::AttemptId;
 use super::resolve;
-use super::source::Again;
+use super::source::{Again, Fence, Silence};
 use crate::transport::Link;
 use std::io;
 use std::path::Path;
@@ -127,8 +127,15 @@ pub enum Settled {
 ///
 /// # Errors
 /// There is no such journal, or it cannot be written.
-pub fn settle<'a>(journals: &Path, attempt: AttemptId, again: Again<'_>, found: &mut Found<'a>) -> io::Result<Settled> {
+pub fn settle<'a>(
+    journals: &Path,
+    attempt: AttemptId,
+    again: Again<'_>,
+    fence: Option<Fence<'_>>,
+    found: &mut Found<'a>,
+) -> io::Result<Settled> {
     let mut pause = LOOK_AGAIN.0;
+    let mut silence = Silence::begin(fence);
     loop {
         match Heir::take_over(journals, attempt, found) {
             Ok(mut heir) => match heir.phase() {
@@ -141,8 +148,13 @@ pub fn settle<'a>(journals: &Path, attempt: AttemptId, again: Again<'_>, found: 
                 _ => {
                     let line = heir.last.clone();
                     drop(heir);
-                    if let Some(settled) = ask(journals, &line, again, found)? {
+                    if let Some(settled) = ask(journals, &line, again, &mut silence, found)? {
                         return Ok(settled);
+                    }
+                    if silence.ends_by_fence() {
+                        // A person may have decided meanwhile: then nothing follows from it.
+                        Heir::take_over(journals, attempt, found)?.on(Event::Fenced(ONE))?;
+                        continue;
                     }
                 }
             },
@@ -157,9 +169,17 @@ pub fn settle<'a>(journals: &Path, attempt: AttemptId, again: Again<'_>, found: 
 
 /// Asks the destination once who owns the target, and does what follows. `None`: that is not known yet, or is for the next look to
 /// see.
-fn ask<'a>(journals: &Path, line: &Line, again: Again<'_>, found: &mut Found<'a>) -> io::Result<Option<Settled>> {
+fn ask<'a>(
+    journals: &Path,
+    line: &Line,
+    again: Again<'_>,
+    silence: &mut Silence<'_>,
+    found: &mut Found<'a>,
+) -> io::Result<Option<Settled>> {
     let Ok(mut link) = again.0() else { return Ok(None) };
-    let Some(mut reply) = said(&mut link, line, Request::Ask) else { return Ok(None) };
+    let Ok(answer) = resolve::ask(&mut link.control, line, Request::Ask) else { return Ok(None) };
+    silence.is_broken();
+    let Some(mut reply) = answer.reply else { return Ok(None) };
     match reply {
         Reply::Running if line.pages_owed => return Ok(Some(Settled::PagesOwed)),
         Reply::EndedWithHost => return Ok(Some(Settled::EndedWithHost)),

@@ -107,6 +107,12 @@ pub struct Line {
     /// At the source, in post-copy: the copy there still lacks memory that only this one has.
     #[serde(default)]
     pub pages_owed: bool,
+    /// At the source, once it runs over there: the pause, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_us: Option<u64>,
+    /// At the source, once it runs over there: bytes sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
@@ -179,6 +185,8 @@ impl Journal {
             held: None,
             addresses: Vec::new(),
             pages_owed: false,
+            downtime_us: None,
+            bytes_sent: None,
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -230,6 +238,12 @@ impl Journal {
     /// Notes whether the other copy lacks memory that only this one has, for later lines.
     pub fn set_pages_owed(&mut self, owed: bool) {
         self.line.pages_owed = owed;
+    }
+
+    /// Notes what the move has cost, for later lines.
+    pub fn set_cost(&mut self, downtime: Option<Duration>, bytes_sent: u64) {
+        self.line.downtime_us = downtime.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        self.line.bytes_sent = Some(bytes_sent);
     }
 
     /// What the next line will say.

@@ -134,11 +134,55 @@ pub struct Wishes<'a> {
     pub journals: &'a Path,
     /// A new link to the destination, when the old one is lost in the moment of handing over.
     pub again: Option<Again<'a>>,
+    /// What is done about a destination that stays silent then.
+    pub fence: Option<Fence<'a>>,
 }
 
 /// How to find a link again.
 #[derive(Clone, Copy)]
 pub struct Again<'a>(pub &'a (dyn Fn() -> crate::transport::Result<Link> + std::marker::Sync + 'a));
+
+/// Switches the destination's host off.
+#[derive(Clone, Copy)]
+pub struct Fence<'a> {
+    /// Whether it is off now.
+    pub command: &'a (dyn Fn() -> bool + std::marker::Sync + 'a),
+    /// After a silence of this length; and again, as often as it passes, until it is off.
+    pub after: Duration,
+}
+
+impl std::fmt::Debug for Fence<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Fence after {:?}", self.after)
+    }
+}
+
+/// Whether a silent host is off.
+#[derive(Debug)]
+pub(super) struct Silence<'a> {
+    fence: Option<Fence<'a>>,
+    since: Instant,
+}
+
+impl<'a> Silence<'a> {
+    /// Begins now.
+    pub(super) fn begin(fence: Option<Fence<'a>>) -> Self {
+        Self { fence, since: Instant::now() }
+    }
+
+    /// Something was heard.
+    pub(super) fn is_broken(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Has it switched off, if the silence is long enough; whether it is off.
+    pub(super) fn ends_by_fence(&mut self) -> bool {
+        let Some(fence) = self.fence.filter(|fence| self.since.elapsed() >= fence.after) else { return false };
+        let off = (fence.command)();
+        self.since = Instant::now();
+        off
+    }
+}
 
 impl std::fmt::Debug for Again<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -550,8 +594,17 @@ impl Attempt<'_> {
             "in doubt: the target is held here while {} is asked whether it runs there",
             self.link.control.peer()
         )));
+        let mut silence = Silence::begin(self.wishes.fence);
         while let Phase::InDoubt(_) = self.machine.phase() {
             if interrupted.is_triggered() {
+                break;
+            }
+            if silence.ends_by_fence() {
+                self.events.event(Event::Warning(format!(
+                    "the fencing command has switched {} off: the target goes on here",
+                    self.link.control.peer()
+                )));
+                self.happened(target, Happened::Fenced(ONE));
                 break;
             }
             if let Ok(link) = again.0() {
@@ -559,9 +612,11 @@ impl Attempt<'_> {
                 self.link.control.during("asking who owns the target");
                 self.happened(target, Happened::Connected(ONE));
                 // Until nothing new is said: an answer may be followed by another COMMIT.
-                while let Ok(FromDestination::Says { attempt, reply: Some(reply), pid: theirs }) =
+                while let Ok(FromDestination::Says { attempt, reply, pid: theirs }) =
                     protocol::receive(&mut self.link.control)
                 {
+                    silence.is_broken();
+                    let Some(reply) = reply else { break };
                     pid = theirs.or(pid);
                     if reply == Reply::Running
                         && let Err(error) = self.drained(interrupted)
@@ -617,6 +672,9 @@ impl Attempt<'_> {
             }
             Action::Record(record, sync) => {
                 let step = Step::from(&record);
+                if step == Step::Done {
+                    self.journal.set_cost(self.report.downtime, self.link.bytes_sent());
+                }
                 self.note(step, sync)?;
                 if step == Step::Committing {
                     fault::strike(Point::SourceCommitting);

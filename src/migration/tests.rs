@@ -507,6 +507,7 @@ fn play(
         state: serde_json::json!({ "pids": "auto" }),
         journals: &source_journals,
         again: None,
+        fence: None,
     };
     change(&mut wishes);
     let (source, destination) = std::thread::scope(|scope| {
@@ -657,6 +658,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         state: serde_json::Value::Null,
         journals: journals.path(),
         again: None,
+        fence: None,
     };
     let error = source::run(client, &mut target, &wishes, &Quiet).unwrap_err();
     assert!(matches!(error, MoveError::Transport(TransportError::Aborted { .. })), "{error}");
@@ -722,6 +724,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
             state: serde_json::json!({ "pids": "auto" }),
             journals: &journals,
             again: None,
+            fence: None,
         };
         std::thread::scope(|scope| {
             let around = Surroundings { journals: &journals, run: b.path(), stores: &places, max_memory_bytes: max };

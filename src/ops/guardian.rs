@@ -9,6 +9,7 @@
 //! ```
 //! The same state machine decides here and there ([`crate::migration::heir`]); what is known between the two is in the journal.
 
+use super::fence;
 use super::options::{MoveOptions, PeerOptions};
 use super::places::Places;
 use super::words::Dest;
@@ -19,7 +20,7 @@ use crate::companion::{detach, parcel, spawn};
 use crate::migration::heir::{self, Original};
 use crate::migration::journal::Line;
 use crate::migration::protocol::AttemptId;
-use crate::migration::source::Again;
+use crate::migration::source::{Again, Fence};
 use crate::sys::fd;
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
@@ -42,15 +43,19 @@ const TELLING: Duration = Duration::from_millis(100);
 pub struct Charge {
     attempt: AttemptId,
     journals: PathBuf,
+    session: String,
     dest: String,
     peer: PeerOptions,
+    fence: Option<String>,
 }
 
 impl Charge {
     /// For an attempt of this move.
     pub fn of(attempt: AttemptId, options: &MoveOptions) -> Self {
         let journals = Places::here().state.join("moves");
-        Self { attempt, journals, dest: options.dest.to_string(), peer: options.peer.clone() }
+        let (dest, session) = (options.dest.to_string(), options.session.to_string());
+        let (peer, fence) = (options.peer.clone(), options.mode.fence.clone());
+        Self { attempt, journals, session, dest, peer, fence }
     }
 }
 
@@ -152,7 +157,9 @@ fn settle(charge: &Charge, taken: &Taken) -> u8 {
     let mut found = |line: &Line| -> Box<dyn Original + '_> {
         Box::new(Whole { held: line.held.clone().filter(|_| line.is_of_this_boot()), taken })
     };
-    match heir::settle(&charge.journals, charge.attempt, Again(&again), &mut found) {
+    let command = charge.fence.as_ref().map(|command| || fence::switch_off(command, &charge.dest, &charge.session));
+    let fence = command.as_ref().map(|command| Fence { command, after: charge.peer.peer_timeout });
+    match heir::settle(&charge.journals, charge.attempt, Again(&again), fence, &mut found) {
         Ok(settled) => tracing::warn!(?settled, "the guardian ends"),
         Err(error) => tracing::error!(%error, "the guardian cannot settle it"),
     }
@@ -189,7 +196,14 @@ mod tests {
     #[test]
     fn a_charge_reaches_the_guardian_as_it_was() {
         let peer = PeerOptions { rsh: vec!["ssh".into(), "a b".into()], ..PeerOptions::default() };
-        let charge = Charge { attempt: AttemptId([3; 16]), journals: "/j".into(), dest: "user@host:22".into(), peer };
+        let charge = Charge {
+            attempt: AttemptId([3; 16]),
+            journals: "/j".into(),
+            session: "abc".into(),
+            dest: "user@host:22".into(),
+            peer,
+            fence: Some("true".into()),
+        };
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         parcel::send(&mut ours, &Word::Charge(Box::new(charge.clone())), &[]).unwrap();
         let (word, _) = parcel::receive::<Word>(&mut theirs, |_| 0).unwrap();

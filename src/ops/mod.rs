@@ -7,6 +7,7 @@ mod choices;
 pub mod container;
 pub mod demo;
 pub mod dump;
+pub mod fence;
 pub mod foreground;
 pub mod guardian;
 mod held_locks;

@@ -10,7 +10,7 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, interrupt, late, preflight, standstill};
+use super::{Event, Events, addresses, fence, interrupt, late, preflight, standstill};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -26,7 +26,7 @@ use crate::migration::pages::{Run, What};
 use crate::migration::protocol::{AttemptId, SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{
-    self, Again, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
+    self, Again, Compression, Fence, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
 };
 use crate::migration::switchover::{Goals, Step};
 use crate::proc::cgroupfs;
@@ -71,7 +71,10 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     let journals = places.state.join("moves");
     let link_again = || connect_to(&options.dest, &options.peer, Purpose::Send, 0, abort);
     let again = Some(Again(&link_again));
-    let wishes = Wishes { stop_and_copy: backend.is_none(), again, ..wishes(options, &journals)? };
+    let (dest, session) = (options.dest.to_string(), options.session.to_string());
+    let command = options.mode.fence.as_ref().map(|command| || fence::switch_off(command, &dest, &session));
+    let fence = command.as_ref().map(|command| Fence { command, after: options.peer.peer_timeout });
+    let wishes = Wishes { stop_and_copy: backend.is_none(), again, fence, ..wishes(options, &journals)? };
     let mut live = Live {
         options,
         resolved,
@@ -143,6 +146,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         state,
         journals,
         again: None,
+        fence: None,
     })
 }
 

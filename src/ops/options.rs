@@ -253,6 +253,8 @@ pub struct ModeOptions {
     pub exit_when: Vec<ExitCondition>,
     /// `--converge`.
     pub converge: Vec<Step>,
+    /// `--fence-cmd`: switches the destination's host off.
+    pub fence: Option<String>,
 }
 
 impl Default for ModeOptions {
@@ -265,6 +267,7 @@ impl Default for ModeOptions {
             max_bytes: None,
             exit_when: ExitCondition::DEFAULT.to_vec(),
             converge: Step::DEFAULT.to_vec(),
+            fence: None,
         }
     }
 }

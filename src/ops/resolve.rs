@@ -103,6 +103,9 @@ fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<
         }
     }
     let phase = resolve::source(journals, line, said, choice).map_err(|error| undecided(line, &error))?;
+    if line.step != Step::Committing && phase == Phase::Stays && ask(line, Request::Abort).is_none() {
+        warnings.push(format!("{} was not told: it may hold a copy, which waits there", line.peer));
+    }
     let target = match phase {
         Phase::Stays => "it goes on here".to_owned(),
         Phase::Moved(_) => format!("the copy here has ended; {} has the target", line.peer),

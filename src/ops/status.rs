@@ -10,13 +10,17 @@ use crate::migration::keeper::Answer;
 use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
+use nix::poll::{PollFd, PollFlags, poll};
 use std::time::Duration;
 
 /// How long the other host is looked for.
 const PEER_TIME: Duration = Duration::from_secs(3);
 
+/// Between two looks of [`watch`], milliseconds.
+const LOOK_EVERY_MS: u16 = 500;
+
 /// One move, as this host knows it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The last line of its journal.
     pub line: Line,
@@ -26,6 +30,34 @@ pub struct Entry {
     pub busy: bool,
     /// What the destination says, where this host is in doubt and it answers.
     pub said: Option<Reply>,
+}
+
+impl Entry {
+    /// Whether nothing is left to be decided or awaited.
+    pub fn is_over(&self) -> bool {
+        self.line.step.is_final()
+    }
+}
+
+/// Looks again and again, and tells `show` whenever something has changed, at first in any case; until `abort` is triggered, or the one
+/// session that was asked for is over. The last look.
+///
+/// # Errors
+/// As [`run`].
+pub fn watch(options: &StatusOptions, abort: &Abort, show: &mut dyn FnMut(&[Entry])) -> Result<Vec<Entry>> {
+    let mut shown: Option<Vec<Entry>> = None;
+    loop {
+        let entries = run(options)?;
+        if shown.as_ref() != Some(&entries) {
+            show(&entries);
+        }
+        let over = options.session.is_some() && entries.iter().all(Entry::is_over);
+        let mut fds = [PollFd::new(abort.fd(), PollFlags::POLLIN)];
+        if over || abort.is_triggered() || poll(&mut fds, LOOK_EVERY_MS).is_ok_and(|woken| woken > 0) {
+            return Ok(entries);
+        }
+        shown = Some(entries);
+    }
 }
 
 /// Looks at the journals. Without `all` only at what is not over.

@@ -93,6 +93,11 @@ impl Stamp {
         Self { begun: Instant::now(), session, trace_parent }
     }
 
+    /// For events of another session on the same line of time.
+    pub fn of(&self, session: SessionId) -> Self {
+        Self { begun: self.begun, session, trace_parent: self.trace_parent.clone() }
+    }
+
     /// Time since the session began.
     pub fn elapsed(&self) -> Duration {
         self.begun.elapsed()

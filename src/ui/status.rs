@@ -8,17 +8,66 @@ use crate::migration::resolve::Owner;
 use crate::ops::resolve::Resolved;
 use crate::ops::status::Entry;
 use crate::ops::words::SessionId;
+use std::io::IsTerminal;
 
 /// Shows the moves that this host knows of.
 pub fn show(entries: &[Entry], settings: &Settings) {
-    let rows: Vec<_> = entries.iter().map(row).collect();
-    let text = if rows.is_empty() {
-        "no move is under way or in doubt here\n".to_owned()
-    } else {
-        table::lay_out(["SESSION", "ROLE", "PEER", "PID", "PHASE", "OWNER"], &rows, settings.coloured(Stream::Out))
-    };
     let sessions = entries.iter().map(object).collect();
-    result(settings, "status", Object::default().list("sessions", sessions), &text);
+    result(settings, "status", Object::default().list("sessions", sessions), &text(entries, settings));
+}
+
+fn text(entries: &[Entry], settings: &Settings) -> String {
+    let rows: Vec<_> = entries.iter().map(row).collect();
+    if rows.is_empty() {
+        return "no move is under way or in doubt here\n".to_owned();
+    }
+    table::lay_out(["SESSION", "ROLE", "PEER", "PID", "PHASE", "OWNER"], &rows, settings.coloured(Stream::Out))
+}
+
+/// `--watch`: on a terminal one table that changes, else a table for each change; with `--json` an event of the kind `session`
+/// for each session that has changed, and the result at the end.
+#[derive(Debug)]
+pub struct View<'a> {
+    settings: &'a Settings,
+    stamp: Stamp,
+    shown: Vec<Entry>,
+    /// Lines of the table on the terminal.
+    lines: usize,
+}
+
+impl<'a> View<'a> {
+    /// Begins; nothing is shown yet.
+    pub fn begin(settings: &'a Settings) -> Self {
+        Self { settings, stamp: Stamp::begin(SessionId::random()), shown: Vec::new(), lines: 0 }
+    }
+
+    /// Something has changed.
+    pub fn show(&mut self, entries: &[Entry]) {
+        if self.settings.json {
+            for entry in entries.iter().filter(|entry| !self.shown.contains(entry)) {
+                let fields = Object::default().with("verb", "status").and(about(entry));
+                let stamp = entry.line.session.parse().map(|session| self.stamp.of(session));
+                put(Stream::Out, &stamp.as_ref().unwrap_or(&self.stamp).line("session", fields));
+            }
+        } else {
+            let table = text(entries, self.settings);
+            let back = match std::io::stdout().is_terminal() && self.lines > 0 {
+                // Up over the old table, and everything below away (console_codes(4)).
+                true => format!("\x1b[{}A\x1b[J", self.lines),
+                false => String::new(),
+            };
+            self.lines = table.lines().count();
+            put(Stream::Out, &format!("{back}{table}"));
+        }
+        self.shown = entries.to_vec();
+    }
+
+    /// The last look.
+    pub fn end(self, entries: &[Entry]) {
+        if self.settings.json {
+            show(entries, self.settings);
+        }
+    }
 }
 
 fn role(role: Role) -> &'static str {
@@ -70,6 +119,11 @@ fn row(entry: &Entry) -> [String; 6] {
 }
 
 fn object(entry: &Entry) -> Object {
+    Object::default().with("session", entry.line.session.as_str()).and(about(entry))
+}
+
+/// All but its id, which an event has already.
+fn about(entry: &Entry) -> Object {
     let line = &entry.line;
     let owner_word = match entry.owner {
         Owner::Here => "here",
@@ -78,7 +132,6 @@ fn object(entry: &Entry) -> Object {
         Owner::InDoubt => "in-doubt",
     };
     Object::default()
-        .with("session", line.session.as_str())
         .with("attempt", line.attempt.to_string())
         .with("role", role(line.role))
         .with("peer", line.peer.as_str())

@@ -252,6 +252,69 @@ fn a_destination_that_stands_still_is_waited_for() {
     }
 }
 
+#[test]
+fn a_destination_that_is_fenced_gives_the_target_back() {
+    if !can_move() {
+        return;
+    }
+    // With the program of the move, and with its guardian alone.
+    for killed in [false, true] {
+        let mut play = Play::begin("MIGRATE_STOP", "destination-ordered");
+        let off = play.dir.path().join("off");
+        let fence = format!("test -e {} && test \"$MIGRATE_PEER\" = {}", off.display(), play.agent.address);
+        let mut mover = play.mover("NOBODY", "");
+        let mut mover = mover.args(["--fence-cmd", &fence]).stdout(Stdio::piped()).spawn().unwrap();
+        let session = wait_for(|| stopped_session(&play), "the session has the order");
+        // The host is off: nobody answers there any more.
+        let original = play.counter.pid();
+        play.agent.kill();
+        kill(session, Signal::SIGKILL).unwrap();
+        if killed {
+            mover.kill().unwrap();
+        }
+        // Longer than --peer-timeout: the command is run, and fails.
+        std::thread::sleep(Duration::from_secs(3));
+        play.nobody_counts("not fenced");
+        for pid in play.counter.processes().into_iter().filter(|pid| pid.to_string() != original) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        }
+        std::fs::write(&off, "").unwrap();
+        wait(|| play.status("a").is_null(), "it is over");
+        let output = mover.wait_with_output().unwrap();
+        if !killed {
+            assert_ne!(output.status.code(), Some(0), "{}", text(&output));
+            assert_eq!(result(&output)["state"], "running", "{}", text(&output));
+            assert_eq!(result(&output)["where"], "source", "{}", text(&output));
+        }
+        play.counter.check_runs();
+        assert!(play.counter.processes().iter().any(|pid| pid.to_string() == original));
+    }
+}
+
+#[test]
+fn a_move_can_be_watched_until_it_is_over() {
+    if !can_move() {
+        return;
+    }
+    let play = Play::begin("MIGRATE_STOP", "destination-ordered");
+    let mover = play.mover("NOBODY", "").stdout(Stdio::piped()).spawn().unwrap();
+    let session = wait_for(|| stopped_session(&play), "the session has the order");
+    let id = play.status("a")["session"].as_str().unwrap().to_owned();
+    let mut watch = play.host("a");
+    let watch = watch.args(["status", &id, "--watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    kill(session, Signal::SIGCONT).unwrap();
+    let output = watch.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let events = String::from_utf8_lossy(&output.stdout).into_owned();
+    let events: Vec<serde_json::Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let phases: Vec<&str> = events.iter().filter_map(|event| event["phase"].as_str()).collect();
+    assert_eq!((phases.first(), phases.last()), (Some(&"committing"), Some(&"moved")), "{phases:?}");
+    assert!(events.iter().all(|event| event["event"] == "result" || event["session"] == id.as_str()));
+    assert_eq!(result(&output)["sessions"][0]["phase"], "moved");
+    assert!(mover.wait_with_output().unwrap().status.success());
+}
+
 /// The session of the agent that has stopped.
 fn stopped_session(play: &Play) -> Option<Pid> {
     children(play.agent.pid()).into_iter().find(|pid| is_stopped(*pid)).map(Pid::from_raw)

@@ -159,6 +159,11 @@ impl Agent {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
 }
 
 impl Drop for Agent {

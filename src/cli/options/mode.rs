@@ -45,6 +45,11 @@ pub struct ModeArgs {
     /// Each step gets a few rounds. The last word is post-copy, anyway or abort: it also counts where a limit is reached before the pause would be short enough.
     #[arg(long, value_name = "STEP", value_delimiter = ',', default_value = "defer,compress,throttle,anyway", value_parser = one_of(Step::CHOICES))]
     converge: Vec<Step>,
+    /// Command that switches the destination's host off, for a move in doubt whose destination is silent
+    ///
+    /// Run by a shell once nothing was heard for --peer-timeout, with MIGRATE_PEER and MIGRATE_SESSION in its environment. Exit code 0 says that the host is off: then the target goes on here, from the state it had in the pause. Any other, and it is asked and run again later.
+    #[arg(long, value_name = "COMMAND")]
+    fence_cmd: Option<String>,
 }
 
 impl ModeArgs {
@@ -58,6 +63,7 @@ impl ModeArgs {
             max_bytes: self.max_bytes.map(|size| size.0),
             exit_when: self.exit_when.clone(),
             converge: self.converge.clone(),
+            fence: self.fence_cmd.clone(),
         }
     }
 }
