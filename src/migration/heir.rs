@@ -148,12 +148,17 @@ pub fn settle<'a>(
                 _ => {
                     let line = heir.last.clone();
                     drop(heir);
-                    if let Some(settled) = ask(journals, &line, again, &mut silence, found)? {
-                        return Ok(settled);
+                    match ask(journals, &line, again, &mut silence, found) {
+                        Ok(Some(settled)) => return Ok(settled),
+                        Ok(None) => {}
+                        Err(error) => tracing::warn!(%error, "what was heard could not be done"),
                     }
                     if silence.ends_by_fence() {
                         // A person may have decided meanwhile: then nothing follows from it.
-                        Heir::take_over(journals, attempt, found)?.on(Event::Fenced(ONE))?;
+                        let heir = Heir::take_over(journals, attempt, found);
+                        if let Err(error) = heir.and_then(|mut heir| heir.on(Event::Fenced(ONE))) {
+                            tracing::warn!(%error, "nothing could be done about a fenced destination");
+                        }
                         continue;
                     }
                 }
@@ -208,6 +213,15 @@ fn ask<'a>(
 
 fn said(link: &mut Link, line: &Line, request: Request) -> Option<Reply> {
     resolve::ask(&mut link.control, line, request).ok()?.reply
+}
+
+/// Tells the destination of an attempt that the target goes on here, if that is so.
+pub fn tell_that_it_stays(journals: &Path, attempt: AttemptId, again: Again<'_>) {
+    match Journal::take_over(journals, Role::Source, attempt) {
+        Ok((_, line)) if line.step == Step::Aborted => tell(&line, Request::Abort, again),
+        Ok((_, line)) => tracing::error!(step = ?line.step, "the journal does not say that it stays"),
+        Err(error) => tracing::error!(%error, "the journal cannot be read"),
+    }
 }
 
 /// Tells the destination what has been decided, until it has heard.

@@ -86,6 +86,12 @@ pub trait Target {
         let _ = attempt;
     }
 
+    /// The target goes on here, and a destination that may hold a prepared copy could not be told. Whether another process tells it
+    /// as soon as it can be reached.
+    fn leave_untold(&mut self) -> bool {
+        false
+    }
+
     /// Sees to it that it stays stopped even if this program dies.
     fn hold(&mut self) -> Result<(), Failure>;
 
@@ -775,7 +781,7 @@ impl Attempt<'_> {
     }
 
     /// Once more, over a new link: the target runs here already.
-    fn tell_that_it_stays(&mut self) {
+    fn tell_that_it_stays(&mut self, target: &mut dyn Target) {
         let link = self.wishes.again.map(|again| again.0());
         let told = link.is_some_and(|link| {
             let Ok(link) = link else { return false };
@@ -788,10 +794,12 @@ impl Attempt<'_> {
         });
         if !told {
             let peer = self.link.control.peer();
-            self.events.event(Event::Warning(format!(
-                "{peer} may hold a prepared copy of the target, which waits there: migrate resolve {} --discard ends it",
-                self.wishes.session
-            )));
+            let ends = match target.leave_untold() {
+                true => "it is told as soon as it can be reached".to_owned(),
+                false => format!("migrate resolve {} --discard ends it", self.wishes.session),
+            };
+            let what = format!("{peer} may hold a prepared copy of the target, which waits there: {ends}");
+            self.events.event(Event::Warning(what));
         }
     }
 
@@ -800,7 +808,7 @@ impl Attempt<'_> {
         // Nothing more to be done where the machine has let it go already.
         self.happened(target, Happened::Failed);
         if error.is_link_lost() && self.prepare_sent {
-            self.tell_that_it_stays();
+            self.tell_that_it_stays(target);
         }
         match self.not_resumed.take() {
             None => error,

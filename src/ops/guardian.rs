@@ -5,6 +5,7 @@
 //! migrate move ── socket ──> guardian: waits              the end of the socket is the end of the move's program
 //!                 charge     who is to be asked, and how
 //!                 held       what was taken from the target besides its running; a hand on the guard of its network
+//!                 tell       the target goes on here, and the destination could not be told
 //!                 over       everything is settled: it ends
 //! ```
 //! The same state machine decides here and there ([`crate::migration::heir`]); what is known between the two is in the journal.
@@ -68,6 +69,9 @@ enum Word {
         segments: Vec<i32>,
         network: bool,
     },
+    /// The target goes on here; the destination is to be told.
+    Tell,
+    /// Everything is settled.
     Over,
 }
 
@@ -100,6 +104,13 @@ impl Guardian {
         }
     }
 
+    /// The target goes on here: the destination is told as soon as it can be reached.
+    pub fn tells(mut self) {
+        if let Err(error) = parcel::send(&mut self.socket, &Word::Tell, &[]) {
+            tracing::warn!(%error, "the guardian cannot tell the destination");
+        }
+    }
+
     /// Everything is settled: it ends.
     pub fn over(mut self) {
         match parcel::send(&mut self.socket, &Word::Over, &[]) {
@@ -127,7 +138,7 @@ pub fn main(log: &dyn Fn(&Path)) -> u8 {
         return 1;
     }
     let descriptors = |word: &Word| usize::from(matches!(word, Word::Held { network: true, .. }));
-    let (mut charge, mut taken) = (None, Taken::default());
+    let (mut charge, mut taken, mut only_tells) = (None, Taken::default(), false);
     // Until it ends, with a last word or without.
     while let Ok((word, descriptors)) = parcel::receive(&mut socket, descriptors) {
         match word {
@@ -135,12 +146,13 @@ pub fn main(log: &dyn Fn(&Path)) -> u8 {
             Word::Held { segments, .. } => {
                 taken = Taken { segments, network: descriptors.into_iter().next().map(Hand::of) }
             }
+            Word::Tell => only_tells = true,
             Word::Over => return 0,
         }
     }
     let Some(charge) = charge else { return 0 };
     log(&charge.journals.join(format!("{}.guardian.log", charge.attempt)));
-    settle(&charge, &taken)
+    settle(&charge, &taken, only_tells)
 }
 
 /// What was taken from the target besides its running.
@@ -150,10 +162,15 @@ struct Taken {
     network: Option<Hand>,
 }
 
-fn settle(charge: &Charge, taken: &Taken) -> u8 {
-    tracing::warn!(attempt = %charge.attempt, "the program of this move has ended before its time");
+fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
     let (Ok(dest), Ok(abort)) = (charge.dest.parse::<Dest>(), Abort::new()) else { return 1 };
     let again = || super::move_::connect_to(&dest, &charge.peer, Purpose::Send, 0, &abort);
+    if only_tells {
+        tracing::info!(attempt = %charge.attempt, "the destination does not know that the target stays");
+        heir::tell_that_it_stays(&charge.journals, charge.attempt, Again(&again));
+        return 0;
+    }
+    tracing::warn!(attempt = %charge.attempt, "the program of this move has ended before its time");
     let mut found = |line: &Line| -> Box<dyn Original + '_> {
         Box::new(Whole { held: line.held.clone().filter(|_| line.is_of_this_boot()), taken })
     };

@@ -93,11 +93,13 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         slowed: None,
         put_off: false,
         guardian: None,
+        untold: false,
     };
     let moved = source::run(link, &mut live, &wishes, events);
     match moved {
         // The guardian goes on where this program ends.
         Err(MoveError::InDoubt { .. }) => live.leave(),
+        _ if live.untold => live.guardian.take().into_iter().for_each(Guardian::tells),
         _ => live.guardian.take().into_iter().for_each(Guardian::over),
     }
     let report = moved.map_err(|error| failure(options, error))?;
@@ -229,6 +231,8 @@ struct Live<'a> {
     put_off: bool,
     /// Settles the move if this program dies in the handover.
     guardian: Option<Guardian>,
+    /// The destination does not know yet that the target stays.
+    untold: bool,
 }
 
 impl Live<'_> {
@@ -401,6 +405,11 @@ impl Target for Live<'_> {
         let warn =
             |error: &std::io::Error| tracing::warn!(%error, "if this program dies in the handover a person resolves");
         self.guardian = Guardian::start(&charge).inspect_err(warn).ok();
+    }
+
+    fn leave_untold(&mut self) -> bool {
+        self.untold = true;
+        self.guardian.is_some()
     }
 
     fn hold(&mut self) -> Result<()> {

@@ -372,49 +372,112 @@ while time.time() < end:
 print(n, 'answers, longest gap', round(longest * 1000), 'ms')
 ";
 
+/// A server with an address that moves, in a network of its own, and a client of it in another.
+struct Served {
+    networks: Networks,
+    dir: tempfile::TempDir,
+    agent: Killed,
+    server: Killed,
+    client: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Served {
+    fn begin() -> Option<Self> {
+        let networks = Networks::make()?;
+        let dir = tempfile::tempdir().unwrap();
+        let mut agent = networks.inside(1, PROGRAM);
+        agent
+            .args(["agent", "--listen"])
+            .arg(format!("unix:{}", dir.path().join("agent.sock").display()))
+            .env("MIGRATE_PLACES", dir.path().join("b"));
+        let mut agent = Killed(agent.stderr(Stdio::piped()).spawn().unwrap());
+        BufReader::new(agent.0.stderr.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        let mut server = networks.inside(0, "setsid");
+        server.args(["/usr/bin/python3", "-c", ECHO, "10.77.0.100"]);
+        let server = Killed(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        let mut client = networks.inside(2, "/usr/bin/python3");
+        client.args(["-c", CLIENT, "10.77.0.100", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut client = client.spawn().unwrap();
+        let mut output = BufReader::new(client.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "connected\n");
+        Some(Self { networks, dir, agent, server, client, output })
+    }
+
+    /// The program of a move, on the first host.
+    fn source(&self) -> Command {
+        let mut source = self.networks.inside(0, PROGRAM);
+        source.env("MIGRATE_PLACES", self.dir.path().join("a"));
+        source
+    }
+
+    fn moves(&self, mut source: Command) -> Output {
+        source.args(["move", &self.server.0.id().to_string(), "--move-address", "10.77.0.100/24@eth0", "--json"]);
+        run(source, &[&format!("unix:{}", self.dir.path().join("agent.sock").display())])
+    }
+
+    /// The client saw no byte lost, and no reset.
+    fn check(mut self, what: &str) {
+        let ended = self.client.wait_with_output().unwrap();
+        let mut said = String::new();
+        self.output.read_line(&mut said).unwrap();
+        let why = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{what}: no byte lost, no reset: {why}");
+        eprintln!("{what}: {said}");
+    }
+}
+
 #[test]
 fn a_connection_moves_with_its_server_and_its_address() {
     if !can_move() {
         return;
     }
-    let Some(networks) = Networks::make() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("agent.sock");
-    let mut agent = networks.inside(1, PROGRAM);
-    agent
-        .args(["agent", "--listen"])
-        .arg(format!("unix:{}", socket.display()))
-        .env("MIGRATE_PLACES", dir.path().join("b"));
-    let mut agent = Killed(agent.stderr(Stdio::piped()).spawn().unwrap());
-    BufReader::new(agent.0.stderr.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
-
-    let mut server = networks.inside(0, "setsid");
-    server.args(["/usr/bin/python3", "-c", ECHO, "10.77.0.100"]);
-    let server = Killed(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    std::thread::sleep(Duration::from_millis(500));
-    let mut client = networks.inside(2, "/usr/bin/python3");
-    client.args(["-c", CLIENT, "10.77.0.100", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut client = client.spawn().unwrap();
-    let mut output = BufReader::new(client.stdout.take().unwrap());
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
-    assert_eq!(line, "connected\n");
-
-    let pid = server.0.id().to_string();
-    let mut source = networks.inside(0, PROGRAM);
-    source.env("MIGRATE_PLACES", dir.path().join("a"));
-    let to = format!("unix:{}", socket.display());
-    let moved = run(source, &["move", &pid, &to, "--move-address", "10.77.0.100/24@eth0", "--json"]);
+    let Some(served) = Served::begin() else { return };
+    let moved = served.moves(served.source());
     assert!(moved.status.success(), "{}", text(&moved));
-    let new_pid = result(&moved)["pid"].as_i64().unwrap();
-
-    let ended = client.wait_with_output().unwrap();
-    let mut said = String::new();
-    output.read_line(&mut said).unwrap();
-    let there = std::fs::read_link(format!("/proc/{new_pid}/ns/net")).unwrap();
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(new_pid as i32), nix::sys::signal::SIGKILL);
-    assert!(ended.status.success(), "no byte lost, no reset: {}", String::from_utf8_lossy(&ended.stderr));
-    eprintln!("{said}");
-    let agent_net = std::fs::read_link(format!("/proc/{}/ns/net", agent.0.id())).unwrap();
+    let new = Ended(result(&moved)["pid"].as_i64().unwrap() as i32);
+    let there = std::fs::read_link(format!("/proc/{}/ns/net", new.0)).unwrap();
+    let agent_net = std::fs::read_link(format!("/proc/{}/ns/net", served.agent.0.id())).unwrap();
     assert_eq!(there, agent_net, "it runs in the other network");
+    served.check("moved");
+}
+
+/// A process that is nobody's child here, killed in the end.
+struct Ended(i32);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0), nix::sys::signal::SIGKILL);
+    }
+}
+
+#[test]
+fn the_guardian_of_a_killed_move_gives_connections_and_the_address_back_or_leaves_them_to_the_destination() {
+    if !can_move() {
+        return;
+    }
+    for (point, stays) in [("source-held", true), ("source-committing", false)] {
+        let Some(served) = Served::begin() else { return };
+        let mut source = served.source();
+        source.env("MIGRATE_KILL", point);
+        let moved = served.moves(source);
+        assert!(!moved.status.success(), "{point}: {}", text(&moved));
+        let until = Instant::now() + LIMIT;
+        let copy = loop {
+            let mut host = served.networks.inside(1, PROGRAM);
+            host.env("MIGRATE_PLACES", served.dir.path().join("b"));
+            let entry = result(&run(host, &["status", "--all", "--json"]))["sessions"][0].clone();
+            match entry["phase"].as_str() {
+                Some("stayed") if stays => break None,
+                Some("moved") if !stays => break entry["pid"].as_i64().map(|pid| Ended(pid as i32)),
+                _ => assert!(Instant::now() < until, "{point}: {entry}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(copy.is_none(), stays);
+        served.check(point);
+    }
 }

@@ -143,7 +143,7 @@ impl Host {
         Ok(())
     }
 
-    /// A guardian had to settle a move.
+    /// A guardian had something to do.
     pub fn has_guardian_log(&self) -> bool {
         let files = std::fs::read_dir(self.places_from_outside().join("state/moves")).into_iter().flatten().flatten();
         files.map(|file| file.file_name()).any(|name| name.to_string_lossy().ends_with(".guardian.log"))
