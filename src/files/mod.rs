@@ -146,6 +146,25 @@ pub fn named(wanted: Vec<Wanted>, wish: &Wish) -> Vec<Wanted> {
     wanted.into_iter().chain(wish.with.iter().map(tree)).collect()
 }
 
+/// The directory that all of these files are in, if it looks like a program's own: several files in it are written to other
+/// than by appending, and it is none that everybody has (`/tmp`, `/srv`). More of it than is open belongs to the target, then.
+pub fn data_directory(written: &[&Wanted]) -> Option<Bytes> {
+    let mut dirs = written.iter().filter(|wanted| wanted.usage == Use::Write && !wanted.appends).map(|wanted| {
+        let path = &wanted.file.path.0;
+        &path[..path.iter().rposition(|byte| *byte == b'/').unwrap_or_default()]
+    });
+    let first = dirs.next()?;
+    let mut count = 1;
+    let common = dirs.fold(first, |common, dir| {
+        count += 1;
+        let parts = common.split(|b| *b == b'/').zip(dir.split(|b| *b == b'/'));
+        let same = parts.take_while(|(a, b)| a == b).map(|(part, _)| part.len() + 1).sum::<usize>();
+        &common[..same.saturating_sub(1)]
+    });
+    let depth = common.iter().filter(|byte| **byte == b'/').count();
+    (count > 1 && depth > 1).then(|| Bytes(common.to_vec()))
+}
+
 /// A path, its use, whether the use is to append, whether it is mapped.
 fn uses(model: &Model) -> impl Iterator<Item = (&PathRef, Use, bool, bool)> {
     let writes = |flags: u32| flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
@@ -234,6 +253,26 @@ mod tests {
         assert!(all.windows(2).all(|pair| pair[0].file.path < pair[1].file.path), "sorted, each once");
         let exe = &model.mms[0].exe.path;
         assert_eq!(all.iter().find(|one| one.file.path == *exe).unwrap().usage.max(Use::Code), Use::Code);
+    }
+
+    #[test]
+    fn a_database_is_known_by_where_it_writes() {
+        let written = |path: &str, appends| {
+            let file = PathRef { path: Bytes(path.as_bytes().to_vec()), ..sample().mms[0].exe.clone() };
+            Wanted { file, usage: Use::Write, appends, mapped: false }
+        };
+        let found = |paths: &[&str]| {
+            let all: Vec<Wanted> = paths.iter().map(|path| written(path, false)).collect();
+            let all: Vec<&Wanted> = all.iter().collect();
+            data_directory(&all).map(|dir| dir.to_string())
+        };
+        assert_eq!(found(&["/var/db/base/1/2", "/var/db/wal/3"]).as_deref(), Some("/var/db"));
+        assert_eq!(found(&["/var/db/a", "/var/db/ab"]).as_deref(), Some("/var/db"));
+        assert_eq!(found(&["/var/dba/x", "/var/dbb/x"]), None);
+        assert_eq!(found(&["/tmp/a", "/tmp/b"]), None);
+        assert_eq!(found(&["/var/db/a"]), None, "one file is one file");
+        let logs = [written("/var/log/a", true), written("/var/log/b", true)];
+        assert_eq!(data_directory(&logs.iter().collect::<Vec<_>>()), None);
     }
 
     #[test]

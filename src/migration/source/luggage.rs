@@ -18,7 +18,7 @@ use crate::transport::FrameKind;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,26 @@ impl Attempt<'_> {
         let (files, dirs) = (files.iter().filter_map(path).collect(), dirs.iter().filter_map(path).collect());
         self.luggage.sender = Sender::new(files, dirs);
         self.luggage.order = order;
+        self.propose();
+    }
+
+    /// Only what is open travels by itself: of a database that is not all.
+    fn propose(&self) {
+        let named = &self.luggage.named;
+        let sent = self.luggage.order.send.iter().filter_map(|n| named.get(*n as usize));
+        let single: Vec<&Wanted> = sent.filter(|wanted| wanted.is_comparable()).collect();
+        let Some(dir) = files::data_directory(&single) else { return };
+        let is_own = std::fs::metadata(Path::new(std::ffi::OsStr::from_bytes(&dir.0))).is_ok_and(|meta| {
+            let owners = single.iter().filter_map(|wanted| {
+                std::fs::metadata(Path::new(std::ffi::OsStr::from_bytes(&wanted.file.path.0))).ok()
+            });
+            meta.mode() & 0o002 == 0 && owners.map(|file| file.uid()).any(|uid| uid == meta.uid())
+        });
+        if is_own {
+            self.events.event(Event::Warning(format!(
+                "the target writes to several files below {dir}, and only those that it has open go along: --with {dir} takes all of it"
+            )));
+        }
     }
 
     /// Sends what has changed of the files that go along, while the target runs.
