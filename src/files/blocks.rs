@@ -11,6 +11,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+/// Where operations and their content go: `None` says only that we are alive.
+pub type Out<'a, E> = dyn FnMut(Option<&Op>, &[u8]) -> std::result::Result<(), E> + 'a;
+
 /// Bytes of a block.
 pub const BLOCK: u64 = 64 << 10;
 
@@ -72,7 +75,7 @@ pub fn changed<E: From<super::Error>>(
     path: &[u8],
     size: u64,
     known: &[Digest],
-    out: &mut dyn FnMut(Option<&Op>, &[u8]) -> std::result::Result<(), E>,
+    out: &mut Out<'_, E>,
 ) -> std::result::Result<Vec<Digest>, E> {
     let read = |e: io::Error| E::from(failed("read", path)(e));
     let mut extents = Extents { file, size, data: (0, 0) };

@@ -4,7 +4,7 @@
 //! mapping, nor of a write in the same instant as the last look, nor, on memory file systems, of mappings that are gone again:
 //! such files are always read, and their blocks are compared with what was sent.
 
-use super::blocks::{self, Digest};
+use super::blocks::{self, Digest, Out};
 use super::nonce::is_network;
 use super::op::{Meta, Op};
 use super::{Error, failed, is_below};
@@ -20,9 +20,6 @@ use std::time::{Duration, SystemTime};
 
 /// Times are not older than what they tell of by more than this: FAT counts in two seconds.
 const GRAIN: Duration = Duration::from_millis(2500);
-
-/// Where operations go: `None` says only that we are alive.
-pub type Out<'a, E> = dyn FnMut(Option<&Op>, &[u8]) -> Result<(), E> + 'a;
 
 /// Things in all trees together.
 const THINGS_MAX: usize = 4 << 20;
