@@ -4,6 +4,7 @@
 use super::super::journal::{self, Role, Step};
 use super::{Attempt, FromDestination, FromSource, MoveError, protocol, while_alive};
 use crate::blocker::Blocker;
+use crate::companion::held::Held;
 use crate::fault::{self, Point};
 use crate::files::install::{self, Installer};
 use crate::files::judge::{Judge, Judged};
@@ -134,9 +135,11 @@ pub(super) fn sweep(journals: &Path) {
     let Ok(lines) = journal::all(journals) else { return };
     record::sweep(journals, &|attempt| {
         let line = lines.iter().find(|line| line.role == Role::Destination && line.attempt.to_string() == attempt);
-        match line.map(|line| (line.step, line.held.is_some())) {
+        // A copy that is armed and stands still may have them open, whatever the last line says.
+        let stands = |line: &journal::Line| line.is_of_this_boot() && line.held.as_ref().is_some_and(Held::is_whole);
+        match line.map(|line| (line.step, stands(line))) {
             Some((Step::Owner | Step::Done, _)) => Fate::Keep,
-            Some((Step::Aborted, _) | (Step::Begun, false)) => Fate::Undo,
+            Some((Step::Aborted | Step::Begun, false)) => Fate::Undo,
             _ => Fate::Leave,
         }
     });
