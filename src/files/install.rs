@@ -207,7 +207,11 @@ impl Installer {
     fn in_tree(&self, path: &Bytes) -> Result<()> {
         check(path)?;
         let came = self.things.keys().any(|thing| path.0.len() > thing.0.len() && is_below(&path.0, &thing.0));
-        if came && self.wish.tree_of(&path.0).is_some() { Ok(()) } else { Err(nonsense(&path.0, "nobody wants it here")) }
+        if came && self.wish.tree_of(&path.0).is_some() {
+            Ok(())
+        } else {
+            Err(nonsense(&path.0, "nobody wants it here"))
+        }
     }
 
     /// Where a path is for the time being.
@@ -265,7 +269,8 @@ impl Installer {
 
     /// A directory above something that comes.
     fn on_the_way(&mut self, path: &Bytes, meta: &Meta) -> Result<()> {
-        let wanted = self.wish.copies(super::Use::Write) || self.wish.with.iter().any(|tree| is_below(&tree.path.0, &path.0));
+        let wanted =
+            self.wish.copies(super::Use::Write) || self.wish.with.iter().any(|tree| is_below(&tree.path.0, &path.0));
         if !wanted {
             return Err(nonsense(&path.0, "nobody wants it here"));
         }
@@ -334,7 +339,8 @@ impl Installer {
         symlinkat(os(target), &dir, os(&name)).map_err(failed("make", &path.0))?;
         own(&dir, &name, meta, path)?;
         let (atime, mtime) = (time(meta.atime_ns), time(meta.mtime_ns));
-        utimensat(&dir, os(&name), &atime, &mtime, UtimensatFlags::NoFollowSymlink).map_err(failed("set the time of", &path.0))
+        utimensat(&dir, os(&name), &atime, &mtime, UtimensatFlags::NoFollowSymlink)
+            .map_err(failed("set the time of", &path.0))
     }
 }
 
@@ -361,7 +367,8 @@ fn check(path: &Bytes) -> Result<()> {
 }
 
 fn split(path: &Bytes) -> Result<(Bytes, Bytes)> {
-    let at = path.0.iter().rposition(|byte| *byte == b'/').ok_or_else(|| nonsense(&path.0, "it is no absolute path"))?;
+    let at =
+        path.0.iter().rposition(|byte| *byte == b'/').ok_or_else(|| nonsense(&path.0, "it is no absolute path"))?;
     Ok((Bytes(path.0[..at.max(1)].to_vec()), Bytes(path.0[at + 1..].to_vec())))
 }
 

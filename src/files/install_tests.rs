@@ -25,7 +25,8 @@ impl Pair {
             fs::create_dir(top.path().join(side)).unwrap();
         }
         fs::create_dir(top.path().join("from/tree")).unwrap();
-        let sender = Sender::new(vec![bytes(&top.path().join("from/file"))], vec![bytes(&top.path().join("from/tree"))]);
+        let sender =
+            Sender::new(vec![bytes(&top.path().join("from/file"))], vec![bytes(&top.path().join("from/tree"))]);
         let tree = PathRef {
             path: bytes(&top.path().join("to/tree")),
             mnt: NsId(0),
@@ -144,7 +145,9 @@ fn fill(pair: &Pair) {
 /// Without the times of FIFOs, and of the top, where names come and go.
 fn compare(pair: &Pair) {
     let plain = |list: Vec<String>| -> Vec<String> {
-        let cut = |line: String| if line.starts_with("tree/fifo") { line.split('(').next().unwrap().to_owned() } else { line };
+        let cut = |line: String| {
+            if line.starts_with("tree/fifo") { line.split('(').next().unwrap().to_owned() } else { line }
+        };
         list.into_iter().map(cut).collect()
     };
     assert_eq!(plain(pair.listing("to")), plain(pair.listing("from")));
@@ -154,10 +157,12 @@ fn compare(pair: &Pair) {
 fn a_tree_and_a_file_arrive_as_they_are() {
     let mut pair = Pair::new();
     fill(&pair);
-    let has_xattrs = xattr::set(fs::File::open(pair.from("tree/sparse")).unwrap(), b"user.colour", b"red\0green").is_ok();
+    let has_xattrs =
+        xattr::set(fs::File::open(pair.from("tree/sparse")).unwrap(), b"user.colour", b"red\0green").is_ok();
     pair.pass(false).unwrap();
     compare(&pair);
-    let (there, here) = (fs::metadata(pair.to("tree/sparse")).unwrap(), fs::metadata(pair.from("tree/sparse")).unwrap());
+    let (there, here) =
+        (fs::metadata(pair.to("tree/sparse")).unwrap(), fs::metadata(pair.from("tree/sparse")).unwrap());
     assert!(there.blocks() <= here.blocks(), "its holes are holes");
     if has_xattrs {
         let found = xattr::all(fs::File::open(pair.to("tree/sparse")).unwrap()).unwrap();

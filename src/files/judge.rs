@@ -89,8 +89,9 @@ impl Judge {
             asked: false,
         };
         for wanted in &files {
-            let here = openat2::open_in_root(&judge.root, &wanted.file.path.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32, 0)
-                .and_then(fstat);
+            let here =
+                openat2::open_in_root(&judge.root, &wanted.file.path.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32, 0)
+                    .and_then(fstat);
             let state = judge.first_look(wanted, here.as_ref().map_err(|e| *e), same_kernel);
             judge.here.push(here.ok());
             judge.states.push(state);
@@ -201,7 +202,10 @@ impl Judge {
         }
         for n in 0..self.states.len() {
             let ours = self.devices.get(&self.files[n].file.device);
-            if self.states[n] == State::Perhaps && ours.is_some() && ours.copied() == self.here[n].map(|here| here.st_dev) {
+            if self.states[n] == State::Perhaps
+                && ours.is_some()
+                && ours.copied() == self.here[n].map(|here| here.st_dev)
+            {
                 self.states[n] = State::Shared;
             }
         }
@@ -359,7 +363,9 @@ fn unfit(root: &OwnedFd, places: &[Bytes], wish: &Wish) -> Vec<Blocker> {
             Err(Errno::ELOOP) => "a symbolic link is on the way there",
             Err(Errno::ENOTDIR) => "a file is on the way there",
             Err(errno) => errno.desc(),
-            Ok(_) if wish.with.iter().any(|tree| tree.path == *path) && is_mount_point(root, path) => "it is a mount point here",
+            Ok(_) if wish.with.iter().any(|tree| tree.path == *path) && is_mount_point(root, path) => {
+                "it is a mount point here"
+            }
             Ok(_) => return None,
         };
         Some(Blocker::new(codes::FILE_PLACE, path.to_string()).because(reason))

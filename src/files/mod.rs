@@ -171,7 +171,9 @@ fn uses(model: &Model) -> impl Iterator<Item = (&PathRef, Use, bool, bool)> {
     let mapped = model.mms.iter().flat_map(move |mm| {
         let vmas = mm.vmas.iter().filter_map(move |vma| match &vma.backing {
             Backing::File { path, flags } if vma.shared && writes(*flags) => Some((path, Use::Write, false, true)),
-            Backing::File { path, .. } if vma.prot & libc::PROT_EXEC as u32 != 0 => Some((path, Use::Code, false, true)),
+            Backing::File { path, .. } if vma.prot & libc::PROT_EXEC as u32 != 0 => {
+                Some((path, Use::Code, false, true))
+            }
             Backing::File { path, .. } => Some((path, Use::Read, false, true)),
             _ => None,
         });

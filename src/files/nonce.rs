@@ -73,8 +73,20 @@ fn random() -> Option<String> {
 /// File systems that several hosts can have mounted (statfs(2): NFS, SMB, CIFS, 9P, Ceph, FUSE, GFS2, OCFS2, Lustre, AFS,
 /// Coda, GPFS, BeeGFS).
 const NETWORK: [i64; 14] = [
-    0x6969, 0x517b, 0xfe53_4d42, 0xff53_4d42, 0x0102_1997, 0x00c3_6400, 0x6573_5546, 0x0116_1970, 0x7461_636f, 0x0bd0_0bd0,
-    0x5346_414f, 0x7375_7245, 0x4750_4653, 0x1983_0326,
+    0x6969,
+    0x517b,
+    0xfe53_4d42,
+    0xff53_4d42,
+    0x0102_1997,
+    0x00c3_6400,
+    0x6573_5546,
+    0x0116_1970,
+    0x7461_636f,
+    0x0bd0_0bd0,
+    0x5346_414f,
+    0x7375_7245,
+    0x4750_4653,
+    0x1983_0326,
 ];
 
 /// Whether several hosts can have this file system.

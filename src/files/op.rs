@@ -44,7 +44,10 @@ impl Meta {
     pub fn of(file: &File, path: &[u8]) -> Result<Self> {
         let meta = file.metadata().map_err(failed("stat", path))?;
         let xattrs = xattr::all(file).map_err(failed("read extended attributes of", path))?;
-        Ok(Self { xattrs: xattrs.into_iter().map(|(name, value)| (Bytes(name), Bytes(value))).collect(), ..Self::plain(&meta) })
+        Ok(Self {
+            xattrs: xattrs.into_iter().map(|(name, value)| (Bytes(name), Bytes(value))).collect(),
+            ..Self::plain(&meta)
+        })
     }
 
     /// Without extended attributes.
@@ -181,7 +184,19 @@ mod tests {
         for op in [
             Op::File { path: path.clone() },
             Op::Data { offset: 1 << 40 },
-            Op::Symlink { path, target: Bytes(b"../x".to_vec()), meta: Meta { size: 1, mode: 0o4755, uid: 7, gid: 8, atime_ns: -1, mtime_ns: 2, xattrs: vec![(Bytes(b"user.a".to_vec()), Bytes(vec![0, 255]))] } },
+            Op::Symlink {
+                path,
+                target: Bytes(b"../x".to_vec()),
+                meta: Meta {
+                    size: 1,
+                    mode: 0o4755,
+                    uid: 7,
+                    gid: 8,
+                    atime_ns: -1,
+                    mtime_ns: 2,
+                    xattrs: vec![(Bytes(b"user.a".to_vec()), Bytes(vec![0, 255]))],
+                },
+            },
         ] {
             let bytes = op.encode();
             let (read, content) = Op::decode(&bytes).unwrap();

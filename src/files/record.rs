@@ -203,12 +203,15 @@ fn undo(lines: &[Line]) {
                 let old_is_aside = *had && inode(&dir, &aside).is_some();
                 let moved = if old_is_aside {
                     // What is in its place, if anything is, is ours.
-                    let back = inode(&dir, to).map_or(Ok(()), |_| renameat(&dir, to, &dir, OsStr::from_bytes(&stage.0)));
+                    let back =
+                        inode(&dir, to).map_or(Ok(()), |_| renameat(&dir, to, &dir, OsStr::from_bytes(&stage.0)));
                     back.and_then(|()| renameat(&dir, aside.as_os_str(), &dir, to))
                 } else if inode(&dir, to) == Some(*ours) {
                     let flags = if *had { RenameFlags::RENAME_EXCHANGE } else { RenameFlags::empty() };
                     match renameat2(&dir, to, &dir, OsStr::from_bytes(&stage.0), flags) {
-                        Err(Errno::EINVAL | Errno::ENOSYS) if !*had => renameat(&dir, to, &dir, OsStr::from_bytes(&stage.0)),
+                        Err(Errno::EINVAL | Errno::ENOSYS) if !*had => {
+                            renameat(&dir, to, &dir, OsStr::from_bytes(&stage.0))
+                        }
                         moved => moved,
                     }
                 } else {

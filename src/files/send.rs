@@ -270,7 +270,8 @@ impl<E: From<Error>> Pass<'_, '_, E> {
 
     fn link(&mut self, path: &Bytes, first: &Bytes, signature: Signature) -> Result<(), E> {
         let is_same = self.sender.known.get(path).is_some_and(|known| {
-            known.link.as_ref() == Some(first) && (known.signature.device, known.signature.inode) == (signature.device, signature.inode)
+            known.link.as_ref() == Some(first)
+                && (known.signature.device, known.signature.inode) == (signature.device, signature.inode)
         });
         if !is_same {
             self.say(&Op::Link { path: path.clone(), to: first.clone() })?;
@@ -320,11 +321,7 @@ fn os(path: &Bytes) -> &OsStr {
 }
 
 fn open(path: &Bytes, flags: i32) -> Result<File, Error> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | flags)
-        .open(os(path))
-        .map_err(failed("open", &path.0))
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | flags).open(os(path)).map_err(failed("open", &path.0))
 }
 
 /// `None`: it is gone since it was looked at.

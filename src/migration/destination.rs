@@ -12,7 +12,6 @@ use super::postcopy::{self, Later, relay};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
 use super::store::Store;
 use super::{MoveError, while_alive};
-use luggage::Luggage;
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::Failure;
@@ -23,6 +22,7 @@ use crate::memory::store::ImageDir;
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
+use luggage::Luggage;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
@@ -203,7 +203,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, may_follow, files } = offer else {
+    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, may_follow, files } = offer
+    else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");

@@ -14,9 +14,9 @@ use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats, Step a
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::Failure;
+use crate::fault::{self, Point};
 use crate::files::Wish;
 use crate::image::Bytes;
-use crate::fault::{self, Point};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
 use crate::ops::outcome::Round;

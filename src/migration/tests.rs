@@ -8,11 +8,11 @@ use super::source::{Compression, Final, Plan, SendSegments, Survey, Taken, Targe
 use super::switchover::{ExitCondition, Goals, Step as Help};
 use super::*;
 use crate::companion::held::Held;
+use crate::files::Wish;
 use crate::image::{Bytes, MmId, Pid, ShmemId, codec, mm::PAGE};
 use crate::memory::pipeline::{ReadPages, WritePages};
 use crate::memory::store::{ImageDir, PageReader, Scratch, Source};
 use crate::memory::{PageRange, RangeSet};
-use crate::files::Wish;
 use crate::ops::Quiet;
 use crate::ops::options::Files;
 use crate::transport::hello::Purpose;

@@ -25,7 +25,9 @@ pub fn wish(options: &MoveOptions) -> Result<Wish> {
         }
     }
     with.sort_by(|a, b| a.path.cmp(&b.path));
-    if let Some(pair) = with.windows(2).find(|pair| Path::new(&*pair[1].path.to_string()).starts_with(pair[0].path.to_string())) {
+    if let Some(pair) =
+        with.windows(2).find(|pair| Path::new(&*pair[1].path.to_string()).starts_with(pair[0].path.to_string()))
+    {
         let what = format!("--with {}: it is in {}", pair[1].path, pair[0].path);
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
@@ -38,7 +40,8 @@ fn tree(path: &Path) -> Result<PathRef> {
     let real = path.canonicalize().map_err(|e| failed(&e))?;
     let meta = real.symlink_metadata().map_err(|e| failed(&e))?;
     if !meta.is_dir() || real.parent().is_none() {
-        let what = format!("--with {}: only a directory, and not that of everything, goes along as a whole", path.display());
+        let what =
+            format!("--with {}: only a directory, and not that of everything, goes along as a whole", path.display());
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
     Ok(PathRef {
@@ -59,7 +62,9 @@ fn tree(path: &Path) -> Result<PathRef> {
 pub fn no_copies(files: Option<Files>) -> Result<()> {
     if files == Some(Files::Copy) {
         let what = "--files copy is for a move: an image holds no files";
-        return Err(Failure::new(what).hint("copy them yourself, or use --files check or skip").kind(FailureKind::Usage));
+        return Err(Failure::new(what)
+            .hint("copy them yourself, or use --files check or skip")
+            .kind(FailureKind::Usage));
     }
     Ok(())
 }

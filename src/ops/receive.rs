@@ -69,7 +69,12 @@ impl Builder for Engine {
         self.state = serde_json::from_value(state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
         let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
-        let scope = restore::preflight::Scope { cpu: self.state.cpu.unwrap_or_default(), original_runs: true, coming, judged: judged.clone() };
+        let scope = restore::preflight::Scope {
+            cpu: self.state.cpu.unwrap_or_default(),
+            original_runs: true,
+            coming,
+            judged: judged.clone(),
+        };
         let options = restore::Options {
             pids: self.state.pids.unwrap_or_default(),
             files: self.state.files.unwrap_or_default(),

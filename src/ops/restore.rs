@@ -77,7 +77,12 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let places = addresses::there(&state);
     blockers.extend(addresses::blockers(&places));
     let coming = places.iter().map(|place| place.ip).collect();
-    let scope = restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), original_runs: false, coming, ..Default::default() };
+    let scope = restore::preflight::Scope {
+        cpu: state.cpu.unwrap_or_default(),
+        original_runs: false,
+        coming,
+        ..Default::default()
+    };
     blockers.extend(restore::preflight::look(&model, &settings, &scope));
     blockers.extend(not_given(&model, stdio));
     if !blockers.is_empty() {

@@ -131,7 +131,10 @@ fn files(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     for (path, flags, code) in wanted(model) {
         // What is below /proc comes and goes with processes; what is in a mount namespace of the tree's own comes with it.
         let looked_at = of_host(model, path.mnt) && !path.path.0.starts_with(b"/proc/");
-        if !looked_at || scope.judged.contains(&path.path) || !seen.insert((&path.path.0, flags & libc::O_APPEND as u32)) {
+        if !looked_at
+            || scope.judged.contains(&path.path)
+            || !seen.insert((&path.path.0, flags & libc::O_APPEND as u32))
+        {
             continue;
         }
         blockers.extend(file(&own, path, flags, code, options, original_writes));

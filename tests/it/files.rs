@@ -247,9 +247,12 @@ fn a_check_names_every_difference_and_stops_nothing() {
     let output = scene.moved(&["--files", "check"], &[]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     let blockers = result(&output)["blockers"].as_array().unwrap().clone();
-    for (name, code) in [("log", "M0502"), ("data", "M0501"), ("sparse", "M0502"), ("mapped", "M0502"), ("read", "M0501")] {
+    for (name, code) in
+        [("log", "M0502"), ("data", "M0501"), ("sparse", "M0502"), ("mapped", "M0502"), ("read", "M0501")]
+    {
         let path = scene.here(name).display().to_string();
-        let found = blockers.iter().find(|b| b["object"] == path.as_str()).unwrap_or_else(|| panic!("{name}: {blockers:?}"));
+        let found =
+            blockers.iter().find(|b| b["object"] == path.as_str()).unwrap_or_else(|| panic!("{name}: {blockers:?}"));
         assert_eq!(found["code"], code, "{found}");
         assert!(!found["remedy"].as_str().unwrap().is_empty());
     }
@@ -269,7 +272,9 @@ fn whatever_fails_the_source_goes_on_and_the_destination_is_as_it_was() {
         return;
     }
     let deaths = ["destination-file", "destination-files"].map(|point| ("MIGRATE_KILL", point));
-    for (how, point) in deaths.into_iter().chain([("MIGRATE_FAULT", "restore-files"), ("MIGRATE_FAULT", "restore-armed")]) {
+    for (how, point) in
+        deaths.into_iter().chain([("MIGRATE_FAULT", "restore-files"), ("MIGRATE_FAULT", "restore-armed")])
+    {
         let mut scene = Scene::new(&[("log", "of somebody else\n"), ("data", "old")], &[(how, point)]);
         scene.start_writer();
         let before = scene.listing();
@@ -338,7 +343,14 @@ fn one_file_system_on_both_sides_is_found_by_a_nonce_file() {
     let output = scene.moved(&["-vv", "--log", log.to_str().unwrap(), "--mode", "stop-and-copy"], &[]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(result(&output)["downtime_parts"]["files"].is_null(), "nothing was shipped: {}", text(&output));
-    assert!(!fs::read_dir(scene.here("")).unwrap().any(|e| e.unwrap().file_name().to_str().unwrap().starts_with(".migrate")));
+    assert!(
+        !fs::read_dir(scene.here("")).unwrap().any(|e| e
+            .unwrap()
+            .file_name()
+            .to_str()
+            .unwrap()
+            .starts_with(".migrate"))
+    );
 }
 
 #[test]
@@ -350,7 +362,11 @@ fn sqlite_goes_on_in_the_middle_of_its_transaction() {
     let mut scene = Scene::new(&[], &[]);
     let script = crate::programs::fixture("transaction.sh");
     let child = Command::new("setsid")
-        .args(["/usr/bin/python3", "-c", "import os, sys; os.closerange(3, 1024); os.execv('/bin/bash', ['bash'] + sys.argv[1:])"])
+        .args([
+            "/usr/bin/python3",
+            "-c",
+            "import os, sys; os.closerange(3, 1024); os.execv('/bin/bash', ['bash'] + sys.argv[1:])",
+        ])
         .arg(&script)
         .arg(scene.here("").to_str().unwrap().trim_end_matches('/'))
         .stdin(Stdio::null())

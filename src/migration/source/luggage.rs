@@ -129,7 +129,11 @@ impl Attempt<'_> {
         let copies = matches!(self.wishes.files.mode, Files::Auto | Files::Copy);
         let is_new = |wanted: &&Wanted| {
             let shared = self.luggage.order.shared.contains(&wanted.file.device);
-            copies && wanted.usage == Use::Write && !shared && wanted.is_comparable() && !known.contains(&wanted.file.path)
+            copies
+                && wanted.usage == Use::Write
+                && !shared
+                && wanted.is_comparable()
+                && !known.contains(&wanted.file.path)
         };
         // Opened since the survey.
         let new: Vec<Bytes> = wanted.iter().filter(is_new).map(|wanted| wanted.file.path.clone()).collect();
