@@ -47,6 +47,7 @@ pub(super) struct Job<'a> {
 /// # Errors
 /// Whatever keeps the image from being complete; then the target runs on, and nothing of the image is left.
 pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
+    super::luggage::no_copies(options.state.files)?;
     let began = Instant::now();
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
