@@ -57,6 +57,7 @@ impl Late {
 /// # Errors
 /// Everything that keeps the tree from being made; then nothing of it is left.
 pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
+    super::luggage::no_copies(options.state.files)?;
     let began = Instant::now();
     let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
     let dir = spooled.dir();
@@ -76,7 +77,12 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let places = addresses::there(&state);
     blockers.extend(addresses::blockers(&places));
     let coming = places.iter().map(|place| place.ip).collect();
-    let scope = restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), original_runs: false, coming };
+    let scope = restore::preflight::Scope {
+        cpu: state.cpu.unwrap_or_default(),
+        original_runs: false,
+        coming,
+        ..Default::default()
+    };
     blockers.extend(restore::preflight::look(&model, &settings, &scope));
     blockers.extend(not_given(&model, stdio));
     if !blockers.is_empty() {
@@ -84,9 +90,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         return Err(Failure::blocked(what, blockers).target(TargetState::NotStarted));
     }
     if options.dry_run {
-        let mut outcome = Outcome::new(options.session, State::Ended, Where::Nowhere);
-        outcome.notes.push("nothing stands in the way; nothing was started".into());
-        return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
+        return Ok(nothing_in_the_way(options));
     }
     // While the tree is made.
     let pager = options.lazy.then(Ready::pager).transpose().map_err(|e| failed(&e))?;
@@ -100,7 +104,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     })
     .map_err(|e| failed(&e))?;
     let warn = |warning: String| events.event(Event::Warning(warning));
-    restored.warnings.iter().cloned().for_each(warn);
+    restored.warnings.drain(..).for_each(warn);
     let (root, child) = (restored.root(), restored.child());
     job_control(&model, stdio).into_iter().for_each(warn);
     interrupt::check().map_err(|failure| failure.target(TargetState::NotStarted))?;
@@ -121,6 +125,13 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
     Ok(Running { outcome, root, child, terminal, late })
+}
+
+/// The answer of `--dry-run`.
+fn nothing_in_the_way(options: &RestoreOptions) -> Running {
+    let mut outcome = Outcome::new(options.session, State::Ended, Where::Nowhere);
+    outcome.notes.push("nothing stands in the way; nothing was started".into());
+    Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None }
 }
 
 /// The image, found to be sound but for the contents of its pages.
