@@ -96,6 +96,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand status" -l color -d 'Whe
 always\t'always'
 never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand status" -l all -d 'Also those that are over'
+complete -c migrate -n "__fish_migrate_using_subcommand status" -l watch -d 'Look again and again, and show what changes, until the session is over or this is interrupted'
 complete -c migrate -n "__fish_migrate_using_subcommand status" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand status" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand status" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -301,6 +302,7 @@ throttle\t'give the target less processor time'
 post-copy\t'pause, and what is left follows when the target runs'
 anyway\t'pause all the same'
 abort\t'leave it where it is, exit code 1'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l fence-cmd -d 'Command that switches the destination\'s host off, for a move in doubt whose destination is silent' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
 wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
 soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'
