@@ -95,7 +95,7 @@ none\t'nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand status" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
 always\t'always'
 never\t'never'"
-complete -c migrate -n "__fish_migrate_using_subcommand status" -l all -d 'Also those that are over'
+complete -c migrate -n "__fish_migrate_using_subcommand status" -l all -d 'Also those that have ended in the last 30 days'
 complete -c migrate -n "__fish_migrate_using_subcommand status" -l watch -d 'Look again and again, and show what changes, until the session is over or this is interrupted'
 complete -c migrate -n "__fish_migrate_using_subcommand status" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand status" -s q -d 'Say nothing but failures'

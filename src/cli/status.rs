@@ -15,7 +15,7 @@ pub struct Args {
     /// Session id, or a beginning of it
     #[arg(value_name = "ID")]
     session: Option<String>,
-    /// Also those that are over
+    /// Also those that have ended in the last 30 days
     #[arg(long)]
     all: bool,
     /// Look again and again, and show what changes, until the session is over or this is interrupted

@@ -11,11 +11,13 @@ use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
 use nix::poll::{PollFd, PollFlags, poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long the other host is looked for.
 const PEER_TIME: Duration = Duration::from_secs(3);
 
+/// How long a move that is over is shown.
+const SHOWN_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Between two looks of [`watch`], milliseconds.
 const LOOK_EVERY_MS: u16 = 500;
 
@@ -71,7 +73,8 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     if let Some(id) = options.session.as_ref().filter(|_| lines.is_empty()) {
         return Err(Failure::new(format!("there is no session {id} on this host")));
     }
-    lines.retain(|line| options.all || options.session.is_some() || !line.step.is_final());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    lines.retain(|line| options.session.is_some() || is_shown(line, options.all, now));
     let entry = |line: Line| {
         let busy = journal::is_decided(&journals, &line);
         let mut owner = resolve::owner(&line);
@@ -87,6 +90,11 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     Ok(lines.into_iter().map(entry).collect())
 }
 
+/// What is not over always is; the others with `--all`, if they have not been over for too long.
+fn is_shown(line: &Line, all: bool, now: Duration) -> bool {
+    !line.step.is_final() || all && now.saturating_sub(Duration::from_millis(line.unix_ms)) < SHOWN_FOR
+}
+
 /// What the destination of a move says now; `None` if it cannot be reached.
 pub(super) fn ask(line: &Line, request: Request) -> Option<Answer> {
     let dest: Dest = line.peer.parse().ok().filter(|_| line.role == Role::Source)?;
@@ -94,4 +102,26 @@ pub(super) fn ask(line: &Line, request: Request) -> Option<Answer> {
     let abort = Abort::new().ok()?;
     let mut link = super::move_::connect_to(&dest, &peer, Purpose::Send, 0, &abort).ok()?;
     resolve::ask(&mut link.control, line, request).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::journal::{Journal, Step};
+    use crate::migration::protocol::AttemptId;
+
+    #[test]
+    fn what_has_been_over_for_a_month_is_not_shown_and_what_is_undecided_always_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", None).unwrap();
+        let begun = journal.line().clone();
+        journal.write(Step::Done).unwrap();
+        let done = journal.line();
+        let (written, day) = (Duration::from_millis(done.unix_ms), Duration::from_secs(24 * 3600));
+        assert!(is_shown(done, true, written + 29 * day) && !is_shown(done, true, written + 31 * day));
+        assert!(!is_shown(done, false, written));
+        assert!(is_shown(&begun, false, written + 400 * day));
+        // A clock that was set back.
+        assert!(is_shown(done, true, written - day));
+    }
 }
