@@ -68,7 +68,7 @@ _migrate() {
 
     case "${cmd}" in
         migrate)
-            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen dump pre-dump demo move cancel resolve restore"
+            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen dump pre-dump restore demo move cancel resolve"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -464,7 +464,7 @@ _migrate() {
                     return 0
                     ;;
                 --supervisor)
-                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "refuse hold ignore" -- "${cur}"))
                     return 0
                     ;;
                 --log)
@@ -673,12 +673,16 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --hook)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --report)
                     local oldifs
                     if [ -n "${IFS+x}" ]; then
@@ -771,7 +775,7 @@ _migrate() {
                     return 0
                     ;;
                 --supervisor)
-                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "refuse hold ignore" -- "${cur}"))
                     return 0
                     ;;
                 --with)
@@ -1042,7 +1046,7 @@ _migrate() {
                     return 0
                     ;;
                 --supervisor)
-                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "refuse hold ignore" -- "${cur}"))
                     return 0
                     ;;
                 --log)
@@ -1292,7 +1296,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) ((at++)) ;;
+            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--hook|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1300,7 +1304,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) return 0 ;;
+        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--hook|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;
@@ -1444,7 +1448,8 @@ M1008
 M1101
 M1102
 M1103
-M1104' ;;
+M1104
+M1105' ;;
     esac
     local IFS=$'\n'
     COMPREPLY=($(compgen -W "$candidates" -- "$cur"))

@@ -6,7 +6,6 @@
 mod config;
 pub mod everywhere;
 pub mod generate;
-mod not_yet;
 mod options;
 mod signals;
 
@@ -133,9 +132,6 @@ fn parse(args: &[OsString]) -> Result<(Cli, Config, String), Refused> {
 
     let places = config::Places::of_environment(cli.everywhere.config.clone());
     let config = Config::read(&places).map_err(|failure| refuse(&cli, failure))?;
-    if let Some((_, given)) = matches.subcommand() {
-        not_yet::check(&verb, given).map_err(|failure| refuse(&cli, failure))?;
-    }
     let mut command = command();
     let settings = config.settings(&command).map_err(|failure| refuse(&cli, failure))?;
     if !settings.is_empty() {
@@ -148,23 +144,19 @@ fn parse(args: &[OsString]) -> Result<(Cli, Config, String), Refused> {
 
 /// The definition of the command line: the parser's, and that of man pages, completions and tests.
 pub fn command() -> clap::Command {
-    not_yet::hide(Cli::command())
+    Cli::command()
 }
 
-/// Whether a command line, the program's name first, would be run: it fits the definitions, and every option in it works.
+/// Whether a command line, the program's name first, would be run: it fits the definitions.
 ///
 /// # Errors
 /// What a person would be told.
 pub fn understands(args: &[String]) -> Result<(), String> {
-    let matches = match command().try_get_matches_from(args) {
-        Ok(matches) => matches,
+    match command().try_get_matches_from(args) {
+        Ok(_) => Ok(()),
         // Help and version are understood, too.
-        Err(error) if error.exit_code() == 0 => return Ok(()),
-        Err(error) => return Err(error.to_string()),
-    };
-    match matches.subcommand() {
-        Some((verb, given)) => not_yet::check(verb, given).map_err(|failure| failure.to_string()),
-        None => Ok(()),
+        Err(error) if error.exit_code() == 0 => Ok(()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

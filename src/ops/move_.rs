@@ -2,11 +2,14 @@
 //! [`crate::migration::source`].
 
 use super::held_locks::GivenUp;
+use super::hooks::{HookPoint, Hooks, Side};
 use super::network::Leaving;
 use super::offered::Offered;
 use super::options::{Compress, Mode, ModeOptions, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
+use super::supervisor;
+use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::words::Dest;
 use super::{Event, Events, addresses, interrupt, late, luggage, preflight, standstill};
@@ -63,6 +66,14 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
             .target(TargetState::Running));
     }
     preflight::warn(&findings, events);
+    let mut hooks = Hooks::new(
+        Side::Source,
+        options.state.hooks.clone(),
+        options.session.to_string(),
+        options.dest.to_string(),
+    );
+    hooks.target_pid = Some(root.0);
+    hooks.run(HookPoint::Preflight).map_err(|failure| failure.target(TargetState::Running))?;
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
@@ -91,12 +102,40 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
+        hooks: hooks.clone(),
     };
-    let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(options, error))?;
+    let held = hold(options, &live.resolved)?;
+    let moved = source::run(link, &mut live, &wishes, events);
+    release(held, &moved, events);
+    let stays = !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. }));
+    hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
+    if stays && !options.dry_run {
+        let point = if moved.is_ok() { HookPoint::Done } else { HookPoint::RolledBack };
+        hooks.run_all(point).into_iter().for_each(|text| events.event(Event::Warning(text)));
+    }
+    let report = moved.map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
         events.event(Event::Warning(warning.clone()));
     }
     Ok(outcome(options, root.0, report))
+}
+
+/// Units that would start the target again.
+fn hold(options: &MoveOptions, resolved: &Resolved) -> Result<Option<HeldUnits>> {
+    if options.dry_run {
+        return Ok(None);
+    }
+    let choice = supervisor::choice(&options.target, options.state.supervisor);
+    supervisor::hold(resolved, choice, options.session).map_err(|failure| failure.target(TargetState::Running))
+}
+
+fn release(held: Option<HeldUnits>, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
+    match (held, moved) {
+        (Some(held), Ok(_)) => held.after_end().into_iter().for_each(|text| events.event(Event::Warning(text))),
+        // Until somebody decides.
+        (Some(held), Err(MoveError::InDoubt { .. })) => held.leave(),
+        _ => {}
+    }
 }
 
 /// How writes are found; `None` = no rounds, because they were not wanted or would not pay.
@@ -219,6 +258,8 @@ struct Live<'a> {
     slowed: Option<CpuLimit>,
     /// Rounds did not help: memory follows when it runs.
     put_off: bool,
+    /// Commands at points of the move.
+    hooks: Hooks,
 }
 
 impl Live<'_> {
@@ -312,6 +353,7 @@ impl Target for Live<'_> {
     }
 
     fn freeze(&mut self) -> Result<Final> {
+        self.hooks.run(HookPoint::PreFreeze)?;
         let (frozen, Collection { mut model, sources, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
         let mut residual = match &mut self.tree {
@@ -353,6 +395,8 @@ impl Target for Live<'_> {
         let model = encoded(&model)?;
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
+        self.hooks.run(HookPoint::Frozen)?;
+        self.hooks.run(HookPoint::Network)?;
         Ok(Final { plan, model, spaces, later, files })
     }
 
@@ -386,6 +430,7 @@ impl Target for Live<'_> {
     }
 
     fn hold(&mut self) -> Result<()> {
+        self.hooks.run(HookPoint::PreCommit)?;
         match &mut self.frozen {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
             None => return Err(Failure::new("the target is not frozen")),

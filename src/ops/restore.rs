@@ -6,7 +6,8 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::spool::Spooled;
 use super::words::SessionId;
-use super::{Event, Events, addresses, choices, interrupt};
+use super::systemd::MaskedUnit;
+use super::{Event, Events, addresses, choices, interrupt, supervisor};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
 use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Ready, Watch};
@@ -85,6 +86,8 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     };
     blockers.extend(restore::preflight::look(&model, &settings, &scope));
     blockers.extend(not_given(&model, stdio));
+    let (units, to_mask) = supervisor::beside(&model, state.supervisor);
+    blockers.extend(units);
     if !blockers.is_empty() {
         let what = format!("{} cannot be restored here", dir.display());
         return Err(Failure::blocked(what, blockers).target(TargetState::NotStarted));
@@ -94,6 +97,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         outcome.notes.push("nothing stands in the way; nothing was started".into());
         return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
     }
+    let masked = supervisor::mask(to_mask).map_err(|failure| failure.target(TargetState::NotStarted))?;
     // While the tree is made.
     let pager = options.lazy.then(Ready::pager).transpose().map_err(|e| failed(&e))?;
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
@@ -121,6 +125,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let late = late.map_err(|failure| failure.target(TargetState::NotStarted))?.flatten();
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
     addresses.stay();
+    masked.and_then(MaskedUnit::stay).into_iter().for_each(warn);
     closed.tell_peers().into_iter().for_each(warn);
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));

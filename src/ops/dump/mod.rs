@@ -9,7 +9,8 @@ pub(super) mod place;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
-use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, target};
+use super::systemd::HeldUnits;
+use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, supervisor, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -60,6 +61,11 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         (outcome.processes, outcome.threads) = (Some(findings.processes), Some(findings.threads));
         return Ok(outcome);
     }
+    let held = match ends_here {
+        Some(choice) => supervisor::hold(&resolved, supervisor::choice(&options.target, choice), options.session),
+        None => Ok(None),
+    };
+    let held = held.map_err(|failure| failure.target(TargetState::Running))?;
     let job = Job {
         root,
         events,
@@ -100,6 +106,10 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     } else {
         // It has run since before the image was written.
         paused.parts.parts.pop();
+    }
+    // The image is complete and the target has ended.
+    for warning in held.map(HeldUnits::after_end).unwrap_or_default() {
+        events.event(Event::Warning(warning));
     }
     outcome.downtime_parts = paused.parts.parts;
     rounds.end_tracking();
