@@ -15,6 +15,7 @@ use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
 use crate::image::{Model, Pid};
+use crate::net::address::Place;
 use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::restore;
@@ -77,14 +78,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     };
     let places = addresses::there(&state);
     blockers.extend(addresses::blockers(&places));
-    let coming = places.iter().map(|place| place.ip).collect();
-    let scope = restore::preflight::Scope {
-        cpu: state.cpu.unwrap_or_default(),
-        original_runs: false,
-        coming,
-        ..Default::default()
-    };
-    blockers.extend(restore::preflight::look(&model, &settings, &scope));
+    blockers.extend(restore::preflight::look(&model, &settings, &scope(&state, &places)));
     blockers.extend(not_given(&model, stdio));
     let (units, to_mask) = supervisor::beside(&model, state.supervisor);
     blockers.extend(units);
@@ -132,6 +126,11 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
     Ok(Running { outcome, root, child, terminal, late })
+}
+
+fn scope(state: &StateOptions, places: &[Place]) -> restore::preflight::Scope {
+    let coming = places.iter().map(|place| place.ip).collect();
+    restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), coming, ..Default::default() }
 }
 
 /// The image, found to be sound but for the contents of its pages.

@@ -165,6 +165,6 @@ table! { SUPERVISOR:
     UNIT_BESIDE = 1105, "a unit runs the same program here",
         object: "a systemd unit of the name that the target's had where it came from",
         why: "A second one would run beside the target, with the same files and ports.",
-        remedy: "systemctl stop UNIT, then --supervisor hold, which keeps it from starting; --supervisor ignore if it is another program",
+        remedy: "systemctl stop UNIT, then --supervisor hold; or ignore, if it is another program",
         kernel: "all";
 }

@@ -61,11 +61,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         (outcome.processes, outcome.threads) = (Some(findings.processes), Some(findings.threads));
         return Ok(outcome);
     }
-    let held = match ends_here {
-        Some(choice) => supervisor::hold(&resolved, supervisor::choice(&options.target, choice), options.session),
-        None => Ok(None),
-    };
-    let held = held.map_err(|failure| failure.target(TargetState::Running))?;
+    let held = hold(options, &resolved)?;
     let job = Job {
         root,
         events,
@@ -119,6 +115,15 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     outcome.pages = Some(outcome.rounds.iter().map(|r| r.pages).sum());
     outcome.bytes = Some(outcome.rounds.iter().map(|r| r.bytes).sum());
     Ok(outcome)
+}
+
+/// Units that would start the target again when it ends here.
+fn hold(options: &DumpOptions, resolved: &target::Resolved) -> Result<Option<HeldUnits>> {
+    if options.after != AfterDump::End {
+        return Ok(None);
+    }
+    let choice = supervisor::choice(&options.target, options.state.supervisor);
+    supervisor::hold(resolved, choice, options.session).map_err(|failure| failure.target(TargetState::Running))
 }
 
 /// How dirty pages are found, if that works here.
