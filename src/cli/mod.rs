@@ -26,7 +26,8 @@ mod status;
 mod verify;
 
 use crate::failure::Failure;
-use crate::ops::words::SessionId;
+use crate::ops::outside;
+use crate::ops::words::{SessionId, Target};
 use crate::ui::{self, Session, Settings};
 use clap::{CommandFactory, FromArgMatches};
 use config::Config;
@@ -90,9 +91,26 @@ pub struct Context {
     settings: Settings,
     config: Config,
     verb: String,
+    /// As they were given, without the program's name.
+    arguments: Vec<OsString>,
 }
 
 impl Context {
+    /// Takes the command out of the target, if it is in it; `false`: another process goes on with the work, and this one is to
+    /// end.
+    fn is_outside(&self, target: &Target) -> Result<bool, Failure> {
+        match outside::step(target, &self.arguments)? {
+            outside::Step::Work => Ok(true),
+            outside::Step::End(pid) => {
+                ui::note(
+                    &format!("this command is part of {target}: it goes on outside, as process {pid}"),
+                    &self.settings,
+                );
+                Ok(false)
+            }
+        }
+    }
+
     /// Begins to show a session of this verb. `data` = standard output carries data, so that the result goes to standard error.
     fn session(&self, id: SessionId, target: Option<String>, data: bool) -> Session {
         Session::begin(&self.settings, &self.verb, id, target, data)
@@ -110,7 +128,8 @@ pub fn run(args: Vec<OsString>) -> u8 {
     if let Err(failure) = ui::log::begin(settings.verbose, cli.everywhere.log.as_deref()) {
         return ui::failure::show(&failure, &verb, &settings);
     }
-    let context = Context { settings, config, verb };
+    let arguments = args.get(1..).unwrap_or_default().to_vec();
+    let context = Context { settings, config, verb, arguments };
     match cli.verb.run(&context) {
         Ok(code) => code,
         Err(failure) => ui::failure::show(&failure, &context.verb, &context.settings),

@@ -56,6 +56,9 @@ impl Args {
     /// Usage, before anything has happened; a failure of the move is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options(&context.config)?;
+        if !context.is_outside(&self.target)? {
+            return Ok(0);
+        }
         let watch = Watch::begin()?;
         let abort = Abort::new().map_err(|error| Failure::of("nothing can be interrupted", &error))?;
         watch.abort_with(&abort);

@@ -4,9 +4,9 @@
 //! everybody it has started, also those that have left its session: they are known by a word in their environment.
 
 use super::places::Places;
-use crate::migration::destination::Introduction;
 use crate::failure::{Failure, Result};
 use crate::image::Pid;
+use crate::migration::destination::Introduction;
 use crate::proc::table::Table;
 use crate::proc::{ProcDir, task};
 use serde::{Deserialize, Serialize};

@@ -21,6 +21,7 @@ mod network;
 mod offered;
 pub mod options;
 pub mod outcome;
+pub mod outside;
 pub mod places;
 pub mod pre_dump;
 pub mod preflight;

@@ -12,7 +12,7 @@ use super::supervisor;
 use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, interrupt, late, luggage, preflight, standstill};
+use super::{Event, Events, addresses, interrupt, late, luggage, outside, preflight, standstill};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -66,12 +66,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
             .target(TargetState::Running));
     }
     preflight::warn(&findings, events);
-    let mut hooks = Hooks::new(
-        Side::Source,
-        options.state.hooks.clone(),
-        options.session.to_string(),
-        options.dest.to_string(),
-    );
+    let mut hooks =
+        Hooks::new(Side::Source, options.state.hooks.clone(), options.session.to_string(), options.dest.to_string());
     hooks.target_pid = Some(root.0);
     hooks.run(HookPoint::Preflight).map_err(|failure| failure.target(TargetState::Running))?;
     let backend = backend(options)?;
@@ -536,6 +532,12 @@ fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late);
         outcome.faults = report.late.map(|late| late.faults);
         outcome.bytes = Some(report.bytes_sent + report.late.map_or(0, |late| late.bytes));
+        if outside::has_left() {
+            let pid = report.pid.unwrap_or_default();
+            outcome
+                .notes
+                .push(format!("process {root}, where this was typed, is now process {pid} on {}", options.dest));
+        }
     } else {
         outcome.notes.push("nothing stands in the way; nothing was moved".into());
     }

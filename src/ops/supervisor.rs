@@ -186,7 +186,6 @@ mod tests {
         look_at(None, table, roots, processes, choice).blockers
     }
 
-
     fn codes_of(blockers: &[Blocker]) -> Vec<Code> {
         blockers.iter().map(|b| b.code).collect()
     }

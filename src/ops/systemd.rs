@@ -22,7 +22,8 @@ const END_SEEN: Duration = Duration::from_secs(10);
 const SAID_MAX: u64 = 64 << 10;
 
 /// Nothing is started again, nothing is run, and nothing is cleaned up when the processes of the unit end.
-const DROP_IN: &str = "# Made by migrate while the program of this unit moves to another host; without need once it has.
+const DROP_IN: &str =
+    "# Made by migrate while the program of this unit moves to another host; without need once it has.
 [Unit]
 OnFailure=
 OnSuccess=
@@ -224,7 +225,9 @@ impl MaskedUnit {
     pub fn stay(mut self) -> Option<String> {
         let path = self.path.take()?;
         let unit = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Some(format!("{unit} is masked here so that it does not run beside the target: systemctl unmask --runtime {unit}"))
+        Some(format!(
+            "{unit} is masked here so that it does not run beside the target: systemctl unmask --runtime {unit}"
+        ))
     }
 }
 

@@ -18,6 +18,7 @@ mod lifeline;
 mod manual;
 mod moves;
 mod networks;
+mod outside;
 mod peer_user;
 mod programs;
 mod reader;

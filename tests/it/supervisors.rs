@@ -67,7 +67,8 @@ impl Host {
     /// `None` where a cgroup cannot be made.
     fn new() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let unit = format!("mv{}x{}.service", std::process::id(), dir.path().file_name()?.to_str()?.trim_start_matches('.'));
+        let unit =
+            format!("mv{}x{}.service", std::process::id(), dir.path().file_name()?.to_str()?.trim_start_matches('.'));
         let hierarchies = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"].map(PathBuf::from);
         let top = hierarchies.into_iter().find(|dir| dir.join("cgroup.procs").exists());
         let cgroup = top.map(|top| top.join(&unit)).filter(|cgroup| fs::create_dir(cgroup).is_ok());
@@ -188,7 +189,9 @@ fn a_unit_that_would_start_again_is_refused_unless_it_is_held() {
     assert!(text(&refused).contains("M1101") && text(&refused).contains("--supervisor hold"), "{}", text(&refused));
     let moved = host.migrate(&["move", &pid, &agent, "--supervisor", "hold"]);
     assert!(moved.status.success(), "{}", text(&moved));
-    host.until("the manager has seen the original end", || !host.file("failed").is_empty() || host.dir.path().join("failed").exists());
+    host.until("the manager has seen the original end", || {
+        !host.file("failed").is_empty() || host.dir.path().join("failed").exists()
+    });
     host.counts_on();
     host.until("the unit is released", || host.is_released());
 }

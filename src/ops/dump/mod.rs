@@ -103,10 +103,8 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         // It has run since before the image was written.
         paused.parts.parts.pop();
     }
-    // The image is complete and the target has ended.
-    for warning in held.map(HeldUnits::after_end).unwrap_or_default() {
-        events.event(Event::Warning(warning));
-    }
+    let warnings = held.map(HeldUnits::after_end).unwrap_or_default();
+    warnings.into_iter().for_each(|warning| events.event(Event::Warning(warning)));
     outcome.downtime_parts = paused.parts.parts;
     rounds.end_tracking();
     outcome.mode = Some(if rounds.tree.is_some() { "pre-copy" } else { "stop-and-copy" });
