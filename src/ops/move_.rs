@@ -271,7 +271,7 @@ impl Live<'_> {
         let known = self.tree.as_ref().map(Tree::mappings).unwrap_or_default();
         let network = &mut self.network;
         let let_go = |locks, model: &Model| network.let_go(locks, model);
-        let (frozen, mut collection) = standstill::reach(root, &self.policy, &known, |_| Ok(()), let_go)?;
+        let (frozen, mut collection) = standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), let_go)?;
         self.network.locked(std::mem::take(&mut collection.locks), &collection.model);
         Ok((frozen, collection))
     }

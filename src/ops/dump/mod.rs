@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 /// What does not change in the course of a dump.
 pub(super) struct Job<'a> {
     pub root: Pid,
+    /// Its processes when the dump began.
+    pub known: &'a [Pid],
     pub events: &'a dyn Events,
     pub workers: usize,
     pub resident_bytes: u64,
@@ -64,6 +66,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let held = hold(options, &resolved)?;
     let job = Job {
         root,
+        known: &resolved.processes,
         events,
         workers: options.memory.streams.map_or_else(default_workers, usize::from),
         resident_bytes: findings.memory_bytes,
@@ -218,7 +221,8 @@ fn pause(
         }
         fault::at(Point::DumpFrozen).map_err(injected)
     };
-    let (frozen, collection) = standstill::reach(job.root, policy, &known, stopped, |locks, _| drop(locks))?;
+    let (frozen, collection) =
+        standstill::reach((job.root, job.known), policy, &known, stopped, |locks, _| drop(locks))?;
     let frozen_at = frozen.since;
     parts.end("state");
     interrupt::check().map_err(running)?;
