@@ -230,9 +230,7 @@ fn pause(
     fault::at(Point::DumpCollected).map_err(injected)?;
     let residual = memory::residual(&model, &sources, rounds).map_err(running)?;
     parts.end("scan");
-    for (child, parent) in &residual.kin {
-        model.mms[child.at()].cow_parent = Some(*parent);
-    }
+    residual.kin.iter().for_each(|(child, parent)| model.mms[child.at()].cow_parent = Some(*parent));
     let identities = place.identities(&model, &sources);
     let shmems = sources.shmems.into_iter().map(|collect::ShmemSource::File(f)| f).collect();
     let pages = TargetPages::new(sources.mms, shmems);
