@@ -47,7 +47,10 @@ pub fn step(target: &Target, arguments: &[OsString]) -> Result<Step> {
     }
     // What names nothing is the work's to tell.
     match target::resolve(target) {
-        Ok(Resolved { processes, .. }) if processes.contains(&own) => start_anew(own, arguments),
+        // Orphans come to process 1: nobody leaves what that is a part of.
+        Ok(Resolved { processes, .. }) if processes.contains(&own) && !processes.contains(&Pid(1)) => {
+            start_anew(own, arguments)
+        }
         _ => Ok(Step::Work),
     }
 }

@@ -106,7 +106,7 @@ fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<
     let phase = resolve::source(journals, line, said, choice).map_err(|error| undecided(line, &error))?;
     // What its command held until now.
     if let (Some(manager), Ok(session)) = (Manager::here(), line.session.parse()) {
-        warnings.extend(manager.release(session));
+        warnings.extend(manager.settle(session));
     }
     let target = match phase {
         Phase::Stays => "it goes on here".to_owned(),

@@ -6,6 +6,8 @@
 
 use super::words::SessionId;
 use crate::failure::{Failure, Result};
+use crate::image::Pid;
+use crate::proc::ProcDir;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
@@ -134,6 +136,24 @@ impl Manager {
             warnings.push(format!("systemctl daemon-reload, after a unit was released: {error}"));
         }
         warnings
+    }
+
+    /// Releases what a session has held whose program is dead: at once where the main process of a unit goes on, else once the
+    /// manager has seen its end; what could not be done, in words.
+    pub fn settle(&self, session: SessionId) -> Vec<String> {
+        let dirs = fs::read_dir(&self.units).into_iter().flatten().flatten();
+        let held = dirs.filter(|dir| dir.path().join(drop_in(session)).exists());
+        let units = held.filter_map(|dir| Some(dir.file_name().to_str()?.strip_suffix(".d")?.to_owned()));
+        let ended = |unit: &String| {
+            let main = self.show(unit).and_then(|said| said.get("MainPID")?.parse().ok()).map(Pid);
+            let stat = main.and_then(|main| ProcDir::open(main).ok()?.stat(&mut Vec::new()).ok());
+            stat.is_none_or(|stat| stat.is_zombie())
+        };
+        let units: Vec<String> = units.filter(ended).collect();
+        if units.is_empty() {
+            return self.release(session);
+        }
+        HeldUnits { manager: self.clone(), session, units }.after_end()
     }
 
     /// Keeps a unit from being started at all, until a person unmasks it or the host boots.
@@ -274,7 +294,7 @@ pub mod tests {
     #[test]
     fn a_unit_is_held_until_it_is_released() {
         let dir = tempfile::tempdir().unwrap();
-        let manager = fake(dir.path(), 7);
+        let manager = fake(dir.path(), i32::MAX);
         let session = SessionId::random();
         assert_eq!(restart(&manager), "always");
         let held = manager.hold(session, vec!["x.service".into()]).unwrap();
@@ -284,8 +304,11 @@ pub mod tests {
         assert_eq!(fs::read_dir(dir.path().join("units")).unwrap().count(), 0, "nothing is left");
         manager.hold(session, vec!["x.service".into()]).unwrap().leave();
         assert_eq!(restart(&manager), "no", "in doubt: still held");
-        assert_eq!(manager.release(session), Vec::<String>::new());
+        // By whoever finds it: its main process has ended, and the manager sees that in a moment.
+        fs::write(dir.path().join("ended"), "").unwrap();
+        assert_eq!(manager.settle(session), Vec::<String>::new());
         assert_eq!(restart(&manager), "always");
+        fs::remove_file(dir.path().join("ended")).unwrap();
         let held = manager.hold(session, vec!["x.service".into()]).unwrap();
         fs::write(dir.path().join("ended"), "").unwrap();
         assert_eq!(held.after_end(), Vec::<String>::new());

@@ -248,7 +248,8 @@ fn a_failed_dump_says_in_what_state_the_target_is() {
 
 #[test]
 fn files_are_copied_by_a_move_alone() {
-    for verb in [&["restore", "--detach", "-D", "/nonexistent/x"][..], &["dump", "1", "-D", "/nonexistent/x"]] {
+    for verb in [&["restore", "--detach", "-D", "/nonexistent/x"][..], &["dump", "2147483647", "-D", "/nonexistent/x"]]
+    {
         let output = run(&[verb, &["--files", "copy"]].concat());
         assert_eq!(code(&output), 2, "{}", err(&output));
         assert!(err(&output).contains("--files copy is for a move"), "{}", err(&output));

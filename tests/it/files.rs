@@ -301,9 +301,9 @@ fn a_source_that_dies_leaves_files_to_whoever_decides() {
     let before = scene.listing();
     let output = scene.moved(&[], &[("MIGRATE_KILL", "source-ready")]);
     assert!(!output.status.success(), "{}", text(&output));
-    // Nothing holds the original but a tracer that is dead.
+    // Nothing holds the original but a tracer that is dead. A guardian settles it with the other side; where that is dead, too,
+    // a person does.
     scene.goes_on(&scene.here("log"));
-    assert_ne!(fs::read(scene.there("log")).unwrap(), b"of somebody else\n", "the prepared copy has the files");
     let agent = scene.agent.as_ref().unwrap().0.id().to_string();
     let places = scene.dir.path().join("b");
     let on_b = |arguments: &[&str]| {
@@ -315,8 +315,9 @@ fn a_source_that_dies_leaves_files_to_whoever_decides() {
     loop {
         let status = on_b(&["status", "--json"]);
         let session = result(&status)["sessions"][0]["session"].as_str().map(str::to_owned);
-        let resolved = session.map(|session| on_b(&["resolve", &session, "--discard", "--yes"]));
-        if resolved.as_ref().is_some_and(|output| output.status.success()) {
+        let resolved = session.as_ref().map(|session| on_b(&["resolve", session, "--discard", "--yes"]));
+        let settled = session.is_none() || resolved.as_ref().is_some_and(|output| output.status.success());
+        if settled && scene.listing() == before {
             break;
         }
         assert!(Instant::now() < until, "{} {:?}", text(&status), resolved.map(|output| text(&output)));
