@@ -28,7 +28,7 @@ pub struct Args {
     dry_run: bool,
     /// Run a command at a point of the move: POINT=COMMAND; may be given several times
     ///
-    /// Points: preflight, pre-freeze, frozen, pre-commit, network, running, rolled-back, done. Ten seconds each, on the side where it belongs; one that fails before the target is handed over rolls the move back. See also /etc/migrate/hooks.d/POINT/.
+    /// Points: preflight, pre-freeze, frozen, pre-commit, network, running, rolled-back, done. Ten seconds each, on the side where it belongs; one that fails before the target is handed over rolls the move back. It finds MIGRATE_HOOK (the point), MIGRATE_SIDE, MIGRATE_SESSION, MIGRATE_TARGET_PID, MIGRATE_DEST_PID and MIGRATE_PEER in its environment. See also /etc/migrate/hooks.d/POINT/.
     #[arg(long = "hook", value_name = "POINT=COMMAND")]
     hooks: Vec<Hook>,
     /// Write what happened to this file as a page for a browser: timeline, rounds, where the pause went
