@@ -68,7 +68,7 @@ _migrate() {
 
     case "${cmd}" in
         migrate)
-            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen dump pre-dump demo move cancel resolve restore"
+            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen dump pre-dump restore demo move cancel resolve"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -464,7 +464,7 @@ _migrate() {
                     return 0
                     ;;
                 --supervisor)
-                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "refuse hold ignore" -- "${cur}"))
                     return 0
                     ;;
                 --log)
@@ -679,6 +679,10 @@ _migrate() {
                 return 0
             fi
             case "${prev}" in
+                --hook)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --report)
                     local oldifs
                     if [ -n "${IFS+x}" ]; then
@@ -775,7 +779,7 @@ _migrate() {
                     return 0
                     ;;
                 --supervisor)
-                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "refuse hold ignore" -- "${cur}"))
                     return 0
                     ;;
                 --with)
@@ -1046,7 +1050,7 @@ _migrate() {
                     return 0
                     ;;
                 --supervisor)
-                    COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "refuse hold ignore" -- "${cur}"))
                     return 0
                     ;;
                 --log)
@@ -1448,7 +1452,8 @@ M1008
 M1101
 M1102
 M1103
-M1104' ;;
+M1104
+M1105' ;;
     esac
     local IFS=$'\n'
     COMPREPLY=($(compgen -W "$candidates" -- "$cur"))

@@ -48,11 +48,11 @@ complete -c migrate -n "__fish_migrate_needs_command" -f -a "agent" -d 'Receive 
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "keygen" -d 'Make the key with which this host or user shows who it is'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "dump" -d 'Save a process tree to an image'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "pre-dump" -d 'Save the memory of a process tree ahead of a dump'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "restore" -d 'Start a process tree from an image'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "demo" -d 'Show a live move between two hosts made of namespaces'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "move" -d 'Move a running process tree to another host'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "cancel" -d 'End the tracker that a pre-dump has left'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "resolve" -d 'Decide what becomes of this host\'s copy of a target whose move is in doubt'
-complete -c migrate -n "__fish_migrate_needs_command" -f -a "restore" -d 'Start a process tree from an image'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l to -d 'Hosts to ask as well, as for `move`: separated by commas, or @GROUP' -r -f -a "(__fish_print_hostnames)"
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
@@ -208,7 +208,8 @@ log\t'put a log file in their place'
 refuse\t'refuse to dump or move'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to go on'
+hold\t'keep a systemd unit from starting it again, or beside it'
 ignore\t'you have taken care of it'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
@@ -253,6 +254,51 @@ complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s v -d 'Say m
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pidfile -d 'Write the process id of the tree\'s root to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
+minimal\t'only those whose registers are in use'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
+same\t'the same, or none'
+new\t'the same, in a new PID namespace with its own /proc'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else compare what is read, copy what is written to'
+check\t'compare; refuse if one differs'
+copy\t'copy what differs (a move only)'
+skip\t'take what has the same name'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
+close\t'both ends see a reset'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree [default: refuse]' -r -f -a "refuse\t'refuse to dump or move'
+reconnect\t'connect again by the path of the peer'
+close\t'the program sees its peer gone'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
+attach\t'carry them to where this command runs'
+null\t'put /dev/null in their place'
+log\t'put a log file in their place'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to go on'
+hold\t'keep a systemd unit from starting it again, or beside it'
+ignore\t'you have taken care of it'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stream -d 'The image is one self-checking stream: standard output of a dump, standard input of a restore'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l detach -d 'Return as soon as the target runs'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l lazy -d 'Run at once; memory comes when it is touched, and the rest behind'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l dry-run -d 'Only say whether it would run here'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
 pre-copy\t'copy while the target runs, then pause it for what is left'
 stop-and-copy\t'pause it, copy everything'
@@ -278,6 +324,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand demo" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l hook -d 'Run a command at a point of the move: POINT=COMMAND; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l report -d 'Write what happened to this file as a page for a browser: timeline, rounds, where the pause went' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
 pre-copy\t'copy while the target runs, then pause it for what is left'
@@ -333,7 +380,8 @@ log\t'put a log file in their place'
 refuse\t'refuse to dump or move'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to go on'
+hold\t'keep a systemd unit from starting it again, or beside it'
 ignore\t'you have taken care of it'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l with -d 'A directory that goes along as a whole, such as a database\'s; may be given several times' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
@@ -385,50 +433,6 @@ complete -c migrate -n "__fish_migrate_using_subcommand resolve" -s v -d 'Say mo
 complete -c migrate -n "__fish_migrate_using_subcommand resolve" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand resolve" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pidfile -d 'Write the process id of the tree\'s root to this file' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
-minimal\t'only those whose registers are in use'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
-same\t'the same, or none'
-new\t'the same, in a new PID namespace with its own /proc'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else compare what is read, copy what is written to'
-check\t'compare; refuse if one differs'
-copy\t'copy what differs (a move only)'
-skip\t'take what has the same name'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
-close\t'both ends see a reset'
-refuse\t'refuse to dump or move'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree [default: refuse]' -r -f -a "refuse\t'refuse to dump or move'
-reconnect\t'connect again by the path of the peer'
-close\t'the program sees its peer gone'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
-attach\t'carry them to where this command runs'
-null\t'put /dev/null in their place'
-log\t'put a log file in their place'
-refuse\t'refuse to dump or move'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
-ignore\t'you have taken care of it'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l log -d 'Write a debug log to this file' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
-bar\t'a bar that moves'
-plain\t'a line every 5 seconds'
-none\t'nothing'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
-always\t'always'
-never\t'never'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stream -d 'The image is one self-checking stream: standard output of a dump, standard input of a restore'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l detach -d 'Return as soon as the target runs'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l lazy -d 'Run at once; memory comes when it is touched, and the rest behind'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l dry-run -d 'Only say whether it would run here'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -s v -d 'Say more on standard error; -vv says everything'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -s q -d 'Say nothing but failures'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
 
 # What changes while you work: process ids with their names, hosts of ssh, codes of blockers.
 
@@ -575,7 +579,8 @@ function __fish_migrate_codes
         M1101 'service manager would start it again' \
         M1102 'belongs to a container runtime' \
         M1103 'watched by a watchdog' \
-        M1104 'started by a supervisor that starts it again'
+        M1104 'started by a supervisor that starts it again' \
+        M1105 'a unit runs the same program here'
 end
 
 complete -c migrate -n "__fish_migrate_using_subcommand check" -f -a "(__fish_migrate_targets)"

@@ -48,9 +48,12 @@ impl Args {
     /// Saves the target and says what became of it.
     ///
     /// # Errors
-    /// None here: a failure is shown as the session's result.
+    /// The command is in the target and cannot leave it; any other failure is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options();
+        if !context.is_outside(&self.target)? {
+            return Ok(0);
+        }
         let data = matches!(options.image, ImagePlace::Stream);
         let _watch = Watch::begin()?;
         let session = context.session(options.session, Some(self.target.to_string()), data);

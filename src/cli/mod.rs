@@ -6,7 +6,6 @@
 mod config;
 pub mod everywhere;
 pub mod generate;
-mod not_yet;
 mod options;
 mod signals;
 
@@ -27,7 +26,8 @@ mod status;
 mod verify;
 
 use crate::failure::Failure;
-use crate::ops::words::SessionId;
+use crate::ops::outside;
+use crate::ops::words::{SessionId, Target};
 use crate::ui::{self, Session, Settings};
 use clap::{CommandFactory, FromArgMatches};
 use config::Config;
@@ -91,9 +91,26 @@ pub struct Context {
     settings: Settings,
     config: Config,
     verb: String,
+    /// As they were given, without the program's name.
+    arguments: Vec<OsString>,
 }
 
 impl Context {
+    /// Takes the command out of the target, if it is in it; `false`: another process goes on with the work, and this one is to
+    /// end.
+    fn is_outside(&self, target: &Target) -> Result<bool, Failure> {
+        match outside::step(target, &self.arguments)? {
+            outside::Step::Work => Ok(true),
+            outside::Step::End(pid) => {
+                ui::note(
+                    &format!("this command is part of {target}: it goes on outside, as process {pid}"),
+                    &self.settings,
+                );
+                Ok(false)
+            }
+        }
+    }
+
     /// Begins to show a session of this verb. `data` = standard output carries data, so that the result goes to standard error.
     fn session(&self, id: SessionId, target: Option<String>, data: bool) -> Session {
         Session::begin(&self.settings, &self.verb, id, target, data)
@@ -111,7 +128,8 @@ pub fn run(args: Vec<OsString>) -> u8 {
     if let Err(failure) = ui::log::begin(settings.verbose, cli.everywhere.log.as_deref()) {
         return ui::failure::show(&failure, &verb, &settings);
     }
-    let context = Context { settings, config, verb };
+    let arguments = args.get(1..).unwrap_or_default().to_vec();
+    let context = Context { settings, config, verb, arguments };
     match cli.verb.run(&context) {
         Ok(code) => code,
         Err(failure) => ui::failure::show(&failure, &context.verb, &context.settings),
@@ -133,9 +151,6 @@ fn parse(args: &[OsString]) -> Result<(Cli, Config, String), Refused> {
 
     let places = config::Places::of_environment(cli.everywhere.config.clone());
     let config = Config::read(&places).map_err(|failure| refuse(&cli, failure))?;
-    if let Some((_, given)) = matches.subcommand() {
-        not_yet::check(&verb, given).map_err(|failure| refuse(&cli, failure))?;
-    }
     let mut command = command();
     let settings = config.settings(&command).map_err(|failure| refuse(&cli, failure))?;
     if !settings.is_empty() {
@@ -148,23 +163,19 @@ fn parse(args: &[OsString]) -> Result<(Cli, Config, String), Refused> {
 
 /// The definition of the command line: the parser's, and that of man pages, completions and tests.
 pub fn command() -> clap::Command {
-    not_yet::hide(Cli::command())
+    Cli::command()
 }
 
-/// Whether a command line, the program's name first, would be run: it fits the definitions, and every option in it works.
+/// Whether a command line, the program's name first, would be run: it fits the definitions.
 ///
 /// # Errors
 /// What a person would be told.
 pub fn understands(args: &[String]) -> Result<(), String> {
-    let matches = match command().try_get_matches_from(args) {
-        Ok(matches) => matches,
+    match command().try_get_matches_from(args) {
+        Ok(_) => Ok(()),
         // Help and version are understood, too.
-        Err(error) if error.exit_code() == 0 => return Ok(()),
-        Err(error) => return Err(error.to_string()),
-    };
-    match matches.subcommand() {
-        Some((verb, given)) => not_yet::check(verb, given).map_err(|failure| failure.to_string()),
-        None => Ok(()),
+        Err(error) if error.exit_code() == 0 => Ok(()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -6,7 +6,8 @@ use super::signals::Watch;
 use super::{Context, config::Config};
 use crate::failure::Failure;
 use crate::ops;
-use crate::ops::options::MoveOptions;
+use crate::ops::hooks::Hook;
+use crate::ops::options::{MoveOptions, StateOptions};
 use crate::ops::words::{SessionId, Target};
 use crate::transport::Abort;
 
@@ -25,6 +26,11 @@ pub struct Args {
     /// Only say what stands in the way on either side, if anything
     #[arg(long)]
     dry_run: bool,
+    /// Run a command at a point of the move: POINT=COMMAND; may be given several times
+    ///
+    /// Points: preflight, pre-freeze, frozen, pre-commit, network, running, rolled-back, done. Ten seconds each, on the side where it belongs; one that fails before the target is handed over rolls the move back. It finds MIGRATE_HOOK (the point), MIGRATE_SIDE, MIGRATE_SESSION, MIGRATE_TARGET_PID, MIGRATE_DEST_PID and MIGRATE_PEER in its environment. See also /etc/migrate/hooks.d/POINT/.
+    #[arg(long = "hook", value_name = "POINT=COMMAND")]
+    hooks: Vec<Hook>,
     /// Write what happened to this file as a page for a browser: timeline, rounds, where the pause went
     #[arg(long, value_name = "FILE.html", value_hint = clap::ValueHint::FilePath)]
     report: Option<std::path::PathBuf>,
@@ -50,6 +56,9 @@ impl Args {
     /// Usage, before anything has happened; a failure of the move is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options(&context.config)?;
+        if !context.is_outside(&self.target)? {
+            return Ok(0);
+        }
         let watch = Watch::begin()?;
         let abort = Abort::new().map_err(|error| Failure::of("nothing can be interrupted", &error))?;
         watch.abort_with(&abort);
@@ -70,7 +79,7 @@ impl Args {
             dest: single(&self.dests, config)?,
             mode: self.mode.options(),
             memory: self.memory.options(),
-            state: self.state.options(),
+            state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
             with: self.with.clone(),
             peer: self.peer.options(),
             dry_run: self.dry_run,

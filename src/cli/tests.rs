@@ -78,6 +78,7 @@ fn dump_options() {
         move_addresses: addresses,
         cgroup: Some(Cgroup::Path("/jobs/7".into())),
         supervisor: Supervisor::Ignore,
+        hooks: Vec::new(),
     };
     assert_eq!(options.state, state);
 }

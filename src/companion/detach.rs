@@ -12,11 +12,16 @@ const CGROUP: &str = "migrate/sessions";
 /// A session and process group of our own, no working directory held, and a cgroup that no service or login owns.
 /// What cannot be left is logged: an ordinary user may not leave their login's cgroup.
 pub fn leave_the_caller() {
-    if let Err(error) = nix::unistd::setsid() {
-        tracing::debug!(%error, "already leads a session");
-    }
+    leave_the_session();
     if let Err(error) = std::env::set_current_dir("/") {
         tracing::warn!(%error, "cannot leave the working directory");
+    }
+}
+
+/// The same, in the same working directory.
+pub fn leave_the_session() {
+    if let Err(error) = nix::unistd::setsid() {
+        tracing::debug!(%error, "already leads a session");
     }
     for hierarchy in hierarchies(Path::new("/sys/fs/cgroup")) {
         if let Err(error) = enter(&hierarchy) {

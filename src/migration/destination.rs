@@ -32,6 +32,11 @@ mod luggage;
 
 /// The rebuilding side of the engine. Called from one thread.
 pub trait Builder {
+    /// Who comes; before everything else.
+    fn introduce(&mut self, who: &Introduction<'_>) {
+        let _ = who;
+    }
+
     /// What stands in the way of running a target like this here; `state` are the choices of the source's user.
     /// Of files those that are `judged` need no look.
     fn preflight(
@@ -109,6 +114,19 @@ pub trait Builder {
 
     /// Leaves what is armed as it is, to whoever finds it in the journal.
     fn leave(&mut self);
+}
+
+/// Who comes.
+#[derive(Debug)]
+pub struct Introduction<'a> {
+    /// The session, as the source's user knows it.
+    pub session: &'a str,
+    /// From where.
+    pub peer: &'a str,
+    /// Process id of the root at the source.
+    pub target_pid: i32,
+    /// Nothing will come: this is only a look.
+    pub dry_run: bool,
 }
 
 /// Pages that come later.
@@ -209,6 +227,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     luggage::sweep(around.journals);
+    builder.introduce(&Introduction { session: &session, peer: control.peer(), target_pid: target.pid, dry_run });
     let store = Store::begin(around.stores, id, target.memory_bytes, around.max_memory_bytes);
     // Begun long before the pause: making a file costs a wait for the disk.
     let ready = store.and_then(|store| {

@@ -13,6 +13,7 @@
 use super::fence;
 use super::options::{MoveOptions, PeerOptions};
 use super::places::Places;
+use super::systemd::Manager;
 use super::words::Dest;
 use crate::collect::sysv;
 use crate::companion::held::Held;
@@ -43,8 +44,9 @@ const TELLING: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Charge {
     attempt: AttemptId,
-    journals: PathBuf,
+    /// As the user knows it.
     session: String,
+    journals: PathBuf,
     dest: String,
     peer: PeerOptions,
     fence: Option<String>,
@@ -179,6 +181,10 @@ fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
     match heir::settle(&charge.journals, charge.attempt, Again(&again), fence, &mut found) {
         Ok(settled) => tracing::warn!(?settled, "the guardian ends"),
         Err(error) => tracing::error!(%error, "the guardian cannot settle it"),
+    }
+    // What kept a service manager from starting the target again.
+    if let (Some(manager), Ok(session)) = (Manager::here(), charge.session.parse()) {
+        manager.settle(session).iter().for_each(|warning| tracing::warn!("{warning}"));
     }
     0
 }

@@ -3,14 +3,17 @@
 
 use super::guardian::{Charge, Guardian};
 use super::held_locks::GivenUp;
+use super::hooks::{HookPoint, Hooks, Side};
 use super::network::Leaving;
 use super::offered::Offered;
 use super::options::{Compress, Mode, ModeOptions, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
+use super::supervisor;
+use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, fence, interrupt, late, luggage, preflight, standstill};
+use super::{Event, Events, addresses, fence, interrupt, late, luggage, outside, preflight, standstill};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -64,6 +67,10 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
             .target(TargetState::Running));
     }
     preflight::warn(&findings, events);
+    let mut hooks =
+        Hooks::new(Side::Source, options.state.hooks.clone(), options.session.to_string(), options.dest.to_string());
+    hooks.target_pid = Some(root.0);
+    hooks.run(HookPoint::Preflight).map_err(|failure| failure.target(TargetState::Running))?;
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
@@ -95,9 +102,11 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
+        hooks: hooks.clone(),
         guardian: None,
         untold: false,
     };
+    let held = hold(options, &live.resolved)?;
     let moved = source::run(link, &mut live, &wishes, events);
     match moved {
         // The guardian goes on where this program ends.
@@ -105,11 +114,36 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         _ if live.untold => live.guardian.take().into_iter().for_each(Guardian::tells),
         _ => live.guardian.take().into_iter().for_each(Guardian::over),
     }
+    release(held, &moved, events);
+    let stays = !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. }));
+    hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
+    if stays && !options.dry_run {
+        let point = if moved.is_ok() { HookPoint::Done } else { HookPoint::RolledBack };
+        hooks.run_all(point).into_iter().for_each(|text| events.event(Event::Warning(text)));
+    }
     let report = moved.map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
         events.event(Event::Warning(warning.clone()));
     }
     Ok(outcome(options, root.0, report))
+}
+
+/// Units that would start the target again.
+fn hold(options: &MoveOptions, resolved: &Resolved) -> Result<Option<HeldUnits>> {
+    if options.dry_run {
+        return Ok(None);
+    }
+    let choice = supervisor::choice(&options.target, options.state.supervisor);
+    supervisor::hold(resolved, choice, options.session).map_err(|failure| failure.target(TargetState::Running))
+}
+
+fn release(held: Option<HeldUnits>, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
+    match (held, moved) {
+        (Some(held), Ok(_)) => held.after_end().into_iter().for_each(|text| events.event(Event::Warning(text))),
+        // Until somebody decides.
+        (Some(held), Err(MoveError::InDoubt { .. })) => held.leave(),
+        _ => {}
+    }
 }
 
 /// How writes are found; `None` = no rounds, because they were not wanted or would not pay.
@@ -233,6 +267,8 @@ struct Live<'a> {
     slowed: Option<CpuLimit>,
     /// Rounds did not help: memory follows when it runs.
     put_off: bool,
+    /// Commands at points of the move.
+    hooks: Hooks,
     /// Settles the move if this program dies in the handover.
     guardian: Option<Guardian>,
     /// The destination does not know yet that the target stays.
@@ -337,6 +373,7 @@ impl Target for Live<'_> {
     }
 
     fn freeze(&mut self) -> Result<Final> {
+        self.hooks.run(HookPoint::PreFreeze)?;
         let (frozen, Collection { mut model, sources, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
         let mut residual = match &mut self.tree {
@@ -378,6 +415,8 @@ impl Target for Live<'_> {
         let model = encoded(&model)?;
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
+        self.hooks.run(HookPoint::Frozen)?;
+        self.hooks.run(HookPoint::Network)?;
         Ok(Final { plan, model, spaces, later, files })
     }
 
@@ -423,6 +462,7 @@ impl Target for Live<'_> {
     }
 
     fn hold(&mut self) -> Result<()> {
+        self.hooks.run(HookPoint::PreCommit)?;
         match &mut self.frozen {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
             None => return Err(Failure::new("the target is not frozen")),
@@ -531,6 +571,12 @@ fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late);
         outcome.faults = report.late.map(|late| late.faults);
         outcome.bytes = Some(report.bytes_sent + report.late.map_or(0, |late| late.bytes));
+        if outside::has_left() {
+            let pid = report.pid.unwrap_or_default();
+            outcome
+                .notes
+                .push(format!("process {root}, where this was typed, is now process {pid} on {}", options.dest));
+        }
     } else {
         outcome.notes.push("nothing stands in the way; nothing was moved".into());
     }

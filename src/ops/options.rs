@@ -3,6 +3,7 @@
 //! `cli/` fills them from the command line and the configuration, other front ends fill them directly, starting from
 //! `Default`. Each field says in the words of the command line which option it is. An option is here only when the engine honours it.
 
+use super::hooks::Hook;
 use super::words::{Address, Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
 use crate::migration::switchover::{ExitCondition, Step};
@@ -177,6 +178,8 @@ pub enum Supervisor {
     /// It is a blocker.
     #[default]
     Refuse,
+    /// A systemd unit is kept from starting it again, and from starting beside it.
+    Hold,
     /// The person takes care of it.
     Ignore,
 }
@@ -221,6 +224,9 @@ pub struct StateOptions {
     pub cgroup: Option<Cgroup>,
     /// `--supervisor`.
     pub supervisor: Supervisor,
+    /// `--hook`, any number, of a move.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
 }
 
 /// `--mode`: how a target moves.

@@ -36,6 +36,11 @@ impl Places {
         }
     }
 
+    /// Directories of hooks, one for each point; beside the file of peers.
+    pub fn hooks(&self) -> PathBuf {
+        self.peers.with_file_name("hooks.d")
+    }
+
     fn of_root() -> Self {
         Self {
             keys: "/etc/migrate/keys".into(),
@@ -72,6 +77,7 @@ mod tests {
         assert_eq!(places.keys, PathBuf::from("/home/u/.config/migrate/keys"));
         assert_eq!(places.state, PathBuf::from("/home/u/.local/state/migrate"));
         assert_eq!(places.run, PathBuf::from("/run/user/7/migrate"));
+        assert_eq!(Places::of_root().hooks(), PathBuf::from("/etc/migrate/hooks.d"));
         assert_eq!(Places::of_root().peers, PathBuf::from("/etc/migrate/peers"));
     }
 }

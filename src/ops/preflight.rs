@@ -18,7 +18,10 @@ pub fn look(target: &Target, resolved: &Resolved, policy: &Policy, ends_here: Op
     let failed = |e: &(dyn std::error::Error + 'static)| Failure::of(format!("Cannot look at {target}"), e);
     let mut findings = preflight::run(&resolved.table, &resolved.processes, policy).map_err(|e| failed(&e))?;
     if let Some(choice) = ends_here {
-        findings.blockers.extend(supervisor::blockers(&resolved.table, &resolved.roots, &resolved.processes, choice));
+        let choice = supervisor::choice(target, choice);
+        let watched = supervisor::look(&resolved.table, &resolved.roots, &resolved.processes, choice);
+        findings.blockers.extend(watched.blockers);
+        findings.warnings.extend(watched.warnings);
     }
     Ok(findings)
 }

@@ -1,8 +1,11 @@
 //! The destination's end of a move: the engine behind [`crate::migration::destination`].
 
 use super::addresses;
+use super::hooks::Aside;
 use super::network::Arriving;
 use super::options::{StateOptions, Stdio};
+use super::supervisor;
+use super::systemd::MaskedUnit;
 use super::words::SessionId;
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
@@ -13,7 +16,7 @@ use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
-use crate::migration::destination::{self, Builder, Contents, Expected, Standing, Surroundings};
+use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::landing::Memory;
 use crate::migration::postcopy::{self, Later, receiver};
 use crate::net::address::Place;
@@ -40,7 +43,10 @@ pub fn run(
     // Memory first: contents are read back once, a moment later.
     let stores = [Path::new("/dev/shm"), Path::new("/var/tmp"), state_dir];
     let around = Surroundings { journals: &journals, run, stores: &stores, max_memory_bytes };
-    destination::run(link, &mut Engine { state_dir: state_dir.to_owned(), ..Engine::default() }, around)
+    let mut engine = Engine { state_dir: state_dir.to_owned(), ..Engine::default() };
+    let received = destination::run(link, &mut engine, around);
+    engine.hooks.end(received.is_ok());
+    received
 }
 
 /// Rebuilds targets with the restore of this program.
@@ -61,13 +67,22 @@ struct Engine {
     late: Option<(Later, Kept)>,
     /// The process that brings them, if it was started ahead of time.
     pager: Option<Ready>,
+    hooks: Aside,
+    /// A unit here that is kept from running beside the target.
+    to_mask: Option<String>,
+    masked: Option<MaskedUnit>,
 }
 
 impl Builder for Engine {
+    fn introduce(&mut self, who: &Introduction<'_>) {
+        self.hooks = Aside::of(who);
+    }
+
     fn preflight(&mut self, model: &Model, state: &serde_json::Value, judged: &HashSet<Bytes>) -> Result<Vec<Blocker>> {
         self.name = SessionId::random().to_string();
         self.state = serde_json::from_value(state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
+        self.hooks.preflight(&self.state.hooks)?;
         let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
         let scope = restore::preflight::Scope {
             cpu: self.state.cpu.unwrap_or_default(),
@@ -84,6 +99,12 @@ impl Builder for Engine {
         let same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
         self.network = Arriving::begin(&self.addresses(), model, same_network);
         blockers.extend(addresses::blockers(&self.addresses()));
+        // On one host it is the unit that the target leaves, which the source looks after.
+        if !original_here(model) {
+            let (units, to_mask) = supervisor::beside(model, self.state.supervisor);
+            blockers.extend(units);
+            self.to_mask = to_mask;
+        }
         Ok(blockers)
     }
 
@@ -95,6 +116,8 @@ impl Builder for Engine {
         if !restore::prebuilt::can_stand(&model) {
             return Ok(None);
         }
+        self.hooks.begun();
+        self.mask()?;
         let options = restore::Options { read_at: Some(read_at), ..self.options(&model) };
         // This process serves one session: the model lives as long as it does.
         let model: &'static Model = Box::leak(Box::new(model));
@@ -174,6 +197,8 @@ impl Builder for Engine {
     }
 
     fn prepare(&mut self, contents: Contents<'_>) -> Result<()> {
+        self.hooks.begun();
+        self.mask()?;
         let late = self.late.as_ref().map(|(pages, _)| pages.clone()).unwrap_or_default();
         // Sockets are bound to these. The source has given them up.
         let restored = match contents {
@@ -229,7 +254,12 @@ impl Builder for Engine {
         network.announce();
         armed.run(&mut || network.inject()).map_err(|e| Failure::of("the target cannot be let go", &e))?;
         network.settle();
-        Ok(armed.root().0)
+        let root = armed.root().0;
+        if let Some(text) = self.masked.take().and_then(MaskedUnit::stay) {
+            tracing::warn!("{text}");
+        }
+        self.hooks.runs(root);
+        Ok(root)
     }
 
     fn announce(&mut self) {
@@ -241,6 +271,8 @@ impl Builder for Engine {
     }
 
     fn leave(&mut self) {
+        // The copy may still run here.
+        drop(self.masked.take().and_then(MaskedUnit::stay));
         self.armed.take().into_iter().for_each(Armed::leave);
     }
 
@@ -251,6 +283,8 @@ impl Builder for Engine {
         self.prebuilt = None;
         self.restored = None;
         self.armed = None;
+        self.masked = None;
+        self.hooks.rolled_back();
     }
 }
 
@@ -276,6 +310,13 @@ fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {
 }
 
 impl Engine {
+    fn mask(&mut self) -> Result<()> {
+        if let Some(unit) = self.to_mask.take() {
+            self.masked = supervisor::mask(Some(unit))?;
+        }
+        Ok(())
+    }
+
     fn options(&self, model: &Model) -> restore::Options {
         restore::Options {
             pids: self.state.pids.unwrap_or_default(),

@@ -3,6 +3,7 @@
 use super::options::ResolveOptions;
 use super::places::Places;
 use super::status::ask;
+use super::systemd::Manager;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::handover::source::Phase;
 use crate::migration::handover::{Choice, Reply, Request};
@@ -105,6 +106,10 @@ fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<
     let phase = resolve::source(journals, line, said, choice).map_err(|error| undecided(line, &error))?;
     if line.step != Step::Committing && phase == Phase::Stays && ask(line, Request::Abort).is_none() {
         warnings.push(format!("{} was not told: it may hold a copy, which waits there", line.peer));
+    }
+    // What its command held until now.
+    if let (Some(manager), Ok(session)) = (Manager::here(), line.session.parse()) {
+        warnings.extend(manager.settle(session));
     }
     let target = match phase {
         Phase::Stays => "it goes on here".to_owned(),

@@ -5,8 +5,9 @@ use super::options::{ImagePlace, RestoreOptions, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::spool::Spooled;
+use super::systemd::MaskedUnit;
 use super::words::SessionId;
-use super::{Event, Events, addresses, choices, interrupt};
+use super::{Event, Events, addresses, choices, interrupt, supervisor};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
 use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Ready, Watch};
@@ -16,6 +17,7 @@ use crate::image::task::Task;
 use crate::image::{Model, Pid};
 use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
+use crate::net::address::Place;
 use crate::restore;
 use crate::sys::wait::{Status, wait};
 use std::path::{Path, PathBuf};
@@ -76,15 +78,10 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     };
     let places = addresses::there(&state);
     blockers.extend(addresses::blockers(&places));
-    let coming = places.iter().map(|place| place.ip).collect();
-    let scope = restore::preflight::Scope {
-        cpu: state.cpu.unwrap_or_default(),
-        original_runs: false,
-        coming,
-        ..Default::default()
-    };
-    blockers.extend(restore::preflight::look(&model, &settings, &scope));
+    blockers.extend(restore::preflight::look(&model, &settings, &scope(&state, &places)));
     blockers.extend(not_given(&model, stdio));
+    let (units, to_mask) = supervisor::beside(&model, state.supervisor);
+    blockers.extend(units);
     if !blockers.is_empty() {
         let what = format!("{} cannot be restored here", dir.display());
         return Err(Failure::blocked(what, blockers).target(TargetState::NotStarted));
@@ -92,6 +89,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     if options.dry_run {
         return Ok(nothing_in_the_way(options));
     }
+    let masked = supervisor::mask(to_mask).map_err(|failure| failure.target(TargetState::NotStarted))?;
     // While the tree is made.
     let pager = options.lazy.then(Ready::pager).transpose().map_err(|e| failed(&e))?;
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
@@ -119,12 +117,18 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let late = late.map_err(|failure| failure.target(TargetState::NotStarted))?.flatten();
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
     addresses.stay();
+    masked.and_then(MaskedUnit::stay).into_iter().for_each(warn);
     closed.tell_peers().into_iter().for_each(warn);
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
     Ok(Running { outcome, root, child, terminal, late })
+}
+
+fn scope(state: &StateOptions, places: &[Place]) -> restore::preflight::Scope {
+    let coming = places.iter().map(|place| place.ip).collect();
+    restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), coming, ..Default::default() }
 }
 
 /// The answer of `--dry-run`.

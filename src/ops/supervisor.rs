@@ -2,42 +2,127 @@
 //!
 //! Only operations that end the target here have to ask. `--supervisor ignore` means that a person takes care of it.
 
+use super::systemd::{HeldUnits, Manager, MaskedUnit, is_unit_name};
+use super::target::Resolved;
+use super::words::{SessionId, Target};
 use super::{container, options::Supervisor};
 use crate::{
     blocker::{Blocker, codes},
     collect::preflight::reach::object,
-    image::Pid,
+    failure::Result,
+    image::{Model, Pid},
     proc::table::{Row, Table},
 };
-use std::{
-    collections::BTreeSet,
-    io::Read,
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::collections::{BTreeSet, HashMap};
 
 /// Programs that start their children again when they end.
 const SUPERVISORS: [&str; 8] =
     ["supervisord", "runsv", "s6-supervise", "supervise", "monit", "circusd", "dinit", "perpd"];
 
-/// How long `systemctl` may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// What watches processes of the tree.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// What is in the way.
+    pub blockers: Vec<Blocker>,
+    /// Units to hold ([`Manager::hold`]).
+    pub units: Vec<String>,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+}
 
 /// Everything that watches processes of the tree.
-pub fn blockers(table: &Table, roots: &[Pid], processes: &[Pid], choice: Supervisor) -> Vec<Blocker> {
+pub fn look(table: &Table, roots: &[Pid], processes: &[Pid], choice: Supervisor) -> Watched {
+    look_at(Manager::here().as_ref(), table, roots, processes, choice)
+}
+
+fn look_at(manager: Option<&Manager>, table: &Table, roots: &[Pid], processes: &[Pid], choice: Supervisor) -> Watched {
+    let mut watched = Watched::default();
     if choice == Supervisor::Ignore {
-        return Vec::new();
+        return watched;
     }
     let rows = |pids: &[Pid]| pids.iter().filter_map(|pid| table.get(*pid)).collect::<Vec<&Row>>();
-    let mut found: Vec<Blocker> = rows(roots).into_iter().filter_map(|row| watched(table, row)).collect();
-    // Not running means that nothing is supervised by it.
-    if Path::new("/run/systemd/system").exists() {
-        for unit in services(&rows(processes)) {
-            found.extend(ask("systemctl", &unit).map(|shown| judge(&unit, &shown, processes)).unwrap_or_default());
+    watched.blockers = rows(roots).into_iter().filter_map(|row| self::watched(table, row)).collect();
+    let Some(manager) = manager else { return watched };
+    for unit in services(&rows(processes)) {
+        let Some(shown) = manager.show(&unit) else { continue };
+        let found = judge(&unit, &shown, processes);
+        if choice == Supervisor::Hold {
+            watched.hold(unit, found);
+        } else {
+            watched.blockers.extend(found);
         }
     }
-    found
+    watched
+}
+
+impl Watched {
+    /// What holding takes away.
+    fn hold(&mut self, unit: String, found: Vec<Blocker>) {
+        for blocker in found {
+            match blocker.code {
+                codes::SUPERVISED => self.units.push(unit.clone()),
+                codes::WATCHDOG => self.warnings.push(format!("{unit}: {}: a longer pause ends it", blocker.reason)),
+                _ => self.blockers.push(blocker),
+            }
+        }
+    }
+}
+
+/// What is done about supervisors of a target: who names a unit wants it held.
+pub fn choice(target: &Target, given: Supervisor) -> Supervisor {
+    match (target, given) {
+        (Target::Unit(_), Supervisor::Refuse) => Supervisor::Hold,
+        (_, given) => given,
+    }
+}
+
+/// Keeps the units of a target from starting it again; `None` where there is nothing to hold.
+///
+/// # Errors
+/// A unit cannot be held.
+pub fn hold(resolved: &Resolved, choice: Supervisor, session: SessionId) -> Result<Option<HeldUnits>> {
+    let Some(manager) = Manager::here().filter(|_| choice == Supervisor::Hold) else { return Ok(None) };
+    let watched = look(&resolved.table, &resolved.roots, &resolved.processes, choice);
+    if watched.units.is_empty() { Ok(None) } else { manager.hold(session, watched.units).map(Some) }
+}
+
+/// The unit of the same name as the one the tree ran in, if it would run the program beside it here: what is in the way, and
+/// which unit to mask ([`Manager::mask`]).
+pub fn beside(model: &Model, choice: Supervisor) -> (Vec<Blocker>, Option<String>) {
+    beside_at(Manager::here().as_ref(), model, choice)
+}
+
+/// Keeps a unit from being started, until the guard is dropped or told to stay.
+///
+/// # Errors
+/// It cannot be.
+pub fn mask(unit: Option<String>) -> Result<Option<MaskedUnit>> {
+    match (Manager::here(), unit) {
+        (Some(manager), Some(unit)) => manager.mask(&unit).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn beside_at(manager: Option<&Manager>, model: &Model, choice: Supervisor) -> (Vec<Blocker>, Option<String>) {
+    let nothing = (Vec::new(), None);
+    let set = model.root().cgroups.and_then(|id| model.cgroups.get(id.at()));
+    let of = |controllers: &str| {
+        set?.memberships.iter().find(|m| m.controllers == controllers && m.path.0 != b"/").map(|m| &m.path.0[..])
+    };
+    let unit = of("name=systemd").or_else(|| of("")).and_then(unit_of);
+    let (Some(manager), Some(unit)) = (manager, unit.filter(|_| choice != Supervisor::Ignore)) else { return nothing };
+    let Some(shown) = manager.show(&unit) else { return nothing };
+    let value = |key: &str| shown.get(key).map(String::as_str).unwrap_or_default();
+    if !matches!(value("LoadState"), "loaded" | "") {
+        return nothing;
+    }
+    match value("ActiveState") {
+        "active" | "activating" | "reloading" | "deactivating" => {
+            let reason = format!("it is {} here", value("ActiveState"));
+            (vec![Blocker::new(codes::UNIT_BESIDE, unit).because(reason)], None)
+        }
+        _ => (Vec::new(), Some(unit).filter(|_| choice == Supervisor::Hold)),
+    }
 }
 
 /// A root below a container runtime or a supervisor.
@@ -57,40 +142,18 @@ fn watched(table: &Table, row: &Row) -> Option<Blocker> {
 /// user, and are left to the person.
 fn services(rows: &[&Row]) -> BTreeSet<String> {
     let paths = rows.iter().filter_map(|row| row.systemd_path());
-    paths
-        .filter_map(|path| {
-            let path = std::str::from_utf8(path).ok()?;
-            let step = path.split('/').find(|step| step.ends_with(".service"))?;
-            (!step.starts_with("user@")).then(|| step.to_owned())
-        })
-        .collect()
+    paths.filter_map(unit_of).collect()
 }
 
-/// What `systemctl show` says of a unit, as lines `KEY=VALUE`; `None` if it cannot be asked.
-fn ask(systemctl: &str, unit: &str) -> Option<String> {
-    let mut command = Command::new(systemctl);
-    command.args(["show", "--property=MainPID,Restart,WatchdogUSec,RestartForceExitStatus", "--", unit]);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
-    let deadline = Instant::now() + PATIENCE;
-    // It writes a few lines only, so it never waits for us to read.
-    while child.try_wait().ok()?.is_none() {
-        if Instant::now() > deadline {
-            tracing::warn!("systemctl does not answer");
-            // It is our own child; an error means that it has just ended.
-            let _ = child.kill();
-            let _ = child.wait();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let mut text = String::new();
-    child.stdout.take()?.take(64 << 10).read_to_string(&mut text).ok()?;
-    Some(text)
+/// The system's service in the path of a cgroup.
+fn unit_of(path: &[u8]) -> Option<String> {
+    let path = std::str::from_utf8(path).ok()?;
+    let step = path.split('/').find(|step| step.ends_with(".service"))?;
+    (!step.starts_with("user@") && is_unit_name(step)).then(|| step.to_owned())
 }
 
-fn judge(unit: &str, shown: &str, processes: &[Pid]) -> Vec<Blocker> {
-    let value =
-        |key: &str| shown.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap_or_default();
+fn judge(unit: &str, shown: &HashMap<String, String>, processes: &[Pid]) -> Vec<Blocker> {
+    let value = |key: &str| shown.get(key).map(String::as_str).unwrap_or_default();
     let main = value("MainPID").parse().ok().map(Pid);
     if !main.is_some_and(|main| processes.contains(&main)) {
         // Only the end of the main process makes the manager act.
@@ -99,8 +162,7 @@ fn judge(unit: &str, shown: &str, processes: &[Pid]) -> Vec<Blocker> {
     let mut found = Vec::new();
     if !matches!(value("Restart"), "" | "no") {
         let reason = format!("systemd starts it again (Restart={})", value("Restart"));
-        let remedy = format!("systemctl edit --runtime {unit} with Restart=no, then --supervisor ignore");
-        found.push(Blocker::new(codes::SUPERVISED, unit).because(reason).remedy(remedy));
+        found.push(Blocker::new(codes::SUPERVISED, unit).because(reason));
     }
     if !matches!(value("WatchdogUSec"), "" | "0" | "infinity") {
         let reason = format!("systemd expects a sign of life every {}", value("WatchdogUSec"));
@@ -112,11 +174,17 @@ fn judge(unit: &str, shown: &str, processes: &[Pid]) -> Vec<Blocker> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::cgroup::{CgroupSet, Membership};
+    use crate::image::tests::sample;
+    use crate::ops::systemd;
     use crate::{
         blocker::Code,
         proc::{cgroup::Line, table::tests::row},
     };
-    use std::os::unix::fs::PermissionsExt;
+
+    fn blockers(table: &Table, roots: &[Pid], processes: &[Pid], choice: Supervisor) -> Vec<Blocker> {
+        look_at(None, table, roots, processes, choice).blockers
+    }
 
     fn codes_of(blockers: &[Blocker]) -> Vec<Code> {
         blockers.iter().map(|b| b.code).collect()
@@ -150,7 +218,10 @@ mod tests {
 
     #[test]
     fn what_systemd_says_of_a_unit() {
-        let says = |text: &str| codes_of(&judge("x.service", text, &[Pid(10), Pid(11)]));
+        let shown = |text: &str| -> HashMap<String, String> {
+            text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+        };
+        let says = |text: &str| codes_of(&judge("x.service", &shown(text), &[Pid(10), Pid(11)]));
         assert_eq!(says("MainPID=10\nRestart=no\nWatchdogUSec=0\n"), []);
         assert_eq!(says("MainPID=10\nRestart=on-failure\nWatchdogUSec=infinity\n"), [codes::SUPERVISED]);
         assert_eq!(says("MainPID=11\nRestart=always\nWatchdogUSec=30s\n"), [codes::SUPERVISED, codes::WATCHDOG]);
@@ -159,14 +230,39 @@ mod tests {
     }
 
     #[test]
-    fn systemctl_is_asked_and_its_silence_is_no_answer() {
+    fn what_is_held_is_not_in_the_way() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("systemctl");
-        std::fs::write(&path, "#!/bin/sh\necho \"MainPID=$#\"; echo Restart=always\n").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let shown = ask(path.to_str().unwrap(), "x.service").unwrap();
-        assert_eq!(shown, "MainPID=4\nRestart=always\n");
-        assert_eq!(ask("/no/such/systemctl", "x.service"), None);
+        let manager = systemd::tests::fake(dir.path(), 5);
+        let mut row = row(5, 1, 5);
+        let path = b"/system.slice/x.service".as_slice().into();
+        row.cgroups.push(Line { hierarchy: 0, controllers: String::new(), path, deleted: false });
+        let table = Table::of(vec![row]);
+        let of = |choice| look_at(Some(&manager), &table, &[Pid(5)], &[Pid(5)], choice);
+        assert_eq!(codes_of(&of(Supervisor::Refuse).blockers), [codes::SUPERVISED]);
+        assert_eq!(of(Supervisor::Hold), Watched { units: vec!["x.service".into()], ..Watched::default() });
+        assert_eq!(of(Supervisor::Ignore), Watched::default());
+        assert_eq!(choice(&Target::Unit("x".into()), Supervisor::Refuse), Supervisor::Hold);
+        assert_eq!(choice(&Target::Pid(Pid(5)), Supervisor::Refuse), Supervisor::Refuse);
+    }
+
+    #[test]
+    fn a_unit_that_runs_here_is_in_the_way_of_one_that_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = systemd::tests::fake(dir.path(), 5);
+        let mut model = sample();
+        let path = b"/system.slice/x.service".to_vec().into();
+        model.cgroups = vec![CgroupSet { memberships: vec![Membership { controllers: String::new(), path }] }];
+        model.tasks[0].cgroups = Some(crate::image::CgroupSetId(0));
+        let of = |choice| {
+            let (blockers, unit) = beside_at(Some(&manager), &model, choice);
+            (codes_of(&blockers), unit)
+        };
+        assert_eq!(of(Supervisor::Refuse), (vec![codes::UNIT_BESIDE], None));
+        assert_eq!(of(Supervisor::Hold), (vec![codes::UNIT_BESIDE], None), "nobody's program is stopped");
+        assert_eq!(of(Supervisor::Ignore), (vec![], None));
+        std::fs::write(dir.path().join("ended"), "").unwrap();
+        assert_eq!(of(Supervisor::Refuse), (vec![], None));
+        assert_eq!(of(Supervisor::Hold), (vec![], Some("x.service".into())));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::ops::options::Cgroup;
 use crate::proc::ProcDir;
 use crate::proc::cgroupfs::{self, Hierarchy, hierarchies};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The cgroups a tree is put into, made and open.
 #[derive(Debug, Default)]
@@ -40,6 +40,10 @@ pub fn prepare(model: &Model, choice: &Cgroup, name: &str, warnings: &mut Vec<St
     for hierarchy in hierarchies()? {
         let ours = own.iter().find(|m| m.controllers == hierarchy.controllers);
         let Some(path) = wanted(model, choice, name, &hierarchy, ours) else { continue };
+        // The words of an image or of a peer.
+        if path.components().any(|part| !matches!(part, Component::Normal(_))) {
+            return Err(failed("use the cgroup", &path, crate::sys::Errno::EINVAL));
+        }
         let dir = hierarchy.mount.join(&path);
         if let Err(errno) = make(&dir).and_then(|()| cgroupfs::inherit_sets(&hierarchy.mount, &dir)) {
             warnings.push(format!("cgroup {} could not be made: {errno}", dir.display()));

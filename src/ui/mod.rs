@@ -96,6 +96,13 @@ impl Settings {
     }
 }
 
+/// Prints something that is neither a result nor a failure to standard error, unless nothing is to be said.
+pub fn note(text: &str, settings: &Settings) {
+    if !settings.quiet && !settings.json {
+        put(Stream::Err, &format!("{text}\n"));
+    }
+}
+
 /// What a person should know that comes after the result.
 pub fn warning(text: &str) {
     put(Stream::Err, &format!("warning: {text}\n"));

@@ -247,11 +247,16 @@ fn a_failed_dump_says_in_what_state_the_target_is() {
 }
 
 #[test]
-fn options_that_do_not_work_yet_are_refused_and_not_shown() {
-    let output = run(&["restore", "-D", "/nonexistent/x", "--supervisor", "ignore"]);
+fn files_are_copied_by_a_move_alone() {
+    for verb in [&["restore", "--detach", "-D", "/nonexistent/x"][..], &["dump", "2147483647", "-D", "/nonexistent/x"]]
+    {
+        let output = run(&[verb, &["--files", "copy"]].concat());
+        assert_eq!(code(&output), 2, "{}", err(&output));
+        assert!(err(&output).contains("--files copy is for a move"), "{}", err(&output));
+    }
+    let output = run(&["move", "1", "unix:/nonexistent/x", "--hook", "never=true"]);
     assert_eq!(code(&output), 2, "{}", err(&output));
-    assert!(err(&output).contains("--supervisor does not work yet"), "{}", err(&output));
-    assert!(!out(&run(&["restore", "--help"])).contains("--supervisor"));
+    assert!(err(&output).contains("pre-commit"), "the points are named: {}", err(&output));
 }
 
 #[test]

@@ -145,7 +145,7 @@ table! { SUPERVISOR:
     SUPERVISED = 1101, "service manager would start it again",
         object: "a systemd unit with Restart=, whose main process is in the tree",
         why: "When the program ends here after the move, systemd would start a second one.",
-        remedy: "systemctl edit --runtime UNIT with Restart=no, then --supervisor ignore",
+        remedy: "--supervisor hold, which keeps the unit from restarting until the move is over",
         kernel: "all";
     CONTAINER = 1102, "belongs to a container runtime",
         object: "a process in the cgroup of docker, containerd, podman, CRI-O or LXC",
@@ -161,5 +161,10 @@ table! { SUPERVISOR:
         object: "a parent such as supervisord, runsv, s6-supervise or monit",
         why: "When the program ends here after the move, the supervisor would start a second one.",
         remedy: "tell the supervisor to let go (sv once, supervisorctl), then --supervisor ignore",
+        kernel: "all";
+    UNIT_BESIDE = 1105, "a unit runs the same program here",
+        object: "a systemd unit of the name that the target's had where it came from",
+        why: "A second one would run beside the target, with the same files and ports.",
+        remedy: "systemctl stop UNIT, then --supervisor hold; or ignore, if it is another program",
         kernel: "all";
 }

@@ -39,8 +39,11 @@ const STDIO: Words<Stdio> = &[
     ("log", Stdio::Log, "put a log file in their place"),
     ("refuse", Stdio::Refuse, "refuse to dump or move"),
 ];
-const SUPERVISOR: Words<Supervisor> =
-    &[("refuse", Supervisor::Refuse, "refuse to move"), ("ignore", Supervisor::Ignore, "you have taken care of it")];
+const SUPERVISOR: Words<Supervisor> = &[
+    ("refuse", Supervisor::Refuse, "refuse to go on"),
+    ("hold", Supervisor::Hold, "keep a systemd unit from starting it again, or beside it"),
+    ("ignore", Supervisor::Ignore, "you have taken care of it"),
+];
 
 /// The STATE group.
 #[derive(Debug, Clone, clap::Args)]
@@ -79,6 +82,8 @@ pub struct StateArgs {
     #[arg(long, value_name = "WHICH", value_parser = cgroup)]
     cgroup: Option<Cgroup>,
     /// What is done about a service manager that would start the target again
+    ///
+    /// Where it ends: its unit. Where it comes: the unit of the same name, which must not run there; hold masks it until the next boot or `systemctl unmask --runtime`. A target that is named by its unit is held.
     #[arg(long, value_name = "HOW", default_value = "refuse", value_parser = one_of(SUPERVISOR))]
     supervisor: Supervisor,
 }
@@ -96,6 +101,7 @@ impl StateArgs {
             move_addresses: self.move_addresses.clone(),
             cgroup: self.cgroup.clone(),
             supervisor: self.supervisor,
+            hooks: Vec::new(),
         }
     }
 }

@@ -9,7 +9,8 @@ pub(super) mod place;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
 use super::outcome::{Outcome, State, Where};
-use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, target};
+use super::systemd::HeldUnits;
+use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, supervisor, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -62,6 +63,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         (outcome.processes, outcome.threads) = (Some(findings.processes), Some(findings.threads));
         return Ok(outcome);
     }
+    let held = hold(options, &resolved)?;
     let job = Job {
         root,
         known: &resolved.processes,
@@ -104,6 +106,8 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         // It has run since before the image was written.
         paused.parts.parts.pop();
     }
+    let warnings = held.map(HeldUnits::after_end).unwrap_or_default();
+    warnings.into_iter().for_each(|warning| events.event(Event::Warning(warning)));
     outcome.downtime_parts = paused.parts.parts;
     rounds.end_tracking();
     outcome.mode = Some(if rounds.tree.is_some() { "pre-copy" } else { "stop-and-copy" });
@@ -112,6 +116,15 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     outcome.pages = Some(outcome.rounds.iter().map(|r| r.pages).sum());
     outcome.bytes = Some(outcome.rounds.iter().map(|r| r.bytes).sum());
     Ok(outcome)
+}
+
+/// Units that would start the target again when it ends here.
+fn hold(options: &DumpOptions, resolved: &target::Resolved) -> Result<Option<HeldUnits>> {
+    if options.after != AfterDump::End {
+        return Ok(None);
+    }
+    let choice = supervisor::choice(&options.target, options.state.supervisor);
+    supervisor::hold(resolved, choice, options.session).map_err(|failure| failure.target(TargetState::Running))
 }
 
 /// How dirty pages are found, if that works here.
@@ -217,9 +230,7 @@ fn pause(
     fault::at(Point::DumpCollected).map_err(injected)?;
     let residual = memory::residual(&model, &sources, rounds).map_err(running)?;
     parts.end("scan");
-    for (child, parent) in &residual.kin {
-        model.mms[child.at()].cow_parent = Some(*parent);
-    }
+    residual.kin.iter().for_each(|(child, parent)| model.mms[child.at()].cow_parent = Some(*parent));
     let identities = place.identities(&model, &sources);
     let shmems = sources.shmems.into_iter().map(|collect::ShmemSource::File(f)| f).collect();
     let pages = TargetPages::new(sources.mms, shmems);
