@@ -477,10 +477,11 @@ fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
             (false, true) => "post-copy",
             (false, false) => "stop-and-copy",
         });
-        let late = report.late.map_or(0, |late| late.pages);
-        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late);
-        outcome.faults = report.late.map(|late| late.faults);
-        outcome.bytes = Some(report.bytes_sent + report.late.map_or(0, |late| late.bytes));
+        outcome.faults = report.late.as_ref().map(|late| late.faults);
+        let late = report.late.unwrap_or_default();
+        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late.pages);
+        outcome.bytes = Some(report.bytes_sent + late.bytes);
+        outcome.stalls = late.waits;
     } else {
         outcome.notes.push("nothing stands in the way; nothing was moved".into());
     }

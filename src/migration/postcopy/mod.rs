@@ -9,7 +9,7 @@
 //!                        <-------------------------------------------------- WANT: somebody waits for these
 //! PAGE on the urgent link: those, then what lies around them ------------>
 //! PAGE on the other link: the rest, in large pieces --------------------->
-//!                        <-------------------------------------------------- MARK: everything is in
+//!                        <-------------------------------------------------- WAIT: who has waited how long; MARK: everything is in
 //! MARK: the original ends ----------------------------------------------->
 //! ```
 //! No fault waits behind bulk data: the two links have buffers of their own. Each page is sent once; after a lost link both
@@ -23,6 +23,7 @@
 pub mod receiver;
 pub mod relay;
 pub mod serving;
+mod waits;
 
 use super::protocol::AttemptId;
 use crate::image::{MmId, limits};

@@ -1,13 +1,13 @@
 //! The pager of a target that has moved: pages come from the host that it has left.
 
 use super::relay::{BULK, URGENT};
-use super::{send_missing, send_wanted, socket_path};
+use super::{send_missing, send_wanted, socket_path, waits};
 use crate::companion::pager::{Kept, Origin, Ready, serve};
 use crate::fault::{self, Point};
 use crate::image::MmId;
 use crate::image::mm::PAGE;
 use crate::memory::lazy::source::Lost;
-use crate::memory::lazy::{Arrival, Fault, Source};
+use crate::memory::lazy::{Arrival, Fault, Source, Waits};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::pages::{What, unpack};
 use crate::migration::send_pages::ALIVE_EVERY;
@@ -233,7 +233,7 @@ impl Source for Receiver {
     }
 
     /// The source may end the original now. It is told for as long as it may take to find a link.
-    fn finish(&mut self) {
+    fn finish(&mut self, waited: &[Waits]) {
         let deadline = Instant::now() + self.patience.min(TOLD_WITHIN);
         self.owed.clear();
         self.wanted.clear();
@@ -241,7 +241,7 @@ impl Source for Receiver {
             self.accept();
             if let Some(channel) = &mut self.urgent {
                 channel.deadline(Some(FRAME));
-                let told = channel.send(FrameKind::MARK, &[]);
+                let told = waits::send(channel, waited).and_then(|()| channel.send(FrameKind::MARK, &[]));
                 if told.and_then(|()| channel.expect(FrameKind::MARK, "the end of the original").map(drop)).is_ok() {
                     return;
                 }

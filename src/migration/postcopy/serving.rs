@@ -1,8 +1,8 @@
 //! The source's end: pages of the frozen original, for as long as the destination lacks any.
 
-use super::{read_wanted, receive_missing};
+use super::{read_wanted, receive_missing, waits};
 use crate::image::mm::PAGE;
-use crate::memory::lazy::Order;
+use crate::memory::lazy::{Order, Waits};
 use crate::memory::lazy::order::Next;
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, RangeSet, Space};
@@ -43,7 +43,7 @@ pub struct Serving {
 }
 
 /// What was served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Served {
     /// Pages.
     pub pages: u64,
@@ -51,6 +51,8 @@ pub struct Served {
     pub faults: u64,
     /// Bytes on the wire, headers included.
     pub bytes: u64,
+    /// By whom, and how long.
+    pub waits: Vec<Waits>,
 }
 
 /// Of a target whose pages all go before it runs.
@@ -94,7 +96,7 @@ impl Serving {
         loop {
             let state = self.state();
             if state.drained {
-                return Ok(state.served);
+                return Ok(state.served.clone());
             }
             progress(state.order.pages());
             if !state.linked && given_up() {
@@ -195,6 +197,7 @@ impl Serving {
                     state.served.faults += faults.len() as u64;
                     faults.into_iter().for_each(|fault| state.order.fault(fault));
                 }
+                FrameKind::WAITS => self.state().served.waits = waits::read(frame.body, &peer)?,
                 FrameKind::MARK => return Ok(channel.send(FrameKind::MARK, &[])?),
                 got => return Err(TransportError::UnexpectedKind { peer, expected: "wanted pages", got }.into()),
             }
