@@ -159,7 +159,12 @@ struct Attempt<'a> {
     offered: Option<Model>,
     /// Where pages land, once there is a tree.
     landing: Option<Landing>,
+    /// Pages follow when it runs, if rounds do not help.
+    may_follow: bool,
 }
+
+/// Rounds of a target that converges, about.
+const FEW_ROUNDS: u32 = 4;
 
 /// The tree of the builder as the keeper knows it.
 struct Built<'b>(&'b mut dyn Builder);
@@ -188,7 +193,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, may_follow } = offer else {
+    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, follows, may_follow } = offer
+    else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
@@ -212,6 +218,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             keeper,
             offered: None,
             landing: None,
+            may_follow: may_follow && !follows,
         },
         Err(error) => {
             protocol::receive_model(&mut control, model_bytes)?;
@@ -219,7 +226,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             return Err(error);
         }
     };
-    if may_follow && !dry_run {
+    if follows && !dry_run {
         attempt.builder.may_lack_pages();
     }
     let result = attempt.whole(bulk, target.memory_bytes, model_bytes, dry_run);
@@ -293,6 +300,10 @@ impl Attempt<'_> {
                     self.send(&FromDestination::Built { attempt: self.id })?;
                 }
                 FromSource::Round { attempt, number } if attempt == self.id => {
+                    // What takes so many rounds may never converge.
+                    if number > FEW_ROUNDS && std::mem::take(&mut self.may_follow) {
+                        self.builder.may_lack_pages();
+                    }
                     self.round(bulk, number)?;
                     let room_bytes = self.store.room_bytes();
                     self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;

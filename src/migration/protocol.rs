@@ -167,7 +167,10 @@ pub enum FromSource {
         dry_run: bool,
         /// Length of the model.
         model_bytes: u64,
-        /// Pages may follow when it runs.
+        /// Pages follow when it runs.
+        #[serde(default)]
+        follows: bool,
+        /// They do if rounds do not help.
         #[serde(default)]
         may_follow: bool,
     },

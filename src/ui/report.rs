@@ -19,6 +19,9 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     if !size.is_empty() {
         row("tree", size.join(", "));
     }
+    if let Some(mode @ ("post-copy" | "hybrid")) = outcome.mode {
+        row("mode", mode.to_owned());
+    }
     if let Some(downtime) = outcome.downtime {
         row("pause", format!("{}{}", time(downtime), parts(outcome)));
     }

@@ -3,7 +3,7 @@
 use super::{read_wanted, receive_missing, waits};
 use crate::image::mm::PAGE;
 use crate::memory::lazy::{Order, Waits};
-use crate::memory::lazy::order::Next;
+use crate::memory::lazy::order::{FAR_PAGES, NEAR_PAGES, Next};
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::MoveError;
@@ -11,6 +11,7 @@ use crate::migration::pages::Packer;
 use crate::migration::protocol::{self, AttemptId, FromSource};
 use crate::migration::send_pages::ALIVE_EVERY;
 use crate::migration::source::Again;
+use crate::transport::under_way::UnderWay;
 use crate::transport::{Abort, Channel, FrameKind, Link, TransportError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,9 @@ use std::time::{Duration, Instant};
 const AGAIN: Duration = Duration::from_millis(200);
 /// Between two looks whether there is something to do.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// So long bulk data waits for what is under way: a link that takes nothing at all is found out by writing to it.
+const HELD_MAX: Duration = Duration::from_secs(1);
 
 /// How far it is.
 #[derive(Debug, Default)]
@@ -167,7 +171,7 @@ impl Serving {
         served
     }
 
-    /// Answers faults, and sends what lies around them.
+    /// Answers faults.
     fn answer(&self, channel: &mut Channel, pages: &dyn ReadPages, over: &Abort) -> Result<(), MoveError> {
         let mut packer = Packer::new(self.level);
         let mut said = Instant::now();
@@ -176,11 +180,6 @@ impl Serving {
                 return Err(MoveError::Worker);
             }
             if !channel.is_readable()? {
-                let near = self.state().order.next_near();
-                if let Some(next) = near {
-                    self.send(channel, pages, next, &mut packer)?;
-                    continue;
-                }
                 if said.elapsed() >= ALIVE_EVERY {
                     said = Instant::now();
                     channel.send(FrameKind::ALIVE, &[])?;
@@ -209,15 +208,26 @@ impl Serving {
         }
     }
 
-    /// Everything else, in large pieces.
+    /// Everything else: what lies around faults first.
     fn send_rest(&self, channel: &mut Channel, pages: &dyn ReadPages, over: &Abort) -> Result<(), MoveError> {
         let mut packer = Packer::new(self.level);
         let mut said = Instant::now();
+        let mut sent = Instant::now();
         let only_wanted = crate::fault::at(crate::fault::Point::PagerBehind).is_err();
         while !over.is_triggered() {
-            let next = if only_wanted { None } else { self.state().order.next_pages() };
+            let way = UnderWay::of(channel.stream());
+            if let Some(wait) = way.and_then(|way| way.wait()).filter(|_| sent.elapsed() < HELD_MAX) {
+                std::thread::sleep(wait);
+                continue;
+            }
+            // Over a slow link in small pieces: what is needed around the next fault waits behind one.
+            let most = way.map_or(FAR_PAGES, |way| (way.most() / PAGE / 4).clamp(NEAR_PAGES, FAR_PAGES));
+            let next = if only_wanted { None } else { self.state().order.next_pushed(most) };
             match next {
-                Some(next) => self.send(channel, pages, next, &mut packer)?,
+                Some(next) => {
+                    self.send(channel, pages, next, &mut packer)?;
+                    sent = Instant::now();
+                }
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
             if said.elapsed() >= ALIVE_EVERY {
