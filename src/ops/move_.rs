@@ -28,9 +28,9 @@ use crate::migration::source::{
     self, Again, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
 };
 use crate::migration::switchover::{Goals, Step};
+use crate::proc::ProcDir;
 use crate::proc::cgroupfs;
 use crate::proc::cpu_limit::CpuLimit;
-use crate::proc::ProcDir;
 use crate::proc::smaps::Flagged;
 use crate::proc::table::Table;
 use crate::trace::freeze::Frozen;

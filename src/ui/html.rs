@@ -288,7 +288,11 @@ mod tests {
         let mut histogram = Histogram { count: 5, total_us: 9000, longest_us: 5000, ..Histogram::default() };
         (histogram.classes[0], histogram.classes[CLASSES - 1]) = (4, 1);
         let page = stalls(&[Waits { process: Some(7), thread: 9, histogram }]);
-        assert!(page.contains("<th>below 64.0 us</th><th>longer</th>") || page.contains("<th>below 64 us</th><th>longer</th>"), "{page}");
+        assert!(
+            page.contains("<th>below 64.0 us</th><th>longer</th>")
+                || page.contains("<th>below 64 us</th><th>longer</th>"),
+            "{page}"
+        );
         assert!(page.contains("<td>process 7 thread 9</td><td>5</td>") && page.contains("<td>4</td><td>1</td></tr>"));
         assert_eq!(stalls(&[]), "");
     }

@@ -136,9 +136,8 @@ fn round(round: &Round) -> Object {
 /// The waits of one thread; classes without any are left out, the last one has no limit.
 fn stall(waits: &Waits) -> Object {
     let counts = waits.histogram.classes.iter().enumerate().filter(|(_, count)| **count > 0);
-    let class = |(n, count): (usize, &u64)| {
-        Object::default().known("below_us", class_limit(n).map(us)).with("count", *count)
-    };
+    let class =
+        |(n, count): (usize, &u64)| Object::default().known("below_us", class_limit(n).map(us)).with("count", *count);
     Object::default()
         .known("process", waits.process)
         .with("thread", waits.thread)

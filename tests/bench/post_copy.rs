@@ -260,8 +260,10 @@ impl<'a> Bench<'a> {
 
     fn shape(&self, fixture: &Path, shape: (&str, u64, u64, &str), runs: usize) -> Result<(), String> {
         let (name, mib, rate, pattern) = shape;
-        let all: Vec<Moved> =
-            (0..runs).map(|_| self.one(fixture, (mib, rate, pattern))).collect::<Result<_, _>>().map_err(|e| format!("{name}: {e}"))?;
+        let all: Vec<Moved> = (0..runs)
+            .map(|_| self.one(fixture, (mib, rate, pattern)))
+            .collect::<Result<_, _>>()
+            .map_err(|e| format!("{name}: {e}"))?;
         let wire_ms = (mib << 20) as f64 * 1e3 / self.rate;
         let row = |value: &dyn Fn(&Moved) -> f64| spread(all.iter().map(value).collect());
         println!(

@@ -306,7 +306,17 @@ fn what_does_not_converge_follows_when_it_runs() {
         let target = Target::start("writer", &["8", "20000"]);
         let mut command = migrate();
         // It writes faster than rounds send.
-        command.args(["move", &target.pid_text(), "local", "--mode", mode, "--bandwidth", "20MB/s", "--compress", "off"]);
+        command.args([
+            "move",
+            &target.pid_text(),
+            "local",
+            "--mode",
+            mode,
+            "--bandwidth",
+            "20MB/s",
+            "--compress",
+            "off",
+        ]);
         command.args(["--converge", "post-copy,anyway", "--json"]).env("MIGRATE_PLACES", host.path());
         let output = command.stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{mode}: {output:?}");

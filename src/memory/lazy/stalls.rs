@@ -168,7 +168,8 @@ mod tests {
         stalls.end(0, 0, 6, at(4));
         stalls.end(0, 0, 6, at(9));
         let told = stalls.told(|member| (member == 0).then_some(7));
-        let rows: Vec<_> = told.iter().map(|w| (w.process, w.thread, w.histogram.count, w.histogram.longest_us)).collect();
+        let rows: Vec<_> =
+            told.iter().map(|w| (w.process, w.thread, w.histogram.count, w.histogram.longest_us)).collect();
         assert_eq!(rows, [(Some(7), 100, 1, 4000), (Some(7), 101, 1, 3000)]);
         assert_eq!(told[0].histogram.shorter(50), Some(Duration::from_micros(64 << 6)));
     }

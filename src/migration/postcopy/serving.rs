@@ -2,8 +2,8 @@
 
 use super::{read_wanted, receive_missing, waits};
 use crate::image::mm::PAGE;
-use crate::memory::lazy::{Order, Waits};
 use crate::memory::lazy::order::{FAR_PAGES, NEAR_PAGES, Next};
+use crate::memory::lazy::{Order, Waits};
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::MoveError;
@@ -145,13 +145,17 @@ impl Serving {
             state.order = Order::new(missing);
             state.linked = true;
         }
-        let mut bulk = self.link(again, false)?;
         let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
         let over = Abort::new().map_err(failed)?;
-        bulk.control.abort_with(over.clone());
-        let served = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
+            // Whoever waits does not wait for this link as well.
             let worker = scope.spawn(|| {
-                let sent = self.send_rest(&mut bulk.control, pages, &over);
+                let sent = self.link(again, false).and_then(|mut bulk| {
+                    bulk.control.abort_with(over.clone());
+                    let sent = self.send_rest(&mut bulk.control, pages, &over);
+                    self.state().served.bytes += bulk.control.bytes_sent();
+                    sent
+                });
                 if sent.is_err() {
                     // The other link goes with it: what was under way is asked for anew.
                     over.trigger();
@@ -166,9 +170,7 @@ impl Serving {
                 Ok(()) => Ok(()),
                 Err(error) => Err(sent.err().unwrap_or(error)),
             }
-        });
-        self.state().served.bytes += bulk.control.bytes_sent();
-        served
+        })
     }
 
     /// Answers faults.

@@ -39,11 +39,8 @@ pub(super) fn send(channel: &mut Channel, waits: &[Waits]) -> Result<()> {
 
 /// Reads what [`send`] has sent.
 pub(super) fn read(body: &[u8], peer: &str) -> Result<Vec<Waits>> {
-    let malformed = |reason: &str| TransportError::Malformed {
-        peer: peer.into(),
-        what: "list of waits",
-        reason: reason.into(),
-    };
+    let malformed =
+        |reason: &str| TransportError::Malformed { peer: peer.into(), what: "list of waits", reason: reason.into() };
     let rows = <[Row]>::ref_from_bytes(body).map_err(|_| malformed("it has a length that no list has"))?;
     let read = |row: &Row| {
         let classes = row.classes.map(U64::get);
