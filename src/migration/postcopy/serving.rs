@@ -190,7 +190,7 @@ impl Serving {
                 continue;
             }
             let peer = channel.peer().to_owned();
-            let frame = channel.receive()?;
+            let Some(frame) = channel.receive_one()? else { continue };
             match frame.kind {
                 FrameKind::WANTED => {
                     let faults = read_wanted(frame.body, &peer)?;
