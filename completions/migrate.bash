@@ -440,7 +440,7 @@ _migrate() {
                     return 0
                     ;;
                 --files)
-                    COMPREPLY=($(compgen -W "auto check skip" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto check copy skip" -- "${cur}"))
                     return 0
                     ;;
                 --tcp)
@@ -673,7 +673,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -747,7 +747,7 @@ _migrate() {
                     return 0
                     ;;
                 --files)
-                    COMPREPLY=($(compgen -W "auto check skip" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto check copy skip" -- "${cur}"))
                     return 0
                     ;;
                 --tcp)
@@ -772,6 +772,13 @@ _migrate() {
                     ;;
                 --supervisor)
                     COMPREPLY=($(compgen -W "refuse ignore" -- "${cur}"))
+                    return 0
+                    ;;
+                --with)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
                     return 0
                     ;;
                 --rsh)
@@ -1011,7 +1018,7 @@ _migrate() {
                     return 0
                     ;;
                 --files)
-                    COMPREPLY=($(compgen -W "auto check skip" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto check copy skip" -- "${cur}"))
                     return 0
                     ;;
                 --tcp)
@@ -1285,7 +1292,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) ((at++)) ;;
+            --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1293,7 +1300,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|-D) return 0 ;;
+        --bandwidth|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--file|--files|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;
@@ -1387,6 +1394,8 @@ M0506
 M0507
 M0508
 M0509
+M0510
+M0511
 M0601
 M0602
 M0603

@@ -190,8 +190,9 @@ minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
 same\t'the same, or none'
 new\t'the same, in a new PID namespace with its own /proc'"
-complete -c migrate -n "__fish_migrate_using_subcommand dump" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else compare what is read, copy what is written to'
 check\t'compare; refuse if one differs'
+copy\t'copy what differs (a move only)'
 skip\t'take what has the same name'"
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
 close\t'both ends see a reset'
@@ -313,8 +314,9 @@ minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
 same\t'the same, or none'
 new\t'the same, in a new PID namespace with its own /proc'"
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else compare what is read, copy what is written to'
 check\t'compare; refuse if one differs'
+copy\t'copy what differs (a move only)'
 skip\t'take what has the same name'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
 close\t'both ends see a reset'
@@ -331,6 +333,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l move-address -d
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to move'
 ignore\t'you have taken care of it'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l with -d 'A directory that goes along as a whole, such as a database\'s; may be given several times' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l connect-timeout -d 'Give up when there is no connection after this time' -r
@@ -387,8 +390,9 @@ minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
 same\t'the same, or none'
 new\t'the same, in a new PID namespace with its own /proc'"
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else as check'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else compare what is read, copy what is written to'
 check\t'compare; refuse if one differs'
+copy\t'copy what differs (a move only)'
 skip\t'take what has the same name'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
 close\t'both ends see a reset'
@@ -519,6 +523,8 @@ function __fish_migrate_codes
         M0507 'mount from outside' \
         M0508 'file cannot be opened the same way here' \
         M0509 'deleted file is too large' \
+        M0510 'not enough space for files that come along' \
+        M0511 'file cannot come to its place' \
         M0601 'namespace of its own that cannot be made' \
         M0602 'user namespace that begins inside the tree' \
         M0603 'PID namespace that begins inside the tree' \

@@ -73,6 +73,12 @@ points! {
     PagerImpatient = "pager-impatient",
     /// Pager: it serves.
     PagerServes = "pager-serves",
+    /// Source: a pass of files is there, the target runs.
+    SourceFiles = "source-files",
+    /// Destination: a file of a pass has come, it is not in its place yet.
+    DestinationFile = "destination-file",
+    /// Destination: the files of a pass are in their places.
+    DestinationFiles = "destination-files",
     /// Source: PREPARED is heard; nothing holds the original but ptrace.
     SourceReady = "source-ready",
     /// Source: it is held, nothing is recorded.

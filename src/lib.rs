@@ -3,7 +3,7 @@
 //! # Rooms
 //!
 //! ```text
-//! cli, agent, ui -> ops -> migration, restore, collect -> companion -> memory, net, trace, transport
+//! cli, agent, ui -> ops -> migration, restore, collect -> companion -> files, memory, net, trace, transport
 //!     -> kernel, arch, proc -> sys -> image
 //! ```
 //! `image` is the vocabulary: plain data that everybody speaks, and that knows nobody.
@@ -18,6 +18,7 @@ pub mod image;
 pub mod kernel;
 pub mod proc;
 
+pub mod files;
 pub mod memory;
 pub mod net;
 pub mod trace;

@@ -58,7 +58,7 @@ enum Verb {
     PreDump(pre_dump::Args),
     Restore(restore::Args),
     Demo(demo::Args),
-    Move(r#move::Args),
+    Move(Box<r#move::Args>),
     Cancel(cancel::Args),
     Resolve(resolve::Args),
 }

@@ -34,6 +34,11 @@ pub struct Args {
     memory: MemoryArgs,
     #[command(flatten)]
     state: StateArgs,
+    /// A directory that goes along as a whole, such as a database's; may be given several times
+    ///
+    /// It takes the place of the one at the destination, which comes back if the target stays here after all.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::DirPath, help_heading = "State")]
+    with: Vec<std::path::PathBuf>,
     #[command(flatten)]
     peer: PeerArgs,
 }
@@ -66,6 +71,7 @@ impl Args {
             mode: self.mode.options(),
             memory: self.memory.options(),
             state: self.state.options(),
+            with: self.with.clone(),
             peer: self.peer.options(),
             dry_run: self.dry_run,
         })

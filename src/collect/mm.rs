@@ -414,16 +414,36 @@ fn system(operation: &'static str, kind: &ShmemKind, errno: crate::sys::Errno) -
     Error::System { operation, object: format!("shared memory {kind:?}"), errno }
 }
 
+/// A run of mappings with pages of their own, of which the first may be one without that they follow.
+fn without_first_if_shared(run: &mut [Vma]) -> &mut [Vma] {
+    let shared = run.first().is_some_and(|vma| !vma.owns_pages());
+    &mut run[usize::from(shared)..]
+}
+
 /// Finds ranges with `MADV_GUARD_INSTALL` (Linux 6.13; shown by PAGEMAP_SCAN since 6.15).
 fn mark_guards(cx: &mut Cx<'_>, at: usize, vmas: &mut [Vma]) -> Result<()> {
     let dir: &ProcDir = &cx.frozen.processes[at].dir;
     let pagemap = dir.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
     let mut buf = Vec::new();
     let query = pagemap::Query { all_of: category::GUARD, report: category::GUARD, ..Default::default() };
-    for vma in vmas.iter_mut().filter(|v| v.owns_pages() && v.prot != 0) {
-        let guards = &mut vma.guards;
-        let scanned =
-            pagemap::scan(pagemap.as_fd(), vma.start, vma.end, query, &mut buf, |r| guards.push((r.start, r.end)));
+    // Those with pages of their own, as many at once as no other lies between.
+    for run in vmas.chunk_by_mut(|_, next| next.owns_pages()).map(without_first_if_shared) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+        let (start, end) = (first.start, last.end);
+        let mut at = 0;
+        let scanned = pagemap::scan(pagemap.as_fd(), start, end, query, &mut buf, |found| {
+            // Ascending; the kernel joins what lies in neighbours.
+            while let Some(vma) = run.get_mut(at).filter(|vma| vma.start < found.end) {
+                let within = (found.start.max(vma.start), found.end.min(vma.end));
+                if within.0 < within.1 && vma.prot != 0 {
+                    vma.guards.push(within);
+                }
+                if vma.end > found.end {
+                    break;
+                }
+                at += 1;
+            }
+        });
         match scanned {
             Ok(()) => {}
             // A kernel that does not know the category, or the ioctl, has no guard ranges either that it could show.

@@ -7,8 +7,10 @@ use crate::image::{Bytes, Pid};
 use crate::memory::pipeline::default_workers;
 use crate::proc::ProcDir;
 use crate::proc::status::Status;
+use crate::sys::fd::{Kcmp, kcmp};
 use crate::sys::{Errno, sched};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cmp::Ordering;
+use std::sync::atomic::{self, AtomicUsize};
 use std::thread::ScopedJoinHandle;
 
 /// What one thread shows to others.
@@ -20,6 +22,12 @@ pub struct Seen {
     pub sched: Sched,
     /// Head and length of its list of robust futexes.
     pub robust_list: (u64, u64),
+    /// It has the first thread's descriptor table.
+    pub same_files: bool,
+    /// It has the first thread's file-system state.
+    pub same_fs: bool,
+    /// It has no I/O context, as most threads.
+    pub no_io_context: bool,
 }
 
 /// Fewer threads than this are looked at by the calling thread: to make another one costs as much.
@@ -29,6 +37,8 @@ const FEW: usize = 32;
 struct Job<'a> {
     process: &'a ProcDir,
     tids: &'a [Pid],
+    /// Somebody without an I/O context.
+    bare: Pid,
     next: AtomicUsize,
 }
 
@@ -40,9 +50,9 @@ impl Job<'_> {
     fn look(&self) -> Part {
         let mut seen = Part::new();
         loop {
-            let n = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(tid) = self.tids.get(n) else { return seen };
-            seen.push((n, Seen::of(self.process, *tid)));
+            let n = self.next.fetch_add(1, atomic::Ordering::Relaxed);
+            let (Some(first), Some(tid)) = (self.tids.first(), self.tids.get(n)) else { return seen };
+            seen.push((n, Seen::of(self.process, (*first, self.bare), *tid)));
         }
     }
 }
@@ -53,10 +63,10 @@ pub struct Looking<'s, 'a> {
     helpers: Vec<ScopedJoinHandle<'s, Part>>,
 }
 
-/// Does `work` while threads of ours look at these threads of a stopped process. `work` gets what they have seen by
+/// Does `work` while threads of ours look at these threads of a stopped process. `bare` has no I/O context. `work` gets what they have seen by
 /// [`Looking::rest`]. All have ended when this returns.
-pub fn beside<T>(process: &ProcDir, tids: &[Pid], work: impl FnOnce(Looking<'_, '_>) -> T) -> T {
-    let job = Job { process, tids, next: AtomicUsize::new(0) };
+pub fn beside<T>((process, bare): (&ProcDir, Pid), tids: &[Pid], work: impl FnOnce(Looking<'_, '_>) -> T) -> T {
+    let job = Job { process, tids, bare, next: AtomicUsize::new(0) };
     let helpers = if tids.len() < FEW { 0 } else { default_workers().saturating_sub(1).max(1) };
     std::thread::scope(|scope| {
         // Who is not to be had looks at nothing: the others do.
@@ -84,13 +94,18 @@ impl Looking<'_, '_> {
 impl Drop for Looking<'_, '_> {
     fn drop(&mut self) {
         // After a failure nobody wants to know.
-        self.job.next.store(self.job.tids.len(), Ordering::Relaxed);
+        self.job.next.store(self.job.tids.len(), atomic::Ordering::Relaxed);
     }
 }
 
 impl Seen {
-    fn of(process: &ProcDir, tid: Pid) -> Result<Self> {
+    fn of(process: &ProcDir, (first, bare): (Pid, Pid), tid: Pid) -> Result<Self> {
+        // A kernel without kcmp knows nothing of the kind.
+        let same = |other: Pid, kind: Kcmp| kcmp(other, tid, kind, 0, 0) == Ok(Ordering::Equal);
         Ok(Self {
+            same_files: same(first, Kcmp::Files),
+            same_fs: same(first, Kcmp::Fs),
+            no_io_context: same(bare, Kcmp::Io),
             status: process.thread_status(tid, &mut Vec::new())?,
             sched: sched_of(tid)?,
             robust_list: sched::robust_list(tid).map_err(|e| system("get_robust_list", tid, e))?,
@@ -132,10 +147,10 @@ mod tests {
         let own = ProcDir::of_self().unwrap();
         let pid = own.pid();
         for count in [1, FEW] {
-            let seen = beside(&own, &vec![pid; count], |looking| looking.rest()).unwrap();
+            let seen = beside((&own, pid), &vec![pid; count], |looking| looking.rest()).unwrap();
             assert_eq!(seen.len(), count);
             assert!(seen.iter().all(|s| s.status.pid == pid.0 && s.sched == sched_of(pid).unwrap()));
-            let gone = beside(&own, &vec![Pid(i32::MAX); count], |looking| looking.rest());
+            let gone = beside((&own, pid), &vec![Pid(i32::MAX); count], |looking| looking.rest());
             assert!(gone.is_err(), "{gone:?}");
         }
     }
@@ -143,12 +158,13 @@ mod tests {
     #[test]
     fn what_was_seen_is_in_order_and_a_failure_is_waited_for_by_nobody() {
         let own = ProcDir::of_self().unwrap();
+        let pid = own.pid();
         // Of two that cannot be looked at the first is named, whoever has met it.
         let mut tids = vec![own.pid(); 10 * FEW];
         (tids[3 * FEW], tids[7 * FEW]) = (Pid(i32::MAX), Pid(i32::MAX - 1));
-        let error = beside(&own, &tids, |looking| looking.rest()).unwrap_err().to_string();
+        let error = beside((&own, pid), &tids, |looking| looking.rest()).unwrap_err().to_string();
         assert!(error.contains(&i32::MAX.to_string()), "{error}");
         let endless = vec![own.pid(); 1 << 22];
-        assert_eq!(beside(&own, &endless, |_| 7), 7);
+        assert_eq!(beside((&own, pid), &endless, |_| 7), 7);
     }
 }

@@ -23,6 +23,28 @@ struct Sharing {
     fs: Shared,
     sighand: Shared,
     io: Shared,
+    /// A thread of ours without an I/O context.
+    bare: Pid,
+}
+
+impl Sharing {
+    /// The numbers of a thread's descriptor table and file-system state, and whether each is new; its I/O context. `first`: the
+    /// same of the first thread of its process.
+    fn of_thread(&mut self, tid: Pid, seen: &Seen, first: Option<&Numbers>) -> Numbers {
+        let (files, fs) = (first.filter(|_| seen.same_files), first.filter(|_| seen.same_fs));
+        Numbers {
+            files: files.map_or_else(|| self.files.number(tid), |first| (first.files.0, false)),
+            fs: fs.map_or_else(|| self.fs.number(tid), |first| (first.fs.0, false)),
+            io_context: if seen.no_io_context { 0 } else { self.io.number(tid).0 as u32 },
+        }
+    }
+}
+
+/// What a thread may share with others, numbered.
+struct Numbers {
+    files: (usize, bool),
+    fs: (usize, bool),
+    io_context: u32,
 }
 
 /// Adds every process of the tree to the model.
@@ -39,6 +61,7 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         fs: Shared::new(Kcmp::Fs),
         sighand: Shared::new(Kcmp::Sighand),
         io: Shared::beside(Kcmp::Io, bare.tid),
+        bare: bare.tid,
     };
     for (at, status) in statuses.iter().enumerate() {
         let task = process(cx, &mut sharing, at, status)?;
@@ -167,7 +190,7 @@ fn fill(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Task) -> R
     let tids: Vec<Pid> = process.threads.iter().map(Remote::pid).collect();
     // It is stopped, so its number means nobody else.
     let dir = ProcDir::open(process.pid)?;
-    seen::beside(&dir, &tids, |looking| {
+    seen::beside((&dir, sharing.bare), &tids, |looking| {
         let scratch = fill_process(cx, sharing, at, task)?;
         fill_threads(cx, sharing, (at, &scratch), looking, task)
     })
@@ -213,9 +236,15 @@ fn fill_threads(
     task: &mut Task,
 ) -> Result<()> {
     let alone = cx.frozen.processes.len() == 1;
-    let asked = ask_threads(&mut cx.frozen.processes[at].threads, scratch, sharing, alone)?;
+    let asked = ask_threads(&mut cx.frozen.processes[at].threads, scratch)?;
+    let mut first = None;
     for (n, (asked, seen)) in asked.into_iter().zip(looking.rest()?).enumerate() {
-        let thread = thread(cx, (at, n), asked, seen)?;
+        let mut numbers = sharing.of_thread(cx.frozen.processes[at].threads[n].pid(), &seen, first.as_ref());
+        if n == 0 && alone {
+            numbers.io_context = 0;
+        }
+        let thread = thread(cx, (at, n), asked, (&numbers, seen))?;
+        first.get_or_insert(numbers);
         task.threads.push(thread);
     }
     Ok(())
@@ -226,13 +255,10 @@ struct Asked {
     answer: ThreadAnswer,
     xstate: Vec<u8>,
     rseq: RseqConfiguration,
-    files: (usize, bool),
-    fs: (usize, bool),
-    io_context: u32,
 }
 
-/// Asks the threads of a process, all at the same time. `alone`: it is the whole tree.
-fn ask_threads(threads: &mut [Remote], scratch: &Scratch, sharing: &mut Sharing, alone: bool) -> Result<Vec<Asked>> {
+/// Asks the threads of a process, all at the same time.
+fn ask_threads(threads: &mut [Remote], scratch: &Scratch) -> Result<Vec<Asked>> {
     let ask = |_: &Remote| {
         let mut batch = Batch::new();
         let query = ThreadQuery::ask(&mut batch);
@@ -242,24 +268,21 @@ fn ask_threads(threads: &mut [Remote], scratch: &Scratch, sharing: &mut Sharing,
     let results = Remote::run_each(threads, scratch, &batches)?;
     let mut xstate = vec![0; XSTATE_MAX];
     let mut all = Vec::with_capacity(threads.len());
-    for (n, (remote, (query, results))) in threads.iter().zip(queries.iter().zip(&results)).enumerate() {
-        let tid = remote.pid();
+    for (remote, (query, results)) in threads.iter().zip(queries.iter().zip(&results)) {
         let len = remote.tracee().xstate(&mut xstate)?;
         all.push(Asked {
             answer: query.answer(results),
             xstate: xstate[..len].to_vec(),
             rseq: remote.tracee().rseq()?,
-            files: sharing.files.number(tid),
-            fs: sharing.fs.number(tid),
-            io_context: if n == 0 && alone { 0 } else { sharing.io.number(tid).0 as u32 },
         });
     }
     Ok(all)
 }
 
 /// One thread: its position, what it said of itself, and what others see of it.
-fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, seen: Seen) -> Result<Thread> {
-    let Asked { answer, xstate, rseq, files, fs, io_context } = asked;
+fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, (numbers, seen): (&Numbers, Seen)) -> Result<Thread> {
+    let Asked { answer, xstate, rseq } = asked;
+    let Numbers { files, fs, io_context } = *numbers;
     let remote = &cx.frozen.processes[at].threads[n];
     let tid = remote.pid();
     // Seen while it was stopped: no signal is asked for where there is none.

@@ -16,20 +16,30 @@ use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::Failure;
 use crate::fault::{self, Point};
-use crate::image::{MmId, Model, codec, limits};
+use crate::files::record::Fate;
+use crate::image::{Bytes, MmId, Model, codec, limits};
 use crate::memory::store::ImageDir;
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
+use luggage::Luggage;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+mod luggage;
+
 /// The rebuilding side of the engine. Called from one thread.
 pub trait Builder {
     /// What stands in the way of running a target like this here; `state` are the choices of the source's user.
-    fn preflight(&mut self, model: &Model, state: &serde_json::Value) -> Result<Vec<Blocker>, Failure>;
+    /// Of files those that are `judged` need no look.
+    fn preflight(
+        &mut self,
+        model: &Model,
+        state: &serde_json::Value,
+        judged: &HashSet<Bytes>,
+    ) -> Result<Vec<Blocker>, Failure>;
 
     /// A model as it is to be made here: this kernel may differ from the source's.
     fn adapted(&self, model: Model) -> Result<Model, Failure> {
@@ -161,21 +171,26 @@ struct Attempt<'a> {
     landing: Option<Landing>,
     /// Pages follow when it runs, if rounds do not help.
     may_follow: bool,
+    /// Files that come along.
+    luggage: Luggage,
 }
 
 /// Rounds of a target that converges, about.
 const FEW_ROUNDS: u32 = 4;
 
-/// The tree of the builder as the keeper knows it.
-struct Built<'b>(&'b mut dyn Builder);
+/// The tree of the builder, and its files, as the keeper knows them.
+struct Built<'b>(&'b mut dyn Builder, &'b mut Luggage);
 
 impl Copy for Built<'_> {
     fn run(&mut self) -> Result<i32, Failure> {
+        self.1.decide(Fate::Keep);
         self.0.run()
     }
 
     fn discard(&mut self) {
         self.0.discard();
+        // Nobody has them open any more.
+        self.1.undo();
     }
 }
 
@@ -193,11 +208,22 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, follows, may_follow } = offer
+    let FromSource::Offer {
+        attempt: id,
+        target,
+        state,
+        dry_run,
+        model_bytes,
+        session,
+        follows,
+        may_follow,
+        files,
+    } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
+    luggage::sweep(around.journals);
     let store = Store::begin(around.stores, id, target.memory_bytes, around.max_memory_bytes);
     // Begun long before the pause: making a file costs a wait for the disk.
     let ready = store.and_then(|store| {
@@ -219,6 +245,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             offered: None,
             landing: None,
             may_follow: may_follow && !follows,
+            luggage: Luggage::of(files),
         },
         Err(error) => {
             protocol::receive_model(&mut control, model_bytes)?;
@@ -247,7 +274,7 @@ impl Attempt<'_> {
         let may_come = self.verdict(memory_bytes, model_bytes)?;
         if dry_run || !may_come {
             self.wait_for_abort()?;
-            self.keeper.on(&mut Built(self.builder), Event::Silent);
+            self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);
             return Ok(());
         }
         let mut bulk = bulk;
@@ -262,11 +289,13 @@ impl Attempt<'_> {
             Some(max) if memory_bytes > *max => vec![super::too_large(memory_bytes, *max)],
             _ => Vec::new(),
         };
-        let state = self.state.clone();
-        blockers.extend(while_alive(&mut self.control, || self.builder.preflight(&model, &state))?);
+        blockers.extend(self.judge(&model)?);
+        let (state, judged) = (self.state.clone(), self.luggage.paths());
+        blockers.extend(while_alive(&mut self.control, || self.builder.preflight(&model, &state, judged))?);
         let may_come = blockers.is_empty();
         let blockers = blockers.iter().map(Into::into).collect();
-        self.send(&FromDestination::Verdict { attempt: self.id, blockers, room_bytes: self.store.room_bytes() })?;
+        let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
+        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order })?;
         if may_come {
             self.offered = Some(self.builder.adapted(model)?);
         }
@@ -299,6 +328,7 @@ impl Attempt<'_> {
                     self.build_ahead(read_at, &spaces)?;
                     self.send(&FromDestination::Built { attempt: self.id })?;
                 }
+                FromSource::Files { attempt, last } if attempt == self.id => self.pass(last)?,
                 FromSource::Round { attempt, number } if attempt == self.id => {
                     // What takes so many rounds may never converge.
                     if number > FEW_ROUNDS && std::mem::take(&mut self.may_follow) {
@@ -322,6 +352,7 @@ impl Attempt<'_> {
         let Some(mut model) = self.offered.take() else {
             return Err(MoveError::Names { reason: "the tree was to be made twice".into() });
         };
+        self.luggage.adapt(&mut model);
         let homes = homes(&model, names)?;
         for name in names {
             if let Some(WireSpace::Mm(id)) = name.model {
@@ -427,7 +458,8 @@ impl Attempt<'_> {
         late_bytes: u64,
     ) -> Result<(), MoveError> {
         let started = Instant::now();
-        let model = self.model(model_bytes)?;
+        let mut model = self.model(model_bytes)?;
+        self.luggage.adapt(&mut model);
         let model = self.builder.adapted(model)?;
         self.expect(late_bytes)?;
         let unfit = self.reconcile(model, names)?;
@@ -447,7 +479,7 @@ impl Attempt<'_> {
             (None, None) => return Err(MoveError::Target(Failure::new(NOT_AHEAD))),
         }
         self.arm()?;
-        let replies = self.keeper.on(&mut Built(self.builder), Event::Armed);
+        let replies = self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Armed);
         let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.control.during("waiting for the order to run the target");
         for reply in replies {
@@ -497,7 +529,7 @@ impl Attempt<'_> {
                 }
                 Err(error) => return self.wait(error),
             };
-            let replies = self.keeper.on(&mut Built(self.builder), Event::Asked(attempt, request));
+            let replies = self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Asked(attempt, request));
             self.control.during("waiting for the end of the original");
             for reply in replies {
                 if let Err(error) = tell(&mut self.control, self.id, reply, self.keeper.pid()) {
@@ -535,6 +567,8 @@ impl Attempt<'_> {
             journal.set_held(held.clone());
             noted = journal.write(Step::Begun);
         };
+        // From here on whoever finds the journal decides about the files, too.
+        self.luggage.decide(Fate::Leave);
         while_alive(&mut self.control, || self.builder.arm(&mut note))?;
         noted.map_err(|source| MoveError::Journal { source })?;
         fault::strike(Point::DestinationArmed);
@@ -545,7 +579,7 @@ impl Attempt<'_> {
     fn wait(&mut self, error: MoveError) -> Result<(), MoveError> {
         let pid = match self.keeper.phase() {
             Phase::Prepared => {
-                let mut copy = Built(self.builder);
+                let mut copy = Built(self.builder, &mut self.luggage);
                 if let Err(error) = self.keeper.wait(&mut copy, self.around.run) {
                     tracing::error!(%error, "nobody can ask the guardian of a prepared copy");
                 }
@@ -570,7 +604,7 @@ impl Attempt<'_> {
 
     /// Removes everything and says why, if somebody listens.
     fn fail(&mut self, error: &MoveError) {
-        self.keeper.on(&mut Built(self.builder), Event::Failed);
+        self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Failed);
         if self.keeper.phase() != Phase::Aborted || matches!(error, MoveError::Stays { .. }) {
             return;
         }

@@ -13,6 +13,7 @@ use super::protocol::AttemptId;
 use crate::companion::held::Held;
 use crate::failure::Failure;
 use crate::fault::{self, Point};
+use crate::files::record::{self, Fate};
 use crate::net::address::Place;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,7 @@ impl Keeper {
             held: last.held.clone().filter(|_| same_boot).unwrap_or_default(),
             addresses: last.addresses.clone(),
             pid: last.target_pid,
+            files: (journals.to_owned(), attempt.to_string()),
         };
         let record = Some(last.of_destination());
         let copy = heirloom.held.is_whole();
@@ -255,16 +257,20 @@ struct Heirloom {
     held: Held,
     addresses: Vec<(std::net::IpAddr, u8, String)>,
     pid: Option<i32>,
+    /// Where the record of its files is, and the name of the attempt.
+    files: (PathBuf, String),
 }
 
 impl Copy for Heirloom {
     fn run(&mut self) -> Result<i32, Failure> {
         self.held.release().map_err(|e| Failure::of("the held copy cannot be let go", &e))?;
+        record::conclude(&self.files.0, &self.files.1, Fate::Keep);
         self.held.root().or(self.pid).ok_or_else(|| Failure::new("the journal does not say who it is"))
     }
 
     fn discard(&mut self) {
         self.held.kill();
+        record::conclude(&self.files.0, &self.files.1, Fate::Undo);
         for (ip, prefix, interface) in self.addresses.drain(..) {
             let place = Place { ip, prefix, interface };
             if let Err(error) = place.remove() {

@@ -117,6 +117,9 @@ pub enum MoveError {
     /// The page store at the destination.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A file that is to come along, or is compared.
+    #[error(transparent)]
+    Files(#[from] crate::files::Error),
     /// No file system has room for the pages.
     #[error("There is no room for {wanted} bytes of pages here; {free} are free")]
     NoRoom {

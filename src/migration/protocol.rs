@@ -3,13 +3,18 @@
 //! ```text
 //! source                                              destination
 //! Offer, model of the running target  ---------------> preflight with that model
-//!                                     <--------------- Verdict: all blockers, room
+//!                                     <--------------- Asks (about files; any number of times)
+//! Answers                             --------------->
+//!                                     <--------------- Verdict: all blockers, room, which files to send
+//! Files; FILE frames; FilesEnd        ---------------> files that come along
+//!                                     <--------------- FilesDone         (again before each round)
 //! Build (before or after the first round) -----------> makes the tree of that model ahead of time
 //!                                     <--------------- Built
 //! Round n; pages on the bulk channels, a MARK on each;
 //! RoundEnd n                          ---------------> pages land in that tree, or are stored
 //!                                     <--------------- RoundDone n      (n = 1.. while the target runs)
 //! -- freeze --
+//! Files; FILE frames; FilesEnd;       ---------------> what has changed of them
 //! Prepare, final model;
 //! Round n; pages; marks; RoundEnd n   ---------------> makes of the tree what the target is now, stops short of running
 //!                                     <--------------- Prepared
@@ -29,6 +34,7 @@
 
 use super::handover::Reply;
 use crate::blocker::{Blocker, Code};
+use crate::files::{Answer, Order, Question, Wish};
 use crate::image::{MmId, ShmemId};
 use crate::memory::Space;
 use crate::transport::{Channel, FrameKind, Result, TransportError};
@@ -173,6 +179,28 @@ pub enum FromSource {
         /// They do if rounds do not help.
         #[serde(default)]
         may_follow: bool,
+        /// What is to be done about files; `None` = they are compared by name, size and time.
+        #[serde(default)]
+        files: Option<Wish>,
+    },
+    /// To what was asked about files.
+    Answers {
+        /// The attempt.
+        attempt: AttemptId,
+        /// In the order of the question.
+        answer: Answer,
+    },
+    /// Files follow in FILE frames; see [`crate::files::op`].
+    Files {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The target is stopped: nothing changes any more, and this pass is not answered.
+        last: bool,
+    },
+    /// All of this pass was sent.
+    FilesEnd {
+        /// The attempt.
+        attempt: AttemptId,
     },
     /// Nothing stands in the way, and pages are to come: make the tree of the offered model ahead of time.
     Build {
@@ -253,6 +281,21 @@ pub enum FromDestination {
         blockers: Vec<WireBlocker>,
         /// Bytes of pages that can be stored there.
         room_bytes: u64,
+        /// What is to be done about files.
+        #[serde(default)]
+        order: Order,
+    },
+    /// Something about files, before the verdict.
+    Asks {
+        /// The attempt.
+        attempt: AttemptId,
+        /// About the files of the offered model.
+        question: Question,
+    },
+    /// The files of a pass are there.
+    FilesDone {
+        /// The attempt.
+        attempt: AttemptId,
     },
     /// What can be made ahead of time is made.
     Built {

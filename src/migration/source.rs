@@ -15,15 +15,20 @@ use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::Failure;
 use crate::fault::{self, Point};
+use crate::files::Wish;
+use crate::image::Bytes;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
 use crate::ops::outcome::Round;
 use crate::ops::{Event, Events};
 use crate::transport::{Abort, FrameKind, Link, TransportError};
+use luggage::Luggage;
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 mod late;
+mod luggage;
 mod plan;
 
 pub use plan::{Final, Plan, Survey, Taken};
@@ -54,6 +59,11 @@ pub trait Target {
 
     /// From now on what can be sent when it runs is.
     fn put_off(&mut self) {}
+
+    /// Paths of files that it writes to by its memory, now.
+    fn mapped_files(&mut self) -> HashSet<Bytes> {
+        HashSet::new()
+    }
 
     /// Stops it, and reads all that is left. On failure it runs on.
     fn freeze(&mut self) -> Result<Final, Failure>;
@@ -125,6 +135,8 @@ pub struct Wishes<'a> {
     pub compression: Compression,
     /// Bytes a second in rounds; `None` = unlimited. The pause is never throttled.
     pub bandwidth: Option<u64>,
+    /// What is to be done about files.
+    pub files: Wish,
     /// Choices for the destination, as JSON.
     pub state: serde_json::Value,
     /// Directory of journals.
@@ -183,6 +195,8 @@ struct Attempt<'a> {
     not_resumed: Option<Failure>,
     /// Pages that the target lacks over there are sent by this.
     serving: Option<Serving>,
+    /// Files that go along.
+    luggage: Luggage,
 }
 
 /// The one destination there is.
@@ -220,6 +234,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         machine: Source::new(id, 1, Rules::in_force()),
         not_resumed: None,
         serving: None,
+        luggage: Luggage::default(),
     };
     match attempt.whole(target) {
         Ok(()) => {
@@ -261,17 +276,12 @@ impl Attempt<'_> {
             model_bytes: survey.model.len() as u64,
             follows: self.wishes.follows,
             may_follow: self.wishes.may_follow,
+            files: Some(self.wishes.files.clone()),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;
         let mut blockers = survey.blockers;
-        match self.receive()? {
-            FromDestination::Verdict { blockers: theirs, room_bytes, .. } => {
-                blockers.extend(theirs.into_iter().map(Blocker::from));
-                self.room_bytes = room_bytes;
-            }
-            other => return Err(self.unexpected(&other, "the verdict")),
-        }
+        blockers.extend(self.verdict(survey.files)?);
         self.events.event(Event::Preflight {
             blockers: blockers.clone(),
             tasks: survey.summary.tasks,
@@ -281,6 +291,9 @@ impl Attempt<'_> {
         self.report.target = Some(survey.summary);
         if !blockers.is_empty() {
             return Err(MoveError::Blocked(blockers));
+        }
+        if !self.wishes.dry_run {
+            self.ship(target)?;
         }
         // Without rounds nobody would say which processes share pages.
         if self.wishes.stop_and_copy && !self.wishes.dry_run && is_single { self.build(&[]) } else { Ok(()) }
@@ -322,6 +335,10 @@ impl Attempt<'_> {
                 Decision::Abort(exit) => {
                     return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
                 }
+            }
+            if self.number > 1 {
+                self.ship(target)?;
+                began += self.luggage.took;
             }
             target.round(&mut |plan, pages| {
                 let since = began.elapsed();
@@ -434,6 +451,9 @@ impl Attempt<'_> {
         pause.frozen(target.frozen_since());
         self.events.event(Event::Frozen);
         target.make_way()?;
+        if self.ship_last(&last.files)? {
+            pause.part("files");
+        }
         self.prepare(&last)?;
         if last.later.is_empty() {
             return self.hand_over(target, &last, pause);
@@ -690,6 +710,8 @@ impl Attempt<'_> {
         let message: FromDestination = protocol::receive(&mut self.link.control)?;
         let attempt = match &message {
             FromDestination::Verdict { attempt, .. }
+            | FromDestination::Asks { attempt, .. }
+            | FromDestination::FilesDone { attempt }
             | FromDestination::Built { attempt }
             | FromDestination::RoundDone { attempt, .. }
             | FromDestination::Prepared { attempt, .. }

@@ -8,18 +8,20 @@ use super::source::{Compression, Final, Plan, SendSegments, Survey, Taken, Targe
 use super::switchover::{ExitCondition, Goals, Step as Help};
 use super::*;
 use crate::companion::held::Held;
-use crate::image::{MmId, Pid, ShmemId, codec, mm::PAGE};
+use crate::files::Wish;
+use crate::image::{Bytes, MmId, Pid, ShmemId, codec, mm::PAGE};
 use crate::memory::pipeline::{ReadPages, WritePages};
 use crate::memory::store::{ImageDir, PageReader, Scratch, Source};
 use crate::memory::{PageRange, RangeSet};
 use crate::ops::Quiet;
+use crate::ops::options::Files;
 use crate::transport::hello::Purpose;
 use crate::transport::link::{Grant, Link, Request};
 use crate::transport::preamble::SessionNumber;
 use crate::transport::stream::Stream;
 use crate::transport::wait::{Abort, Patience};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -160,7 +162,7 @@ impl Target for FakeTarget {
         self.fails(Fault::Survey)?;
         let blockers = if self.fault == Fault::Blocker { vec![too_large(1, 0)] } else { Vec::new() };
         let summary = TargetSummary { pid: 42, comm: "fake".into(), tasks: 3, memory_bytes: 1 << 20 };
-        Ok(Survey { summary, model: model(), blockers, is_single: true })
+        Ok(Survey { summary, model: model(), blockers, is_single: true, files: Vec::new() })
     }
 
     fn round(&mut self, send: &mut source::Send<'_>) -> Result<Taken, MoveError> {
@@ -195,7 +197,7 @@ impl Target for FakeTarget {
             cow_parent: None,
         };
         let spaces = vec![name(MM, MM), name(SHARED, SHARED), name(CHILD, Space::Mm(MmId(1)))];
-        Ok(Final { plan: self.plan(), model: model(), spaces, later: Vec::new() })
+        Ok(Final { plan: self.plan(), model: model(), spaces, later: Vec::new(), files: Vec::new() })
     }
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
@@ -304,7 +306,12 @@ impl FakeBuilder {
 }
 
 impl Builder for FakeBuilder {
-    fn preflight(&mut self, model: &Model, state: &serde_json::Value) -> Result<Vec<Blocker>, Failure> {
+    fn preflight(
+        &mut self,
+        model: &Model,
+        state: &serde_json::Value,
+        _: &HashSet<Bytes>,
+    ) -> Result<Vec<Blocker>, Failure> {
         assert_eq!((model.tasks.len(), state["pids"].as_str()), (3, Some("auto")));
         self.fails(Fault::Verdict)?;
         Ok(if self.fault == Fault::VerdictBlocker { vec![too_large(1, 0)] } else { Vec::new() })
@@ -464,6 +471,11 @@ pub(super) fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
     (client.unwrap(), server.join().unwrap().unwrap())
 }
 
+/// The files of the sample are nowhere.
+fn no_files() -> Wish {
+    Wish { mode: Files::Skip, ..Wish::default() }
+}
+
 fn goals() -> Goals {
     Goals {
         downtime_max: Duration::from_nanos(1),
@@ -505,6 +517,7 @@ fn play(
         dry_run: false,
         compression: Compression::Auto,
         bandwidth: None,
+        files: no_files(),
         state: serde_json::json!({ "pids": "auto" }),
         journals: &source_journals,
         again: None,
@@ -656,6 +669,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         dry_run: false,
         compression: Compression::Off,
         bandwidth: None,
+        files: no_files(),
         state: serde_json::Value::Null,
         journals: journals.path(),
         again: None,
@@ -695,6 +709,7 @@ fn messages_of_another_attempt_are_refused() {
             model_bytes,
             follows: false,
             may_follow: false,
+            files: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();
@@ -723,6 +738,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
             dry_run: false,
             compression: Compression::Off,
             bandwidth: None,
+            files: no_files(),
             state: serde_json::json!({ "pids": "auto" }),
             journals: &journals,
             again: None,

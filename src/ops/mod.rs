@@ -14,6 +14,7 @@ pub mod interrupt;
 pub mod keygen;
 mod late;
 pub mod list;
+mod luggage;
 pub mod move_;
 mod network;
 mod offered;

@@ -9,12 +9,13 @@ use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, interrupt, late, preflight, standstill};
+use super::{Event, Events, addresses, interrupt, late, luggage, preflight, standstill};
 use crate::collect::preflight::Findings;
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
-use crate::image::{MmId, Model, Pid, codec};
+use crate::files;
+use crate::image::{Bytes, MmId, Model, Pid, codec};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once};
 use crate::memory::shared::Objects;
@@ -39,7 +40,7 @@ use crate::transport::connect::{self, ConnectOptions};
 use crate::transport::hello::Purpose;
 use crate::transport::link::{Link, Request};
 use crate::transport::{Abort, PeerAddress, TransportError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -71,9 +72,10 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         .map_err(|error| peer_failure(&options.dest, &error))?;
     let places = Places::here();
     let journals = places.state.join("moves");
+    let files = luggage::wish(options).map_err(|failure| failure.target(TargetState::Running))?;
     let link_again = || connect_to(&options.dest, &options.peer, Purpose::Send, 0, abort);
     let again = Some(Again(&link_again));
-    let wishes = Wishes { stop_and_copy: backend.is_none(), again, ..wishes(options, &journals)? };
+    let wishes = Wishes { stop_and_copy: backend.is_none(), again, files, ..wishes(options, &journals)? };
     let mut live = Live {
         options,
         resolved,
@@ -136,6 +138,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
             Compress::Level(level) => Compression::Level(level.into()),
         },
         bandwidth: options.memory.bandwidth,
+        files: Default::default(),
         state,
         journals,
         again: None,
@@ -240,7 +243,7 @@ impl Live<'_> {
         let known = self.tree.as_ref().map_or_else(|| mappings(root), Tree::mappings);
         let network = &mut self.network;
         let let_go = |locks, model: &Model| network.let_go(locks, model);
-        let (frozen, mut collection) = standstill::reach(root, &self.policy, &known, |_| Ok(()), let_go)?;
+        let (frozen, mut collection) = standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), let_go)?;
         self.network.locked(std::mem::take(&mut collection.locks), &collection.model);
         Ok((frozen, collection))
     }
@@ -264,7 +267,8 @@ impl Target for Live<'_> {
         frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
         summary.comm = comm(&model);
         let is_single = model.mms.len() == 1;
-        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new(), is_single })
+        let files = files::wanted(&model);
+        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new(), is_single, files })
     }
 
     fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {
@@ -312,6 +316,10 @@ impl Target for Live<'_> {
         self.put_off = true;
     }
 
+    fn mapped_files(&mut self) -> HashSet<Bytes> {
+        self.resolved.root(&self.options.target).map_or_else(|_| HashSet::new(), luggage::mapped)
+    }
+
     fn freeze(&mut self) -> Result<Final> {
         let (frozen, Collection { mut model, sources, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
@@ -350,10 +358,11 @@ impl Target for Live<'_> {
             Vec::new()
         };
         self.given_up = GivenUp::plan(&model);
+        let files = files::wanted(&model);
         let model = encoded(&model)?;
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
-        Ok(Final { plan, model, spaces, later })
+        Ok(Final { plan, model, spaces, later, files })
     }
 
     fn make_way(&mut self) -> Result<()> {

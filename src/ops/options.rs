@@ -102,11 +102,14 @@ pub enum Pids {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Files {
-    /// Nothing on the same file system; else as `check`.
+    /// Nothing on the same file system; else what is read is compared, what is written to is copied. As `check` for an image,
+    /// which holds no files.
     #[default]
     Auto,
-    /// Compare size and modification time, mapped code by its contents; a difference is a blocker.
+    /// Compare; a difference is a blocker.
     Check,
+    /// Copy what differs; code that differs is a blocker nevertheless.
+    Copy,
     /// Take what has the same name.
     Skip,
 }
@@ -428,6 +431,8 @@ pub struct MoveOptions {
     pub memory: MemoryOptions,
     /// STATE.
     pub state: StateOptions,
+    /// `--with`: directories that go along as a whole.
+    pub with: Vec<PathBuf>,
     /// PEER.
     pub peer: PeerOptions,
     /// `--dry-run`: preflight on both sides only.
@@ -444,6 +449,7 @@ impl MoveOptions {
             mode: ModeOptions::default(),
             memory: MemoryOptions::default(),
             state: StateOptions::default(),
+            with: Vec::new(),
             peer: PeerOptions::default(),
             dry_run: false,
         }

@@ -40,6 +40,7 @@ pub fn run(options: &PreDumpOptions, events: &dyn Events) -> Result<Outcome> {
     }
     let job = Job {
         root,
+        known: &resolved.processes,
         events,
         workers: options.memory.streams.map_or_else(default_workers, usize::from),
         resident_bytes: findings.memory_bytes,

@@ -8,7 +8,7 @@ use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::companion::pager::{self, Kept, KeptSpace, Origin, Ready};
 use crate::failure::{Failure, Result};
-use crate::image::Model;
+use crate::image::{Bytes, Model};
 use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{RangeSet, Space};
@@ -20,7 +20,7 @@ use crate::net::address::Place;
 use crate::restore::reconcile::Fit;
 use crate::restore::{self, Armed, Prebuilt, Restored};
 use crate::transport::Link;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -64,12 +64,17 @@ struct Engine {
 }
 
 impl Builder for Engine {
-    fn preflight(&mut self, model: &Model, state: &serde_json::Value) -> Result<Vec<Blocker>> {
+    fn preflight(&mut self, model: &Model, state: &serde_json::Value, judged: &HashSet<Bytes>) -> Result<Vec<Blocker>> {
         self.name = SessionId::random().to_string();
         self.state = serde_json::from_value(state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
         let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
-        let scope = restore::preflight::Scope { cpu: self.state.cpu.unwrap_or_default(), original_runs: true, coming };
+        let scope = restore::preflight::Scope {
+            cpu: self.state.cpu.unwrap_or_default(),
+            original_runs: true,
+            coming,
+            judged: judged.clone(),
+        };
         let options = restore::Options {
             pids: self.state.pids.unwrap_or_default(),
             files: self.state.files.unwrap_or_default(),

@@ -57,6 +57,7 @@ impl Late {
 /// # Errors
 /// Everything that keeps the tree from being made; then nothing of it is left.
 pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
+    super::luggage::no_copies(options.state.files)?;
     let began = Instant::now();
     let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
     let dir = spooled.dir();
@@ -76,7 +77,12 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let places = addresses::there(&state);
     blockers.extend(addresses::blockers(&places));
     let coming = places.iter().map(|place| place.ip).collect();
-    let scope = restore::preflight::Scope { cpu: state.cpu.unwrap_or_default(), original_runs: false, coming };
+    let scope = restore::preflight::Scope {
+        cpu: state.cpu.unwrap_or_default(),
+        original_runs: false,
+        coming,
+        ..Default::default()
+    };
     blockers.extend(restore::preflight::look(&model, &settings, &scope));
     blockers.extend(not_given(&model, stdio));
     if !blockers.is_empty() {

@@ -22,13 +22,13 @@ const ATTEMPTS: u32 = 8;
 /// How long it runs before it is stopped a second time; then twice as long each time, 0.25 s in all.
 const FIRST_RUN: Duration = Duration::from_millis(2);
 
-/// Stops the tree of `root` and reads it. `known`: see [`collect::collect_known`]. `stopped` is called each time it stands;
+/// Stops the tree of `root` and reads it. `processes`: those of it that are known, see [`Frozen::tree_of`]. `known`: see [`collect::collect_known`]. `stopped` is called each time it stands;
 /// `let_go` gives TCP sockets back before it goes on once more.
 ///
 /// # Errors
 /// It cannot be stopped or read; something is in the way, all of which is named. The target runs.
 pub fn reach(
-    root: Pid,
+    (root, processes): (Pid, &[Pid]),
     policy: &Policy,
     known: &HashMap<Pid, Mappings>,
     mut stopped: impl FnMut(&Frozen) -> Result<()>,
@@ -39,8 +39,8 @@ pub fn reach(
     for attempt in 1.. {
         // Copied while the target runs.
         let known = known.clone();
-        let mut frozen =
-            Frozen::tree(root).map_err(|e| running(Failure::of(format!("cannot stop process {root}"), &e)))?;
+        let mut frozen = Frozen::tree_of(root, processes)
+            .map_err(|e| running(Failure::of(format!("cannot stop process {root}"), &e)))?;
         stopped(&frozen)?;
         let collection = match collect::collect_known(&mut frozen, policy, known) {
             // It was ending when it was stopped.

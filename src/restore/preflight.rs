@@ -18,7 +18,7 @@ use crate::ops::options::{Cpu, Pids};
 use crate::proc::sys;
 use crate::sys::{Errno, socket};
 use nix::sys::stat::fstat;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
@@ -31,6 +31,8 @@ pub struct Scope {
     pub original_runs: bool,
     /// Addresses that are put on this host with the tree.
     pub coming: Vec<IpAddr>,
+    /// Paths that somebody has compared already, or that come along.
+    pub judged: HashSet<Bytes>,
 }
 
 /// Everything in the way.
@@ -129,7 +131,10 @@ fn files(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     for (path, flags, code) in wanted(model) {
         // What is below /proc comes and goes with processes; what is in a mount namespace of the tree's own comes with it.
         let looked_at = of_host(model, path.mnt) && !path.path.0.starts_with(b"/proc/");
-        if !looked_at || !seen.insert((&path.path.0, flags & libc::O_APPEND as u32)) {
+        if !looked_at
+            || scope.judged.contains(&path.path)
+            || !seen.insert((&path.path.0, flags & libc::O_APPEND as u32))
+        {
             continue;
         }
         blockers.extend(file(&own, path, flags, code, options, original_writes));

@@ -14,13 +14,23 @@ struct OpenHow {
 
 /// `RESOLVE_IN_ROOT`: `root` is what `/` and `..` at the top mean.
 const RESOLVE_IN_ROOT: u64 = 0x10;
+/// `RESOLVE_NO_SYMLINKS`, which includes the magic links of /proc.
+const RESOLVE_NO_SYMLINKS: u64 = 0x04;
 
 /// Opens `path` (absolute or relative, both from `root`) as a task with that root directory would, close-on-exec. The kernel
 /// refuses flags it does not know, and a mode without `O_CREAT` or `O_TMPFILE`.
 pub fn open_in_root(root: impl AsFd, path: &[u8], flags: u32, mode: u32) -> Result<OwnedFd> {
+    open(root, path, flags, mode, RESOLVE_IN_ROOT)
+}
+
+/// The same, and any symbolic link on the way is ELOOP: for paths that somebody else has named.
+pub fn open_plain(root: impl AsFd, path: &[u8], flags: u32, mode: u32) -> Result<OwnedFd> {
+    open(root, path, flags, mode, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+}
+
+fn open(root: impl AsFd, path: &[u8], flags: u32, mode: u32, resolve: u64) -> Result<OwnedFd> {
     let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
-    let how =
-        OpenHow { flags: u64::from(flags) | libc::O_CLOEXEC as u64, mode: u64::from(mode), resolve: RESOLVE_IN_ROOT };
+    let how = OpenHow { flags: u64::from(flags) | libc::O_CLOEXEC as u64, mode: u64::from(mode), resolve };
     loop {
         // SAFETY: `path` is NUL-terminated, `how` has the size that is passed.
         let ret = unsafe {

@@ -1,4 +1,4 @@
-//! flistxattr(2), fgetxattr(2), fsetxattr(2): extended attributes of an open file.
+//! flistxattr(2), fgetxattr(2), fsetxattr(2), fremovexattr(2): extended attributes of an open file.
 
 use super::{Errno, Result, check};
 use std::ffi::CString;
@@ -40,4 +40,15 @@ pub fn set(fd: impl AsFd, name: &[u8], value: &[u8]) -> Result<()> {
     // SAFETY: the name is NUL-terminated, the value as long as is said.
     let ret = unsafe { libc::fsetxattr(fd.as_fd().as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     check(i64::from(ret)).map(drop)
+}
+
+/// Removes one attribute; no harm if it is gone.
+pub fn remove(fd: impl AsFd, name: &[u8]) -> Result<()> {
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the name is NUL-terminated.
+    let ret = unsafe { libc::fremovexattr(fd.as_fd().as_raw_fd(), name.as_ptr()) };
+    match check(i64::from(ret)) {
+        Ok(_) | Err(Errno::ENODATA) => Ok(()),
+        Err(e) => Err(e),
+    }
 }

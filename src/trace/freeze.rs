@@ -70,10 +70,20 @@ impl Frozen {
     /// # Errors
     /// [`Error::DoesNotStop`] after [`ATTEMPTS`]; a task that another program traces; the tree runs then.
     pub fn tree(root: Pid) -> Result<Self> {
+        Self::tree_of(root, &[])
+    }
+
+    /// The same where processes of the tree are known, parents before children: whose children need not be looked for before
+    /// somebody is stopped. Who has come since is found afterwards, as always.
+    ///
+    /// # Errors
+    /// As for [`Self::tree`].
+    pub fn tree_of(root: Pid, known: &[Pid]) -> Result<Self> {
         let freezers = cgroupfs::frozen(root)?;
         let mut attempt = 1;
         loop {
-            let found = descendants(root);
+            let found =
+                if attempt == 1 && known.first() == Some(&root) { still_there(known) } else { descendants(root) };
             let slept = sleepers::look(root, &found);
             let everybody = found.iter().map(|(dir, _)| dir.pid()).collect();
             let mut frozen = Self { processes: Vec::new(), since: Instant::now(), freezers: freezers.clone() };
@@ -234,6 +244,24 @@ fn descendants(root: Pid) -> Vec<(ProcDir, Vec<Pid>)> {
         let Ok(dir) = ProcDir::open(pid) else { continue };
         let threads = dir.tasks().unwrap_or_default();
         all.extend(dir.children_of(&threads, &mut buf).unwrap_or_default());
+        found.push((dir, threads));
+    }
+    found
+}
+
+/// Those of these processes that still descend from the first one, with their threads: a number may be another's by now.
+fn still_there(known: &[Pid]) -> Vec<(ProcDir, Vec<Pid>)> {
+    let mut buf = Vec::new();
+    let mut found: Vec<(ProcDir, Vec<Pid>)> = Vec::with_capacity(known.len());
+    let mut there = HashSet::new();
+    for pid in known {
+        let Ok(dir) = ProcDir::open(*pid) else { continue };
+        let mut descends = || dir.stat(&mut buf).is_ok_and(|stat| there.contains(&Pid(stat.ppid)));
+        if !there.is_empty() && !descends() {
+            continue;
+        }
+        there.insert(*pid);
+        let threads = dir.tasks().unwrap_or_default();
         found.push((dir, threads));
     }
     found

@@ -374,11 +374,15 @@ impl Remote {
         let Some(first) = group.first() else { return Ok(Vec::new()) };
         let pid = first.thread.pid;
         memory::write(pid, scratch.data, bytes)?;
-        let mut underway = Vec::with_capacity(group.len());
-        let mut done = Ok(());
+        let (mut underway, mut done) = (Vec::with_capacity(group.len()), Ok(()));
+        // Everybody gets ready before the first is let go: see [`super::stopping`].
         for Member { thread, batch, at, flight } in group.iter_mut() {
-            match thread.start(scratch.code, *at, batch.len() as u64, *flight) {
-                Ok(running) => underway.push(running),
+            done = done.and_then(|()| thread.ready(scratch.code, *at, batch.len() as u64, *flight));
+        }
+        for member in group.iter_mut() {
+            let go = |()| member.thread.take()?.cont(0);
+            match done.and_then(go) {
+                Ok(running) => (underway.push(running), done = Ok(())).1,
                 Err(e) => {
                     done = Err(e);
                     break;
@@ -404,21 +408,30 @@ impl Remote {
     }
 
     fn start(&mut self, code: u64, data: u64, calls: u64, flight: Option<Flight>) -> Result<Tracee<Running>> {
+        self.ready(code, data, calls, flight)?;
+        self.take()?.cont(0)
+    }
+
+    /// Has it execute a batch once it goes on.
+    fn ready(&mut self, code: u64, data: u64, calls: u64, flight: Option<Flight>) -> Result<()> {
         let regs = self.saved.running_batch(code, data, calls, flight.map_or(0, |flight| flight.lifeline));
         if let Some(flight) = flight {
-            return self.take_off(&regs, &flight);
+            return self.attach(&regs, &flight);
         }
         self.lend()?;
-        self.tracee().set_regs(&regs)?;
-        self.take()?.cont(0)
+        self.tracee().set_regs(&regs)
     }
 
     /// Lets it execute what its lifeline ends. Registers before the mask: with its own registers and our mask it could not go on.
     pub(super) fn take_off(&mut self, regs: &UserRegs, flight: &Flight) -> Result<Tracee<Running>> {
+        self.attach(regs, flight)?;
+        self.take()?.cont(0)
+    }
+
+    fn attach(&mut self, regs: &UserRegs, flight: &Flight) -> Result<()> {
         self.lent = true;
         self.tracee().set_regs(&regs.interrupted_at(regs.rip, &self.saved))?;
-        self.tracee().set_sigmask(flight.work_mask())?;
-        self.take()?.cont(0)
+        self.tracee().set_sigmask(flight.work_mask())
     }
 
     /// Waits for a batch that was started to end.

@@ -80,14 +80,16 @@ impl<'a> Stopping<'a> {
             Err(e) if e.is_gone() && self.process.threads.is_empty() => return Ok(false),
             Err(e) => return Err(e.into()),
         };
+        // All are seized before the first is asked: asked one right after the other, they stop while the next are asked, and no
+        // processor that they run on goes idle in between.
         for tid in tids {
             if self.known.insert(tid)
                 && let Some(tracee) = self.seize(tid)?
             {
-                tracee.interrupt()?;
                 self.running.push(tracee);
             }
         }
+        self.running.iter().try_for_each(Tracee::interrupt)?;
         Ok(!self.running.is_empty())
     }
 

@@ -136,8 +136,13 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
         serde_json::to_vec(&FromSource::Abort { attempt, reason: "no".into() }).expect("plain"),
         serde_json::to_vec(&FromSource::Prepare { attempt, spaces: Vec::new(), model_bytes: 5, late_bytes: 0 })
             .expect("plain"),
-        serde_json::to_vec(&FromDestination::Verdict { attempt, blockers: Vec::new(), room_bytes: 1 << 40 })
-            .expect("plain"),
+        serde_json::to_vec(&FromDestination::Verdict {
+            attempt,
+            blockers: Vec::new(),
+            room_bytes: 1 << 40,
+            order: Default::default(),
+        })
+        .expect("plain"),
     ];
     holds("messages", messages::check, &sent);
     holds("frame", frame::check, &[frame::seed(&sent[0]), frame::seed(b"")]);

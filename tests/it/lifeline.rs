@@ -112,9 +112,11 @@ impl Target {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         self.goes_on("after a dump");
         fs::write(self.path("go"), "").unwrap();
-        wait("its verdict", || self.path("result").exists());
+        // Being made and being filled are two moments.
+        let verdict = || fs::read_to_string(self.path("result")).unwrap_or_default();
+        wait("its verdict", || verdict().ends_with('\n'));
         self.has_no_complaint("at its end");
-        assert_eq!(fs::read_to_string(self.path("result")).unwrap(), "EXIT-SUCCESS\n");
+        assert_eq!(verdict(), "EXIT-SUCCESS\n");
     }
 }
 

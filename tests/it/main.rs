@@ -8,6 +8,7 @@ mod cli;
 mod confined;
 mod decoders;
 mod demo;
+mod files;
 mod generated;
 mod handover;
 mod hostile;

@@ -19,6 +19,8 @@ const UPWARD: &[(&str, &str, &str)] = &[
     ("trace", "memory::PageRange", "what pages are called"),
     ("trace", "memory::Space", "what memory is called"),
     ("trace", "memory::pipeline", "the traits by which memory/ asks for pages"),
+    ("files", "ops::options", "choices of the command line, plain data"),
+    ("migration", "ops::options", "choices of the command line, plain data"),
     ("migration", "ops::Event", "what is told while it goes on, plain data"),
     ("migration", "ops::Events", "what is told while it goes on, plain data"),
     ("migration", "ops::outcome", "what is told in the end, plain data"),

@@ -6,12 +6,12 @@ table! { FILES:
     FILE_CHANGED = 501, "file differs from the one that was open",
         object: "a path with size and modification time, then and now",
         why: "The program holds offsets, buffers and mappings that fit the file as it was.",
-        remedy: "bring the file back to what it was, or --files skip",
+        remedy: "bring the file back to what it was, or --files skip; a move copies it with --files copy",
         kernel: "all";
     FILE_MISSING = 502, "file does not exist here",
         object: "a path that the program has open, mapped, or as executable, root or working directory",
         why: "A file is opened again by its name.",
-        remedy: "copy it to the same path on this host",
+        remedy: "copy it to the same path on this host; a move does so with --files copy",
         kernel: "all";
     DISK_SPACE = 503, "not enough space for the image",
         object: "the file system of the image, with the bytes needed and free",
@@ -47,6 +47,16 @@ table! { FILES:
         object: "a file that was deleted while open, with its size",
         why: "Its content has to travel in the image.",
         remedy: "let the program close it (log files: reopen), then try again",
+        kernel: "all";
+    FILE_SPACE = 510, "not enough space for files that come along",
+        object: "the first path on a file system of the destination, with the bytes that are to come and those that are free",
+        why: "Files are there completely before the target runs, beside what they replace.",
+        remedy: "free space there, or ship less (--files, --with)",
+        kernel: "all";
+    FILE_PLACE = 511, "file cannot come to its place",
+        object: "a path that is to be copied and what is in the way at the destination",
+        why: "What comes from another host is put below real directories only, and a whole tree is put in the place of another one.",
+        remedy: "make the path the same on both hosts; of a mount point, name the directories in it",
         kernel: "all";
 }
 

@@ -13,8 +13,13 @@ const PIDS: Words<Pids> = &[
     ("new", Pids::New, "the same, in a new PID namespace with its own /proc"),
 ];
 const FILES: Words<Files> = &[
-    ("auto", Files::Auto, "nothing where both sides see the same file system, else as check"),
+    (
+        "auto",
+        Files::Auto,
+        "nothing where both sides see the same file system, else compare what is read, copy what is written to",
+    ),
     ("check", Files::Check, "compare; refuse if one differs"),
+    ("copy", Files::Copy, "copy what differs (a move only)"),
     ("skip", Files::Skip, "take what has the same name"),
 ];
 const TCP: Words<Tcp> = &[

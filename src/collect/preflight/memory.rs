@@ -4,9 +4,9 @@ use super::Member;
 use crate::{
     blocker::{Blocker, Code, codes},
     collect::sysv,
-    image::Pid,
+    image::{Pid, mm::PAGE},
     proc::{
-        ProcDir,
+        ProcDir, Result,
         maps::{Mapping, Special},
         smaps::{Flagged, VmFlags},
         table::Table,
@@ -39,6 +39,54 @@ impl Object {
 
 fn object(pid: Pid, mapping: &Mapping) -> String {
     format!("pid {pid} mapping {:x}-{:x} {}", mapping.start, mapping.end, mapping.name)
+}
+
+/// How closely mappings are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Their flags are read: the kernel walks all page tables for it (20 ms/GiB), and writes 600 bytes for each mapping.
+    Flags,
+    /// Flags are read only of a process that has a mapping whose flags decide.
+    Names,
+}
+
+/// More than this of resident memory, bytes, and it is dear to read flags.
+const MUCH: u64 = 64 << 20;
+/// More processes than this, and it is.
+const MANY: usize = 8;
+/// More mappings of a process than this, and it is.
+const MANY_MAPPINGS: usize = 256;
+
+impl Depth {
+    /// For these processes, given what is in the way among their descriptors.
+    ///
+    /// Flags show what nothing else does where a process outside handles the page faults of a tree that has no userfaultfd
+    /// of its own, and on a kernel with flags that are new. Of much memory that is found a little later, when the tree has
+    /// been stopped for the first time; it is refused then, and runs on.
+    pub fn fitting(members: &[Member<'_>], descriptors: &[Blocker]) -> Self {
+        let resident: u64 = members.iter().filter_map(|member| member.row.memory).map(|m| m.rss).sum();
+        let handles_faults = descriptors.iter().any(|blocker| blocker.code == codes::USERFAULTFD);
+        if handles_faults || resident <= MUCH && members.len() <= MANY { Self::Flags } else { Self::Names }
+    }
+}
+
+/// The mappings of a process, without their flags where those say nothing that is looked for.
+pub(super) fn mappings(member: &Member<'_>, depth: Depth, buf: &mut Vec<u8>) -> Result<Vec<Flagged>> {
+    let maps = member.dir.maps(buf)?;
+    let few = maps.len() <= MANY_MAPPINGS;
+    if depth == Depth::Flags && few || maps.iter().any(may_be_of_device) {
+        return member.dir.smaps_flags(buf);
+    }
+    let plain = |mapping| Flagged { mapping, flags: VmFlags::empty(), pkey: 0, page_size: PAGE };
+    Ok(maps.into_iter().map(plain).collect())
+}
+
+/// Its flags tell whether what is mapped is memory of a device: of one below /dev, or of one that sysfs shows as a file. Private
+/// mappings of other files have pages of their own, and shared memory has no device behind it.
+fn may_be_of_device(mapping: &Mapping) -> bool {
+    let name = mapping.name.0.as_slice();
+    let memory = is_nameless_shared(mapping) || sysv::key_of(name).is_some() || name.starts_with(b"/dev/shm/");
+    mapping.has_file() && !memory && (mapping.shared || name.starts_with(b"/dev/"))
 }
 
 pub(super) fn look(member: &Member<'_>, mappings: &[Flagged], shared: &mut Shared, found: &mut Vec<Blocker>) {
@@ -150,6 +198,25 @@ mod tests {
     fn code(line: &str, flags: &str) -> Option<Code> {
         let text = format!("7f0000000000-7f0000001000 rw-p 00000000 {line}\nVmFlags: {flags}\n");
         judge(&parse_flags(text.as_bytes()).unwrap()[0]).map(|(code, _)| code)
+    }
+
+    #[test]
+    fn whose_flags_decide() {
+        let decides = |line: &str| {
+            let text = format!("7f0000000000-7f0000001000 {line}\n");
+            may_be_of_device(&crate::proc::maps::parse(text.as_bytes()).unwrap()[0])
+        };
+        assert!(decides("rw-s 00000000 00:06 9 /dev/dri/card0"));
+        assert!(decides("rw-p 00000000 00:06 9 /dev/fb0"), "private, of a device");
+        assert!(decides("rw-s 00000000 00:16 9 /sys/devices/pci0000:00/0000:00:02.0/resource0"));
+        assert!(decides("rw-s 00000000 fe:00 9 /var/lib/file"));
+        assert!(!decides("rw-p 00000000 fe:00 9 /usr/lib/libc.so.6"));
+        assert!(!decides("rw-p 00000000 00:00 0 "));
+        assert!(!decides("r--p 00000000 00:00 0 [vvar]"));
+        assert!(!decides("rw-s 00000000 00:01 9 /dev/zero (deleted)"));
+        assert!(!decides("rw-s 00000000 00:01 9 /memfd:x (deleted)"));
+        assert!(!decides("rw-s 00000000 00:01 9 /SYSV00001234 (deleted)"));
+        assert!(!decides("rw-s 00000000 00:1a 9 /dev/shm/segment"));
     }
 
     #[test]

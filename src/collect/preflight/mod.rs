@@ -66,11 +66,12 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
     let members: Vec<Member<'_>> = living.into_iter().zip(&dirs).map(|(row, dir)| Member { row, dir }).collect();
     let mut buf = Vec::new();
     let mut shared = memory::Shared::default();
-    let mappings = super::mm::read_many(&dirs.iter().collect::<Vec<_>>());
-    for (member, mappings) in members.iter().zip(mappings) {
-        let look = || -> proc::Result<()> {
+    let of_descriptors = fd::preflight(&dirs, policy)?;
+    let depth = memory::Depth::fitting(&members, &of_descriptors);
+    for member in &members {
+        let mut look = || -> proc::Result<()> {
             tasks::look(member, &mut buf, &mut blockers)?;
-            let mappings = mappings.map_or_else(|| member.dir.smaps_flags(&mut buf), Ok)?;
+            let mappings = memory::mappings(member, depth, &mut buf)?;
             memory::look(member, &mappings, &mut shared, &mut blockers);
             namespaces::look(member, members[0].dir, &mut buf, &mut blockers)
         };
@@ -79,7 +80,7 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
             _ => {}
         }
     }
-    blockers.extend(fd::preflight(&dirs, policy)?);
+    blockers.extend(of_descriptors);
     sharing::tables(table, &members, &mut blockers);
     sharing::places(&members, &mut blockers)?;
     memory::mapped_outside(table, processes, &shared, &mut buf, &mut blockers);

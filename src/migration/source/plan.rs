@@ -1,6 +1,7 @@
 //! What is known of a target, and what of it is to be sent.
 
 use crate::blocker::Blocker;
+use crate::files::Wanted;
 use crate::memory::{PageRange, Space};
 use crate::migration::pages::Run;
 use crate::migration::postcopy::Later;
@@ -18,6 +19,8 @@ pub struct Survey {
     pub blockers: Vec<Blocker>,
     /// No two of its processes share pages: the destination can make it before any page has come.
     pub is_single: bool,
+    /// What it has open or mapped.
+    pub files: Vec<Wanted>,
 }
 
 /// Pages to send.
@@ -56,6 +59,8 @@ pub struct Final {
     pub spaces: Vec<SpaceName>,
     /// Pages that are sent when it runs, by the names of that model.
     pub later: Later,
+    /// What it has open or mapped.
+    pub files: Vec<Wanted>,
 }
 
 /// What became of the pages of a round.

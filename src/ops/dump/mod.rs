@@ -32,6 +32,8 @@ use std::time::{Duration, Instant};
 /// What does not change in the course of a dump.
 pub(super) struct Job<'a> {
     pub root: Pid,
+    /// Its processes when the dump began.
+    pub known: &'a [Pid],
     pub events: &'a dyn Events,
     pub workers: usize,
     pub resident_bytes: u64,
@@ -45,6 +47,7 @@ pub(super) struct Job<'a> {
 /// # Errors
 /// Whatever keeps the image from being complete; then the target runs on, and nothing of the image is left.
 pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
+    super::luggage::no_copies(options.state.files)?;
     let began = Instant::now();
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
@@ -61,6 +64,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     }
     let job = Job {
         root,
+        known: &resolved.processes,
         events,
         workers: options.memory.streams.map_or_else(default_workers, usize::from),
         resident_bytes: findings.memory_bytes,
@@ -204,7 +208,8 @@ fn pause(
         }
         fault::at(Point::DumpFrozen).map_err(injected)
     };
-    let (frozen, collection) = standstill::reach(job.root, policy, &known, stopped, |locks, _| drop(locks))?;
+    let (frozen, collection) =
+        standstill::reach((job.root, job.known), policy, &known, stopped, |locks, _| drop(locks))?;
     let frozen_at = frozen.since;
     parts.end("state");
     interrupt::check().map_err(running)?;

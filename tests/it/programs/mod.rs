@@ -13,6 +13,8 @@ mod redis;
 mod sqlite3;
 mod stage;
 
+pub use stage::fixture;
+
 /// The tests of a program.
 macro_rules! program {
     ($program:expr) => {

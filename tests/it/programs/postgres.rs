@@ -15,7 +15,12 @@ const POSTGRES: Program = Program {
 };
 
 fn prepare(stage: &Stage) -> Result<(), String> {
-    let data = stage.path("data");
+    // On a disk of its own, as a person would have it.
+    let data = stage.path("disk/data");
+    std::fs::create_dir_all(stage.path("disk")).map_err(|e| e.to_string())?;
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(stage.path("disk"), open).map_err(|e| e.to_string())?;
+    std::os::unix::fs::symlink("disk/data", stage.path("data")).map_err(|e| e.to_string())?;
     let output = Command::new("setpriv")
         .args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"])
         .args(["/usr/lib/postgresql/15/bin/initdb", "-A", "trust", "-N", "--locale=C", "-D"])
@@ -33,3 +38,8 @@ fn prepare(stage: &Stage) -> Result<(), String> {
 }
 
 super::program!(POSTGRES);
+
+#[test]
+fn with_data() {
+    super::stage::run(&POSTGRES, super::stage::How::WithData);
+}

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -63,6 +63,8 @@ pub enum How {
     Moved,
     /// The same by post-copy.
     Followed,
+    /// Moved to a host that has nothing in the directory `disk`, with its data from there.
+    WithData,
 }
 
 /// A program that runs somewhere here. Dropping it ends everybody.
@@ -149,6 +151,10 @@ impl Stage {
                 let agent = self.start_agent("")?;
                 self.moved(root, &agent, &["--mode", "post-copy"])?
             }
+            How::WithData => {
+                let agent = self.start_agent_without("disk")?;
+                self.moved(root, &agent, &["--with", &self.text("data")])?
+            }
             How::Moved => {
                 let agent = self.start_agent("")?;
                 self.moved(root, &agent, &[])?
@@ -213,10 +219,22 @@ impl Stage {
 
     /// An agent at the second host; its address. `listen` is empty for a UNIX socket.
     pub fn start_agent(&mut self, listen: &str) -> Result<String, String> {
+        let agent = self.networks.inside(1, MIGRATE);
+        self.begin_agent(agent, listen)
+    }
+
+    /// An agent at the second host, which has a file system of its own on this directory.
+    pub fn start_agent_without(&mut self, dir: &str) -> Result<String, String> {
+        let mut agent = self.networks.inside(1, "unshare");
+        let script = "mount -t tmpfs files \"$0\" && exec \"$@\"";
+        agent.args(["--mount", "--propagation", "private", "sh", "-c", script, &self.text(dir), MIGRATE]);
+        self.begin_agent(agent, "")
+    }
+
+    fn begin_agent(&mut self, mut agent: Command, listen: &str) -> Result<String, String> {
         let socket = self.path("agent.sock");
         let address = if listen.is_empty() { format!("unix:{}", socket.display()) } else { listen.to_owned() };
         let log = fs::File::create(self.path("agent.log")).map_err(|e| e.to_string())?;
-        let mut agent = self.networks.inside(1, MIGRATE);
         agent.args(["agent", "--listen", &address]).env("MIGRATE_PLACES", self.path("b"));
         agent.stdout(Stdio::null()).stderr(log);
         // The client stays the last of the children.

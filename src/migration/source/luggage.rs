@@ -1,0 +1,204 @@
+//! Files that go along with the target: the destination asks and orders, this side sends. Mirror of
+//! `migration/destination/luggage.rs`.
+
+use super::{Attempt, FromDestination, FromSource, MoveError, Target};
+use crate::blocker::Blocker;
+use crate::fault::{self, Point};
+use crate::files::nonce::Nonces;
+use crate::files::op::Op;
+use crate::files::send::{Sender, Sent};
+use crate::files::{self, Answer, Order, Question, Use, Wanted, blocks};
+use crate::image::Bytes;
+use crate::memory::throttle::Throttle;
+use crate::migration::protocol;
+use crate::migration::send_pages::ALIVE_EVERY;
+use crate::ops::Event;
+use crate::ops::options::Files;
+use crate::transport::FrameKind;
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What is sent, and what of it is there.
+#[derive(Debug, Default)]
+pub(super) struct Luggage {
+    /// The files of the offer.
+    named: Vec<Wanted>,
+    order: Order,
+    sender: Sender,
+    /// Digests that were left for later have been sent.
+    compared: bool,
+    /// How long the last pass took: the target wrote to its memory meanwhile, but nothing of that was sent.
+    pub took: Duration,
+}
+
+impl Attempt<'_> {
+    /// What the destination finds, once it has asked all it wants to know about files.
+    pub(super) fn verdict(&mut self, wanted: Vec<Wanted>) -> Result<Vec<Blocker>, MoveError> {
+        self.luggage.named = files::named(wanted, &self.wishes.files);
+        // Until the verdict they can be seen.
+        let mut nonces = Nonces::default();
+        loop {
+            match self.receive()? {
+                FromDestination::Asks { question, .. } => {
+                    let answer = self.answer(&question, &mut nonces)?;
+                    protocol::send(&mut self.link.control, &FromSource::Answers { attempt: self.id, answer })?;
+                }
+                FromDestination::Verdict { blockers, room_bytes, order, .. } => {
+                    self.room_bytes = room_bytes;
+                    self.ordered(order);
+                    return Ok(blockers.into_iter().map(Blocker::from).collect());
+                }
+                other => return Err(self.unexpected(&other, "the verdict")),
+            }
+        }
+    }
+
+    fn answer(&mut self, question: &Question, nonces: &mut Nonces) -> Result<Answer, MoveError> {
+        let named = std::mem::take(&mut self.luggage.named);
+        let mut digests = Vec::with_capacity(question.digests.len());
+        let mut said = Instant::now();
+        for (file, len) in &question.digests {
+            digests.push(named.get(*file as usize).and_then(|wanted| digest(wanted, *len)));
+            if said.elapsed() >= ALIVE_EVERY {
+                said = Instant::now();
+                self.link.control.send(FrameKind::ALIVE, &[])?;
+            }
+        }
+        let beside = question.nonces.iter().map(|file| nonces.beside(named.get(*file as usize)?));
+        let answer = Answer { digests, nonces: beside.collect() };
+        self.luggage.named = named;
+        Ok(answer)
+    }
+
+    fn ordered(&mut self, order: Order) {
+        let trees = self.luggage.named.len() - self.wishes.files.with.len();
+        let path = |n: &u32| self.luggage.named.get(*n as usize).map(|wanted| wanted.file.path.clone());
+        let (files, dirs): (Vec<u32>, Vec<u32>) = order.send.iter().partition(|n| (**n as usize) < trees);
+        let (files, dirs) = (files.iter().filter_map(path).collect(), dirs.iter().filter_map(path).collect());
+        self.luggage.sender = Sender::new(files, dirs);
+        self.luggage.order = order;
+        self.propose();
+    }
+
+    /// Only what is open travels by itself: of a database that is not all.
+    fn propose(&self) {
+        let named = &self.luggage.named;
+        let sent = self.luggage.order.send.iter().filter_map(|n| named.get(*n as usize));
+        let single: Vec<&Wanted> = sent.filter(|wanted| wanted.is_comparable()).collect();
+        let Some(dir) = files::data_directory(&single) else { return };
+        let is_own = std::fs::metadata(Path::new(std::ffi::OsStr::from_bytes(&dir.0))).is_ok_and(|meta| {
+            let owners = single.iter().filter_map(|wanted| {
+                std::fs::metadata(Path::new(std::ffi::OsStr::from_bytes(&wanted.file.path.0))).ok()
+            });
+            meta.mode() & 0o002 == 0 && owners.map(|file| file.uid()).any(|uid| uid == meta.uid())
+        });
+        if is_own {
+            self.events.event(Event::Warning(format!(
+                "the target writes to several files below {dir}, and only those that it has open go along: --with {dir} takes all of it"
+            )));
+        }
+    }
+
+    /// Sends what has changed of the files that go along, while the target runs.
+    pub(super) fn ship(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        let begun = Instant::now();
+        self.luggage.took = Duration::ZERO;
+        let owed = !self.luggage.compared && !self.luggage.order.later.is_empty();
+        if self.luggage.sender.is_empty() && !owed {
+            return Ok(());
+        }
+        self.link.control.during("sending files");
+        let mapped = target.mapped_files();
+        self.pass(&mapped, false)?;
+        match self.receive()? {
+            FromDestination::FilesDone { .. } => {}
+            other => return Err(self.unexpected(&other, "the end of the files")),
+        }
+        fault::strike(Point::SourceFiles);
+        self.luggage.took = begun.elapsed();
+        Ok(())
+    }
+
+    /// What is left of them, in the pause; whether there was anything to look at.
+    pub(super) fn ship_last(&mut self, wanted: &[Wanted]) -> Result<bool, MoveError> {
+        let known: HashSet<&Bytes> = self.luggage.named.iter().map(|wanted| &wanted.file.path).collect();
+        let copies = matches!(self.wishes.files.mode, Files::Auto | Files::Copy);
+        let is_new = |wanted: &&Wanted| {
+            let shared = self.luggage.order.shared.contains(&wanted.file.device);
+            copies
+                && wanted.usage == Use::Write
+                && !shared
+                && wanted.is_comparable()
+                && !known.contains(&wanted.file.path)
+        };
+        // Opened since the survey.
+        let new: Vec<Bytes> = wanted.iter().filter(is_new).map(|wanted| wanted.file.path.clone()).collect();
+        new.iter().for_each(|path| self.luggage.sender.add(path));
+        if self.luggage.sender.is_empty() {
+            return Ok(false);
+        }
+        self.link.control.during("sending files");
+        let written = wanted.iter().filter(|wanted| wanted.mapped && wanted.usage == Use::Write);
+        let mapped = written.map(|wanted| wanted.file.path.clone()).collect();
+        self.pass(&mapped, true)?;
+        Ok(true)
+    }
+
+    fn pass(&mut self, mapped: &HashSet<Bytes>, last: bool) -> Result<(), MoveError> {
+        let attempt = self.id;
+        protocol::send(&mut self.link.control, &FromSource::Files { attempt, last })?;
+        let sent = self.contents(mapped, last).map_err(|error| self.explain(error))?;
+        if !last && !std::mem::replace(&mut self.luggage.compared, true) {
+            self.digests_left()?;
+        }
+        protocol::send(&mut self.link.control, &FromSource::FilesEnd { attempt })?;
+        tracing::debug!(sent.files, sent.bytes, last, "files were sent");
+        Ok(())
+    }
+
+    fn contents(&mut self, mapped: &HashSet<Bytes>, last: bool) -> Result<Sent, MoveError> {
+        // The pause is never throttled.
+        let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !last));
+        let (control, events) = (&mut self.link.control, self.events);
+        let (mut said, mut done) = (Instant::now(), 0);
+        self.luggage.sender.pass(mapped, &mut |op: Option<&Op>, content: &[u8]| -> Result<(), MoveError> {
+            match op {
+                Some(op) => {
+                    control.send_parts(FrameKind::FILE, &[&op.encode(), content])?;
+                    throttle.sent(content.len() as u64);
+                    done += content.len() as u64;
+                    events.event(Event::Progress { phase: "files", done, total: done });
+                    said = Instant::now();
+                }
+                None if said.elapsed() >= ALIVE_EVERY => {
+                    control.send(FrameKind::ALIVE, &[])?;
+                    said = Instant::now();
+                }
+                None => {}
+            }
+            Ok(())
+        })
+    }
+
+    /// Files that are only compared, and are too long for the preflight.
+    fn digests_left(&mut self) -> Result<(), MoveError> {
+        for (file, len) in self.luggage.order.later.clone() {
+            let Some(wanted) = self.luggage.named.get(file as usize).cloned() else { continue };
+            let digest = super::super::while_alive(&mut self.link.control, || digest(&wanted, len));
+            self.link.control.send(FrameKind::FILE, &Op::Digest { file, len, digest }.encode())?;
+        }
+        Ok(())
+    }
+}
+
+/// `None`: it cannot be read, or is shorter; the destination then finds a difference.
+fn digest(wanted: &Wanted, len: u64) -> Option<String> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(&wanted.file.path.0));
+    let file: File =
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).ok()?;
+    blocks::whole(&file, &wanted.file.path, len).ok().flatten()
+}
