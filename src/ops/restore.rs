@@ -90,9 +90,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         return Err(Failure::blocked(what, blockers).target(TargetState::NotStarted));
     }
     if options.dry_run {
-        let mut outcome = Outcome::new(options.session, State::Ended, Where::Nowhere);
-        outcome.notes.push("nothing stands in the way; nothing was started".into());
-        return Ok(Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None });
+        return Ok(nothing_in_the_way(options));
     }
     // While the tree is made.
     let pager = options.lazy.then(Ready::pager).transpose().map_err(|e| failed(&e))?;
@@ -106,7 +104,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     })
     .map_err(|e| failed(&e))?;
     let warn = |warning: String| events.event(Event::Warning(warning));
-    restored.warnings.iter().cloned().for_each(warn);
+    restored.warnings.drain(..).for_each(warn);
     let (root, child) = (restored.root(), restored.child());
     job_control(&model, stdio).into_iter().for_each(warn);
     interrupt::check().map_err(|failure| failure.target(TargetState::NotStarted))?;
@@ -127,6 +125,13 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
     Ok(Running { outcome, root, child, terminal, late })
+}
+
+/// The answer of `--dry-run`.
+fn nothing_in_the_way(options: &RestoreOptions) -> Running {
+    let mut outcome = Outcome::new(options.session, State::Ended, Where::Nowhere);
+    outcome.notes.push("nothing stands in the way; nothing was started".into());
+    Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None }
 }
 
 /// The image, found to be sound but for the contents of its pages.

@@ -32,7 +32,7 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         filters(&mut batch, model, thread, n == 0, common);
         match super::ns::ids::namespace(model, of) {
             None => ids(&mut batch, &thread.creds, own),
-            Some(user) => ids_inside(&mut batch, of, thread, user)?,
+            Some(user) => ids_inside(&mut batch, of, thread, (user, own))?,
         }
         if n == 0 {
             mm::seal(&mut batch, model, task);
@@ -113,13 +113,13 @@ fn filters(batch: &mut Batch, model: &Model, thread: &Thread, leader: bool, comm
 /// User, groups, capabilities, of which only those in `own` can be given.
 pub fn ids(batch: &mut Batch, creds: &Creds, own: u64) {
     bounding(batch, creds, own);
-    users(batch, creds);
+    users(batch, creds, own);
     batch.may_prctl(PR_SET_SECUREBITS, u64::from(creds.securebits), 0u64);
     capabilities(batch, creds, own);
 }
 
-/// In a user namespace of its own a thread has all capabilities that there are, and mostly its users and groups already.
-fn ids_inside(batch: &mut Batch, task: &Task, thread: &Thread, user: &UserNs) -> Result<()> {
+/// In a user namespace of its own a thread has all capabilities that there are, and mostly its users and groups already. `own`: ours.
+fn ids_inside(batch: &mut Batch, task: &Task, thread: &Thread, (user, own): (&UserNs, u64)) -> Result<()> {
     const ALL: u64 = (1 << CAPS) - 1;
     let creds = &thread.creds;
     bounding(batch, creds, ALL);
@@ -131,7 +131,7 @@ fn ids_inside(batch: &mut Batch, task: &Task, thread: &Thread, user: &UserNs) ->
         for id in seen.gids.iter_mut().chain(&mut seen.groups) {
             *id = inside(&user.gid_map, *id, "group")?;
         }
-        users(batch, &seen);
+        users(batch, &seen, own);
     }
     batch.may_prctl(PR_SET_SECUREBITS, u64::from(creds.securebits), 0u64);
     capabilities(batch, creds, ALL);
@@ -144,11 +144,11 @@ fn bounding(batch: &mut Batch, creds: &Creds, own: u64) {
     }
 }
 
-/// User and groups; capabilities stay.
-pub fn users(batch: &mut Batch, creds: &Creds) {
+/// User and groups; capabilities stay. `own`: capabilities of this program.
+pub fn users(batch: &mut Batch, creds: &Creds, own: u64) {
     const KEEP_CAPS: u64 = 1 << 4;
     const NO_SETUID_FIXUP: u64 = 1 << 2;
-    if !super::task::only_own_user() {
+    if super::task::becomes_anybody(own) {
         let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
         let at = batch.bytes(&groups);
         batch.must(libc::SYS_setgroups, &[creds.groups.len().into(), at]);

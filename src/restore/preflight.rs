@@ -59,7 +59,7 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
 /// Whoever may not start programs as somebody else makes tasks of their own user, without capabilities, with their own groups of
 /// this host. An image that asks for more asks for what the user has not.
 fn credentials(model: &Model) -> Vec<Blocker> {
-    if !super::task::only_own_user() {
+    if super::task::becomes_anybody(super::task::own_caps()) {
         return Vec::new();
     }
     let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());

@@ -18,9 +18,9 @@ pub fn own_caps() -> u64 {
 /// CAP_SETUID and CAP_SETGID: by which a task becomes whoever it was.
 const BECOME_ANYBODY: u64 = 1 << 6 | 1 << 7;
 
-/// Whether this program can only make tasks of the user that it runs as.
-pub fn only_own_user() -> bool {
-    own_caps() & BECOME_ANYBODY != BECOME_ANYBODY
+/// Whether a program with these capabilities can make tasks of any user, not only of the one that it runs as.
+pub fn becomes_anybody(own: u64) -> bool {
+    own & BECOME_ANYBODY == BECOME_ANYBODY
 }
 
 /// Ends the tasks that were zombies, the way they had ended.

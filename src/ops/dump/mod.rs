@@ -208,8 +208,8 @@ fn pause(
         }
         fault::at(Point::DumpFrozen).map_err(injected)
     };
-    let (frozen, collection) =
-        standstill::reach((job.root, job.known), policy, &known, stopped, |locks, _| drop(locks))?;
+    let tree = (job.root, job.known);
+    let (frozen, collection) = standstill::reach(tree, policy, &known, stopped, |locks, _| drop(locks))?;
     let frozen_at = frozen.since;
     parts.end("state");
     interrupt::check().map_err(running)?;
@@ -225,9 +225,7 @@ fn pause(
     let pages = TargetPages::new(sources.mms, shmems);
     let source = Named::new(&pages, &residual.names);
     let bytes = residual.plan.iter().map(|(_, r)| r.bytes()).sum::<u64>();
-    outcome.processes = Some(model.tasks.len() as u32);
-    outcome.threads = Some(model.tasks.iter().map(|t| t.threads.len() as u32).sum());
-    outcome.target_comm = model.root().threads.first().map(|t| t.comm.to_string());
+    counted(outcome, &model);
     let write = |from: &dyn crate::memory::pipeline::ReadPages, rate: Option<u64>| -> Result<()> {
         write_residual(job, sink, place, &residual, &identities, from, rate)
     };
@@ -257,6 +255,13 @@ fn pause(
     let number = outcome.rounds.len() as u32 + 1;
     outcome.rounds.push(super::outcome::Round { number, pages: bytes / PAGE, bytes, took });
     Ok(Paused { model, held, locks, parts })
+}
+
+/// Tells who the target is.
+fn counted(outcome: &mut Outcome, model: &Model) {
+    outcome.processes = Some(model.tasks.len() as u32);
+    outcome.threads = Some(model.tasks.iter().map(|t| t.threads.len() as u32).sum());
+    outcome.target_comm = model.root().threads.first().map(|t| t.comm.to_string());
 }
 
 /// Writes what the pause has found.

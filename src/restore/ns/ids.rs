@@ -36,7 +36,7 @@ pub fn enter(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()>
     // Its user may not reach it later on.
     let cwd = batch.c_string(&model.fs[first.fs.at()].cwd.path.0);
     batch.must(libc::SYS_chdir, &[cwd]);
-    creds::users(&mut batch, &first.creds);
+    creds::users(&mut batch, &first.creds, crate::restore::task::own_caps());
     batch.must(libc::SYS_setns, &[fd.into(), libc::CLONE_NEWUSER.into()]);
     remote.run_all(&scratch, &batch)?;
     Ok(())
