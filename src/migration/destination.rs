@@ -208,17 +208,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
     }
-    let FromSource::Offer {
-        attempt: id,
-        target,
-        state,
-        dry_run,
-        model_bytes,
-        session,
-        follows,
-        may_follow,
-        files,
-    } = offer
+    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, follows, may_follow, files } =
+        offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };

@@ -142,10 +142,9 @@ impl Channel {
         read?;
         header.check_body(&self.body[..length]).map_err(|e| self.frame_error(e))?;
         match kind {
-            FrameKind::REFUSE => Err(TransportError::Refused {
-                peer: self.peer.clone(),
-                reason: printable(&self.body[..length], 2000),
-            }),
+            FrameKind::REFUSE => {
+                Err(TransportError::Refused { peer: self.peer.clone(), reason: printable(&self.body[..length], 2000) })
+            }
             kind => Ok((kind, length)),
         }
     }

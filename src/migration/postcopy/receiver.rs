@@ -118,7 +118,12 @@ impl Receiver {
             URGENT => {
                 // A source that comes again has lost both.
                 self.bulk = None;
-                send_missing(&mut channel, &self.owed)?;
+                // What is here and not given yet is not sent again.
+                let mut missing = self.owed.clone();
+                for (space, range, _) in &self.came {
+                    missing.entry(*space).or_default().remove(*range);
+                }
+                send_missing(&mut channel, &missing)?;
                 let faults: Vec<Fault> =
                     self.wanted.iter().map(|((space, page), thread)| fault_of(*space, *page, *thread)).collect();
                 send_wanted(&mut channel, &faults)?;
