@@ -257,7 +257,7 @@ pre-copy\t'copy while the target runs, then pause it for what is left'
 stop-and-copy\t'pause it, copy everything'
 post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'
 hybrid\t'pre-copy, and what is left follows as in post-copy'"
-complete -c migrate -n "__fish_migrate_using_subcommand demo" -l kill -d 'Cut something off in the moment of handing over, and show that exactly one copy goes on' -r -f -a "source\t'migrate move is killed as COMMIT has left; a person resolves'
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l kill -d 'Cut something off in the moment of handing over, and show that exactly one copy goes on' -r -f -a "source\t'migrate move is killed as COMMIT has left; its guardian settles it'
 destination\t'the session is killed before it can say PREPARED; it stays'
 link\t'the link is cut as COMMIT goes over it, and mended; the source asks'"
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -l part -d 'One of the programs of the demo, run by the demo itself' -r -f -a "counter\t''

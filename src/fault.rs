@@ -141,9 +141,10 @@ fn named(name: &str) -> Option<Point> {
     Point::ALL.iter().copied().find(|p| p.name() == name)
 }
 
-/// The rule of the handover that is broken on purpose, as the code names it: `MIGRATE_BREAK=HoldBeforeCommit`.
-pub fn broken_rule() -> Option<String> {
-    std::env::var("MIGRATE_BREAK").ok()
+/// Rules of the handover that are broken on purpose, as the code names them: `MIGRATE_BREAK=HoldBeforeCommit,EndAfterRunning`.
+pub fn broken_rules() -> Vec<String> {
+    let names = std::env::var("MIGRATE_BREAK").unwrap_or_default();
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 /// The field that a restore is to forget, see [`crate::image::forget`].

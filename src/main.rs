@@ -3,6 +3,8 @@
 use migrate_engine::agent::session;
 use migrate_engine::companion::{lock_guard, pager, tracker};
 use migrate_engine::migration::postcopy::receiver;
+use migrate_engine::ops::guardian;
+use migrate_engine::ui;
 
 fn main() -> std::process::ExitCode {
     migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
@@ -22,6 +24,12 @@ fn main() -> std::process::ExitCode {
         && lock_guard::is_entry(entry)
     {
         return lock_guard::main().into();
+    }
+    if let [_, entry] = args.as_slice()
+        && guardian::is_entry(entry)
+    {
+        // Without a file there is nothing that can be told.
+        return guardian::main(&|path| drop(ui::log::begin(0, Some(path)))).into();
     }
     if let [_, entry] = args.as_slice()
         && let Some(main) = pager::entry(entry).or_else(|| receiver::entry(entry))

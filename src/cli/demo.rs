@@ -8,7 +8,7 @@ use crate::ops::options::{DemoOptions, Kill, Mode};
 use crate::{ops, ui};
 
 const KILL: Words<Kill> = &[
-    ("source", Kill::Source, "migrate move is killed as COMMIT has left; a person resolves"),
+    ("source", Kill::Source, "migrate move is killed as COMMIT has left; its guardian settles it"),
     ("destination", Kill::Destination, "the session is killed before it can say PREPARED; it stays"),
     ("link", Kill::Link, "the link is cut as COMMIT goes over it, and mended; the source asks"),
 ];

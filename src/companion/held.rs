@@ -81,10 +81,18 @@ impl Held {
     }
 }
 
-/// It exists, and has not ended with nobody waiting for it yet.
+/// A task that ends, `PF_EXITING` of the kernel's include/linux/sched.h (since 2.6).
+const EXITING: u32 = 0x4;
+
+/// It exists, and does not end: one that was killed while it is frozen ends when it is let go, and one that is large takes its time.
 fn is_there((pid, start_time): &(i32, u64)) -> bool {
-    let stat = ProcDir::open(Pid(*pid)).and_then(|dir| dir.stat(&mut Vec::new()).map(|s| (s.starttime, s.state)));
-    stat.is_ok_and(|(began, state)| began == *start_time && !matches!(state, b'Z' | b'X'))
+    let mut buf = Vec::new();
+    let Ok(dir) = ProcDir::open(Pid(*pid)) else { return false };
+    let lives = dir.stat(&mut buf).is_ok_and(|stat| {
+        stat.starttime == *start_time && !matches!(stat.state, b'Z' | b'X') && stat.flags & EXITING == 0
+    });
+    let killed = 1 << (Signal::SIGKILL as u64 - 1);
+    lives && dir.status(&mut buf).is_ok_and(|status| (status.sig_pnd | status.shd_pnd) & killed == 0)
 }
 
 #[cfg(test)]

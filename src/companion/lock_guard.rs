@@ -2,13 +2,15 @@
 //! back when whoever has locked them ends without a word. The kernel lets the target go on then, and it must not be deaf.
 //!
 //! Messages over one socket (unix(7), `SOCK_SEQPACKET`): what is locked, with its descriptors; that everything was given back
-//! or stays locked for good. The end of the socket is the end of the owner.
+//! or stays locked for good. The end of the socket is the end of the owner. While it is not known who owns the target, nothing is
+//! given back at that end: whoever decides then has another hand on the socket ([`Hand`]), and says what is to be done.
 
 use super::detach;
 use crate::net::address::Place;
 use crate::net::announce::Announcer;
 use crate::net::lock::{NetLock, Terms};
 use crate::sys::{fd, socket};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io;
@@ -37,6 +39,10 @@ enum Message {
     Removed { ip: IpAddr, prefix: u8, interface: String },
     /// All was given back, or stays as it is.
     Forget,
+    /// From here on nothing is given back unasked.
+    Hold,
+    /// Everything is to be given back now, and a byte to be answered.
+    GiveBack,
 }
 
 /// A guard, from its owner's side. Dropping it ends it: it gives back what it was told of since the last
@@ -46,6 +52,44 @@ pub struct Guard {
     /// Closed to end it.
     socket: Option<OwnedFd>,
     child: Child,
+    /// There is another hand on the socket: its end is not ours to wait for.
+    lent: bool,
+}
+
+/// Another hand on a guard: of whoever decides when its owner is dead.
+#[derive(Debug)]
+pub struct Hand(OwnedFd);
+
+/// How long giving back may take.
+const GIVING_BACK: Duration = Duration::from_secs(3);
+
+impl Hand {
+    /// With this descriptor, which came from [`Guard::lend`].
+    pub fn of(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Everything is given back when this returns.
+    ///
+    /// # Errors
+    /// The guard has died, or does not answer.
+    pub fn give_back(&self) -> io::Result<()> {
+        send(&self.0, &Message::GiveBack, &[])?;
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(GIVING_BACK).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, limit)? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything stays as it is for good.
+    ///
+    /// # Errors
+    /// The guard has died.
+    pub fn forget(&self) -> io::Result<()> {
+        send(&self.0, &Message::Forget, &[])
+    }
 }
 
 impl Guard {
@@ -58,7 +102,7 @@ impl Guard {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg0("migrate").arg(ENTRY).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.current_dir("/").spawn()?;
-        Ok(Self { socket: Some(ours), child })
+        Ok(Self { socket: Some(ours), child, lent: false })
     }
 
     /// These sockets are locked.
@@ -91,19 +135,42 @@ impl Guard {
         self.send(&Message::Forget, &[])
     }
 
-    fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let Some(to) = &self.socket else { return Ok(()) };
-        let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
-        // A guard that does not read is no reason for a longer pause.
-        socket::send(to.as_fd(), &bytes, &[], fds, None, libc::MSG_DONTWAIT)?;
-        Ok(())
+    /// From here on nothing is given back unasked: it is not known who owns the target.
+    ///
+    /// # Errors
+    /// The guard has died.
+    pub fn hold(&self) -> io::Result<()> {
+        self.send(&Message::Hold, &[])
     }
+
+    /// A descriptor for a [`Hand`] in another process.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub fn lend(&mut self) -> io::Result<Option<OwnedFd>> {
+        let hand = self.socket.as_ref().map(OwnedFd::try_clone).transpose()?;
+        self.lent = hand.is_some();
+        Ok(hand)
+    }
+
+    fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.socket.as_ref().map_or(Ok(()), |to| send(to, message, fds))
+    }
+}
+
+fn send(to: &OwnedFd, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
+    // A guard that does not read is no reason for a longer pause.
+    socket::send(to.as_fd(), &bytes, &[], fds, None, libc::MSG_DONTWAIT)?;
+    Ok(())
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         self.socket = None;
-        let _ = self.child.wait();
+        if !self.lent {
+            let _ = self.child.wait();
+        }
     }
 }
 
@@ -112,10 +179,12 @@ impl Drop for Guard {
 struct Entrusted {
     locks: Vec<NetLock>,
     addresses: Vec<Place>,
+    /// Nothing is given back unasked.
+    held: bool,
 }
 
 impl Entrusted {
-    fn give_back(self) {
+    fn give_back(self, done: impl FnOnce()) {
         let mut announcers = Vec::new();
         for place in self.addresses {
             // The owner may have done it, and died before it could say so.
@@ -133,6 +202,7 @@ impl Entrusted {
                 lock.keep();
             }
         }
+        done();
         // The destination may have announced itself before it learned that nobody comes.
         for wait in ANNOUNCE_AGAIN.iter().filter(|_| !announcers.is_empty()) {
             std::thread::sleep(*wait);
@@ -143,6 +213,7 @@ impl Entrusted {
     fn forget(&mut self) {
         self.locks.drain(..).for_each(NetLock::keep);
         self.addresses.clear();
+        self.held = false;
     }
 }
 
@@ -165,20 +236,28 @@ pub fn main() -> u8 {
             Err(nix::errno::Errno::EINTR) => {}
             Err(_) => break,
             Ok(received) if received.len == 0 => break,
-            Ok(received) => take(&mut entrusted, &room[..received.len], received.fds),
+            Ok(received) => take(&mut entrusted, &input, &room[..received.len], received.fds),
         }
     }
-    entrusted.give_back();
+    if entrusted.held {
+        entrusted.forget();
+    }
+    entrusted.give_back(|| {});
     0
 }
 
-fn take(entrusted: &mut Entrusted, bytes: &[u8], fds: Vec<OwnedFd>) {
+fn take(entrusted: &mut Entrusted, from: &OwnedFd, bytes: &[u8], fds: Vec<OwnedFd>) {
     match serde_json::from_slice(bytes) {
         Ok(Message::Locked(terms)) if terms.len() == fds.len() => {
             entrusted.locks.extend(fds.into_iter().zip(terms).map(|(fd, terms)| NetLock::of_terms(fd, terms)));
         }
         Ok(Message::Removed { ip, prefix, interface }) => entrusted.addresses.push(Place { ip, prefix, interface }),
         Ok(Message::Forget) => entrusted.forget(),
+        Ok(Message::Hold) => entrusted.held = true,
+        Ok(Message::GiveBack) => std::mem::take(entrusted).give_back(|| {
+            // Whoever has asked may be gone.
+            let _ = socket::send(from.as_fd(), b"1", &[], &[], None, libc::MSG_DONTWAIT);
+        }),
         // Nobody else speaks to us: a defect, after which the owner's own way out still works.
         Ok(Message::Locked(_)) | Err(_) => {}
     }

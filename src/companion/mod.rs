@@ -7,7 +7,7 @@ pub mod detach;
 pub mod held;
 pub mod lock_guard;
 pub mod pager;
-mod parcel;
+pub(crate) mod parcel;
 pub mod tracker;
 
 use std::io;
@@ -17,7 +17,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 /// Starts this program as one of ours, by its hidden first word, with a socket as standard input; our end of that.
-fn spawn(entry: &str) -> io::Result<(Child, UnixStream)> {
+pub(crate) fn spawn(entry: &str) -> io::Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg0("migrate").arg(entry).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());

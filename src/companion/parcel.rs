@@ -14,7 +14,7 @@ const TEXT_MAX: u32 = 64 << 20;
 ///
 /// # Errors
 /// The socket's; a description that is too long.
-pub(super) fn send(to: &mut UnixStream, description: &impl Serialize, descriptors: &[OwnedFd]) -> io::Result<()> {
+pub(crate) fn send(to: &mut UnixStream, description: &impl Serialize, descriptors: &[OwnedFd]) -> io::Result<()> {
     let text = serde_json::to_vec(description).map_err(io::Error::other)?;
     let length = u32::try_from(text.len()).ok().filter(|n| *n <= TEXT_MAX);
     let too_long = || io::Error::new(io::ErrorKind::InvalidInput, "too many mappings to be described");
@@ -27,7 +27,7 @@ pub(super) fn send(to: &mut UnixStream, description: &impl Serialize, descriptor
 ///
 /// # Errors
 /// The socket's; what is no such description.
-pub(super) fn receive<T: DeserializeOwned>(
+pub(crate) fn receive<T: DeserializeOwned>(
     from: &mut UnixStream,
     count: impl Fn(&T) -> usize,
 ) -> io::Result<(T, Vec<OwnedFd>)> {

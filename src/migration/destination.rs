@@ -507,7 +507,25 @@ impl Attempt<'_> {
     /// From PREPARED on the machine decides, and only it.
     fn hand_over(&mut self) -> Result<(), MoveError> {
         let mut reason = String::new();
+        if let Err(error) = self.keeper.listen(self.around.run) {
+            tracing::error!(%error, "nobody can ask the guardian of a prepared copy");
+        }
         loop {
+            if self.keeper.phase() == Phase::Prepared && !self.control.is_readable().unwrap_or(true) {
+                let link = self.control.readable_fd();
+                let waited = self.keeper.wait(&mut Built(self.builder, &mut self.luggage), Some(link));
+                // Decided by another link, or by a person: this one has nothing more to say.
+                match self.keeper.phase() {
+                    Phase::Owner | Phase::Closed => return Ok(()),
+                    Phase::Aborted => {
+                        return Err(MoveError::Stays { reason: "it was called off over another link".into() });
+                    }
+                    _ => {}
+                }
+                if let Err(error) = waited {
+                    tracing::debug!(%error, "waits for the link alone");
+                }
+            }
             let (attempt, request) = match self.receive() {
                 Ok(message) => {
                     if let FromSource::Abort { reason: why, .. } = &message {
@@ -571,7 +589,8 @@ impl Attempt<'_> {
         let pid = match self.keeper.phase() {
             Phase::Prepared => {
                 let mut copy = Built(self.builder, &mut self.luggage);
-                if let Err(error) = self.keeper.wait(&mut copy, self.around.run) {
+                let asked = if self.keeper.listens() { Ok(()) } else { self.keeper.listen(self.around.run) };
+                if let Err(error) = asked.and_then(|()| self.keeper.wait(&mut copy, None)) {
                     tracing::error!(%error, "nobody can ask the guardian of a prepared copy");
                 }
                 match self.keeper.phase() {

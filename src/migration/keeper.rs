@@ -1,9 +1,9 @@
 //! The destination's end of the handover: performs what [`super::handover::destination`] decides, with the journal and the
 //! copy of the target.
 //!
-//! From PREPARED on the session's process is the guardian of the copy: it belongs to no service and no login, and when the
-//! link is lost it waits for as long as it takes, on a socket in the run-time directory. A source that has found a new link asks
-//! there through a session of its own ([`answer`]). If the guardian has been killed, that session takes the journal over, and
+//! From PREPARED on the session's process is the guardian of the copy: it belongs to no service and no login, and waits for as
+//! long as it takes, on its link and on a socket in the run-time directory. A source that has found a new link asks there through
+//! a session of its own ([`answer`]), also while the old link is merely silent. If the guardian has been killed, that session takes the journal over, and
 //! with it the frozen copy.
 
 use super::handover::destination::{Action, Destination, Event, Phase, Record};
@@ -18,7 +18,7 @@ use crate::net::address::Place;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,13 +47,28 @@ pub struct Keeper {
     attempt: AttemptId,
     /// Its root, once it runs.
     pid: Option<i32>,
+    /// Where those ask who have another link.
+    door: Option<Door>,
+}
+
+/// The guardian's socket; gone with this value.
+#[derive(Debug)]
+struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 impl Keeper {
     /// For an attempt whose journal has been begun.
     pub fn new(journal: Journal) -> Self {
         let attempt = journal.line().attempt;
-        Self { machine: Destination::new(attempt, Rules::in_force()), journal, attempt, pid: None }
+        Self { machine: Destination::new(attempt, Rules::in_force()), journal, attempt, pid: None, door: None }
     }
 
     /// For an attempt whose programs are dead.
@@ -69,7 +84,7 @@ impl Keeper {
         let record = Some(last.of_destination());
         let copy = heirloom.held.is_whole();
         let (machine, actions) = Destination::recover(attempt, record, same_boot, copy, Rules::in_force());
-        let mut keeper = Self { machine, journal, attempt, pid: None };
+        let mut keeper = Self { machine, journal, attempt, pid: None, door: None };
         keeper.perform(&mut heirloom, actions);
         Ok((keeper, heirloom))
     }
@@ -160,32 +175,58 @@ impl Keeper {
         written.inspect_err(|error| tracing::error!(%error, "the journal cannot be written")).is_ok()
     }
 
-    /// Waits, as the guardian of a prepared copy, until it is known what becomes of it.
+    /// Whether the guardian's socket can be asked.
+    pub fn listens(&self) -> bool {
+        self.door.is_some()
+    }
+
+    /// From here on the guardian's socket can be asked, too.
     ///
     /// # Errors
-    /// The socket cannot be made; the copy stands still nevertheless.
-    pub fn wait(&mut self, copy: &mut dyn Copy, run: &Path) -> io::Result<()> {
+    /// It cannot be made; the copy stands still nevertheless.
+    pub fn listen(&mut self, run: &Path) -> io::Result<()> {
         std::fs::create_dir_all(run)?;
         let path = socket(run, self.attempt);
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path)?;
-        tracing::warn!(attempt = %self.attempt, "the link is lost; the prepared copy waits for the source, or for a person");
+        listener.set_nonblocking(true)?;
+        self.door = Some(Door { listener, path });
+        Ok(())
+    }
+
+    /// Waits, as the guardian of a prepared copy, until it is known what becomes of it. With a link: until something comes over
+    /// that, whatever it is.
+    ///
+    /// # Errors
+    /// Nobody can ask the guardian.
+    pub fn wait(&mut self, copy: &mut dyn Copy, link: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        if link.is_none() {
+            tracing::warn!(attempt = %self.attempt, "the link is lost; the prepared copy waits for the source, or for a person");
+        }
         while self.phase() == Phase::Prepared {
-            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            let Some(door) = &self.door else { return Err(io::ErrorKind::NotConnected.into()) };
+            let ears = std::iter::once(door.listener.as_fd()).chain(link);
+            let mut fds: Vec<PollFd<'_>> = ears.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             let came = poll(&mut fds, PollTimeout::from(LOOK_EVERY_MS));
+            let heard = |n: usize| fds.get(n).and_then(PollFd::any).unwrap_or(false);
+            if heard(1) {
+                return Ok(());
+            }
             if !matches!(came, Ok(1..)) {
                 self.on(copy, Event::Silent);
                 continue;
             }
-            let served = listener.accept().and_then(|(client, _)| self.serve(copy, client));
-            if let Err(error) = served {
+            let client = door.listener.accept();
+            if let Err(error) = client.and_then(|(client, _)| self.serve(copy, client)) {
                 tracing::info!(%error, "a question to the guardian");
             }
         }
-        std::fs::remove_file(&path)
+        self.door = None;
+        Ok(())
     }
 
     fn serve(&mut self, copy: &mut dyn Copy, mut client: UnixStream) -> io::Result<()> {
+        client.set_nonblocking(false)?;
         let question: Question = hear(&mut client)?;
         say(&mut client, &self.ask(copy, question))
     }

@@ -12,6 +12,7 @@
 pub mod destination;
 pub mod effort;
 pub mod handover;
+pub mod heir;
 mod intake;
 pub mod journal;
 pub mod keeper;

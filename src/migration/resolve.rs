@@ -1,10 +1,12 @@
 //! What journals say of moves, and a person's decision for a copy on this host whose programs are dead.
 
-use super::handover::source::{Action, Event, Phase, Source};
-use super::handover::{Candidate, Choice, Reply, Request, Rules, Sync};
+use super::handover::source::{Event, Phase};
+use super::handover::{Candidate, Choice, Reply, Request};
+use super::heir::{Heir, Original};
 use super::journal::{self, Journal, Line, Role, Step};
 use super::keeper::{self, Answer, Question};
 use super::protocol::{self, FromDestination, FromSource};
+use crate::companion::held::Held;
 use crate::transport::{Channel, Result};
 use std::io;
 use std::path::Path;
@@ -60,46 +62,37 @@ pub fn ask(control: &mut Channel, line: &Line, request: Request) -> Result<Answe
 /// A program of ours still decides ([`io::ErrorKind::WouldBlock`]); the journal cannot be written; nothing was committed, so
 /// that the copy here is the only one ([`io::ErrorKind::PermissionDenied`]).
 pub fn source(journals: &Path, line: &Line, said: Option<Reply>, choice: Choice) -> io::Result<Phase> {
-    let (mut journal, last) = Journal::take_over(journals, Role::Source, line.attempt)?;
-    let only_here = matches!(last.of_source(), super::handover::source::Record::Begun);
-    if only_here && choice == Choice::Discard {
-        return Err(io::ErrorKind::PermissionDenied.into());
+    if choice == Choice::Discard {
+        let (_lock, last) = Journal::take_over(journals, Role::Source, line.attempt)?;
+        if matches!(last.of_source(), super::handover::source::Record::Begun) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
     }
-    let (mut machine, mut actions) = Source::recover(last.attempt, Some(last.of_source()), 1, Rules::in_force());
-    perform(&mut journal, &mut machine, &last, std::mem::take(&mut actions))?;
+    let mut heir = Heir::take_over(journals, line.attempt, &mut |last| Box::new(OnlyHeld::of(last)))?;
     if let Some(reply) = said.filter(|reply| matches!(reply, Reply::Running | Reply::Aborted)) {
-        let actions = machine.on(Event::Said(Candidate(0), last.attempt, reply));
-        perform(&mut journal, &mut machine, &last, actions)?;
+        heir.on(Event::Said(Candidate(0), line.attempt, reply))?;
     }
-    let actions = machine.on(Event::Resolved(choice));
-    perform(&mut journal, &mut machine, &last, actions)?;
-    Ok(machine.phase())
+    heir.on(Event::Resolved(choice))?;
+    Ok(heir.phase())
 }
 
-fn perform(journal: &mut Journal, machine: &mut Source, last: &Line, mut actions: Vec<Action>) -> io::Result<()> {
-    let held = last.held.as_ref().filter(|_| last.is_of_this_boot());
-    while !actions.is_empty() {
-        let decides = matches!(actions.last(), Some(Action::Record(..)));
-        for action in std::mem::take(&mut actions) {
-            match action {
-                Action::Record(record, sync) => {
-                    let step = Step::from(&record);
-                    match sync {
-                        Sync::Now => journal.write_synced(step)?,
-                        Sync::Later => journal.write(step)?,
-                    }
-                }
-                Action::Release => held.map_or(Ok(()), crate::companion::held::Held::release)?,
-                Action::End => held.into_iter().for_each(crate::companion::held::Held::kill),
-                // The person's command tells the other side, if it can be reached.
-                Action::Send(..) | Action::Connect(_) | Action::Hold => {}
-            }
-        }
-        if decides {
-            actions = machine.on(Event::Recorded);
-        }
+/// The original as its journal describes it, without what else was taken from it.
+struct OnlyHeld(Option<Held>);
+
+impl OnlyHeld {
+    fn of(last: &Line) -> Self {
+        Self(last.held.clone().filter(|_| last.is_of_this_boot()))
     }
-    Ok(())
+}
+
+impl Original for OnlyHeld {
+    fn release(&mut self) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), Held::release)
+    }
+
+    fn end(&mut self) {
+        self.0.iter().for_each(Held::kill);
+    }
 }
 
 /// A person's decision for the destination's copy.

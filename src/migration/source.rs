@@ -91,6 +91,11 @@ pub trait Target {
     /// Who it is, frozen: for the journal, so that a later program can let it go or end it.
     fn held(&self) -> Result<Held, Failure>;
 
+    /// The pause is near: from here on another process can settle this attempt, by its journal, if this program dies.
+    fn guard(&mut self, attempt: AttemptId) {
+        let _ = attempt;
+    }
+
     /// Sees to it that it stays stopped even if this program dies.
     fn hold(&mut self) -> Result<(), Failure>;
 
@@ -446,6 +451,7 @@ impl Attempt<'_> {
 
     /// The pause.
     fn switch_over(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        target.guard(self.id);
         let mut pause = Pause::begin();
         let last = target.freeze()?;
         pause.frozen(target.frozen_since());

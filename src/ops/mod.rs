@@ -8,6 +8,7 @@ pub mod container;
 pub mod demo;
 pub mod dump;
 pub mod foreground;
+pub mod guardian;
 mod held_locks;
 pub mod image;
 pub mod interrupt;

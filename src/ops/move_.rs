@@ -1,6 +1,7 @@
 //! `migrate move`: a running tree goes to another host. The source's end: the engine behind
 //! [`crate::migration::source`].
 
+use super::guardian::{Charge, Guardian};
 use super::held_locks::GivenUp;
 use super::network::Leaving;
 use super::offered::Offered;
@@ -23,7 +24,7 @@ use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
 use crate::migration::MoveError;
 use crate::migration::pages::{Run, What};
-use crate::migration::protocol::{SpaceName, TargetSummary};
+use crate::migration::protocol::{AttemptId, SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{
     self, Again, Compression, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
@@ -93,8 +94,15 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
+        guardian: None,
     };
-    let report = source::run(link, &mut live, &wishes, events).map_err(|error| failure(options, error))?;
+    let moved = source::run(link, &mut live, &wishes, events);
+    match moved {
+        // The guardian goes on where this program ends.
+        Err(MoveError::InDoubt { .. }) => live.leave(),
+        _ => live.guardian.take().into_iter().for_each(Guardian::over),
+    }
+    let report = moved.map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
         events.event(Event::Warning(warning.clone()));
     }
@@ -228,9 +236,18 @@ struct Live<'a> {
     slowed: Option<CpuLimit>,
     /// Rounds did not help: memory follows when it runs.
     put_off: bool,
+    /// Settles the move if this program dies in the handover.
+    guardian: Option<Guardian>,
 }
 
 impl Live<'_> {
+    /// The target stays held: another program decides what becomes of it.
+    fn leave(&mut self) {
+        if let Some(Err(error)) = self.frozen.take().map(Frozen::leave) {
+            tracing::error!(%error, "a task of the held target");
+        }
+    }
+
     /// Memory follows when the target runs.
     fn is_late(&self) -> bool {
         self.put_off || matches!(self.options.mode.mode, Mode::PostCopy | Mode::Hybrid)
@@ -394,10 +411,20 @@ impl Target for Live<'_> {
         Ok(held)
     }
 
+    fn guard(&mut self, attempt: AttemptId) {
+        let charge = Charge::of(attempt, self.options);
+        let warn =
+            |error: &std::io::Error| tracing::warn!(%error, "if this program dies in the handover a person resolves");
+        self.guardian = Guardian::start(&charge).inspect_err(warn).ok();
+    }
+
     fn hold(&mut self) -> Result<()> {
         match &mut self.frozen {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
             None => return Err(Failure::new("the target is not frozen")),
+        }
+        if let Some(guardian) = &mut self.guardian {
+            guardian.holds(&self.segments, self.network.lend_guard());
         }
         self.network.hold();
         Ok(())

@@ -31,7 +31,7 @@ use crate::net::nft::{self, Lifetime, PacketLock};
 use crate::net::segment::Injector;
 use crate::net::{self, packet};
 use crate::proc::table::Table;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long what comes to the old place is forwarded: neighbours have heard of the new one by then.
@@ -227,7 +227,13 @@ impl Leaving {
     /// The original stays as it is from here on, even if this program ends: only [`Leaving::resume`] frees it.
     pub fn hold(&mut self) {
         self.held = true;
-        self.tell_guard(|guard, _| guard.forget());
+        self.tell_guard(|guard, _| guard.hold());
+    }
+
+    /// A hand on the guard of sockets and addresses, for whoever decides when this program is dead; before [`Leaving::hold`].
+    pub fn lend_guard(&mut self) -> Option<OwnedFd> {
+        let warn = |error: &std::io::Error| tracing::warn!(%error, "a guardian could not give connections back");
+        self.guard.as_mut()?.lend().inspect_err(warn).ok()?
     }
 
     /// The sockets go on here, with everything they have missed.

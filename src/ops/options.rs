@@ -273,7 +273,7 @@ impl Default for ModeOptions {
 }
 
 /// The PEER group: how the other host is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerOptions {
     /// `--rsh`: program and arguments; the host and the remote command follow.
     pub rsh: Vec<OsString>,

@@ -175,6 +175,8 @@ impl Frozen {
                 errno,
             })?;
         }
+        // Nobody takes the signal back.
+        self.processes.iter_mut().for_each(|process| process.held = false);
         self.thaw_all()
     }
 
@@ -184,6 +186,7 @@ impl Frozen {
         for process in &mut self.processes {
             first = first.and(process.remove_scratch());
         }
+        self.notice_taken_holds();
         if let Some(root) = self.processes.first().map(|root| root.pid) {
             first = first.and(take_waits_up(root, &mut self.processes, self.since));
         }
@@ -196,6 +199,38 @@ impl Frozen {
             first = first.and(process.release());
         }
         first.and(if held { self.freeze_again() } else { Ok(()) })
+    }
+
+    /// A held process that has made calls for us since has met its signal then.
+    fn notice_taken_holds(&mut self) {
+        for process in self.processes.iter_mut().filter(|process| process.held) {
+            // Of all threads: none is to meet it again at its release.
+            let taken = process.threads.iter_mut().filter_map(|thread| thread.take_hold().then_some(())).count();
+            process.held = taken == 0;
+        }
+    }
+
+    /// Lets go of a held tree ([`Frozen::hold`]), which stays stopped: somebody else decides what becomes of it.
+    ///
+    /// # Errors
+    /// One of its tasks cannot be let go; the others are.
+    pub fn leave(mut self) -> Result<()> {
+        let mut first = Ok(());
+        for process in &mut self.processes {
+            first = first.and(process.remove_scratch());
+        }
+        self.notice_taken_holds();
+        // Those that have met their signal in a call of ours get another.
+        first = first.and(self.hold());
+        for process in self.processes.drain(..) {
+            for thread in process.threads {
+                match thread.release() {
+                    Err(Error::Died { .. }) => {}
+                    other => first = first.and(other),
+                }
+            }
+        }
+        first.and(self.freeze_again())
     }
 
     fn freeze_again(&mut self) -> Result<()> {

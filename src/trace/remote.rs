@@ -233,6 +233,14 @@ impl Remote {
         }
     }
 
+    /// Whether the signal that holds its process ([`super::freeze::Frozen::hold`]) came while a call of ours was made; then it is
+    /// forgotten.
+    pub fn take_hold(&mut self) -> bool {
+        let before = self.late_signals.len();
+        self.late_signals.retain(|signal| *signal != libc::SIGSTOP);
+        self.late_signals.len() < before
+    }
+
     /// Gives up the handle of the stopped thread.
     pub fn into_tracee(mut self) -> Option<Tracee<Stopped>> {
         self.tracee.take()

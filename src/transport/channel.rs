@@ -9,6 +9,7 @@ use super::preamble::{MAGIC, PREAMBLE_BYTES, Preamble};
 use super::stream::Stream;
 use super::wait::{Ended, Patience};
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -174,6 +175,11 @@ impl Channel {
             Err(nix::errno::Errno::EINTR) => Ok(false),
             Err(errno) => Err(self.io_error("wait for", errno.into())),
         }
+    }
+
+    /// What becomes readable when something comes, unless [`Channel::is_readable`] already.
+    pub fn readable_fd(&self) -> BorrowedFd<'_> {
+        self.stream.read_interest().0
     }
 
     /// Waits until something can be read, but not longer than `limit`. Gives whether something can.

@@ -8,7 +8,7 @@ use migrate_engine::ops::demo::cable::{Cable, Cut};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Two hosts and a target, and where the next move is struck.
@@ -68,6 +68,29 @@ impl Play {
         assert!(output.status.success(), "{choice} at {host}: {}", text(&output));
     }
 
+    /// The move's program and its guardian are killed at once as it comes to this step.
+    fn killed_with_guardian(&self, point: &str) {
+        let mut mover = self.mover("MIGRATE_STOP", point).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let pid = mover.id();
+        wait(|| is_stopped(pid as i32), &format!("{point} is reached"));
+        let is_guardian = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains("move-guardian-process")
+        };
+        let guardians: Vec<i32> = children(pid).into_iter().filter(is_guardian).collect();
+        assert_eq!(guardians.len(), 1, "{point}");
+        for pid in guardians.into_iter().chain([pid as i32]) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        }
+        mover.wait().unwrap();
+    }
+
+    fn nobody_counts(&self, what: &str) {
+        let last = self.counter.numbers().len();
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(self.counter.numbers().len(), last, "{what}: nobody counts while it is in doubt");
+    }
+
     /// One copy counts, every number once, and nothing else is left of it.
     fn check(&self, what: &str) {
         self.counter.check_runs();
@@ -104,22 +127,44 @@ fn a_destination_that_is_killed() {
 }
 
 #[test]
-fn a_source_that_is_killed() {
+fn a_source_that_is_killed_is_stood_in_for_by_its_guardian() {
+    if !can_move() {
+        return;
+    }
+    for (point, moves) in [
+        ("source-ready", false),
+        ("source-held", false),
+        ("source-committing", true),
+        ("source-committed", true),
+        ("source-moved", true),
+        ("source-ended", true),
+    ] {
+        let play = Play::begin("NOBODY", "");
+        play.moved(point);
+        play.check(point);
+        let original = play.counter.processes()[0].to_string() == play.counter.pid();
+        assert_eq!(original, !moves, "{point}");
+        for host in ["a", "b"] {
+            wait(|| play.status(host).is_null(), &format!("{point}: {host} knows that it is over"));
+        }
+    }
+}
+
+#[test]
+fn a_source_that_is_killed_with_its_guardian_waits_for_a_person() {
     if !can_move() {
         return;
     }
     for point in ["source-ready", "source-held", "source-committing"] {
         let play = Play::begin("NOBODY", "");
-        play.moved(point);
+        play.killed_with_guardian(point);
         if point == "source-ready" {
             // Ptrace held it, and let go. The copy waits for ever, or for a person.
             play.counter.check_runs();
             assert_eq!(play.status("a")["owner"], "here");
             play.resolves("b", "--discard");
         } else {
-            let last = play.counter.numbers().len();
-            std::thread::sleep(Duration::from_millis(50));
-            assert_eq!(play.counter.numbers().len(), last, "{point}: nobody counts");
+            play.nobody_counts(point);
             if point == "source-held" {
                 play.resolves("b", "--discard");
             }
@@ -130,7 +175,7 @@ fn a_source_that_is_killed() {
     }
     for point in ["source-committed", "source-moved", "source-ended"] {
         let play = Play::begin("NOBODY", "");
-        play.moved(point);
+        play.killed_with_guardian(point);
         let status = play.status("a");
         assert_eq!(
             (status["owner"].as_str(), status["phase"].as_str()),
@@ -146,27 +191,60 @@ fn a_source_that_is_killed() {
 }
 
 #[test]
+fn a_copy_that_dies_before_it_runs_lets_the_original_go_on() {
+    if !can_move() {
+        return;
+    }
+    for point in ["destination-recorded", "destination-prepared", "destination-ordered"] {
+        let play = Play::begin("MIGRATE_STOP", point);
+        let mover = play.mover("NOBODY", "").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let session = wait_for(|| stopped_session(&play), point);
+        let original = play.counter.pid();
+        // As the kernel does that is out of memory.
+        for pid in play.counter.processes().into_iter().filter(|pid| pid.to_string() != original) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        }
+        kill(session, Signal::SIGCONT).unwrap();
+        let output = mover.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{point}: {}", text(&output));
+        play.check(point);
+        assert_eq!(play.counter.processes()[0].to_string(), original, "{point}");
+    }
+}
+
+#[test]
+fn a_move_that_is_interrupted_in_doubt_leaves_the_target_held_and_its_guardian_asks_on() {
+    if !can_move() {
+        return;
+    }
+    let play = Play::begin("MIGRATE_STOP", "destination-ordered");
+    let mover = play.mover("NOBODY", "").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let session = wait_for(|| stopped_session(&play), "the session has the order");
+    // Longer than --peer-timeout: it asks already.
+    std::thread::sleep(Duration::from_secs(4));
+    kill(Pid::from_raw(mover.id() as i32), Signal::SIGINT).unwrap();
+    let output = mover.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output));
+    play.nobody_counts("interrupted");
+    assert_eq!(play.status("a")["owner"], "in-doubt");
+    kill(session, Signal::SIGCONT).unwrap();
+    wait(|| play.status("a").is_null(), "the guardian has settled it");
+    play.check("interrupted");
+    assert_ne!(play.counter.processes()[0].to_string(), play.counter.pid());
+}
+
+#[test]
 fn a_destination_that_stands_still_is_waited_for() {
     if !can_move() {
         return;
     }
     for point in ["destination-prepared", "destination-ordered"] {
         let play = Play::begin("MIGRATE_STOP", point);
-        let mut mover = play.mover("NOBODY", "");
-        let mover = mover.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
-        let until = Instant::now() + Duration::from_secs(30);
-        let stopped = loop {
-            if let Some(pid) = stopped_session(&play) {
-                break pid;
-            }
-            assert!(Instant::now() < until, "{point} was not reached");
-            std::thread::sleep(Duration::from_millis(10));
-        };
+        let mover = play.mover("NOBODY", "").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stopped = wait_for(|| stopped_session(&play), point);
         // Longer than --peer-timeout.
         std::thread::sleep(Duration::from_secs(4));
-        let last = play.counter.numbers().len();
-        std::thread::sleep(Duration::from_millis(100));
-        assert_eq!(play.counter.numbers().len(), last, "{point}: nobody counts while it is in doubt");
+        play.nobody_counts(point);
         kill(stopped, Signal::SIGCONT).unwrap();
         let output = mover.wait_with_output().unwrap();
         assert!(output.status.success(), "{point}: {}", text(&output));
@@ -176,15 +254,34 @@ fn a_destination_that_stands_still_is_waited_for() {
 
 /// The session of the agent that has stopped.
 fn stopped_session(play: &Play) -> Option<Pid> {
-    let agent = play.agent.pid();
-    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).ok()?;
-    let threads = std::fs::read_dir(format!("/proc/{agent}/task")).ok()?;
+    children(play.agent.pid()).into_iter().find(|pid| is_stopped(*pid)).map(Pid::from_raw)
+}
+
+fn children(of: u32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten();
     let of_threads = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
-    let all: Vec<String> = std::iter::once(children).chain(of_threads).collect();
-    all.join(" ").split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).find_map(|pid| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit(") ").next()?.starts_with('T').then_some(Pid::from_raw(pid))
-    })
+    let all: Vec<String> = of_threads.collect();
+    all.join(" ").split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+}
+
+fn wait_for<T>(mut what: impl FnMut() -> Option<T>, expected: &str) -> T {
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(found) = what() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{expected}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn wait(mut until: impl FnMut() -> bool, expected: &str) {
+    wait_for(|| until().then_some(()), expected);
 }
 
 #[test]

@@ -134,27 +134,29 @@ impl Rule {
     ];
 }
 
-/// The rules in force: all, but for one that a test has broken.
+/// The rules in force: all, but for those that a test has broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Rules {
-    broken: Option<Rule>,
+    /// A bit for each rule that is broken.
+    broken: u16,
 }
 
 impl Rules {
     /// All but this one.
     pub fn without(rule: Rule) -> Self {
-        Self { broken: Some(rule) }
+        Self { broken: 1 << rule as u16 }
     }
 
-    /// All; but for the one that a test of the whole program has broken (`MIGRATE_BREAK`, see [`crate::fault`]).
+    /// All; but for those that a test of the whole program has broken (`MIGRATE_BREAK`, see [`crate::fault`]).
     pub fn in_force() -> Self {
-        let name = crate::fault::broken_rule();
-        let broken = Rule::ALL.iter().copied().find(|rule| name.as_deref() == Some(format!("{rule:?}").as_str()));
+        let names = crate::fault::broken_rules();
+        let is_broken = |rule: &&Rule| names.iter().any(|name| *name == format!("{rule:?}"));
+        let broken = Rule::ALL.iter().filter(is_broken).fold(0, |all, rule| all | 1 << *rule as u16);
         Self { broken }
     }
 
     /// Whether it is in force.
     pub fn keep(self, rule: Rule) -> bool {
-        self.broken != Some(rule)
+        self.broken & (1 << rule as u16) == 0
     }
 }

@@ -186,25 +186,28 @@ impl Audience<'_> {
         Ok(result["downtime_us"].as_u64().map(Duration::from_micros))
     }
 
-    /// One of the two programs is killed in the moment of handing over: what the journals say, and what a person does.
+    /// One of the two programs is killed in the moment of handing over: what the journals say once it is settled.
     fn watch_the_accident(&mut self, mut mover: Child, kill: Kill, a: &Host) -> Result<()> {
         self.watch_while_it_runs(&mut mover)?;
         let killed = match kill {
-            Kill::Source => "migrate move was killed as COMMIT had left",
+            Kill::Source => "migrate move was killed as COMMIT had left; its guardian asks host-b",
             _ => "the session on host-b was killed as it was about to say PREPARED",
         };
         (self.show)(&Scene::Word(format!("# {killed}")));
-        let sessions = self.ask(a, &["status", "--all", "--json"])?;
-        let result = sessions.lines().rev().find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
-        let entry = result.map(|result| result["sessions"][0].clone()).unwrap_or_default();
-        let word = |key: &str| entry[key].as_str().unwrap_or("unknown").to_owned();
-        (self.show)(&Scene::Word(format!("migrate status   # owner: {}", word("words"))));
-        if kill == Kill::Source {
-            let session = word("session");
-            let said = self.ask(a, &["resolve", &session, "--discard", "--yes"])?;
-            (self.show)(&Scene::Word(format!("migrate resolve {session} --discard --yes   # {}", said.trim())));
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let sessions = self.ask(a, &["status", "--all", "--json"])?;
+            let result = sessions.lines().rev().find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+            let entry = result.map(|result| result["sessions"][0].clone()).unwrap_or_default();
+            let word = |key: &str| entry[key].as_str().unwrap_or("unknown").to_owned();
+            if matches!(word("phase").as_str(), "moved" | "stayed") || Instant::now() > end {
+                let (phase, words) = (word("phase"), word("words"));
+                (self.show)(&Scene::Word(format!("migrate status --all   # {phase}, owner: {words}")));
+                return Ok(());
+            }
+            let sight = self.next()?;
+            (self.show)(&Scene::Sight(sight));
         }
-        Ok(())
     }
 
     fn ask(&self, host: &Host, words: &[&str]) -> Result<String> {

@@ -1,0 +1,199 @@
+//! The guardian of a move at the source: a process of its own that outlives `migrate move`. If that dies in the handover, or gives
+//! up asking, the guardian asks the destination for as long as it takes, and lets the original go on or ends it.
+//!
+//! ```text
+//! migrate move ── socket ──> guardian: waits              the end of the socket is the end of the move's program
+//!                 charge     who is to be asked, and how
+//!                 held       what was taken from the target besides its running; a hand on the guard of its network
+//!                 over       everything is settled: it ends
+//! ```
+//! The same state machine decides here and there ([`crate::migration::heir`]); what is known between the two is in the journal.
+
+use super::options::{MoveOptions, PeerOptions};
+use super::places::Places;
+use super::words::Dest;
+use crate::collect::sysv;
+use crate::companion::held::Held;
+use crate::companion::lock_guard::Hand;
+use crate::companion::{detach, parcel, spawn};
+use crate::migration::heir::{self, Original};
+use crate::migration::journal::Line;
+use crate::migration::protocol::AttemptId;
+use crate::migration::source::Again;
+use crate::sys::fd;
+use crate::transport::Abort;
+use crate::transport::hello::Purpose;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+/// The hidden first word of its command line.
+const ENTRY: &str = "move-guardian-process";
+/// A guardian that does not read is no reason for a longer pause.
+const TELLING: Duration = Duration::from_millis(100);
+
+/// What a guardian is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charge {
+    attempt: AttemptId,
+    journals: PathBuf,
+    dest: String,
+    peer: PeerOptions,
+}
+
+impl Charge {
+    /// For an attempt of this move.
+    pub fn of(attempt: AttemptId, options: &MoveOptions) -> Self {
+        let journals = Places::here().state.join("moves");
+        Self { attempt, journals, dest: options.dest.to_string(), peer: options.peer.clone() }
+    }
+}
+
+/// What it is told.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    Charge(Box<Charge>),
+    /// The target is held. `network`: a hand on the guard of its sockets and addresses comes along.
+    Held {
+        segments: Vec<i32>,
+        network: bool,
+    },
+    Over,
+}
+
+/// A guardian, from the side of the move. Dropped, it takes over.
+#[derive(Debug)]
+pub struct Guardian {
+    socket: UnixStream,
+    child: Child,
+}
+
+impl Guardian {
+    /// Starts one. It takes some milliseconds.
+    ///
+    /// # Errors
+    /// No process can be made.
+    pub fn start(charge: &Charge) -> io::Result<Self> {
+        let (child, socket) = spawn(ENTRY)?;
+        socket.set_write_timeout(Some(TELLING))?;
+        let mut guardian = Self { socket, child };
+        parcel::send(&mut guardian.socket, &Word::Charge(Box::new(charge.clone())), &[])?;
+        Ok(guardian)
+    }
+
+    /// The target is held from here on; what else was taken from it.
+    pub fn holds(&mut self, segments: &[i32], network: Option<OwnedFd>) {
+        let word = Word::Held { segments: segments.to_vec(), network: network.is_some() };
+        let descriptors: Vec<OwnedFd> = network.into_iter().collect();
+        if let Err(error) = parcel::send(&mut self.socket, &word, &descriptors) {
+            tracing::warn!(%error, "the guardian was not told what it guards");
+        }
+    }
+
+    /// Everything is settled: it ends.
+    pub fn over(mut self) {
+        match parcel::send(&mut self.socket, &Word::Over, &[]) {
+            Ok(()) => drop(self.child.wait()),
+            // It has ended before; or it stands still, and finds everything settled when it goes on.
+            Err(error) => tracing::debug!(%error, "the guardian was not told that it is over"),
+        }
+    }
+}
+
+/// Is this the first argument of a guardian?
+pub fn is_entry(argument: &OsStr) -> bool {
+    argument == ENTRY
+}
+
+/// Runs a guardian; the exit code. Standard input is its socket; `log` begins a log in a file.
+pub fn main(log: &dyn Fn(&Path)) -> u8 {
+    if fd::close_from(3).is_err() {
+        return 1;
+    }
+    detach::leave_the_caller();
+    let Ok(mut socket) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return 1 };
+    let Ok(null) = std::fs::File::open("/dev/null") else { return 1 };
+    if fd::replace_stdin(null.as_fd()).is_err() {
+        return 1;
+    }
+    let descriptors = |word: &Word| usize::from(matches!(word, Word::Held { network: true, .. }));
+    let (mut charge, mut taken) = (None, Taken::default());
+    // Until it ends, with a last word or without.
+    while let Ok((word, descriptors)) = parcel::receive(&mut socket, descriptors) {
+        match word {
+            Word::Charge(what) => charge = Some(what),
+            Word::Held { segments, .. } => {
+                taken = Taken { segments, network: descriptors.into_iter().next().map(Hand::of) }
+            }
+            Word::Over => return 0,
+        }
+    }
+    let Some(charge) = charge else { return 0 };
+    log(&charge.journals.join(format!("{}.guardian.log", charge.attempt)));
+    settle(&charge, &taken)
+}
+
+/// What was taken from the target besides its running.
+#[derive(Debug, Default)]
+struct Taken {
+    segments: Vec<i32>,
+    network: Option<Hand>,
+}
+
+fn settle(charge: &Charge, taken: &Taken) -> u8 {
+    tracing::warn!(attempt = %charge.attempt, "the program of this move has ended before its time");
+    let (Ok(dest), Ok(abort)) = (charge.dest.parse::<Dest>(), Abort::new()) else { return 1 };
+    let again = || super::move_::connect_to(&dest, &charge.peer, Purpose::Send, 0, &abort);
+    let mut found = |line: &Line| -> Box<dyn Original + '_> {
+        Box::new(Whole { held: line.held.clone().filter(|_| line.is_of_this_boot()), taken })
+    };
+    match heir::settle(&charge.journals, charge.attempt, Again(&again), &mut found) {
+        Ok(settled) => tracing::warn!(?settled, "the guardian ends"),
+        Err(error) => tracing::error!(%error, "the guardian cannot settle it"),
+    }
+    0
+}
+
+/// The original, and what was taken from it.
+struct Whole<'a> {
+    held: Option<Held>,
+    taken: &'a Taken,
+}
+
+impl Original for Whole<'_> {
+    fn release(&mut self) -> io::Result<()> {
+        if let Some(Err(error)) = self.taken.network.as_ref().map(Hand::give_back) {
+            tracing::error!(%error, "the target goes on without its connections or addresses");
+        }
+        self.held.as_ref().map_or(Ok(()), Held::release)
+    }
+
+    fn end(&mut self) {
+        if let Some(Err(error)) = self.taken.network.as_ref().map(Hand::forget) {
+            tracing::debug!(%error, "the guard of the network has ended before");
+        }
+        self.held.iter().for_each(Held::kill);
+        sysv::remove_left(&self.taken.segments);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_charge_reaches_the_guardian_as_it_was() {
+        let peer = PeerOptions { rsh: vec!["ssh".into(), "a b".into()], ..PeerOptions::default() };
+        let charge = Charge { attempt: AttemptId([3; 16]), journals: "/j".into(), dest: "user@host:22".into(), peer };
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        parcel::send(&mut ours, &Word::Charge(Box::new(charge.clone())), &[]).unwrap();
+        let (word, _) = parcel::receive::<Word>(&mut theirs, |_| 0).unwrap();
+        assert!(matches!(word, Word::Charge(found) if *found == charge));
+        assert!(charge.dest.parse::<Dest>().is_ok());
+    }
+}

@@ -1,0 +1,158 @@
+//! What happens to a move, and when: drawn from a seed.
+
+use crate::link::Outage;
+use migrate_engine::fault::Point;
+use std::time::Duration;
+
+/// A small generator with a seed (xorshift64*).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        random.below(2);
+        random
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16) % n
+    }
+}
+
+/// One of the two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
+/// When.
+#[derive(Debug, Clone, Copy)]
+pub enum Moment {
+    /// The program that comes there stands still there first.
+    Step(Point),
+    /// So long after the target was frozen.
+    After(Duration),
+}
+
+impl Moment {
+    /// On which side the step is.
+    pub fn side(self) -> Option<Side> {
+        let Self::Step(point) = self else { return None };
+        Some(if point.name().starts_with("source") { Side::Source } else { Side::Destination })
+    }
+}
+
+/// Programs of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Who {
+    pub mover: bool,
+    pub session: bool,
+    /// Companions of the mover that outlive it.
+    pub guardian: bool,
+}
+
+/// What.
+#[derive(Debug, Clone, Copy)]
+pub enum What {
+    Killed(Who),
+    /// For longer than every time-out.
+    Stopped(Who),
+    /// And healed when each side has decided.
+    Link(Outage),
+    /// Everything on the host ends, and what was not synced is gone; it comes up again.
+    Power(Side),
+    /// Not a byte is free where the journals are.
+    DiskFull(Side),
+    /// The program gets no more memory.
+    OutOfMemory(Side),
+    /// A process of the copy that waits is killed, as the kernel does that is out of memory.
+    CopyKilled,
+}
+
+impl What {
+    /// Its row in the table.
+    pub fn row(self) -> &'static str {
+        match self {
+            Self::Killed(Who { mover: true, session: true, .. }) => "both programs killed, guardian too",
+            Self::Killed(Who { mover: true, guardian: true, .. }) => "source and guardian killed",
+            Self::Killed(Who { mover: true, .. }) => "source killed",
+            Self::Killed(Who { session: true, .. }) => "destination killed",
+            Self::Killed(_) => "guardian killed",
+            Self::Stopped(_) => "stopped longer than time-outs",
+            Self::Link(Outage { broken: true, .. }) => "link broken",
+            Self::Link(Outage { to_destination: true, to_source: true, .. }) => "link silent both ways",
+            Self::Link(_) => "link silent one way",
+            Self::Power(Side::Source) => "power lost at the source",
+            Self::Power(Side::Destination) => "power lost at the destination",
+            Self::DiskFull(_) => "disk full",
+            Self::OutOfMemory(_) => "out of memory",
+            Self::CopyKilled => "copy killed",
+        }
+    }
+}
+
+/// Steps of the handover; those of the source first.
+const POINTS: [Point; 12] = [
+    Point::SourceReady,
+    Point::SourceHeld,
+    Point::SourceCommitting,
+    Point::SourceCommitted,
+    Point::SourceMoved,
+    Point::SourceEnded,
+    Point::DestinationArmed,
+    Point::DestinationRecorded,
+    Point::DestinationPrepared,
+    Point::DestinationOrdered,
+    Point::DestinationOwner,
+    Point::DestinationRunning,
+];
+
+/// Those at which the copy waits and is not the target yet.
+const COPY_WAITS: [Point; 4] =
+    [Point::DestinationArmed, Point::DestinationRecorded, Point::DestinationPrepared, Point::DestinationOrdered];
+
+/// Half at a named step, half at a time drawn uniformly from the handover, which usually takes so long.
+pub fn draw(seed: u64, usual: Duration) -> (Moment, What) {
+    let mut random = Random::new(seed);
+    let step = seed.is_multiple_of(2);
+    let moment = if step {
+        Moment::Step(POINTS[random.below(12) as usize])
+    } else {
+        Moment::After(Duration::from_micros(random.below(usual.as_micros() as u64)))
+    };
+    let side = if random.below(2) == 0 { Side::Source } else { Side::Destination };
+    let what = match random.below(if step { 20 } else { 17 }) {
+        0..7 => What::Killed(who(&mut random)),
+        7..10 => What::Stopped(who(&mut random)),
+        10..14 => What::Link(outage(&mut random)),
+        14..16 => What::Power(side),
+        16 => What::DiskFull(side),
+        17 | 18 => What::OutOfMemory(moment.side().unwrap_or(side)),
+        _ => return (Moment::Step(COPY_WAITS[random.below(4) as usize]), What::CopyKilled),
+    };
+    (moment, what)
+}
+
+fn who(random: &mut Random) -> Who {
+    let of = |mover, session, guardian| Who { mover, session, guardian };
+    match random.below(6) {
+        0 | 1 => of(true, false, false),
+        2 | 3 => of(false, true, false),
+        4 => of(true, false, true),
+        _ => of(true, true, true),
+    }
+}
+
+fn outage(random: &mut Random) -> Outage {
+    let of = |to_destination, to_source, broken| Outage { to_destination, to_source, broken };
+    match random.below(4) {
+        0 => of(true, false, false),
+        1 => of(false, true, false),
+        2 => of(true, true, false),
+        _ => of(false, false, true),
+    }
+}
