@@ -326,7 +326,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand demo" -l json -d 'Write 
 complete -c migrate -n "__fish_migrate_using_subcommand demo" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l hook -d 'Run a command at a point of the move: POINT=COMMAND; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l report -d 'Write what happened to this file as a page for a browser: timeline, rounds, where the pause went' -r -F
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
 pre-copy\t'copy while the target runs, then pause it for what is left'
 stop-and-copy\t'pause it, copy everything'
 post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'

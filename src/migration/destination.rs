@@ -187,9 +187,14 @@ struct Attempt<'a> {
     offered: Option<Model>,
     /// Where pages land, once there is a tree.
     landing: Option<Landing>,
+    /// Pages follow when it runs, if rounds do not help.
+    may_follow: bool,
     /// Files that come along.
     luggage: Luggage,
 }
+
+/// Rounds of a target that converges, about.
+const FEW_ROUNDS: u32 = 4;
 
 /// The tree of the builder, and its files, as the keeper knows them.
 struct Built<'b>(&'b mut dyn Builder, &'b mut Luggage);
@@ -221,7 +226,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, may_follow, files } = offer
+    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, follows, may_follow, files } =
+        offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
@@ -248,6 +254,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             keeper,
             offered: None,
             landing: None,
+            may_follow: may_follow && !follows,
             luggage: Luggage::of(files),
         },
         Err(error) => {
@@ -256,7 +263,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             return Err(error);
         }
     };
-    if may_follow && !dry_run {
+    if follows && !dry_run {
         attempt.builder.may_lack_pages();
     }
     let result = attempt.whole(bulk, target.memory_bytes, model_bytes, dry_run);
@@ -333,6 +340,10 @@ impl Attempt<'_> {
                 }
                 FromSource::Files { attempt, last } if attempt == self.id => self.pass(last)?,
                 FromSource::Round { attempt, number } if attempt == self.id => {
+                    // What takes so many rounds may never converge.
+                    if number > FEW_ROUNDS && std::mem::take(&mut self.may_follow) {
+                        self.builder.may_lack_pages();
+                    }
                     self.round(bulk, number)?;
                     let room_bytes = self.store.room_bytes();
                     self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;

@@ -173,7 +173,10 @@ pub enum FromSource {
         dry_run: bool,
         /// Length of the model.
         model_bytes: u64,
-        /// Pages may follow when it runs.
+        /// Pages follow when it runs.
+        #[serde(default)]
+        follows: bool,
+        /// They do if rounds do not help.
         #[serde(default)]
         may_follow: bool,
         /// What is to be done about files; `None` = they are compared by name, size and time.

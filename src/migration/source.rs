@@ -140,6 +140,8 @@ pub struct Wishes<'a> {
     pub goals: Goals,
     /// No rounds.
     pub stop_and_copy: bool,
+    /// Pages follow when it runs ([`postcopy`]), whatever the rounds come to.
+    pub follows: bool,
     /// Pages may follow when it runs ([`postcopy`]).
     pub may_follow: bool,
     /// Preflight only.
@@ -279,6 +281,7 @@ impl Attempt<'_> {
             state: self.wishes.state.clone(),
             dry_run: self.wishes.dry_run,
             model_bytes: survey.model.len() as u64,
+            follows: self.wishes.follows,
             may_follow: self.wishes.may_follow,
             files: Some(self.wishes.files.clone()),
         };

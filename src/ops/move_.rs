@@ -33,8 +33,10 @@ use crate::migration::source::{
     self, Again, Compression, Fence, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
 };
 use crate::migration::switchover::{Goals, Step};
+use crate::proc::ProcDir;
 use crate::proc::cgroupfs;
 use crate::proc::cpu_limit::CpuLimit;
+use crate::proc::smaps::Flagged;
 use crate::proc::table::Table;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
@@ -42,7 +44,7 @@ use crate::transport::connect::{self, ConnectOptions};
 use crate::transport::hello::Purpose;
 use crate::transport::link::{Link, Request};
 use crate::transport::{Abort, PeerAddress, TransportError};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -171,9 +173,10 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
             time_max: options.mode.max_time,
             bytes_max: options.mode.max_bytes,
             exit_when: options.mode.exit_when.clone(),
-            converge: options.mode.converge.clone(),
+            converge: steps(&options.mode),
         },
         stop_and_copy: false,
+        follows: matches!(options.mode.mode, Mode::PostCopy | Mode::Hybrid),
         may_follow: may_follow(&options.mode),
         dry_run: options.dry_run,
         compression: match options.memory.compress {
@@ -191,7 +194,13 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
 }
 
 fn may_follow(mode: &ModeOptions) -> bool {
-    matches!(mode.mode, Mode::PostCopy | Mode::Hybrid) || mode.converge.contains(&Step::PostCopy)
+    matches!(mode.mode, Mode::PostCopy | Mode::Hybrid) || steps(mode).contains(&Step::PostCopy)
+}
+
+/// What is tried for a target that writes as fast as it is sent. Who asks for pre-copy wants all memory there before it runs.
+fn steps(mode: &ModeOptions) -> Vec<Step> {
+    let wanted = |step: &Step| mode.mode != Mode::PreCopy || *step != Step::PostCopy;
+    mode.converge.iter().copied().filter(wanted).collect()
 }
 
 fn policy(state: &StateOptions) -> Policy {
@@ -292,7 +301,7 @@ impl Live<'_> {
         let root = self.resolved.root(&self.options.target)?;
         self.network.before_freeze(root);
         // Walking the page tables for flags of mappings is done while the target runs.
-        let known = self.tree.as_ref().map(Tree::mappings).unwrap_or_default();
+        let known = self.tree.as_ref().map_or_else(|| mappings(root), Tree::mappings);
         let network = &mut self.network;
         let let_go = |locks, model: &Model| network.let_go(locks, model);
         let (frozen, mut collection) = standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), let_go)?;
@@ -513,6 +522,14 @@ impl Target for Live<'_> {
     }
 }
 
+/// Mappings of the processes of a tree that is not watched, read while it runs; what cannot be read is read in the pause.
+fn mappings(root: Pid) -> HashMap<Pid, Vec<Flagged>> {
+    let mut buf = Vec::new();
+    let processes = Table::read().map(|table| table.tree(root)).unwrap_or_default();
+    let mut read = |pid: Pid| Some((pid, ProcDir::open(pid).and_then(|dir| dir.smaps_flags(&mut buf)).ok()?));
+    processes.into_iter().filter_map(&mut read).collect()
+}
+
 /// The same about all of these pages.
 fn notes(ranges: &[(Space, PageRange)], what: What) -> Vec<Run> {
     ranges.iter().map(|(space, range)| Run { space: *space, range: *range, what }).collect()
@@ -522,7 +539,7 @@ fn notes(ranges: &[(Space, PageRange)], what: What) -> Vec<Run> {
 fn everything(model: &Model, sources: &Sources) -> collect::Result<Residual> {
     let mut residual = Residual::default();
     for (n, (mm, pid)) in model.mms.iter().zip(&sources.mms).enumerate() {
-        let pagemap = crate::proc::ProcDir::open(*pid)?.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
+        let pagemap = ProcDir::open(*pid)?.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
         let failed =
             |errno| collect::Error::System { operation: "scan", object: format!("memory of process {pid}"), errno };
         residual.plan.extend(scan::private_pages(MmId::from(n), mm, &pagemap.into()).map_err(failed)?);
@@ -567,10 +584,11 @@ fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
             (false, true) => "post-copy",
             (false, false) => "stop-and-copy",
         });
-        let late = report.late.map_or(0, |late| late.pages);
-        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late);
-        outcome.faults = report.late.map(|late| late.faults);
-        outcome.bytes = Some(report.bytes_sent + report.late.map_or(0, |late| late.bytes));
+        outcome.faults = report.late.as_ref().map(|late| late.faults);
+        let late = report.late.unwrap_or_default();
+        outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late.pages);
+        outcome.bytes = Some(report.bytes_sent + late.bytes);
+        outcome.stalls = late.waits;
         if outside::has_left() {
             let pid = report.pid.unwrap_or_default();
             outcome

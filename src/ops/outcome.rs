@@ -1,6 +1,7 @@
 //! What an operation has achieved, in the words of the `result` event (cli.md): absent = unknown, never 0.
 
 use super::words::SessionId;
+use crate::memory::lazy::Waits;
 use std::time::Duration;
 
 /// The state of a target, for programs.
@@ -77,6 +78,8 @@ pub struct Outcome {
     pub pages: Option<u64>,
     /// Pages that the target has waited for.
     pub faults: Option<u64>,
+    /// Which threads have waited for pages, and how long; who has waited most first.
+    pub stalls: Vec<Waits>,
     /// Processes in the tree.
     pub processes: Option<u32>,
     /// Threads in the tree.
@@ -104,6 +107,7 @@ impl Outcome {
             bytes: None,
             pages: None,
             faults: None,
+            stalls: Vec::new(),
             processes: None,
             threads: None,
             notes: Vec::new(),

@@ -113,30 +113,40 @@ impl Channel {
     /// Receives the next frame that is not a sign of life. A refusal by the peer is an error.
     pub fn receive(&mut self) -> Result<Frame<'_>> {
         loop {
-            let mut header = [0; HEADER_BYTES];
-            self.read_exact(&mut header)?;
-            let header = Header::read_from_bytes(&header).expect("the size is that of a header");
-            let (kind, length) = header.check().map_err(|e| self.frame_error(e))?;
-            let length = length as usize;
-            // The buffer grows once to the longest body seen; limits keep that small.
-            let mut body = std::mem::take(&mut self.body);
-            if body.len() < length {
-                body.resize(length, 0);
+            let (kind, length) = self.read_frame()?;
+            if kind != FrameKind::ALIVE {
+                return Ok(Frame { kind, body: &self.body[..length] });
             }
-            let read = self.read_exact(&mut body[..length]);
-            self.body = body;
-            read?;
-            header.check_body(&self.body[..length]).map_err(|e| self.frame_error(e))?;
-            match kind {
-                FrameKind::ALIVE => continue,
-                FrameKind::REFUSE => {
-                    return Err(TransportError::Refused {
-                        peer: self.peer.clone(),
-                        reason: printable(&self.body[..length], 2000),
-                    });
-                }
-                _ => return Ok(Frame { kind, body: &self.body[..length] }),
+        }
+    }
+
+    /// The same, but `None` after a sign of life: for whoever has more than one channel to listen to.
+    pub fn receive_one(&mut self) -> Result<Option<Frame<'_>>> {
+        let (kind, length) = self.read_frame()?;
+        Ok((kind != FrameKind::ALIVE).then(|| Frame { kind, body: &self.body[..length] }))
+    }
+
+    /// Reads a frame; its kind and the length of its body.
+    fn read_frame(&mut self) -> Result<(FrameKind, usize)> {
+        let mut header = [0; HEADER_BYTES];
+        self.read_exact(&mut header)?;
+        let header = Header::read_from_bytes(&header).expect("the size is that of a header");
+        let (kind, length) = header.check().map_err(|e| self.frame_error(e))?;
+        let length = length as usize;
+        // The buffer grows once to the longest body seen; limits keep that small.
+        let mut body = std::mem::take(&mut self.body);
+        if body.len() < length {
+            body.resize(length, 0);
+        }
+        let read = self.read_exact(&mut body[..length]);
+        self.body = body;
+        read?;
+        header.check_body(&self.body[..length]).map_err(|e| self.frame_error(e))?;
+        match kind {
+            FrameKind::REFUSE => {
+                Err(TransportError::Refused { peer: self.peer.clone(), reason: printable(&self.body[..length], 2000) })
             }
+            kind => Ok((kind, length)),
         }
     }
 

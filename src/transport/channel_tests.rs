@@ -48,6 +48,16 @@ fn frames_arrive_whole_and_in_order() {
 }
 
 #[test]
+fn who_has_another_channel_does_not_wait_behind_a_sign_of_life() {
+    let (mut a, mut b) = pair();
+    a.send(FrameKind::ALIVE, b"").unwrap();
+    assert!(b.receive_one().unwrap().is_none(), "the next frame would be waited for");
+    assert!(!b.is_readable().unwrap());
+    a.send(FrameKind::MESSAGE, b"then").unwrap();
+    assert_eq!(b.receive_one().unwrap().unwrap().body, b"then");
+}
+
+#[test]
 fn a_dripping_peer_is_read() {
     let (mut raw, mut b) = half(2000);
     let bytes = [wire(FrameKind::ALIVE, b""), wire(FrameKind::MESSAGE, b"slowly")].concat();

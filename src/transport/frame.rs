@@ -47,10 +47,12 @@ impl FrameKind {
     pub const WANTED: Self = Self(*b"WANT");
     /// Pages that are missing; an empty one ends the list.
     pub const MISSING: Self = Self(*b"MISS");
+    /// Who has waited for pages, and how long.
+    pub const WAITS: Self = Self(*b"WAIT");
 }
 
 /// Every kind there is, and the longest body it may have, bytes.
-const KINDS: [(FrameKind, u32); 12] = [
+const KINDS: [(FrameKind, u32); 13] = [
     (FrameKind::HELLO, 64 << 10),
     (FrameKind::JOIN, 64),
     (FrameKind::REFUSE, 4 << 10),
@@ -63,6 +65,7 @@ const KINDS: [(FrameKind, u32); 12] = [
     (FrameKind::MARK, 64),
     (FrameKind::WANTED, 96 << 10),
     (FrameKind::MISSING, 96 << 10),
+    (FrameKind::WAITS, 192 << 10),
 ];
 
 impl Display for FrameKind {

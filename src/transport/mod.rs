@@ -32,6 +32,7 @@ pub mod pump;
 pub mod ssh;
 pub mod stream;
 pub mod tls;
+pub mod under_way;
 pub mod wait;
 
 pub use address::PeerAddress;

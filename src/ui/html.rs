@@ -4,6 +4,8 @@
 use super::report;
 use super::units::{bytes, count, time};
 use crate::failure::Failure;
+use crate::memory::lazy::Waits;
+use crate::memory::lazy::stalls::{CLASSES, class_limit};
 use crate::ops::Event;
 use crate::ops::outcome::Outcome;
 use std::fmt::Write;
@@ -50,6 +52,7 @@ impl Record {
         page += &self.rounds();
         if let Ok(outcome) = result {
             page += &budget(outcome);
+            page += &stalls(&outcome.stalls);
         }
         page += &self.log();
         page += "</body></html>\n";
@@ -182,6 +185,37 @@ fn budget(outcome: &Outcome) -> String {
     )
 }
 
+/// Who has waited for pages: a histogram for each thread.
+fn stalls(all: &[Waits]) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let used = |class: &usize| all.iter().any(|waits| waits.histogram.classes[*class] > 0);
+    let classes: Vec<usize> = (0..CLASSES).filter(used).collect();
+    let name = |class: usize| match class_limit(class) {
+        Some(limit) => format!("below {}", time(limit)),
+        None => "longer".to_owned(),
+    };
+    let heads: String = classes.iter().map(|class| format!("<th>{}</th>", name(*class))).collect();
+    let mut rows = String::new();
+    for waits in all {
+        let histogram = &waits.histogram;
+        let us = |us: u64| time(Duration::from_micros(us));
+        let counts: String = classes.iter().map(|class| format!("<td>{}</td>", histogram.classes[*class])).collect();
+        let _ = writeln!(
+            rows,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td>{counts}</tr>",
+            escaped(&report::who(waits)),
+            histogram.count,
+            us(histogram.total_us),
+            us(histogram.longest_us)
+        );
+    }
+    format!(
+        "<h2>Waits for pages</h2>\n<table><tr><th>thread</th><th>waits</th><th>all</th><th>longest</th>{heads}</tr>\n{rows}</table>\n"
+    )
+}
+
 /// Text that is no markup: names come from the target.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -209,6 +243,7 @@ pre.failed{background:#fde8e8}svg{background:#f4f4f4}svg text{font-size:12px}.ro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::lazy::stalls::Histogram;
     use crate::ops::outcome::{State, Where};
     use crate::ops::words::SessionId;
 
@@ -246,6 +281,20 @@ mod tests {
         let page = budget(&outcome);
         assert!(page.contains("<td>other</td><td>1.00 ms</td>"), "{page}");
         assert!(page.contains("<th>6.00 ms</th><th>parts: 6.00 ms</th>"), "{page}");
+    }
+
+    #[test]
+    fn every_wait_is_in_a_column() {
+        let mut histogram = Histogram { count: 5, total_us: 9000, longest_us: 5000, ..Histogram::default() };
+        (histogram.classes[0], histogram.classes[CLASSES - 1]) = (4, 1);
+        let page = stalls(&[Waits { process: Some(7), thread: 9, histogram }]);
+        assert!(
+            page.contains("<th>below 64.0 us</th><th>longer</th>")
+                || page.contains("<th>below 64 us</th><th>longer</th>"),
+            "{page}"
+        );
+        assert!(page.contains("<td>process 7 thread 9</td><td>5</td>") && page.contains("<td>4</td><td>1</td></tr>"));
+        assert_eq!(stalls(&[]), "");
     }
 
     #[test]

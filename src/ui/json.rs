@@ -5,6 +5,8 @@
 use super::clock::rfc3339;
 use crate::blocker::Blocker;
 use crate::failure::{Failure, TargetState};
+use crate::memory::lazy::Waits;
+use crate::memory::lazy::stalls::class_limit;
 use crate::ops::outcome::{Outcome, Round, State, Where};
 use crate::ops::words::SessionId;
 use serde::ser::{Serialize, Serializer};
@@ -136,6 +138,20 @@ fn round(round: &Round) -> Object {
         .with("took_us", us(round.took))
 }
 
+/// The waits of one thread; classes without any are left out, the last one has no limit.
+fn stall(waits: &Waits) -> Object {
+    let counts = waits.histogram.classes.iter().enumerate().filter(|(_, count)| **count > 0);
+    let class =
+        |(n, count): (usize, &u64)| Object::default().known("below_us", class_limit(n).map(us)).with("count", *count);
+    Object::default()
+        .known("process", waits.process)
+        .with("thread", waits.thread)
+        .with("count", waits.histogram.count)
+        .with("total_us", waits.histogram.total_us)
+        .with("longest_us", waits.histogram.longest_us)
+        .list("classes", counts.map(class).collect())
+}
+
 /// The fields of `result` for something achieved.
 pub fn outcome(outcome: &Outcome) -> Object {
     let target = Object::default().known("pid", outcome.target_pid).known("comm", outcome.target_comm.as_deref());
@@ -158,6 +174,9 @@ pub fn outcome(outcome: &Outcome) -> Object {
         .known("downtime_us", outcome.downtime.map(us));
     if !outcome.downtime_parts.is_empty() {
         fields = fields.object("downtime_parts", parts);
+    }
+    if outcome.faults.is_some() {
+        fields = fields.list("stalls", outcome.stalls.iter().map(stall).collect());
     }
     fields
         .known("total_us", outcome.total.map(us))

@@ -2,7 +2,12 @@
 
 use super::style::clean;
 use super::units::{bytes, count, time};
+use crate::memory::lazy::Waits;
 use crate::ops::outcome::{Outcome, State, Where};
+use std::time::Duration;
+
+/// Threads that a person is told of one by one.
+const THREADS_NAMED: usize = 8;
 
 /// The report: what happened in one line, then the numbers that are known.
 pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
@@ -13,6 +18,9 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     let size: Vec<_> = size.into_iter().flatten().collect();
     if !size.is_empty() {
         row("tree", size.join(", "));
+    }
+    if let Some(mode @ ("post-copy" | "hybrid")) = outcome.mode {
+        row("mode", mode.to_owned());
     }
     if let Some(downtime) = outcome.downtime {
         row("pause", format!("{}{}", time(downtime), parts(outcome)));
@@ -28,6 +36,12 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     };
     if let Some(volume) = volume {
         row(if verb == "move" { "sent" } else { "size" }, volume);
+    }
+    for (n, waits) in outcome.stalls.iter().take(THREADS_NAMED).enumerate() {
+        row(if n == 0 { "waits" } else { "" }, stalls(waits));
+    }
+    if outcome.stalls.len() > THREADS_NAMED {
+        row("", format!("{} further threads less than that", outcome.stalls.len() - THREADS_NAMED));
     }
     if verb == "pre-dump" {
         row("session", outcome.session.to_string());
@@ -72,6 +86,26 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     }
 }
 
+/// How often a thread has waited for pages, and how long.
+fn stalls(waits: &Waits) -> String {
+    let histogram = &waits.histogram;
+    let us = |us: u64| time(Duration::from_micros(us));
+    let share = |percent| histogram.shorter(percent).map(|limit| format!(", {percent} % below {}", time(limit)));
+    let times = count(histogram.count, "page");
+    let shares: String = [50, 99].into_iter().filter_map(share).collect();
+    let (total, longest) = (us(histogram.total_us), us(histogram.longest_us));
+    format!("{}: {total} for {times}, longest {longest}{shares}", who(waits))
+}
+
+/// A thread that has waited, in words.
+pub(super) fn who(waits: &Waits) -> String {
+    match (waits.process, waits.thread) {
+        (Some(process), thread) => format!("process {process} thread {thread}"),
+        (None, 0) => "further threads".to_owned(),
+        (None, thread) => format!("thread {thread} of a process forked meanwhile"),
+    }
+}
+
 fn parts(outcome: &Outcome) -> String {
     let parts: Vec<_> = outcome.downtime_parts.iter().map(|(name, took)| format!("{name} {}", time(*took))).collect();
     match parts.is_empty() {
@@ -92,7 +126,22 @@ fn rounds(outcome: &Outcome) -> String {
 mod tests {
     use super::*;
     use crate::ops::words::SessionId;
-    use std::time::Duration;
+
+    #[test]
+    fn who_waits_is_told() {
+        use crate::memory::lazy::stalls::Histogram;
+        let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
+        let mut histogram = Histogram { count: 3, total_us: 1100, longest_us: 900, ..Histogram::default() };
+        (histogram.classes[1], histogram.classes[4]) = (2, 1);
+        let waits = |thread| Waits { process: Some(7), thread, histogram };
+        outcome.stalls = (0..10).map(waits).collect();
+        let text = text("move", None, &outcome);
+        let line = "  waits     process 7 thread 0: 1.10 ms for 3 pages, longest 900 us, 50 % below 128 us, 99 % below 1.02 ms\n";
+        assert!(text.contains(line), "{text}");
+        assert_eq!(text.matches("process 7").count(), THREADS_NAMED);
+        assert!(text.contains("2 further threads"), "{text}");
+        assert_eq!(who(&Waits { process: None, thread: 0, histogram }), "further threads");
+    }
 
     #[test]
     fn a_dry_run_is_no_dump() {

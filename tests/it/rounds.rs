@@ -296,6 +296,52 @@ fn relatives_share_memory_after_a_move_as_before() {
 }
 
 #[test]
+fn what_does_not_converge_follows_when_it_runs() {
+    if !root() {
+        return;
+    }
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    for (mode, became) in [("auto", "hybrid"), ("pre-copy", "pre-copy")] {
+        let host = tempfile::tempdir().unwrap();
+        let target = Target::start("writer", &["8", "20000"]);
+        let mut command = migrate();
+        // It writes faster than rounds send.
+        command.args([
+            "move",
+            &target.pid_text(),
+            "local",
+            "--mode",
+            mode,
+            "--bandwidth",
+            "20MB/s",
+            "--compress",
+            "off",
+        ]);
+        command.args(["--converge", "post-copy,anyway", "--json"]).env("MIGRATE_PLACES", host.path());
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{mode}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let result = result(&output);
+        assert_eq!(result["mode"], became, "{said}");
+        assert_eq!(said.contains("what is left follows when it runs"), became == "hybrid", "{said}");
+        assert_eq!(result["stalls"].is_array(), became == "hybrid", "{said}");
+        let waited = |stall: &serde_json::Value| {
+            let classes = stall["classes"].as_array().unwrap().iter().map(|class| class["count"].as_u64().unwrap());
+            assert_eq!(stall["count"].as_u64().unwrap(), classes.sum::<u64>(), "{said}");
+            stall["count"].as_u64().unwrap()
+        };
+        let waits: u64 = result["stalls"].as_array().into_iter().flatten().map(waited).sum();
+        assert_eq!(waits > 0, result["faults"].as_u64().unwrap_or(0) > 0, "{said}");
+        let moved = i32::try_from(result["pid"].as_i64().unwrap()).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{moved}/status")).unwrap();
+        let init = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(moved), nix::sys::signal::SIGUSR2).unwrap();
+        let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(init), None);
+        assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{mode}: {ended:?}");
+    }
+}
+
+#[test]
 fn shared_memory_is_taken_while_the_target_runs() {
     if !root() {
         return;

@@ -7,7 +7,7 @@ use crate::ops::words::{Size, Time};
 
 /// Words of `--mode`, for `move` and `demo`.
 pub const MODE: Words<Mode> = &[
-    ("auto", Mode::Auto, "pre-copy, as long as it pays"),
+    ("auto", Mode::Auto, "pre-copy; what does not converge goes on as in post-copy"),
     ("pre-copy", Mode::PreCopy, "copy while the target runs, then pause it for what is left"),
     ("stop-and-copy", Mode::StopAndCopy, "pause it, copy everything"),
     (
@@ -42,8 +42,8 @@ pub struct ModeArgs {
     exit_when: Vec<ExitCondition>,
     /// What is tried, in this order, for a target that writes as fast as it is sent
     ///
-    /// Each step gets a few rounds. The last word is post-copy, anyway or abort: it also counts where a limit is reached before the pause would be short enough.
-    #[arg(long, value_name = "STEP", value_delimiter = ',', default_value = "defer,compress,throttle,anyway", value_parser = one_of(Step::CHOICES))]
+    /// Each step gets a few rounds. --mode pre-copy leaves post-copy out. The last word is post-copy, anyway or abort: it also counts where a limit is reached before the pause would be short enough.
+    #[arg(long, value_name = "STEP", value_delimiter = ',', default_value = "defer,compress,throttle,post-copy,anyway", value_parser = one_of(Step::CHOICES))]
     converge: Vec<Step>,
     /// Command that switches the destination's host off, for a move in doubt whose destination is silent
     ///

@@ -5,7 +5,6 @@
 //! Messages: a byte with a descriptor is an address space made by a fork; `D` says that everything is in.
 
 use super::{Kept, KeptSpace, Ready, count, parcel, standstill};
-use crate::companion::detach;
 use crate::image::mm::PAGE;
 use crate::memory::lazy::source::Lost;
 use crate::memory::lazy::{Arrival, Fault, Missing, Piece, Server, Source};
@@ -53,7 +52,8 @@ pub(super) fn main() -> u8 {
     if fd::close_from(3).is_err() {
         return 1;
     }
-    detach::leave_the_caller();
+    // The pager has left its caller before it started this one: entering a cgroup once more takes as long as all the rest.
+    let _ = nix::unistd::setsid();
     ignore_signals();
     let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
     let mut input = UnixStream::from(input);

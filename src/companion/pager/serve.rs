@@ -106,7 +106,8 @@ fn serve<S: Source>(
                 }
             }
             Ok(true) => {
-                server.source().finish();
+                let waits = server.stalls().told(|n| kept.spaces.get(n).map(|space| space.pid));
+                server.source().finish(&waits);
                 break News::Complete;
             }
             Err(why) => break lost(kept, &mut server, &why),

@@ -21,9 +21,11 @@ pub mod missing;
 pub mod order;
 pub mod server;
 pub mod source;
+pub mod stalls;
 pub mod touches;
 
 pub use missing::{Missing, Piece};
 pub use order::{Fault, Order};
 pub use server::{Counts, Server, Step};
 pub use source::{Arrival, Source, StoreSource};
+pub use stalls::Waits;

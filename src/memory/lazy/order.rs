@@ -38,9 +38,9 @@ const PIVOTS: usize = 4;
 /// Threads that are told apart; the one that has faulted least recently makes room.
 const THREADS: usize = 256;
 /// Pages given in one go around a pivot.
-const NEAR_PAGES: u64 = 16;
+pub const NEAR_PAGES: u64 = 16;
 /// Pages given in one go when nobody waits for any.
-const FAR_PAGES: u64 = 64;
+pub const FAR_PAGES: u64 = 64;
 
 /// One recent position.
 #[derive(Debug, Clone, Copy)]
@@ -147,18 +147,16 @@ impl Order {
         None
     }
 
-    /// Pages around a recent fault; they are not owed any more then.
-    pub fn next_near(&mut self) -> Option<Next> {
-        self.near().map(|(space, range)| Next { space, range, urgent: false })
-    }
-
     /// The next pages, which are not owed any more then; `None` = all were given.
     pub fn next_pages(&mut self) -> Option<Next> {
-        if let Some(wanted) = self.next_wanted() {
-            return Some(wanted);
-        }
-        if let Some(near) = self.next_near() {
-            return Some(near);
+        self.next_wanted().or_else(|| self.next_pushed(FAR_PAGES))
+    }
+
+    /// The same without those that somebody waits for, at most so many at a time: around recent faults, then what was needed
+    /// early once, then the rest.
+    pub fn next_pushed(&mut self, most: u64) -> Option<Next> {
+        if let Some((space, range)) = self.near() {
+            return Some(Next { space, range, urgent: false });
         }
         while let Some((space, range)) = self.early.front_mut() {
             let (space, whole) = (*space, *range);
@@ -168,7 +166,7 @@ impl Order {
             };
         }
         let (space, first) = self.owed.iter().find_map(|(space, pages)| Some((*space, *pages.ranges().first()?)))?;
-        let range = self.take(space, first, FAR_PAGES)?;
+        let range = self.take(space, first, most)?;
         Some(Next { space, range, urgent: false })
     }
 

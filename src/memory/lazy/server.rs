@@ -3,6 +3,7 @@
 use super::missing::{Missing, Piece};
 use super::order::Fault;
 use super::source::{Lost, Source};
+use super::stalls::Stalls;
 use super::touches::Touches;
 use crate::image::mm::PAGE;
 use crate::memory::{PageRange, Space};
@@ -10,7 +11,7 @@ use crate::sys::Errno;
 use crate::sys::userfaultfd::{self as sys, Message};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a page may wait for memory of this host before it is given up.
 const NO_MEMORY: (u32, Duration) = (600, Duration::from_millis(50));
@@ -63,6 +64,7 @@ pub struct Server<'a, S> {
     data: Vec<u8>,
     counts: Counts,
     touches: Touches,
+    stalls: Stalls,
 }
 
 impl<'a, S: Source> Server<'a, S> {
@@ -71,7 +73,7 @@ impl<'a, S: Source> Server<'a, S> {
         let member = |(uffd, missing)| Member { uffd, missing, gone: false };
         let members = members.into_iter().map(member).collect();
         let (again, data, counts, touches) = (Vec::new(), Vec::new(), Counts::default(), Touches::default());
-        Self { source, members, on_fork, again, data, counts, touches }
+        Self { source, members, on_fork, again, data, counts, touches, stalls: Stalls::default() }
     }
 
     /// Where pages come from.
@@ -87,6 +89,11 @@ impl<'a, S: Source> Server<'a, S> {
     /// Pages in the order in which they were waited for.
     pub fn touches(&self) -> &Touches {
         &self.touches
+    }
+
+    /// Who has waited, by the number of the address space.
+    pub fn stalls(&self) -> &Stalls {
+        &self.stalls
     }
 
     /// Pages that are missing somewhere.
@@ -211,11 +218,14 @@ impl<'a, S: Source> Server<'a, S> {
                 Message::Fork(uffd) => self.forked(n, uffd),
                 Message::Remap { from, to, len } => {
                     self.members[n].missing.remap(from / PAGE, to / PAGE, len / PAGE);
+                    self.stalls.end(n, from / PAGE, len / PAGE, Instant::now());
                     self.wake(n, from, len);
                     self.wake(n, to, len);
                 }
                 Message::Remove { start, end } | Message::Unmap { start, end } => {
-                    self.members[n].missing.remove(PageRange::of_bytes(start, end));
+                    let range = PageRange::of_bytes(start, end);
+                    self.members[n].missing.remove(range);
+                    self.stalls.end(n, range.first, range.count, Instant::now());
                     self.wake(n, start, end - start);
                 }
             }
@@ -241,6 +251,7 @@ impl<'a, S: Source> Server<'a, S> {
         if let Some((space, from)) = self.members[n].missing.get(page) {
             self.counts.faults += 1;
             self.touches.note(space, from);
+            self.stalls.begin(n, page, thread, Instant::now());
             self.source.want(Fault { space, page: from, thread });
             return;
         }
@@ -260,6 +271,7 @@ impl<'a, S: Source> Server<'a, S> {
     fn left(&mut self, n: usize) {
         let member = &mut self.members[n];
         (member.gone, member.missing) = (true, Missing::default());
+        self.stalls.end(n, 0, u64::MAX, Instant::now());
     }
 
     /// An operation of the target on its mappings is under way: waits for its event, and applies that.
@@ -283,6 +295,7 @@ impl<'a, S: Source> Server<'a, S> {
             let (bytes, result) = sys::copy(self.members[n].uffd.as_fd(), piece.at.start_byte(), content);
             let done = PageRange::new(piece.at.first, bytes as u64 / PAGE);
             self.members[n].missing.remove(done);
+            self.stalls.end(n, done.first, done.count, Instant::now());
             match result {
                 Ok(()) => {}
                 Err(Errno::EAGAIN) => self.let_change(n),
@@ -306,6 +319,7 @@ impl<'a, S: Source> Server<'a, S> {
         if !matches!(result, Err(Errno::EAGAIN | Errno::ENOMEM | Errno::ESRCH)) {
             // Made, or there, or not mapped here any more.
             self.members[n].missing.remove(PageRange::new(page, 1));
+            self.stalls.end(n, page, 1, Instant::now());
             self.wake(n, page * PAGE, PAGE);
         }
     }

@@ -1,6 +1,7 @@
 //! Where pages come from that arrive late.
 
 use super::order::{Fault, Order};
+use super::stalls::Waits;
 use crate::image::mm::PAGE;
 use crate::memory::store::{PageReader, Scratch, StoreError};
 use crate::memory::{PageRange, Space};
@@ -41,8 +42,8 @@ pub trait Source {
     /// Somebody waits for all of them.
     fn hurry(&mut self) {}
 
-    /// Everything is in.
-    fn finish(&mut self) {}
+    /// Everything is in; who has waited for it.
+    fn finish(&mut self, _: &[Waits]) {}
 }
 
 /// The page store of an image.

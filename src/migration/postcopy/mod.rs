@@ -7,12 +7,13 @@
 //!                        <-------------------------------------------------- what is missing (MISS, the last one empty)
 //! new link, Pages {not urgent} --------------->  relay  ----------------> takes it
 //!                        <-------------------------------------------------- WANT: somebody waits for these
-//! PAGE on the urgent link: those, then what lies around them ------------>
-//! PAGE on the other link: the rest, in large pieces --------------------->
-//!                        <-------------------------------------------------- MARK: everything is in
+//! PAGE on the urgent link: those ---------------------------------------->
+//! PAGE on the other link: what lies around them, then the rest ---------->
+//!                        <-------------------------------------------------- WAIT: who has waited how long; MARK: everything is in
 //! MARK: the original ends ----------------------------------------------->
 //! ```
-//! No fault waits behind bulk data: the two links have buffers of their own. Each page is sent once; after a lost link both
+//! No fault waits behind bulk data: the two links have buffers of their own, and of bulk data only so much is under way that
+//! queues on the way to the destination stay short ([`crate::transport::under_way`]). Each page is sent once; after a lost link both
 //! are made anew, and what is missing is sent, which the pager knows. While there is no link, who needs a page waits. The
 //! pager outlives the session; links reach it through a session of their own, which passes bytes on ([`relay`]).
 //!
@@ -23,6 +24,7 @@
 pub mod receiver;
 pub mod relay;
 pub mod serving;
+mod waits;
 
 use super::protocol::AttemptId;
 use crate::image::{MmId, limits};

@@ -1,13 +1,13 @@
 //! The pager of a target that has moved: pages come from the host that it has left.
 
 use super::relay::{BULK, URGENT};
-use super::{send_missing, send_wanted, socket_path};
+use super::{send_missing, send_wanted, socket_path, waits};
 use crate::companion::pager::{Kept, Origin, Ready, serve};
 use crate::fault::{self, Point};
 use crate::image::MmId;
 use crate::image::mm::PAGE;
 use crate::memory::lazy::source::Lost;
-use crate::memory::lazy::{Arrival, Fault, Source};
+use crate::memory::lazy::{Arrival, Fault, Source, Waits};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::pages::{What, unpack};
 use crate::migration::send_pages::ALIVE_EVERY;
@@ -118,7 +118,12 @@ impl Receiver {
             URGENT => {
                 // A source that comes again has lost both.
                 self.bulk = None;
-                send_missing(&mut channel, &self.owed)?;
+                // What is here and not given yet is not sent again.
+                let mut missing = self.owed.clone();
+                for (space, range, _) in &self.came {
+                    missing.entry(*space).or_default().remove(*range);
+                }
+                send_missing(&mut channel, &missing)?;
                 let faults: Vec<Fault> =
                     self.wanted.iter().map(|((space, page), thread)| fault_of(*space, *page, *thread)).collect();
                 send_wanted(&mut channel, &faults)?;
@@ -137,8 +142,10 @@ impl Receiver {
             return Ok(false);
         }
         let peer = channel.peer().to_owned();
-        let frame = channel.receive()?;
+        let frame = channel.receive_one()?;
         self.heard = Instant::now();
+        // Not to be waited for: what is on the other link may be waited for by somebody.
+        let Some(frame) = frame else { return Ok(true) };
         if frame.kind != FrameKind::PAGES {
             return Err(TransportError::UnexpectedKind { peer, expected: "pages", got: frame.kind });
         }
@@ -233,7 +240,7 @@ impl Source for Receiver {
     }
 
     /// The source may end the original now. It is told for as long as it may take to find a link.
-    fn finish(&mut self) {
+    fn finish(&mut self, waited: &[Waits]) {
         let deadline = Instant::now() + self.patience.min(TOLD_WITHIN);
         self.owed.clear();
         self.wanted.clear();
@@ -241,7 +248,7 @@ impl Source for Receiver {
             self.accept();
             if let Some(channel) = &mut self.urgent {
                 channel.deadline(Some(FRAME));
-                let told = channel.send(FrameKind::MARK, &[]);
+                let told = waits::send(channel, waited).and_then(|()| channel.send(FrameKind::MARK, &[]));
                 if told.and_then(|()| channel.expect(FrameKind::MARK, "the end of the original").map(drop)).is_ok() {
                     return;
                 }

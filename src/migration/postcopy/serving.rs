@@ -1,9 +1,9 @@
 //! The source's end: pages of the frozen original, for as long as the destination lacks any.
 
-use super::{read_wanted, receive_missing};
+use super::{read_wanted, receive_missing, waits};
 use crate::image::mm::PAGE;
-use crate::memory::lazy::Order;
-use crate::memory::lazy::order::Next;
+use crate::memory::lazy::order::{FAR_PAGES, NEAR_PAGES, Next};
+use crate::memory::lazy::{Order, Waits};
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::MoveError;
@@ -11,6 +11,7 @@ use crate::migration::pages::Packer;
 use crate::migration::protocol::{self, AttemptId, FromSource};
 use crate::migration::send_pages::ALIVE_EVERY;
 use crate::migration::source::Again;
+use crate::transport::under_way::UnderWay;
 use crate::transport::{Abort, Channel, FrameKind, Link, TransportError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,9 @@ use std::time::{Duration, Instant};
 const AGAIN: Duration = Duration::from_millis(200);
 /// Between two looks whether there is something to do.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// So long bulk data waits for what is under way: a link that takes nothing at all is found out by writing to it.
+const HELD_MAX: Duration = Duration::from_secs(1);
 
 /// How far it is.
 #[derive(Debug, Default)]
@@ -43,7 +47,7 @@ pub struct Serving {
 }
 
 /// What was served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Served {
     /// Pages.
     pub pages: u64,
@@ -51,6 +55,8 @@ pub struct Served {
     pub faults: u64,
     /// Bytes on the wire, headers included.
     pub bytes: u64,
+    /// By whom, and how long.
+    pub waits: Vec<Waits>,
 }
 
 /// Of a target whose pages all go before it runs.
@@ -94,7 +100,7 @@ impl Serving {
         loop {
             let state = self.state();
             if state.drained {
-                return Ok(state.served);
+                return Ok(state.served.clone());
             }
             progress(state.order.pages());
             if !state.linked && given_up() {
@@ -139,13 +145,17 @@ impl Serving {
             state.order = Order::new(missing);
             state.linked = true;
         }
-        let mut bulk = self.link(again, false)?;
         let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
         let over = Abort::new().map_err(failed)?;
-        bulk.control.abort_with(over.clone());
-        let served = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
+            // Whoever waits does not wait for this link as well.
             let worker = scope.spawn(|| {
-                let sent = self.send_rest(&mut bulk.control, pages, &over);
+                let sent = self.link(again, false).and_then(|mut bulk| {
+                    bulk.control.abort_with(over.clone());
+                    let sent = self.send_rest(&mut bulk.control, pages, &over);
+                    self.state().served.bytes += bulk.control.bytes_sent();
+                    sent
+                });
                 if sent.is_err() {
                     // The other link goes with it: what was under way is asked for anew.
                     over.trigger();
@@ -160,12 +170,10 @@ impl Serving {
                 Ok(()) => Ok(()),
                 Err(error) => Err(sent.err().unwrap_or(error)),
             }
-        });
-        self.state().served.bytes += bulk.control.bytes_sent();
-        served
+        })
     }
 
-    /// Answers faults, and sends what lies around them.
+    /// Answers faults.
     fn answer(&self, channel: &mut Channel, pages: &dyn ReadPages, over: &Abort) -> Result<(), MoveError> {
         let mut packer = Packer::new(self.level);
         let mut said = Instant::now();
@@ -174,11 +182,6 @@ impl Serving {
                 return Err(MoveError::Worker);
             }
             if !channel.is_readable()? {
-                let near = self.state().order.next_near();
-                if let Some(next) = near {
-                    self.send(channel, pages, next, &mut packer)?;
-                    continue;
-                }
                 if said.elapsed() >= ALIVE_EVERY {
                     said = Instant::now();
                     channel.send(FrameKind::ALIVE, &[])?;
@@ -187,7 +190,7 @@ impl Serving {
                 continue;
             }
             let peer = channel.peer().to_owned();
-            let frame = channel.receive()?;
+            let Some(frame) = channel.receive_one()? else { continue };
             match frame.kind {
                 FrameKind::WANTED => {
                     let faults = read_wanted(frame.body, &peer)?;
@@ -195,6 +198,7 @@ impl Serving {
                     state.served.faults += faults.len() as u64;
                     faults.into_iter().for_each(|fault| state.order.fault(fault));
                 }
+                FrameKind::WAITS => self.state().served.waits = waits::read(frame.body, &peer)?,
                 FrameKind::MARK => return Ok(channel.send(FrameKind::MARK, &[])?),
                 got => return Err(TransportError::UnexpectedKind { peer, expected: "wanted pages", got }.into()),
             }
@@ -206,15 +210,26 @@ impl Serving {
         }
     }
 
-    /// Everything else, in large pieces.
+    /// Everything else: what lies around faults first.
     fn send_rest(&self, channel: &mut Channel, pages: &dyn ReadPages, over: &Abort) -> Result<(), MoveError> {
         let mut packer = Packer::new(self.level);
         let mut said = Instant::now();
+        let mut sent = Instant::now();
         let only_wanted = crate::fault::at(crate::fault::Point::PagerBehind).is_err();
         while !over.is_triggered() {
-            let next = if only_wanted { None } else { self.state().order.next_pages() };
+            let way = UnderWay::of(channel.stream());
+            if let Some(wait) = way.and_then(|way| way.wait()).filter(|_| sent.elapsed() < HELD_MAX) {
+                std::thread::sleep(wait);
+                continue;
+            }
+            // Over a slow link in small pieces: what is needed around the next fault waits behind one.
+            let most = way.map_or(FAR_PAGES, |way| (way.most() / PAGE / 4).clamp(NEAR_PAGES, FAR_PAGES));
+            let next = if only_wanted { None } else { self.state().order.next_pushed(most) };
             match next {
-                Some(next) => self.send(channel, pages, next, &mut packer)?,
+                Some(next) => {
+                    self.send(channel, pages, next, &mut packer)?;
+                    sent = Instant::now();
+                }
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
             if said.elapsed() >= ALIVE_EVERY {

@@ -7,7 +7,7 @@ use crate::transport::wait::{Abort, Patience};
 use proptest::prelude::*;
 use std::time::Duration;
 
-fn pair() -> (Channel, Channel) {
+pub(super) fn pair() -> (Channel, Channel) {
     let (a, b) = Stream::pair().unwrap();
     let patience = Patience { abort: Abort::new().unwrap(), silence: Duration::from_secs(5), deadline: None };
     (Channel::new(a, "b", patience.clone()), Channel::new(b, "a", patience))

@@ -96,7 +96,7 @@ impl Step {
     ];
 
     /// What `--converge` is without being given.
-    pub const DEFAULT: [Self; 4] = [Self::Defer, Self::Compress, Self::Throttle, Self::Anyway];
+    pub const DEFAULT: [Self; 5] = [Self::Defer, Self::Compress, Self::Throttle, Self::PostCopy, Self::Anyway];
 
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {

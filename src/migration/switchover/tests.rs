@@ -119,7 +119,9 @@ fn steps_are_tried_in_their_order_and_given_time() {
         assert_eq!(decide(&vec![hot; rounds], &goals, &tried), Decision::Try(Step::Throttle));
         tried.push((rounds, Step::Throttle));
     }
-    assert_eq!(decide(&[hot; 18], &goals, &tried), Decision::SwitchOver(ExitCondition::NotConverging));
+    assert_eq!(decide(&[hot; 18], &goals, &tried), Decision::Follow(ExitCondition::NotConverging));
+    let whole = Goals { converge: vec![Step::Anyway], ..goals.clone() };
+    assert_eq!(decide(&[hot; 18], &whole, &tried), Decision::SwitchOver(ExitCondition::NotConverging));
     let firm = Goals { converge: vec![Step::Abort], ..goals.clone() };
     assert_eq!(decide(&[hot; 3], &firm, &[]), Decision::Abort(ExitCondition::NotConverging));
     let patient = Goals { exit_when: vec![ExitCondition::DowntimeNet], ..goals };

@@ -7,6 +7,7 @@ use super::tools::{
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::{self, Ignore};
 use migrate_engine::memory::store::ImageDir;
+use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
@@ -133,24 +134,31 @@ pub fn run(scenario: &Scenario, mode: Mode) {
 /// For how long fixtures that measure a wait do so: the next one where the machine was too busy to be done by then.
 const WAITS: [Duration; 3] = [Duration::from_millis(2000), Duration::from_secs(8), Duration::from_secs(32)];
 
-/// Huge pages for a fixture; as many as before when it is dropped.
-struct HugePages(String);
+/// Huge pages for a fixture, besides those that others have; given back when it is dropped.
+struct HugePages(u64);
 
 impl HugePages {
     const FILE: &'static str = "/proc/sys/vm/nr_hugepages";
+    const MORE: u64 = 8;
 
     fn reserve() -> Self {
-        let before = fs::read_to_string(Self::FILE).unwrap_or_default().trim().to_owned();
-        let more = before.parse::<u64>().unwrap_or(0) + 8;
         // Where none can be had the fixture says so.
-        let _ = fs::write(Self::FILE, more.to_string());
-        Self(before)
+        Self(Self::change(|before| before + Self::MORE).map_or(0, |()| Self::MORE))
+    }
+
+    /// Fixtures that run side by side change the number one after the other: what is left over in the end a program takes that
+    /// makes use of huge pages where there are any.
+    fn change(to: impl Fn(u64) -> u64) -> std::io::Result<()> {
+        let file = fs::File::open(Self::FILE)?;
+        let _one = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+        let before = fs::read_to_string(Self::FILE)?.trim().parse().map_err(std::io::Error::other)?;
+        fs::write(Self::FILE, to(before).to_string())
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        let _ = fs::write(Self::FILE, &self.0);
+        let _ = Self::change(|now| now.saturating_sub(self.0));
     }
 }
 
