@@ -299,7 +299,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand restore" -s v -d 'Say mo
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c migrate -n "__fish_migrate_using_subcommand demo" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy, as long as it pays'
+complete -c migrate -n "__fish_migrate_using_subcommand demo" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
 pre-copy\t'copy while the target runs, then pause it for what is left'
 stop-and-copy\t'pause it, copy everything'
 post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'
