@@ -56,10 +56,7 @@ const STREAMS: u16 = 2;
 /// # Errors
 /// [`FailureKind::Blocked`], [`FailureKind::Peer`], and whatever else keeps it here; the failure says where it runs.
 pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
-    if options.state.stdio == Stdio::Attach {
-        let what = "--stdio attach does not reach from another host to this terminal";
-        return Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage));
-    }
+    refuse_attach(&options.state)?;
     let policy = policy(&options.state);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
@@ -120,14 +117,27 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     let stays = !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. }));
     hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
     if stays && !options.dry_run {
-        let point = if moved.is_ok() { HookPoint::Done } else { HookPoint::RolledBack };
-        hooks.run_all(point).into_iter().for_each(|text| events.event(Event::Warning(text)));
+        run_last(&hooks, moved.is_ok(), events);
     }
     let report = moved.map_err(|error| failure(options, error))?;
     for warning in &report.warnings {
         events.event(Event::Warning(warning.clone()));
     }
     Ok(outcome(options, root.0, report))
+}
+
+fn refuse_attach(state: &StateOptions) -> Result<()> {
+    if state.stdio != Stdio::Attach {
+        return Ok(());
+    }
+    let what = "--stdio attach does not reach from another host to this terminal";
+    Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage))
+}
+
+/// The hooks of a move that has come to its end: whatever they say, it stays as it is.
+fn run_last(hooks: &Hooks, moved: bool, events: &dyn Events) {
+    let point = if moved { HookPoint::Done } else { HookPoint::RolledBack };
+    hooks.run_all(point).into_iter().for_each(|text| events.event(Event::Warning(text)));
 }
 
 /// Units that would start the target again.
