@@ -24,7 +24,7 @@ const FEW: usize = 8;
 
 /// The mappings of many processes, read by several threads: the kernel walks the page tables of each. `None` where that
 /// does not work; whoever needs them will learn why. Nothing at all for a few processes.
-pub fn read_many(dirs: &[&ProcDir]) -> Vec<Option<Mappings>> {
+fn read_many(dirs: &[&ProcDir]) -> Vec<Option<Mappings>> {
     if dirs.len() < FEW {
         return dirs.iter().map(|_| None).collect();
     }
@@ -414,12 +414,6 @@ fn system(operation: &'static str, kind: &ShmemKind, errno: crate::sys::Errno) -
     Error::System { operation, object: format!("shared memory {kind:?}"), errno }
 }
 
-/// A run of mappings with pages of their own, of which the first may be one without that they follow.
-fn without_first_if_shared(run: &mut [Vma]) -> &mut [Vma] {
-    let shared = run.first().is_some_and(|vma| !vma.owns_pages());
-    &mut run[usize::from(shared)..]
-}
-
 /// Finds ranges with `MADV_GUARD_INSTALL` (Linux 6.13; shown by PAGEMAP_SCAN since 6.15).
 fn mark_guards(cx: &mut Cx<'_>, at: usize, vmas: &mut [Vma]) -> Result<()> {
     let dir: &ProcDir = &cx.frozen.processes[at].dir;
@@ -427,7 +421,7 @@ fn mark_guards(cx: &mut Cx<'_>, at: usize, vmas: &mut [Vma]) -> Result<()> {
     let mut buf = Vec::new();
     let query = pagemap::Query { all_of: category::GUARD, report: category::GUARD, ..Default::default() };
     // Those with pages of their own, as many at once as no other lies between.
-    for run in vmas.chunk_by_mut(|_, next| next.owns_pages()).map(without_first_if_shared) {
+    for run in vmas.split_mut(|vma| !vma.owns_pages()) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
         let (start, end) = (first.start, last.end);
         let mut at = 0;

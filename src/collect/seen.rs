@@ -63,8 +63,8 @@ pub struct Looking<'s, 'a> {
     helpers: Vec<ScopedJoinHandle<'s, Part>>,
 }
 
-/// Does `work` while threads of ours look at these threads of a stopped process. `bare` has no I/O context. `work` gets what they have seen by
-/// [`Looking::rest`]. All have ended when this returns.
+/// Does `work` while threads of ours look at these threads of a stopped process. `bare` has no I/O context. `work` gets what
+/// they have seen by [`Looking::rest`]. All have ended when this returns.
 pub fn beside<T>((process, bare): (&ProcDir, Pid), tids: &[Pid], work: impl FnOnce(Looking<'_, '_>) -> T) -> T {
     let job = Job { process, tids, bare, next: AtomicUsize::new(0) };
     let helpers = if tids.len() < FEW { 0 } else { default_workers().saturating_sub(1).max(1) };

@@ -45,6 +45,9 @@ pub fn step(target: &Target, arguments: &[OsString]) -> Result<Step> {
             _ => Ok(Step::Work),
         };
     }
+    if !may_be_within(own, target) {
+        return Ok(Step::Work);
+    }
     // What names nothing is the work's to tell.
     match target::resolve(target) {
         // Orphans come to process 1: nobody leaves what that is a part of.
@@ -53,6 +56,22 @@ pub fn step(target: &Target, arguments: &[OsString]) -> Result<Step> {
         }
         _ => Ok(Step::Work),
     }
+}
+
+/// Whether all processes have to be looked at to know that this one is not in the target. The tree of a process it is in only as
+/// its descendant, which a few of its ancestors tell.
+fn may_be_within(own: Pid, target: &Target) -> bool {
+    let Target::Pid(root) = target else { return true };
+    let (mut pid, mut buf) = (own, Vec::new());
+    while pid != *root {
+        match ProcDir::stat_of_process(pid, &mut buf) {
+            Ok(stat) if stat.ppid == 0 => return false,
+            Ok(stat) => pid = Pid(stat.ppid),
+            // It has ended since, and its children have another parent.
+            Err(_) => return true,
+        }
+    }
+    true
 }
 
 /// Whether this command was in the target, and has left it.

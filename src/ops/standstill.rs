@@ -22,7 +22,8 @@ const ATTEMPTS: u32 = 8;
 /// How long it runs before it is stopped a second time; then twice as long each time, 0.25 s in all.
 const FIRST_RUN: Duration = Duration::from_millis(2);
 
-/// Stops the tree of `root` and reads it. `processes`: those of it that are known, see [`Frozen::tree_of`]. `known`: see [`collect::collect_known`]. `stopped` is called each time it stands;
+/// Stops the tree of `root` and reads it. `processes`: those of it that are known, see [`Frozen::tree_of`]. `known`: see
+/// [`collect::collect_known`]. `stopped` is called each time it stands;
 /// `let_go` gives TCP sockets back before it goes on once more.
 ///
 /// # Errors

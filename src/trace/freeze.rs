@@ -205,8 +205,8 @@ impl Frozen {
     fn notice_taken_holds(&mut self) {
         for process in self.processes.iter_mut().filter(|process| process.held) {
             // Of all threads: none is to meet it again at its release.
-            let taken = process.threads.iter_mut().filter_map(|thread| thread.take_hold().then_some(())).count();
-            process.held = taken == 0;
+            let taken = process.threads.iter_mut().fold(false, |taken, thread| thread.take_hold() | taken);
+            process.held = !taken;
         }
     }
 
@@ -222,13 +222,10 @@ impl Frozen {
         self.notice_taken_holds();
         // Those that have met their signal in a call of ours get another.
         first = first.and(self.hold());
-        for process in self.processes.drain(..) {
-            for thread in process.threads {
-                match thread.release() {
-                    Err(Error::Died { .. }) => {}
-                    other => first = first.and(other),
-                }
-            }
+        for mut process in self.processes.drain(..) {
+            // Nobody takes the signal back.
+            process.held = false;
+            first = first.and(process.release());
         }
         first.and(self.freeze_again())
     }

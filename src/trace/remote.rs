@@ -382,21 +382,13 @@ impl Remote {
         let Some(first) = group.first() else { return Ok(Vec::new()) };
         let pid = first.thread.pid;
         memory::write(pid, scratch.data, bytes)?;
-        let (mut underway, mut done) = (Vec::with_capacity(group.len()), Ok(()));
+        let mut underway = Vec::with_capacity(group.len());
         // Everybody gets ready before the first is let go: see [`super::stopping`].
-        for Member { thread, batch, at, flight } in group.iter_mut() {
-            done = done.and_then(|()| thread.ready(scratch.code, *at, batch.len() as u64, *flight));
-        }
-        for member in group.iter_mut() {
-            let go = |()| member.thread.take()?.cont(0);
-            match done.and_then(go) {
-                Ok(running) => (underway.push(running), done = Ok(())).1,
-                Err(e) => {
-                    done = Err(e);
-                    break;
-                }
-            }
-        }
+        let mut ready = |Member { thread, batch, at, flight }: &mut Member<'_>| {
+            thread.ready(scratch.code, *at, batch.len() as u64, *flight)
+        };
+        let mut go = |member: &mut Member<'_>| member.thread.take()?.cont(0).map(|running| underway.push(running));
+        let mut done = group.iter_mut().try_for_each(&mut ready).and_then(|()| group.iter_mut().try_for_each(&mut go));
         // Whoever was started has to be waited for, whatever became of the others.
         for (member, running) in group.iter_mut().zip(underway) {
             done = done.and(member.thread.arrive(running, member.flight));

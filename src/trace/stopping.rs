@@ -82,6 +82,15 @@ impl<'a> Stopping<'a> {
         };
         // All are seized before the first is asked: asked one right after the other, they stop while the next are asked, and no
         // processor that they run on goes idle in between.
+        let seized = self.seize_all(tids);
+        // Also after a failure: who is seized and not asked could never be let go.
+        let asked = self.running.iter().map(Tracee::interrupt).fold(Ok(()), Result::and);
+        seized.and(asked)?;
+        Ok(!self.running.is_empty())
+    }
+
+    /// Seizes those of these threads that have not been met yet.
+    fn seize_all(&mut self, tids: Vec<Pid>) -> Result<()> {
         for tid in tids {
             if self.known.insert(tid)
                 && let Some(tracee) = self.seize(tid)?
@@ -89,8 +98,7 @@ impl<'a> Stopping<'a> {
                 self.running.push(tracee);
             }
         }
-        self.running.iter().try_for_each(Tracee::interrupt)?;
-        Ok(!self.running.is_empty())
+        Ok(())
     }
 
     fn seize(&mut self, tid: Pid) -> Result<Option<Tracee<Running>>> {
