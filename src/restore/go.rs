@@ -13,14 +13,20 @@ use crate::proc::ProcDir;
 use crate::proc::cgroupfs::{self, Freezer};
 use crate::sys::Errno;
 use crate::sys::abi::UserRegs;
+use crate::sys::fd::pidfd_open;
 use crate::trace::remote::{Remote, Scratch};
 use crate::trace::socket_waits::{self, Shortened};
 use crate::trace::{Batch, group_stop, sleepers, waits};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// How long a process may take into its stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long those that were ended may take to give back their memory.
+const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a tree goes into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,18 +109,38 @@ fn release(model: &Model, skeletons: &mut Skeletons, into: Into<'_>) -> Result<V
     let mut released = Vec::new();
     let done = release_all(model, skeletons, into, &mut released);
     if done.is_err() {
-        for pid in released {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-        }
+        end(released, skeletons, into);
     }
     done
+}
+
+/// Ends those that have been let go and those that have not, and waits for all of them: nothing is left once we have said so.
+fn end(released: Vec<Pid>, skeletons: &mut Skeletons, into: Into<'_>) {
+    let pidfds: Vec<_> = released.iter().filter_map(|pid| pidfd_open(*pid).ok()).collect();
+    for pid in released {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::SIGKILL);
+    }
+    // In version 1 a signal is taken once the cgroup is thawed.
+    if let Into::Cgroup(freezer) = into
+        && let Err(error) = freezer.set(false)
+    {
+        tracing::warn!(%error, "the cgroup of an ended copy could not be thawed");
+    }
+    // The first process of a PID namespace ends after all others, and those that we trace once we have been told.
+    skeletons.end();
+    let deadline = Instant::now() + END_DEADLINE;
+    for pidfd in pidfds {
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+        let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut ended, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+    }
 }
 
 fn release_all(
     model: &Model,
     skeletons: &mut Skeletons,
     into: Into<'_>,
-    released: &mut Vec<i32>,
+    released: &mut Vec<Pid>,
 ) -> Result<Vec<Shortened>> {
     let root = skeletons.pid(TaskId(0));
     for n in 0..model.tasks.len() {
@@ -136,7 +162,7 @@ fn release_all(
             drop_scratch(id, skeletons)?;
         }
         let pid = skeletons.pid(id);
-        released.push(pid.0);
+        released.push(pid);
         if let Some(Skeleton { threads, .. }) = skeletons.tasks.remove(&id) {
             group_stop::release(pid, threads, signal(&model.tasks[*n]).unwrap_or(libc::SIGSTOP))?;
         }
@@ -155,7 +181,7 @@ fn release_all(
         drop_scratch(TaskId::from(*n), skeletons)?;
     }
     if let Some(init) = &mut skeletons.init {
-        released.push(init.pid().0);
+        released.push(init.pid());
         prepare_init(init, skeletons.scratch)?;
     }
     remember_waits(model, root, &rest, skeletons);
@@ -173,7 +199,7 @@ fn release_all(
         if done == rest.len() / 2 {
             fault::at(Point::RestoreHalf)?;
         }
-        released.push(skeletons.pid(TaskId::from(*n)).0);
+        released.push(skeletons.pid(TaskId::from(*n)));
         release_task(TaskId::from(*n), skeletons)?;
     }
     // Zombies are nobody's to kill.

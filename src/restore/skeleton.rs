@@ -94,6 +94,13 @@ impl Skeletons {
 
 impl Drop for Skeletons {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Skeletons {
+    /// Ends all that have not been let go.
+    pub(super) fn end(&mut self) {
         let ours = [self.session.take(), self.init.take()].into_iter().flatten();
         let ours = ours.map(|remote| Skeleton { pid: remote.pid(), threads: vec![remote] });
         for skeleton in self.tasks.drain().map(|(_, s)| s).chain(ours) {
