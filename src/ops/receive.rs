@@ -20,6 +20,7 @@ use crate::migration::destination::{self, Builder, Contents, Expected, Introduct
 use crate::migration::landing::Memory;
 use crate::migration::postcopy::{self, Later, receiver};
 use crate::net::address::Place;
+use crate::restore::fd::bequest::Bequest;
 use crate::restore::reconcile::Fit;
 use crate::restore::{self, Armed, Prebuilt, Restored};
 use crate::transport::Link;
@@ -234,6 +235,10 @@ impl Builder for Engine {
         }
         self.restored = Some(restored);
         Ok(())
+    }
+
+    fn bequest(&self) -> Option<&Bequest> {
+        self.armed.as_ref().map(Armed::bequest)
     }
 
     fn arm(&mut self, note: &mut dyn FnMut(&Held)) -> Result<()> {
