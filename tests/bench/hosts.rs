@@ -1,0 +1,125 @@
+//! Hosts on one machine, for tests and benches: network, PID and mount namespaces, joined by a veth pair.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// Port that agents listen at.
+const PORT: u16 = 7413;
+
+/// Process 1 of a host: bash, which waits for whoever is left to it, so that their ids are free again.
+const INIT: &str = "ip link set lo up && echo ready; read -r _";
+
+/// A child that is killed when dropped.
+#[derive(Debug)]
+pub struct Ours(pub Child);
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A host. Whoever runs there ends with this value.
+#[derive(Debug)]
+pub struct Host {
+    holder: Ours,
+    /// Its process 1, as we see it.
+    init: i32,
+    /// Where its keys, journals and trackers are.
+    places: PathBuf,
+    pub address: &'static str,
+}
+
+impl Host {
+    fn up(places: PathBuf, address: &'static str) -> Result<Self, String> {
+        std::fs::create_dir_all(&places).map_err(|e| format!("{}: {e}", places.display()))?;
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", INIT]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir("/");
+        let mut holder = Ours(command.spawn().map_err(|e| format!("unshare: {e}"))?);
+        let out = holder.0.stdout.as_mut().ok_or("it is piped")?;
+        out.read_exact(&mut [0; 6]).map_err(|e| format!("no namespaces: {e}"))?;
+        let unshare = holder.0.id();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        let children = children.map_err(|e| e.to_string())?;
+        let init = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
+        Ok(Self { holder, init: init.ok_or("a host without a process")?, places, address })
+    }
+
+    /// A command that runs there.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"]).arg(program);
+        command.stdin(Stdio::null()).current_dir("/").env("MIGRATE_PLACES", &self.places);
+        command
+    }
+
+    /// Runs a command that must succeed.
+    pub fn run(&self, words: &str) -> Result<(), String> {
+        let mut words = words.split(' ');
+        let mut command = self.command(words.next().unwrap_or_default());
+        let output = command.args(words).output().map_err(|e| e.to_string())?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {said}")) }
+    }
+
+    /// Starts an agent there; where it listens, in words that `migrate move` takes beside `--allow-plain`.
+    pub fn agent(&self, program: &Path) -> Result<(Ours, String), String> {
+        let mut agent = self.command(program);
+        let listen = format!("tcp+plain://{}:{PORT}", self.address);
+        agent.args(["agent", "--listen", &listen, "--allow-plain"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut agent = Ours(agent.spawn().map_err(|e| e.to_string())?);
+        let mut said = BufReader::new(agent.0.stderr.take().ok_or("it is piped")?);
+        let mut all = String::new();
+        while !all.lines().any(|line| line.starts_with("listening on ")) {
+            if said.read_line(&mut all).map_err(|e| e.to_string())? == 0 {
+                return Err(format!("the agent does not listen: {all}"));
+            }
+        }
+        // Whatever it says later must not end it.
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        Ok((agent, listen))
+    }
+
+    /// A process of that host as it is numbered here.
+    pub fn outside(&self, pid: i64) -> Option<i32> {
+        let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(self.init)?;
+        let wanted = pid.to_string();
+        let entries = std::fs::read_dir("/proc").ok()?.flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|outer| {
+            let status = std::fs::read_to_string(format!("/proc/{outer}/status")).unwrap_or_default();
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            ids.split_whitespace().last() == Some(&wanted) && namespace(*outer).as_ref() == Some(&own)
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // All of its processes end with its first one, before `unshare` does.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.init), nix::sys::signal::SIGKILL);
+        let _ = self.holder.0.wait();
+    }
+}
+
+/// Two hosts with a wire between them, each with places of its own below `dir`.
+pub fn pair(dir: &Path) -> Result<[Host; 2], String> {
+    let hosts = [Host::up(dir.join("a"), "192.0.2.1")?, Host::up(dir.join("b"), "192.0.2.2")?];
+    // Neither sees the other's processes, so that the wire is laid by whoever sees both.
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/proc/{}/ns/net", hosts[0].init));
+    command.args(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns"]);
+    let output = command.arg(hosts[1].init.to_string()).output().map_err(|e| e.to_string())?;
+    if !output.status.success() {
+        return Err(format!("no wire: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    for host in &hosts {
+        host.run(&format!("ip address add {}/24 dev eth0", host.address))?;
+        host.run("ip link set eth0 up")?;
+    }
+    Ok(hosts)
+}
