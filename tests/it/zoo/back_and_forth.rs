@@ -2,15 +2,18 @@
 //! come to, and its model stays what it was.
 
 use super::harness::same_models;
-use super::late_lost::{root, until};
-use super::tools::{MOVED, compiled, reader};
+use super::late_lost::root;
+use super::tools::{MOVED, compiled, marked, reader};
 use crate::hosts::{Host, Ours, pair};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_migrate");
 const HOPS: usize = 10;
+/// How long anything may take. Generous: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Where its tickets are: as many as the fixture has slots for.
 const SLOTS: usize = 4096;
 
@@ -56,11 +59,11 @@ impl Travels {
         // Its parent is process 1 there, as it will be wherever it comes to, and its ids are far from those of agents and commands.
         let mut target = hosts[0].command("sh");
         let script = "echo 20000 >/proc/sys/kernel/ns_last_pid; \"$@\" </dev/null >/dev/null 2>&1 & echo $!";
-        target.args(["-c", script, "sh"]).arg(fixture).arg(dir.path());
+        target.args(["-c", script, "sh"]).arg(fixture).arg(dir.path()).env("ZOO", dir.path());
         let output = target.arg("travels").output().map_err(|e| e.to_string())?;
         let pid = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|e| format!("{output:?}: {e}"))?;
         let travels = Self { at: 0, pid, agents, hosts, dir };
-        until("it does not begin", || travels.path("ready").exists().then_some(()));
+        travels.until("it does not begin", || travels.path("ready").exists().then_some(()))?;
         travels.goes_on()?;
         Ok(travels)
     }
@@ -80,6 +83,29 @@ impl Travels {
         Err(format!("{arguments:?}: {}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr)))
     }
 
+    fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, String> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Err(format!("{what}{}", self.waits()))
+    }
+
+    /// Where its threads wait, for a failure.
+    fn waits(&self) -> String {
+        let mut text = String::new();
+        for pid in marked(self.dir.path()) {
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+                let of = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+                text += &format!("\n  {} {} in {}", of("stat").trim(), of("wchan"), of("syscall").trim());
+            }
+        }
+        text
+    }
+
     /// The last ticket that was drawn.
     fn last_ticket(&self) -> u64 {
         let slots = fs::read(self.path("tickets")).unwrap_or_default();
@@ -90,9 +116,9 @@ impl Travels {
     /// It draws tickets and has found nothing that is wrong.
     fn goes_on(&self) -> Result<(), String> {
         let before = self.last_ticket();
-        until("it does not go on", || {
+        self.until("it does not go on", || {
             (self.last_ticket() > before + 5 || self.path("failures").exists()).then_some(())
-        });
+        })?;
         match fs::read_to_string(self.path("failures")) {
             Ok(failures) => Err(failures),
             Err(_) => Ok(()),
@@ -150,9 +176,9 @@ impl Travels {
     /// Has it look at all that it has, and end.
     fn ends_well(&self) -> Result<(), String> {
         fs::write(self.path("go"), "").map_err(|e| e.to_string())?;
-        let result = until("it does not end", || {
+        let result = self.until("it does not end", || {
             fs::read_to_string(self.path("result")).ok().filter(|text| text.ends_with('\n'))
-        });
+        })?;
         match (result.as_str(), fs::read_to_string(self.path("failures"))) {
             ("EXIT-SUCCESS\n", Err(_)) => Ok(()),
             (_, failures) => Err(format!("{result}: {}", failures.unwrap_or_default())),
