@@ -1,4 +1,4 @@
-//! Hosts on one machine, for tests and benches: network, PID and mount namespaces, joined by a veth pair.
+//! Hosts on one machine, for tests and benches: network, PID and mount namespaces, joined by veth pairs.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -83,19 +83,6 @@ impl Host {
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         Ok((agent, listen))
     }
-
-    /// A process of that host as it is numbered here.
-    pub fn outside(&self, pid: i64) -> Option<i32> {
-        let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-        let own = namespace(self.init)?;
-        let wanted = pid.to_string();
-        let entries = std::fs::read_dir("/proc").ok()?.flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|outer| {
-            let status = std::fs::read_to_string(format!("/proc/{outer}/status")).unwrap_or_default();
-            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-            ids.split_whitespace().last() == Some(&wanted) && namespace(*outer).as_ref() == Some(&own)
-        })
-    }
 }
 
 impl Drop for Host {
@@ -106,16 +93,23 @@ impl Drop for Host {
     }
 }
 
-/// Two hosts with a wire between them, each with places of its own below `dir`.
-pub fn pair(dir: &Path) -> Result<[Host; 2], String> {
-    let hosts = [Host::up(dir.join("a"), "192.0.2.1")?, Host::up(dir.join("b"), "192.0.2.2")?];
-    // Neither sees the other's processes, so that the wire is laid by whoever sees both.
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/proc/{}/ns/net", hosts[0].init));
-    command.args(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns"]);
-    let output = command.arg(hosts[1].init.to_string()).output().map_err(|e| e.to_string())?;
-    if !output.status.success() {
-        return Err(format!("no wire: {}", String::from_utf8_lossy(&output.stderr)));
+/// Two hosts and a third one between them, which is also where clients are: each with places of its own below `dir`, an address of
+/// its own, and a device `eth0`.
+pub fn three(dir: &Path) -> Result<[Host; 3], String> {
+    let up = |name, address| Host::up(dir.join(name), address);
+    let hosts = [up("a", "192.0.2.1")?, up("b", "192.0.2.2")?, up("c", "192.0.2.3")?];
+    let [a, b, middle] = &hosts;
+    middle.run("ip link add eth0 type bridge forward_delay 0")?;
+    for (name, host) in [("a", a), ("b", b)] {
+        // None sees the others' processes, so that a wire is laid by whoever sees all.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", middle.init));
+        command.args(["ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns"]);
+        let output = command.arg(host.init.to_string()).output().map_err(|e| e.to_string())?;
+        if !output.status.success() {
+            return Err(format!("no wire: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+        middle.run(&format!("ip link set {name} master eth0 up"))?;
     }
     for host in &hosts {
         host.run(&format!("ip address add {}/24 dev eth0", host.address))?;
