@@ -104,7 +104,7 @@ pub fn three(dir: &Path) -> Result<[Host; 3], String> {
         // None sees the others' processes, so that a wire is laid by whoever sees all.
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", middle.init));
-        command.args(["ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns"]);
+        command.args(["ip", "link", "add", "name", name, "type", "veth", "peer", "name", "eth0", "netns"]);
         let output = command.arg(host.init.to_string()).output().map_err(|e| e.to_string())?;
         if !output.status.success() {
             return Err(format!("no wire: {}", String::from_utf8_lossy(&output.stderr)));
