@@ -27,7 +27,7 @@ impl Drop for Ours {
 pub struct Host {
     holder: Ours,
     /// Its process 1, as we see it.
-    init: i32,
+    pub init: i32,
     /// Where its keys, journals and trackers are.
     places: PathBuf,
     pub address: &'static str,
@@ -57,6 +57,15 @@ impl Host {
         command
     }
 
+    /// Starts a program whose parent is process 1, as it will be wherever it comes to, and whose ids are far from those of agents and
+    /// commands; its process id there.
+    pub fn start<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Result<i64, String> {
+        let mut target = self.command("sh");
+        let script = "echo 20000 >/proc/sys/kernel/ns_last_pid; setsid \"$@\" </dev/null >/dev/null 2>&1 & echo $!";
+        let output = target.args(["-c", script, "sh"]).args(words).output().map_err(|e| e.to_string())?;
+        String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|e| format!("{output:?}: {e}"))
+    }
+
     /// Runs a command that must succeed.
     pub fn run(&self, words: &str) -> Result<(), String> {
         let mut words = words.split(' ');
@@ -66,7 +75,7 @@ impl Host {
         if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {said}")) }
     }
 
-    /// Starts an agent there; where it listens, in words that `migrate move` takes beside `--allow-plain`.
+    /// Starts an agent there; where it listens, in the words that `migrate move` takes beside `--allow-plain`.
     pub fn agent(&self, program: &Path) -> Result<(Ours, String), String> {
         let mut agent = self.command(program);
         let listen = format!("tcp+plain://{}:{PORT}", self.address);
@@ -100,7 +109,7 @@ pub fn three(dir: &Path) -> Result<[Host; 3], String> {
     let hosts = [up("a", "192.0.2.1")?, up("b", "192.0.2.2")?, up("c", "192.0.2.3")?];
     let [a, b, middle] = &hosts;
     middle.run("ip link add eth0 type bridge forward_delay 0")?;
-    for (name, host) in [("a", a), ("b", b)] {
+    for (name, host) in [("wire-a", a), ("wire-b", b)] {
         // None sees the others' processes, so that a wire is laid by whoever sees all.
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", middle.init));
@@ -109,7 +118,7 @@ pub fn three(dir: &Path) -> Result<[Host; 3], String> {
         if !output.status.success() {
             return Err(format!("no wire: {}", String::from_utf8_lossy(&output.stderr)));
         }
-        middle.run(&format!("ip link set {name} master eth0 up"))?;
+        middle.run(&format!("ip link set dev {name} master eth0 up"))?;
     }
     for host in &hosts {
         host.run(&format!("ip address add {}/24 dev eth0", host.address))?;

@@ -64,12 +64,9 @@ impl Travels {
         let fixture = compiled("traveller")?;
         let hosts = three(dir.path())?;
         let agents = [hosts[0].agent(Path::new(PROGRAM))?, hosts[1].agent(Path::new(PROGRAM))?];
-        // Its parent is process 1 there, as it will be wherever it comes to, and its ids are far from those of agents and commands.
-        let mut target = hosts[0].command("sh");
-        let script = "echo 20000 >/proc/sys/kernel/ns_last_pid; \"$@\" </dev/null >/dev/null 2>&1 & echo $!";
-        target.args(["-c", script, "sh"]).arg(fixture).arg(dir.path()).env("ZOO", dir.path());
-        let output = target.arg("travels").output().map_err(|e| e.to_string())?;
-        let pid = String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|e| format!("{output:?}: {e}"))?;
+        let mark = format!("ZOO={}", dir.path().display());
+        let words = ["env".as_ref(), mark.as_ref(), fixture.as_os_str(), dir.path().as_os_str(), "travels".as_ref()];
+        let pid = hosts[0].start(words)?;
         let travels = Self { at: 0, pid, agents, hosts, dir };
         travels.until("it does not begin", || travels.path("ready").exists().then_some(()))?;
         travels.goes_on()?;
