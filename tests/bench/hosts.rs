@@ -1,5 +1,7 @@
 //! Hosts on one machine, for tests and benches: network, PID and mount namespaces, joined by veth pairs.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -11,21 +13,36 @@ const PORT: u16 = 7413;
 /// Process 1 of a host: bash, which waits for whoever is left to it, so that their ids are free again.
 const INIT: &str = "ip link set lo up && echo ready; read -r _";
 
-/// A child that is killed when dropped.
+/// A child that ends with this value. One that has entered a host waits there for a child of its own, which is what is killed: if its
+/// parent went first, whoever adopts orphans here would have to wait for it, and until then the host could not end.
 #[derive(Debug)]
 pub struct Ours(pub Child);
 
 impl Drop for Ours {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        if matches!(self.0.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        let inside = child_of(self.0.id());
+        let sent = inside.map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
+        if !matches!(sent, Some(Ok(()))) {
+            let _ = self.0.kill();
+        }
+        // It stops as its child does.
+        let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGCONT);
         let _ = self.0.wait();
     }
 }
 
-/// A host. Whoever runs there ends with this value.
+fn child_of(pid: u32) -> Option<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+/// A host. Whoever runs there ends with this value: with its process 1.
 #[derive(Debug)]
 pub struct Host {
-    holder: Ours,
+    _holder: Ours,
     /// Its process 1, as we see it.
     pub init: i32,
     /// Where its keys, journals and trackers are.
@@ -42,11 +59,8 @@ impl Host {
         let mut holder = Ours(command.spawn().map_err(|e| format!("unshare: {e}"))?);
         let out = holder.0.stdout.as_mut().ok_or("it is piped")?;
         out.read_exact(&mut [0; 6]).map_err(|e| format!("no namespaces: {e}"))?;
-        let unshare = holder.0.id();
-        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
-        let children = children.map_err(|e| e.to_string())?;
-        let init = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
-        Ok(Self { holder, init: init.ok_or("a host without a process")?, places, address })
+        let init = child_of(holder.0.id()).ok_or("a host without a process")?;
+        Ok(Self { _holder: holder, init, places, address })
     }
 
     /// A command that runs there.
@@ -91,14 +105,6 @@ impl Host {
         // Whatever it says later must not end it.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         Ok((agent, listen))
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // All of its processes end with its first one, before `unshare` does.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.init), nix::sys::signal::SIGKILL);
-        let _ = self.holder.0.wait();
     }
 }
 

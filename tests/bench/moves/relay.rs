@@ -119,29 +119,36 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     }
 }
 
-/// What is on its way in one direction of a connection, each with the time at which it arrives.
+/// What is on its way in one direction of a connection.
 #[derive(Debug, Default)]
 struct Line {
-    queue: Mutex<(VecDeque<(Instant, Vec<u8>)>, usize)>,
+    queue: Mutex<Queue>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Each with the time at which it arrives.
+    chunks: VecDeque<(Instant, Vec<u8>)>,
+    bytes: usize,
 }
 
 impl Line {
     fn put(&self, arrives: Instant, bytes: Vec<u8>) {
         let mut queue = lock(&self.queue);
-        while queue.1 > WINDOW {
+        while queue.bytes > WINDOW {
             queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        queue.1 += bytes.len();
-        queue.0.push_back((arrives, bytes));
+        queue.bytes += bytes.len();
+        queue.chunks.push_back((arrives, bytes));
         self.changed.notify_all();
     }
 
     fn get(&self) -> (Instant, Vec<u8>) {
         let mut queue = lock(&self.queue);
         loop {
-            if let Some((arrives, bytes)) = queue.0.pop_front() {
-                queue.1 -= bytes.len();
+            if let Some((arrives, bytes)) = queue.chunks.pop_front() {
+                queue.bytes -= bytes.len();
                 self.changed.notify_all();
                 return (arrives, bytes);
             }
