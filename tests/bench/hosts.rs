@@ -74,9 +74,13 @@ impl Host {
     /// Starts a program whose parent is process 1, as it will be wherever it comes to, and whose ids are far from those of agents and
     /// commands; its process id there.
     pub fn start<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Result<i64, String> {
-        let mut target = self.command("sh");
-        let script = "echo 20000 >/proc/sys/kernel/ns_last_pid; setsid \"$@\" </dev/null >/dev/null 2>&1 & echo $!";
-        let output = target.args(["-c", script, "sh"]).args(words).output().map_err(|e| e.to_string())?;
+        // What our caller has left open would end outside of it.
+        const SCRIPT: &str = "for open in /proc/$$/fd/*; do
+                fd=${open##*/}; [ $fd -le 2 ] || [ $fd = 255 ] || eval \"exec $fd>&-\"
+            done
+            echo 20000 >/proc/sys/kernel/ns_last_pid; setsid \"$@\" </dev/null >/dev/null 2>&1 & echo $!";
+        let mut target = self.command("bash");
+        let output = target.args(["-c", SCRIPT, "bash"]).args(words).output().map_err(|e| e.to_string())?;
         String::from_utf8_lossy(&output.stdout).trim().parse().map_err(|e| format!("{output:?}: {e}"))
     }
 

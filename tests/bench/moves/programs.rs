@@ -11,6 +11,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const REDIS: &str = "/usr/bin/redis-server";
 /// Keys of 1000 bytes that take a GiB.
 const KEYS: &str = "900000";
+/// Keys that are saved while their server moves: for some seconds.
+const SAVED_KEYS: &str = "20000";
 
 /// Redis with a GiB.
 pub fn redis(bench: &Bench, wanted: &dyn Fn(&str) -> bool) -> Result<(), String> {
@@ -101,6 +103,7 @@ fn workload(bench: &Bench, name: &str, dir: &Path) -> Result<(f64, f64, String),
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(dir, open).map_err(|e| e.to_string())?;
     bench.lend_address()?;
+    std::fs::write(dir.join("keys"), SAVED_KEYS).map_err(|e| e.to_string())?;
     let pid = bench.hosts[0].start(command(name, dir)?)?;
     let log = dir.join("client.log");
     let out = std::fs::File::create(&log).map_err(|e| e.to_string())?;

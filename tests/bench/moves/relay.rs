@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Bytes on their way in one direction of a connection at most: more than rate and delay keep on the way.
@@ -30,7 +31,7 @@ struct Shared {
 
 /// The relay; it ends with this value.
 #[derive(Debug)]
-pub struct Relay(Arc<Shared>);
+pub struct Relay(Arc<Shared>, Option<JoinHandle<()>>);
 
 impl Relay {
     /// Takes what comes to `at` in a host's network, and carries it to `to`.
@@ -48,7 +49,7 @@ impl Relay {
         let (own, network) = (Arc::clone(&shared), format!("/proc/{}/ns/net", host.init));
         let (tell, told) = std::sync::mpsc::channel();
         // Threads are in the network of whoever has begun them.
-        std::thread::spawn(move || {
+        let accepts = std::thread::spawn(move || {
             let listener = listen(&network, &at).map_err(|e| format!("{at} in {network}: {e}"));
             let (listener, said) = listener.map_or_else(|e| (None, Err(e)), |listener| (Some(listener), Ok(())));
             let _ = tell.send(said);
@@ -57,7 +58,7 @@ impl Relay {
             }
         });
         told.recv().map_err(|e| e.to_string())??;
-        Ok(Self(shared))
+        Ok(Self(shared, Some(accepts)))
     }
 
     /// Ends all connections, and takes no new one until it is healed.
@@ -80,6 +81,8 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.0.over.store(true, Ordering::SeqCst);
         self.cut();
+        // Its port is free then.
+        let _ = self.1.take().map(JoinHandle::join);
     }
 }
 
