@@ -17,6 +17,7 @@ mod hostile;
 mod hosts;
 mod leftovers;
 mod lifeline;
+mod lifeline_tcp;
 mod manual;
 mod moves;
 mod networks;
