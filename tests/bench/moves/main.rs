@@ -1,4 +1,4 @@
-//! Moves between two hosts: `[CRIU=PATH] cargo bench --bench moves -- [--runs N] [--all] [NAME...]` (as root).
+//! Moves between two hosts: `[CRIU=PATH] cargo bench --bench moves -- [--runs N] [--max-downtime TIME] [--all] [NAME...]` (as root).
 //!
 //! Two hosts and a third for clients are made of namespaces, joined by veth pairs; a link is slowed down by tc-tbf(8). NAME is a part of
 //! a row's name; --all adds the rows that take minutes. Printed are medians (least-most); exit code 1 if anything was wrong: a
@@ -39,6 +39,8 @@ struct Bench {
     fixture: PathBuf,
     dir: PathBuf,
     runs: usize,
+    /// `--max-downtime`.
+    goal: Vec<String>,
 }
 
 /// A move that has gone well.
@@ -57,7 +59,7 @@ impl Done {
 }
 
 impl Bench {
-    fn make(dir: &Path, runs: usize) -> Result<Self, String> {
+    fn make(dir: &Path, runs: usize, goal: Vec<String>) -> Result<Self, String> {
         let fixture = dir.join("stalls");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stalls.c");
         let compiled =
@@ -67,7 +69,7 @@ impl Bench {
         }
         let hosts = hosts::three(dir)?;
         let agent = hosts[1].agent(Path::new(PROGRAM))?;
-        Ok(Self { agent, hosts, fixture, dir: dir.to_owned(), runs })
+        Ok(Self { agent, hosts, fixture, dir: dir.to_owned(), runs, goal })
     }
 
     /// Slows both hosts' links down to this rate, or no longer.
@@ -95,7 +97,11 @@ impl Bench {
     fn moves(&self, pid: i64, options: &[&str]) -> Result<Done, String> {
         let mut command = self.hosts[0].command(PROGRAM);
         command.args(["move", &pid.to_string(), &self.agent.1, "--allow-plain", "--json"]);
-        command.args(["--move-address", &format!("{ADDRESS}/24@eth0")]).args(options).stderr(Stdio::piped());
+        command
+            .args(["--move-address", &format!("{ADDRESS}/24@eth0")])
+            .args(options)
+            .args(&self.goal)
+            .stderr(Stdio::piped());
         let output = command.output().map_err(|e| e.to_string())?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
@@ -124,17 +130,18 @@ fn spread(mut values: Vec<f64>) -> String {
 }
 
 fn bench(words: Vec<String>) -> Result<(), String> {
-    let (mut runs, mut all, mut names) = (10, false, Vec::new());
+    let (mut runs, mut all, mut goal, mut names) = (10, false, Vec::new(), Vec::new());
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
         match word.as_str() {
             "--runs" => runs = words.next().and_then(|n| n.parse().ok()).ok_or("--runs takes a number")?,
+            "--max-downtime" => goal = vec![word, words.next().ok_or("--max-downtime takes a time")?],
             "--all" => all = true,
             _ => names.push(word),
         }
     }
     let dir = tempfile::Builder::new().prefix("moves-").tempdir_in("/dev/shm").map_err(|e| e.to_string())?;
-    let bench = Bench::make(dir.path(), runs)?;
+    let bench = Bench::make(dir.path(), runs, goal)?;
     let wanted = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(part.as_str()));
     let criu = std::env::var_os("CRIU").map(PathBuf::from);
     memory::run(&bench, &wanted, all, criu.as_deref())?;
