@@ -9,16 +9,16 @@
 //! of the pages, and as a multiple of what is unavoidable for the trace where nothing can be foretold (pages come in ascending
 //! order, at the rate of the link, but for those that are waited for: [`unavoidable`]). Exit code 1 if a page was wrong, or was sent twice or not at all.
 
-use std::fs::File;
+#[path = "notes.rs"]
+mod notes;
+
+use notes::{Access, Notes};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_migrate");
-/// No step takes longer.
-const PATIENCE: Duration = Duration::from_secs(90);
 /// Bytes on the wire for each byte of TCP (1448 of 1514 with time stamps).
 const FRAMED: f64 = 1514.0 / 1448.0;
 
@@ -30,8 +30,6 @@ const SHAPES: [(&str, u64, u64, &str); 5] = [
     ("256 MiB, 2000 pages/s, moving", 256, 2000, "moving"),
     ("512 MiB, 20000 pages/s, uniform", 512, 20_000, "uniform"),
 ];
-/// Accesses that are noted at most.
-const ACCESSES_MAX: u64 = 1 << 20;
 
 /// A process of ours that ends with this value.
 struct Ours(Child);
@@ -73,49 +71,6 @@ impl Host {
         let output = command.args(words).output().map_err(|e| e.to_string())?;
         let said = String::from_utf8_lossy(&output.stderr);
         if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {said}")) }
-    }
-}
-
-/// One access: when it began (ns), which page, how long it took (us).
-#[derive(Clone, Copy)]
-struct Access {
-    when: u64,
-    page: u32,
-    took_us: u32,
-}
-
-/// The file that the process maps.
-struct Notes(File);
-
-impl Notes {
-    fn word(&self, n: u64) -> Result<u64, String> {
-        let mut word = [0; 8];
-        self.0.read_exact_at(&mut word, n * 8).map_err(|e| e.to_string())?;
-        Ok(u64::from_ne_bytes(word))
-    }
-
-    /// Waits until a word is not 0.
-    fn until(&self, n: u64) -> Result<u64, String> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.word(n)? {
-                0 if Instant::now() > deadline => return Err(format!("word {n} of the notes stays 0")),
-                0 => std::thread::sleep(Duration::from_millis(1)),
-                value => return Ok(value),
-            }
-        }
-    }
-
-    fn accesses(&self) -> Result<Vec<Access>, String> {
-        let count = self.word(3)?;
-        let mut bytes = vec![0; count as usize * 16];
-        self.0.read_exact_at(&mut bytes, 64).map_err(|e| e.to_string())?;
-        let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
-        let access = |bytes: &[u8]| {
-            let (when, rest) = (word(&bytes[..8]), word(&bytes[8..]));
-            Access { when, page: (rest >> 32) as u32, took_us: rest as u32 }
-        };
-        Ok(bytes.chunks_exact(16).map(access).collect())
     }
 }
 
@@ -201,13 +156,11 @@ impl<'a> Bench<'a> {
 
     fn one(&self, fixture: &Path, (mib, rate, pattern): (u64, u64, &str)) -> Result<Moved, String> {
         let path = self.dir.join("notes");
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        let notes = Notes(file.map_err(|e| e.to_string())?);
-        notes.0.set_len(64 + 16 * ACCESSES_MAX).map_err(|e| e.to_string())?;
+        let notes = Notes::make(&path)?;
         let mut command = self.source.command(fixture);
         command.args([&mib.to_string(), &rate.to_string(), pattern]).arg(&path);
         let mut target = Ours(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|e| e.to_string())?);
-        notes.until(0)?;
+        notes.until(notes::READY)?;
         std::thread::sleep(Duration::from_millis(100));
         let mut command = self.source.command(PROGRAM);
         command.env("MIGRATE_PLACES", self.dir.join("source")).stdout(Stdio::piped());
@@ -224,8 +177,7 @@ impl<'a> Bench<'a> {
         // What waits in the last moment is noted when it has ended.
         std::thread::sleep(Duration::from_millis(50));
         let accesses = notes.accesses()?;
-        notes.0.write_all_at(&1u64.to_ne_bytes(), 8).map_err(|e| e.to_string())?;
-        let wrong = notes.until(2)? - 1;
+        let wrong = notes.wrong()?;
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
         if wrong != 0 {
             return Err(format!("{wrong} WRONG PAGES after the move"));
@@ -286,7 +238,7 @@ fn events(moving: &mut Child, notes: &Notes) -> Result<(serde_json::Value, usize
     for line in BufReader::new(out).lines() {
         let event: serde_json::Value = serde_json::from_str(&line.map_err(|e| e.to_string())?).unwrap_or_default();
         match event["event"].as_str() {
-            Some("frozen") => frozen_at = notes.word(3)? as usize,
+            Some("frozen") => frozen_at = notes.count()?,
             Some("result") => result = event,
             _ => {}
         }

@@ -13,6 +13,8 @@ mod generated;
 mod handover;
 mod hooks;
 mod hostile;
+#[path = "../bench/hosts.rs"]
+mod hosts;
 mod leftovers;
 mod lifeline;
 mod lifeline_tcp;

@@ -86,6 +86,7 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         let file = file(cx, &mut state, id)?;
         cx.model.files.push(file);
     }
+    timerfd::finish(cx, &mut state)?;
     pipe::finish(cx, &mut state)?;
     tty::finish(cx, &mut state)?;
     sockets::finish(cx, &mut state)?;

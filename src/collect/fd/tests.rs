@@ -135,6 +135,26 @@ at(28, ok(c.timerfd_create(1, 0))); spec = struct.pack("qqqq", 3, 0, 1000, 0); o
     ids_and_locks(&first);
 }
 
+/// Often it is due just when it is looked at: then it has no time left, and neither has one that is not armed.
+#[test]
+fn a_timer_that_goes_off_all_the_time_is_armed_whenever_it_is_looked_at() {
+    let target = Target::run(
+        r#"
+at(10, ok(c.timerfd_create(1, 0))); spec = struct.pack("qqqq", 0, 40000, 0, 40000); ok(c.timerfd_settime(10, 0, spec, None))
+at(11, ok(c.timerfd_create(1, 0)))
+"#,
+    );
+    for _ in 0..60 {
+        let seen = target.collected();
+        let timer = |fd| match &seen.file(fd).kind {
+            FileKind::TimerFd(timer) => *timer,
+            other => panic!("{other:?}"),
+        };
+        assert!((1..=40_000).contains(&timer(10).spec.remaining_ns), "{:?}", timer(10));
+        assert_eq!((timer(11).spec.remaining_ns, timer(11).spec.interval_ns, timer(11).ticks), (0, 0, 0));
+    }
+}
+
 fn kinds(c: &Collection) {
     let FileKind::EventFd(event) = c.file(10).kind else { panic!("{:?}", c.file(10)) };
     assert_eq!((event.count, event.semaphore, c.file(10).flags & 0o4000), (7, true, 0o4000));

@@ -12,6 +12,7 @@ mod python3;
 mod redis;
 mod sqlite3;
 mod stage;
+mod workloads;
 
 pub use stage::fixture;
 

@@ -3,7 +3,7 @@
 use super::stage::{ADDRESS, Program, Stage, fixture};
 use std::process::{Command, Stdio};
 
-const POSTGRES: Program = Program {
+pub(super) const POSTGRES: Program = Program {
     name: "postgres",
     needs: &[
         ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),

@@ -61,6 +61,8 @@ pub enum How {
     RestoredLazily(usize),
     /// Moved with its address, by `migrate move` to an agent at the other host.
     Moved,
+    /// The same, by pre-copy whatever it does.
+    PreCopied,
     /// The same by post-copy.
     Followed,
     /// Moved to a host that has nothing in the directory `disk`, with its data from there.
@@ -147,6 +149,10 @@ impl Stage {
         let done = match how {
             How::Restored(times) => self.restored(root, times, &[])?,
             How::RestoredLazily(times) => self.restored(root, times, &["--lazy"])?,
+            How::PreCopied => {
+                let agent = self.start_agent("")?;
+                self.moved(root, &agent, &["--mode", "pre-copy"])?
+            }
             How::Followed => {
                 let agent = self.start_agent("")?;
                 self.moved(root, &agent, &["--mode", "post-copy"])?

@@ -162,6 +162,20 @@ impl Drop for HugePages {
     }
 }
 
+/// The models of two images are equal, but for what always differs and what is named.
+pub(super) fn same_models(before: &Path, after: &Path, made: &[(&str, &str)]) -> Result<(), String> {
+    let model = |path| -> Result<Model, String> {
+        ImageDir::open(path).and_then(|image| image.model()).map(sorted).map_err(|e| e.to_string())
+    };
+    let rules = ALWAYS.iter().chain(made).map(|(path, _)| *path);
+    let found = diff::diff(&model(before)?, &model(after)?, &Ignore::new(rules)).map_err(|e| e.to_string())?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = found.iter().take(40).map(ToString::to_string).collect();
+    Err(format!("the model differs:\n  {}", lines.join("\n  ")))
+}
+
 /// Prints what is worth knowing of a scenario that did not simply pass.
 fn say(what: &str, scenario: &Scenario, mode: Mode, reason: &str) {
     let _ =
@@ -530,16 +544,8 @@ impl<'a> Run<'a> {
 
     /// The model of image `n` is that of image `first`.
     pub(super) fn same_model(&self, first: usize, n: usize, made: &[(&str, &str)]) -> Result<(), String> {
-        let model = |n| -> Result<Model, String> {
-            ImageDir::open(&self.image(n)).and_then(|i| i.model()).map(sorted).map_err(|e| e.to_string())
-        };
-        let rules = ALWAYS.iter().chain(made).chain(self.scenario.ignore).map(|(path, _)| *path);
-        let found = diff::diff(&model(first)?, &model(n)?, &Ignore::new(rules)).map_err(|e| e.to_string())?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        let lines: Vec<String> = found.iter().take(40).map(ToString::to_string).collect();
-        Err(format!("the model differs:\n  {}", lines.join("\n  ")))
+        let made: Vec<_> = made.iter().chain(self.scenario.ignore).copied().collect();
+        same_models(&self.image(first), &self.image(n), &made)
     }
 
     /// Remembers who belongs to the tree, to reap and to end them.

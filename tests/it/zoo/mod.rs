@@ -3,6 +3,7 @@
 //!
 //! A row is a case of a fixture (`tests/fixtures/FIXTURE.c`); it runs in every mode of [`harness::Mode`] that makes sense.
 
+mod back_and_forth;
 mod faults;
 mod frozen;
 mod harness;
