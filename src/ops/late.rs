@@ -3,17 +3,18 @@
 
 use super::places::Places;
 use super::{Event, Events, interrupt};
-use crate::companion::pager::{self, News, Watch};
+use crate::companion::pager::{self, Kept, KeptObject, KeptSpace, KeptView, News, Watch};
 use crate::failure::{Failure, Result, TargetState};
-use crate::image::{MmId, Model, Pid};
+use crate::image::{Model, Pid};
 use crate::memory::{RangeSet, Space};
 use crate::migration::pages::{Run, What};
 use crate::migration::postcopy::Later;
 use crate::migration::source::Plan;
 use crate::proc::ProcDir;
 use crate::proc::smaps::VmFlags;
-use crate::restore::lazy;
+use crate::restore::lazy::{self, Late, shared};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 /// Sees to it that nothing of these processes is missing. Reading a missing page would wait for it, and in the pause of a
 /// dump nobody should.
@@ -67,25 +68,52 @@ fn finish(mut watch: Watch, total: &mut u64, events: &dyn Events) -> Result<()> 
     }
 }
 
+/// What a pager is told of what is late, and the descriptors that belong to it.
+pub(super) fn keep(late: Late, kept: Kept) -> (Kept, Vec<OwnedFd>) {
+    let mut descriptors = Vec::new();
+    let mut spaces = Vec::new();
+    for space in late.spaces {
+        spaces.push(KeptSpace::new(space.mm, space.pid, &space.pages));
+        descriptors.push(space.uffd);
+    }
+    let mut views = Vec::new();
+    for view in late.views {
+        let areas = view.areas.iter().map(|area| (area.at.first, area.at.count, area.object.0, area.from));
+        views.push(KeptView { pid: view.pid.0, areas: areas.collect() });
+        descriptors.push(view.uffd);
+    }
+    let mut objects = Vec::new();
+    for object in late.objects {
+        let missing = object.pages.iter().map(|range| (range.first, range.count)).collect();
+        objects.push(KeptObject { shmem: object.id.0, size: object.size, unit: object.unit, missing });
+        descriptors.push(object.file);
+    }
+    (Kept { spaces, views, objects, ..kept }, descriptors)
+}
+
 /// Takes pages out of the plan that can come when the target runs, by the names of the model. What rounds have sent of them
 /// is gone by that.
 pub(super) fn put_off(model: &Model, plan: &mut Plan, names: &[(Space, Option<Space>)], had_rounds: bool) -> Later {
     let home = |space: Space| names.iter().find(|(from, _)| *from == space).map_or(Some(space), |(_, to)| *to);
-    let mut held: BTreeMap<MmId, RangeSet> = BTreeMap::new();
+    let mut held: BTreeMap<Space, RangeSet> = BTreeMap::new();
     for (space, range) in &plan.pages {
-        if let Some(Space::Mm(mm)) = home(*space) {
-            held.entry(mm).or_default().insert(*range);
+        if let Some(space) = home(*space) {
+            held.entry(space).or_default().insert(*range);
         }
     }
-    let later: BTreeMap<MmId, RangeSet> =
-        held.into_iter().map(|(mm, pages)| (mm, lazy::part(model, mm, &pages))).collect();
+    let part = |space: Space, pages: &RangeSet| match space {
+        Space::Mm(mm) => lazy::part(model, mm, pages),
+        // Huge pages are late as a whole; some of what they have has been sent.
+        Space::Shmem(id) if had_rounds && shared::is_huge(model, id) => RangeSet::new(),
+        Space::Shmem(id) => shared::part(model, id, pages),
+    };
+    let later: BTreeMap<Space, RangeSet> =
+        held.into_iter().map(|(space, pages)| (space, part(space, &pages))).collect();
     let mut now = Vec::new();
     for (space, range) in std::mem::take(&mut plan.pages) {
         let all: RangeSet = [range].into_iter().collect();
-        let put_off = match home(space) {
-            Some(Space::Mm(mm)) => later.get(&mm).map(|pages| pages.intersection(&all)).unwrap_or_default(),
-            _ => RangeSet::new(),
-        };
+        let put_off = home(space).and_then(|space| later.get(&space)).map(|pages| pages.intersection(&all));
+        let put_off = put_off.unwrap_or_default();
         now.extend(all.difference(&put_off).iter().map(|range| (space, range)));
         if had_rounds {
             plan.notes.extend(put_off.iter().map(|range| Run { space, range, what: What::Hole }));

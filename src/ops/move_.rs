@@ -450,9 +450,10 @@ impl Target for Live<'_> {
         Box::new(Named::new(&self.pages, &self.names))
     }
 
-    fn later_pages(&self) -> Box<dyn ReadPages + std::marker::Send> {
-        // Private memory alone comes later.
-        Box::new(TargetPages::new(self.pages.mms.clone(), Vec::new()))
+    fn later_pages(&self) -> Result<Box<dyn ReadPages + std::marker::Send>> {
+        let shmems: std::io::Result<_> = self.pages.shmems.iter().map(|file| Ok(file.try_clone()?.into())).collect();
+        let shmems = shmems.map_err(|e| Failure::of("cannot read the target's shared memory later", &e))?;
+        Ok(Box::new(TargetPages::new(self.pages.mms.clone(), shmems)))
     }
 
     fn frozen_since(&self) -> Option<Instant> {

@@ -10,7 +10,7 @@ use super::words::SessionId;
 use super::{Event, Events, addresses, choices, interrupt, supervisor};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
-use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Ready, Watch};
+use crate::companion::pager::{self, Kept, News, Origin, Ready, Watch};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
@@ -172,19 +172,20 @@ fn later(
     let (places, session) = (Places::here(), options.session.to_string());
     std::fs::create_dir_all(&places.state).map_err(|e| failed(&e))?;
     let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
-    let spaces = late.iter().map(|space| KeptSpace::new(space.mm, space.pid, &space.pages));
     let kept = Kept {
         origin: Origin::Image {
             dir: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
             id: image.id().to_owned(),
         },
         tree,
-        spaces: spaces.collect(),
+        spaces: Vec::new(),
+        views: Vec::new(),
+        objects: Vec::new(),
         socket: pager::socket_path(&places.run, &session),
         report: places.state.join(format!("{session}.lost")),
         session,
     };
-    let descriptors: Vec<_> = late.into_iter().map(|space| space.uffd).collect();
+    let (kept, descriptors) = super::late::keep(late, kept);
     pager.leave(&kept, &descriptors).map_err(|e| failed(&e))?;
     Ok(Some(Late { socket: kept.socket }))
 }
