@@ -56,7 +56,14 @@ impl Progress {
         let all: HashSet<MmId> = (0..model.mms.len()).map(MmId::from).collect();
         let tasks = model.tasks.iter().enumerate();
         let contents = tasks.filter_map(|(n, task)| Some((n.into(), task.mm?))).collect();
-        Self { laid_out: all.clone(), filled: all, born_of: HashMap::new(), contents, later: HashMap::new(), later_shared: Default::default() }
+        Self {
+            laid_out: all.clone(),
+            filled: all,
+            born_of: HashMap::new(),
+            contents,
+            later: HashMap::new(),
+            later_shared: Default::default(),
+        }
     }
 
     /// The same, but for tasks that are yet to be made.

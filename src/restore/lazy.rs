@@ -14,7 +14,6 @@
 pub mod shared;
 
 use super::{Error, Result, material::Material, skeleton::Skeletons};
-use shared::{LateObject, LateView};
 use crate::image::mm::{Backing, Mm, Vma};
 use crate::image::task::Thread;
 use crate::image::{MmId, Model, Pid, TaskId};
@@ -29,6 +28,7 @@ use crate::trace::Batch;
 use crate::trace::fill::userfaultfd;
 use crate::trace::pages::TargetPages;
 use nix::fcntl::OFlag;
+use shared::{LateObject, LateView};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};

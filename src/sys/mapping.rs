@@ -1,9 +1,9 @@
 //! mmap(2) of files: one that is only read; one that has no write(2); one that is never touched.
 
 use super::{Errno, Result};
-use std::os::unix::fs::MetadataExt;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 
 /// Writes `bytes` to a file at `offset` through a mapping of that part: for hugetlbfs, which has no write(2). The part must
 /// lie within the file.

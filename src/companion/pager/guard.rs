@@ -108,7 +108,8 @@ fn take_over(kept: &Kept, descriptors: Vec<OwnedFd>) {
     };
     let mut missing: Vec<_> = kept.spaces.iter().flat_map(ranges).collect();
     for (n, view) in kept.views.iter().enumerate() {
-        missing.extend(shared_missing(kept, n).iter().map(|piece| (view.pid, piece.at.start_byte(), piece.at.end_byte())));
+        missing
+            .extend(shared_missing(kept, n).iter().map(|piece| (view.pid, piece.at.start_byte(), piece.at.end_byte())));
     }
     let why = "the process that brought them has been ended; those that it had not brought are among";
     let _ = std::fs::write(&kept.report, standstill::message(kept, why, &missing, server.can_poison()) + "\n");

@@ -5,10 +5,10 @@ use super::{GUARD_ENTRY, Kept, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
 use crate::image::{MmId, ShmemId};
-use crate::memory::{PageRange, Space};
 use crate::memory::lazy::touches::{self, Touches};
-use crate::memory::lazy::{Area, Missing, Object, Objects, Order, Piece, Server, View, Source, Step, StoreSource};
+use crate::memory::lazy::{Area, Missing, Object, Objects, Order, Piece, Server, Source, Step, StoreSource, View};
 use crate::memory::store::{ImageDir, PageReader};
+use crate::memory::{PageRange, Space};
 use crate::sys::fd;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -84,12 +84,17 @@ fn serve<S: Source>(
     let name = Name(&kept.socket);
     let guard = Guard::begin(guard, kept, &descriptors)?;
     let mut descriptors = descriptors.into_iter();
-    let members: Vec<_> = kept.spaces.iter().zip(&mut descriptors).map(|(space, uffd)| {
-        let mut missing = Missing::default();
-        let own = Space::Mm(MmId(space.mm));
-        space.pages().iter().for_each(|at| missing.insert(Piece { at, space: own, from: at.first }));
-        (uffd, missing)
-    }).collect();
+    let members: Vec<_> = kept
+        .spaces
+        .iter()
+        .zip(&mut descriptors)
+        .map(|(space, uffd)| {
+            let mut missing = Missing::default();
+            let own = Space::Mm(MmId(space.mm));
+            space.pages().iter().for_each(|at| missing.insert(Piece { at, space: own, from: at.first }));
+            (uffd, missing)
+        })
+        .collect();
     let objects = objects(kept, &mut descriptors)?;
     let mut server = Server::new(source, members, Box::new(|uffd| guard.pass(uffd))).with_objects(objects);
     starter.write_all(b"A")?;

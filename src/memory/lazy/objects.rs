@@ -106,7 +106,8 @@ impl Object {
     /// Takes what has come; `made` is told which pages are there now.
     fn take(&mut self, range: PageRange, data: &[u8], made: &mut dyn FnMut(PageRange)) -> Result<(), Errno> {
         let pieces = self.missing.within(range);
-        let content = |piece: PageRange| &data[((piece.first - range.first) * PAGE) as usize..][..piece.bytes() as usize];
+        let content =
+            |piece: PageRange| &data[((piece.first - range.first) * PAGE) as usize..][..piece.bytes() as usize];
         for piece in pieces.iter() {
             if self.unit == 1 {
                 self.make(piece.first, content(piece))?;
@@ -363,7 +364,8 @@ impl Objects {
         }
         let Self { objects, views, waiting } = self;
         waiting.retain(|waiter| !views[waiter.view].gone);
-        let shown = |id: ShmemId| views.iter().any(|view| !view.gone && view.areas.iter().any(|area| area.object == id));
+        let shown =
+            |id: ShmemId| views.iter().any(|view| !view.gone && view.areas.iter().any(|area| area.object == id));
         for object in objects.iter_mut().filter(|object| !shown(object.id)) {
             (object.missing, object.parts) = (RangeSet::new(), HashMap::new());
         }
@@ -377,8 +379,7 @@ impl Objects {
             let unit = self.unit_at(n, place.first);
             let mut at = place.first;
             while at < place.end() {
-                let (bytes, result) =
-                    sys::poison(self.views[n].uffd.as_fd(), at * PAGE, (place.end() - at) * PAGE);
+                let (bytes, result) = sys::poison(self.views[n].uffd.as_fd(), at * PAGE, (place.end() - at) * PAGE);
                 at += bytes as u64 / PAGE;
                 match result {
                     Ok(()) => {}

@@ -47,7 +47,8 @@ pub fn socket_path(run: &Path, attempt: &str) -> PathBuf {
 /// Pages that come into being in one piece, at most: those of a huge page of 2 MiB.
 const PIECE_MAX: u64 = 512;
 /// Entries of one frame, at most.
-const ENTRIES_MAX: usize = 4096;
+const ENTRIES_MAX: usize = 3072;
+const _: () = assert!(ENTRIES_MAX * size_of::<Entry>() <= 96 << 10, "the limit of the frame");
 
 /// Pages of an address space or of a shared memory object; with a thread, pages that it waits for.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -111,8 +112,7 @@ fn send_wanted(channel: &mut Channel, faults: &[Fault]) -> Result<()> {
 
 /// Asks for pages that somebody waits for as a whole.
 fn send_soon(channel: &mut Channel, space: Space, pages: &RangeSet) -> Result<()> {
-    let all: Vec<Entry> =
-        pages.iter().map(|range| Entry { soon: U32::new(1), ..entry(space, range, 0) }).collect();
+    let all: Vec<Entry> = pages.iter().map(|range| Entry { soon: U32::new(1), ..entry(space, range, 0) }).collect();
     all.chunks(ENTRIES_MAX).try_for_each(|part| channel.send(FrameKind::WANTED, part.as_bytes()))
 }
 

@@ -127,8 +127,7 @@ impl Receiver {
                     missing.entry(*space).or_default().remove(*range);
                 }
                 send_missing(&mut channel, &missing)?;
-                let faults: Vec<Fault> =
-                    self.wanted.iter().map(|(place, wait)| fault_of(*place, *wait)).collect();
+                let faults: Vec<Fault> = self.wanted.iter().map(|(place, wait)| fault_of(*place, *wait)).collect();
                 send_wanted(&mut channel, &faults)?;
                 self.soon.iter().try_for_each(|(space, pages)| send_soon(&mut channel, *space, pages))?;
                 self.urgent = Some(channel);

@@ -15,8 +15,8 @@ use crate::memory::{PageRange, RangeSet, Space, scan};
 use crate::restore::material::Material;
 use crate::restore::skeleton::Skeletons;
 use crate::restore::{Error, Result};
-use crate::sys::userfaultfd::{self as sys, mode};
 use crate::sys::Errno;
+use crate::sys::userfaultfd::{self as sys, mode};
 use crate::trace::pages::TargetPages;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::HashMap;
@@ -167,8 +167,7 @@ impl Later {
 
     /// Address spaces that have any of them mapped.
     pub(super) fn mms(&self, model: &Model) -> Vec<MmId> {
-        let mut mms: Vec<MmId> =
-            self.objects.keys().flat_map(|id| mappings(model, *id).map(|(mm, _)| mm)).collect();
+        let mut mms: Vec<MmId> = self.objects.keys().flat_map(|id| mappings(model, *id).map(|(mm, _)| mm)).collect();
         mms.sort();
         mms.dedup();
         mms
@@ -225,13 +224,7 @@ pub(super) fn register(
 }
 
 /// Sees to it that exactly the pages that are missing are not there.
-fn settle(
-    id: ShmemId,
-    shmem: &Shmem,
-    file: &OwnedFd,
-    pages: &mut RangeSet,
-    reader: Option<&PageReader>,
-) -> Result<()> {
+fn settle(id: ShmemId, shmem: &Shmem, file: &OwnedFd, pages: &mut RangeSet, reader: Option<&PageReader>) -> Result<()> {
     let there = |pages: &RangeSet| touched(id, shmem, file).map(|touched| touched.intersection(pages));
     let touched = there(pages)?;
     if touched.is_empty() {
