@@ -12,7 +12,7 @@ use crate::migration::postcopy::Later;
 use crate::migration::source::Plan;
 use crate::proc::ProcDir;
 use crate::proc::smaps::VmFlags;
-use crate::restore::lazy::{self, Late, shared};
+use crate::restore::lazy::{self, Late, at_once, shared};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
@@ -68,6 +68,14 @@ fn finish(mut watch: Watch, total: &mut u64, events: &dyn Events) -> Result<()> 
     }
 }
 
+/// For a report: memory of a kind that can come later and that comes at once, with the reason.
+pub(super) fn at_once<'a>(model: &Model, held: impl IntoIterator<Item = (&'a Space, &'a RangeSet)>) -> Vec<String> {
+    let mut rows: Vec<(&str, u64)> = at_once::reasons(model, held).into_iter().collect();
+    rows.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
+    let kib = |pages: u64| pages * crate::image::mm::PAGE / 1024;
+    rows.into_iter().map(|(why, pages)| format!("{} KiB could not come later: {why}", kib(pages))).collect()
+}
+
 /// What a pager is told of what is late, and the descriptors that belong to it.
 pub(super) fn keep(late: Late, kept: Kept) -> (Kept, Vec<OwnedFd>) {
     let mut descriptors = Vec::new();
@@ -92,8 +100,13 @@ pub(super) fn keep(late: Late, kept: Kept) -> (Kept, Vec<OwnedFd>) {
 }
 
 /// Takes pages out of the plan that can come when the target runs, by the names of the model. What rounds have sent of them
-/// is gone by that.
-pub(super) fn put_off(model: &Model, plan: &mut Plan, names: &[(Space, Option<Space>)], had_rounds: bool) -> Later {
+/// is gone by that. With it, for the report, what could not be put off.
+pub(super) fn put_off(
+    model: &Model,
+    plan: &mut Plan,
+    names: &[(Space, Option<Space>)],
+    had_rounds: bool,
+) -> (Later, Vec<String>) {
     let home = |space: Space| names.iter().find(|(from, _)| *from == space).map_or(Some(space), |(_, to)| *to);
     let mut held: BTreeMap<Space, RangeSet> = BTreeMap::new();
     for (space, range) in &plan.pages {
@@ -101,6 +114,7 @@ pub(super) fn put_off(model: &Model, plan: &mut Plan, names: &[(Space, Option<Sp
             held.entry(space).or_default().insert(*range);
         }
     }
+    let at_once = at_once(model, &held);
     let part = |space: Space, pages: &RangeSet| match space {
         Space::Mm(mm) => lazy::part(model, mm, pages),
         // Huge pages are late as a whole; some of what they have has been sent.
@@ -120,5 +134,5 @@ pub(super) fn put_off(model: &Model, plan: &mut Plan, names: &[(Space, Option<Sp
         }
     }
     plan.pages = now;
-    later.into_iter().filter(|(_, pages)| !pages.is_empty()).collect()
+    (later.into_iter().filter(|(_, pages)| !pages.is_empty()).collect(), at_once)
 }

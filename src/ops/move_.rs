@@ -101,6 +101,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
+        at_once: Vec::new(),
         hooks: hooks.clone(),
         guardian: None,
         untold: false,
@@ -123,7 +124,9 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     for warning in &report.warnings {
         events.event(Event::Warning(warning.clone()));
     }
-    Ok(outcome(options, root.0, report))
+    let mut outcome = outcome(options, root.0, report);
+    outcome.notes.append(&mut live.at_once);
+    Ok(outcome)
 }
 
 fn refuse_attach(state: &StateOptions) -> Result<()> {
@@ -286,6 +289,8 @@ struct Live<'a> {
     slowed: Option<CpuLimit>,
     /// Rounds did not help: memory follows when it runs.
     put_off: bool,
+    /// What could not follow then, for the report.
+    at_once: Vec<String>,
     /// Commands at points of the move.
     hooks: Hooks,
     /// Settles the move if this program dies in the handover.
@@ -424,11 +429,10 @@ impl Target for Live<'_> {
         self.segments = sysv::ids(&model);
         let spaces = space_names(&model, &self.names);
         let mut plan = plan;
-        let later = if self.is_late() {
-            late::put_off(&model, &mut plan, &self.names, self.tree.is_some())
-        } else {
-            Vec::new()
-        };
+        let mut later = Vec::new();
+        if self.is_late() {
+            (later, self.at_once) = late::put_off(&model, &mut plan, &self.names, self.tree.is_some());
+        }
         self.given_up = GivenUp::plan(&model);
         let files = files::wanted(&model);
         let model = encoded(&model)?;

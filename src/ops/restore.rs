@@ -15,11 +15,13 @@ use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
 use crate::image::{Model, Pid};
+use crate::memory::RangeSet;
 use crate::memory::pipeline::default_workers;
-use crate::memory::store::{ImageDir, PageReader};
+use crate::memory::store::{ImageDir, PageReader, Source, StoreError};
 use crate::net::address::Place;
 use crate::restore;
 use crate::sys::wait::{Status, wait};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -113,6 +115,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
+    let at_once = if options.lazy { at_once(&model, &pages).map_err(|e| failed(&e))? } else { Vec::new() };
     let late = pager.map(|pager| later(options, pager, &mut restored, &image, &pages)).transpose();
     let late = late.map_err(|failure| failure.target(TargetState::NotStarted))?.flatten();
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
@@ -123,6 +126,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
+    outcome.notes = at_once;
     Ok(Running { outcome, root, child, terminal, late })
 }
 
@@ -152,6 +156,16 @@ fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
     pages.fits(&model).map_err(|e| damaged(&e))?;
     Ok((image, model, pages))
+}
+
+/// What of an image could not come later, for the report.
+fn at_once(model: &Model, pages: &PageReader) -> std::result::Result<Vec<String>, StoreError> {
+    let mut held = BTreeMap::new();
+    for space in pages.spaces() {
+        let runs = pages.runs(space)?.into_iter().filter(|run| run.source != Source::Zero);
+        held.insert(space, runs.map(|run| run.range).collect::<RangeSet>());
+    }
+    Ok(super::late::at_once(model, &held))
 }
 
 /// Leaves memory that is to come later to a process of ours that brings it. Nothing without `--lazy`.

@@ -11,6 +11,7 @@
 //! complete: until then nobody waits. A page that somebody has touched by then is found and gets its content there and
 //! then.
 
+pub mod at_once;
 pub mod shared;
 
 use super::{Error, Result, material::Material, skeleton::Skeletons};

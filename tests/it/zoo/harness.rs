@@ -139,7 +139,7 @@ struct HugePages(u64);
 
 impl HugePages {
     const FILE: &'static str = "/proc/sys/vm/nr_hugepages";
-    const MORE: u64 = 8;
+    const MORE: u64 = 12;
 
     fn reserve() -> Self {
         // Where none can be had the fixture says so.
