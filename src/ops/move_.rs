@@ -121,12 +121,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         run_last(&hooks, moved.is_ok(), events);
     }
     let report = moved.map_err(|error| failure(options, error))?;
-    for warning in &report.warnings {
-        events.event(Event::Warning(warning.clone()));
-    }
-    let mut outcome = outcome(options, root.0, report);
-    outcome.notes.append(&mut live.at_once);
-    Ok(outcome)
+    report.warnings.iter().for_each(|warning| events.event(Event::Warning(warning.clone())));
+    Ok(outcome(options, root.0, report, live.at_once))
 }
 
 fn refuse_attach(state: &StateOptions) -> Result<()> {
@@ -584,10 +580,11 @@ fn comm(model: &Model) -> String {
     model.root().threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default()
 }
 
-fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
+fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>) -> Outcome {
     let moved = report.pid.is_some();
     let place = if moved { Where::Dest(options.dest.to_string()) } else { Where::Source };
     let mut outcome = Outcome::new(options.session, State::Running, place);
+    outcome.notes = notes;
     outcome.target_pid = Some(root);
     outcome.target_comm = report.target.as_ref().map(|target| target.comm.clone());
     outcome.threads = report.target.as_ref().map(|target| target.tasks);
