@@ -7,8 +7,9 @@
 pub(super) mod memory;
 pub(super) mod place;
 
-use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
+use super::options::{AfterDump, Compress, DumpOptions, Stdio, Tcp, Track};
 use super::outcome::{Outcome, State, Where};
+use super::surety::Surety;
 use super::systemd::HeldUnits;
 use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, supervisor, target};
 use crate::blocker::{Blocker, codes};
@@ -64,6 +65,10 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         return Ok(outcome);
     }
     let held = hold(options, &resolved)?;
+    let mut surety = Surety::default();
+    if findings.tcp && policy.tcp == Tcp::Keep {
+        surety.start();
+    }
     let job = Job {
         root,
         known: &resolved.processes,
@@ -90,7 +95,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     };
     let undone = || interrupt::check().map_err(|failure| failure.target(TargetState::Running));
     undone()?;
-    let mut paused = pause(options, &job, &policy, &place, &sink, &mut rounds, &mut outcome)?;
+    let mut paused = pause((options, &policy), &job, &place, &sink, &mut rounds, &mut outcome, &mut surety)?;
     drop(sink);
     // The last moment at which nothing has happened.
     undone()?;
@@ -100,7 +105,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     paused.parts.end("image");
     if let Some(frozen) = paused.held.take() {
         let since = frozen.since;
-        finish(options, frozen, paused.locks, places, &mut outcome)?;
+        finish(options, frozen, (paused.locks, &surety), places, &mut outcome)?;
         outcome.downtime = (options.after != AfterDump::End).then(|| since.elapsed());
     } else {
         // It has run since before the image was written.
@@ -201,13 +206,13 @@ struct Paused {
 
 /// The freeze and everything in it.
 fn pause(
-    options: &DumpOptions,
+    (options, policy): (&DumpOptions, &Policy),
     job: &Job<'_>,
-    policy: &Policy,
     place: &Place,
     sink: &Sink<'_>,
     rounds: &mut Rounds,
     outcome: &mut Outcome,
+    surety: &mut Surety,
 ) -> Result<Paused> {
     let running = |f: Failure| f.target(TargetState::Running);
     let known = std::mem::take(&mut rounds.mappings);
@@ -222,7 +227,7 @@ fn pause(
         fault::at(Point::DumpFrozen).map_err(injected)
     };
     let tree = (job.root, job.known);
-    let (frozen, collection) = standstill::reach(tree, policy, &known, stopped, |locks, _| drop(locks))?;
+    let (frozen, collection) = standstill::reach(tree, policy, &known, stopped, surety)?;
     let frozen_at = frozen.since;
     parts.end("state");
     interrupt::check().map_err(running)?;
@@ -321,7 +326,7 @@ fn write_residual(
 fn finish(
     options: &DumpOptions,
     frozen: Frozen,
-    locks: Vec<NetLock>,
+    (locks, surety): (Vec<NetLock>, &Surety),
     places: Vec<address::Place>,
     outcome: &mut Outcome,
 ) -> Result<()> {
@@ -350,6 +355,8 @@ fn finish(
         }
         AfterDump::Stop => {
             drop(locks);
+            // Nobody is to continue it.
+            surety.forget();
             (outcome.state, outcome.place) = (State::Stopped, Where::Both);
             frozen.thaw_stopped().map_err(failed)
         }
