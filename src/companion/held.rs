@@ -65,7 +65,8 @@ impl Held {
 
     /// Continues those whom a SIGSTOP of ours has stopped or waits for; nobody else is told anything.
     pub fn wake(&self) {
-        for (pid, _) in self.processes.iter().filter(|process| self.stopped.contains(&process.0) && is_stopped(process)) {
+        for (pid, _) in self.processes.iter().filter(|process| self.stopped.contains(&process.0) && is_stopped(process))
+        {
             if let Err(errno) = kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT) {
                 tracing::warn!(%errno, pid, "a held process could not be continued");
             }

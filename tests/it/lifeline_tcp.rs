@@ -52,8 +52,7 @@ struct Peer {
 impl Peer {
     fn start(port: u16) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let mut peer =
-            Self { answers: Arc::default(), failure: Arc::default(), ends: Arc::default(), thread: None };
+        let mut peer = Self { answers: Arc::default(), failure: Arc::default(), ends: Arc::default(), thread: None };
         let (answers, failure, ends) = (peer.answers.clone(), peer.failure.clone(), peer.ends.clone());
         let thread = std::thread::spawn(move || {
             while !ends.load(Ordering::Relaxed) {
@@ -146,7 +145,11 @@ impl Server {
     fn states(&self) -> Vec<String> {
         let state = |pid: &i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            status.lines().filter(|line| line.starts_with("State") || line.contains("Pnd")).collect::<Vec<_>>().join(" ")
+            status
+                .lines()
+                .filter(|line| line.starts_with("State") || line.contains("Pnd"))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         self.pids().iter().map(state).collect()
     }
@@ -215,7 +218,15 @@ fn a_dump_and_a_move_that_are_killed_at_any_time_give_connections_back() {
             let Some(pid) = server.root() else { panic!("{name} {n}: it is gone") };
             let image = server.path(&format!("image-{name}-{n}"));
             let mut command = match name {
-                "dump" => migrate(&["dump", &pid.to_string(), "-D", image.to_str().unwrap(), "--leave-running", "--tcp", "keep"]),
+                "dump" => migrate(&[
+                    "dump",
+                    &pid.to_string(),
+                    "-D",
+                    image.to_str().unwrap(),
+                    "--leave-running",
+                    "--tcp",
+                    "keep",
+                ]),
                 _ => {
                     let mut command = on_host(&here);
                     command.args(["move", &pid.to_string(), &agent.address]);

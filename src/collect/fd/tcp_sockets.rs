@@ -40,8 +40,7 @@ pub(super) fn note(
         cx.blockers.extend(blockers);
         return Ok(None);
     }
-    let socket =
-        fd.try_clone().map_err(|e| system("dup", &object, Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+    let socket = fd.try_clone().map_err(|e| system("dup", &object, Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
     state.sockets.tcp.push(Noted { id, object, net, socket });
     if state.sockets.tcp.len().is_multiple_of(256) {
         allow_many(&state.set[id].object())?;
