@@ -15,6 +15,7 @@ use crate::proc::smaps::VmFlags;
 use crate::restore::lazy::{self, Late, at_once, shared};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// Sees to it that nothing of these processes is missing. Reading a missing page would wait for it, and in the pause of a
 /// dump nobody should.
@@ -29,7 +30,7 @@ pub fn complete(processes: &[Pid], events: &dyn Events) -> Result<()> {
     }
     let mut total = 0;
     for watch in sockets.iter().filter_map(|socket| Watch::begin(socket)) {
-        finish(watch, &mut total, events)?;
+        finish(watch, processes, &mut total, events)?;
     }
     // What is still served by somebody else is in the way, and named by the preflight.
     Ok(())
@@ -44,7 +45,16 @@ fn waits(processes: &[Pid]) -> bool {
     })
 }
 
-fn finish(mut watch: Watch, total: &mut u64, events: &dyn Events) -> Result<()> {
+/// One that has done its work, or has served somebody else, may end before it answers: is everything there?
+fn is_over(processes: &[Pid]) -> bool {
+    const LOOKS: (u32, Duration) = (20, Duration::from_millis(50));
+    (0..LOOKS.0).any(|n| {
+        std::thread::sleep(LOOKS.1 * n.min(1));
+        !waits(processes)
+    })
+}
+
+fn finish(mut watch: Watch, processes: &[Pid], total: &mut u64, events: &dyn Events) -> Result<()> {
     loop {
         interrupt::check().map_err(|failure| failure.target(TargetState::Untouched))?;
         match watch.news() {
@@ -60,6 +70,7 @@ fn finish(mut watch: Watch, total: &mut u64, events: &dyn Events) -> Result<()> 
                 failure.causes = lines.filter(|line| line.starts_with("missing")).map(str::to_owned).collect();
                 return Err(failure.target(TargetState::Stopped));
             }
+            Err(_) if is_over(processes) => return Ok(()),
             Err(error) => {
                 let what = "the process that brings the target's memory in does not answer";
                 return Err(Failure::of(what, &error).target(TargetState::Untouched));

@@ -121,6 +121,8 @@ fn serve<S: Source>(
     };
     ended(kept, server.touches());
     drop(name);
+    // Whoever has found it before is told as well.
+    clients.accept();
     if news != News::Complete {
         clients.tell(&news);
         // Where the kernel cannot mark them, who needs one waits: for as long as we are here. Children do not inherit marks of
@@ -207,16 +209,20 @@ struct Clients {
 
 impl Clients {
     fn look(&mut self, missing: u64) {
+        self.accept();
+        if self.told.elapsed() >= NEWS_EVERY {
+            self.told = Instant::now();
+            self.tell(&News::Missing(missing));
+        }
+    }
+
+    fn accept(&mut self) {
         while let Ok((client, _)) = self.listener.accept() {
             let ready = client.set_nonblocking(false).and_then(|()| client.set_write_timeout(Some(CLIENT)));
             let asked = ready.and_then(|()| client.set_read_timeout(Some(CLIENT)));
             if asked.and_then(|()| (&client).read_exact(&mut [0])).is_ok() && self.clients.len() < CLIENTS {
                 self.clients.push(client);
             }
-        }
-        if self.told.elapsed() >= NEWS_EVERY {
-            self.told = Instant::now();
-            self.tell(&News::Missing(missing));
         }
     }
 
