@@ -250,7 +250,7 @@ impl<'m> Restored<'m> {
     ///
     /// # Errors
     /// The kernel does not take it.
-    pub fn late(&mut self, pages: Option<&PageReader>) -> Result<Vec<lazy::Late>> {
+    pub fn late(&mut self, pages: Option<&PageReader>) -> Result<lazy::Late> {
         lazy::register(self.model, &mut self.skeletons, pages)
     }
 
