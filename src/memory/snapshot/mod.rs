@@ -117,6 +117,8 @@ impl Snapshot {
         for (guarded, pages) in snapshot.spaces.iter().zip(&spared) {
             guarded.spare(&pages.intersection(guarded.registered()));
         }
+        // Whoever has little of its own may be a child that ends in a moment.
+        snapshot.spaces.sort_by_key(|guarded| guarded.table().len());
         Ok((snapshot, owed))
     }
 

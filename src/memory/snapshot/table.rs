@@ -54,6 +54,11 @@ impl Table {
         Self { ranges, starts, states: vec![State::Owed; count], ..Self::default() }
     }
 
+    /// Pages in all.
+    pub(super) fn len(&self) -> usize {
+        self.states.len()
+    }
+
     fn place(&self, page: u64) -> Option<usize> {
         let n = self.ranges.partition_point(|r| r.end() <= page);
         let range = self.ranges.get(n).filter(|r| r.first <= page)?;

@@ -147,17 +147,22 @@ fn an_image_behind_a_running_target_is_of_one_instant() {
     if !root() {
         return;
     }
-    // What threads and heaps give back may be lost; then the image is of a later instant.
-    for (processes, threads, churn, always) in
-        [(2, 1, "none", true), (1, 2, "fork", true), (1, 2, "thread", false), (2, 1, "brk", false)]
+    // A child that ends, or what threads and heaps give back, may be lost; then the image is of a later instant.
+    for (processes, threads, churn, attempts) in
+        [(2, 1, "none", 1), (1, 2, "fork", 5), (1, 2, "thread", 1), (2, 1, "brk", 1)]
     {
         let mut work = Work::start(processes, threads, 24, churn);
-        let result = result(&work.dump(&SLOWLY));
-        if always || result["mode"] == "snapshot" {
-            assert_eq!(result["mode"], "snapshot", "{churn}");
-            assert!(result["faults"].as_u64().unwrap() > 0, "{churn}: nobody had to wait: {result}");
+        let mut found = result(&work.dump(&SLOWLY));
+        for _ in 1..attempts {
+            if found["mode"] != "snapshot" {
+                found = result(&work.dump(&[&SLOWLY[..], &["--force"]].concat()));
+            }
         }
-        assert_eq!(result["state"], "running", "{churn}");
+        if attempts > 1 || churn == "none" || found["mode"] == "snapshot" {
+            assert_eq!(found["mode"], "snapshot", "{churn}");
+            assert!(found["faults"].as_u64().unwrap() > 0, "{churn}: nobody had to wait: {found}");
+        }
+        assert_eq!(found["state"], "running", "{churn}");
         work.passes();
         work.restored_passes();
     }
