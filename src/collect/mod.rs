@@ -24,8 +24,10 @@ mod tests;
 
 use crate::blocker::{Blocker, Code};
 use crate::image::{FdTableId, Model, NsPid, Pid, TaskId};
+use crate::net::lock::{NetLock, Terms};
 use crate::trace::freeze::Frozen;
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 
 /// What can go wrong while a tree is read.
 #[derive(Debug, thiserror::Error)]
@@ -128,11 +130,17 @@ pub struct Cx<'a> {
     pub known_mappings: HashMap<Pid, mm::Mappings>,
     /// Mappings with their flags, read from the stopped tree.
     pub stopped_mappings: HashMap<Pid, mm::Mappings>,
+    /// Told before the first TCP socket is locked.
+    pub surety: &'a mut Surety<'a>,
     /// Locked TCP sockets.
-    pub locks: Vec<crate::net::lock::NetLock>,
+    pub locks: Vec<NetLock>,
     /// Buffer for reading /proc.
     pub buf: Vec<u8>,
 }
+
+/// Told before TCP sockets of the tree are locked: which, and what a lock changes of each. No call is made in the tree after
+/// that until it is thawed, so that a signal may wait for it ([`Frozen::hold`]).
+pub type Surety<'a> = dyn FnMut(&mut Frozen, &[(BorrowedFd<'_>, Terms)]) + 'a;
 
 /// A collected tree.
 #[derive(Debug)]
@@ -144,20 +152,20 @@ pub struct Collection {
     /// What could not be saved. A collection with blockers must not be written as an image.
     pub blockers: Vec<Blocker>,
     /// TCP sockets of the target, mute and deaf since they were read. Dropping unlocks them.
-    pub locks: Vec<crate::net::lock::NetLock>,
+    pub locks: Vec<NetLock>,
 }
 
-/// Reads a frozen tree. Scratch areas are made in it and stay until it is thawed.
-pub fn collect(frozen: &mut Frozen, policy: &Policy) -> Result<Collection> {
-    collect_known(frozen, policy, HashMap::new())
-}
-
-/// The same with mappings that were read a moment before the tree was stopped: flags of mappings cost a walk of all page
-/// tables (20 ms/GiB). Advice that a program gives for a whole mapping in that moment shows nowhere else and is missed.
-pub fn collect_known(
-    frozen: &mut Frozen,
-    policy: &Policy,
+/// Reads a frozen tree. Scratch areas are made in it and stay until it is thawed. `known_mappings` were read a moment before
+/// the tree was stopped: flags of mappings cost a walk of all page tables (20 ms/GiB). Advice that a program gives for a whole
+/// mapping in that moment shows nowhere else and is missed.
+///
+/// # Errors
+/// Something cannot be read. What stands in the way of saving the tree is no error: it is in the collection.
+pub fn collect<'a>(
+    frozen: &'a mut Frozen,
+    policy: &'a Policy,
     known_mappings: HashMap<Pid, mm::Mappings>,
+    surety: &'a mut Surety<'a>,
 ) -> Result<Collection> {
     let model = Model::empty(host::collect(None)?);
     let mut cx = Cx {
@@ -175,6 +183,7 @@ pub fn collect_known(
         ghost_by_inode: HashMap::new(),
         known_mappings,
         stopped_mappings: HashMap::new(),
+        surety,
         locks: Vec::new(),
         buf: Vec::new(),
     };

@@ -63,6 +63,16 @@ impl Held {
         held.try_for_each(|(pid, _)| Ok(kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT)?))
     }
 
+    /// Continues those whom a SIGSTOP of ours has stopped or waits for; nobody else is told anything.
+    pub fn wake(&self) {
+        for (pid, _) in self.processes.iter().filter(|process| self.stopped.contains(&process.0) && is_stopped(process))
+        {
+            if let Err(errno) = kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT) {
+                tracing::warn!(%errno, pid, "a held process could not be continued");
+            }
+        }
+    }
+
     /// Ends it without letting it run: leaves first.
     pub fn kill(&self) {
         for (pid, _) in self.processes.iter().rev().filter(|process| is_there(process)) {
@@ -95,6 +105,16 @@ fn is_there((pid, start_time): &(i32, u64)) -> bool {
     lives && dir.status(&mut buf).is_ok_and(|status| (status.sig_pnd | status.shd_pnd) & killed == 0)
 }
 
+/// It is stopped, or a SIGSTOP waits for it.
+fn is_stopped(process: &(i32, u64)) -> bool {
+    let mut buf = Vec::new();
+    let Ok(dir) = ProcDir::open(Pid(process.0)) else { return false };
+    let stops = 1 << (Signal::SIGSTOP as u64 - 1);
+    let stopped = dir.stat(&mut buf).is_ok_and(|stat| stat.state == b'T');
+    let waits = |buf: &mut Vec<u8>| dir.status(buf).is_ok_and(|status| (status.sig_pnd | status.shd_pnd) & stops != 0);
+    is_there(process) && (stopped || waits(&mut buf))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +126,9 @@ mod tests {
         let pid = Pid(child.id() as i32);
         let mut held = Held::of(&[pid], None).unwrap();
         held.stopped.push(pid.0);
+        kill(nix::unistd::Pid::from_raw(pid.0), Signal::SIGSTOP).unwrap();
+        held.wake();
+        assert!(!is_stopped(&held.processes[0]));
         kill(nix::unistd::Pid::from_raw(pid.0), Signal::SIGSTOP).unwrap();
         held.release().unwrap();
         let state = || ProcDir::open(pid).unwrap().stat(&mut Vec::new()).unwrap().state;

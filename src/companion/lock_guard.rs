@@ -1,13 +1,16 @@
 //! Sees to it that the lock on a target's network dies with its owner: a small process that gives TCP sockets and addresses
-//! back when whoever has locked them ends without a word. The kernel lets the target go on then, and it must not be deaf.
+//! back when whoever has locked them ends without a word. The kernel lets the target go on then, and it must not be deaf: it
+//! is held (a SIGSTOP waits for it) as long as its sockets are locked, and the guard continues it when they are not.
 //!
-//! Messages over one socket (unix(7), `SOCK_SEQPACKET`): what is locked, with its descriptors; that everything was given back
-//! or stays locked for good. The end of the socket is the end of the owner. While it is not known who owns the target, nothing is
+//! Messages over one socket (unix(7), `SOCK_SEQPACKET`): who is held; what is about to be locked, with its descriptors; that
+//! everything was given back or stays locked for good. The end of the socket is the end of the owner. While it is not known who owns the target, nothing is
 //! given back at that end: whoever decides then has another hand on the socket ([`Hand`]), and says what is to be done.
 
 use super::detach;
+use super::held::Held;
 use crate::net::address::Place;
 use crate::net::announce::Announcer;
+use crate::net::gate;
 use crate::net::lock::{NetLock, Terms};
 use crate::sys::{fd, socket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,7 +21,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The hidden first word of its command line.
 const ENTRY: &str = "lock-guard-process";
@@ -30,14 +33,23 @@ const MESSAGE_MAX: usize = 128 << 10;
 /// When addresses that came back are announced again.
 const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1)];
 
+/// How long a target is continued again that was found stopped.
+const WAKE_FOR: Duration = Duration::from_millis(300);
+
 /// To the guard.
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
-    /// These sockets are locked; their descriptors come with it.
+    /// These listening sockets let nobody begin a connection, from now on; their descriptors come with it.
+    Gated(usize),
+    /// This target stands still, and is held.
+    Held(Held),
+    /// These sockets are about to be locked; their descriptors come with it.
     Locked(Vec<Terms>),
     /// This address was taken off its interface.
     Removed { ip: IpAddr, prefix: u8, interface: String },
-    /// All was given back, or stays as it is.
+    /// All sockets and addresses were given back. Who is held may be held yet.
+    GivenBack,
+    /// All stays as it is.
     Forget,
     /// From here on nothing is given back unasked.
     Hold,
@@ -105,12 +117,31 @@ impl Guard {
         Ok(Self { socket: Some(ours), child, lent: false })
     }
 
-    /// These sockets are locked.
+    /// These listening sockets are about to let nobody begin a connection.
     ///
     /// # Errors
     /// The guard has died.
-    pub fn locked(&self, locks: &[NetLock]) -> io::Result<()> {
-        let all: Vec<(BorrowedFd<'_>, Terms)> = locks.iter().filter_map(NetLock::terms).collect();
+    pub fn gated(&self, listeners: &[OwnedFd]) -> io::Result<()> {
+        for some in listeners.chunks(LOCKS_AT_ONCE) {
+            let fds: Vec<BorrowedFd<'_>> = some.iter().map(AsFd::as_fd).collect();
+            self.send(&Message::Gated(fds.len()), &fds)?;
+        }
+        Ok(())
+    }
+
+    /// This target is held: it goes on once its sockets are given back.
+    ///
+    /// # Errors
+    /// The guard has died.
+    pub fn holds(&self, target: &Held) -> io::Result<()> {
+        self.send(&Message::Held(target.clone()), &[])
+    }
+
+    /// These sockets are about to be locked.
+    ///
+    /// # Errors
+    /// The guard has died.
+    pub fn locks(&self, all: &[(BorrowedFd<'_>, Terms)]) -> io::Result<()> {
         for some in all.chunks(LOCKS_AT_ONCE) {
             let fds: Vec<BorrowedFd<'_>> = some.iter().map(|(fd, _)| *fd).collect();
             self.send(&Message::Locked(some.iter().map(|(_, terms)| terms.clone()).collect()), &fds)?;
@@ -127,7 +158,16 @@ impl Guard {
         self.send(&Message::Removed { ip, prefix, interface }, &[])
     }
 
-    /// Everything was given back, or stays as it is for good. The guard closes its descriptors.
+    /// Sockets and addresses were given back. The guard closes its descriptors, and still continues the target if its owner
+    /// dies before that one runs.
+    ///
+    /// # Errors
+    /// The guard has died.
+    pub fn given_back(&self) -> io::Result<()> {
+        self.send(&Message::GivenBack, &[])
+    }
+
+    /// Everything stays as it is for good.
     ///
     /// # Errors
     /// The guard has died.
@@ -177,6 +217,8 @@ impl Drop for Guard {
 /// What a guard would give back.
 #[derive(Default)]
 struct Entrusted {
+    gated: Vec<OwnedFd>,
+    target: Option<Held>,
     locks: Vec<NetLock>,
     addresses: Vec<Place>,
     /// Nothing is given back unasked.
@@ -192,17 +234,27 @@ impl Entrusted {
                 announcers.extend(Announcer::open(None, &place.interface).ok().map(|to| (place.ip, to)));
             }
         }
+        // A target that was ended on purpose has left them: their last close must be silent.
+        let ended = self.target.as_ref().is_some_and(|target| !target.is_there());
         let announce = || announcers.iter().for_each(|(ip, to)| drop(to.announce(*ip)));
         announce();
         for lock in self.locks {
             // What somebody has touched since is not ours to undo.
-            if lock.is_as_left() {
+            if lock.is_left() && !ended {
                 let _ = lock.unlock();
             } else {
                 lock.keep();
             }
         }
+        self.gated.iter().for_each(|listener| gate::open(listener.as_fd()));
+        self.target.as_ref().inspect(|target| target.wake());
         done();
+        // Its tracer's end comes after that of its descriptors, and a signal may have been on its way then.
+        let end = Instant::now() + WAKE_FOR;
+        while let Some(target) = self.target.as_ref().filter(|_| Instant::now() < end) {
+            std::thread::sleep(Duration::from_millis(2));
+            target.wake();
+        }
         // The destination may have announced itself before it learned that nobody comes.
         for wait in ANNOUNCE_AGAIN.iter().filter(|_| !announcers.is_empty()) {
             std::thread::sleep(*wait);
@@ -210,9 +262,15 @@ impl Entrusted {
         }
     }
 
-    fn forget(&mut self) {
+    fn given_back(&mut self) {
         self.locks.drain(..).for_each(NetLock::keep);
+        self.gated.clear();
         self.addresses.clear();
+    }
+
+    fn forget(&mut self) {
+        self.given_back();
+        self.target = None;
         self.held = false;
     }
 }
@@ -251,6 +309,9 @@ fn take(entrusted: &mut Entrusted, from: &OwnedFd, bytes: &[u8], fds: Vec<OwnedF
         Ok(Message::Locked(terms)) if terms.len() == fds.len() => {
             entrusted.locks.extend(fds.into_iter().zip(terms).map(|(fd, terms)| NetLock::of_terms(fd, terms)));
         }
+        Ok(Message::Gated(count)) if count == fds.len() => entrusted.gated.extend(fds),
+        Ok(Message::Held(target)) => entrusted.target = Some(target),
+        Ok(Message::GivenBack) => entrusted.given_back(),
         Ok(Message::Removed { ip, prefix, interface }) => entrusted.addresses.push(Place { ip, prefix, interface }),
         Ok(Message::Forget) => entrusted.forget(),
         Ok(Message::Hold) => entrusted.held = true,
@@ -259,7 +320,7 @@ fn take(entrusted: &mut Entrusted, from: &OwnedFd, bytes: &[u8], fds: Vec<OwnedF
             let _ = socket::send(from.as_fd(), b"1", &[], &[], None, libc::MSG_DONTWAIT);
         }),
         // Nobody else speaks to us: a defect, after which the owner's own way out still works.
-        Ok(Message::Locked(_)) | Err(_) => {}
+        Ok(Message::Locked(_) | Message::Gated(_)) | Err(_) => {}
     }
 }
 

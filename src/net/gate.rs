@@ -10,7 +10,7 @@ use crate::proc::net::inet::Inet;
 use crate::sys::fd::{pidfd_getfd, pidfd_open};
 use crate::sys::{socket, tcp_repair};
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// `TCP_SYN_RECV`, `TCP_LISTEN`.
@@ -23,7 +23,7 @@ pub struct Seen {
     /// All of them.
     pub flows: Flows,
     /// Duplicates of those that listen.
-    listeners: Vec<OwnedFd>,
+    pub listeners: Vec<OwnedFd>,
     ports: BTreeSet<u16>,
 }
 
@@ -124,13 +124,15 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        for listener in &self.listeners {
-            let fd = listener.as_fd();
-            if socket::filter(fd).is_ok_and(|filter| filter == NO_SYNS)
-                && let Err(errno) = socket::detach_filter(fd)
-            {
-                tracing::error!("a listening TCP socket takes no connections any more: {errno}");
-            }
-        }
+        self.listeners.iter().for_each(|listener| open(listener.as_fd()));
+    }
+}
+
+/// Opens a listening socket that a gate has closed, unless a lock has taken its place.
+pub fn open(listener: BorrowedFd<'_>) {
+    if socket::filter(listener).is_ok_and(|filter| filter == NO_SYNS)
+        && let Err(errno) = socket::detach_filter(listener)
+    {
+        tracing::error!("a listening TCP socket takes no connections any more: {errno}");
     }
 }

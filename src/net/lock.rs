@@ -14,13 +14,46 @@ const LISTEN: u8 = 10;
 /// State CLOSE of `tcpi_state`.
 const CLOSE: u8 = 7;
 
-/// What a lock has changed of a socket, for somebody else who has the socket to undo it.
+/// What a lock changes of a socket, for somebody else who has the socket to undo it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Terms {
     filter: Vec<u64>,
     filtered: bool,
     repair: bool,
     reuse: i32,
+}
+
+impl Terms {
+    /// What a lock of this socket would change: nothing of unconnected sockets; listening ones stop taking connections.
+    ///
+    /// # Errors
+    /// It is no TCP socket.
+    pub fn of(fd: BorrowedFd<'_>) -> Result<Self> {
+        let state = tcp_repair::info(fd).map_err(failed("TCP", "TCP_INFO"))?.state;
+        let (filtered, filter) = if state == CLOSE { (false, Vec::new()) } else { own_filter(fd)? };
+        let reuse =
+            socket::int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).map_err(failed("TCP", "SO_REUSEADDR"))?;
+        Ok(Self { filter, filtered, repair: !matches!(state, CLOSE | LISTEN), reuse })
+    }
+
+    /// Whether anything is changed.
+    pub fn change_anything(&self) -> bool {
+        self.filtered || self.repair
+    }
+}
+
+/// Whether a filter of ours can take the place of the program's, and that one.
+fn own_filter(fd: BorrowedFd<'_>) -> Result<(bool, Vec<u64>)> {
+    if socket::int_option(fd, libc::SOL_SOCKET, libc::SO_LOCK_FILTER).unwrap_or(0) != 0 {
+        return Ok((false, Vec::new()));
+    }
+    // EACCES: an eBPF program, which could not be put back. Both cases rely on the packet filter of the host alone.
+    match socket::filter(fd) {
+        Ok(own) if is_ours(&own) => Ok((true, Vec::new())),
+        Ok(own) => Ok((true, own)),
+        Err(Errno::EACCES) => Ok((false, Vec::new())),
+        Err(e) => Err(failed("TCP", "SO_GET_FILTER")(e)),
+    }
 }
 
 /// A TCP socket that neither takes nor sends. Dropping the guard makes it go on as if nothing had been.
@@ -34,27 +67,33 @@ pub struct NetLock {
 }
 
 impl NetLock {
-    /// Locks a socket; `socket` is a duplicate of the target's descriptor. Unconnected sockets are left alone, listening
-    /// ones stop taking connections. Needs CAP_NET_ADMIN.
+    /// Locks a socket; `socket` is a duplicate of the target's descriptor. Needs CAP_NET_ADMIN.
+    ///
+    /// # Errors
+    /// The socket is as it was.
     pub fn lock(socket: OwnedFd) -> Result<Self> {
-        let fd = socket.as_fd();
-        let state = tcp_repair::info(fd).map_err(failed("TCP", "TCP_INFO"))?.state;
-        let reuse =
-            socket::int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).map_err(failed("TCP", "SO_REUSEADDR"))?;
-        let mut lock = Self { socket: None, filter: Vec::new(), filtered: false, repair: false, reuse };
-        if state != CLOSE {
-            lock.attach(fd)?;
-            // From here on a failure undoes the filter.
-            lock.socket = Some(socket);
-            if state != LISTEN {
-                let fd = lock.fd().expect("set above");
-                // The peer need not wait for it until the end of the lock. Not in every state; then it is not due.
-                let _ = tcp_repair::send_delayed_acknowledgement(fd);
-                tcp_repair::enter(fd).map_err(failed("TCP", "TCP_REPAIR"))?;
-                lock.repair = true;
-            }
-        } else {
-            lock.socket = Some(socket);
+        let terms = Terms::of(socket.as_fd())?;
+        Self::lock_as(socket, terms)
+    }
+
+    /// The same with what [`Terms::of`] has said of it, since when the target stands still.
+    ///
+    /// # Errors
+    /// The socket is as it was.
+    pub fn lock_as(socket: OwnedFd, terms: Terms) -> Result<Self> {
+        let Terms { filter, filtered, repair, reuse } = terms;
+        // From here on a failure undoes what was done.
+        let mut lock = Self { socket: Some(socket), filter, filtered: false, repair: false, reuse };
+        let Some(fd) = lock.socket.as_ref().map(AsFd::as_fd) else { return Ok(lock) };
+        if filtered {
+            socket::attach_filter(fd, &DROP_ALL).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
+            lock.filtered = true;
+        }
+        if repair {
+            // The peer need not wait for it until the end of the lock. Not in every state; then it is not due.
+            let _ = tcp_repair::send_delayed_acknowledgement(fd);
+            tcp_repair::enter(fd).map_err(failed("TCP", "TCP_REPAIR"))?;
+            lock.repair = true;
         }
         Ok(lock)
     }
@@ -64,23 +103,6 @@ impl NetLock {
         let reuse = socket::int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR)
             .map_err(failed("TCP", "SO_REUSEADDR"))?;
         Ok(Self { socket: Some(socket), filter: Vec::new(), filtered: false, repair: false, reuse })
-    }
-
-    fn attach(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
-        let locked = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_LOCK_FILTER).unwrap_or(0);
-        if locked != 0 {
-            return Ok(());
-        }
-        // EACCES: an eBPF program, which could not be put back. Both cases rely on the packet filter of the host alone.
-        match socket::filter(fd) {
-            Ok(own) if is_ours(&own) => {}
-            Ok(own) => self.filter = own,
-            Err(Errno::EACCES) => return Ok(()),
-            Err(e) => return Err(failed("TCP", "SO_GET_FILTER")(e)),
-        }
-        socket::attach_filter(fd, &DROP_ALL).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
-        self.filtered = true;
-        Ok(())
     }
 
     /// The locked socket.
@@ -108,13 +130,6 @@ impl NetLock {
         self.filtered
     }
 
-    /// The socket and what was changed of it, unless that is nothing.
-    pub fn terms(&self) -> Option<(BorrowedFd<'_>, Terms)> {
-        let Self { filter, filtered, repair, reuse, .. } = self;
-        let terms = Terms { filter: filter.clone(), filtered: *filtered, repair: *repair, reuse: *reuse };
-        self.fd().filter(|_| terms.filtered || terms.repair).map(|fd| (fd, terms))
-    }
-
     /// The same lock in other hands: whoever drops it first unlocks the socket.
     pub fn of_terms(socket: OwnedFd, terms: Terms) -> Self {
         let Terms { filter, filtered, repair, reuse } = terms;
@@ -125,6 +140,13 @@ impl NetLock {
     pub fn is_as_left(&self) -> bool {
         let untouched = |fd| !self.filtered || socket::filter(fd).is_ok_and(|filter| filter == DROP_ALL);
         self.fd().is_some_and(untouched)
+    }
+
+    /// Whether it was taken off halfway at most: by somebody who has the socket as well and was killed meanwhile.
+    pub fn is_left(&self) -> bool {
+        let ours = |filter: &[u64]| filter == DROP_ALL || filter == ONLY_MARKED;
+        let ours = |fd| !self.filtered || socket::filter(fd).is_ok_and(|filter| ours(&filter));
+        self.fd().is_some_and(ours)
     }
 
     /// Leaves the socket locked for good: the last close of it is silent.

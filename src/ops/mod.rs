@@ -35,6 +35,7 @@ pub mod spool;
 mod standstill;
 pub mod status;
 pub mod supervisor;
+mod surety;
 mod systemd;
 pub mod target;
 pub mod verify;

@@ -312,9 +312,8 @@ impl Live<'_> {
         self.network.before_freeze(root);
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map_or_else(|| mappings(root), Tree::mappings);
-        let network = &mut self.network;
-        let let_go = |locks, model: &Model| network.let_go(locks, model);
-        let (frozen, mut collection) = standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), let_go)?;
+        let (frozen, mut collection) =
+            standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), &mut self.network)?;
         self.network.locked(std::mem::take(&mut collection.locks), &collection.model);
         Ok((frozen, collection))
     }

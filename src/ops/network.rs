@@ -18,7 +18,8 @@
 //! nothing overtakes it. On a roll-back the addresses come back, are announced, and the source injects what it has kept. A
 //! source that dies is stood in for by a guard, which cannot inject, but gives sockets and addresses back.
 
-use crate::companion::lock_guard::Guard;
+use super::standstill::Connections;
+use super::surety::Surety;
 use crate::failure::Failure;
 use crate::image::{Model, Pid};
 use crate::net::address::Place;
@@ -26,11 +27,12 @@ use crate::net::announce::Announcer;
 use crate::net::capture::Capture;
 use crate::net::flows::{Flows, Reach};
 use crate::net::gate::{self, Gate};
-use crate::net::lock::{self, NetLock};
+use crate::net::lock::{self, NetLock, Terms};
 use crate::net::nft::{self, Lifetime, PacketLock};
 use crate::net::segment::Injector;
 use crate::net::{self, packet};
 use crate::proc::table::Table;
+use crate::trace::freeze::Frozen;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -72,7 +74,7 @@ pub(super) struct Leaving {
     came_back: Vec<Place>,
     announcers: Vec<(Place, Announcer)>,
     /// Gives everything back if this program dies.
-    guard: Option<Guard>,
+    surety: Surety,
 }
 
 /// Sockets that keep packets and give them to the stack.
@@ -142,16 +144,15 @@ impl Leaving {
     pub fn before_freeze(&mut self, root: Pid) {
         let seen = Table::around(root).map(|table| gate::look(&table.tree(root))).unwrap_or_default();
         self.flows = seen.flows.clone();
-        if self.guard.is_none() && !(self.flows.is_empty() && self.addresses.is_empty()) {
-            let guard = Guard::start();
-            let warn = |error: &std::io::Error| tracing::warn!(%error, "connections stay locked if this program dies");
-            self.guard = guard.inspect_err(warn).ok();
+        if !(self.flows.is_empty() && self.addresses.is_empty()) {
+            self.surety.start();
         }
         let Some(keeper) = &mut self.keeper else { return };
         if let Err(error) = keeper.capture.arm(&seen.flows.ports()) {
             tracing::warn!(%error, "what peers send in the pause is not kept");
             return;
         }
+        self.surety.gates(&seen.listeners);
         let gate = Gate::close(&seen);
         gate.wait_until_drained(DRAIN_MAX);
         self.gate = Some(gate);
@@ -163,22 +164,6 @@ impl Leaving {
         self.gate = None;
         self.flows = Flows::of(model);
         self.locks = locks;
-        self.tell_guard(|guard, leaving| guard.locked(&leaving.locks));
-    }
-
-    fn tell_guard(&self, tell: impl FnOnce(&Guard, &Self) -> std::io::Result<()>) {
-        if let Some(guard) = &self.guard
-            && let Err(error) = tell(guard, self)
-        {
-            tracing::warn!(%error, "nobody gives connections back if this program dies");
-        }
-    }
-
-    /// The tree cannot be read in the state it is in, goes on, and is stopped again.
-    pub fn let_go(&mut self, locks: Vec<NetLock>, model: &Model) {
-        self.flows = Flows::of(model);
-        self.locks = locks;
-        self.unlock();
     }
 
     /// The addresses leave this host.
@@ -188,7 +173,7 @@ impl Leaving {
     pub fn give_up_addresses(&mut self) -> Result<(), Failure> {
         for place in std::mem::take(&mut self.addresses) {
             // Told before: the guard puts back only what is not there.
-            self.tell_guard(|guard, _| guard.removed(&place));
+            self.surety.removes(&place);
             place.remove().map_err(|e| Failure::of("an address cannot be moved", &e))?;
             self.removed.push(place);
         }
@@ -227,13 +212,12 @@ impl Leaving {
     /// The original stays as it is from here on, even if this program ends: only [`Leaving::resume`] frees it.
     pub fn hold(&mut self) {
         self.held = true;
-        self.tell_guard(|guard, _| guard.hold());
+        self.surety.hold();
     }
 
     /// A hand on the guard of sockets and addresses, for whoever decides when this program is dead; before [`Leaving::hold`].
     pub fn lend_guard(&mut self) -> Option<OwnedFd> {
-        let warn = |error: &std::io::Error| tracing::warn!(%error, "a guardian could not give connections back");
-        self.guard.as_mut()?.lend().inspect_err(warn).ok()?
+        self.surety.lend()
     }
 
     /// The sockets go on here, with everything they have missed.
@@ -266,7 +250,7 @@ impl Leaving {
         if let Err(error) = outcome {
             tracing::error!("a TCP socket stays locked: {error}");
         }
-        self.tell_guard(|guard, _| guard.forget());
+        self.surety.given_back();
     }
 
     /// The target runs elsewhere and its original has ended: the last close of its sockets must be silent.
@@ -298,6 +282,18 @@ impl Leaving {
         }
         keeper.rest();
         Ok(())
+    }
+}
+
+impl Connections for Leaving {
+    fn locks(&mut self, frozen: &mut Frozen, sockets: &[(BorrowedFd<'_>, Terms)]) {
+        self.surety.locks(frozen, sockets);
+    }
+
+    fn let_go(&mut self, locks: Vec<NetLock>, model: &Model) {
+        self.flows = Flows::of(model);
+        self.locks = locks;
+        self.unlock();
     }
 }
 

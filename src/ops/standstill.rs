@@ -8,9 +8,10 @@ use crate::blocker::{Blocker, Code, codes};
 use crate::collect::{self, Collection, Policy, mm::Mappings};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::{Model, Pid};
-use crate::net::lock::NetLock;
+use crate::net::lock::{NetLock, Terms};
 use crate::trace::freeze::Frozen;
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// What a program changes by itself when it runs.
@@ -22,9 +23,17 @@ const ATTEMPTS: u32 = 8;
 /// How long it runs before it is stopped a second time; then twice as long each time, 0.25 s in all.
 const FIRST_RUN: Duration = Duration::from_millis(2);
 
+/// What happens to TCP sockets of a target beside their being read.
+pub trait Connections {
+    /// These are about to be locked, see [`collect::Surety`].
+    fn locks(&mut self, frozen: &mut Frozen, sockets: &[(BorrowedFd<'_>, Terms)]);
+
+    /// The tree cannot be read in the state it is in, and goes on: it gets them back before.
+    fn let_go(&mut self, locks: Vec<NetLock>, model: &Model);
+}
+
 /// Stops the tree of `root` and reads it. `processes`: those of it that are known, see [`Frozen::tree_of`]. `known`: see
-/// [`collect::collect_known`]. `stopped` is called each time it stands;
-/// `let_go` gives TCP sockets back before it goes on once more.
+/// [`collect::collect`]. `stopped` is called each time it stands.
 ///
 /// # Errors
 /// It cannot be stopped or read; something is in the way, all of which is named. The target runs.
@@ -33,7 +42,7 @@ pub fn reach(
     policy: &Policy,
     known: &HashMap<Pid, Mappings>,
     mut stopped: impl FnMut(&Frozen) -> Result<()>,
-    mut let_go: impl FnMut(Vec<NetLock>, &Model),
+    connections: &mut impl Connections,
 ) -> Result<(Frozen, Collection)> {
     let running = |failure: Failure| failure.target(TargetState::Running);
     let mut pause = FIRST_RUN;
@@ -43,7 +52,8 @@ pub fn reach(
         let mut frozen = Frozen::tree_of(root, processes)
             .map_err(|e| running(Failure::of(format!("cannot stop process {root}"), &e)))?;
         stopped(&frozen)?;
-        let collection = match collect::collect_known(&mut frozen, policy, known) {
+        let mut surety = |frozen: &mut Frozen, sockets: &[(BorrowedFd<'_>, Terms)]| connections.locks(frozen, sockets);
+        let collection = match collect::collect(&mut frozen, policy, known, &mut surety) {
             // It was ending when it was stopped.
             Err(error) if error.is_gone() && attempt < ATTEMPTS => {
                 tracing::debug!(attempt, %error, "a process ends in this moment");
@@ -59,7 +69,7 @@ pub fn reach(
         }
         // Its sockets are let go before itself.
         let Collection { blockers, locks, model, .. } = collection;
-        let_go(locks, &model);
+        connections.let_go(locks, &model);
         frozen.thaw().map_err(|e| Failure::of("the target could not be released", &e))?;
         if attempt == ATTEMPTS || !pass_by_themselves(&blockers) {
             return Err(running(Failure::blocked("the target cannot be saved as it is", blockers)));

@@ -152,6 +152,7 @@ impl Frozen {
     /// # Errors
     /// When a process cannot be signalled; those before it are held.
     pub fn hold(&mut self) -> Result<()> {
+        self.notice_taken_holds();
         for process in self.processes.iter_mut().filter(|p| !p.zombie && p.stopped_by.is_none() && !p.held) {
             let pid = nix::unistd::Pid::from_raw(process.pid.0);
             // To the process, not to a thread: whichever thread is the first to look takes it for all.
@@ -163,6 +164,17 @@ impl Frozen {
             process.held = true;
         }
         Ok(())
+    }
+
+    /// Process ids of those who have not ended.
+    pub fn living(&self) -> Vec<Pid> {
+        self.processes.iter().filter(|process| !process.zombie).map(|process| process.pid).collect()
+    }
+
+    /// Those among them who are not in a stop of their own: whom [`Frozen::hold`] holds.
+    pub fn to_be_held(&self) -> Vec<Pid> {
+        let runs = |process: &&FrozenProcess| !process.zombie && process.stopped_by.is_none();
+        self.processes.iter().filter(runs).map(|process| process.pid).collect()
     }
 
     /// Lets every task go into a group stop, as by SIGSTOP.
@@ -219,7 +231,6 @@ impl Frozen {
         for process in &mut self.processes {
             first = first.and(process.remove_scratch());
         }
-        self.notice_taken_holds();
         // Those that have met their signal in a call of ours get another.
         first = first.and(self.hold());
         for mut process in self.processes.drain(..) {

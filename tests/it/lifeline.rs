@@ -23,7 +23,7 @@ const COUNTERS: usize = 11;
 const BY_SIGNAL: [(usize, Signal); 3] = [(5, Signal::SIGUSR1), (6, Signal::SIGUSR2), (7, Signal::SIGHUP)];
 
 /// Any step of the target has come in this time, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Target {
     dir: tempfile::TempDir,
@@ -127,7 +127,7 @@ impl Drop for Target {
     }
 }
 
-fn wait(what: &str, done: impl Fn() -> bool) {
+pub fn wait(what: &str, done: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < end, "{what} has not come");
@@ -136,8 +136,10 @@ fn wait(what: &str, done: impl Fn() -> bool) {
 }
 
 /// A command that is stopped at the entry of each of its system calls.
-struct Traced {
+pub struct Traced {
     child: Child,
+    /// The system calls that count.
+    acts: &'static [i64],
     /// Threads, and whether each is within a call.
     threads: BTreeMap<Pid, bool>,
     /// The calls that were entered since the target was seized.
@@ -146,7 +148,7 @@ struct Traced {
 }
 
 impl Traced {
-    fn start(mut command: Command, log: &Path) -> Self {
+    pub fn start(mut command: Command, log: &Path, acts: &'static [i64]) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", "kill -STOP $$; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
@@ -162,11 +164,11 @@ impl Traced {
         waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
         ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE).unwrap();
         kill(pid, Signal::SIGCONT).unwrap();
-        Self { child, threads: BTreeMap::from([(pid, false)]), calls: 0, seized: false }
+        Self { child, acts, threads: BTreeMap::from([(pid, false)]), calls: 0, seized: false }
     }
 
     /// Lets it run until it enters call `n` (counted from 1) after it has seized something; whether it came there.
-    fn until(&mut self, n: usize) -> bool {
+    pub fn until(&mut self, n: usize) -> bool {
         let end = Instant::now() + PATIENCE;
         while !self.threads.is_empty() {
             assert!(Instant::now() < end, "it does not end: {}", self.state());
@@ -204,8 +206,7 @@ impl Traced {
         let regs = ptrace::getregs(pid).unwrap();
         let call = regs.orig_rax as i64;
         self.seized |= call == libc::SYS_ptrace && regs.rdi == 0x4206;
-        let acts = [libc::SYS_ptrace, libc::SYS_process_vm_writev, libc::SYS_process_vm_readv, libc::SYS_pwrite64];
-        let counts = *within && self.seized && acts.contains(&call);
+        let counts = *within && self.seized && self.acts.contains(&call);
         self.calls += usize::from(counts);
         counts
     }
@@ -245,7 +246,7 @@ fn command(target: &Target, name: &str, n: usize) -> Command {
     command
 }
 
-fn root() -> bool {
+pub fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         eprintln!("skipped: needs root");
@@ -256,6 +257,9 @@ fn root() -> bool {
 /// So many commands that are killed in the first call or the last, which are made from the vDSO, leave no room there for the
 /// next (migrate-security(7)).
 const KILLS: usize = 3;
+
+/// The system calls by which something is done to a target.
+const ACTS: &[i64] = &[libc::SYS_ptrace, libc::SYS_process_vm_writev, libc::SYS_process_vm_readv, libc::SYS_pwrite64];
 
 /// Is killed at every `stride`th system call by which it does something to the target, beginning with `first`.
 fn killed_at_calls(case: &str, name: &str, first: usize, stride: usize) {
@@ -268,7 +272,7 @@ fn killed_at_calls(case: &str, name: &str, first: usize, stride: usize) {
             (mappings, kills) = (target.mappings(), 0);
         }
         let log = target.path("log");
-        let mut traced = Traced::start(command(&target, name, n), &log);
+        let mut traced = Traced::start(command(&target, name, n), &log, ACTS);
         let when = format!("{name} ({case}), killed at its call {n}");
         if std::env::var_os("LIFELINE_TRACE").is_some() {
             eprintln!("{when}");
@@ -302,7 +306,7 @@ fn remove(dir: &Path) {
 }
 
 /// All of them, each in its turn: `MIGRATE_STRIDE=1`. Else some, others each time.
-fn stride(usual: usize) -> (usize, usize) {
+pub fn stride(usual: usize) -> (usize, usize) {
     let stride = std::env::var("MIGRATE_STRIDE").ok().and_then(|s| s.parse().ok()).unwrap_or(usual);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     (1 + now.subsec_micros() as usize % stride, stride)
@@ -366,16 +370,16 @@ fn commands_that_are_killed_at_any_time() {
 }
 
 /// xorshift64*, seeded by the clock.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         Self(now.as_nanos() as u64 | 1)
     }
 
     /// Between 0 and 1.
-    fn part(&mut self) -> f64 {
+    pub fn part(&mut self) -> f64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -15,6 +15,7 @@ mod hooks;
 mod hostile;
 mod leftovers;
 mod lifeline;
+mod lifeline_tcp;
 mod manual;
 mod moves;
 mod networks;

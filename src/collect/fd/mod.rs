@@ -38,6 +38,7 @@ pub mod socket;
 pub mod socket_preflight;
 pub mod sockets;
 pub mod tcp;
+pub mod tcp_sockets;
 pub mod udp;
 pub mod unix;
 
@@ -90,7 +91,8 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
     sockets::finish(cx, &mut state)?;
     epoll::finish(cx, &mut state)?;
     lock::collect(cx, &state);
-    Ok(())
+    // The last of all, without a call in the target after it.
+    tcp_sockets::finish(cx, &mut state)
 }
 
 fn file(cx: &mut Cx<'_>, state: &mut State, id: FileId) -> Result<File> {

@@ -41,7 +41,7 @@ struct Seen {
 ///
 /// # Errors
 /// `/proc` cannot be read.
-pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<Vec<Blocker>> {
+pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<(Vec<Blocker>, bool)> {
     let pids: HashSet<Pid> = tree.iter().map(ProcDir::pid).collect();
     let mut found = Vec::new();
     let mut pipes: BTreeMap<(u64, u64), Ends> = BTreeMap::new();
@@ -74,7 +74,7 @@ pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<Vec<Blocker>> {
         found.extend(terminals.outside(&pids, root, &mut buf)?);
     }
     found.extend(pipes_outside(&pipes, &pids, root, policy, &mut buf)?);
-    Ok(found)
+    Ok((found, sockets.tcp > 0))
 }
 
 /// A descriptor that was closed, or whose process has ended, meanwhile is none.

@@ -17,6 +17,8 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Sockets of a tree, seen in passing.
 #[derive(Debug, Default)]
 pub struct Sockets {
+    /// TCP sockets, each counted once.
+    pub tcp: usize,
     seen: HashSet<u64>,
     /// UNIX sockets by network namespace, with the object's name and who it was connected by.
     unix: HashMap<u64, (OwnedFd, Vec<Unix>)>,
@@ -44,6 +46,7 @@ impl Sockets {
             return vec![blocker];
         }
         if identity.family() == Family::Tcp {
+            self.tcp += 1;
             return tcp::preflight(socket, policy.tcp, object).unwrap_or_default();
         }
         if identity.family() == Family::Unix

@@ -2,18 +2,15 @@
 
 use super::set::Description;
 use super::views::{mnt_of, path_ref};
-use super::{State, netlink, socket as common, tcp, udp, unix};
+use super::{State, netlink, socket as common, tcp_sockets, udp, unix};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{Cx, Error, Result};
 use crate::image::fd::FileKind;
-use crate::image::fd::tcp::TcpState;
 use crate::image::fd::unix::{Node, UnixState};
 use crate::image::ns::NsKind;
 use crate::image::{Bytes, FileId, NsId, NsPid, Pid, UnixId};
-use crate::net::lock::NetLock;
-use crate::net::segment::raw_address;
 use crate::net::{self, namespace};
-use crate::ops::options::{ExternalUnix, Tcp as TcpPolicy};
+use crate::ops::options::ExternalUnix;
 use crate::proc::ProcDir;
 use crate::sys::{Errno, sock_diag, socket};
 use common::Family;
@@ -28,6 +25,8 @@ pub struct Sockets {
     unix: HashMap<NsId, HashMap<u32, sock_diag::Unix>>,
     /// Those of the tree, with their description.
     seen: Vec<(FileId, NsId, unix::Seen)>,
+    /// TCP sockets of the tree.
+    pub(super) tcp: Vec<tcp_sockets::Noted>,
 }
 
 /// A socket of any family. `None`: a blocker was noted.
@@ -41,7 +40,7 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
     }
     let Some(net) = namespace_of(cx, fd.as_fd(), &object)? else { return Ok(None) };
     let kind = match identity.family() {
-        Family::Tcp => collect_tcp(cx, state, id, fd, net),
+        Family::Tcp => tcp_sockets::note(cx, state, id, fd, net),
         Family::Unix => collect_unix(cx, state, id, fd, net),
         Family::Udp => {
             let found = common::preflight(fd.as_fd(), &object);
@@ -58,6 +57,11 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
             return Ok(None);
         }
     };
+    unless_unsupported(cx, &object, kind)
+}
+
+/// What a socket is, or a blocker where it is something that cannot be saved.
+pub(super) fn unless_unsupported<T>(cx: &mut Cx<'_>, object: &str, kind: Result<Option<T>>) -> Result<Option<T>> {
     match kind {
         Err(Error::Socket { error: net::Error::Unsupported { kind, reason }, .. }) => {
             let code = match kind {
@@ -93,62 +97,8 @@ fn namespace_of(cx: &mut Cx<'_>, fd: BorrowedFd<'_>, object: &str) -> Result<Opt
     Ok(known.map(|(n, _)| NsId::from(n)))
 }
 
-fn system(operation: &'static str, object: &str, errno: Errno) -> Error {
+pub(super) fn system(operation: &'static str, object: &str, errno: Errno) -> Error {
     Error::System { operation, object: object.to_owned(), errno }
-}
-
-fn collect_tcp(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd, net: NsId) -> Result<Option<FileKind>> {
-    let d = &state.set[id];
-    let object = d.object();
-    let failed = |error| Error::Socket { object: object.clone(), error };
-    let policy = cx.policy.tcp;
-    let blockers = tcp::preflight(fd.as_fd(), policy, &object).map_err(failed)?;
-    if !blockers.is_empty() {
-        cx.blockers.extend(blockers);
-        return Ok(None);
-    }
-    let duplicate =
-        fd.try_clone().map_err(|e| system("dup", &object, Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
-    let lock = match policy {
-        TcpPolicy::Keep => NetLock::lock(duplicate),
-        TcpPolicy::Close | TcpPolicy::Refuse => NetLock::look(duplicate),
-    };
-    let lock = match lock {
-        Err(net::Error::Kernel { errno: Errno::EPERM, .. }) => {
-            cx.blockers.push(Blocker::new(codes::TCP_REPAIR, object));
-            return Ok(None);
-        }
-        lock => lock.map_err(failed)?,
-    };
-    let waiting = tcp::pending(fd.as_fd()).map_err(failed)?;
-    if waiting > 0 && policy == TcpPolicy::Keep {
-        let reason = format!("{waiting} connection(s) wait in its queue");
-        cx.blockers.push(Blocker::new(codes::ACCEPT_QUEUE, &*object).because(reason));
-    }
-    let mut tcp = tcp::read(&lock, net, policy).map_err(failed)?;
-    if matches!(tcp.state, TcpState::Connecting) {
-        let dir = ProcDir::open(d.pid)?;
-        let file = if tcp.v6 { "tcp6" } else { "tcp" };
-        let all = dir.net_inet(file, &mut cx.buf)?;
-        let Some(peer) = all.iter().find(|s| s.inode == d.stat.st_ino) else {
-            cx.blockers.push(Blocker::new(codes::TCP_STATE, object));
-            return Ok(None);
-        };
-        tcp.peer = Bytes(raw_address(peer.remote));
-    }
-    cx.locks.push(lock);
-    if cx.locks.len().is_multiple_of(256) {
-        allow_many(&object)?;
-    }
-    Ok(Some(FileKind::Tcp(tcp)))
-}
-
-/// Every locked socket is a descriptor of ours.
-fn allow_many(object: &str) -> Result<()> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let failed = |errno| system("setrlimit of our own open files", object, errno);
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
-    if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed) } else { Ok(()) }
 }
 
 fn collect_unix(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd, net: NsId) -> Result<Option<FileKind>> {

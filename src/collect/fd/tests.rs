@@ -65,7 +65,7 @@ impl Target {
 
     pub(crate) fn collected_with(&self, policy: &Policy) -> Collection {
         let mut frozen = Frozen::tree(self.pid()).unwrap();
-        let collection = collect(&mut frozen, policy).unwrap();
+        let collection = collect(&mut frozen, policy, HashMap::new(), &mut |_, _| {}).unwrap();
         frozen.thaw().unwrap();
         collection
     }
@@ -188,10 +188,11 @@ fn what_ends_outside_is_named() {
     // Our own end does not count as outside, so somebody else has to hold it.
     let holder = clean("sleep", &["1000"]).stdout(writer).spawn();
     std::thread::sleep(std::time::Duration::from_millis(200));
-    let before = preflight(&[crate::proc::ProcDir::open(pid).unwrap()], &Policy::default()).unwrap();
+    let before = preflight(&[crate::proc::ProcDir::open(pid).unwrap()], &Policy::default()).unwrap().0;
     let mut frozen = Frozen::tree(pid).unwrap();
-    let refused = collect(&mut frozen, &Policy::default());
-    let allowed = collect(&mut frozen, &Policy { allow_external_stdio: true, ..Policy::default() });
+    let refused = collect(&mut frozen, &Policy::default(), HashMap::new(), &mut |_, _| {});
+    let external = Policy { allow_external_stdio: true, ..Policy::default() };
+    let allowed = collect(&mut frozen, &external, HashMap::new(), &mut |_, _| {});
     let thawed = frozen.thaw();
     let mut holder = holder.unwrap();
     for child in [&mut child, &mut holder] {
@@ -230,7 +231,7 @@ at(13, c.inotify_init1(0)); ok(c.inotify_add_watch(13, b".", 0xfff)); open("x", 
     assert_eq!(codes_of(11), [codes::PIDFD_OUTSIDE]);
     assert_eq!(codes_of(12), [codes::PROC_OUTSIDE]);
     assert_eq!(codes_of(13), [codes::INOTIFY_EVENTS]);
-    let before = preflight(&[crate::proc::ProcDir::open(target.pid()).unwrap()], &Policy::default()).unwrap();
+    let before = preflight(&[crate::proc::ProcDir::open(target.pid()).unwrap()], &Policy::default()).unwrap().0;
     assert!(
         before.iter().any(|b| b.code == codes::USERFAULTFD) && before.iter().any(|b| b.code == codes::PIDFD_OUTSIDE)
     );

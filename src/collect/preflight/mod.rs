@@ -34,6 +34,8 @@ pub struct Findings {
     pub threads: u32,
     /// Resident memory, bytes; pages that several processes have count for each.
     pub memory_bytes: u64,
+    /// It has TCP sockets.
+    pub tcp: bool,
     /// What a person should know, though it is not in the way.
     pub warnings: Vec<String>,
 }
@@ -66,7 +68,7 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
     let members: Vec<Member<'_>> = living.into_iter().zip(&dirs).map(|(row, dir)| Member { row, dir }).collect();
     let mut buf = Vec::new();
     let mut shared = memory::Shared::default();
-    let of_descriptors = fd::preflight(&dirs, policy)?;
+    let (of_descriptors, tcp) = fd::preflight(&dirs, policy)?;
     let depth = memory::Depth::fitting(&members, &of_descriptors);
     for member in &members {
         let mut look = || -> proc::Result<()> {
@@ -89,6 +91,7 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
         blockers,
         processes: u32::try_from(rows.len()).unwrap_or(u32::MAX),
         threads: u32::try_from(threads).unwrap_or(u32::MAX),
+        tcp,
         warnings: ipc::left_behind(processes)?,
         memory_bytes: rows.iter().filter_map(|row| row.memory).map(|m| m.rss).sum(),
     })

@@ -9,8 +9,9 @@ pub(super) mod place;
 mod snapshot;
 mod writing;
 
-use super::options::{AfterDump, Compress, DumpOptions, Stdio, Track};
+use super::options::{AfterDump, Compress, DumpOptions, Stdio, Tcp, Track};
 use super::outcome::{Outcome, State, Where};
+use super::surety::Surety;
 use super::systemd::HeldUnits;
 use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, supervisor, target};
 use crate::blocker::{Blocker, codes};
@@ -70,6 +71,10 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         return Ok(outcome);
     }
     let held = hold(options, &resolved)?;
+    let mut surety = Surety::default();
+    if findings.tcp && policy.tcp == Tcp::Keep {
+        surety.start();
+    }
     let job = Job {
         root,
         known: &resolved.processes,
@@ -81,12 +86,12 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     };
     let place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;
     let (place, model) = match options.snapshot {
-        true => snapshot::dump(options, &job, &policy, place, &mut outcome)?,
+        true => snapshot::dump(options, &job, &policy, place, &mut outcome, &mut surety)?,
         false => (place, None),
     };
     match model {
         Some(model) => complete(options, place, &model)?,
-        None => by_rounds(options, &job, &policy, place, places, &mut outcome)?,
+        None => by_rounds(options, &job, &policy, place, places, &mut outcome, &mut surety)?,
     }
     let warnings = held.map(HeldUnits::after_end).unwrap_or_default();
     warnings.into_iter().for_each(|warning| events.event(Event::Warning(warning)));
@@ -104,6 +109,7 @@ fn by_rounds(
     mut place: Place,
     places: Vec<address::Place>,
     outcome: &mut Outcome,
+    surety: &mut Surety,
 ) -> Result<()> {
     let taken = match Taken::of(job.root) {
         // Without rounds everything is compared.
@@ -120,13 +126,13 @@ fn by_rounds(
         false => memory::run(job, &sink, &place, taken).map_err(|f| f.target(TargetState::Running))?,
     };
     interrupt::check().map_err(|failure| failure.target(TargetState::Running))?;
-    let mut paused = pause(options, job, policy, &place, &sink, &mut rounds, outcome)?;
+    let mut paused = pause((options, policy), job, &place, &sink, &mut rounds, outcome, surety)?;
     drop(sink);
     complete(options, place, &paused.model)?;
     paused.parts.end("image");
     if let Some(frozen) = paused.held.take() {
         let since = frozen.since;
-        finish(options, frozen, paused.locks, places, outcome)?;
+        finish(options, frozen, (paused.locks, surety), places, outcome)?;
         outcome.downtime = (options.after != AfterDump::End).then(|| since.elapsed());
     } else {
         // It has run since before the image was written.
@@ -232,13 +238,13 @@ struct Paused {
 
 /// The freeze and everything in it.
 fn pause(
-    options: &DumpOptions,
+    (options, policy): (&DumpOptions, &Policy),
     job: &Job<'_>,
-    policy: &Policy,
     place: &Place,
     sink: &Sink<'_>,
     rounds: &mut Rounds,
     outcome: &mut Outcome,
+    surety: &mut Surety,
 ) -> Result<Paused> {
     let running = |f: Failure| f.target(TargetState::Running);
     let known = std::mem::take(&mut rounds.mappings);
@@ -253,7 +259,7 @@ fn pause(
         fault::at(Point::DumpFrozen).map_err(injected)
     };
     let tree = (job.root, job.known);
-    let (frozen, collection) = standstill::reach(tree, policy, &known, stopped, |locks, _| drop(locks))?;
+    let (frozen, collection) = standstill::reach(tree, policy, &known, stopped, surety)?;
     let frozen_at = frozen.since;
     parts.end("state");
     interrupt::check().map_err(running)?;
@@ -310,7 +316,7 @@ fn counted(outcome: &mut Outcome, model: &Model) {
 fn finish(
     options: &DumpOptions,
     frozen: Frozen,
-    locks: Vec<NetLock>,
+    (locks, surety): (Vec<NetLock>, &Surety),
     places: Vec<address::Place>,
     outcome: &mut Outcome,
 ) -> Result<()> {
@@ -339,6 +345,8 @@ fn finish(
         }
         AfterDump::Stop => {
             drop(locks);
+            // Nobody is to continue it.
+            surety.forget();
             (outcome.state, outcome.place) = (State::Stopped, Where::Both);
             frozen.thaw_stopped().map_err(failed)
         }

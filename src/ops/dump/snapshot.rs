@@ -21,6 +21,7 @@ use crate::memory::{PageRange, RangeSet, Space};
 use crate::net::lock::NetLock;
 use crate::ops::options::{DumpOptions, ImagePlace};
 use crate::ops::outcome::{Outcome, Round, State, Where};
+use crate::ops::surety::Surety;
 use crate::ops::{Event, interrupt, standstill};
 use crate::proc::ProcDir;
 use crate::sys::eventfd::eventfd;
@@ -73,6 +74,7 @@ pub(super) fn dump(
     policy: &Policy,
     place: Place,
     outcome: &mut Outcome,
+    surety: &mut Surety,
 ) -> Result<(Place, Option<Model>)> {
     let running = |failure: Failure| failure.target(TargetState::Running);
     if let Some(taken) = Taken::of(job.root) {
@@ -80,7 +82,7 @@ pub(super) fn dump(
         taken.end();
     }
     let warn = |text: String| job.events.event(Event::Warning(text));
-    match attempt(job, policy, &place, outcome).map_err(running)? {
+    match attempt(job, policy, &place, outcome, surety).map_err(running)? {
         Attempt::Saved(model) => Ok((place, Some(*model))),
         Attempt::Unable(why) => {
             warn(format!("the memory cannot be write-protected: {why}; the instant is taken in rounds"));
@@ -99,12 +101,18 @@ pub(super) fn dump(
     }
 }
 
-fn attempt(job: &Job<'_>, policy: &Policy, place: &Place, outcome: &mut Outcome) -> Result<Attempt> {
+fn attempt(
+    job: &Job<'_>,
+    policy: &Policy,
+    place: &Place,
+    outcome: &mut Outcome,
+    surety: &mut Surety,
+) -> Result<Attempt> {
     if !is_possible() {
         return Ok(Attempt::Unable("that needs Linux 6.13".to_owned()));
     }
     let stop = eventfd(0).map_err(|e| Failure::of("cannot make an eventfd", &e))?;
-    let Standing { frozen, locks, mut parts, rest, snapshot } = match stand(job, policy, place)? {
+    let Standing { frozen, locks, mut parts, rest, snapshot } = match stand(job, policy, place, surety)? {
         Ok(standing) => standing,
         Err(why) => return Ok(Attempt::Unable(why)),
     };
@@ -123,6 +131,7 @@ fn attempt(job: &Job<'_>, policy: &Policy, place: &Place, outcome: &mut Outcome)
         let since = frozen.since;
         drop(locks);
         frozen.thaw().map_err(|e| Failure::of("cannot release the target", &e))?;
+        surety.given_back();
         parts.end("release");
         outcome.downtime = Some(since.elapsed());
         fault::at(Point::DumpSnapshot).map_err(injected)?;
@@ -178,7 +187,12 @@ fn save(job: &Job<'_>, place: &Place, snapshot: &Snapshot, rest: &Rest, outcome:
 }
 
 /// Stops the tree, reads it, protects its memory and copies the rest. The inner error: why that cannot be.
-fn stand(job: &Job<'_>, policy: &Policy, place: &Place) -> Result<std::result::Result<Standing, String>> {
+fn stand(
+    job: &Job<'_>,
+    policy: &Policy,
+    place: &Place,
+    surety: &mut Surety,
+) -> Result<std::result::Result<Standing, String>> {
     let known = mappings(job.known);
     let mut parts = Parts { last: Instant::now(), parts: Vec::new() };
     let mut told = false;
@@ -191,7 +205,7 @@ fn stand(job: &Job<'_>, policy: &Policy, place: &Place) -> Result<std::result::R
         fault::at(Point::DumpFrozen).map_err(injected)
     };
     let tree = (job.root, job.known);
-    let (mut frozen, collection) = standstill::reach(tree, policy, &known, stopped, |locks, _| drop(locks))?;
+    let (mut frozen, collection) = standstill::reach(tree, policy, &known, stopped, surety)?;
     parts.end("state");
     interrupt::check()?;
     let Collection { mut model, sources, locks, .. } = collection;

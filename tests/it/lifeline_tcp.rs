@@ -1,0 +1,253 @@
+//! Connections of a target outlive a `migrate` that is killed while it has them: neither the target nor its peers notice more than
+//! a pause, and new ones are taken.
+
+use crate::cli::migrate;
+use crate::lifeline::{PATIENCE, Random, Traced, root, stride, wait};
+use crate::moves::{Agent, on_host};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// An echo server with a child that shares its sockets. It ends at the first error of a socket.
+const SERVER: &str = "
+import os, socket, sys, threading, time
+listening = socket.socket()
+listening.bind(('127.0.0.1', 0))
+listening.listen(16)
+if os.fork() == 0:
+    time.sleep(1000)
+def serve(connection):
+    try:
+        while data := connection.recv(4096):
+            connection.sendall(data)
+    except OSError as error:
+        open(sys.argv[1] + '/failure', 'w').write(repr(error))
+def accept():
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except OSError as error:
+            open(sys.argv[1] + '/failure', 'w').write(repr(error))
+        threading.Thread(target=serve, args=(connection,), daemon=True).start()
+threading.Thread(target=accept, daemon=True).start()
+open(sys.argv[1] + '/port.new', 'w').write(str(listening.getsockname()[1]))
+os.rename(sys.argv[1] + '/port.new', sys.argv[1] + '/port')
+time.sleep(1000)
+";
+
+/// A peer that never stops asking.
+struct Peer {
+    answers: Arc<AtomicU64>,
+    failure: Arc<Mutex<Option<String>>>,
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Peer {
+    fn start(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut peer = Self { answers: Arc::default(), failure: Arc::default(), ends: Arc::default(), thread: None };
+        let (answers, failure, ends) = (peer.answers.clone(), peer.failure.clone(), peer.ends.clone());
+        let thread = std::thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                if let Err(error) = ask(&stream, answers.load(Ordering::Relaxed)) {
+                    *failure.lock().unwrap() = Some(error.to_string());
+                    return;
+                }
+                answers.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        peer.thread = Some(thread);
+        peer
+    }
+
+    fn is_answered(&self, server: &Server, when: &str) {
+        let before = self.answers.load(Ordering::Relaxed);
+        let end = Instant::now() + PATIENCE;
+        while self.answers.load(Ordering::Relaxed) < before + 3 {
+            let failure = (self.failure.lock().unwrap().clone(), fs::read_to_string(server.path("failure")).ok());
+            let states = server.states();
+            assert_eq!(failure, (None, None), "{when}: {states:?}");
+            assert!(Instant::now() < end, "{when}: nobody answers; {states:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Asks, and is answered the same.
+fn ask(mut stream: &TcpStream, question: u64) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&question.to_ne_bytes())?;
+    let mut answer = [0; 8];
+    stream.read_exact(&mut answer)?;
+    if u64::from_ne_bytes(answer) == question { Ok(()) } else { Err(std::io::Error::other("another answer")) }
+}
+
+struct Server {
+    dir: tempfile::TempDir,
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    fn start() -> Option<Self> {
+        if !root() {
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("lifeline-").tempdir().unwrap();
+        let mut command = Command::new("setsid");
+        command.args(["python3", "-c", SERVER]).arg(dir.path());
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let port = dir.path().join("port");
+        wait("it listens", || port.exists());
+        let port = fs::read_to_string(port).unwrap().parse().unwrap();
+        Some(Self { dir, child, port })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Processes of the server, wherever they are now.
+    fn pids(&self) -> Vec<i32> {
+        let mark = self.dir.path().as_os_str().as_encoded_bytes().to_vec();
+        let all = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let is = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == mark)
+        };
+        all.filter(is).collect()
+    }
+
+    /// The first process of the tree.
+    fn root(&self) -> Option<i32> {
+        let pids = self.pids();
+        let parent = |pid: &i32| -> Option<i32> {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+        };
+        pids.iter().copied().find(|pid| !parent(pid).is_some_and(|parent| pids.contains(&parent)))
+    }
+
+    fn states(&self) -> Vec<String> {
+        let state = |pid: &i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status
+                .lines()
+                .filter(|line| line.starts_with("State") || line.contains("Pnd"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        self.pids().iter().map(state).collect()
+    }
+
+    /// Old connections work, and new ones.
+    fn serves(&self, peer: &Peer, when: &str) {
+        peer.is_answered(self, when);
+        let new = TcpStream::connect_timeout(&([127, 0, 0, 1], self.port).into(), PATIENCE);
+        new.and_then(|new| ask(&new, 7)).unwrap_or_else(|error| panic!("{when}: a new connection: {error}"));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        for pid in self.pids() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// The calls by which connections are locked, given back, and told of, and by which the target is held.
+const ACTS: &[i64] = &[libc::SYS_setsockopt, libc::SYS_sendmsg, libc::SYS_kill];
+
+#[test]
+fn a_dump_that_is_killed_at_any_call_gives_connections_back() {
+    let Some(server) = Server::start() else { return };
+    let peer = Peer::start(server.port);
+    server.serves(&peer, "before");
+    let (mut n, stride) = stride(3);
+    let mut killed = 0;
+    loop {
+        let image = server.path(&format!("image-{n}"));
+        let pid = server.child.id().to_string();
+        let command = migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--tcp", "keep"]);
+        let mut traced = Traced::start(command, &server.path("log"), ACTS);
+        if !traced.until(n) {
+            let said = fs::read_to_string(server.path("log")).unwrap();
+            assert!(image.exists() || said.contains("did not stop within"), "{said}");
+            server.serves(&peer, &format!("at the end: {said}"));
+            if image.exists() {
+                break;
+            }
+            continue;
+        }
+        drop(traced);
+        killed += 1;
+        server.serves(&peer, &format!("killed at its call {n}"));
+        n += stride;
+    }
+    assert!(killed > 20 / stride, "{killed}");
+}
+
+#[test]
+fn a_dump_and_a_move_that_are_killed_at_any_time_give_connections_back() {
+    let Some(server) = Server::start() else { return };
+    let peer = Peer::start(server.port);
+    let mut random = Random::new();
+    let (here, there) = (server.path("here"), server.path("there"));
+    let agent = Agent::start(&there, &format!("unix:{}", server.path("agent").display()));
+    for name in ["dump", "move"] {
+        let mut usual = None;
+        for n in 0..20 {
+            // It may have moved.
+            let Some(pid) = server.root() else { panic!("{name} {n}: it is gone") };
+            let image = server.path(&format!("image-{name}-{n}"));
+            let mut command = match name {
+                "dump" => migrate(&[
+                    "dump",
+                    &pid.to_string(),
+                    "-D",
+                    image.to_str().unwrap(),
+                    "--leave-running",
+                    "--tcp",
+                    "keep",
+                ]),
+                _ => {
+                    let mut command = on_host(&here);
+                    command.args(["move", &pid.to_string(), &agent.address]);
+                    command
+                }
+            };
+            let began = Instant::now();
+            let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let mut when = format!("after {name}");
+            if let Some(usual) = usual {
+                // The pause is in the second half.
+                let after = Duration::mul_f64(usual, 0.4 + 0.6 * random.part());
+                std::thread::sleep(after);
+                when = format!("{name} {n}, killed after {after:?} of {usual:?}");
+                child.kill().unwrap();
+                child.wait().unwrap();
+            } else {
+                assert!(child.wait().unwrap().success(), "{name}");
+                usual = Some(began.elapsed());
+            }
+            server.serves(&peer, &when);
+        }
+    }
+}
