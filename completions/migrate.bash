@@ -395,7 +395,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__dump)
-            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --dry-run --force --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --parent --leave-running --leave-stopped --stop-first --snapshot --dry-run --force --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

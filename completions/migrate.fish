@@ -224,6 +224,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand dump" -l stream -d 'The 
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l leave-running -d 'Let the target run on'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l stop-first -d 'Stop the target before the first page is read: one copy, a longer pause'
+complete -c migrate -n "__fish_migrate_using_subcommand dump" -l snapshot -d 'Save one instant behind the running target'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l dry-run -d 'Only say what stands in the way, if anything'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -l force -d 'Replace an image that is already there'
 complete -c migrate -n "__fish_migrate_using_subcommand dump" -s v -d 'Say more on standard error; -vv says everything'

@@ -35,6 +35,8 @@ points! {
     DumpFrozen = "dump-frozen",
     /// The model is complete.
     DumpCollected = "dump-collected",
+    /// The target runs on, its memory is protected and not saved yet.
+    DumpSnapshot = "dump-snapshot",
     /// Memory contents are written.
     DumpPages = "dump-pages",
     /// The image is about to be completed.

@@ -71,6 +71,12 @@ impl UserRegs {
     }
 }
 
+/// Stack pointer and base of the thread area (`fs`), of registers as the kernel gives them; 0 for one that is not there.
+pub fn stack_and_thread_area(general: &[u64]) -> (u64, u64) {
+    let word = |offset: usize| general.get(offset / size_of::<u64>()).copied().unwrap_or(0);
+    (word(std::mem::offset_of!(UserRegs, rsp)), word(std::mem::offset_of!(UserRegs, fs_base)))
+}
+
 /// The rights of a thread to protection keys, out of its XSAVE area (standard format); `None` on a processor without.
 pub fn pkru(xstate: &[u8]) -> Option<u32> {
     const PKRU: u32 = 9;

@@ -32,6 +32,14 @@ pub struct Args {
     /// Stop the target before the first page is read: one copy, a longer pause
     #[arg(long)]
     stop_first: bool,
+    /// Save one instant behind the running target
+    ///
+    /// The target stands still for milliseconds, in which its memory is write-protected; then it runs on. A write to a page that
+    /// is not saved yet waits until that page is. What cannot be protected (private mappings of files, shared memory, huge
+    /// pages of hugetlbfs) is copied before the target runs on. Where it gives memory back before that is saved, the instant is
+    /// taken anew, in rounds. Implies --leave-running.
+    #[arg(long, conflicts_with_all = ["stop_first", "leave_stopped"])]
+    snapshot: bool,
     /// Only say what stands in the way, if anything
     #[arg(long)]
     dry_run: bool,
@@ -68,12 +76,13 @@ impl Args {
             target: self.target.clone(),
             image: self.image.place(),
             parent: self.parent.clone(),
-            after: match (self.leave_running, self.leave_stopped) {
+            after: match (self.leave_running || self.snapshot, self.leave_stopped) {
                 (true, _) => AfterDump::Run,
                 (_, true) => AfterDump::Stop,
                 _ => AfterDump::End,
             },
             stop_first: self.stop_first,
+            snapshot: self.snapshot,
             memory: self.memory.options(),
             state: self.state.options(),
             dry_run: self.dry_run,

@@ -88,6 +88,10 @@ fn the_last_of_leave_running_and_leave_stopped_counts() {
     let after = |line| parse::<dump::Args>(line).unwrap().options().after;
     assert_eq!(after("7 -D d --leave-running --leave-stopped"), AfterDump::Stop);
     assert_eq!(after("7 -D d --leave-stopped --leave-running"), AfterDump::Run);
+    assert_eq!(after("7 -D d --snapshot"), AfterDump::Run);
+    assert!(parse::<dump::Args>("7 -D d --snapshot").unwrap().options().snapshot);
+    assert!(parse::<dump::Args>("7 -D d --snapshot --stop-first").is_err());
+    assert!(parse::<dump::Args>("7 -D d --snapshot --leave-stopped").is_err());
 }
 
 #[test]

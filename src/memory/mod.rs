@@ -7,6 +7,7 @@ pub mod ranges;
 pub mod rounds;
 pub mod scan;
 pub mod shared;
+pub mod snapshot;
 pub mod store;
 pub mod throttle;
 pub mod track;

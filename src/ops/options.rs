@@ -326,6 +326,8 @@ pub struct DumpOptions {
     pub after: AfterDump,
     /// `--stop-first`: no rounds before the freeze.
     pub stop_first: bool,
+    /// `--snapshot`: one instant, saved behind the running target; it runs on, whatever `after` says.
+    pub snapshot: bool,
     /// MEMORY.
     pub memory: MemoryOptions,
     /// STATE.
@@ -346,6 +348,7 @@ impl DumpOptions {
             parent: None,
             after: AfterDump::End,
             stop_first: false,
+            snapshot: false,
             memory: MemoryOptions::default(),
             state: StateOptions::default(),
             dry_run: false,

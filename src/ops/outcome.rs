@@ -60,7 +60,7 @@ pub struct Outcome {
     pub place: Where,
     /// Process id of its root where it is now, as that host sees it.
     pub pid: Option<i32>,
-    /// `pre-copy`, `stop-and-copy`, `post-copy`, `hybrid`.
+    /// `pre-copy`, `stop-and-copy`, `post-copy`, `hybrid`, `snapshot`.
     pub mode: Option<&'static str>,
     /// Which condition ended the rounds.
     pub exit_condition: Option<&'static str>,

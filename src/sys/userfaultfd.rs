@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `UFFD_FEATURE_*`.
 pub mod feature {
+    /// Write protection (5.7).
+    pub const PAGEFAULT_FLAG_WP: u64 = 1;
     /// Tells of forks, and hands over a descriptor for the child (4.11). Needs `CAP_SYS_PTRACE` at the handshake.
     pub const EVENT_FORK: u64 = 1 << 1;
     /// Tells of mremap(2) (4.11).

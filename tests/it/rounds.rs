@@ -1,6 +1,8 @@
 //! Memory taken while the target runs: rounds, pre-dumps and their tracker, shared pages, full disks. The targets know what
 //! each of their pages has to hold, and say so by their exit status after the restore.
 
+mod snapshots;
+
 use migrate_engine::memory::track::Backend;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -29,12 +29,24 @@ use std::os::fd::{AsFd, OwnedFd};
 /// # Errors
 /// What the kernel refuses: no descriptor left in the target (`EMFILE`), or no userfaultfd for its user (`EPERM`).
 pub fn arm(process: &mut FrozenProcess) -> Result<OwnedFd, TrackError> {
+    make(process, sys::UFFD_USER_MODE_ONLY, feature::WP_ASYNC)
+}
+
+/// The same for synchronous protection, which has writes of the kernel wait, too. `EPERM` for the processes of most users.
+///
+/// # Errors
+/// As for [`arm`].
+pub fn arm_synchronous(process: &mut FrozenProcess) -> Result<OwnedFd, TrackError> {
+    make(process, 0, feature::PAGEFAULT_FLAG_WP)
+}
+
+fn make(process: &mut FrozenProcess, flags: i32, features: u64) -> Result<OwnedFd, TrackError> {
     let pid = process.pid;
     let failed = |operation| move |errno| TrackError::System { operation, pid, errno };
     let maps = process.dir.maps(&mut Vec::new())?;
     let vdso = maps.iter().find(|m| m.special() == Some(Special::Vdso)).map(|m| m.start);
     let scratch = process.ensure_scratch(vdso)?;
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | sys::UFFD_USER_MODE_ONLY;
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | flags;
     // In one batch: the process keeps nothing of it also if we die in between.
     let mut batch = Batch::new();
     let made = batch.must(libc::SYS_userfaultfd, &[flags.into()]);
@@ -48,7 +60,7 @@ pub fn arm(process: &mut FrozenProcess) -> Result<OwnedFd, TrackError> {
     results.get(made).map_err(failed("userfaultfd inside the process"))?;
     let uffd = taken.unwrap_or(Err(Errno::ECANCELED)).map_err(failed("pidfd_getfd"))?;
     results.get(closed).map_err(failed("close inside the process"))?;
-    sys::handshake(uffd.as_fd(), feature::WP_ASYNC).map_err(failed("UFFDIO_API"))?;
+    sys::handshake(uffd.as_fd(), features).map_err(failed("UFFDIO_API"))?;
     Ok(uffd)
 }
 

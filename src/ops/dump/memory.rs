@@ -117,10 +117,15 @@ impl Taken {
         if place.parent_id().is_some() {
             warn_compared(events);
         }
+        self.end();
+        None
+    }
+
+    /// Ends the tracking.
+    pub fn end(self) {
         for (space, fd) in self.kept.spaces.iter().zip(self.descriptors) {
             Box::new(Uffd::new(fd, tracker::set(&space.tracked))).end();
         }
-        None
     }
 
     fn watched(self) -> Vec<Watched> {

@@ -6,6 +6,8 @@
 
 pub(super) mod memory;
 pub(super) mod place;
+mod snapshot;
+mod writing;
 
 use super::options::{AfterDump, Compress, DumpOptions, Stdio, Tcp, Track};
 use super::outcome::{Outcome, State, Where};
@@ -18,9 +20,9 @@ use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::fault::{self, Point};
 use crate::image::mm::PAGE;
 use crate::image::{Model, Pid};
-use crate::memory::pipeline::{default_workers, dump_pages};
-use crate::memory::rounds::{Copied, Named, Residual};
-use crate::memory::store::{Compression, Mark};
+use crate::memory::pipeline::default_workers;
+use crate::memory::rounds::{Copied, Named};
+use crate::memory::store::Compression;
 use crate::memory::track::Backend;
 use crate::net::address;
 use crate::net::lock::NetLock;
@@ -30,6 +32,7 @@ use crate::trace::pages::TargetPages;
 use memory::{Rounds, Taken};
 use place::{Place, Sink};
 use std::time::{Duration, Instant};
+use writing::Writing;
 
 /// What does not change in the course of a dump.
 pub(super) struct Job<'a> {
@@ -51,6 +54,9 @@ pub(super) struct Job<'a> {
 pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     super::luggage::no_copies(options.state.files)?;
     let began = Instant::now();
+    // Behind a snapshot the target runs on, whatever else was asked for.
+    let running = DumpOptions { after: AfterDump::Run, ..options.clone() };
+    let options = if options.snapshot { &running } else { options };
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
     let policy = policy(options);
@@ -75,12 +81,37 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         processes: findings.processes,
         bandwidth: options.memory.bandwidth,
     };
-    let mut place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;
-    let taken = match Taken::of(root) {
+    let place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;
+    let (place, model) = match options.snapshot {
+        true => snapshot::dump(options, &job, &policy, place, &mut outcome, &mut surety)?,
+        false => (place, None),
+    };
+    match model {
+        Some(model) => complete(options, place, &model)?,
+        None => by_rounds(options, &job, &policy, place, places, &mut outcome, &mut surety)?,
+    }
+    warnings_of(held).for_each(|warning| events.event(Event::Warning(warning)));
+    outcome.total = Some(began.elapsed());
+    outcome.pages = Some(outcome.rounds.iter().map(|r| r.pages).sum());
+    outcome.bytes = Some(outcome.rounds.iter().map(|r| r.bytes).sum());
+    Ok(outcome)
+}
+
+/// Memory in rounds while the target runs, or in one go; then the pause, and what becomes of the target.
+fn by_rounds(
+    options: &DumpOptions,
+    job: &Job<'_>,
+    policy: &Policy,
+    mut place: Place,
+    places: Vec<address::Place>,
+    outcome: &mut Outcome,
+    surety: &mut Surety,
+) -> Result<()> {
+    let taken = match Taken::of(job.root) {
         // Without rounds everything is compared.
-        Some(taken) if !options.stop_first => taken.fitting(&mut place, events),
+        Some(taken) if !options.stop_first => taken.fitting(&mut place, job.events),
         _ if options.parent.is_some() => {
-            memory::warn_compared(events);
+            memory::warn_compared(job.events);
             None
         }
         _ => None,
@@ -88,35 +119,36 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let sink = Sink::of(&place, backend(options.memory.track)?);
     let mut rounds = match options.stop_first {
         true => Rounds::none(),
-        false => memory::run(&job, &sink, &place, taken).map_err(|f| f.target(TargetState::Running))?,
+        false => memory::run(job, &sink, &place, taken).map_err(|f| f.target(TargetState::Running))?,
     };
-    let undone = || interrupt::check().map_err(|failure| failure.target(TargetState::Running));
-    undone()?;
-    let mut paused = pause((options, &policy), &job, &place, &sink, &mut rounds, &mut outcome, &mut surety)?;
+    interrupt::check().map_err(|failure| failure.target(TargetState::Running))?;
+    let mut paused = pause((options, policy), job, &place, &sink, &mut rounds, outcome, surety)?;
     drop(sink);
-    // The last moment at which nothing has happened.
-    undone()?;
-    fault::at(Point::DumpModel).map_err(injected)?;
-    place.finish(&paused.model, choices::to_note(&options.state)).map_err(|f| f.target(TargetState::Running))?;
-    fault::at(Point::DumpCommitted).map_err(injected)?;
+    complete(options, place, &paused.model)?;
     paused.parts.end("image");
     if let Some(frozen) = paused.held.take() {
         let since = frozen.since;
-        finish(options, frozen, (paused.locks, &surety), places, &mut outcome)?;
+        finish(options, frozen, (paused.locks, surety), places, outcome)?;
         outcome.downtime = (options.after != AfterDump::End).then(|| since.elapsed());
     } else {
         // It has run since before the image was written.
         paused.parts.parts.pop();
     }
-    warnings_of(held).for_each(|warning| events.event(Event::Warning(warning)));
     outcome.downtime_parts = paused.parts.parts;
     rounds.end_tracking();
     outcome.mode = Some(if rounds.tree.is_some() { "pre-copy" } else { "stop-and-copy" });
     outcome.exit_condition = rounds.exit_condition;
-    outcome.total = Some(began.elapsed());
-    outcome.pages = Some(outcome.rounds.iter().map(|r| r.pages).sum());
-    outcome.bytes = Some(outcome.rounds.iter().map(|r| r.bytes).sum());
-    Ok(outcome)
+    Ok(())
+}
+
+/// Completes the image of a target of which all pages are written.
+fn complete(options: &DumpOptions, place: Place, model: &Model) -> Result<()> {
+    let running = |failure: Failure| failure.target(TargetState::Running);
+    // The last moment at which nothing has happened.
+    interrupt::check().map_err(running)?;
+    fault::at(Point::DumpModel).map_err(injected)?;
+    place.finish(model, choices::to_note(&options.state)).map_err(running)?;
+    fault::at(Point::DumpCommitted).map_err(injected)
 }
 
 /// Units that would start the target again when it ends here.
@@ -244,7 +276,7 @@ fn pause(
     let bytes = residual.plan.iter().map(|(_, r)| r.bytes()).sum::<u64>();
     counted(outcome, &model);
     let write = |from: &dyn crate::memory::pipeline::ReadPages, rate: Option<u64>| -> Result<()> {
-        write_residual(job, sink, place, &residual, &identities, from, rate)
+        Writing { job, place, out: sink.get(), identities: &identities }.residual(&residual, from, rate)
     };
     let took;
     let mut held = None;
@@ -279,48 +311,6 @@ fn counted(outcome: &mut Outcome, model: &Model) {
     outcome.processes = Some(model.tasks.len() as u32);
     outcome.threads = Some(model.tasks.iter().map(|t| t.threads.len() as u32).sum());
     outcome.target_comm = model.root().threads.first().map(|t| t.comm.to_string());
-}
-
-/// Writes what the pause has found.
-fn write_residual(
-    job: &Job<'_>,
-    sink: &Sink<'_>,
-    place: &Place,
-    residual: &Residual,
-    identities: &place::Identities,
-    from: &dyn crate::memory::pipeline::ReadPages,
-    rate: Option<u64>,
-) -> Result<()> {
-    let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot write the image", e);
-    let out = sink.get();
-    for (space, range) in &residual.gone {
-        out.mark(*space, *range, Mark::Hole).map_err(|e| failed(&e))?;
-    }
-    for (space, range) in &residual.inherited {
-        out.mark(*space, *range, Mark::Inherit).map_err(|e| failed(&e))?;
-    }
-    let told = memory::progress(job, "memory", residual.plan.iter().map(|(_, r)| r.bytes()).sum());
-    let pace = memory::pace(place, rate);
-    let progress = |bytes| {
-        told(bytes);
-        pace();
-    };
-    match place.against(identities) {
-        Some(against) => crate::memory::pipeline::dump_changed_pages(
-            from,
-            &residual.plan,
-            out,
-            against.get(),
-            job.workers,
-            &progress,
-        ),
-        None => dump_pages(from, &residual.plan, out, job.workers, &progress),
-    }
-    .map_err(|e| Failure::of("cannot save the target's memory", &e))?;
-    for (from, to) in &residual.names {
-        out.rename(*from, *to).map_err(|e| failed(&e))?;
-    }
-    place.declare(out, identities).map_err(|e| failed(&e))
 }
 
 /// Ends, stops or releases the target, now that the image is complete.

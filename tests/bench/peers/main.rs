@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 use target::{Shape, Target};
-use tool::Tool;
+use tool::{After, Tool};
 
 /// Why something could not be measured.
 #[derive(Debug)]
@@ -45,14 +45,14 @@ struct Case {
     name: String,
     shape: Shape,
     runs: usize,
-    /// It runs on: only the dump is measured.
-    runs_on: bool,
+    /// Of one that runs on only the dump is measured.
+    after: After,
     /// What its cost should be linear in: how many there are.
     items: Option<(&'static str, u64)>,
 }
 
 fn cases() -> Vec<Case> {
-    let case = |name: &str, shape, runs| Case { name: name.to_owned(), shape, runs, runs_on: false, items: None };
+    let case = |name: &str, shape, runs| Case { name: name.to_owned(), shape, runs, after: After::Ends, items: None };
     let mib = |mib| Shape { mib, ..Shape::default() };
     let mut all = vec![
         case("1 MiB", mib(1), 15),
@@ -61,7 +61,8 @@ fn cases() -> Vec<Case> {
         case("4 GiB", mib(4096), 3),
         case("500 threads", Shape { threads: 500, ..mib(1) }, 5),
         case("100 processes", Shape { processes: 100, ..mib(1) }, 5),
-        Case { runs_on: true, ..case("1 GiB, 2000 pages/s written", Shape { rate: 2000, ..mib(1024) }, 7) },
+        Case { after: After::RunsOn, ..case("1 GiB, 2000 pages/s written", Shape { rate: 2000, ..mib(1024) }, 7) },
+        Case { after: After::Snapshot, ..case("1 GiB, 20000/s, --snapshot", Shape { rate: 20_000, ..mib(1024) }, 7) },
     ];
     type Set = fn(&mut Shape, u64);
     let rows: [(&str, [u64; 3], Set); 4] = [
@@ -103,7 +104,7 @@ impl Bench {
     fn once(&self, tool: &Tool, case: &Case, measured: &mut Measured) -> Result<(), Failed> {
         let target = Target::start(&self.fixture, case.shape)?;
         // What has just been set up settles: two thirds of a second of writes, for one that writes.
-        std::thread::sleep(Duration::from_millis(if case.runs_on { 700 } else { 20 }));
+        std::thread::sleep(Duration::from_millis(if case.after != After::Ends { 700 } else { 20 }));
         let dir = self.images.path().join("image");
         let result = self.saved_and_restored(tool, case, &target, &dir, measured);
         drop(target);
@@ -121,10 +122,10 @@ impl Bench {
         dir: &Path,
         measured: &mut Measured,
     ) -> Result<(), Failed> {
-        let dumped = tool.dump(target, dir, case.runs_on)?;
+        let dumped = tool.dump(target, dir, case.after)?;
         measured.dump.add(dumped.total);
         measured.pause.add(dumped.pause);
-        if case.runs_on {
+        if case.after != After::Ends {
             return Ok(());
         }
         Target::reap()?;
@@ -153,7 +154,7 @@ impl Bench {
         type Row = (&'static str, fn(&Measured) -> &Spread);
         let rows: [Row; 3] = [("dump", |m| &m.dump), ("  pause", |m| &m.pause), ("restore", |m| &m.restore)];
         let ours = all.first().and_then(Option::as_ref);
-        for (n, (what, of)) in rows.iter().enumerate().filter(|(n, _)| *n < 2 || !case.runs_on) {
+        for (n, (what, of)) in rows.iter().enumerate().filter(|(n, _)| *n < 2 || case.after == After::Ends) {
             let mut line = format!("{:<28} {what:<8}", if n == 0 { &case.name } else { "" });
             for measured in all {
                 line += &format!(" {:>28}", measured.as_ref().map_or_else(|| "failed".into(), |m| of(m).to_string()));

@@ -15,6 +15,17 @@ pub enum Tool {
     Criu(PathBuf),
 }
 
+/// What becomes of the target of a dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It ends.
+    Ends,
+    /// It runs on.
+    RunsOn,
+    /// It runs on while it is saved, where the tool has that.
+    Snapshot,
+}
+
 /// What one dump took.
 #[derive(Debug, Clone, Copy)]
 pub struct Dumped {
@@ -40,13 +51,15 @@ impl Tool {
         text.lines().next().unwrap_or("unknown").replace("Version: ", "CRIU ")
     }
 
-    /// Saves the target; afterwards it has ended, or runs on.
-    pub fn dump(&self, target: &Target, dir: &Path, runs_on: bool) -> Result<Dumped, Failed> {
+    /// Saves the target.
+    pub fn dump(&self, target: &Target, dir: &Path, after: After) -> Result<Dumped, Failed> {
         let pid = target.pid().to_string();
         match self {
             Tool::Ours(program) => {
                 let mut command = Command::new(program);
-                command.args(["dump", "--json", &pid, "-D"]).arg(dir).args(runs_on.then_some("--leave-running"));
+                command.args(["dump", "--json", &pid, "-D"]).arg(dir);
+                command.args((after == After::RunsOn).then_some("--leave-running"));
+                command.args((after == After::Snapshot).then_some("--snapshot"));
                 let (total, output) = timed(&mut command)?;
                 Ok(Dumped { total, pause: pause_of_ours(&output.stdout)? })
             }
@@ -54,7 +67,7 @@ impl Tool {
                 fs::create_dir(dir).map_err(at("the directory for CRIU's image"))?;
                 let mut command = Command::new(program);
                 command.args(["dump", "-o", "dump.log", "-t", &pid, "-D"]).arg(dir);
-                command.args(runs_on.then_some("--leave-running"));
+                command.args((after != After::Ends).then_some("--leave-running"));
                 let (total, _) = timed(&mut command)?;
                 Ok(Dumped { total, pause: pause_of_criu(&dir.join("stats-dump"))? })
             }
