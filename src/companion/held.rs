@@ -127,14 +127,18 @@ mod tests {
         let mut held = Held::of(&[pid], None).unwrap();
         held.stopped.push(pid.0);
         kill(nix::unistd::Pid::from_raw(pid.0), Signal::SIGSTOP).unwrap();
+        let state = || ProcDir::open(pid).unwrap().stat(&mut Vec::new()).unwrap().state;
+        let comes_to_be = |stopped: bool| {
+            while (state() == b'T') != stopped {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        };
+        comes_to_be(true);
         held.wake();
-        assert!(!is_stopped(&held.processes[0]));
+        comes_to_be(false);
         kill(nix::unistd::Pid::from_raw(pid.0), Signal::SIGSTOP).unwrap();
         held.release().unwrap();
-        let state = || ProcDir::open(pid).unwrap().stat(&mut Vec::new()).unwrap().state;
-        while state() == b'T' {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        comes_to_be(false);
         let other = Held { processes: vec![(pid.0, held.processes[0].1 + 1)], ..held.clone() };
         other.kill();
         assert!(held.is_whole() && !other.is_there());

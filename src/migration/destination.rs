@@ -20,6 +20,7 @@ use crate::files::record::Fate;
 use crate::image::{Bytes, MmId, Model, codec, limits};
 use crate::memory::store::ImageDir;
 use crate::memory::{PageRange, RangeSet, Space};
+use crate::restore::fd::bequest::Bequest;
 use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
 use luggage::Luggage;
@@ -90,6 +91,11 @@ pub trait Builder {
 
     /// Completes the target. Everything that can fail is done when this returns; it does not run.
     fn prepare(&mut self, contents: Contents<'_>) -> Result<(), Failure>;
+
+    /// What whoever lets it run after our death needs for its sockets, once it is armed.
+    fn bequest(&self) -> Option<&Bequest> {
+        None
+    }
 
     /// Lets go of it so that it stands still whoever of us dies, and one write makes it run. `note` is told who it is before.
     fn arm(&mut self, note: &mut dyn FnMut(&Held)) -> Result<(), Failure>;
@@ -599,6 +605,9 @@ impl Attempt<'_> {
         self.luggage.decide(Fate::Leave);
         while_alive(&mut self.control, || self.builder.arm(&mut note))?;
         noted.map_err(|source| MoveError::Journal { source })?;
+        if let Some(bequest) = self.builder.bequest().filter(|bequest| !bequest.is_empty()) {
+            self.keeper.journal().bequeath(bequest).map_err(|source| MoveError::Journal { source })?;
+        }
         fault::strike(Point::DestinationArmed);
         Ok(())
     }

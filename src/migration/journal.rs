@@ -14,6 +14,7 @@ use super::protocol::AttemptId;
 use crate::companion::held::Held;
 use crate::sys::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -275,6 +276,31 @@ impl Journal {
     pub fn write_synced(&mut self, step: Step) -> io::Result<()> {
         self.write(step)?;
         self.file.sync_data()
+    }
+
+    /// Keeps what the copy's sockets need of whoever lets it run if this program is dead by then. Survives this program.
+    pub fn bequeath(&self, bequest: &impl Serialize) -> io::Result<()> {
+        let bytes = serde_json::to_vec(bequest).map_err(io::Error::other)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(self.beside())?;
+        (&file).write_all(&bytes)
+    }
+
+    /// What was kept for whoever lets the copy run, if anything was.
+    pub fn inherit<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
+        match File::open(self.beside()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => serde_json::from_reader(io::BufReader::new(file?)).map(Some).map_err(io::Error::other),
+        }
+    }
+
+    /// Nobody needs it any more.
+    pub fn forget_bequest(&self) {
+        // Most copies have none.
+        let _ = fs::remove_file(self.beside());
+    }
+
+    fn beside(&self) -> PathBuf {
+        self.path.with_extension("sockets")
     }
 
     /// Where it is.

@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::fault::{self, Point};
 use crate::files::record::{self, Fate};
 use crate::net::address::Place;
+use crate::restore::fd::bequest::Bequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
@@ -80,10 +81,15 @@ impl Keeper {
             addresses: last.addresses.clone(),
             pid: last.target_pid,
             files: (journals.to_owned(), attempt.to_string()),
+            bequest: None,
         };
         let record = Some(last.of_destination());
         let copy = heirloom.held.is_whole();
         let (machine, actions) = Destination::recover(attempt, record, same_boot, copy, Rules::in_force());
+        heirloom.bequest = journal.inherit().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the sockets of the copy need cannot be read");
+            None
+        });
         let mut keeper = Self { machine, journal, attempt, pid: None, door: None };
         keeper.perform(&mut heirloom, actions);
         Ok((keeper, heirloom))
@@ -167,6 +173,9 @@ impl Keeper {
             Sync::Now => self.journal.write_synced(step),
             Sync::Later => self.journal.write(step),
         };
+        if matches!(record, Record::Aborted | Record::Done) {
+            self.journal.forget_bequest();
+        }
         match record {
             Record::Prepared => fault::strike(Point::DestinationRecorded),
             Record::Owner => fault::strike(Point::DestinationOwner),
@@ -300,10 +309,13 @@ struct Heirloom {
     pid: Option<i32>,
     /// Where the record of its files is, and the name of the attempt.
     files: (PathBuf, String),
+    /// What its sockets need.
+    bequest: Option<Bequest>,
 }
 
 impl Copy for Heirloom {
     fn run(&mut self) -> Result<i32, Failure> {
+        self.bequest.take().into_iter().for_each(Bequest::wake);
         self.held.release().map_err(|e| Failure::of("the held copy cannot be let go", &e))?;
         record::conclude(&self.files.0, &self.files.1, Fate::Keep);
         self.held.root().or(self.pid).ok_or_else(|| Failure::new("the journal does not say who it is"))

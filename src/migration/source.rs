@@ -85,8 +85,11 @@ pub trait Target {
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_>;
 
     /// Where pages of the frozen target that are sent later are read: for as long as it is frozen, by the names of its model.
-    fn later_pages(&self) -> Box<dyn ReadPages + std::marker::Send> {
-        Box::new(postcopy::serving::NoPages)
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    fn later_pages(&self) -> Result<Box<dyn ReadPages + std::marker::Send>, Failure> {
+        Ok(Box::new(postcopy::serving::NoPages))
     }
 
     /// When the first of its tasks was stopped, once it is frozen.
@@ -466,7 +469,7 @@ impl Attempt<'_> {
         if last.later.is_empty() {
             return self.hand_over(target, &last, pause);
         }
-        self.with_pages(target.later_pages(), |attempt| attempt.hand_over(target, &last, pause))
+        self.with_pages(target.later_pages()?, |attempt| attempt.hand_over(target, &last, pause))
     }
 
     /// The last pages, and the target with them.

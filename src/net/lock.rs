@@ -144,9 +144,13 @@ impl NetLock {
 
     /// Whether it was taken off halfway at most: by somebody who has the socket as well and was killed meanwhile.
     pub fn is_left(&self) -> bool {
-        let ours = |filter: &[u64]| filter == DROP_ALL || filter == ONLY_MARKED;
-        let ours = |fd| !self.filtered || socket::filter(fd).is_ok_and(|filter| ours(&filter));
+        let ours = |fd| !self.filtered || socket::filter(fd).is_ok_and(|filter| Self::is_of_a_lock(&filter));
         self.fd().is_some_and(ours)
+    }
+
+    /// Whether this filter is that of a lock.
+    pub fn is_of_a_lock(filter: &[u64]) -> bool {
+        filter == DROP_ALL || filter == ONLY_MARKED
     }
 
     /// Leaves the socket locked for good: the last close of it is silent.

@@ -78,7 +78,7 @@ pub fn raw_address(address: SocketAddr) -> Vec<u8> {
 }
 
 /// A segment without data and without options.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub struct Segment {
     /// Sequence number.
     pub seq: u32,

@@ -3,17 +3,19 @@
 
 use super::places::Places;
 use super::{Event, Events, interrupt};
-use crate::companion::pager::{self, News, Watch};
+use crate::companion::pager::{self, Kept, KeptObject, KeptSpace, KeptView, News, Watch};
 use crate::failure::{Failure, Result, TargetState};
-use crate::image::{MmId, Model, Pid};
+use crate::image::{Model, Pid};
 use crate::memory::{RangeSet, Space};
 use crate::migration::pages::{Run, What};
 use crate::migration::postcopy::Later;
 use crate::migration::source::Plan;
 use crate::proc::ProcDir;
 use crate::proc::smaps::VmFlags;
-use crate::restore::lazy;
+use crate::restore::lazy::{self, Late, at_once, shared};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// Sees to it that nothing of these processes is missing. Reading a missing page would wait for it, and in the pause of a
 /// dump nobody should.
@@ -28,7 +30,7 @@ pub fn complete(processes: &[Pid], events: &dyn Events) -> Result<()> {
     }
     let mut total = 0;
     for watch in sockets.iter().filter_map(|socket| Watch::begin(socket)) {
-        finish(watch, &mut total, events)?;
+        finish(watch, processes, &mut total, events)?;
     }
     // What is still served by somebody else is in the way, and named by the preflight.
     Ok(())
@@ -43,7 +45,16 @@ fn waits(processes: &[Pid]) -> bool {
     })
 }
 
-fn finish(mut watch: Watch, total: &mut u64, events: &dyn Events) -> Result<()> {
+/// One that has done its work, or has served somebody else, may end before it answers: is everything there?
+fn is_over(processes: &[Pid]) -> bool {
+    const LOOKS: (u32, Duration) = (20, Duration::from_millis(50));
+    (0..LOOKS.0).any(|n| {
+        std::thread::sleep(LOOKS.1 * n.min(1));
+        !waits(processes)
+    })
+}
+
+fn finish(mut watch: Watch, processes: &[Pid], total: &mut u64, events: &dyn Events) -> Result<()> {
     loop {
         interrupt::check().map_err(|failure| failure.target(TargetState::Untouched))?;
         match watch.news() {
@@ -59,6 +70,7 @@ fn finish(mut watch: Watch, total: &mut u64, events: &dyn Events) -> Result<()> 
                 failure.causes = lines.filter(|line| line.starts_with("missing")).map(str::to_owned).collect();
                 return Err(failure.target(TargetState::Stopped));
             }
+            Err(_) if is_over(processes) => return Ok(()),
             Err(error) => {
                 let what = "the process that brings the target's memory in does not answer";
                 return Err(Failure::of(what, &error).target(TargetState::Untouched));
@@ -67,30 +79,71 @@ fn finish(mut watch: Watch, total: &mut u64, events: &dyn Events) -> Result<()> 
     }
 }
 
+/// For a report: memory of a kind that can come later and that comes at once, with the reason.
+pub(super) fn at_once<'a>(model: &Model, held: impl IntoIterator<Item = (&'a Space, &'a RangeSet)>) -> Vec<String> {
+    let mut rows: Vec<(&str, u64)> = at_once::reasons(model, held).into_iter().collect();
+    rows.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
+    let kib = |pages: u64| pages * crate::image::mm::PAGE / 1024;
+    rows.into_iter().map(|(why, pages)| format!("{} KiB could not come later: {why}", kib(pages))).collect()
+}
+
+/// What a pager is told of what is late, and the descriptors that belong to it.
+pub(super) fn keep(late: Late, kept: Kept) -> (Kept, Vec<OwnedFd>) {
+    let mut descriptors = Vec::new();
+    let mut spaces = Vec::new();
+    for space in late.spaces {
+        spaces.push(KeptSpace::new(space.mm, space.pid, &space.pages));
+        descriptors.push(space.uffd);
+    }
+    let mut views = Vec::new();
+    for view in late.views {
+        let areas = view.areas.iter().map(|area| (area.at.first, area.at.count, area.object.0, area.from));
+        views.push(KeptView { pid: view.pid.0, areas: areas.collect() });
+        descriptors.push(view.uffd);
+    }
+    let mut objects = Vec::new();
+    for object in late.objects {
+        let missing = object.pages.iter().map(|range| (range.first, range.count)).collect();
+        objects.push(KeptObject { shmem: object.id.0, size: object.size, unit: object.unit, missing });
+        descriptors.push(object.file);
+    }
+    (Kept { spaces, views, objects, ..kept }, descriptors)
+}
+
 /// Takes pages out of the plan that can come when the target runs, by the names of the model. What rounds have sent of them
-/// is gone by that.
-pub(super) fn put_off(model: &Model, plan: &mut Plan, names: &[(Space, Option<Space>)], had_rounds: bool) -> Later {
+/// is gone by that. With it, for the report, what could not be put off.
+pub(super) fn put_off(
+    model: &Model,
+    plan: &mut Plan,
+    names: &[(Space, Option<Space>)],
+    had_rounds: bool,
+) -> (Later, Vec<String>) {
     let home = |space: Space| names.iter().find(|(from, _)| *from == space).map_or(Some(space), |(_, to)| *to);
-    let mut held: BTreeMap<MmId, RangeSet> = BTreeMap::new();
+    let mut held: BTreeMap<Space, RangeSet> = BTreeMap::new();
     for (space, range) in &plan.pages {
-        if let Some(Space::Mm(mm)) = home(*space) {
-            held.entry(mm).or_default().insert(*range);
+        if let Some(space) = home(*space) {
+            held.entry(space).or_default().insert(*range);
         }
     }
-    let later: BTreeMap<MmId, RangeSet> =
-        held.into_iter().map(|(mm, pages)| (mm, lazy::part(model, mm, &pages))).collect();
+    let at_once = at_once(model, &held);
+    let part = |space: Space, pages: &RangeSet| match space {
+        Space::Mm(mm) => lazy::part(model, mm, pages),
+        // Huge pages are late as a whole; some of what they have has been sent.
+        Space::Shmem(id) if had_rounds && shared::is_huge(model, id) => RangeSet::new(),
+        Space::Shmem(id) => shared::part(model, id, pages),
+    };
+    let later: BTreeMap<Space, RangeSet> =
+        held.into_iter().map(|(space, pages)| (space, part(space, &pages))).collect();
     let mut now = Vec::new();
     for (space, range) in std::mem::take(&mut plan.pages) {
         let all: RangeSet = [range].into_iter().collect();
-        let put_off = match home(space) {
-            Some(Space::Mm(mm)) => later.get(&mm).map(|pages| pages.intersection(&all)).unwrap_or_default(),
-            _ => RangeSet::new(),
-        };
+        let put_off = home(space).and_then(|space| later.get(&space)).map(|pages| pages.intersection(&all));
+        let put_off = put_off.unwrap_or_default();
         now.extend(all.difference(&put_off).iter().map(|range| (space, range)));
         if had_rounds {
             plan.notes.extend(put_off.iter().map(|range| Run { space, range, what: What::Hole }));
         }
     }
     plan.pages = now;
-    later.into_iter().filter(|(_, pages)| !pages.is_empty()).collect()
+    (later.into_iter().filter(|(_, pages)| !pages.is_empty()).collect(), at_once)
 }

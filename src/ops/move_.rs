@@ -101,6 +101,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
+        at_once: Vec::new(),
         hooks: hooks.clone(),
         guardian: None,
         untold: false,
@@ -120,10 +121,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         run_last(&hooks, moved.is_ok(), events);
     }
     let report = moved.map_err(|error| failure(options, error))?;
-    for warning in &report.warnings {
-        events.event(Event::Warning(warning.clone()));
-    }
-    Ok(outcome(options, root.0, report))
+    report.warnings.iter().for_each(|warning| events.event(Event::Warning(warning.clone())));
+    Ok(outcome(options, root.0, report, live.at_once))
 }
 
 fn refuse_attach(state: &StateOptions) -> Result<()> {
@@ -286,6 +285,8 @@ struct Live<'a> {
     slowed: Option<CpuLimit>,
     /// Rounds did not help: memory follows when it runs.
     put_off: bool,
+    /// What could not follow then, for the report.
+    at_once: Vec<String>,
     /// Commands at points of the move.
     hooks: Hooks,
     /// Settles the move if this program dies in the handover.
@@ -423,11 +424,10 @@ impl Target for Live<'_> {
         self.segments = sysv::ids(&model);
         let spaces = space_names(&model, &self.names);
         let mut plan = plan;
-        let later = if self.is_late() {
-            late::put_off(&model, &mut plan, &self.names, self.tree.is_some())
-        } else {
-            Vec::new()
-        };
+        let mut later = Vec::new();
+        if self.is_late() {
+            (later, self.at_once) = late::put_off(&model, &mut plan, &self.names, self.tree.is_some());
+        }
         self.given_up = GivenUp::plan(&model);
         let files = files::wanted(&model);
         let model = encoded(&model)?;
@@ -449,9 +449,10 @@ impl Target for Live<'_> {
         Box::new(Named::new(&self.pages, &self.names))
     }
 
-    fn later_pages(&self) -> Box<dyn ReadPages + std::marker::Send> {
-        // Private memory alone comes later.
-        Box::new(TargetPages::new(self.pages.mms.clone(), Vec::new()))
+    fn later_pages(&self) -> Result<Box<dyn ReadPages + std::marker::Send>> {
+        let shmems: std::io::Result<_> = self.pages.shmems.iter().map(|file| Ok(file.try_clone()?.into())).collect();
+        let shmems = shmems.map_err(|e| Failure::of("cannot read the target's shared memory later", &e))?;
+        Ok(Box::new(TargetPages::new(self.pages.mms.clone(), shmems)))
     }
 
     fn frozen_since(&self) -> Option<Instant> {
@@ -578,10 +579,11 @@ fn comm(model: &Model) -> String {
     model.root().threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default()
 }
 
-fn outcome(options: &MoveOptions, root: i32, report: Report) -> Outcome {
+fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>) -> Outcome {
     let moved = report.pid.is_some();
     let place = if moved { Where::Dest(options.dest.to_string()) } else { Where::Source };
     let mut outcome = Outcome::new(options.session, State::Running, place);
+    outcome.notes = notes;
     outcome.target_pid = Some(root);
     outcome.target_comm = report.target.as_ref().map(|target| target.comm.clone());
     outcome.threads = report.target.as_ref().map(|target| target.tasks);

@@ -2,6 +2,7 @@
 
 use super::addresses;
 use super::hooks::Aside;
+use super::late;
 use super::network::Arriving;
 use super::options::{StateOptions, Stdio};
 use super::supervisor;
@@ -9,7 +10,7 @@ use super::systemd::MaskedUnit;
 use super::words::SessionId;
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
-use crate::companion::pager::{self, Kept, KeptSpace, Origin, Ready};
+use crate::companion::pager::{self, Kept, Origin, Ready};
 use crate::failure::{Failure, Result};
 use crate::image::{Bytes, Model};
 use crate::memory::pipeline::default_workers;
@@ -20,12 +21,12 @@ use crate::migration::destination::{self, Builder, Contents, Expected, Introduct
 use crate::migration::landing::Memory;
 use crate::migration::postcopy::{self, Later, receiver};
 use crate::net::address::Place;
+use crate::restore::fd::bequest::Bequest;
 use crate::restore::reconcile::Fit;
 use crate::restore::{self, Armed, Prebuilt, Restored};
 use crate::transport::Link;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -188,6 +189,8 @@ impl Builder for Engine {
             origin: Origin::Source { peer: later.peer.to_owned() },
             tree: Held::default(),
             spaces: Vec::new(),
+            views: Vec::new(),
+            objects: Vec::new(),
             socket: pager::socket_path(later.run, &name),
             report: self.state_dir.join(format!("{name}.lost")),
             session: name,
@@ -234,6 +237,10 @@ impl Builder for Engine {
         }
         self.restored = Some(restored);
         Ok(())
+    }
+
+    fn bequest(&self) -> Option<&Bequest> {
+        self.armed.as_ref().map(Armed::bequest)
     }
 
     fn arm(&mut self, note: &mut dyn FnMut(&Held)) -> Result<()> {
@@ -300,9 +307,8 @@ fn expecting<'m>(mut prebuilt: Prebuilt<'m>, late: &Later) -> restore::Result<Pr
 fn leave_to_pager(pager: Ready, restored: &mut Restored<'_>, kept: Kept) -> Result<()> {
     let late = restored.late(None).map_err(|e| failed(&e))?;
     let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
-    let spaces = late.iter().map(|space| KeptSpace::new(space.mm, space.pid, &space.pages)).collect();
-    let descriptors: Vec<OwnedFd> = late.into_iter().map(|space| space.uffd).collect();
-    pager.leave(&Kept { tree, spaces, ..kept }, &descriptors).map_err(|e| failed(&e))
+    let (kept, descriptors) = late::keep(late, Kept { tree, ..kept });
+    pager.leave(&kept, &descriptors).map_err(|e| failed(&e))
 }
 
 fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {

@@ -10,16 +10,18 @@ use super::words::SessionId;
 use super::{Event, Events, addresses, choices, interrupt, supervisor};
 use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
-use crate::companion::pager::{self, Kept, KeptSpace, News, Origin, Ready, Watch};
+use crate::companion::pager::{self, Kept, News, Origin, Ready, Watch};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::fd::{External, FileKind};
 use crate::image::task::Task;
 use crate::image::{Model, Pid};
+use crate::memory::RangeSet;
 use crate::memory::pipeline::default_workers;
-use crate::memory::store::{ImageDir, PageReader};
+use crate::memory::store::{ImageDir, PageReader, Source, StoreError};
 use crate::net::address::Place;
 use crate::restore;
 use crate::sys::wait::{Status, wait};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -113,6 +115,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
+    let at_once = if options.lazy { at_once(&model, &pages).map_err(|e| failed(&e))? } else { Vec::new() };
     let late = pager.map(|pager| later(options, pager, &mut restored, &image, &pages)).transpose();
     let late = late.map_err(|failure| failure.target(TargetState::NotStarted))?.flatten();
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
@@ -123,6 +126,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
+    outcome.notes = at_once;
     Ok(Running { outcome, root, child, terminal, late })
 }
 
@@ -154,6 +158,16 @@ fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
     Ok((image, model, pages))
 }
 
+/// What of an image could not come later, for the report.
+fn at_once(model: &Model, pages: &PageReader) -> std::result::Result<Vec<String>, StoreError> {
+    let mut held = BTreeMap::new();
+    for space in pages.spaces() {
+        let runs = pages.runs(space)?.into_iter().filter(|run| run.source != Source::Zero);
+        held.insert(space, runs.map(|run| run.range).collect::<RangeSet>());
+    }
+    Ok(super::late::at_once(model, &held))
+}
+
 /// Leaves memory that is to come later to a process of ours that brings it. Nothing without `--lazy`.
 fn later(
     options: &RestoreOptions,
@@ -172,19 +186,20 @@ fn later(
     let (places, session) = (Places::here(), options.session.to_string());
     std::fs::create_dir_all(&places.state).map_err(|e| failed(&e))?;
     let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
-    let spaces = late.iter().map(|space| KeptSpace::new(space.mm, space.pid, &space.pages));
     let kept = Kept {
         origin: Origin::Image {
             dir: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
             id: image.id().to_owned(),
         },
         tree,
-        spaces: spaces.collect(),
+        spaces: Vec::new(),
+        views: Vec::new(),
+        objects: Vec::new(),
         socket: pager::socket_path(&places.run, &session),
         report: places.state.join(format!("{session}.lost")),
         session,
     };
-    let descriptors: Vec<_> = late.into_iter().map(|space| space.uffd).collect();
+    let (kept, descriptors) = super::late::keep(late, kept);
     pager.leave(&kept, &descriptors).map_err(|e| failed(&e))?;
     Ok(Some(Late { socket: kept.socket }))
 }

@@ -15,6 +15,15 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 pub(super) struct Surety(Option<Guard>);
 
 impl Surety {
+    /// With a guard, if there are connections to be kept.
+    pub fn of_connections(there_are_some: bool) -> Self {
+        let mut surety = Self::default();
+        if there_are_some {
+            surety.start();
+        }
+        surety
+    }
+
     /// Starts a guard, once. It takes some milliseconds.
     pub fn start(&mut self) {
         if self.0.is_none() {

@@ -293,6 +293,17 @@ fn set(info: &mut FdInfo, key: &[u8], value: &[u8], line: &[u8]) -> Option<()> {
     Some(())
 }
 
+/// Faults that a userfaultfd(2) of ours has to tell and that nobody has read; events are not among them.
+///
+/// # Errors
+/// Its file in `/proc` cannot be read.
+pub fn faults_pending(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<usize> {
+    let text = std::fs::read(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&fd)))?;
+    let count = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"pending:"));
+    let count = count.and_then(|count| std::str::from_utf8(count).ok()?.trim().parse().ok());
+    count.ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+}
+
 /// Reads an fdinfo file.
 ///
 /// # Errors

@@ -46,6 +46,8 @@ pub struct Progress {
     contents: HashMap<TaskId, MmId>,
     /// Pages that come later.
     pub(super) later: HashMap<MmId, lazy::Later>,
+    /// The same of shared memory.
+    pub(super) later_shared: lazy::shared::Later,
 }
 
 impl Progress {
@@ -54,7 +56,14 @@ impl Progress {
         let all: HashSet<MmId> = (0..model.mms.len()).map(MmId::from).collect();
         let tasks = model.tasks.iter().enumerate();
         let contents = tasks.filter_map(|(n, task)| Some((n.into(), task.mm?))).collect();
-        Self { laid_out: all.clone(), filled: all, born_of: HashMap::new(), contents, later: HashMap::new() }
+        Self {
+            laid_out: all.clone(),
+            filled: all,
+            born_of: HashMap::new(),
+            contents,
+            later: HashMap::new(),
+            later_shared: Default::default(),
+        }
     }
 
     /// The same, but for tasks that are yet to be made.

@@ -1,16 +1,20 @@
 //! Memory that comes after the first instruction: which it can be, and how it is made ready for a fault server
 //! ([`crate::memory::lazy`]).
 //!
-//! Later come pages with content of private anonymous mappings that are not locked. At once come stacks as far as they are
-//! in use, what threads and the kernel share (thread areas, rseq, robust lists), private pages of files, shared memory, huge
-//! pages, and address spaces that share pages copy-on-write: userfaultfd cannot serve these, or somebody looks at them by
-//! another way than through the mapping.
+//! Later come pages with content of private anonymous mappings that are not locked, and of shared memory that nobody reaches
+//! but through mappings ([`shared`]). At once come stacks as far as they are in use, what threads and the kernel share
+//! (thread areas, rseq, robust lists), private pages of files, private huge pages (a child would need pages of its own from
+//! the pool), and private memory that address spaces share copy-on-write: userfaultfd cannot serve these, or somebody looks
+//! at them by another way than through the mapping.
 //!
 //! The descriptor is made early, while the task is still privileged, and nothing is registered with it before the task is
 //! complete: until then nobody waits. A page that somebody has touched by then is found and gets its content there and
 //! then.
 
-use super::{Error, Result, skeleton::Skeletons};
+pub mod at_once;
+pub mod shared;
+
+use super::{Error, Result, material::Material, skeleton::Skeletons};
 use crate::image::mm::{Backing, Mm, Vma};
 use crate::image::task::Thread;
 use crate::image::{MmId, Model, Pid, TaskId};
@@ -25,6 +29,7 @@ use crate::trace::Batch;
 use crate::trace::fill::userfaultfd;
 use crate::trace::pages::TargetPages;
 use nix::fcntl::OFlag;
+use shared::{LateObject, LateView};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use zerocopy::{FromBytes, IntoBytes};
@@ -43,9 +48,27 @@ pub struct Later {
     uffd: Option<OwnedFd>,
 }
 
-/// The same, registered: whoever touches one of these pages waits.
-#[derive(Debug)]
+/// Everything that is late.
+#[derive(Debug, Default)]
 pub struct Late {
+    /// Private memory.
+    pub spaces: Vec<LateSpace>,
+    /// Who has objects mapped that are not all there.
+    pub views: Vec<LateView>,
+    /// These.
+    pub objects: Vec<LateObject>,
+}
+
+impl Late {
+    /// Nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.spaces.is_empty() && self.objects.is_empty()
+    }
+}
+
+/// Private pages that are registered: whoever touches one waits.
+#[derive(Debug)]
+pub struct LateSpace {
     /// Which address space.
     pub mm: MmId,
     /// A process that has it.
@@ -56,7 +79,7 @@ pub struct Late {
     pub pages: RangeSet,
 }
 
-/// Can pages of this address space come later at all? Not where it shares them copy-on-write.
+/// Can private pages of this address space come later at all? Not where it shares them copy-on-write.
 pub(super) fn suits(model: &Model, mm: MmId) -> bool {
     model.mms[mm.at()].cow_parent.is_none() && model.mms.iter().all(|other| other.cow_parent != Some(mm))
 }
@@ -116,13 +139,28 @@ impl Later {
 ///
 /// # Errors
 /// They are not where pages can come later, or the kernel does not take it.
-pub(super) fn expect(model: &Model, pages: &[(MmId, RangeSet)], skeletons: &mut Skeletons) -> Result<()> {
-    for (mm, pages) in pages {
-        if mm.at() >= model.mms.len() || !pages.difference(&places(model, *mm)).is_empty() {
+pub(super) fn expect(
+    model: &Model,
+    pages: &[(Space, RangeSet)],
+    skeletons: &mut Skeletons,
+    material: &Material,
+) -> Result<()> {
+    for (space, pages) in pages {
+        let places = match *space {
+            Space::Mm(mm) if mm.at() < model.mms.len() => places(model, mm),
+            Space::Shmem(id) if id.at() < model.shmems.len() => shared::places(model, id),
+            _ => RangeSet::new(),
+        };
+        if !pages.difference(&places).is_empty() {
             let reason = "pages were to come later that are needed at once".to_owned();
-            return Err(Error::Impossible { object: format!("memory of address space {}", mm.0), reason });
+            return Err(Error::Impossible { object: format!("memory of {space}"), reason });
         }
-        skeletons.memory.later.insert(*mm, Later::new(model, *mm, pages.clone()));
+        match *space {
+            Space::Mm(mm) => {
+                skeletons.memory.later.insert(mm, Later::new(model, mm, pages.clone()));
+            }
+            Space::Shmem(id) => skeletons.memory.later_shared.expect(id, pages.clone(), material)?,
+        }
     }
     open(model, skeletons)
 }
@@ -133,6 +171,8 @@ fn comes_later(vma: &Vma, mm: &Mm) -> bool {
         && !vma.shared
         && vma.locked.is_none()
         && !vma.sealed
+        // One that grows tells nobody.
+        && !vma.grows_down
         && !vma.advice.wipe_on_fork
         // The kernel refuses what can never be written.
         && vma.may_write
@@ -140,7 +180,7 @@ fn comes_later(vma: &Vma, mm: &Mm) -> bool {
 }
 
 /// What a thread or the kernel uses at once.
-fn needed_soon(thread: &Thread) -> impl Iterator<Item = PageRange> {
+pub(super) fn needed_soon(thread: &Thread) -> impl Iterator<Item = PageRange> {
     let regs = UserRegs::read_from_bytes(thread.regs.general.as_slice().as_bytes()).ok();
     let around =
         |at: u64, (below, above): (u64, u64)| PageRange::of_bytes(at.saturating_sub(below), at.saturating_add(above));
@@ -155,38 +195,45 @@ pub(super) fn open(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
     skeletons.memory.later.retain(|_, later| !later.pages.is_empty());
     let mms: Vec<MmId> = skeletons.memory.later.keys().copied().collect();
     for mm in mms {
-        let Some(owner) = owner(model, mm) else { continue };
-        let (remote, scratch) = skeletons.leader(owner);
-        let pid = remote.pid();
-        let features = feature::EVENT_FORK
-            | feature::EVENT_REMAP
-            | feature::EVENT_REMOVE
-            | feature::EVENT_UNMAP
-            | feature::THREAD_ID;
-        let made = userfaultfd(remote, &scratch, 0)?.and_then(|uffd| {
-            sys::handshake(uffd.as_fd(), features)?;
-            Ok(uffd)
-        });
-        let uffd = made.map_err(|errno| failed("userfaultfd", pid, errno))?;
+        let uffd = open_one(model, mm, skeletons)?;
         if let Some(later) = skeletons.memory.later.get_mut(&mm) {
-            later.uffd = Some(uffd);
+            later.uffd = uffd;
+        }
+    }
+    for mm in skeletons.memory.later_shared.mms(model) {
+        if let Some(uffd) = open_one(model, mm, skeletons)? {
+            skeletons.memory.later_shared.opened(mm, uffd);
         }
     }
     Ok(())
+}
+
+fn open_one(model: &Model, mm: MmId, skeletons: &mut Skeletons) -> Result<Option<OwnedFd>> {
+    let Some(owner) = owner(model, mm) else { return Ok(None) };
+    let (remote, scratch) = skeletons.leader(owner);
+    let pid = remote.pid();
+    let features =
+        feature::EVENT_FORK | feature::EVENT_REMAP | feature::EVENT_REMOVE | feature::EVENT_UNMAP | feature::THREAD_ID;
+    let made = userfaultfd(remote, &scratch, 0)?.and_then(|uffd| {
+        sys::handshake(uffd.as_fd(), features)?;
+        Ok(uffd)
+    });
+    made.map(Some).map_err(|errno| failed("userfaultfd", pid, errno))
 }
 
 fn owner(model: &Model, mm: MmId) -> Option<TaskId> {
     model.tasks.iter().position(|task| task.mm == Some(mm)).map(TaskId::from)
 }
 
-fn failed(operation: &'static str, pid: Pid, errno: Errno) -> Error {
+pub(super) fn failed(operation: &'static str, pid: Pid, errno: Errno) -> Error {
     Error::System { operation, object: format!("memory of process {pid} that is to come later"), errno }
 }
 
 /// Registers everything that comes later, in tasks that are complete. What was touched by then is read from the store, or, if
 /// there is none, dropped again.
-pub(super) fn register(model: &Model, skeletons: &mut Skeletons, reader: Option<&PageReader>) -> Result<Vec<Late>> {
-    let mut late = Vec::new();
+pub(super) fn register(model: &Model, skeletons: &mut Skeletons, reader: Option<&PageReader>) -> Result<Late> {
+    let (views, objects) = shared::register(model, skeletons, reader)?;
+    let mut spaces = Vec::new();
     let pids = skeletons.pids_of_mms(model);
     let later = std::mem::take(&mut skeletons.memory.later);
     for (mm, Later { areas, mut pages, uffd }) in later {
@@ -204,10 +251,10 @@ pub(super) fn register(model: &Model, skeletons: &mut Skeletons, reader: Option<
             sys::register(uffd.as_fd(), area.start_byte(), area.bytes(), mode::MISSING)
                 .map_err(|errno| failed("UFFDIO_REGISTER", pid, errno))?;
         }
-        late.push(Late { mm, pid, uffd, pages });
+        spaces.push(LateSpace { mm, pid, uffd, pages });
     }
-    late.sort_by_key(|late| late.mm);
-    Ok(late)
+    spaces.sort_by_key(|space| space.mm);
+    Ok(Late { spaces, views, objects })
 }
 
 /// Pages that somebody has made by touching them: the zero page as well.

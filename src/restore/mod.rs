@@ -39,6 +39,7 @@ use crate::memory::pipeline::PipelineError;
 use crate::memory::store::PageReader;
 use crate::ops::options::Pids;
 use crate::trace;
+use fd::bequest::Bequest;
 pub use prebuilt::Prebuilt;
 
 /// Why a tree could not be made.
@@ -156,6 +157,7 @@ pub struct Armed<'m> {
     model: &'m Model,
     root: Pid,
     sleeping: Option<fd::sockets::Sleeping>,
+    bequest: Bequest,
     segments: Option<sysv::Segments>,
     tree: go::Armed,
 }
@@ -169,6 +171,11 @@ impl Armed<'_> {
     /// The root's process id as we see it.
     pub fn root(&self) -> Pid {
         self.root
+    }
+
+    /// What whoever lets it run after our death needs for its sockets.
+    pub fn bequest(&self) -> &Bequest {
+        &self.bequest
     }
 
     /// Leaves it as it is, to whoever finds it in a journal.
@@ -243,7 +250,7 @@ impl<'m> Restored<'m> {
     ///
     /// # Errors
     /// The kernel does not take it.
-    pub fn late(&mut self, pages: Option<&PageReader>) -> Result<Vec<lazy::Late>> {
+    pub fn late(&mut self, pages: Option<&PageReader>) -> Result<lazy::Late> {
         lazy::register(self.model, &mut self.skeletons, pages)
     }
 
@@ -251,8 +258,10 @@ impl<'m> Restored<'m> {
     /// before.
     pub fn arm(self, note: &mut dyn FnMut(&Held)) -> Result<Armed<'m>> {
         let root = self.root();
+        let bequest = Bequest::of(&self.sleeping, self.model, &self.skeletons);
         let tree = go::arm(self.model, self.skeletons, note)?;
-        Ok(Armed { model: self.model, root, sleeping: Some(self.sleeping), segments: Some(self.segments), tree })
+        let (sleeping, segments) = (Some(self.sleeping), Some(self.segments));
+        Ok(Armed { model: self.model, root, sleeping, bequest, segments, tree })
     }
 
     /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).

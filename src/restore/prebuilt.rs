@@ -41,8 +41,9 @@ impl<'m> Prebuilt<'m> {
         let plan = plan::plan(model)?;
         let material = material::prepare(model, options, &mut warnings)?;
         fault::at(Point::RestoreMaterial)?;
+        let mut later_shared = lazy::shared::Later::default();
         if let Some(pages) = pages {
-            load_shared(pages, &material, options)?;
+            later_shared = load_shared(model, pages, &material, options)?;
             fd::shmem::seal_first(model, &material)?;
         }
         let loader = cow::Loader { pages, material: &material, options, progress };
@@ -53,6 +54,7 @@ impl<'m> Prebuilt<'m> {
         }
         fault::at(Point::RestoreMappings)?;
         cow::fill_rest(model, &mut skeletons, &loader)?;
+        skeletons.memory.later_shared = later_shared;
         lazy::open(model, &mut skeletons)?;
         fault::at(Point::RestorePages)?;
         Ok(Self { model, plan, skeletons, material, warnings })
@@ -75,8 +77,8 @@ impl<'m> Prebuilt<'m> {
     ///
     /// # Errors
     /// They are needed at once, or the kernel does not take it.
-    pub fn expect(&mut self, pages: &[(crate::image::MmId, RangeSet)]) -> Result<()> {
-        lazy::expect(self.model, pages, &mut self.skeletons)
+    pub fn expect(&mut self, pages: &[(Space, RangeSet)]) -> Result<()> {
+        lazy::expect(self.model, pages, &mut self.skeletons, &self.material)
     }
 
     /// Gives the tree everything but its first instruction.
@@ -207,9 +209,20 @@ pub fn can_stand(model: &Model) -> bool {
     !model.shmems.iter().any(|shmem| sealed(&shmem.kind))
 }
 
-fn load_shared(pages: &PageReader, material: &Material, options: &Options) -> Result<()> {
-    let runs = runs(pages, |space| matches!(space, Space::Shmem(_)))?;
-    Ok(load_pages(pages, &runs, &material.shared_pages()?, options.workers.max(1), &|_| {})?)
+/// Loads shared memory but for what comes later.
+fn load_shared(
+    model: &Model,
+    pages: &PageReader,
+    material: &Material,
+    options: &Options,
+) -> Result<lazy::shared::Later> {
+    let mut runs = runs(pages, |space| matches!(space, Space::Shmem(_)))?;
+    let mut later = lazy::shared::Later::default();
+    if options.lazy {
+        (runs, later) = lazy::shared::split(model, runs, pages, material)?;
+    }
+    load_pages(pages, &runs, &material.shared_pages()?, options.workers.max(1), &|_| {})?;
+    Ok(later)
 }
 
 fn runs(pages: &PageReader, wanted: impl Fn(Space) -> bool) -> Result<Vec<ResolvedRun>> {

@@ -1,8 +1,9 @@
-//! mmap(2) of files: one that is only read; one that has no write(2).
+//! mmap(2) of files: one that is only read; one that has no write(2); one that is never touched.
 
 use super::{Errno, Result};
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::{fs::File, os::fd::AsRawFd};
 
 /// Writes `bytes` to a file at `offset` through a mapping of that part: for hugetlbfs, which has no write(2). The part must
 /// lie within the file.
@@ -30,6 +31,41 @@ pub fn write_at(file: &File, offset: u64, bytes: &[u8]) -> Result<()> {
         libc::munmap(at, length);
     }
     Ok(())
+}
+
+/// A whole memory object at some address of ours, shared, until it is dropped: for userfaultfd(2), which makes pages of an
+/// object through any mapping of it. Nobody reads or writes through this one.
+#[derive(Debug)]
+pub struct Window {
+    start: usize,
+    length: usize,
+}
+
+impl Window {
+    /// Maps `length` bytes (whole pages of the object, more than 0) from its start.
+    pub fn new(file: BorrowedFd<'_>, length: usize) -> Result<Self> {
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+        // SAFETY: a new mapping at an address of the kernel's choice; nothing else refers to it.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), length, prot, flags, file.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(Self { start: at as usize, length }) }
+    }
+
+    /// Its address, a number only.
+    pub fn start(&self) -> u64 {
+        self.start as u64
+    }
+
+    /// Bytes.
+    pub fn length(&self) -> u64 {
+        self.length as u64
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: exactly what was mapped; no reference to it was ever made.
+        unsafe { libc::munmap(self.start as *mut libc::c_void, self.length) };
+    }
 }
 
 /// A whole file in memory, read-only, until it is dropped.

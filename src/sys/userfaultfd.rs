@@ -100,8 +100,13 @@ const MESSAGES: usize = 32;
 /// Reads what a descriptor has to tell now; nothing, if there is nothing. Faults come before events, also before those that
 /// happened earlier. Whoever has caused an event waits until it is read.
 pub fn messages(fd: BorrowedFd<'_>) -> Result<Vec<Message>> {
+    first_messages(fd, MESSAGES)
+}
+
+/// The same, at most so many of them.
+pub fn first_messages(fd: BorrowedFd<'_>, most: usize) -> Result<Vec<Message>> {
     let mut buf = [0u8; MESSAGE * MESSAGES];
-    let length = match nix::unistd::read(fd, &mut buf) {
+    let length = match nix::unistd::read(fd, &mut buf[..MESSAGE * most.min(MESSAGES)]) {
         Ok(length) => length,
         Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Vec::new()),
         Err(errno) => return Err(errno),

@@ -251,3 +251,33 @@ fn a_dump_and_a_move_that_are_killed_at_any_time_give_connections_back() {
         }
     }
 }
+
+/// Whichever program of a move is killed, at whichever of its steps: the copy that goes on has the connections.
+#[test]
+fn a_move_whose_programs_are_killed_at_any_step_keeps_connections() {
+    const AT_DESTINATION: [&str; 6] = ["armed", "recorded", "prepared", "ordered", "owner", "running"];
+    const AT_SOURCE: [&str; 6] = ["ready", "held", "committing", "committed", "moved", "ended"];
+    let destination = AT_DESTINATION.map(|step| format!("destination-{step}"));
+    for point in destination.into_iter().chain(AT_SOURCE.map(|step| format!("source-{step}"))) {
+        let Some(server) = Server::start() else { return };
+        let peer = Peer::start(server.port);
+        server.serves(&peer, "before");
+        let (here, there) = (server.path("here"), server.path("there"));
+        let once = server.path("once");
+        fs::write(&once, "").unwrap();
+        let kill = [("MIGRATE_KILL", point.as_str()), ("MIGRATE_ONCE", once.to_str().unwrap())];
+        let at_destination = point.starts_with("destination");
+        let environment = if at_destination { &kill[..] } else { &[] };
+        let agent = Agent::start_with(&there, &format!("unix:{}", server.path("agent").display()), environment);
+        let mut mover = on_host(&here);
+        mover.args(["move", &server.child.id().to_string(), &agent.address, "--peer-timeout", "2s"]);
+        mover.stdin(Stdio::null());
+        if !at_destination {
+            mover.envs(kill);
+        }
+        let output = mover.output().unwrap();
+        let said = format!("{point}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(!once.exists(), "not reached: {said}");
+        server.serves(&peer, &said);
+    }
+}

@@ -5,10 +5,11 @@
 //! Messages: a byte with a descriptor is an address space made by a fork; `D` says that everything is in.
 
 use super::{Kept, KeptSpace, Ready, count, parcel, standstill};
+use crate::image::ShmemId;
 use crate::image::mm::PAGE;
 use crate::memory::lazy::source::Lost;
 use crate::memory::lazy::{Arrival, Fault, Missing, Piece, Server, Source};
-use crate::memory::{RangeSet, Space};
+use crate::memory::{PageRange, RangeSet, Space};
 use crate::sys::{fd, pass_fd};
 use nix::sys::signal::{SigSet, Signal};
 use std::io::{self, Read, Write};
@@ -88,18 +89,28 @@ fn take_over(kept: &Kept, descriptors: Vec<OwnedFd>) {
         return;
     }
     let everything: Missing = all_missing(&kept.spaces);
-    let members = descriptors.into_iter().enumerate().map(|(n, uffd)| {
-        // Of a child it is not known whose.
-        let missing =
-            kept.spaces.get(n).map_or_else(|| everything.clone(), |space| all_missing(std::slice::from_ref(space)));
+    let shared = kept.spaces.len()..kept.spaces.len() + kept.views.len();
+    let objects = shared.end..shared.end + kept.objects.len();
+    let members = descriptors.into_iter().enumerate().filter(|(n, _)| !objects.contains(n)).map(|(n, uffd)| {
+        let missing = match kept.spaces.get(n) {
+            Some(space) => all_missing(std::slice::from_ref(space)),
+            None if shared.contains(&n) => shared_missing(kept, n - shared.start),
+            // Of a child it is not known whose.
+            None => everything.clone(),
+        };
         (uffd, missing)
     });
-    let mut server = Server::new(Nothing, members.collect(), Box::new(|_| ()));
+    let members: Vec<_> = members.collect();
+    let mut server = Server::new(Nothing, members, Box::new(|_| ()));
     server.poison();
     let ranges = |space: &KeptSpace| -> Vec<(i32, u64, u64)> {
         space.pages().iter().map(|range| (space.pid, range.start_byte(), range.end_byte())).collect()
     };
-    let missing: Vec<_> = kept.spaces.iter().flat_map(ranges).collect();
+    let mut missing: Vec<_> = kept.spaces.iter().flat_map(ranges).collect();
+    for (n, view) in kept.views.iter().enumerate() {
+        missing
+            .extend(shared_missing(kept, n).iter().map(|piece| (view.pid, piece.at.start_byte(), piece.at.end_byte())));
+    }
     let why = "the process that brought them has been ended; those that it had not brought are among";
     let _ = std::fs::write(&kept.report, standstill::message(kept, why, &missing, server.can_poison()) + "\n");
     // What is not poisoned is waited for as long as somebody may wait.
@@ -114,6 +125,21 @@ fn all_missing(spaces: &[KeptSpace]) -> Missing {
         let pages: RangeSet = space.pages();
         for at in pages.iter() {
             missing.insert(Piece { at, space: Space::Mm(crate::image::MmId(space.mm)), from: at.start_byte() / PAGE });
+        }
+    }
+    missing
+}
+
+/// What a view of shared memory lacked in the beginning, in whole pages of the object: by what its addresses are called there.
+fn shared_missing(kept: &Kept, view: usize) -> Missing {
+    let mut missing = Missing::default();
+    for &(at, count, shmem, from) in &kept.views[view].areas {
+        let Some(object) = kept.objects.iter().find(|object| object.shmem == shmem) else { continue };
+        let unit = object.unit / PAGE;
+        for range in object.pages().within(PageRange::new(from, count)).iter() {
+            let (first, end) = (range.first / unit * unit, range.end().next_multiple_of(unit));
+            let at = PageRange::new(at + (first - from), end - first);
+            missing.insert(Piece { at, space: Space::Shmem(ShmemId(shmem)), from: first });
         }
     }
     missing

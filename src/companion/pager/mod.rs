@@ -14,8 +14,9 @@ mod standstill;
 
 use super::held::Held;
 use super::{parcel, spawn};
-use crate::image::{MmId, Pid};
-use crate::memory::{PageRange, RangeSet};
+use crate::image::{MmId, Pid, ShmemId};
+use crate::memory::lazy::server::VIEWS;
+use crate::memory::{PageRange, RangeSet, Space};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -50,6 +51,35 @@ impl KeptSpace {
         Self { mm: mm.0, pid: pid.0, missing: missing.iter().map(|range| (range.first, range.count)).collect() }
     }
 
+    /// The same as a set.
+    pub fn pages(&self) -> RangeSet {
+        self.missing.iter().map(|&(first, count)| PageRange::new(first, count)).collect()
+    }
+}
+
+/// Shared memory that an address space has mapped and that is not all there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptView {
+    /// A process that has it.
+    pub pid: i32,
+    /// (first page of addresses, pages, number of the object in the model, its first page there).
+    pub areas: Vec<(u64, u64, u32, u64)>,
+}
+
+/// What is missing of a shared memory object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptObject {
+    /// Its number in the model.
+    pub shmem: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of the pages it is made of.
+    pub unit: u64,
+    /// (first page, pages), ascending.
+    pub missing: Vec<(u64, u64)>,
+}
+
+impl KeptObject {
     /// The same as a set.
     pub fn pages(&self) -> RangeSet {
         self.missing.iter().map(|&(first, count)| PageRange::new(first, count)).collect()
@@ -92,8 +122,12 @@ pub struct Kept {
     pub origin: Origin,
     /// Processes of the tree as they were restored.
     pub tree: Held,
-    /// One for each descriptor.
+    /// One for each of the first descriptors.
     pub spaces: Vec<KeptSpace>,
+    /// One for each of the descriptors after them.
+    pub views: Vec<KeptView>,
+    /// One for each of the last descriptors, which are of the objects themselves.
+    pub objects: Vec<KeptObject>,
     /// Its socket.
     pub socket: PathBuf,
     /// Written if pages are lost.
@@ -101,7 +135,23 @@ pub struct Kept {
 }
 
 fn count(kept: &Kept) -> usize {
-    kept.spaces.len()
+    kept.spaces.len() + kept.views.len() + kept.objects.len()
+}
+
+impl Kept {
+    /// Everything that is missing.
+    pub fn owed(&self) -> impl Iterator<Item = (Space, RangeSet)> + '_ {
+        let spaces = self.spaces.iter().map(|space| (Space::Mm(MmId(space.mm)), space.pages()));
+        spaces.chain(self.objects.iter().map(|object| (Space::Shmem(ShmemId(object.shmem)), object.pages())))
+    }
+
+    /// The process of an address space or a view, by the number that a server has given it.
+    fn process(&self, n: usize) -> Option<i32> {
+        match n.checked_sub(VIEWS) {
+            Some(view) => self.views.get(view).map(|view| view.pid),
+            None => self.spaces.get(n).map(|space| space.pid),
+        }
+    }
 }
 
 /// What a client is told.

@@ -4,11 +4,11 @@ use super::guard::{self, Guard};
 use super::{GUARD_ENTRY, Kept, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
-use crate::image::MmId;
-use crate::memory::Space;
+use crate::image::{MmId, ShmemId};
 use crate::memory::lazy::touches::{self, Touches};
-use crate::memory::lazy::{Missing, Order, Piece, Server, Source, Step, StoreSource};
+use crate::memory::lazy::{Area, Missing, Object, Objects, Order, Piece, Server, Source, Step, StoreSource, View};
 use crate::memory::store::{ImageDir, PageReader};
+use crate::memory::{PageRange, Space};
 use crate::sys::fd;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -61,8 +61,7 @@ fn from_image(kept: &Kept) -> io::Result<StoreSource> {
         return Err(io::Error::new(io::ErrorKind::NotFound, "another image is there now"));
     }
     let pages = PageReader::of(&image).map_err(io::Error::other)?;
-    let owed = kept.spaces.iter().map(|space| (Space::Mm(MmId(space.mm)), space.pages()));
-    let mut order = Order::new(owed);
+    let mut order = Order::new(kept.owed());
     if let Some(path) = touches::path(dir) {
         let early: Vec<_> = Touches::read(&path, id).iter().collect();
         order.first(early);
@@ -84,13 +83,20 @@ fn serve<S: Source>(
     listener.set_nonblocking(true)?;
     let name = Name(&kept.socket);
     let guard = Guard::begin(guard, kept, &descriptors)?;
-    let members = kept.spaces.iter().zip(descriptors).map(|(space, uffd)| {
-        let mut missing = Missing::default();
-        let own = Space::Mm(MmId(space.mm));
-        space.pages().iter().for_each(|at| missing.insert(Piece { at, space: own, from: at.first }));
-        (uffd, missing)
-    });
-    let mut server = Server::new(source, members.collect(), Box::new(|uffd| guard.pass(uffd)));
+    let mut descriptors = descriptors.into_iter();
+    let members: Vec<_> = kept
+        .spaces
+        .iter()
+        .zip(&mut descriptors)
+        .map(|(space, uffd)| {
+            let mut missing = Missing::default();
+            let own = Space::Mm(MmId(space.mm));
+            space.pages().iter().for_each(|at| missing.insert(Piece { at, space: own, from: at.first }));
+            (uffd, missing)
+        })
+        .collect();
+    let objects = objects(kept, &mut descriptors)?;
+    let mut server = Server::new(source, members, Box::new(|uffd| guard.pass(uffd))).with_objects(objects);
     starter.write_all(b"A")?;
     drop(starter);
     // Standard input still refers to that socket.
@@ -106,7 +112,7 @@ fn serve<S: Source>(
                 }
             }
             Ok(true) => {
-                let waits = server.stalls().told(|n| kept.spaces.get(n).map(|space| space.pid));
+                let waits = server.stalls().told(|n| kept.process(n));
                 server.source().finish(&waits);
                 break News::Complete;
             }
@@ -115,10 +121,13 @@ fn serve<S: Source>(
     };
     ended(kept, server.touches());
     drop(name);
+    // Whoever has found it before is told as well.
+    clients.accept();
     if news != News::Complete {
         clients.tell(&news);
-        // Where the kernel cannot mark them, who needs one waits: for as long as we are here.
-        while !server.can_poison() && kept.tree.is_there() {
+        // Where the kernel cannot mark them, who needs one waits: for as long as we are here. Children do not inherit marks of
+        // shared memory.
+        while (server.lacks_shared() || !server.can_poison()) && kept.tree.is_there() {
             std::thread::sleep(NEWS_EVERY);
         }
     }
@@ -127,6 +136,23 @@ fn serve<S: Source>(
     guard.end();
     clients.tell(&news);
     Ok(())
+}
+
+/// Shared memory: the descriptors of views, then those of objects.
+fn objects(kept: &Kept, descriptors: &mut impl Iterator<Item = OwnedFd>) -> io::Result<Objects> {
+    let views = kept.views.iter().zip(&mut *descriptors).map(|(view, uffd)| {
+        let area = |&(first, count, object, from): &(u64, u64, u32, u64)| Area {
+            at: PageRange::new(first, count),
+            object: ShmemId(object),
+            from,
+        };
+        View::new(uffd, view.areas.iter().map(area).collect())
+    });
+    let views = views.collect();
+    let objects = kept.objects.iter().zip(descriptors).map(|(object, file)| {
+        Object::new(ShmemId(object.shmem), file.as_fd(), object.unit, object.size, object.pages())
+    });
+    Ok(Objects::new(objects.collect::<Result<_, _>>()?, views))
 }
 
 /// Several steps; whether all is done. The error is why pages are lost.
@@ -153,9 +179,8 @@ fn step<S: Source>(server: &mut Server<'_, S>) -> Result<bool, String> {
 fn lost<S: Source>(kept: &Kept, server: &mut Server<'_, S>, why: &str) -> News {
     standstill::stop(kept);
     server.poison();
-    let of = |n: usize| kept.spaces.get(n).map_or(0, |space| space.pid);
-    let missing: Vec<_> =
-        server.missing_places().map(|(n, piece)| (of(n), piece.at.start_byte(), piece.at.end_byte())).collect();
+    let of = |n: usize| kept.process(n).unwrap_or(0);
+    let missing: Vec<_> = server.missing_places().map(|(n, at)| (of(n), at.start_byte(), at.end_byte())).collect();
     let message = standstill::message(kept, why, &missing, server.can_poison());
     let _ = std::fs::write(&kept.report, format!("{message}\n"));
     News::Lost(message)
@@ -184,16 +209,20 @@ struct Clients {
 
 impl Clients {
     fn look(&mut self, missing: u64) {
+        self.accept();
+        if self.told.elapsed() >= NEWS_EVERY {
+            self.told = Instant::now();
+            self.tell(&News::Missing(missing));
+        }
+    }
+
+    fn accept(&mut self) {
         while let Ok((client, _)) = self.listener.accept() {
             let ready = client.set_nonblocking(false).and_then(|()| client.set_write_timeout(Some(CLIENT)));
             let asked = ready.and_then(|()| client.set_read_timeout(Some(CLIENT)));
             if asked.and_then(|()| (&client).read_exact(&mut [0])).is_ok() && self.clients.len() < CLIENTS {
                 self.clients.push(client);
             }
-        }
-        if self.told.elapsed() >= NEWS_EVERY {
-            self.told = Instant::now();
-            self.tell(&News::Missing(missing));
         }
     }
 

@@ -7,7 +7,7 @@
 //! fork, mremap, madvise, munmap ---> Server: Missing follows; the target waits until the event was read
 //! ```
 //! [`order`] (pure) says in which order pages come, [`missing`] (pure) where they belong, [`server`] does the I/O, a
-//! [`source::Source`] has the contents. Properties of the kernel relied on:
+//! [`source::Source`] has the contents. Private memory is served in each address space, shared memory once ([`objects`]). Properties of the kernel relied on:
 //! - From the beginning of fork, mremap, madvise or munmap until its event was read, `UFFDIO_COPY` and `UFFDIO_ZEROPAGE` give
 //!   `EAGAIN`. So nothing is copied on the ground of an outdated [`missing::Missing`], if events that were read are applied
 //!   before anything is copied, and one thread does both. Faults are read before events that are older: they are looked at
@@ -18,6 +18,7 @@
 //!   the rest is poisoned ([`server::Server::poison`]), which [`crate::companion`] sees to.
 
 pub mod missing;
+pub mod objects;
 pub mod order;
 pub mod server;
 pub mod source;
@@ -25,6 +26,7 @@ pub mod stalls;
 pub mod touches;
 
 pub use missing::{Missing, Piece};
+pub use objects::{Area, Object, Objects, View};
 pub use order::{Fault, Order};
 pub use server::{Counts, Server, Step};
 pub use source::{Arrival, Source, StoreSource};

@@ -16,6 +16,8 @@ pub struct Fault {
     pub space: Space,
     /// Its number.
     pub page: u64,
+    /// So many from there on, as they come into being in one piece (a huge page); at least 1.
+    pub count: u64,
     /// Who waits for it; threads are told apart by this number alone.
     pub thread: u32,
 }
@@ -56,9 +58,10 @@ struct Pivot {
 }
 
 impl Pivot {
-    fn at(space: Space, page: u64, window: u64) -> Self {
+    fn at(fault: Fault, window: u64) -> Self {
+        let Fault { space, page, count, .. } = fault;
         let below = window / 3;
-        Self { space, up: page + 1, down: page, left_up: window - below, left_down: below, window }
+        Self { space, up: page + count, down: page, left_up: window - below, left_down: below, window }
     }
 
     /// The direction in which this page goes on where the pivot has ended, if it does.
@@ -89,7 +92,9 @@ struct Thread {
 pub struct Order {
     owed: BTreeMap<Space, RangeSet>,
     pages: u64,
-    urgent: VecDeque<(Space, u64)>,
+    urgent: VecDeque<(Space, PageRange)>,
+    /// Somebody waits for all of these.
+    soon: VecDeque<(Space, PageRange)>,
     threads: HashMap<u32, Thread>,
     /// Threads in the order in which their pivots take turns.
     turns: VecDeque<u32>,
@@ -123,10 +128,16 @@ impl Order {
     /// Somebody waits for a page. No harm if it has been given before.
     pub fn fault(&mut self, fault: Fault) {
         self.faults += 1;
-        if self.is_owed(fault.space, fault.page) {
-            self.urgent.push_back((fault.space, fault.page));
+        let pages = PageRange::new(fault.page, fault.count);
+        if (pages.first..pages.end()).any(|page| self.is_owed(fault.space, page)) {
+            self.urgent.push_back((fault.space, pages));
         }
         self.aim(fault);
+    }
+
+    /// Somebody waits until all of these are there: they come after single pages that are waited for, before all else.
+    pub fn soon(&mut self, space: Space, range: PageRange) {
+        self.soon.push_back((space, range));
     }
 
     /// These pages need not be sent any more.
@@ -139,10 +150,22 @@ impl Order {
 
     /// A page that somebody waits for; it is not owed any more then.
     pub fn next_wanted(&mut self) -> Option<Next> {
-        while let Some((space, page)) = self.urgent.pop_front() {
-            if let Some(range) = self.take(space, PageRange::new(page, 1), 1) {
-                return Some(Next { space, range, urgent: true });
-            }
+        while let Some((space, wanted)) = self.urgent.front().copied() {
+            match self.take(space, wanted, FAR_PAGES) {
+                Some(range) => return Some(Next { space, range, urgent: true }),
+                None => self.urgent.pop_front(),
+            };
+        }
+        None
+    }
+
+    /// Pages of those that somebody waits for as a whole, at most so many at a time.
+    pub fn next_soon(&mut self, most: u64) -> Option<Next> {
+        while let Some((space, wanted)) = self.soon.front().copied() {
+            match self.take(space, wanted, most) {
+                Some(range) => return Some(Next { space, range, urgent: false }),
+                None => self.soon.pop_front(),
+            };
         }
         None
     }
@@ -152,9 +175,12 @@ impl Order {
         self.next_wanted().or_else(|| self.next_pushed(FAR_PAGES))
     }
 
-    /// The same without those that somebody waits for, at most so many at a time: around recent faults, then what was needed
-    /// early once, then the rest.
+    /// The same without those that somebody waits for, at most so many at a time: what is waited for as a whole, then around
+    /// recent faults, then what was needed early once, then the rest.
     pub fn next_pushed(&mut self, most: u64) -> Option<Next> {
+        if let Some(next) = self.next_soon(most) {
+            return Some(next);
+        }
         if let Some((space, range)) = self.near() {
             return Some(Next { space, range, urgent: false });
         }
@@ -219,7 +245,7 @@ impl Order {
             None if !is_new => thread.window = (thread.window / 2).max(WINDOW.0),
             None => {}
         }
-        thread.pivots.push_front(Pivot::at(fault.space, fault.page, thread.window));
+        thread.pivots.push_front(Pivot::at(fault, thread.window));
         thread.pivots.truncate(PIVOTS);
         self.turns.retain(|id| *id != fault.thread);
         self.turns.push_front(fault.thread);

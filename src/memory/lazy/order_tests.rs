@@ -10,7 +10,7 @@ fn owed(pages: u64) -> Order {
 }
 
 fn fault(page: u64, thread: u32) -> Fault {
-    Fault { space: OWN, page, thread }
+    Fault { space: OWN, page, count: 1, thread }
 }
 
 /// Everything that is given without a fault in between, page by page.
@@ -39,7 +39,7 @@ proptest! {
         for (other, page, thread, then) in faults {
             let space = if other { OTHER } else { OWN };
             let is_owed = order.is_owed(space, page);
-            order.fault(Fault { space, page, thread });
+            order.fault(Fault { space, page, count: 1, thread });
             if is_owed {
                 let next = order.next_pages().unwrap();
                 prop_assert_eq!(next, Next { space, range: PageRange::new(page, 1), urgent: true });

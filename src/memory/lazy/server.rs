@@ -1,10 +1,12 @@
 //! The fault server: one thread that reads what userfaultfds tell, and makes pages. See [`super`] for why this is right.
 
 use super::missing::{Missing, Piece};
+use super::objects::{Answer, Objects};
 use super::order::Fault;
 use super::source::{Lost, Source};
 use super::stalls::Stalls;
 use super::touches::Touches;
+use crate::image::ShmemId;
 use crate::image::mm::PAGE;
 use crate::memory::{PageRange, Space};
 use crate::sys::Errno;
@@ -14,7 +16,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long a page may wait for memory of this host before it is given up.
-const NO_MEMORY: (u32, Duration) = (600, Duration::from_millis(50));
+pub(super) const NO_MEMORY: (u32, Duration) = (600, Duration::from_millis(50));
+/// Between two looks at shared memory whose descriptor cannot be waited for.
+const LOOK: Duration = Duration::from_millis(1);
+/// Views of shared memory are numbered from here on, beside address spaces.
+pub const VIEWS: usize = 1 << 32;
 /// Between two looks whether an operation of the target has got as far as its event.
 const CHANGING: u16 = 5;
 
@@ -58,9 +64,12 @@ pub type OnFork<'a> = dyn FnMut(BorrowedFd<'_>) + 'a;
 pub struct Server<'a, S> {
     source: S,
     members: Vec<Member>,
+    objects: Objects,
     on_fork: Box<OnFork<'a>>,
     /// Faults to be looked at again: member, address, thread.
     again: Vec<(usize, u64, u32)>,
+    /// The same in views of shared memory, by page.
+    again_shared: Vec<(usize, u64, u32)>,
     data: Vec<u8>,
     counts: Counts,
     touches: Touches,
@@ -73,7 +82,14 @@ impl<'a, S: Source> Server<'a, S> {
         let member = |(uffd, missing)| Member { uffd, missing, gone: false };
         let members = members.into_iter().map(member).collect();
         let (again, data, counts, touches) = (Vec::new(), Vec::new(), Counts::default(), Touches::default());
-        Self { source, members, on_fork, again, data, counts, touches, stalls: Stalls::default() }
+        let (objects, stalls) = (Objects::default(), Stalls::default());
+        Self { source, members, objects, on_fork, again, again_shared: Vec::new(), data, counts, touches, stalls }
+    }
+
+    /// Shared memory as well.
+    #[must_use]
+    pub fn with_objects(self, objects: Objects) -> Self {
+        Self { objects, ..self }
     }
 
     /// Where pages come from.
@@ -91,20 +107,27 @@ impl<'a, S: Source> Server<'a, S> {
         &self.touches
     }
 
-    /// Who has waited, by the number of the address space.
+    /// Who has waited, by the number of the address space, or [`VIEWS`] and that of the view.
     pub fn stalls(&self) -> &Stalls {
         &self.stalls
     }
 
     /// Pages that are missing somewhere.
     pub fn missing(&self) -> u64 {
-        self.members.iter().map(|member| member.missing.pages()).sum()
+        self.members.iter().map(|member| member.missing.pages()).sum::<u64>() + self.objects.missing()
     }
 
     /// Where pages are missing: the number of the address space (those that were there from the beginning come first, in
-    /// their order), and the addresses.
-    pub fn missing_places(&self) -> impl Iterator<Item = (usize, Piece)> + '_ {
-        self.members.iter().enumerate().flat_map(|(n, member)| member.missing.iter().map(move |piece| (n, piece)))
+    /// their order) or [`VIEWS`] and that of the view, and the addresses.
+    pub fn missing_places(&self) -> impl Iterator<Item = (usize, PageRange)> + '_ {
+        let members = self.members.iter().enumerate();
+        let private = members.flat_map(|(n, member)| member.missing.iter().map(move |piece| (n, piece.at)));
+        private.chain(self.objects.missing_places().map(|(n, at)| (VIEWS + n, at)))
+    }
+
+    /// Whether shared memory is missing, whose marks ([`Self::poison`]) children do not inherit.
+    pub fn lacks_shared(&self) -> bool {
+        self.objects.missing() > 0
     }
 
     /// Does what is to be done now: events and faults first, then one arrival.
@@ -112,13 +135,14 @@ impl<'a, S: Source> Server<'a, S> {
     /// # Errors
     /// Pages that will never come. The target must be stopped, and [poisoned](Self::poison), before this is dropped.
     pub fn step(&mut self) -> Result<Step, Lost> {
-        let told = self.listen();
-        if self.members.iter().all(|member| member.missing.is_empty()) {
+        let told = self.listen() | self.listen_to_views()?;
+        if self.members.iter().all(|member| member.missing.is_empty()) && self.objects.missing() == 0 {
             return Ok(Step::Done);
         }
         let mut data = std::mem::take(&mut self.data);
         let arrival = self.source.next(&mut data);
         let placed = match &arrival {
+            Ok(Some((Space::Shmem(id), range))) => self.place_shared(*id, *range, &data),
             Ok(Some((space, range))) => self.place(*space, *range, &data),
             _ => Ok(()),
         };
@@ -138,12 +162,14 @@ impl<'a, S: Source> Server<'a, S> {
                 self.left(n);
             }
         }
+        self.objects.look_around();
     }
 
     /// Waits until there may be something to do, or one of `others` is readable: which of them are.
     pub fn wait(&self, others: &[BorrowedFd<'_>], timeout: Duration) -> Vec<bool> {
         let ours = self.members.iter().filter(|member| !member.gone).map(|member| member.uffd.as_fd());
-        let all = others.iter().copied().chain(self.source.descriptors()).chain(ours);
+        let all = others.iter().copied().chain(self.source.descriptors()).chain(ours).chain(self.objects.descriptors());
+        let timeout = if self.objects.has_to_look() { timeout.min(LOOK) } else { timeout };
         let mut wanted: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // An error is nothing to wait for: the next look finds out.
         let _ = poll(&mut wanted, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
@@ -170,6 +196,7 @@ impl<'a, S: Source> Server<'a, S> {
             pieces.iter().for_each(|piece| self.poison_range(n, piece.at));
             n += 1;
         }
+        self.objects.poison();
     }
 
     fn poison_range(&mut self, n: usize, range: PageRange) {
@@ -203,6 +230,38 @@ impl<'a, S: Source> Server<'a, S> {
             self.fault(n, address, thread);
         }
         told
+    }
+
+    /// The same for shared memory.
+    fn listen_to_views(&mut self) -> Result<bool, Lost> {
+        let heard = self.objects.listen()?;
+        let told = !heard.faults.is_empty();
+        let mut faults = std::mem::take(&mut self.again_shared);
+        faults.extend(heard.faults);
+        for (view, page, thread) in faults {
+            match self.objects.fault(view, page, thread) {
+                Answer::Missing(fault) => {
+                    self.counts.faults += 1;
+                    (fault.page..fault.page + fault.count).for_each(|page| self.touches.note(fault.space, page));
+                    self.stalls.begin(VIEWS + view, page, thread, Instant::now());
+                    self.source.want(fault);
+                }
+                Answer::Hole => self.counts.holes += 1,
+                Answer::There => {}
+                Answer::Again => self.again_shared.push((view, page, thread)),
+            }
+        }
+        heard.soon.iter().for_each(|(space, pages)| self.source.soon(*space, pages));
+        Ok(told)
+    }
+
+    fn place_shared(&mut self, id: ShmemId, range: PageRange, data: &[u8]) -> Result<(), Lost> {
+        self.counts.pages += range.count;
+        let now = Instant::now();
+        for waiter in self.objects.place(id, range, data)? {
+            self.stalls.end(VIEWS + waiter.view, waiter.page, 1, now);
+        }
+        Ok(())
     }
 
     /// The same for one of them. Faults are kept for later, see [`super`].
@@ -252,7 +311,7 @@ impl<'a, S: Source> Server<'a, S> {
             self.counts.faults += 1;
             self.touches.note(space, from);
             self.stalls.begin(n, page, thread, Instant::now());
-            self.source.want(Fault { space, page: from, thread });
+            self.source.want(Fault { space, page: from, count: 1, thread });
             return;
         }
         match sys::zero(self.members[n].uffd.as_fd(), page * PAGE, PAGE) {

@@ -1,10 +1,10 @@
 //! Where pages come from that arrive late.
 
-use super::order::{Fault, Order};
+use super::order::{FAR_PAGES, Fault, Order};
 use super::stalls::Waits;
 use crate::image::mm::PAGE;
 use crate::memory::store::{PageReader, Scratch, StoreError};
-use crate::memory::{PageRange, Space};
+use crate::memory::{PageRange, RangeSet, Space};
 use std::os::fd::BorrowedFd;
 
 /// Pages whose content is [`Source::next`]'s.
@@ -38,6 +38,9 @@ pub trait Source {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }
+
+    /// Somebody waits until all of these are there.
+    fn soon(&mut self, _: Space, _: &RangeSet) {}
 
     /// Somebody waits for all of them.
     fn hurry(&mut self) {}
@@ -88,11 +91,16 @@ impl Source for StoreSource {
     }
 
     fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
-        let next = if self.only_wanted { self.order.next_wanted() } else { self.order.next_pages() };
+        let asked = self.order.next_wanted().or_else(|| self.order.next_soon(FAR_PAGES));
+        let next = if self.only_wanted { asked } else { asked.or_else(|| self.order.next_pages()) };
         let Some(next) = next else { return if self.only_wanted { Ok(None) } else { Err(self.exhausted()) } };
         let (space, range) = (next.space, next.range);
         self.read(space, range, data).map_err(|e| Lost { space, range, reason: Box::new(e) })?;
         Ok(Some((space, range)))
+    }
+
+    fn soon(&mut self, space: Space, pages: &RangeSet) {
+        pages.iter().for_each(|range| self.order.soon(space, range));
     }
 
     fn hurry(&mut self) {

@@ -27,7 +27,7 @@ pub mod serving;
 mod waits;
 
 use super::protocol::AttemptId;
-use crate::image::{MmId, limits};
+use crate::image::{MmId, ShmemId, limits};
 use crate::memory::lazy::Fault;
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::transport::{Channel, FrameKind, Result, TransportError};
@@ -37,37 +37,55 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Pages that come later, by the names of the final model.
-pub type Later = Vec<(MmId, RangeSet)>;
+pub type Later = Vec<(Space, RangeSet)>;
 
 /// Where the pager of an attempt takes links.
 pub fn socket_path(run: &Path, attempt: &str) -> PathBuf {
     run.join(format!("pages-{attempt}.sock"))
 }
 
+/// Pages that come into being in one piece, at most: those of a huge page of 2 MiB.
+const PIECE_MAX: u64 = 512;
 /// Entries of one frame, at most.
-const ENTRIES_MAX: usize = 4096;
+const ENTRIES_MAX: usize = 3072;
+const _: () = assert!(ENTRIES_MAX * size_of::<Entry>() <= 96 << 10, "the limit of the frame");
 
-/// Pages of an address space; with a thread, one that waits for the first of them.
+/// Pages of an address space or of a shared memory object; with a thread, pages that it waits for.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Entry {
     first: U64,
     pages: U64,
-    mm: U32,
+    /// Number of the space.
+    id: U32,
     thread: U32,
+    /// 0: of an address space, 1: of a shared memory object.
+    kind: U32,
+    /// In a list of wanted pages, 1: somebody waits until all of these are there.
+    soon: U32,
 }
 
 impl Entry {
     fn range(&self) -> Option<(Space, PageRange)> {
         let range = PageRange::new(self.first.get(), self.pages.get());
         let sound = range.first < limits::PAGE_NUMBERS && range.count <= limits::PAGE_NUMBERS - range.first;
-        (sound && !range.is_empty()).then_some((Space::Mm(MmId(self.mm.get())), range))
+        let id = self.id.get();
+        let space = match self.kind.get() {
+            0 => Space::Mm(MmId(id)),
+            1 => Space::Shmem(ShmemId(id)),
+            _ => return None,
+        };
+        (sound && !range.is_empty()).then_some((space, range))
     }
 }
 
-fn entry(space: Space, range: PageRange, thread: u32) -> Option<Entry> {
-    let Space::Mm(mm) = space else { return None };
-    Some(Entry { first: range.first.into(), pages: range.count.into(), mm: mm.0.into(), thread: thread.into() })
+fn entry(space: Space, range: PageRange, thread: u32) -> Entry {
+    let (kind, id) = match space {
+        Space::Mm(id) => (0, id.0),
+        Space::Shmem(id) => (1, id.0),
+    };
+    let (first, pages) = (range.first.into(), range.count.into());
+    Entry { first, pages, id: id.into(), thread: thread.into(), kind: U32::new(kind), soon: U32::new(0) }
 }
 
 fn entries<'a>(body: &'a [u8], peer: &str) -> Result<&'a [Entry]> {
@@ -86,25 +104,45 @@ fn entries<'a>(body: &'a [u8], peer: &str) -> Result<&'a [Entry]> {
 /// Asks for the pages that somebody waits for.
 fn send_wanted(channel: &mut Channel, faults: &[Fault]) -> Result<()> {
     faults.chunks(ENTRIES_MAX).try_for_each(|part| {
-        let page = |fault: &Fault| entry(fault.space, PageRange::new(fault.page, 1), fault.thread);
-        let part: Vec<Entry> = part.iter().filter_map(page).collect();
+        let page = |fault: &Fault| entry(fault.space, PageRange::new(fault.page, fault.count), fault.thread);
+        let part: Vec<Entry> = part.iter().map(page).collect();
         channel.send(FrameKind::WANTED, part.as_bytes())
     })
 }
 
-/// The faults of a WANT frame.
-fn read_wanted(body: &[u8], peer: &str) -> Result<Vec<Fault>> {
-    let fault = |entry: &Entry| {
-        let (space, range) = entry.range()?;
-        Some(Fault { space, page: range.first, thread: entry.thread.get() })
-    };
-    Ok(entries(body, peer)?.iter().filter_map(fault).collect())
+/// Asks for pages that somebody waits for as a whole.
+fn send_soon(channel: &mut Channel, space: Space, pages: &RangeSet) -> Result<()> {
+    let all: Vec<Entry> = pages.iter().map(|range| Entry { soon: U32::new(1), ..entry(space, range, 0) }).collect();
+    all.chunks(ENTRIES_MAX).try_for_each(|part| channel.send(FrameKind::WANTED, part.as_bytes()))
+}
+
+/// What a WANT frame asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    faults: Vec<Fault>,
+    soon: Vec<(Space, PageRange)>,
+}
+
+/// Reads a WANT frame.
+fn read_wanted(body: &[u8], peer: &str) -> Result<Wanted> {
+    let mut wanted = Wanted::default();
+    for entry in entries(body, peer)? {
+        let Some((space, range)) = entry.range() else { continue };
+        if entry.soon.get() != 0 {
+            wanted.soon.push((space, range));
+            continue;
+        }
+        // The largest page that is brought late has so many.
+        let count = range.count.min(PIECE_MAX);
+        wanted.faults.push(Fault { space, page: range.first, count, thread: entry.thread.get() });
+    }
+    Ok(wanted)
 }
 
 /// Says what is missing.
 fn send_missing(channel: &mut Channel, missing: &BTreeMap<Space, RangeSet>) -> Result<()> {
     let all = missing.iter().flat_map(|(space, pages)| pages.iter().map(|range| (*space, range)));
-    let all: Vec<Entry> = all.filter_map(|(space, range)| entry(space, range, 0)).collect();
+    let all: Vec<Entry> = all.map(|(space, range)| entry(space, range, 0)).collect();
     all.chunks(ENTRIES_MAX).try_for_each(|part| channel.send(FrameKind::MISSING, part.as_bytes()))?;
     channel.send(FrameKind::MISSING, &[])
 }
@@ -124,10 +162,10 @@ fn receive_missing(channel: &mut Channel) -> Result<BTreeMap<Space, RangeSet>> {
     }
 }
 
-/// As it stands in a message: (address space, first page, pages).
+/// As it stands in a message.
 pub fn encode(later: &Later) -> Vec<u8> {
-    let rows = later.iter().flat_map(|(mm, pages)| pages.iter().map(|range| entry(Space::Mm(*mm), range, 0)));
-    rows.flatten().flat_map(|entry| entry.as_bytes().to_vec()).collect()
+    let rows = later.iter().flat_map(|(space, pages)| pages.iter().map(|range| entry(*space, range, 0)));
+    rows.flat_map(|entry| entry.as_bytes().to_vec()).collect()
 }
 
 /// The other way.
@@ -135,12 +173,10 @@ pub fn encode(later: &Later) -> Vec<u8> {
 /// # Errors
 /// Bytes that are no such list.
 pub fn decode(bytes: &[u8], peer: &str) -> Result<Later> {
-    let mut later: BTreeMap<MmId, RangeSet> = BTreeMap::new();
+    let mut later: BTreeMap<Space, RangeSet> = BTreeMap::new();
     for part in bytes.chunks(ENTRIES_MAX * size_of::<Entry>()) {
         for (space, range) in entries(part, peer)?.iter().filter_map(Entry::range) {
-            if let Space::Mm(mm) = space {
-                later.entry(mm).or_default().insert(range);
-            }
+            later.entry(space).or_default().insert(range);
         }
     }
     Ok(later.into_iter().collect())

@@ -1,7 +1,7 @@
 //! The pager of a target that has moved: pages come from the host that it has left.
 
 use super::relay::{BULK, URGENT};
-use super::{send_missing, send_wanted, socket_path, waits};
+use super::{send_missing, send_soon, send_wanted, socket_path, waits};
 use crate::companion::pager::{Kept, Origin, Ready, serve};
 use crate::fault::{self, Point};
 use crate::image::MmId;
@@ -57,7 +57,9 @@ struct Receiver {
     /// What has not come.
     owed: BTreeMap<Space, RangeSet>,
     /// Somebody waits for these, and the source was asked if there is one.
-    wanted: HashMap<(Space, u64), u32>,
+    wanted: HashMap<(Space, u64), (u64, u32)>,
+    /// Somebody waits for all of these.
+    soon: BTreeMap<Space, RangeSet>,
     /// What has come and was not given.
     came: VecDeque<(Space, PageRange, Vec<u8>)>,
     unpacked: Vec<u8>,
@@ -78,7 +80,7 @@ impl Receiver {
             Origin::Source { peer } => peer.clone(),
             Origin::Image { .. } => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        let owed = kept.spaces.iter().map(|space| (Space::Mm(MmId(space.mm)), space.pages())).collect();
+        let owed = kept.owed().collect();
         let impatient = fault::at(Point::PagerImpatient).is_err();
         Ok(Self {
             path,
@@ -88,6 +90,7 @@ impl Receiver {
             peer,
             owed,
             wanted: HashMap::new(),
+            soon: BTreeMap::new(),
             came: VecDeque::new(),
             unpacked: Vec::new(),
             heard: Instant::now(),
@@ -124,9 +127,9 @@ impl Receiver {
                     missing.entry(*space).or_default().remove(*range);
                 }
                 send_missing(&mut channel, &missing)?;
-                let faults: Vec<Fault> =
-                    self.wanted.iter().map(|((space, page), thread)| fault_of(*space, *page, *thread)).collect();
+                let faults: Vec<Fault> = self.wanted.iter().map(|(place, wait)| fault_of(*place, *wait)).collect();
                 send_wanted(&mut channel, &faults)?;
+                self.soon.iter().try_for_each(|(space, pages)| send_soon(&mut channel, *space, pages))?;
                 self.urgent = Some(channel);
             }
             BULK => self.bulk = Some(channel),
@@ -197,19 +200,27 @@ impl Receiver {
     }
 }
 
-fn fault_of(space: Space, page: u64, thread: u32) -> Fault {
-    Fault { space, page, thread }
+fn fault_of((space, page): (Space, u64), (count, thread): (u64, u32)) -> Fault {
+    Fault { space, page, count, thread }
 }
 
 impl Source for Receiver {
     fn want(&mut self, fault: Fault) {
-        if self.wanted.insert((fault.space, fault.page), fault.thread).is_some() {
+        if self.wanted.insert((fault.space, fault.page), (fault.count, fault.thread)).is_some() {
             return;
         }
         let asked = self.urgent.as_mut().map(|channel| send_wanted(channel, &[fault]));
         if matches!(asked, Some(Err(_))) {
             self.urgent = None;
         }
+    }
+
+    fn soon(&mut self, space: Space, pages: &RangeSet) {
+        let asked = self.urgent.as_mut().map(|channel| send_soon(channel, space, pages));
+        if matches!(asked, Some(Err(_))) {
+            self.urgent = None;
+        }
+        self.soon.insert(space, pages.clone());
     }
 
     fn next(&mut self, data: &mut Vec<u8>) -> std::result::Result<Option<Arrival>, Lost> {
@@ -225,7 +236,10 @@ impl Source for Receiver {
         if let Some(owed) = self.owed.get_mut(&space) {
             owed.remove(range);
         }
-        self.wanted.retain(|(of, page), _| *of != space || !(range.first..range.end()).contains(page));
+        // A huge page comes in parts.
+        let owed = &self.owed;
+        let lacks = |space: &Space, pages| owed.get(space).is_some_and(|owed| !owed.within(pages).is_empty());
+        self.wanted.retain(|(of, page), (count, _)| lacks(of, PageRange::new(*page, *count)));
         data.clear();
         data.extend_from_slice(&content);
         // Zeros are named, not sent.

@@ -193,10 +193,11 @@ impl Serving {
             let Some(frame) = channel.receive_one()? else { continue };
             match frame.kind {
                 FrameKind::WANTED => {
-                    let faults = read_wanted(frame.body, &peer)?;
+                    let wanted = read_wanted(frame.body, &peer)?;
                     let mut state = self.state();
-                    state.served.faults += faults.len() as u64;
-                    faults.into_iter().for_each(|fault| state.order.fault(fault));
+                    state.served.faults += wanted.faults.len() as u64;
+                    wanted.faults.into_iter().for_each(|fault| state.order.fault(fault));
+                    wanted.soon.into_iter().for_each(|(space, range)| state.order.soon(space, range));
                 }
                 FrameKind::WAITS => self.state().served.waits = waits::read(frame.body, &peer)?,
                 FrameKind::MARK => return Ok(channel.send(FrameKind::MARK, &[])?),
@@ -224,7 +225,9 @@ impl Serving {
             }
             // Over a slow link in small pieces: what is needed around the next fault waits behind one.
             let most = way.map_or(FAR_PAGES, |way| (way.most() / PAGE / 4).clamp(NEAR_PAGES, FAR_PAGES));
-            let next = if only_wanted { None } else { self.state().order.next_pushed(most) };
+            let mut state = self.state();
+            let next = if only_wanted { state.order.next_soon(most) } else { state.order.next_pushed(most) };
+            drop(state);
             match next {
                 Some(next) => {
                     self.send(channel, pages, next, &mut packer)?;

@@ -7,6 +7,8 @@ use crate::transport::wait::{Abort, Patience};
 use proptest::prelude::*;
 use std::time::Duration;
 
+const OWN: Space = Space::Mm(MmId(0));
+
 pub(super) fn pair() -> (Channel, Channel) {
     let (a, b) = Stream::pair().unwrap();
     let patience = Patience { abort: Abort::new().unwrap(), silence: Duration::from_secs(5), deadline: None };
@@ -15,9 +17,12 @@ pub(super) fn pair() -> (Channel, Channel) {
 
 fn some_pages() -> impl Strategy<Value = Later> {
     let set = prop::collection::vec((0u64..1 << 36, 1u64..50), 1..20);
-    prop::collection::btree_map(0u32..50, set, 0..6).prop_map(|all| {
+    prop::collection::btree_map((any::<bool>(), 0u32..50), set, 0..6).prop_map(|all| {
         let set = |ranges: Vec<(u64, u64)>| ranges.into_iter().map(|(f, c)| PageRange::new(f, c)).collect();
-        all.into_iter().map(|(mm, ranges)| (MmId(mm), set(ranges))).collect()
+        let space = |(shared, id)| if shared { Space::Shmem(ShmemId(id)) } else { Space::Mm(MmId(id)) };
+        let mut later: Later = all.into_iter().map(|(of, ranges)| (space(of), set(ranges))).collect();
+        later.sort_by_key(|(space, _)| *space);
+        later
     })
 }
 
@@ -25,8 +30,7 @@ proptest! {
     #[test]
     fn lists_are_read_as_written(later in some_pages()) {
         prop_assert_eq!(decode(&encode(&later), "x").unwrap(), later.clone());
-        let missing: BTreeMap<Space, RangeSet> =
-            later.into_iter().map(|(mm, pages)| (Space::Mm(mm), pages)).collect();
+        let missing: BTreeMap<Space, RangeSet> = later.into_iter().collect();
         let (mut a, mut b) = pair();
         send_missing(&mut a, &missing).unwrap();
         prop_assert_eq!(receive_missing(&mut b).unwrap(), missing);
@@ -41,24 +45,30 @@ proptest! {
 
 #[test]
 fn pages_that_do_not_exist_are_refused() {
-    let beyond = vec![(MmId(0), [PageRange::new(limits::PAGE_NUMBERS - 1, 2)].into_iter().collect())];
+    let beyond = vec![(OWN, [PageRange::new(limits::PAGE_NUMBERS - 1, 2)].into_iter().collect())];
     assert!(decode(&encode(&beyond), "x").is_err());
-    assert!(decode(&encode(&vec![(MmId(0), [PageRange::new(7, 1)].into_iter().collect())])[1..], "x").is_err());
-    assert!(entry(Space::Shmem(ShmemId(0)), PageRange::new(0, 1), 0).is_none());
+    assert!(decode(&encode(&vec![(OWN, [PageRange::new(7, 1)].into_iter().collect())])[1..], "x").is_err());
+    let unknown = Entry { kind: U32::new(2), ..entry(OWN, PageRange::new(0, 1), 0) };
+    assert!(decode(unknown.as_bytes(), "x").is_err());
 }
 
 #[test]
 fn faults_are_read_as_written() {
     let (mut a, mut b) = pair();
-    let fault = |page, thread| Fault { space: Space::Mm(MmId(3)), page, thread };
+    let space = Space::Shmem(ShmemId(3));
+    let fault = |page, thread| Fault { space, page, count: 1 + page % PIECE_MAX, thread };
     let faults: Vec<Fault> = (0..5000).map(|n| fault(n, n as u32 + 1)).collect();
     send_wanted(&mut a, &faults).unwrap();
     let mut read = Vec::new();
     while read.len() < faults.len() {
         let body = b.expect(FrameKind::WANTED, "faults").unwrap();
-        read.extend(read_wanted(body, "a").unwrap());
+        read.extend(read_wanted(body, "a").unwrap().faults);
     }
     assert_eq!(read, faults);
+    let soon: RangeSet = [PageRange::new(5, 1000), PageRange::new(2000, 3)].into_iter().collect();
+    send_soon(&mut a, space, &soon).unwrap();
+    let read = read_wanted(b.expect(FrameKind::WANTED, "pages").unwrap(), "a").unwrap();
+    assert_eq!(read, Wanted { faults: Vec::new(), soon: soon.iter().map(|range| (space, range)).collect() });
 }
 
 /// Every page has its number in it.

@@ -65,10 +65,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         return Ok(outcome);
     }
     let held = hold(options, &resolved)?;
-    let mut surety = Surety::default();
-    if findings.tcp && policy.tcp == Tcp::Keep {
-        surety.start();
-    }
+    let mut surety = Surety::of_connections(findings.tcp && policy.tcp == Tcp::Keep);
     let job = Job {
         root,
         known: &resolved.processes,
@@ -111,8 +108,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         // It has run since before the image was written.
         paused.parts.parts.pop();
     }
-    let warnings = held.map(HeldUnits::after_end).unwrap_or_default();
-    warnings.into_iter().for_each(|warning| events.event(Event::Warning(warning)));
+    warnings_of(held).for_each(|warning| events.event(Event::Warning(warning)));
     outcome.downtime_parts = paused.parts.parts;
     rounds.end_tracking();
     outcome.mode = Some(if rounds.tree.is_some() { "pre-copy" } else { "stop-and-copy" });
@@ -130,6 +126,11 @@ fn hold(options: &DumpOptions, resolved: &target::Resolved) -> Result<Option<Hel
     }
     let choice = supervisor::choice(&options.target, options.state.supervisor);
     supervisor::hold(resolved, choice, options.session).map_err(|failure| failure.target(TargetState::Running))
+}
+
+/// What a person should know of the units that were held.
+fn warnings_of(held: Option<HeldUnits>) -> impl Iterator<Item = String> {
+    held.map(HeldUnits::after_end).unwrap_or_default().into_iter()
 }
 
 /// How dirty pages are found, if that works here.

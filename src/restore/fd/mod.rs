@@ -4,6 +4,7 @@
 //! one socket and puts them under their numbers, with the memberships of epoll instances, which are keyed by those numbers;
 //! [`finish`] does what has an owner (locks, leases, receivers of signals) or a clock inside the tasks.
 
+pub mod bequest;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;

@@ -28,8 +28,8 @@ pub(crate) struct Sockets {
 /// Sockets that are made and do not speak yet.
 #[derive(Debug, Default)]
 pub struct Sleeping {
-    tcp: Vec<(FileId, OwnedFd, tcp::Unfinished)>,
-    udp: Vec<(FileId, OwnedFd)>,
+    pub(super) tcp: Vec<(FileId, OwnedFd, tcp::Unfinished)>,
+    pub(super) udp: Vec<(FileId, OwnedFd)>,
     /// Nodes of UNIX sockets, where those of the original are until this tree runs.
     nodes: Vec<Waiting>,
     namespaces: HashMap<NsId, OwnedFd>,

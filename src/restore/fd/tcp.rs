@@ -11,6 +11,7 @@ use crate::net::segment::{ACK, FIN, Injector, Segment, parse_address};
 use crate::net::{Error, Result, failed, lock, namespace};
 use crate::sys::tcp_repair::{self, Negotiated, Queue, Window};
 use crate::sys::{Errno, socket};
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -30,7 +31,7 @@ pub struct Place<'a> {
 }
 
 /// A socket that is made but does not speak yet.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[must_use = "an unfinished TCP socket is deaf"]
 pub struct Unfinished {
     /// Its last part.
@@ -41,7 +42,7 @@ pub struct Unfinished {
     deaf: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Rest {
     /// Only late options.
     Options,
@@ -53,7 +54,7 @@ enum Rest {
     TakenOver,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Waking {
     local: SocketAddr,
     peer: SocketAddr,
@@ -271,6 +272,16 @@ fn ended(tcp: &Tcp, place: Place<'_>, queue: &[u8], reset: bool) -> Result<Owned
 }
 
 impl Unfinished {
+    /// Nothing comes in.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf || matches!(self.rest, Rest::TakenOver)
+    }
+
+    /// In the middle of a connection.
+    pub(super) fn is_connection(&self) -> bool {
+        matches!(self.rest, Rest::Connection(_) | Rest::TakenOver)
+    }
+
     /// A socket that is not made but taken over from the frozen original.
     pub(crate) fn of_the_original(tcp: &Tcp) -> Self {
         let reuse = common::int(&tcp.options, libc::SO_REUSEADDR).unwrap_or(0);

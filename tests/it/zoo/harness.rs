@@ -139,7 +139,7 @@ struct HugePages(u64);
 
 impl HugePages {
     const FILE: &'static str = "/proc/sys/vm/nr_hugepages";
-    const MORE: u64 = 8;
+    const MORE: u64 = 12;
 
     fn reserve() -> Self {
         // Where none can be had the fixture says so.
@@ -309,8 +309,8 @@ impl<'a> Run<'a> {
                 root
             }
             // What was not touched comes while it is verified.
-            Mode::PostCopy => return self.follows("post-copy", true).map(|()| Ran::Passed),
-            Mode::Hybrid => return self.follows("hybrid", false).map(|()| Ran::Passed),
+            Mode::PostCopy => return self.follows("post-copy", true).map(|_| Ran::Passed),
+            Mode::Hybrid => return self.follows("hybrid", false).map(|_| Ran::Passed),
             Mode::Move => {
                 if !self.scenario.timed {
                     self.dump(self.pid(), 0, &["--leave-running"])?;
@@ -466,8 +466,9 @@ impl<'a> Run<'a> {
         self.wait_for(crate::cli::migrate(&[]), args, env)
     }
 
-    /// Moves it, and has it verify itself while the move goes on; with `held` only what it touches is sent.
-    fn follows(&self, how: &str, held: bool) -> Result<(), String> {
+    /// Moves it, and has it verify itself while the move goes on; with `held` only what it touches is sent. What
+    /// the move said.
+    pub(super) fn follows(&self, how: &str, held: bool) -> Result<String, String> {
         self.note_tree(self.pid());
         let places = self.path("places").display().to_string();
         let mut env = vec![("MIGRATE_PLACES", places.as_str())];
@@ -485,9 +486,9 @@ impl<'a> Run<'a> {
         }
         let verified = self.verify();
         // The target has ended, or touched all there is: nothing is missing any more.
-        self.ended(moving).map_err(|e| format!("move: {e}"))?;
+        let said = self.ended(moving).map_err(|e| format!("move: {e}"))?;
         self.reap();
-        verified
+        verified.map(|()| said)
     }
 
     pub(super) fn wait_for(&self, command: Command, args: &[String], env: &[(&str, &str)]) -> Result<String, String> {

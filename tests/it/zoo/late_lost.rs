@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 /// Compares every page it has with what it should hold.
 pub(super) const TARGET: Scenario =
     Scenario { fixture: "late", case: "by_threads", ignore: &[], allow: "", busy: false, timed: false };
+/// The same with memory that is shared.
+pub(super) const SHARED: Scenario = Scenario { fixture: "late_shared", ..TARGET };
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn root() -> bool {
@@ -25,9 +27,9 @@ pub(super) fn root() -> bool {
 }
 
 /// A target that is saved, and the variables with which it is restored in places of its own.
-fn saved() -> Run<'static> {
-    let fixture = compiled(TARGET.fixture).expect("gcc is there");
-    let run = Run::start(&TARGET, &fixture);
+fn saved(target: &'static Scenario) -> Run<'static> {
+    let fixture = compiled(target.fixture).expect("gcc is there");
+    let run = Run::start(target, &fixture);
     run.ready().expect("it sets up");
     std::thread::sleep(Duration::from_millis(20));
     run.dump(run.pid(), 0, &[]).expect("it can be saved");
@@ -81,10 +83,19 @@ pub(super) fn is_lost_and_never_zero(run: &Run<'_>, root: i32) {
 
 #[test]
 fn damage_that_is_found_late_stops_the_target() {
+    damaged(&TARGET);
+}
+
+#[test]
+fn damage_of_shared_memory_that_is_found_late_stops_the_target() {
+    damaged(&SHARED);
+}
+
+fn damaged(target: &'static Scenario) {
     if !root() {
         return;
     }
-    let run = saved();
+    let run = saved(target);
     let root = restore(&run, &[("MIGRATE_FAULT", "pager-behind")]);
     for entry in fs::read_dir(run.image(0)).expect("it is an image").flatten() {
         if entry.file_name().to_string_lossy().starts_with("pages") {
@@ -99,10 +110,19 @@ fn damage_that_is_found_late_stops_the_target() {
 
 #[test]
 fn a_pager_that_is_killed_leaves_a_stopped_target() {
+    pager_killed(&TARGET);
+}
+
+#[test]
+fn a_pager_of_shared_memory_that_is_killed_leaves_a_stopped_target() {
+    pager_killed(&SHARED);
+}
+
+fn pager_killed(target: &'static Scenario) {
     if !root() {
         return;
     }
-    let run = saved();
+    let run = saved(target);
     let root = restore(&run, &[("MIGRATE_KILL", "pager-serves")]);
     is_lost_and_never_zero(&run, root);
 }
@@ -112,7 +132,7 @@ fn what_was_touched_is_noted_and_comes_first_the_next_time() {
     if !root() {
         return;
     }
-    let run = saved();
+    let run = saved(&TARGET);
     restore(&run, &[("MIGRATE_FAULT", "pager-behind")]);
     run.verify().expect("everything is there in time");
     let image = ImageDir::open(&run.image(0)).expect("it is an image");

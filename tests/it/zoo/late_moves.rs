@@ -1,7 +1,7 @@
 //! Post-copy when something breaks while pages are missing: the link, the source, the pager.
 
-use super::harness::Run;
-use super::late_lost::{TARGET, is_lost_and_never_zero, root, state, until};
+use super::harness::{Run, Scenario};
+use super::late_lost::{SHARED, TARGET, is_lost_and_never_zero, root, state, until};
 use super::tools::{adopt_orphans, compiled};
 use crate::moves::{Agent, on_host};
 use nix::sys::signal::{Signal, kill};
@@ -125,4 +125,23 @@ fn a_pager_that_is_killed_leaves_a_stopped_target_there() {
     let moving = Moving::begin(&[("MIGRATE_KILL", "pager-serves")]);
     is_lost_and_never_zero(&moving.run, moving.root);
     assert!(matches!(state(moving.original), Some('t' | 'T')), "the original runs although it was handed over");
+}
+
+#[test]
+fn memory_of_several_processes_is_sent_once() {
+    if !root() {
+        return;
+    }
+    adopt_orphans();
+    let target = Scenario { case: "relatives", ..SHARED };
+    let run = Run::start(&target, &compiled(target.fixture).expect("gcc is there"));
+    run.ready().expect("it sets up");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let said = run.follows("post-copy", true).expect("everything is there in time");
+    let last = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let number = |key: &str| last.as_ref().and_then(|r| r[key].as_u64()).unwrap_or_else(|| panic!("no {key}: {said}"));
+    // Four processes have these 1024 pages, and touch most of them; of their own they have far fewer.
+    let (pages, faults) = (number("pages_sent"), number("faults"));
+    assert!((1024..2048).contains(&pages), "{pages} pages were sent");
+    assert!(faults > 900, "{faults} pages were waited for: they came at once");
 }

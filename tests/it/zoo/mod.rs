@@ -44,7 +44,7 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
             Scenario { ignore: GONE_OFF, allow: GONE_OFF_SEEN, timed: true, ..plain }
         }
         ("memory", "deleted_files") => Scenario { ignore: DESCRIPTORS, ..plain },
-        ("memory", "hugetlb") => Scenario { allow: HUGE_PAGES, ..plain },
+        ("memory" | "late_shared", "hugetlb") => Scenario { allow: HUGE_PAGES, ..plain },
         _ => plain,
     }
 }
@@ -237,8 +237,10 @@ zoo!(mappings: huge_pages past_the_end sparse seals shared_for_reading keys ten_
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
     on_alternate_stack);
 late!(late = late: moved dropped forked in_kernel executed by_threads at_random);
-late!(late_memory = memory: anonymous stack heap file_mappings shared_memory guards locked locked_future advice huge_pages_off
-    hugetlb sealed no_new_code named droppable grows_down thousand_mappings copy_on_write large);
+late!(late_shared = late_shared: relatives unnamed_file open_file segment in_kernel forked moved dropped removed_first executed
+    by_threads hugetlb);
+late!(late_memory = memory: anonymous stack heap file_mappings shared_memory system_v memory_files guards locked locked_future advice
+    huge_pages_off hugetlb sealed no_new_code named droppable grows_down thousand_mappings copy_on_write large);
 // Pages that come one by one are small ones: `huge_pages` looks for large ones.
 late!(late_mappings = mappings: past_the_end sparse keys ten_thousand);
 late!(late_threads = threads: few five_hundred synchronised robust_list shares_vm goes_on);
