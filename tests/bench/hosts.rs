@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 const PORT: u16 = 7413;
 
 /// Process 1 of a host: bash, which waits for whoever is left to it, so that their ids are free again.
-const INIT: &str = "ip link set lo up && echo ready; read -r _";
+const INIT: &str = "ip link set lo up && echo ready && read -r _";
 
 /// A child that ends with this value. One that has entered a host waits there for a child of its own, which is what is killed: if its
 /// parent went first, whoever adopts orphans here would have to wait for it, and until then the host could not end.
@@ -55,10 +55,15 @@ impl Host {
         std::fs::create_dir_all(&places).map_err(|e| format!("{}: {e}", places.display()))?;
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", INIT]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir("/");
+        // It complains when its child is killed: that is how a host ends.
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/");
         let mut holder = Ours(command.spawn().map_err(|e| format!("unshare: {e}"))?);
         let out = holder.0.stdout.as_mut().ok_or("it is piped")?;
-        out.read_exact(&mut [0; 6]).map_err(|e| format!("no namespaces: {e}"))?;
+        if out.read_exact(&mut [0; 6]).is_err() {
+            let mut said = String::new();
+            let _ = holder.0.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+            return Err(format!("no namespaces: {said}"));
+        }
         let init = child_of(holder.0.id()).ok_or("a host without a process")?;
         Ok(Self { _holder: holder, init, places, address })
     }
