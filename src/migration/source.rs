@@ -118,12 +118,12 @@ pub trait Target {
         Vec::new()
     }
 
-    /// Sends on what the network still brings here, until the neighbours know the target's new place. Called after
-    /// [`Target::end`].
+    /// Sends on what the network still brings here: for a moment before [`Target::end`], and after it (`to_the_end`) until the
+    /// neighbours know the target's new place.
     ///
     /// # Errors
     /// Those of `send`: what comes here from then on is lost.
-    fn forward_segments(&mut self, _send: &mut SendSegments<'_>) -> Result<(), MoveError> {
+    fn forward_segments(&mut self, _to_the_end: bool, _send: &mut SendSegments<'_>) -> Result<(), MoveError> {
         Ok(())
     }
 
@@ -689,6 +689,7 @@ impl Attempt<'_> {
                 }
             }
             Action::End => {
+                self.forward_first(target);
                 self.end_original(target);
                 fault::strike(Point::SourceEnded);
             }
@@ -707,8 +708,19 @@ impl Attempt<'_> {
             Request::Commit => {
                 target.segments_ahead().iter().try_for_each(|body| Ok(control.send(FrameKind::SEGMENTS, body)?))
             }
-            Request::Done => target.forward_segments(&mut |body| Ok(control.send(FrameKind::SEGMENTS, body)?)),
+            Request::Done => target.forward_segments(true, &mut |body| Ok(control.send(FrameKind::SEGMENTS, body)?)),
             Request::Ask | Request::Abort => Ok(()),
+        }
+    }
+
+    /// The target runs: what has come here since COMMIT is forwarded before its original is ended.
+    fn forward_first(&mut self, target: &mut dyn Target) {
+        let control = &mut self.link.control;
+        let mut send = |body: &[u8]| Ok(control.send(FrameKind::SEGMENTS, body)?);
+        if !self.lost
+            && let Err(error) = target.forward_segments(false, &mut send)
+        {
+            tracing::debug!(%error, "packets were not forwarded");
         }
     }
 

@@ -224,9 +224,9 @@ impl Target for FakeTarget {
         vec![b"first".to_vec(), b"second".to_vec()]
     }
 
-    fn forward_segments(&mut self, send: &mut SendSegments<'_>) -> Result<(), MoveError> {
+    fn forward_segments(&mut self, to_the_end: bool, send: &mut SendSegments<'_>) -> Result<(), MoveError> {
         assert!(matches!(self.state, State::Held | State::Ended));
-        send(b"straggler")
+        if to_the_end { send(b"straggler") } else { Ok(()) }
     }
 
     fn resume(&mut self) -> Result<(), Failure> {

@@ -497,8 +497,12 @@ impl Target for Live<'_> {
         self.network.ahead()
     }
 
-    fn forward_segments(&mut self, send: &mut SendSegments<'_>) -> std::result::Result<(), MoveError> {
-        self.network.forward(send)
+    fn forward_segments(
+        &mut self,
+        to_the_end: bool,
+        send: &mut SendSegments<'_>,
+    ) -> std::result::Result<(), MoveError> {
+        self.network.forward(to_the_end, send)
     }
 
     fn resume(&mut self) -> Result<()> {

@@ -38,6 +38,8 @@ use std::time::{Duration, Instant};
 
 /// How long what comes to the old place is forwarded: neighbours have heard of the new one by then.
 const FORWARD_FOR: Duration = Duration::from_millis(100);
+/// How long it is before anything else is done: ending the original takes longer than senders wait.
+const FORWARD_FIRST: Duration = Duration::from_millis(5);
 /// Bytes of packets in one message.
 const MESSAGE_BYTES: usize = 128 << 10;
 /// The most bytes of packets that are sent ahead of COMMIT, where they prolong the pause; the rest follows it.
@@ -259,15 +261,16 @@ impl Leaving {
         self.removed.clear();
     }
 
-    /// Sends on what still comes here, until neighbours know the new place.
+    /// Sends on what has come and still comes here: for a moment as soon as the target runs, since a sender repeats after some
+    /// milliseconds what is not acknowledged, and (`to_the_end`) until neighbours know the new place.
     ///
     /// # Errors
     /// Those of `send`.
-    pub fn forward<E>(&mut self, send: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn forward<E>(&mut self, to_the_end: bool, send: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let Some(keeper) = self.keeper.as_mut().filter(|_| !self.flows.is_empty()) else { return Ok(()) };
-        let mut packets = self.kept.split_off(self.sent);
+        let mut packets = self.kept.split_off(std::mem::take(&mut self.sent));
         self.kept.clear();
-        let until = Instant::now() + FORWARD_FOR;
+        let until = Instant::now() + if to_the_end { FORWARD_FOR } else { FORWARD_FIRST };
         loop {
             packets.extend(keeper.take(&self.flows, Reach::Open));
             for body in packet::pack(&packets, MESSAGE_BYTES) {
@@ -280,7 +283,9 @@ impl Leaving {
             }
             wait(keeper.capture.fds(), left);
         }
-        keeper.rest();
+        if to_the_end {
+            keeper.rest();
+        }
         Ok(())
     }
 }

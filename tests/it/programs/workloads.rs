@@ -20,7 +20,7 @@ const SAVING: Program = Program {
     command: |stage| {
         let arguments = ["/usr/bin/redis-server", "--bind", ADDRESS, "--port", "7001", "--protected-mode", "no"];
         let data = stage.text("");
-        let more = ["--save", "", "--rdb-key-save-delay", "60", "--enable-debug-command", "yes", "--dir", &data];
+        let more = ["--save", "", "--rdb-key-save-delay", "120", "--enable-debug-command", "yes", "--dir", &data];
         arguments.iter().chain(&more).map(|word| (*word).to_owned()).collect()
     },
 };

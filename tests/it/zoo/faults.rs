@@ -35,7 +35,8 @@ fn a_dump_that_fails_anywhere_leaves_the_target_running() {
     let before = marked(run.dir.path());
     for (n, point) in points.enumerate() {
         let image = run.image(n).display().to_string();
-        let args = ["dump".to_owned(), run.pid().to_string(), "-D".to_owned(), image];
+        let mut args = vec!["dump".to_owned(), run.pid().to_string(), "-D".to_owned(), image];
+        args.extend((*point == Point::DumpSnapshot).then(|| "--snapshot".to_owned()));
         let failure = run.migrate(&args, &[("MIGRATE_FAULT", point.name())]).expect_err(point.name());
         assert!(failure.contains(point.name()), "{failure}");
         assert!(failure.contains("target: still running"), "{failure}");
