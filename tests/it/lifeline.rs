@@ -256,7 +256,7 @@ pub fn root() -> bool {
 
 /// So many commands that are killed in the first call or the last, which are made from the vDSO, leave no room there for the
 /// next (migrate-security(7)).
-const KILLS: usize = 3;
+pub const KILLS: usize = 3;
 
 /// The system calls by which something is done to a target.
 const ACTS: &[i64] = &[libc::SYS_ptrace, libc::SYS_process_vm_writev, libc::SYS_process_vm_readv, libc::SYS_pwrite64];
