@@ -15,6 +15,7 @@ use super::surety::Surety;
 use super::systemd::HeldUnits;
 use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, supervisor, target};
 use crate::blocker::{Blocker, codes};
+use crate::collect::mm::Mappings;
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::fault::{self, Point};
@@ -31,6 +32,7 @@ use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use memory::{Rounds, Taken};
 use place::{Place, Sink};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use writing::Writing;
 
@@ -237,6 +239,30 @@ struct Paused {
     parts: Parts,
 }
 
+/// Stops the tree and reads it, and measures that.
+fn stand(
+    job: &Job<'_>,
+    policy: &Policy,
+    known: &HashMap<Pid, Mappings>,
+    surety: &mut Surety,
+) -> Result<(Frozen, Collection, Parts)> {
+    let mut parts = Parts { last: Instant::now(), parts: Vec::new() };
+    let mut told = false;
+    let stopped = |frozen: &Frozen| {
+        parts = Parts { last: frozen.since, parts: Vec::new() };
+        parts.end("freeze");
+        if !std::mem::replace(&mut told, true) {
+            job.events.event(Event::Frozen);
+        }
+        fault::at(Point::DumpFrozen).map_err(injected)
+    };
+    let (frozen, collection) = standstill::reach((job.root, job.known), policy, known, stopped, surety)?;
+    parts.end("state");
+    interrupt::check().map_err(|failure| failure.target(TargetState::Running))?;
+    fault::at(Point::DumpCollected).map_err(injected)?;
+    Ok((frozen, collection, parts))
+}
+
 /// The freeze and everything in it.
 fn pause(
     (options, policy): (&DumpOptions, &Policy),
@@ -249,23 +275,8 @@ fn pause(
 ) -> Result<Paused> {
     let running = |f: Failure| f.target(TargetState::Running);
     let known = std::mem::take(&mut rounds.mappings);
-    let mut parts = Parts { last: Instant::now(), parts: Vec::new() };
-    let mut told = false;
-    let stopped = |frozen: &Frozen| {
-        parts = Parts { last: frozen.since, parts: Vec::new() };
-        parts.end("freeze");
-        if !std::mem::replace(&mut told, true) {
-            job.events.event(Event::Frozen);
-        }
-        fault::at(Point::DumpFrozen).map_err(injected)
-    };
-    let tree = (job.root, job.known);
-    let (frozen, collection) = standstill::reach(tree, policy, &known, stopped, surety)?;
+    let (frozen, Collection { mut model, sources, mut locks, .. }, mut parts) = stand(job, policy, &known, surety)?;
     let frozen_at = frozen.since;
-    parts.end("state");
-    interrupt::check().map_err(running)?;
-    let Collection { mut model, sources, mut locks, .. } = collection;
-    fault::at(Point::DumpCollected).map_err(injected)?;
     let residual = memory::residual(&model, &sources, rounds).map_err(running)?;
     parts.end("scan");
     residual.kin.iter().for_each(|(child, parent)| model.mms[child.at()].cow_parent = Some(*parent));

@@ -22,7 +22,7 @@ use crate::net::lock::NetLock;
 use crate::ops::options::{DumpOptions, ImagePlace};
 use crate::ops::outcome::{Outcome, Round, State, Where};
 use crate::ops::surety::Surety;
-use crate::ops::{Event, interrupt, standstill};
+use crate::ops::{Event, interrupt};
 use crate::proc::ProcDir;
 use crate::sys::eventfd::eventfd;
 use crate::trace::freeze::Frozen;
@@ -194,22 +194,8 @@ fn stand(
     surety: &mut Surety,
 ) -> Result<std::result::Result<Standing, String>> {
     let known = mappings(job.known);
-    let mut parts = Parts { last: Instant::now(), parts: Vec::new() };
-    let mut told = false;
-    let stopped = |frozen: &Frozen| {
-        parts = Parts { last: frozen.since, parts: Vec::new() };
-        parts.end("freeze");
-        if !std::mem::replace(&mut told, true) {
-            job.events.event(Event::Frozen);
-        }
-        fault::at(Point::DumpFrozen).map_err(injected)
-    };
-    let tree = (job.root, job.known);
-    let (mut frozen, collection) = standstill::reach(tree, policy, &known, stopped, surety)?;
-    parts.end("state");
-    interrupt::check()?;
-    let Collection { mut model, sources, locks, .. } = collection;
-    fault::at(Point::DumpCollected).map_err(injected)?;
+    let (mut frozen, Collection { mut model, sources, locks, .. }, mut parts) =
+        super::stand(job, policy, &known, surety)?;
     let residual = memory::residual(&model, &sources, &mut Rounds::none())?;
     parts.end("scan");
     residual.kin.iter().for_each(|(child, parent)| model.mms[child.at()].cow_parent = Some(*parent));
