@@ -265,18 +265,15 @@ fn ask_threads(threads: &mut [Remote], scratch: &Scratch) -> Result<Vec<Asked>> 
         (batch, query)
     };
     let (batches, queries): (Vec<Batch>, Vec<ThreadQuery>) = threads.iter().map(ask).unzip();
-    let results = Remote::run_each(threads, scratch, &batches)?;
-    let mut xstate = vec![0; XSTATE_MAX];
-    let mut all = Vec::with_capacity(threads.len());
-    for (remote, (query, results)) in threads.iter().zip(queries.iter().zip(&results)) {
-        let len = remote.tracee().xstate(&mut xstate)?;
-        all.push(Asked {
-            answer: query.answer(results),
-            xstate: xstate[..len].to_vec(),
-            rseq: remote.tracee().rseq()?,
-        });
-    }
-    Ok(all)
+    let mut buf = vec![0; XSTATE_MAX];
+    let mut of_tracer = Vec::with_capacity(threads.len());
+    let results = Remote::run_each(threads, scratch, &batches, &mut |_, remote| {
+        let len = remote.tracee().xstate(&mut buf)?;
+        of_tracer.push((buf[..len].to_vec(), remote.tracee().rseq()?));
+        Ok(())
+    })?;
+    let answers = queries.iter().zip(&results).map(|(query, results)| query.answer(results));
+    Ok(answers.zip(of_tracer).map(|(answer, (xstate, rseq))| Asked { answer, xstate, rseq }).collect())
 }
 
 /// One thread: its position, what it said of itself, and what others see of it.

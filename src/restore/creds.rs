@@ -1,12 +1,14 @@
 //! seccomp, credentials, and what a change of credentials resets: in the order the kernel wants (kernel.md 2).
 
 use super::ns::user::inside;
-use super::{Result, mm, skeleton::Skeletons};
+use super::{Result, go, mm, skeleton::Skeletons};
 use crate::image::creds::{Creds, Seccomp};
 use crate::image::ns::user::UserNs;
 use crate::image::task::{Task, Thread};
 use crate::image::{Model, TaskId};
+use crate::sys::abi::UserRegs;
 use crate::trace::Batch;
+use crate::trace::remote::Remote;
 
 const PR_SET_SECUREBITS: i32 = 28;
 const PR_CAPBSET_DROP: i32 = 24;
@@ -16,7 +18,8 @@ const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
 const CAPS: u64 = 41;
 
 /// Gives every thread of a task its filters and ids, then the process what those would have reset. The first thread comes
-/// first, as it installs filters for all.
+/// first, as it installs filters for all. The others, which have nothing more to do for us as a rule, get their registers and mask
+/// while the next ones are still at work.
 pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
     let of = &model.tasks[task.at()];
     let own = super::task::own_caps();
@@ -44,7 +47,12 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         (batches.split_first(), skeleton.threads.split_first_mut())
     {
         leader.run_all(&scratch, first)?;
-        super::task::run_each(threads, &scratch, others)?;
+        let regs = of.threads.iter().skip(1).map(go::general).collect::<Result<Vec<UserRegs>>>()?;
+        let mut ended = |n: usize, remote: &mut Remote| {
+            go::prepare(&of.threads[n + 1], regs[n], remote)?;
+            remote.give_back()
+        };
+        super::task::run_each(threads, &scratch, others, &mut ended)?;
     }
     if let Some(mm) = of.mm {
         let mut batch = Batch::new();

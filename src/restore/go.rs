@@ -7,7 +7,7 @@ use super::skeleton::{Skeleton, Skeletons};
 use super::{Error, Result, restart, signals, timers};
 use crate::companion::held::Held;
 use crate::fault::{self, Point};
-use crate::image::task::{Registers, Restart, Task, TaskState, Thread};
+use crate::image::task::{Restart, Task, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
 use crate::proc::cgroupfs::{self, Freezer};
@@ -16,7 +16,7 @@ use crate::sys::abi::UserRegs;
 use crate::sys::fd::pidfd_open;
 use crate::trace::remote::{Remote, Scratch};
 use crate::trace::socket_waits::{self, Shortened};
-use crate::trace::{Batch, group_stop, sleepers, waits};
+use crate::trace::{self, Batch, group_stop, sleepers, waits};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -143,8 +143,11 @@ fn release_all(
     released: &mut Vec<Pid>,
 ) -> Result<Vec<Shortened>> {
     let root = skeletons.pid(TaskId(0));
-    for n in 0..model.tasks.len() {
-        prepare(model, TaskId::from(n), skeletons)?;
+    // The others have been made ready with their credentials.
+    for (n, task) in model.tasks.iter().enumerate() {
+        if let Some((thread, remote)) = task.threads.first().zip(skeletons.task(TaskId::from(n)).threads.first_mut()) {
+            prepare(thread, general(thread)?, remote)?;
+        }
     }
     let signal = |task: &Task| match task.state {
         TaskState::Stopped(signal) => Some(stop_signal(model, task, signal)),
@@ -216,21 +219,19 @@ fn freeze(freezer: &Freezer) -> Result<()> {
     })
 }
 
-/// Extended state now, general registers at the release.
-fn prepare(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()> {
-    let task = &model.tasks[id.at()];
-    for (thread, remote) in task.threads.iter().zip(&mut skeletons.task(id).threads) {
-        remote.tracee().set_xstate(&thread.regs.xstate.0)?;
-        remote.saved = general(&thread.regs, thread)?;
-        remote.saved_mask = thread.blocked;
-    }
+/// What a thread goes on with: extended state now, general registers once it has nothing more to do for us.
+pub(super) fn prepare(thread: &Thread, regs: UserRegs, remote: &mut Remote) -> trace::Result<()> {
+    remote.tracee().set_xstate(&thread.regs.xstate.0)?;
+    (remote.saved, remote.saved_mask) = (regs, thread.blocked);
     Ok(())
 }
 
-fn general(regs: &Registers, thread: &Thread) -> Result<UserRegs> {
-    UserRegs::read_from_bytes(regs.general.as_slice().as_bytes()).map_err(|_| Error::Impossible {
+/// General registers of a thread of the model.
+pub(super) fn general(thread: &Thread) -> Result<UserRegs> {
+    let regs = thread.regs.general.as_slice();
+    UserRegs::read_from_bytes(regs.as_bytes()).map_err(|_| Error::Impossible {
         object: format!("thread {}", thread.tid),
-        reason: format!("{} registers in the image, 27 expected", regs.general.len()),
+        reason: format!("{} registers in the image, 27 expected", regs.len()),
     })
 }
 

@@ -113,12 +113,17 @@ pub fn others_wait(task: &Task) -> bool {
     task.threads.iter().all(|t| t.fs == task.threads[0].fs)
 }
 
-/// Runs a batch in each of these threads, all at the same time.
+/// Runs a batch in each of these threads, all at the same time; `ended` is told of each, by position, that has come to its end.
 ///
 /// # Errors
 /// The first call that had to succeed and did not.
-pub fn run_each(threads: &mut [Remote], scratch: &Scratch, batches: &[Batch]) -> Result<()> {
-    for (results, remote) in Remote::run_each(threads, scratch, batches)?.iter().zip(threads) {
+pub fn run_each(
+    threads: &mut [Remote],
+    scratch: &Scratch,
+    batches: &[Batch],
+    ended: &mut dyn FnMut(usize, &mut Remote) -> crate::trace::Result<()>,
+) -> Result<()> {
+    for (results, remote) in Remote::run_each(threads, scratch, batches, ended)?.iter().zip(threads) {
         if let Some((_, call, errno)) = results.first_error() {
             return Err(crate::trace::Error::Call { pid: remote.pid(), call, errno }.into());
         }

@@ -7,7 +7,7 @@ use crate::image::{Model, NsPid, Pid, TaskId};
 use crate::proc::ProcDir;
 use crate::sys::abi::CloneArgs;
 use crate::sys::clone::set_last_pid;
-use crate::trace::Tracee;
+use crate::trace::{Stopped, Tracee};
 use crate::trace::batch::Batch;
 use crate::trace::remote::{Remote, Scratch};
 use nix::fcntl::OFlag;
@@ -81,6 +81,7 @@ pub fn add(model: &Model, task: TaskId, others: &[Thread], skeletons: &mut Skele
     }
     for group in others.chunks(BATCH) {
         let remote = &mut skeleton.threads[0];
+        let mut taken = Vec::new();
         let made = if confined {
             // The highest first: whoever begins elsewhere meanwhile gets an id after the last one we said.
             let one = |thread| by_last_pid(leader, thread, remote, scratch, pid_ns.as_ref());
@@ -88,10 +89,13 @@ pub fn add(model: &Model, task: TaskId, others: &[Thread], skeletons: &mut Skele
             made.reverse();
             made
         } else {
-            by_set_tid(leader, group, remote, scratch)?
+            by_set_tid(leader, group, remote, scratch, (!new_pids).then_some(&mut taken))?
         };
-        for tid in if new_pids { outer_ids(skeleton.pid, &made)? } else { made } {
-            let (tracee, _) = Tracee::attached(tid).wait()?;
+        let rest = if new_pids { outer_ids(skeleton.pid, &made)? } else { made }.split_off(taken.len());
+        for tid in rest {
+            taken.push(Tracee::attached(tid).wait()?.0);
+        }
+        for tracee in taken {
             let made = skeleton.threads[0].made(tracee);
             skeleton.threads.push(made);
         }
@@ -110,19 +114,46 @@ fn arguments(leader: &Thread, thread: &Thread) -> CloneArgs {
     CloneArgs { flags: (THREAD | io) as u32 as u64, ..CloneArgs::default() }
 }
 
-fn by_set_tid(leader: &Thread, group: &[Thread], remote: &mut Remote, scratch: Scratch) -> Result<Vec<Pid>> {
+/// `taken`: where those go that have been taken, in their order, while the next ones were made; not all perhaps. Only where ids
+/// are those that we see.
+fn by_set_tid(
+    leader: &Thread,
+    group: &[Thread],
+    remote: &mut Remote,
+    scratch: Scratch,
+    taken: Option<&mut Vec<Tracee<Stopped>>>,
+) -> Result<Vec<Pid>> {
     let mut batch = Batch::new();
     let mut calls = Vec::with_capacity(group.len());
     for thread in group {
         let ids: Vec<i32> = thread.inner_tids.iter().rev().chain([&thread.tid]).map(|id| id.0).collect();
         calls.push(batch.clone3(&arguments(leader, thread), &ids));
     }
-    let results = remote.run(&scratch, &batch)?;
+    let take = || taken.into_iter().for_each(|taken| take_born(group, taken));
+    let results = remote.run_beside(&scratch, &batch, take)?;
     let id = |(thread, call): (&Thread, _)| {
         let made = results.get(call).map_err(|errno| failed(thread, errno))?;
         Ok(Pid(made as i32))
     };
     group.iter().zip(calls).map(id).collect()
+}
+
+/// Takes threads one after the other as they are born, until one lets us wait: then the others are yet to be made, or never will be.
+fn take_born(group: &[Thread], taken: &mut Vec<Tracee<Stopped>>) {
+    const PASSES: u32 = 200;
+    for thread in group {
+        let mut born = (0..PASSES).filter_map(|pass| {
+            if pass > 0 {
+                std::thread::yield_now();
+            }
+            // Before it is born there is no such task of ours.
+            Tracee::attached(Pid(thread.tid.0)).try_wait().ok()?.ok()
+        });
+        match born.next() {
+            Some((tracee, _)) => taken.push(tracee),
+            None => return,
+        }
+    }
 }
 
 fn failed(thread: &Thread, errno: crate::sys::Errno) -> Error {

@@ -439,8 +439,13 @@ impl FrozenProcess {
 
     /// Takes the statuses of a killed process that we are told as its tracer: SIGKILL ends a ptrace-stopped task at once.
     fn collect(self) {
-        // The newest first: it ends last, and the others have ended by then. The leader cannot be reaped before them.
-        for thread in self.threads.into_iter().rev() {
+        // In the order in which they are woken, and end: those that have ended are taken while the next ones end, on another
+        // processor. Of each group the last is waited for first, so that we do not go to sleep for every one of them.
+        const GROUP: usize = 32;
+        let (leader, others) = self.threads.split_first().map_or((None, &[][..]), |(first, rest)| (Some(first), rest));
+        let groups = others.chunks(GROUP).flat_map(|group| group.iter().rev());
+        // The leader cannot be reaped before the others.
+        for thread in groups.chain(leader) {
             // Another may have been faster: it has ended all the same.
             let _ = crate::sys::wait::wait(thread.pid());
         }

@@ -141,7 +141,9 @@ impl Remote {
             }
             Some(Flight { shown: shown.map(|row| at + row as u64), ..flight })
         });
-        bytes.extend(flight.iter().flat_map(|f| f.value(&self.saved, self.saved_mask).as_bytes().to_vec()));
+        if let Some(flight) = &flight {
+            bytes.extend_from_slice(flight.value(&self.saved, self.saved_mask).as_bytes());
+        }
         (bytes, flight)
     }
 

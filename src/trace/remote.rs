@@ -315,6 +315,22 @@ impl Remote {
         }
     }
 
+    /// Runs a batch, and does something else meanwhile: `beside`, which must not wait for its end.
+    ///
+    /// # Errors
+    /// As for [`Self::run`].
+    pub fn run_beside(&mut self, scratch: &Scratch, batch: &Batch, beside: impl FnOnce()) -> Result<Results> {
+        let (bytes, flight) = self.lay_out(batch, scratch.code, scratch.data);
+        if bytes.len() as u64 > scratch.data_len {
+            return self.run(scratch, batch);
+        }
+        memory::write(self.pid, scratch.data, &bytes)?;
+        let running = self.start(scratch.code, scratch.data, batch.len() as u64, flight)?;
+        beside();
+        self.arrive(running, flight)?;
+        self.read_back(scratch.data, batch)
+    }
+
     /// Runs a batch that shows something in its middle ([`Batch::show`]): `look` is given what its calls have returned so far.
     /// What it gives is `None` where a call before that has failed.
     ///
@@ -350,10 +366,16 @@ impl Remote {
     }
 
     /// Runs a batch in each of several threads of one process, all at the same time: what one waits for, the others use.
+    /// `ended` is told of each that has come to its end, by position, while the next ones are still on their way.
     ///
     /// # Errors
-    /// The first thread that could not; the others have run to their end all the same.
-    pub fn run_each(threads: &mut [Self], scratch: &Scratch, batches: &[Batch]) -> Result<Vec<Results>> {
+    /// The first thread that could not, or of `ended`; the others have run to their end all the same.
+    pub fn run_each(
+        threads: &mut [Self],
+        scratch: &Scratch,
+        batches: &[Batch],
+        ended: &mut dyn FnMut(usize, &mut Self) -> Result<()>,
+    ) -> Result<Vec<Results>> {
         let mut all = Vec::with_capacity(threads.len());
         let mut todo = threads.iter_mut().zip(batches).peekable();
         while todo.peek().is_some() {
@@ -363,22 +385,31 @@ impl Remote {
             {
                 let at = scratch.data + bytes.len() as u64;
                 let (laid_out, flight) = thread.lay_out(batch, scratch.code, at);
-                bytes.extend(laid_out);
+                bytes.extend_from_slice(&laid_out);
                 bytes.resize(bytes.len().next_multiple_of(16), 0);
                 group.push(Member { thread, batch, at, flight });
             }
             if group.is_empty() {
                 let Some((thread, batch)) = todo.next() else { break };
-                all.push(thread.run(scratch, batch)?);
+                let results = thread.run(scratch, batch)?;
+                ended(all.len(), thread)?;
+                all.push(results);
                 continue;
             }
-            all.extend(Self::run_group(scratch, &mut group, &mut bytes)?);
+            let first = all.len();
+            let mut ended = |n, thread: &mut Self| ended(first + n, thread);
+            all.extend(Self::run_group(scratch, &mut group, &mut bytes, &mut ended)?);
         }
         Ok(all)
     }
 
     /// Runs batches that are laid out one behind the other in `bytes`, each for its address.
-    fn run_group(scratch: &Scratch, group: &mut [Member<'_>], bytes: &mut [u8]) -> Result<Vec<Results>> {
+    fn run_group(
+        scratch: &Scratch,
+        group: &mut [Member<'_>],
+        bytes: &mut [u8],
+        ended: &mut dyn FnMut(usize, &mut Self) -> Result<()>,
+    ) -> Result<Vec<Results>> {
         let Some(first) = group.first() else { return Ok(Vec::new()) };
         let pid = first.thread.pid;
         memory::write(pid, scratch.data, bytes)?;
@@ -390,8 +421,9 @@ impl Remote {
         let mut go = |member: &mut Member<'_>| member.thread.take()?.cont(0).map(|running| underway.push(running));
         let mut done = group.iter_mut().try_for_each(&mut ready).and_then(|()| group.iter_mut().try_for_each(&mut go));
         // Whoever was started has to be waited for, whatever became of the others.
-        for (member, running) in group.iter_mut().zip(underway) {
-            done = done.and(member.thread.arrive(running, member.flight));
+        for (n, (member, running)) in group.iter_mut().zip(underway).enumerate() {
+            let arrived = member.thread.arrive(running, member.flight);
+            done = done.and(arrived.and_then(|()| ended(n, member.thread)));
         }
         done?;
         memory::read(pid, scratch.data, bytes)?;
@@ -448,6 +480,10 @@ impl Remote {
         memory::write(self.pid, data, &bytes)?;
         let running = self.start(code, data, batch.len() as u64, flight)?;
         self.arrive(running, flight)?;
+        self.read_back(data, batch)
+    }
+
+    fn read_back(&self, data: u64, batch: &Batch) -> Result<Results> {
         let mut bytes = vec![0; batch.read_back_len()];
         memory::read(self.pid, data, &mut bytes)?;
         Ok(batch.results(bytes))
