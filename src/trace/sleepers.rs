@@ -5,6 +5,10 @@
 //! kept for the next, also for that of another program, in the run-time directory: a thread that has not gone to sleep
 //! again since is still in the same wait.
 
+mod ahead;
+
+pub use ahead::look_ahead;
+
 use crate::arch::restart;
 use crate::image::Pid;
 use crate::memory::pipeline::default_workers;
@@ -90,10 +94,17 @@ pub fn keep_in(run: PathBuf) {
 type Sleeper = (Pid, Stat, LastRun, Function);
 
 /// Fewer threads than this are looked at by the calling one: to make another costs as much.
-const FEW: usize = 64;
+pub const FEW: usize = 64;
+
+/// Such threads among these of a process, as far as they have not been `seen` ahead.
+fn of_process(dir: &ProcDir, tids: &[Pid], seen: &HashMap<Pid, Option<Sleeper>>) -> Vec<Sleeper> {
+    let (known, rest): (Vec<Pid>, Vec<Pid>) = tids.iter().partition(|tid| seen.contains_key(tid));
+    let known = known.iter().filter_map(|tid| seen.get(tid)?.clone());
+    known.chain(look_at(dir, &rest)).collect()
+}
 
 /// Such threads among these of a process; many are looked at by several threads of ours.
-fn of_process(dir: &ProcDir, tids: &[Pid]) -> Vec<Sleeper> {
+fn look_at(dir: &ProcDir, tids: &[Pid]) -> Vec<Sleeper> {
     let look = |tids: &[Pid]| {
         let mut buf = Vec::new();
         tids.iter().filter_map(|tid| sleeper(dir, *tid, &mut buf)).collect::<Vec<Sleeper>>()
@@ -128,8 +139,9 @@ fn sleeper(dir: &ProcDir, tid: Pid, buf: &mut Vec<u8>) -> Option<Sleeper> {
 /// stopped.
 pub fn look(root: Pid, processes: &[(ProcDir, Vec<Pid>)]) -> HashMap<Pid, Asleep> {
     let mut last_ran: Vec<Sleeper> = Vec::new();
+    let seen = ahead::seen();
     for (dir, threads) in processes {
-        last_ran.extend(of_process(dir, threads));
+        last_ran.extend(of_process(dir, threads, &seen));
     }
     let clocks = clocks(last_ran.iter().map(|(_, stat, ..)| stat.processor).collect());
     let now = now();

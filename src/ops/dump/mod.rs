@@ -30,6 +30,7 @@ use crate::net::lock::NetLock;
 use crate::net::nft::{Lifetime, PacketLock};
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
+use crate::trace::sleepers;
 use memory::{Rounds, Taken};
 use place::{Place, Sink};
 use std::collections::HashMap;
@@ -65,6 +66,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     let places = addresses_that_leave(options)?;
     late::complete(&resolved.processes, events)?;
     let ends_here = (options.after == AfterDump::End).then_some(options.state.supervisor);
+    look_ahead(&resolved);
     let findings = preflight::pass(&options.target, &resolved, &policy, ends_here, events)?;
     let mut outcome = Outcome::new(options.session, State::Running, Where::Source);
     outcome.target_pid = Some(root.0);
@@ -97,6 +99,15 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     outcome.pages = Some(outcome.rounds.iter().map(|r| r.pages).sum());
     outcome.bytes = Some(outcome.rounds.iter().map(|r| r.bytes).sum());
     Ok(outcome)
+}
+
+/// Where there are many threads they are looked at beside the preflight: the stop may follow right after.
+fn look_ahead(resolved: &target::Resolved) {
+    let many = |pid: &&Pid| {
+        let threads = resolved.table.get(**pid).map_or(0, |row| row.stat.num_threads);
+        usize::try_from(threads).is_ok_and(|threads| threads >= sleepers::FEW)
+    };
+    sleepers::look_ahead(resolved.processes.iter().filter(many).copied().collect());
 }
 
 /// Memory in rounds while the target runs, or in one go; then the pause, and what becomes of the target.

@@ -1,0 +1,131 @@
+//! Threads looked at a moment before they are stopped, beside what else has to be done until then.
+//!
+//! A thread that has slept again since is not taken for the same sleeper ([`super::super::waits`]). One that was in a wait without
+//! an end and has begun one with an end since was not seen in it: its wait ends that much later than it should, so what was
+//! seen is thrown away when it is not fresh.
+
+use super::{Sleeper, sleeper};
+use crate::image::Pid;
+use crate::proc::ProcDir;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long ago something may have been seen.
+const FRESH: Duration = Duration::from_millis(10);
+
+/// Threads by their ids, and those of them whose waits matter.
+type Seen = Vec<(Pid, Option<Sleeper>)>;
+
+/// A look that is under way.
+struct Ahead {
+    began: Instant,
+    job: Arc<Job>,
+    helper: JoinHandle<Seen>,
+}
+
+/// Threads to be looked at, by whoever has the time.
+#[derive(Default)]
+struct Job {
+    threads: OnceLock<(Vec<ProcDir>, Vec<(usize, Pid)>)>,
+    next: AtomicUsize,
+}
+
+thread_local! {
+    static AHEAD: RefCell<Option<Ahead>> = const { RefCell::new(None) };
+}
+
+/// Has the threads of these processes, which have many, looked at while the calling thread does other things: it is about to
+/// stop them.
+pub fn look_ahead(processes: Vec<Pid>) {
+    if processes.is_empty() {
+        return;
+    }
+    let job = Arc::new(Job::default());
+    let theirs = Arc::clone(&job);
+    let began = Instant::now();
+    let work = move || {
+        theirs.find(&processes);
+        theirs.look()
+    };
+    // Who is not to be had looks at nothing: all are looked at when they are stopped.
+    let helper = std::thread::Builder::new().name("look".to_owned()).spawn(work).ok();
+    AHEAD.set(helper.map(|helper| Ahead { began, job, helper }));
+}
+
+/// What has been seen since the last [`look_ahead`] of this thread; threads that nobody has looked at yet are looked at now.
+pub(super) fn seen() -> HashMap<Pid, Option<Sleeper>> {
+    let Some(ahead) = AHEAD.take() else { return HashMap::new() };
+    let fresh = ahead.began.elapsed() < FRESH;
+    let mut seen = if fresh { ahead.job.look() } else { Seen::new() };
+    // On a busy machine it may not have begun, or be in the middle of one.
+    ahead.job.next.store(usize::MAX / 2, Ordering::Relaxed);
+    if fresh {
+        seen.extend(ahead.helper.join().unwrap_or_default());
+    }
+    seen.into_iter().collect()
+}
+
+impl Job {
+    fn find(&self, processes: &[Pid]) {
+        let dirs: Vec<ProcDir> = processes.iter().filter_map(|pid| ProcDir::open(*pid).ok()).collect();
+        let threads_of = |(n, dir): (usize, &ProcDir)| {
+            let threads = dir.tasks().unwrap_or_default();
+            threads.into_iter().map(move |tid| (n, tid)).collect::<Vec<_>>()
+        };
+        let threads = dirs.iter().enumerate().flat_map(threads_of).collect();
+        let _ = self.threads.set((dirs, threads));
+    }
+
+    fn look(&self) -> Seen {
+        let (mut seen, mut buf) = (Seen::new(), Vec::new());
+        let Some((dirs, threads)) = self.threads.get() else { return seen };
+        while let Some((dir, tid)) = threads.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            seen.push((*tid, sleeper(&dirs[*dir], *tid, &mut buf)));
+        }
+        seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn what_is_seen_ahead_is_what_is_seen_then() {
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let sleeps = std::thread::spawn(move || {
+            tell.send(Pid(nix::unistd::gettid().as_raw())).expect("it is waited for");
+            let _ = ended.recv_timeout(Duration::from_secs(60));
+        });
+        let tid = told.recv().expect("it tells");
+        std::thread::sleep(Duration::from_millis(20));
+        let own = ProcDir::of_self().unwrap();
+        // On a busy machine what was seen may be too old by then.
+        let ahead = (0..50).map(|_| {
+            look_ahead(vec![own.pid()]);
+            std::thread::sleep(Duration::from_millis(2));
+            seen()
+        });
+        let ahead = ahead.into_iter().find(|seen| seen.contains_key(&tid)).expect("it is seen once");
+        assert_eq!(ahead[&tid], sleeper(&own, tid, &mut Vec::new()));
+        assert_eq!(ahead[&tid].is_some(), sleeper(&own, tid, &mut Vec::new()).is_some());
+        assert!(seen().is_empty(), "it is taken once");
+        drop(end);
+        sleeps.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_old_is_thrown_away() {
+        look_ahead(vec![ProcDir::of_self().unwrap().pid()]);
+        std::thread::sleep(FRESH);
+        assert!(seen().is_empty());
+        look_ahead(Vec::new());
+        assert!(seen().is_empty());
+    }
+}
