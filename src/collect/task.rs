@@ -13,6 +13,7 @@ use crate::sys::abi::RseqConfiguration;
 use crate::sys::fd::Kcmp;
 use crate::trace::Batch;
 use crate::trace::calls::{ThreadAnswer, ThreadQuery};
+use crate::trace::freeze::FrozenProcess;
 use crate::trace::remote::{Remote, Scratch};
 use zerocopy::IntoBytes;
 
@@ -236,7 +237,7 @@ fn fill_threads(
     task: &mut Task,
 ) -> Result<()> {
     let alone = cx.frozen.processes.len() == 1;
-    let asked = ask_threads(&mut cx.frozen.processes[at].threads, scratch)?;
+    let asked = ask_threads(&mut cx.frozen.processes[at], scratch)?;
     let mut first = None;
     for (n, (asked, seen)) in asked.into_iter().zip(looking.rest()?).enumerate() {
         let mut numbers = sharing.of_thread(cx.frozen.processes[at].threads[n].pid(), &seen, first.as_ref());
@@ -258,16 +259,16 @@ struct Asked {
 }
 
 /// Asks the threads of a process, all at the same time.
-fn ask_threads(threads: &mut [Remote], scratch: &Scratch) -> Result<Vec<Asked>> {
+fn ask_threads(process: &mut FrozenProcess, scratch: &Scratch) -> Result<Vec<Asked>> {
     let ask = |_: &Remote| {
         let mut batch = Batch::new();
         let query = ThreadQuery::ask(&mut batch);
         (batch, query)
     };
-    let (batches, queries): (Vec<Batch>, Vec<ThreadQuery>) = threads.iter().map(ask).unzip();
+    let (batches, queries): (Vec<Batch>, Vec<ThreadQuery>) = process.threads.iter().map(ask).unzip();
     let mut buf = vec![0; XSTATE_MAX];
-    let mut of_tracer = Vec::with_capacity(threads.len());
-    let results = Remote::run_each(threads, scratch, &batches, &mut |_, remote| {
+    let mut of_tracer = Vec::with_capacity(queries.len());
+    let results = process.run_each(scratch, &batches, &mut |_, remote| {
         let len = remote.tracee().xstate(&mut buf)?;
         of_tracer.push((buf[..len].to_vec(), remote.tracee().rseq()?));
         Ok(())

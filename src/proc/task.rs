@@ -44,6 +44,12 @@ fn processes_of_this_kernel() -> u64 {
     nix::sys::stat::stat("/proc").map_or(u64::MAX, |stat| stat.st_nlink)
 }
 
+/// About how many threads a process has, 0 if there is none: the kernel counts a link of `task` for each (and a few more).
+pub fn about_how_many(process: Pid) -> u64 {
+    let links = ProcDir::open(process).and_then(|dir| dir.stat_of("task"));
+    links.map_or(0, |stat| stat.st_nlink)
+}
+
 /// Is `/proc` mounted without `hidepid` (proc(5), "Mount options")?
 fn shows_everybody() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
@@ -137,6 +143,23 @@ pub(super) mod tests {
     use std::process::Command;
 
     pub(in crate::proc) const SAMPLE: &[u8] = b"12 345 6 ";
+
+    #[test]
+    fn many_threads_are_told_from_few() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let few = about_how_many(Pid(child.id() as i32));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let barrier = std::sync::Barrier::new(31);
+        let many = std::thread::scope(|scope| {
+            (0..30).for_each(|_| drop(scope.spawn(|| barrier.wait())));
+            let many = about_how_many(ProcDir::of_self().unwrap().pid());
+            barrier.wait();
+            many
+        });
+        assert!((1..8).contains(&few) && many >= 30, "{few} {many}");
+        assert_eq!(about_how_many(Pid(i32::MAX)), 0);
+    }
 
     #[test]
     fn children_are_numbers() {

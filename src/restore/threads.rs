@@ -13,6 +13,7 @@ use crate::trace::remote::{Remote, Scratch};
 use nix::fcntl::OFlag;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Flags that make a thread (clone(2)). It is traced as its creator is, and begins with a stop; the creator, who has none for it,
 /// makes the next one meanwhile.
@@ -140,19 +141,19 @@ fn by_set_tid(
 
 /// Takes threads one after the other as they are born, until one lets us wait: then the others are yet to be made, or never will be.
 fn take_born(group: &[Thread], taken: &mut Vec<Tracee<Stopped>>) {
-    const PASSES: u32 = 200;
+    const PATIENCE: Duration = Duration::from_millis(1);
+    let mut last = Instant::now();
     for thread in group {
-        let mut born = (0..PASSES).filter_map(|pass| {
-            if pass > 0 {
-                std::thread::yield_now();
-            }
-            // Before it is born there is no such task of ours.
-            Tracee::attached(Pid(thread.tid.0)).try_wait().ok()?.ok()
-        });
-        match born.next() {
-            Some((tracee, _)) => taken.push(tracee),
-            None => return,
+        // Before it is born there is no such task of ours.
+        let stopped = || Tracee::attached(Pid(thread.tid.0)).try_wait().ok()?.ok();
+        let mut born = stopped();
+        while born.is_none() && last.elapsed() < PATIENCE {
+            std::thread::yield_now();
+            born = stopped();
         }
+        let Some((tracee, _)) = born else { return };
+        taken.push(tracee);
+        last = Instant::now();
     }
 }
 

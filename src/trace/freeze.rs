@@ -1,10 +1,10 @@
 //! Stopping a whole tree, to a fixpoint: no thread and no child is missed however fast they come and go.
 
 use super::lifeline::{Anchor, Reactions};
-use super::remote::{Remote, Scratch, vdso_syscall};
+use super::remote::{Remote, Scratch, Then, vdso_syscall};
 use super::sleepers::Asleep;
 use super::stopping::{self, Stopping};
-use super::{Error, Result, sleepers, socket_waits, waits};
+use super::{Batch, Error, Result, Results, sleepers, socket_waits, waits};
 use crate::image::Pid;
 use crate::image::mm::PAGE;
 use crate::proc::ProcDir;
@@ -56,6 +56,8 @@ pub struct FrozenProcess {
     pub held: bool,
     /// From where the scratch area was made, and is removed.
     anchor: Option<Anchor>,
+    /// Where threads have stayed that have nothing more to do for us.
+    stay: Option<Scratch>,
 }
 
 impl Frozen {
@@ -152,6 +154,8 @@ impl Frozen {
     /// # Errors
     /// When a process cannot be signalled; those before it are held.
     pub fn hold(&mut self) -> Result<()> {
+        // Whoever finds them held finds nothing of ours in them.
+        self.bring_home()?;
         self.notice_taken_holds();
         for process in self.processes.iter_mut().filter(|p| !p.zombie && p.stopped_by.is_none() && !p.held) {
             let pid = nix::unistd::Pid::from_raw(process.pid.0);
@@ -192,8 +196,13 @@ impl Frozen {
         self.thaw_all()
     }
 
+    /// Brings home who has stayed where a batch ended, while nobody's scratch area has been removed.
+    fn bring_home(&mut self) -> Result<()> {
+        self.processes.iter_mut().map(FrozenProcess::bring_home).fold(Ok(()), Result::and)
+    }
+
     fn thaw_all(&mut self) -> Result<()> {
-        let mut first = Ok(());
+        let mut first = self.bring_home();
         // The owner of a scratch area removes it while everybody who shares it is still stopped.
         for process in &mut self.processes {
             first = first.and(process.remove_scratch());
@@ -227,7 +236,7 @@ impl Frozen {
     /// # Errors
     /// One of its tasks cannot be let go; the others are.
     pub fn leave(mut self) -> Result<()> {
-        let mut first = Ok(());
+        let mut first = self.bring_home();
         for process in &mut self.processes {
             first = first.and(process.remove_scratch());
         }
@@ -335,6 +344,7 @@ impl FrozenProcess {
             borrows_scratch: false,
             held: false,
             anchor: None,
+            stay: None,
         }
     }
 
@@ -363,6 +373,54 @@ impl FrozenProcess {
         };
         self.scratch = Some(scratch);
         Ok(scratch)
+    }
+
+    /// Runs a batch in each thread, all at the same time, as the last thing that they do for us; see [`Remote::run_each`]. Where
+    /// there are many they stay where it ends: most of the time the process ends next.
+    ///
+    /// # Errors
+    /// As for [`Remote::run_each`].
+    pub fn run_each(
+        &mut self,
+        scratch: &Scratch,
+        batches: &[Batch],
+        ended: &mut dyn FnMut(usize, &mut Remote) -> Result<()>,
+    ) -> Result<Vec<Results>> {
+        const MANY: usize = 32;
+        self.bring_home()?;
+        if self.threads.len() >= MANY {
+            self.stay = self.room_to_stay(scratch, batches)?;
+        }
+        match &self.stay {
+            Some(room) => Remote::run_each_then(&mut self.threads, room, batches, Then::Stays, ended),
+            None => Remote::run_each(&mut self.threads, scratch, batches, ended),
+        }
+    }
+
+    /// Memory of their own for these batches: their lifelines stay there. `None` where the kernel has no more for this process.
+    fn room_to_stay(&mut self, scratch: &Scratch, batches: &[Batch]) -> Result<Option<Scratch>> {
+        let room = |(thread, batch): (&Remote, &Batch)| thread.room(batch).next_multiple_of(16) as u64;
+        let len = self.threads.iter().zip(batches).map(room).sum::<u64>().next_multiple_of(PAGE);
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+        let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let mapped = self.leader().call(scratch, libc::SYS_mmap, &[0, len, rw, flags, u64::MAX, 0])?;
+        Ok(mapped.ok().map(|data| Scratch { data, data_len: len, ..*scratch }))
+    }
+
+    /// Brings home who has stayed where a batch ended.
+    fn bring_home(&mut self) -> Result<()> {
+        let mut first = Ok(());
+        for thread in self.threads.iter_mut().filter(|thread| !thread.is_dead()) {
+            match thread.come_home() {
+                Err(Error::Died { .. }) => {}
+                other => first = first.and(other),
+            }
+        }
+        let (Some(room), Some(scratch)) = (self.stay.take(), self.scratch) else { return first };
+        match self.leader().call(&scratch, libc::SYS_munmap, &[room.data, room.data_len]) {
+            Err(Error::Died { .. }) => first,
+            other => first.and(other.map(drop)),
+        }
     }
 
     /// Uses the scratch area of a process that has the same address space.

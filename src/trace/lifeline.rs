@@ -13,7 +13,7 @@
 
 use super::batch::Batch;
 use super::remote::Remote;
-use super::{Error, Result, Running, Tracee, memory};
+use super::{Error, Result, Running, Stopped, Tracee, memory};
 use crate::arch::restart::{self, EndedBy};
 use crate::arch::{UserRegs, vdso};
 use crate::image::Pid;
@@ -156,19 +156,32 @@ impl Remote {
     pub(super) fn land_shown(
         &mut self,
         running: Tracee<Running>,
+        flight: Flight,
+        look: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<UserRegs> {
+        let regs = self.land_to_stay(running.wait()?, flight, look)?;
+        self.come_home()?;
+        Ok(regs)
+    }
+
+    /// The same of a thread that has stopped, at the end or before; and it stays there. Its lifeline has to stay, too, until it has
+    /// come home.
+    pub(super) fn land_to_stay(
+        &mut self,
+        mut stop: (Tracee<Stopped>, Status),
         mut flight: Flight,
         look: &mut dyn FnMut() -> Result<()>,
     ) -> Result<UserRegs> {
-        let mut running = running;
         loop {
-            let (tracee, status) = running.wait()?;
+            let (tracee, status) = stop;
             self.stopped_as(tracee);
             let mut deliver = 0;
             if status == Status::Signal(flight.signal) {
                 let regs = self.tracee().regs()?;
                 let matters = flight.reactions.matters(flight.signal, self.saved_mask);
                 if flight.is_at_stop(&regs) && (!matters || self.is_own_signal()?) {
-                    return self.bring_home(regs);
+                    self.stays_at = Some(regs);
+                    return Ok(regs);
                 }
                 if flight.is_shown(&regs) && (!matters || self.is_own_signal()?) {
                     look()?;
@@ -179,18 +192,8 @@ impl Remote {
             } else {
                 self.note("a batch", status)?;
             }
-            running = self.take()?.cont(deliver)?;
+            stop = self.take()?.cont(deliver)?.wait()?;
         }
-    }
-
-    fn bring_home(&mut self, regs: UserRegs) -> Result<UserRegs> {
-        // For the moment with its own mask and these registers: see the stub.
-        let here = regs.interrupted_at(regs.rip, &self.saved);
-        if here.rip != regs.rip {
-            self.tracee().set_regs(&here)?;
-        }
-        self.give_back()?;
-        Ok(regs)
     }
 
     fn is_own_signal(&self) -> Result<bool> {

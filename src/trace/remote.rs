@@ -9,6 +9,7 @@ use crate::image::Pid;
 use crate::sys::abi::KernelSigaction;
 use crate::sys::wait::Status;
 use crate::sys::{Errno, stub};
+use std::collections::VecDeque;
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -34,6 +35,16 @@ impl Scratch {
 pub const DATA_LEN: u64 = 1 << 20;
 const PAGE: u64 = crate::image::mm::PAGE;
 
+/// Where a thread is when its batch has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It has its own registers and mask again.
+    Home,
+    /// Where the batch ends, until it is told otherwise: three calls less for a thread that never goes on. The memory of its batch
+    /// has to be left alone until then.
+    Stays,
+}
+
 /// A thread of a group whose batches run at the same time.
 struct Member<'a> {
     thread: &'a mut Remote,
@@ -52,6 +63,8 @@ pub struct Remote {
     /// Blocked signals as they were.
     pub saved_mask: u64,
     lent: bool,
+    /// Its registers at the end of what its lifeline ends, where it has stayed.
+    pub(super) stays_at: Option<UserRegs>,
     /// How its process takes signals, where its death must not be ours ([`super::lifeline`]).
     pub(super) reactions: Option<Reactions>,
     /// The wait that our stop has interrupted.
@@ -79,6 +92,7 @@ impl Remote {
             saved,
             saved_mask,
             lent: false,
+            stays_at: None,
             reactions: None,
             wait: Wait::default(),
             late_signals: Vec::new(),
@@ -95,6 +109,7 @@ impl Remote {
             saved: self.saved,
             saved_mask: self.saved_mask,
             lent: self.lent,
+            stays_at: None,
             reactions: self.reactions,
             wait: Wait::default(),
             late_signals: Vec::new(),
@@ -118,6 +133,7 @@ impl Remote {
     }
 
     pub(super) fn lend(&mut self) -> Result<()> {
+        self.come_home()?;
         if !self.lent {
             self.lent = true;
             self.tracee().set_sigmask(WORK_MASK)?;
@@ -127,11 +143,23 @@ impl Remote {
 
     /// Puts mask and registers back, if they were lent out. In this order: where it is, a lifeline puts both back.
     pub fn give_back(&mut self) -> Result<()> {
+        if let Some(there) = self.stays_at.take() {
+            // For the moment with its own mask and these registers: see the stub.
+            let here = there.interrupted_at(there.rip, &self.saved);
+            if here.rip != there.rip {
+                self.tracee().set_regs(&here)?;
+            }
+        }
         if std::mem::take(&mut self.lent) {
             self.tracee().set_sigmask(self.saved_mask)?;
             self.tracee().set_regs(&self.saved)?;
         }
         Ok(())
+    }
+
+    /// Gives it its mask and registers back where it has stayed at the end of a batch.
+    pub(super) fn come_home(&mut self) -> Result<()> {
+        if self.stays_at.is_some() { self.give_back() } else { Ok(()) }
     }
 
     /// The stopped thread, to let it run.
@@ -146,6 +174,7 @@ impl Remote {
 
     /// Lends it with these signals blocked.
     pub(super) fn block(&mut self, mask: u64) -> Result<()> {
+        self.come_home()?;
         self.lent = true;
         self.tracee().set_sigmask(mask)
     }
@@ -327,7 +356,7 @@ impl Remote {
         memory::write(self.pid, scratch.data, &bytes)?;
         let running = self.start(scratch.code, scratch.data, batch.len() as u64, flight)?;
         beside();
-        self.arrive(running, flight)?;
+        self.arrive(running.wait()?, flight)?;
         self.read_back(scratch.data, batch)
     }
 
@@ -376,6 +405,17 @@ impl Remote {
         batches: &[Batch],
         ended: &mut dyn FnMut(usize, &mut Self) -> Result<()>,
     ) -> Result<Vec<Results>> {
+        Self::run_each_then(threads, scratch, batches, Then::Home, ended)
+    }
+
+    /// The same, with a choice of where they are afterwards.
+    pub(super) fn run_each_then(
+        threads: &mut [Self],
+        scratch: &Scratch,
+        batches: &[Batch],
+        then: Then,
+        ended: &mut dyn FnMut(usize, &mut Self) -> Result<()>,
+    ) -> Result<Vec<Results>> {
         let mut all = Vec::with_capacity(threads.len());
         let mut todo = threads.iter_mut().zip(batches).peekable();
         while todo.peek().is_some() {
@@ -398,7 +438,7 @@ impl Remote {
             }
             let first = all.len();
             let mut ended = |n, thread: &mut Self| ended(first + n, thread);
-            all.extend(Self::run_group(scratch, &mut group, &mut bytes, &mut ended)?);
+            all.extend(Self::run_group(scratch, &mut group, &mut bytes, then, &mut ended)?);
         }
         Ok(all)
     }
@@ -408,6 +448,7 @@ impl Remote {
         scratch: &Scratch,
         group: &mut [Member<'_>],
         bytes: &mut [u8],
+        then: Then,
         ended: &mut dyn FnMut(usize, &mut Self) -> Result<()>,
     ) -> Result<Vec<Results>> {
         let Some(first) = group.first() else { return Ok(Vec::new()) };
@@ -421,9 +462,14 @@ impl Remote {
         let mut go = |member: &mut Member<'_>| member.thread.take()?.cont(0).map(|running| underway.push(running));
         let mut done = group.iter_mut().try_for_each(&mut ready).and_then(|()| group.iter_mut().try_for_each(&mut go));
         // Whoever was started has to be waited for, whatever became of the others.
-        for (n, (member, running)) in group.iter_mut().zip(underway).enumerate() {
-            let arrived = member.thread.arrive(running, member.flight);
-            done = done.and(arrived.and_then(|()| ended(n, member.thread)));
+        let mut underway: VecDeque<(usize, Tracee<Running>)> = underway.into_iter().enumerate().collect();
+        while let Some((n, stop)) = next_stop(&mut underway) {
+            let Member { thread, flight, .. } = &mut group[n];
+            let arrived = stop.and_then(|stop| match *flight {
+                Some(flight) if then == Then::Stays => thread.land_to_stay(stop, flight, &mut || Ok(())).map(drop),
+                flight => thread.arrive(stop, flight),
+            });
+            done = done.and(arrived.and_then(|()| ended(n, thread)));
         }
         done?;
         memory::read(pid, scratch.data, bytes)?;
@@ -435,7 +481,7 @@ impl Remote {
     }
 
     /// Bytes that a batch takes in a scratch area.
-    fn room(&self, batch: &Batch) -> usize {
+    pub(super) fn room(&self, batch: &Batch) -> usize {
         batch.size() + if self.reactions.is_some() { lifeline::ROOM } else { 0 }
     }
 
@@ -461,25 +507,27 @@ impl Remote {
     }
 
     fn attach(&mut self, regs: &UserRegs, flight: &Flight) -> Result<()> {
+        self.come_home()?;
         self.lent = true;
         self.tracee().set_regs(&regs.interrupted_at(regs.rip, &self.saved))?;
         self.tracee().set_sigmask(flight.work_mask())
     }
 
-    /// Waits for a batch that was started to end.
-    fn arrive(&mut self, running: Tracee<Running>, flight: Option<Flight>) -> Result<()> {
+    /// Waits for a batch that was started to end. `stop`: the first of its thread since.
+    fn arrive(&mut self, stop: (Tracee<Stopped>, Status), flight: Option<Flight>) -> Result<()> {
         if let Some(flight) = flight {
-            return self.land(running, flight).map(drop);
+            self.land_to_stay(stop, flight, &mut || Ok(()))?;
+            return self.come_home();
         }
         let is_end = |s| s == Status::Signal(libc::SIGTRAP);
-        if self.stopped(running, "a batch", is_end)? { Ok(()) } else { self.run_to("a batch", is_end, false) }
+        if self.stopped(stop, "a batch", is_end)? { Ok(()) } else { self.run_to("a batch", is_end, false) }
     }
 
     fn run_in(&mut self, code: u64, data: u64, batch: &Batch) -> Result<Results> {
         let (bytes, flight) = self.lay_out(batch, code, data);
         memory::write(self.pid, data, &bytes)?;
         let running = self.start(code, data, batch.len() as u64, flight)?;
-        self.arrive(running, flight)?;
+        self.arrive(running.wait()?, flight)?;
         self.read_back(data, batch)
     }
 
@@ -575,20 +623,19 @@ impl Remote {
         loop {
             let tracee = self.tracee.take().ok_or(Error::Died { pid: self.pid })?;
             let running = if to_syscall { tracee.to_syscall()? } else { tracee.cont(0)? };
-            if self.stopped(running, what, &wanted)? {
+            if self.stopped(running.wait()?, what, &wanted)? {
                 return Ok(());
             }
         }
     }
 
-    /// Waits for its next stop: is it the wanted one?
+    /// It has stopped: is it the wanted stop?
     fn stopped(
         &mut self,
-        running: Tracee<Running>,
+        (tracee, status): (Tracee<Stopped>, Status),
         what: &'static str,
         wanted: impl Fn(Status) -> bool,
     ) -> Result<bool> {
-        let (tracee, status) = running.wait()?;
         let ours = self.is_ours(&tracee, status);
         self.tracee = Some(tracee);
         if wanted(status) && ours {
@@ -622,6 +669,26 @@ impl Remote {
         status != Status::Signal(libc::SIGTRAP)
             || tracee.siginfo().is_ok_and(|i| i32::from_ne_bytes([i[8], i[9], i[10], i[11]]) == SI_KERNEL)
     }
+}
+
+/// The next stop of one of these threads, by position. They come to it in about this order, which depends on who gets a
+/// processor: who has stopped is taken before others are waited for. `None` when there are no more.
+fn next_stop(underway: &mut VecDeque<(usize, Tracee<Running>)>) -> Option<(usize, Result<(Tracee<Stopped>, Status)>)> {
+    const WINDOW: usize = 16;
+    const PASSES: usize = 100;
+    for _ in 0..PASSES {
+        for at in 0..underway.len().min(WINDOW) {
+            let (n, running) = underway.remove(at)?;
+            match running.try_wait() {
+                Ok(Ok(stop)) => return Some((n, Ok(stop))),
+                Ok(Err(still)) => underway.insert(at, (n, still)),
+                Err(e) => return Some((n, Err(e))),
+            }
+        }
+        std::thread::yield_now();
+    }
+    let (n, running) = underway.pop_front()?;
+    Some((n, running.wait()))
 }
 
 fn is_fault(signal: i32) -> bool {

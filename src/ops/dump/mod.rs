@@ -13,6 +13,7 @@ use super::options::{AfterDump, Compress, DumpOptions, Stdio, Tcp, Track};
 use super::outcome::{Outcome, State, Where};
 use super::surety::Surety;
 use super::systemd::HeldUnits;
+use super::words::Target;
 use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, supervisor, target};
 use crate::blocker::{Blocker, codes};
 use crate::collect::mm::Mappings;
@@ -28,6 +29,7 @@ use crate::memory::track::Backend;
 use crate::net::address;
 use crate::net::lock::NetLock;
 use crate::net::nft::{Lifetime, PacketLock};
+use crate::proc;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use crate::trace::sleepers;
@@ -60,13 +62,13 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     // Behind a snapshot the target runs on, whatever else was asked for.
     let running = DumpOptions { after: AfterDump::Run, ..options.clone() };
     let options = if options.snapshot { &running } else { options };
+    look_ahead(&options.target);
     let resolved = target::resolve(&options.target)?;
     let root = resolved.root(&options.target)?;
     let policy = policy(options);
     let places = addresses_that_leave(options)?;
     late::complete(&resolved.processes, events)?;
     let ends_here = (options.after == AfterDump::End).then_some(options.state.supervisor);
-    look_ahead(&resolved);
     let findings = preflight::pass(&options.target, &resolved, &policy, ends_here, events)?;
     let mut outcome = Outcome::new(options.session, State::Running, Where::Source);
     outcome.target_pid = Some(root.0);
@@ -101,13 +103,12 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Where there are many threads they are looked at beside the preflight: the stop may follow right after.
-fn look_ahead(resolved: &target::Resolved) {
-    let many = |pid: &&Pid| {
-        let threads = resolved.table.get(**pid).map_or(0, |row| row.stat.num_threads);
-        usize::try_from(threads).is_ok_and(|threads| threads >= sleepers::FEW)
-    };
-    sleepers::look_ahead(resolved.processes.iter().filter(many).copied().collect());
+/// Where a process has many threads they are looked at beside what comes before the stop, which may be little.
+fn look_ahead(target: &Target) {
+    let Target::Pid(pid) = target else { return };
+    if proc::task::about_how_many(*pid) >= sleepers::FEW as u64 {
+        sleepers::look_ahead(vec![*pid]);
+    }
 }
 
 /// Memory in rounds while the target runs, or in one go; then the pause, and what becomes of the target.
