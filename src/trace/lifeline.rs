@@ -13,7 +13,7 @@
 
 use super::batch::Batch;
 use super::remote::Remote;
-use super::{Error, Result, Running, Stopped, Tracee, memory};
+use super::{Error, Result, Running, Stop, Tracee, memory};
 use crate::arch::restart::{self, EndedBy};
 use crate::arch::{UserRegs, vdso};
 use crate::image::Pid;
@@ -168,7 +168,7 @@ impl Remote {
     /// come home.
     pub(super) fn land_to_stay(
         &mut self,
-        mut stop: (Tracee<Stopped>, Status),
+        mut stop: Stop,
         mut flight: Flight,
         look: &mut dyn FnMut() -> Result<()>,
     ) -> Result<UserRegs> {

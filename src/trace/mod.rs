@@ -21,7 +21,7 @@ pub mod vdso;
 pub mod waits;
 
 pub use batch::{Arg, Batch, Ref, Results};
-pub use task::{Running, Stopped, Tracee};
+pub use task::{Running, Stop, Stopped, Tracee};
 
 use crate::image::Pid;
 use crate::sys::Errno;

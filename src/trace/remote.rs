@@ -3,7 +3,7 @@
 use super::batch::{Batch, Results};
 use super::lifeline::{self, Anchor, Flight, Reactions};
 use super::waits::Wait;
-use super::{Error, Result, Running, Stopped, Tracee, memory};
+use super::{Error, Result, Running, Stop, Stopped, Tracee, memory};
 use crate::arch::{self, UserRegs};
 use crate::image::Pid;
 use crate::sys::abi::KernelSigaction;
@@ -514,7 +514,7 @@ impl Remote {
     }
 
     /// Waits for a batch that was started to end. `stop`: the first of its thread since.
-    fn arrive(&mut self, stop: (Tracee<Stopped>, Status), flight: Option<Flight>) -> Result<()> {
+    fn arrive(&mut self, stop: Stop, flight: Option<Flight>) -> Result<()> {
         if let Some(flight) = flight {
             self.land_to_stay(stop, flight, &mut || Ok(()))?;
             return self.come_home();
@@ -630,12 +630,7 @@ impl Remote {
     }
 
     /// It has stopped: is it the wanted stop?
-    fn stopped(
-        &mut self,
-        (tracee, status): (Tracee<Stopped>, Status),
-        what: &'static str,
-        wanted: impl Fn(Status) -> bool,
-    ) -> Result<bool> {
+    fn stopped(&mut self, (tracee, status): Stop, what: &'static str, wanted: impl Fn(Status) -> bool) -> Result<bool> {
         let ours = self.is_ours(&tracee, status);
         self.tracee = Some(tracee);
         if wanted(status) && ours {
@@ -673,7 +668,7 @@ impl Remote {
 
 /// The next stop of one of these threads, by position. They come to it in about this order, which depends on who gets a
 /// processor: who has stopped is taken before others are waited for. `None` when there are no more.
-fn next_stop(underway: &mut VecDeque<(usize, Tracee<Running>)>) -> Option<(usize, Result<(Tracee<Stopped>, Status)>)> {
+fn next_stop(underway: &mut VecDeque<(usize, Tracee<Running>)>) -> Option<(usize, Result<Stop>)> {
     const WINDOW: usize = 16;
     const PASSES: usize = 100;
     for _ in 0..PASSES {

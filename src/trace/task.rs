@@ -34,6 +34,9 @@ pub fn wchan(tid: Pid) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
+/// A stop of a task, and what it reports.
+pub type Stop = (Tracee<Stopped>, Status);
+
 /// A task we trace.
 #[derive(Debug)]
 pub struct Tracee<S> {
@@ -83,7 +86,7 @@ impl Tracee<Running> {
     ///
     /// # Errors
     /// [`Error::DoesNotStop`] after half a minute.
-    pub fn wait(self) -> Result<(Tracee<Stopped>, Status)> {
+    pub fn wait(self) -> Result<Stop> {
         let began = Instant::now();
         let mut tracee = self;
         for pass in 0u32.. {
@@ -105,7 +108,7 @@ impl Tracee<Running> {
     }
 
     /// Looks whether it has stopped.
-    pub fn try_wait(self) -> Result<std::result::Result<(Tracee<Stopped>, Status), Self>> {
+    pub fn try_wait(self) -> Result<std::result::Result<Stop, Self>> {
         match wait::try_wait(self.tid).map_err(|e| self.error("wait", e))? {
             None => Ok(Err(self)),
             Some((_, status)) if status.ended() => Err(Error::Died { pid: self.tid }),

@@ -30,8 +30,14 @@ struct Ahead {
 /// Threads to be looked at, by whoever has the time.
 #[derive(Default)]
 struct Job {
-    threads: OnceLock<(Vec<ProcDir>, Vec<(usize, Pid)>)>,
+    found: OnceLock<Found>,
     next: AtomicUsize,
+}
+
+/// Processes, and their threads, each with the position of its process.
+struct Found {
+    dirs: Vec<ProcDir>,
+    threads: Vec<(usize, Pid)>,
 }
 
 thread_local! {
@@ -77,12 +83,12 @@ impl Job {
             threads.into_iter().map(move |tid| (n, tid)).collect::<Vec<_>>()
         };
         let threads = dirs.iter().enumerate().flat_map(threads_of).collect();
-        let _ = self.threads.set((dirs, threads));
+        let _ = self.found.set(Found { dirs, threads });
     }
 
     fn look(&self) -> Seen {
         let (mut seen, mut buf) = (Seen::new(), Vec::new());
-        let Some((dirs, threads)) = self.threads.get() else { return seen };
+        let Some(Found { dirs, threads }) = self.found.get() else { return seen };
         while let Some((dir, tid)) = threads.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             seen.push((*tid, sleeper(&dirs[*dir], *tid, &mut buf)));
         }
