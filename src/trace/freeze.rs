@@ -386,7 +386,7 @@ impl FrozenProcess {
         batches: &[Batch],
         ended: &mut dyn FnMut(usize, &mut Remote) -> Result<()>,
     ) -> Result<Vec<Results>> {
-        const MANY: usize = 32;
+        const MANY: usize = 8;
         self.bring_home()?;
         if self.threads.len() >= MANY {
             self.stay = self.room_to_stay(scratch, batches)?;

@@ -6,6 +6,7 @@
 
 use super::{Error, Result};
 use crate::image::Pid;
+use crate::memory::pipeline::default_workers;
 use crate::proc::ProcDir;
 use crate::sys::abi::{RseqConfiguration, UserRegs};
 use crate::sys::wait::{self, Status};
@@ -24,8 +25,12 @@ pub struct Stopped;
 /// How long a task may take from one stop to the next: a system call that fills gigabytes is among what it may do.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Looks before the first sleep.
-const SPINS: u32 = 100;
+/// For how long a stop is awaited without a break: most come within microseconds, on another processor. Who gives this one away
+/// to somebody who has much to do, as our own helpers, may have it back after a whole tick.
+const AWAKE: Duration = Duration::from_micros(30);
+
+/// For how long others get the processor in between: the task itself may wait for it.
+const YIELDING: Duration = Duration::from_micros(250);
 
 /// Where a task waits in the kernel, for messages; empty if that cannot be seen.
 pub fn wchan(tid: Pid) -> String {
@@ -81,28 +86,27 @@ impl Tracee<Running> {
         Self::of(tid)
     }
 
-    /// Waits for the next stop: at first without sleeping, as most come within microseconds, then with sleeps of an eighth
-    /// of what has passed. A wait without an end would hang us with a task that somebody froze meanwhile.
+    /// Waits for the next stop: at first without sleeping, then with sleeps of an eighth of what has passed. A wait without an end would hang us with a task that somebody froze meanwhile.
     ///
     /// # Errors
     /// [`Error::DoesNotStop`] after half a minute.
     pub fn wait(self) -> Result<Stop> {
         let began = Instant::now();
+        let awake = if default_workers() > 1 { AWAKE } else { Duration::ZERO };
         let mut tracee = self;
-        for pass in 0u32.. {
+        loop {
             match tracee.try_wait()? {
                 Ok(stopped) => return Ok(stopped),
                 Err(still) => tracee = still,
             }
-            if pass < SPINS {
-                std::thread::yield_now();
-                continue;
+            match began.elapsed() {
+                passed if passed > PATIENCE => break,
+                passed if passed > YIELDING => {
+                    std::thread::sleep((passed / 8).clamp(Duration::from_micros(20), Duration::from_millis(5)));
+                }
+                passed if passed > awake => std::thread::yield_now(),
+                _ => std::hint::spin_loop(),
             }
-            let passed = began.elapsed();
-            if passed > PATIENCE {
-                break;
-            }
-            std::thread::sleep((passed / 8).clamp(Duration::from_micros(20), Duration::from_millis(5)));
         }
         Err(Error::DoesNotStop { pid: tracee.tid, ms: PATIENCE.as_millis() as u64, wchan: wchan(tracee.tid) })
     }
