@@ -247,13 +247,14 @@ impl Entrusted {
             }
         }
         self.gated.iter().for_each(|listener| gate::open(listener.as_fd()));
-        self.target.as_ref().inspect(|target| target.wake());
+        let mut target = self.target;
+        target.iter_mut().for_each(Held::wake);
         done();
         // Its tracer's end comes after that of its descriptors, and a signal may have been on its way then.
         let end = Instant::now() + WAKE_FOR;
-        while let Some(target) = self.target.as_ref().filter(|_| Instant::now() < end) {
+        while target.is_some() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(2));
-            target.wake();
+            target.iter_mut().for_each(Held::wake);
         }
         // The destination may have announced itself before it learned that nobody comes.
         for wait in ANNOUNCE_AGAIN.iter().filter(|_| !announcers.is_empty()) {
