@@ -149,6 +149,15 @@ impl Host {
         files.map(|file| file.file_name()).any(|name| name.to_string_lossy().ends_with(".guardian.log"))
     }
 
+    /// What a person is told of memory that will never come: its ranges are named.
+    pub fn missing(&self) -> Option<String> {
+        let reports = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path());
+        let state = self.places_from_outside().join("state");
+        let all = reports(state.clone()).chain(reports(state.join("moves")));
+        all.filter(|path| path.extension().is_some_and(|end| end == "lost"))
+            .find_map(|path| std::fs::read_to_string(path).ok().filter(|text| text.contains("\nmissing: process")))
+    }
+
     fn places_from_outside(&self) -> PathBuf {
         let places = self.places();
         PathBuf::from(format!("/proc/{}/root", self.inside)).join(places.strip_prefix("/").expect("absolute"))
