@@ -124,5 +124,8 @@ fn is_right(line: &str, question: u64, last: &mut u64) -> bool {
 
 /// The client sees what it is to see.
 pub fn proves_itself() -> bool {
-    is_right("7 12\n", 7, &mut 11) && !is_right("7 12\n", 7, &mut 12) && !is_right("6 12\n", 7, &mut 0) && !is_right("7\n", 7, &mut 0)
+    is_right("7 12\n", 7, &mut 11)
+        && !is_right("7 12\n", 7, &mut 12)
+        && !is_right("6 12\n", 7, &mut 0)
+        && !is_right("7\n", 7, &mut 0)
 }

@@ -332,8 +332,7 @@ fn appended(path: &Path) -> io::Result<std::fs::File> {
 }
 
 /// What the kernel and programs say that get no room.
-const REFUSED: [&str; 5] =
-    ["No space left", "ENOSPC", "memory allocation of", "Cannot allocate memory", "ENOMEM"];
+const REFUSED: [&str; 5] = ["No space left", "ENOSPC", "memory allocation of", "Cannot allocate memory", "ENOMEM"];
 
 fn agent(on: &Host, socket: &Path, environment: &[(&'static str, String)]) -> io::Result<Inside> {
     let mut command = on.command(program());
@@ -449,7 +448,9 @@ impl Stage {
             (_, true, false) => End::Stayed,
             (_, true, true) if there.is_empty() => return Err(io::Error::other("nobody is seen, and somebody counts")),
             (_, true, true) => End::Moved,
-            (_, false, _) if matches!(what, What::Power(_)) && here.is_empty() && there.is_empty() => End::EndedWithHost,
+            (_, false, _) if matches!(what, What::Power(_)) && here.is_empty() && there.is_empty() => {
+                End::EndedWithHost
+            }
             (_, false, true) if what.takes_pages() && self.has_halted() => End::Halted,
             (_, false, _) => End::Lost,
         };
@@ -457,7 +458,21 @@ impl Stage {
         let left = (here.len() + there.len()).saturating_sub(1);
         let felt = what.may_miss() && self.was_refused();
         let (mode, moment) = (self.mode, Moment::After(Duration::ZERO));
-        Ok(Record { mode, moment, what, end, read, client, deaf, cut, felt, doubted: false, person, left, missed: false })
+        Ok(Record {
+            mode,
+            moment,
+            what,
+            end,
+            read,
+            client,
+            deaf,
+            cut,
+            felt,
+            doubted: false,
+            person,
+            left,
+            missed: false,
+        })
     }
 
     fn was_refused(&self) -> bool {
