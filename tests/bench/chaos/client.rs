@@ -3,8 +3,11 @@
 //! The answer repeats the question and has the number of the newest ticket: a number that is not greater than the one before is one
 //! of a second copy, or of an old state. A connection that breaks is made again, and counted.
 
+use crate::net::ADDRESS;
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,13 +35,16 @@ pub struct Client {
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 impl Client {
-    /// Connects to the target, which has written its port here.
-    pub fn start(port: &Path) -> io::Result<Self> {
+    /// Asks the target, which has written its port here, from this network.
+    pub fn start(port: &Path, network: &Path) -> io::Result<Self> {
         let port: u16 = std::fs::read_to_string(port)?.parse().map_err(io::Error::other)?;
-        let first = connect(port)?;
+        let network = File::open(network)?;
         let (seen, over) = (Arc::<Mutex<Seen>>::default(), Arc::<AtomicBool>::default());
         let (tell, ends) = (Arc::clone(&seen), Arc::clone(&over));
-        let thread = std::thread::spawn(move || ask(port, first, &tell, &ends));
+        let thread = std::thread::spawn(move || match setns(network, CloneFlags::CLONE_NEWNET) {
+            Ok(()) => ask(port, &tell, &ends),
+            Err(errno) => println!("no network for the client: {errno}"),
+        });
         Ok(Self { seen, over, thread: Some(thread) })
     }
 
@@ -67,14 +73,15 @@ impl Drop for Client {
 }
 
 fn connect(port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), LOOK_EVERY)?;
+    let address: IpAddr = ADDRESS.parse().map_err(io::Error::other)?;
+    let stream = TcpStream::connect_timeout(&SocketAddr::new(address, port), LOOK_EVERY)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LOOK_EVERY))?;
     Ok(stream)
 }
 
-fn ask(port: u16, first: TcpStream, seen: &Mutex<Seen>, over: &AtomicBool) {
-    let (mut next, mut last) = (Some(first), 0);
+fn ask(port: u16, seen: &Mutex<Seen>, over: &AtomicBool) {
+    let (mut next, mut last) = (connect(port).ok(), 0);
     while !over.load(Ordering::Relaxed) {
         let stream = match next.take() {
             Some(stream) => stream,

@@ -16,6 +16,7 @@ mod accident;
 mod client;
 mod host;
 mod link;
+mod net;
 mod stage;
 mod witness;
 
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     let usual = match ready.and_then(|()| stage::usual(&disk)) {
         Ok(usual) => usual,
         Err(error) => {
-            println!("needs namespaces, loop devices, mkfs.ext4 and /usr/bin/python3: {error}");
+            println!("needs namespaces, a bridge, loop devices, mkfs.ext4 and /usr/bin/python3: {error}");
             return ExitCode::from(3);
         }
     };

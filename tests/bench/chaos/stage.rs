@@ -4,6 +4,7 @@ use crate::accident::{Mode, Moment, Side, What, Who, draw};
 use crate::client::{Client, Seen};
 use crate::host::{Host, Inside, send, state};
 use crate::link::{Link, Outage};
+use crate::net::{ADDRESS, MOVES, Networks, Place};
 use crate::witness::{Book, Read, TARGET};
 use nix::sys::signal::Signal;
 use std::io::{self, BufRead, BufReader};
@@ -103,7 +104,9 @@ struct Stage {
 impl Stage {
     fn set(disk: &Path, mode: Mode, environment: Vec<(&'static str, String)>) -> io::Result<Self> {
         let dir = tempfile::tempdir_in("/dev/shm")?;
-        let (a, b) = (Host::up("a", dir.path(), disk)?, Host::up("b", dir.path(), disk)?);
+        let networks = Arc::new(Networks::make()?);
+        let up = |name, place| Host::up(name, place, &networks, dir.path(), disk);
+        let (a, b) = (up("a", Place::A)?, up("b", Place::B)?);
         let socket = dir.path().join("agent.sock");
         let agent = agent(&b, &socket, &environment)?;
         let link = Link::lay(&dir.path().join("link.sock"), &socket, mode.is_late().then_some(RATE))?;
@@ -111,13 +114,19 @@ impl Stage {
         // Alone with process 1 of its host: whoever starts it must not see it stop.
         let mut target = a.command("sh");
         target
-            .args(["-c", "setsid /usr/bin/python3 -c \"$1\" \"$2\" < /dev/null > /dev/null 2>&1 &", "sh", TARGET])
-            .arg(&book.path);
+            .args([
+                "-c",
+                "setsid /usr/bin/python3 -c \"$1\" \"$2\" \"$3\" < /dev/null > /dev/null 2>&1 &",
+                "sh",
+                TARGET,
+            ])
+            .arg(&book.path)
+            .arg(ADDRESS);
         target.status()?;
         if !wait(|| book.tickets() > 5, Duration::from_secs(20)) {
             return Err(io::Error::other("the target does not begin"));
         }
-        let client = Client::start(&dir.path().join("book.port"))?;
+        let client = Client::start(&dir.path().join("book.port"), &networks.path(Place::Client))?;
         let stage = Self { dir, a, b, agent, link, book, client, mode, environment };
         match stage.client.is_answered(Duration::from_secs(5)) {
             true => Ok(stage),
@@ -141,7 +150,7 @@ impl Stage {
         let mut command = self.a.command(program());
         command.args(["move", pid.unwrap_or_default(), &format!("unix:{}", self.path("link.sock").display())]);
         command.args(["--json", "--peer-timeout", PEER_TIMEOUT, "--connect-timeout", PEER_TIMEOUT]);
-        command.args(["--mode", self.mode.name()]).stderr(appended(&self.path("mover.err"))?);
+        command.args(["--mode", self.mode.name(), "--move-address", MOVES]).stderr(appended(&self.path("mover.err"))?);
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).stdout(Stdio::piped());
         if std::env::var_os("CHAOS_LOG").is_some() {
             command.args(["-vv", "--log"]).arg(self.path("mover.log"));
@@ -440,7 +449,8 @@ impl Stage {
 
     fn judge(&self, what: What, person: Option<String>) -> io::Result<Record> {
         let goes_on = self.goes_on(Duration::from_secs(if self.has_halted() { 1 } else { 10 }));
-        let deaf = goes_on && !self.client.is_answered(Duration::from_secs(10));
+        // Its peer's kernel asks again the later the longer it has not been answered.
+        let deaf = goes_on && !self.client.is_answered(Duration::from_secs(10) + 2 * self.book.read().stood);
         let (read, client) = (self.book.read(), self.client.seen());
         let (here, there) = (self.targets(&self.a), self.targets(&self.b));
         let end = match (read.doubled, goes_on, here.is_empty()) {

@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// `book`: appended to, a line a ticket: number, seconds since the epoch. Every step writes one page at both of its ends, so that
+/// Arguments: `book`, appended to, a line a ticket: number, seconds since the epoch; and the address to answer at. Every step writes one page at both of its ends, so that
 /// what any page must hold can be computed.
 pub const TARGET: &str = "
 import mmap, os, socket, struct, sys, time
@@ -21,7 +21,7 @@ def places(page):
     return page * 4096, page * 4096 + 4088
 def wanted(page, n):
     return max(n - (n - page * BACK) % PAGES, 0)
-listener = socket.create_server(('127.0.0.1', 0))
+listener = socket.create_server((sys.argv[2], 0))
 listener.setblocking(False)
 with open(sys.argv[1] + '.port.new', 'w') as port:
     port.write(str(listener.getsockname()[1]))
