@@ -400,6 +400,9 @@ pub fn run(disk: &Path, seed: u64, usual: Duration, broken: Option<&str>) -> io:
         environment.push(("MIGRATE_STOP", point.name().to_owned()));
         environment.push(("MIGRATE_ONCE", once.path().display().to_string()));
     }
+    if what.takes_pages() {
+        environment.push(("MIGRATE_FAULT", "pager-impatient".to_owned()));
+    }
     let mut stage = Stage::set(disk, mode, environment)?;
     let (mut mover, said) = stage.mover()?;
     let stopped = stage.wait_for(moment, &mut mover, &said);
@@ -434,8 +437,8 @@ impl Stage {
         }
         // What is settled a little later needs no person.
         let one = || self.targets(&self.a).len() + self.targets(&self.b).len() <= 1;
-        wait(one, Duration::from_secs(if settled { 4 } else { 0 }));
-        settled && one()
+        wait(one, Duration::from_secs(if settled && !self.has_halted() { 4 } else { 0 }));
+        settled && (one() || self.has_halted())
     }
 
     /// Everybody of the copy over there is stopped, and it is told what is missing.
@@ -461,11 +464,12 @@ impl Stage {
             (_, false, _) if matches!(what, What::Power(_)) && here.is_empty() && there.is_empty() => {
                 End::EndedWithHost
             }
-            (_, false, true) if what.takes_pages() && self.has_halted() => End::Halted,
+            (_, false, _) if what.takes_pages() && self.has_halted() => End::Halted,
             (_, false, _) => End::Lost,
         };
         let cut = client.broken > 0 && !matches!(what, What::Power(_)) && goes_on;
-        let left = (here.len() + there.len()).saturating_sub(1);
+        // The original has what the copy lacks.
+        let left = if end == End::Halted { 0 } else { (here.len() + there.len()).saturating_sub(1) };
         let felt = what.may_miss() && self.was_refused();
         let (mode, moment) = (self.mode, Moment::After(Duration::ZERO));
         Ok(Record {

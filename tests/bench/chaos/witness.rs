@@ -8,8 +8,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Arguments: `book`, appended to, a line a ticket: number, seconds since the epoch; and the address to answer at. Every step writes one page at both of its ends, so that
-/// what any page must hold can be computed.
+/// Arguments: `book`, appended to, a line a ticket: number, seconds since the epoch; and the address to answer at. Every step writes
+/// one page at both of its ends, so that what any page must hold can be computed.
 pub const TARGET: &str = "
 import mmap, os, socket, struct, sys, time
 os.closerange(3, 1024)
