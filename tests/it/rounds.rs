@@ -80,6 +80,11 @@ fn children(pid: i32) -> Vec<i32> {
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
+fn parent(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap()
+}
+
 fn end_tree(pid: i32) {
     let below = children(pid);
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
@@ -288,8 +293,7 @@ fn relatives_share_memory_after_a_move_as_before() {
         let moved = i32::try_from(result["pid"].as_i64().unwrap()).unwrap();
         let after = pss_kib(&family(moved));
         let pages = result["pages_sent"].as_u64().unwrap();
-        let status = std::fs::read_to_string(format!("/proc/{moved}/status")).unwrap();
-        let init = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap();
+        let init = parent(moved);
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(moved), nix::sys::signal::SIGUSR2).unwrap();
         let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(init), None);
         assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{mode}: {ended:?}");
@@ -341,6 +345,30 @@ fn what_does_not_converge_follows_when_it_runs() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(moved), nix::sys::signal::SIGUSR2).unwrap();
         let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(init), None);
         assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{mode}: {ended:?}");
+    }
+}
+
+#[test]
+fn what_changes_a_little_over_a_slow_link_converges_by_deltas() {
+    if !root() {
+        return;
+    }
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    for (converge, moves) in [("compress,abort", false), ("delta,abort", true)] {
+        let host = tempfile::tempdir().unwrap();
+        // 32 MB of pages a second are written to, of what cannot be packed; two words of each.
+        let target = Target::start("writer", &["16", "8000", "noise"]);
+        let mut command = migrate();
+        command.args(["move", &target.pid_text(), "local", "--mode", "pre-copy", "--bandwidth", "10MB/s"]);
+        command.args(["--max-downtime", "500ms", "--max-rounds", "40", "--converge", converge, "--json"]);
+        let output = command.env("MIGRATE_PLACES", host.path()).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.success(), moves, "{converge}: {said}");
+        let root = if moves { i32::try_from(result(&output)["pid"].as_i64().unwrap()).unwrap() } else { target.pid() };
+        let waits_for = if moves { parent(root) } else { root };
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(root), nix::sys::signal::SIGUSR2).unwrap();
+        let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(waits_for), None);
+        assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{converge}: {ended:?}: {said}");
     }
 }
 
