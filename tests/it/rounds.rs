@@ -3,6 +3,7 @@
 
 mod resizing;
 mod snapshots;
+mod throttled;
 
 use migrate_engine::memory::track::Backend;
 use std::io::{BufRead, BufReader};
@@ -60,6 +61,12 @@ impl Target {
 
     fn pid_text(&self) -> String {
         self.0.id().to_string()
+    }
+
+    /// It was told to compare its memory and end.
+    fn passes(&mut self) {
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "of what it has in memory: {status}");
     }
 
     /// Waits for its end, so that its id is free.
