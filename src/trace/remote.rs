@@ -249,7 +249,11 @@ impl Remote {
         }
         self.give_back()?;
         let signal = self.late_signals.pop().unwrap_or(0);
-        let mut running = self.tracee.take().expect("checked above").cont(signal)?;
+        let tracee = self.tracee.take().expect("checked above");
+        if !is_held(self.pid)? {
+            return tracee.detach(signal);
+        }
+        let mut running = tracee.cont(signal)?;
         loop {
             // No instruction of the program runs before the signal is seen: others that are delivered first only set up
             // their handlers' frames.
@@ -684,6 +688,12 @@ fn next_stop(underway: &mut VecDeque<(usize, Tracee<Running>)>) -> Option<(usize
     }
     let (n, running) = underway.pop_front()?;
     Some((n, running.wait()))
+}
+
+/// A SIGSTOP waits for the thread or its process: a SIGCONT of anybody takes it back.
+pub(super) fn is_held(tid: Pid) -> Result<bool> {
+    let status = crate::proc::ProcDir::open(tid)?.status(&mut Vec::new())?;
+    Ok((status.sig_pnd | status.shd_pnd) & (1 << (libc::SIGSTOP - 1)) != 0)
 }
 
 fn is_fault(signal: i32) -> bool {
