@@ -267,10 +267,11 @@ fn ask_threads(process: &mut FrozenProcess, scratch: &Scratch) -> Result<Vec<Ask
     };
     let (batches, queries): (Vec<Batch>, Vec<ThreadQuery>) = process.threads.iter().map(ask).unzip();
     let mut buf = vec![0; XSTATE_MAX];
-    let mut of_tracer = Vec::with_capacity(queries.len());
-    let results = process.run_each(scratch, &batches, &mut |_, remote| {
+    // In the order in which they come to their end, which is any.
+    let mut of_tracer = vec![Default::default(); queries.len()];
+    let results = process.run_each(scratch, &batches, &mut |n, remote| {
         let len = remote.tracee().xstate(&mut buf)?;
-        of_tracer.push((buf[..len].to_vec(), remote.tracee().rseq()?));
+        of_tracer[n] = (buf[..len].to_vec(), remote.tracee().rseq()?);
         Ok(())
     })?;
     let answers = queries.iter().zip(&results).map(|(query, results)| query.answer(results));
