@@ -143,12 +143,7 @@ fn release_all(
     released: &mut Vec<Pid>,
 ) -> Result<Vec<Shortened>> {
     let root = skeletons.pid(TaskId(0));
-    // The others have been made ready with their credentials.
-    for (n, task) in model.tasks.iter().enumerate() {
-        if let Some((thread, remote)) = task.threads.first().zip(skeletons.task(TaskId::from(n)).threads.first_mut()) {
-            prepare(thread, general(thread)?, remote)?;
-        }
-    }
+    prepare_leaders(model, skeletons)?;
     let signal = |task: &Task| match task.state {
         TaskState::Stopped(signal) => Some(stop_signal(model, task, signal)),
         _ if into == Into::Stops => Some(libc::SIGSTOP),
@@ -217,6 +212,16 @@ fn freeze(freezer: &Freezer) -> Result<()> {
         object: freezer.dir.display().to_string(),
         errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
     })
+}
+
+/// Makes first threads ready. The others have been with their credentials.
+fn prepare_leaders(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
+    for (n, task) in model.tasks.iter().enumerate() {
+        if let Some((thread, remote)) = task.threads.first().zip(skeletons.task(TaskId::from(n)).threads.first_mut()) {
+            prepare(thread, general(thread)?, remote)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a thread goes on with: extended state now, general registers once it has nothing more to do for us.
