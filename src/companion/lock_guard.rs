@@ -129,7 +129,8 @@ impl Guard {
         command.arg0("migrate").arg(ENTRY).arg(&will_path);
         command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.current_dir("/").spawn()?;
-        let warn = |error: &io::Error| tracing::warn!(%error, "nobody takes the place of a guard that is killed as well");
+        let warn =
+            |error: &io::Error| tracing::warn!(%error, "nobody takes the place of a guard that is killed as well");
         let will = Will::begin(&will_path, child.id()).inspect_err(warn).ok();
         Ok(Self { socket: Some(ours), child, lent: false, will, will_path })
     }
@@ -335,10 +336,11 @@ pub fn main() -> u8 {
             Err(_) => break,
             Ok(received) if received.len == 0 => break,
             // Nobody else speaks to us: a defect, after which the owner's own way out still works.
-            Ok(received) => match serde_json::from_slice(&room[..received.len]) {
-                Ok(message) => take(&mut entrusted, Some(&input), message, received.fds),
-                Err(_) => {}
-            },
+            Ok(received) => {
+                if let Ok(message) = serde_json::from_slice(&room[..received.len]) {
+                    take(&mut entrusted, Some(&input), message, received.fds);
+                }
+            }
         }
     }
     if entrusted.held {

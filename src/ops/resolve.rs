@@ -86,9 +86,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
                     .kind(FailureKind::NeedsPerson)
                     .target(TargetState::RunningOn(line.peer.clone())));
             }
-            (Choice::Discard, _)
-                if line.pages_owed && !matches!(said, Some(Reply::Aborted | Reply::EndedWithHost)) =>
-            {
+            (Choice::Discard, _) if line.pages_owed && !matches!(said, Some(Reply::Aborted | Reply::EndedWithHost)) => {
                 let what = format!("{} still lacks memory of the target, which only the copy here has", line.peer);
                 let pid = line.target_pid.unwrap_or_default();
                 return Err(Failure::new(what)

@@ -119,7 +119,9 @@ fn orphaned(run: &Path) -> Vec<(PathBuf, Entrusted)> {
         match read(&path) {
             Ok(Some(entrusted)) => found.push((path, entrusted)),
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, path = %path.display(), "what a guard had to give back cannot be read"),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "what a guard had to give back cannot be read")
+            }
         }
     }
     found
