@@ -433,7 +433,7 @@ pub fn run(disk: &Path, seed: u64, usual: Duration, broken: Option<&str>) -> io:
     let doubted = said.doubted || stage.a.has_guardian_log();
     let felt = what.may_miss() && (refused(&said.last) || stage.was_refused());
     let record = Record { moment, doubted, missed, felt, ..record };
-    if record.is_bad(broken.is_some()) {
+    if record.is_bad() || record.left > 0 {
         stage.tell(seed);
         stage.keep(seed);
     }
@@ -476,7 +476,9 @@ impl Stage {
         let deaf = goes_on && !self.client.is_answered(Duration::from_secs(10) + 2 * self.book.read().stood);
         let (read, client) = (self.book.read(), self.client.seen());
         let (here, there) = (self.targets(&self.a), self.targets(&self.b));
-        let end = match (read.doubled, goes_on, here.is_empty()) {
+        // An original that is held: it has what a copy may lack.
+        let held = self.mode.is_late() && !there.is_empty() && here.iter().all(|pid| state(*pid) == Some('T'));
+        let end = match (read.doubled, goes_on, here.is_empty() || held) {
             (true, ..) => End::Doubled,
             (_, true, false) => End::Stayed,
             (_, true, true) if there.is_empty() => return Err(io::Error::other("nobody is seen, and somebody counts")),
@@ -533,9 +535,8 @@ impl Record {
         self.read.wrong + self.client.wrong
     }
 
-    /// Something that must not be; `broken`: with a rule of the commit broken, where only some of it must not.
-    pub fn is_bad(&self, broken: bool) -> bool {
-        let fatal = matches!(self.end, End::Lost | End::Doubled) || self.wrong() > 0;
-        fatal || !broken && (self.deaf || self.cut || self.left > 0)
+    /// Something that must not be.
+    pub fn is_bad(&self) -> bool {
+        matches!(self.end, End::Lost | End::Doubled) || self.wrong() > 0 || self.deaf || self.cut
     }
 }
