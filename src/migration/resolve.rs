@@ -52,8 +52,10 @@ pub fn ask(control: &mut Channel, line: &Line, request: Request) -> Result<Answe
     };
     protocol::send(control, &message)?;
     match protocol::receive(control)? {
-        FromDestination::Says { attempt: about, reply, pid } if about == attempt => Ok(Answer { reply, pid }),
-        _ => Ok(Answer { reply: None, pid: None }),
+        FromDestination::Says { attempt: about, reply, pid, lacks_pages } if about == attempt => {
+            Ok(Answer { reply, pid, lacks_pages })
+        }
+        _ => Ok(Answer { reply: None, pid: None, lacks_pages: true }),
     }
 }
 

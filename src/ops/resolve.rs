@@ -78,7 +78,9 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
     if line.step == Step::Committing {
         // A copy that is prepared there is given up before this one runs.
         let request = if choice == Choice::Run { Request::Abort } else { Request::Ask };
-        said = ask(line, request).and_then(|answer| answer.reply);
+        let answer = ask(line, request);
+        said = answer.and_then(|answer| answer.reply);
+        let owed = line.pages_owed && answer.is_none_or(|answer| answer.lacks_pages);
         match (choice, said) {
             (Choice::Run, Some(Reply::Running)) => {
                 return Err(Failure::new(format!("{} says that the target runs there", line.peer))
@@ -86,7 +88,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
                     .kind(FailureKind::NeedsPerson)
                     .target(TargetState::RunningOn(line.peer.clone())));
             }
-            (Choice::Discard, _) if line.pages_owed && !matches!(said, Some(Reply::Aborted | Reply::EndedWithHost)) => {
+            (Choice::Discard, _) if owed && !matches!(said, Some(Reply::Aborted | Reply::EndedWithHost)) => {
                 let what = format!("{} still lacks memory of the target, which only the copy here has", line.peer);
                 let pid = line.target_pid.unwrap_or_default();
                 return Err(Failure::new(what)
