@@ -332,13 +332,14 @@ impl Copy for Heirloom {
     }
 
     fn discard(&mut self) {
-        self.held.kill();
-        record::conclude(&self.files.0, &self.files.1, Fate::Undo);
+        // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
         for (ip, prefix, interface) in self.addresses.drain(..) {
             let place = Place { ip, prefix, interface };
             if let Err(error) = place.remove() {
                 tracing::warn!(%error, "an address was left behind");
             }
         }
+        self.held.kill();
+        record::conclude(&self.files.0, &self.files.1, Fate::Undo);
     }
 }
