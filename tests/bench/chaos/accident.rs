@@ -190,7 +190,7 @@ fn accident(seed: u64, handover: Duration) -> (Moment, What) {
         10..14 => What::Link(outage(&mut random)),
         14..16 => What::Power(side),
         16 => What::DiskFull(side),
-        17 => What::DiskNearlyFull(side, random.below(96 << 10) as u32),
+        17 => What::DiskNearlyFull(side, random.below(16 << 10) as u32),
         18 | 19 => What::OutOfMemory(moment.side().unwrap_or(side)),
         _ => return (Moment::Step(COPY_WAITS[random.below(4) as usize]), What::CopyKilled),
     };
