@@ -20,7 +20,7 @@ fn main() -> std::process::ExitCode {
     {
         return tracker::main().into();
     }
-    if let [_, entry] = args.as_slice()
+    if let [_, entry, _will] = args.as_slice()
         && lock_guard::is_entry(entry)
     {
         return lock_guard::main().into();

@@ -7,6 +7,8 @@
 //! everything was given back or stays locked for good. The end of the socket is the end of the owner. While it is not known who owns the target, nothing is
 //! given back at that end: whoever decides then has another hand on the socket ([`Hand`]), and says what is to be done.
 
+pub mod will;
+
 use super::detach;
 use super::held::Held;
 use crate::net::address::Place;
@@ -22,8 +24,11 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use will::Will;
 
 /// The hidden first word of its command line.
 const ENTRY: &str = "lock-guard-process";
@@ -39,7 +44,7 @@ const ANNOUNCE_AGAIN: [Duration; 3] = [Duration::from_millis(50), Duration::from
 const WAKE_FOR: Duration = Duration::from_millis(300);
 
 /// To the guard.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Message {
     /// These listening sockets let nobody begin a connection, from now on; their descriptors come with it.
     Gated(usize),
@@ -70,6 +75,9 @@ pub struct Guard {
     child: Child,
     /// There is another hand on the socket: its end is not ours to wait for.
     lent: bool,
+    /// For a later program, should the guard be killed as well.
+    will: Option<Will>,
+    will_path: PathBuf,
 }
 
 /// Another hand on a guard: of whoever decides when its owner is dead.
@@ -109,16 +117,22 @@ impl Hand {
 }
 
 impl Guard {
-    /// Starts one. It takes some milliseconds.
+    /// Starts one. It takes some milliseconds. What it is told is written down in this run-time directory.
     ///
     /// # Errors
     /// No process can be made.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(run: &Path) -> io::Result<Self> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
         let (ours, theirs) = socket::socketpair(libc::SOCK_SEQPACKET)?;
+        let will_path = will::path(run, std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg0("migrate").arg(ENTRY).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg0("migrate").arg(ENTRY).arg(&will_path);
+        command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.current_dir("/").spawn()?;
-        Ok(Self { socket: Some(ours), child, lent: false })
+        let warn =
+            |error: &io::Error| tracing::warn!(%error, "nobody takes the place of a guard that is killed as well");
+        let will = Will::begin(&will_path, child.id()).inspect_err(warn).ok();
+        Ok(Self { socket: Some(ours), child, lent: false, will, will_path })
     }
 
     /// These listening sockets are about to let nobody begin a connection.
@@ -206,6 +220,10 @@ impl Guard {
     }
 
     fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        // Before the guard knows it: what it does not know of is as it was, and giving that back changes nothing.
+        if let Some(Err(error)) = self.will.as_ref().map(|will| will.note(message, fds)) {
+            tracing::debug!(%error, "what a guard is told is not written down");
+        }
         self.socket.as_ref().map_or(Ok(()), |to| send(to, message, fds))
     }
 }
@@ -222,6 +240,7 @@ impl Drop for Guard {
         self.socket = None;
         if !self.lent {
             let _ = self.child.wait();
+            let _ = std::fs::remove_file(&self.will_path);
         }
     }
 }
@@ -239,6 +258,11 @@ struct Entrusted {
 }
 
 impl Entrusted {
+    /// Process id of the root of the target.
+    fn root(&self) -> Option<i32> {
+        self.target.as_ref().and_then(Held::root)
+    }
+
     fn give_back(self, done: impl FnOnce()) {
         // The cgroup may have gone with its processes.
         self.slowed.inspect(|before| drop(before.put_back()));
@@ -311,34 +335,42 @@ pub fn main() -> u8 {
             Err(nix::errno::Errno::EINTR) => {}
             Err(_) => break,
             Ok(received) if received.len == 0 => break,
-            Ok(received) => take(&mut entrusted, &input, &room[..received.len], received.fds),
+            // Nobody else speaks to us: a defect, after which the owner's own way out still works.
+            Ok(received) => {
+                if let Ok(message) = serde_json::from_slice(&room[..received.len]) {
+                    take(&mut entrusted, Some(&input), message, received.fds);
+                }
+            }
         }
     }
     if entrusted.held {
         entrusted.forget();
     }
     entrusted.give_back(|| {});
+    if let Some(will) = std::env::args_os().nth(2) {
+        let _ = std::fs::remove_file(will);
+    }
     0
 }
 
-fn take(entrusted: &mut Entrusted, from: &OwnedFd, bytes: &[u8], fds: Vec<OwnedFd>) {
-    match serde_json::from_slice(bytes) {
-        Ok(Message::Locked(terms)) if terms.len() == fds.len() => {
+fn take(entrusted: &mut Entrusted, from: Option<&OwnedFd>, message: Message, fds: Vec<OwnedFd>) {
+    match message {
+        Message::Locked(terms) if terms.len() == fds.len() => {
             entrusted.locks.extend(fds.into_iter().zip(terms).map(|(fd, terms)| NetLock::of_terms(fd, terms)));
         }
-        Ok(Message::Gated(count)) if count == fds.len() => entrusted.gated.extend(fds),
-        Ok(Message::Held(target)) => entrusted.target = Some(target),
-        Ok(Message::Slowed(before)) => drop(entrusted.slowed.get_or_insert(before)),
-        Ok(Message::GivenBack) => entrusted.given_back(),
-        Ok(Message::Removed { ip, prefix, interface }) => entrusted.addresses.push(Place { ip, prefix, interface }),
-        Ok(Message::Forget) => entrusted.forget(),
-        Ok(Message::Hold) => entrusted.held = true,
-        Ok(Message::GiveBack) => std::mem::take(entrusted).give_back(|| {
+        Message::Gated(count) if count == fds.len() => entrusted.gated.extend(fds),
+        Message::Held(target) => entrusted.target = Some(target),
+        Message::Slowed(before) => drop(entrusted.slowed.get_or_insert(before)),
+        Message::GivenBack => entrusted.given_back(),
+        Message::Removed { ip, prefix, interface } => entrusted.addresses.push(Place { ip, prefix, interface }),
+        Message::Forget => entrusted.forget(),
+        Message::Hold => entrusted.held = true,
+        Message::GiveBack => std::mem::take(entrusted).give_back(|| {
             // Whoever has asked may be gone.
-            let _ = socket::send(from.as_fd(), b"1", &[], &[], None, libc::MSG_DONTWAIT);
+            let _ = from.map(|from| socket::send(from.as_fd(), b"1", &[], &[], None, libc::MSG_DONTWAIT));
         }),
-        // Nobody else speaks to us: a defect, after which the owner's own way out still works.
-        Ok(Message::Locked(_) | Message::Gated(_)) | Err(_) => {}
+        // Descriptors are missing: a defect likewise.
+        Message::Locked(_) | Message::Gated(_) => {}
     }
 }
 

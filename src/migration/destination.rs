@@ -6,7 +6,7 @@ use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
 use super::journal::{Journal, Role, Step};
-use super::keeper::{self, Copy, Keeper, Question};
+use super::keeper::{self, Answer, Copy, Keeper, Question};
 use super::landing::{Landing, Memory, Plot};
 use super::pages::{Run, What};
 use super::postcopy::{self, Later, relay};
@@ -693,7 +693,8 @@ fn answer(
     let mut asked = Some((attempt, request));
     while let Some((attempt, request)) = asked {
         let known = keeper::answer(around.journals, around.run, attempt, Question::Source(request));
-        protocol::send(control, &FromDestination::Says { attempt, reply: known.reply, pid: known.pid })?;
+        let Answer { reply, pid, lacks_pages } = known;
+        protocol::send(control, &FromDestination::Says { attempt, reply, pid, lacks_pages })?;
         asked = match protocol::receive(control) {
             Ok(message) => handover_of(&message),
             Err(TransportError::Closed { .. }) => None,
@@ -707,7 +708,8 @@ fn answer(
 fn tell(control: &mut Channel, attempt: AttemptId, reply: Reply, pid: Option<i32>) -> Result<(), MoveError> {
     let message = match (reply, pid) {
         (Reply::Running, Some(pid)) => FromDestination::Running { attempt, pid },
-        (reply, pid) => FromDestination::Says { attempt, reply: Some(reply), pid },
+        // Who has had this link from the beginning knows what it has not sent.
+        (reply, pid) => FromDestination::Says { attempt, reply: Some(reply), pid, lacks_pages: false },
     };
     Ok(protocol::send(control, &message)?)
 }

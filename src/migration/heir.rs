@@ -23,6 +23,9 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::f
 /// How long a destination is looked for that may hold a copy which nobody needs. After that a person ends it there.
 const TELL_FOR: Duration = Duration::from_secs(600);
 
+/// A copy that has all of its memory looks for a source to say so, for half as long.
+const MAY_BE_THERE: Duration = Duration::from_secs(60);
+
 /// The copy at the source, held.
 pub trait Original {
     /// Lets it go on. No harm if it runs.
@@ -137,6 +140,7 @@ pub fn settle<'a>(
 ) -> io::Result<Settled> {
     let mut pause = LOOK_AGAIN.0;
     let mut silence = Silence::begin(fence);
+    let mut owed_since = None;
     loop {
         match Heir::take_over(journals, attempt, found) {
             Ok(mut heir) => match heir.phase() {
@@ -150,6 +154,8 @@ pub fn settle<'a>(
                     let line = heir.last.clone();
                     drop(heir);
                     match ask(journals, &line, again, &mut silence, found) {
+                        Ok(Some(Settled::PagesOwed))
+                            if owed_since.get_or_insert_with(Instant::now).elapsed() < MAY_BE_THERE => {}
                         Ok(Some(settled)) => return Ok(settled),
                         Ok(None) => {}
                         Err(error) => tracing::warn!(%error, "what was heard could not be done"),
@@ -186,8 +192,13 @@ fn ask<'a>(
     let Ok(answer) = resolve::ask(&mut link.control, line, Request::Ask) else { return Ok(None) };
     silence.is_broken();
     let Some(mut reply) = answer.reply else { return Ok(None) };
+    if line.pages_owed && reply == Reply::Prepared {
+        // Nobody serves the rest any more: the only whole copy is this one.
+        let Some(next) = said(&mut link, line, Request::Abort) else { return Ok(None) };
+        reply = next;
+    }
     match reply {
-        Reply::Running if line.pages_owed => return Ok(Some(Settled::PagesOwed)),
+        Reply::Running if line.pages_owed && answer.lacks_pages => return Ok(Some(Settled::PagesOwed)),
         Reply::EndedWithHost => return Ok(Some(Settled::EndedWithHost)),
         _ => {}
     }

@@ -9,6 +9,7 @@
 use super::handover::destination::{Action, Destination, Event, Phase, Record};
 use super::handover::{Choice, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
+use super::postcopy;
 use super::protocol::AttemptId;
 use crate::companion::held::Held;
 use crate::failure::Failure;
@@ -245,7 +246,7 @@ impl Keeper {
             Question::Source(request) => self.on(copy, Event::Asked(self.attempt, request)),
             Question::Person(choice) => self.on(copy, Event::Resolved(choice)),
         };
-        Answer { reply: replies.last().copied(), pid: self.pid }
+        Answer { reply: replies.last().copied(), pid: self.pid, lacks_pages: false }
     }
 }
 
@@ -266,11 +267,20 @@ pub struct Answer {
     pub reply: Option<Reply>,
     /// Process id of the root, where it runs here.
     pub pid: Option<i32>,
+    /// Its memory is not all there, and may never be.
+    #[serde(default)]
+    pub lacks_pages: bool,
 }
 
 /// Answers for an attempt whose session is over, or waits: through its guardian, else from the journal.
 pub fn answer(journals: &Path, run: &Path, attempt: AttemptId, question: Question) -> Answer {
-    let nobody = Answer { reply: None, pid: None };
+    // Looked at first: what was complete stays so.
+    let lacks_pages = !postcopy::is_complete(run, attempt);
+    Answer { lacks_pages, ..decided(journals, run, attempt, question) }
+}
+
+fn decided(journals: &Path, run: &Path, attempt: AttemptId, question: Question) -> Answer {
+    let nobody = Answer { reply: None, pid: None, lacks_pages: false };
     if let Ok(mut guardian) = UnixStream::connect(socket(run, attempt)) {
         return say(&mut guardian, &question).and_then(|()| hear(&mut guardian)).unwrap_or(nobody);
     }
@@ -322,13 +332,14 @@ impl Copy for Heirloom {
     }
 
     fn discard(&mut self) {
-        self.held.kill();
-        record::conclude(&self.files.0, &self.files.1, Fate::Undo);
+        // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
         for (ip, prefix, interface) in self.addresses.drain(..) {
             let place = Place { ip, prefix, interface };
             if let Err(error) = place.remove() {
                 tracing::warn!(%error, "an address was left behind");
             }
         }
+        self.held.kill();
+        record::conclude(&self.files.0, &self.files.1, Fate::Undo);
     }
 }

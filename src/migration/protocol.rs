@@ -333,6 +333,9 @@ pub enum FromDestination {
         reply: Option<Reply>,
         /// Process id of its root there, where it runs.
         pid: Option<i32>,
+        /// Its copy runs, or will, before all of its memory is there.
+        #[serde(default)]
+        lacks_pages: bool,
     },
     /// It will not run here; everything was discarded.
     Failed {

@@ -7,6 +7,7 @@ use super::journal::{self, Journal, Line, Role, Step};
 use super::keeper::{self, Answer, Question};
 use super::protocol::{self, FromDestination, FromSource};
 use crate::companion::held::Held;
+use crate::companion::lock_guard::will;
 use crate::transport::{Channel, Result};
 use std::io;
 use std::path::Path;
@@ -51,8 +52,10 @@ pub fn ask(control: &mut Channel, line: &Line, request: Request) -> Result<Answe
     };
     protocol::send(control, &message)?;
     match protocol::receive(control)? {
-        FromDestination::Says { attempt: about, reply, pid } if about == attempt => Ok(Answer { reply, pid }),
-        _ => Ok(Answer { reply: None, pid: None }),
+        FromDestination::Says { attempt: about, reply, pid, lacks_pages } if about == attempt => {
+            Ok(Answer { reply, pid, lacks_pages })
+        }
+        _ => Ok(Answer { reply: None, pid: None, lacks_pages: true }),
     }
 }
 
@@ -61,14 +64,14 @@ pub fn ask(control: &mut Channel, line: &Line, request: Request) -> Result<Answe
 /// # Errors
 /// A program of ours still decides ([`io::ErrorKind::WouldBlock`]); the journal cannot be written; nothing was committed, so
 /// that the copy here is the only one ([`io::ErrorKind::PermissionDenied`]).
-pub fn source(journals: &Path, line: &Line, said: Option<Reply>, choice: Choice) -> io::Result<Phase> {
+pub fn source(journals: &Path, run: &Path, line: &Line, said: Option<Reply>, choice: Choice) -> io::Result<Phase> {
     if choice == Choice::Discard {
         let (_lock, last) = Journal::take_over(journals, Role::Source, line.attempt)?;
         if matches!(last.of_source(), super::handover::source::Record::Begun) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
     }
-    let mut heir = Heir::take_over(journals, line.attempt, &mut |last| Box::new(OnlyHeld::of(last)))?;
+    let mut heir = Heir::take_over(journals, line.attempt, &mut |last| Box::new(OnlyHeld::of(last, run)))?;
     if let Some(reply) = said.filter(|reply| matches!(reply, Reply::Running | Reply::Aborted)) {
         heir.on(Event::Said(Candidate(0), line.attempt, reply))?;
     }
@@ -76,22 +79,30 @@ pub fn source(journals: &Path, line: &Line, said: Option<Reply>, choice: Choice)
     Ok(heir.phase())
 }
 
-/// The original as its journal describes it, without what else was taken from it.
-struct OnlyHeld(Option<Held>);
+/// The original as its journal describes it, with what a guard that was killed has left written down of it.
+struct OnlyHeld<'a> {
+    held: Option<Held>,
+    run: &'a Path,
+}
 
-impl OnlyHeld {
-    fn of(last: &Line) -> Self {
-        Self(last.held.clone().filter(|_| last.is_of_this_boot()))
+impl<'a> OnlyHeld<'a> {
+    fn of(last: &Line, run: &'a Path) -> Self {
+        Self { held: last.held.clone().filter(|_| last.is_of_this_boot()), run }
     }
 }
 
-impl Original for OnlyHeld {
+impl Original for OnlyHeld<'_> {
     fn release(&mut self) -> io::Result<()> {
-        self.0.as_ref().map_or(Ok(()), Held::release)
+        // Before it runs: it would meet errors of its sockets.
+        will::execute(self.run, self.held.as_ref());
+        self.held.as_ref().map_or(Ok(()), Held::release)
     }
 
     fn end(&mut self) {
-        self.0.iter().for_each(Held::kill);
+        if let Some(held) = &self.held {
+            held.kill();
+            will::forget(self.run, held);
+        }
     }
 }
 

@@ -465,7 +465,7 @@ impl Attempt<'_> {
                 self.link.control.during("asking who owns the target");
                 self.happened(target, Happened::Connected(ONE));
                 // Until nothing new is said: an answer may be followed by another COMMIT.
-                while let Ok(FromDestination::Says { attempt, reply, pid: theirs }) =
+                while let Ok(FromDestination::Says { attempt, reply, pid: theirs, .. }) =
                     protocol::receive(&mut self.link.control)
                 {
                     silence.is_broken();

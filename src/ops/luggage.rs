@@ -2,7 +2,7 @@
 
 use super::options::{Files, MoveOptions};
 use crate::failure::{Failure, FailureKind, Result};
-use crate::files::{Wish, send};
+use crate::files::{Wish, is_below, send};
 use crate::image::fd::PathRef;
 use crate::image::{Bytes, NsId, Pid};
 use crate::proc::ProcDir;
@@ -10,13 +10,14 @@ use crate::proc::table::Table;
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// `--files` and `--with`, once every path of the latter is known to be a directory.
+/// `--files` and `--with`, once every path of the latter is known to be a directory. Where files are copied at all, directories
+/// that were `made` for the target go along, too.
 ///
 /// # Errors
 /// Usage: one is not, or lies in another one.
-pub fn wish(options: &MoveOptions) -> Result<Wish> {
+pub fn wish(options: &MoveOptions, made: &[PathBuf]) -> Result<Wish> {
     let mut with: Vec<PathRef> = Vec::new();
     for path in &options.with {
         let tree = tree(path)?;
@@ -31,8 +32,18 @@ pub fn wish(options: &MoveOptions) -> Result<Wish> {
         let what = format!("--with {}: it is in {}", pair[1].path, pair[0].path);
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
+    let mode = options.state.files.unwrap_or_default();
+    let copies = matches!(mode, Files::Auto | Files::Copy);
+    // One that has just gone is none to go along.
+    for tree in made.iter().filter(|_| copies).filter_map(|path| tree(path).ok()) {
+        let apart = |a: &PathRef, b: &PathRef| !is_below(&a.path.0, &b.path.0) && !is_below(&b.path.0, &a.path.0);
+        if with.iter().all(|known| apart(known, &tree)) {
+            with.push(tree);
+        }
+    }
+    with.sort_by(|a, b| a.path.cmp(&b.path));
     let paths: Vec<Bytes> = with.iter().map(|tree| tree.path.clone()).collect();
-    Ok(Wish { mode: options.state.files.unwrap_or_default(), with, with_bytes: send::size(&paths) })
+    Ok(Wish { mode, with, with_bytes: send::size(&paths) })
 }
 
 fn tree(path: &Path) -> Result<PathRef> {

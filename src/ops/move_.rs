@@ -77,7 +77,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         .map_err(|error| peer_failure(&options.dest, &error))?;
     let places = Places::here();
     let journals = places.state.join("moves");
-    let files = luggage::wish(options).map_err(|failure| failure.target(TargetState::Running))?;
+    let files = luggage::wish(options, &supervisor::directories(&resolved))
+        .map_err(|failure| failure.target(TargetState::Running))?;
     let link_again = || connect_to(&options.dest, &options.peer, Purpose::Send, 0, abort);
     let again = Some(Again(&link_again));
     let (dest, session) = (options.dest.to_string(), options.session.to_string());

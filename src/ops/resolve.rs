@@ -10,6 +10,7 @@ use crate::migration::handover::{Choice, Reply, Request};
 use crate::migration::journal::{Line, Role, Step};
 use crate::migration::resolve;
 use std::io;
+use std::path::Path;
 
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub fn run(options: &ResolveOptions) -> Result<Resolved> {
         return Err(Failure::new("a decision needs --yes").hint(risk(&line, options.choice)).kind(FailureKind::Usage));
     }
     match line.role {
-        Role::Source => at_source(&journals, &line, options.choice),
+        Role::Source => at_source(&journals, &places.run, &line, options.choice),
         Role::Destination => at_destination(&journals, &places.run, &line, options.choice),
     }
 }
@@ -71,13 +72,15 @@ fn risk(line: &Line, choice: Choice) -> String {
     }
 }
 
-fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<Resolved> {
+fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result<Resolved> {
     let mut warnings = Vec::new();
     let mut said = None;
     if line.step == Step::Committing {
         // A copy that is prepared there is given up before this one runs.
         let request = if choice == Choice::Run { Request::Abort } else { Request::Ask };
-        said = ask(line, request).and_then(|answer| answer.reply);
+        let answer = ask(line, request);
+        said = answer.and_then(|answer| answer.reply);
+        let owed = line.pages_owed && answer.is_none_or(|answer| answer.lacks_pages);
         match (choice, said) {
             (Choice::Run, Some(Reply::Running)) => {
                 return Err(Failure::new(format!("{} says that the target runs there", line.peer))
@@ -85,7 +88,7 @@ fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<
                     .kind(FailureKind::NeedsPerson)
                     .target(TargetState::RunningOn(line.peer.clone())));
             }
-            (Choice::Discard, _) if line.pages_owed && said != Some(Reply::Aborted) => {
+            (Choice::Discard, _) if owed && !matches!(said, Some(Reply::Aborted | Reply::EndedWithHost)) => {
                 let what = format!("{} still lacks memory of the target, which only the copy here has", line.peer);
                 let pid = line.target_pid.unwrap_or_default();
                 return Err(Failure::new(what)
@@ -103,7 +106,7 @@ fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<
             _ => {}
         }
     }
-    let phase = resolve::source(journals, line, said, choice).map_err(|error| undecided(line, &error))?;
+    let phase = resolve::source(journals, run, line, said, choice).map_err(|error| undecided(line, &error))?;
     if line.step != Step::Committing && phase == Phase::Stays && ask(line, Request::Abort).is_none() {
         warnings.push(format!("{} was not told: it may hold a copy, which waits there", line.peer));
     }
@@ -119,7 +122,7 @@ fn at_source(journals: &std::path::Path, line: &Line, choice: Choice) -> Result<
     Ok(Resolved { session: line.session.clone(), target, warnings })
 }
 
-fn at_destination(journals: &std::path::Path, run: &std::path::Path, line: &Line, choice: Choice) -> Result<Resolved> {
+fn at_destination(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result<Resolved> {
     let answer = resolve::destination(journals, run, line, choice);
     let target = match (answer.reply, answer.pid) {
         (Some(Reply::Running), Some(pid)) => format!("it runs here as process {pid}"),

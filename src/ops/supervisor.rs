@@ -14,6 +14,8 @@ use crate::{
     proc::table::{Row, Table},
 };
 use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, DirEntry};
+use std::path::{Path, PathBuf};
 
 /// Programs that start their children again when they end.
 const SUPERVISORS: [&str; 8] =
@@ -101,6 +103,30 @@ pub fn mask(unit: Option<String>) -> Result<Option<MaskedUnit>> {
         (Some(manager), Some(unit)) => manager.mask(&unit).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Directories that the manager has made for the services of a target, and takes away with them: those for run time, and of
+/// its own what the services see as temporary ones and as ways in for mounts. Another host has none of them.
+pub fn directories(resolved: &Resolved) -> Vec<PathBuf> {
+    let Some(manager) = Manager::here() else { return Vec::new() };
+    let rows: Vec<&Row> = resolved.processes.iter().filter_map(|pid| resolved.table.get(*pid)).collect();
+    let of = |unit: String| directories_of(&unit, &manager.show(&unit).unwrap_or_default(), Path::new("/"));
+    services(&rows).into_iter().flat_map(of).collect()
+}
+
+fn directories_of(unit: &str, shown: &HashMap<String, String>, root: &Path) -> Vec<PathBuf> {
+    let run_time = shown.get("RuntimeDirectory").map(String::as_str).unwrap_or_default();
+    let run_time = run_time.split_whitespace().map(|name| root.join("run").join(name));
+    let ways_in = root.join("run/systemd/propagate").join(unit);
+    // systemd-private-BOOT-UNIT-RANDOM
+    let infix = format!("-{unit}-");
+    let is_private = |entry: &DirEntry| {
+        let name = entry.file_name();
+        name.to_str().is_some_and(|name| name.starts_with("systemd-private-") && name.contains(&infix))
+    };
+    let entries = ["tmp", "var/tmp"].map(|dir| fs::read_dir(root.join(dir)).into_iter().flatten().flatten());
+    let private = entries.into_iter().flatten().filter(is_private).map(|entry| entry.path());
+    run_time.chain([ways_in]).chain(private).filter(|path| path.is_dir()).collect()
 }
 
 fn beside_at(manager: Option<&Manager>, model: &Model, choice: Supervisor) -> (Vec<Blocker>, Option<String>) {
@@ -263,6 +289,17 @@ mod tests {
         std::fs::write(dir.path().join("ended"), "").unwrap();
         assert_eq!(of(Supervisor::Refuse), (vec![], None));
         assert_eq!(of(Supervisor::Hold), (vec![], Some("x.service".into())));
+    }
+
+    #[test]
+    fn directories_of_a_service_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let private = "tmp/systemd-private-0123-x.service-AbCdEf";
+        let there = ["run/x", "run/systemd/propagate/x.service", private, "tmp/systemd-private-0123-y.service-AbCdEf"];
+        there.iter().for_each(|dir| fs::create_dir_all(root.path().join(dir)).unwrap());
+        let shown = HashMap::from([("RuntimeDirectory".to_owned(), "x gone".to_owned())]);
+        let found = directories_of("x.service", &shown, root.path());
+        assert_eq!(found, [there[0], there[1], there[2]].map(|dir| root.path().join(dir)));
     }
 
     #[test]

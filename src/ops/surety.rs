@@ -1,6 +1,7 @@
 //! Who stands surety for what this program takes from a target for a while, its connections above all: a guard that gives it
 //! back if this program dies.
 
+use super::places::Places;
 use super::standstill::Connections;
 use crate::companion::held::Held;
 use crate::companion::lock_guard::Guard;
@@ -30,7 +31,7 @@ impl Surety {
     pub fn start(&mut self) {
         if self.0.is_none() {
             let warn = |error: &io::Error| tracing::warn!(%error, "connections stay locked if this program dies");
-            self.0 = Guard::start().inspect_err(warn).ok();
+            self.0 = Guard::start(&Places::here().run).inspect_err(warn).ok();
         }
     }
 

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long `systemctl` may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long `systemctl` may take: a reload reads all units of the host anew, and nothing is stopped meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the manager may take to see that a unit's processes have ended.
 const END_SEEN: Duration = Duration::from_secs(10);
 /// The most that is read of what it says, bytes.
@@ -61,7 +61,8 @@ impl Manager {
 
     /// What `systemctl show` says of a unit; `None` if it cannot be asked.
     pub fn show(&self, unit: &str) -> Option<HashMap<String, String>> {
-        let properties = "--property=MainPID,Restart,WatchdogUSec,RestartForceExitStatus,ActiveState,LoadState";
+        let properties =
+            "--property=MainPID,Restart,WatchdogUSec,RestartForceExitStatus,RuntimeDirectory,ActiveState,LoadState";
         let text = self.run(&["show", properties, "--", unit]).ok()?;
         Some(text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
     }

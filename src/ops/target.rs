@@ -1,7 +1,9 @@
 //! From a word on the command line to processes.
 
+use super::places::Places;
 use super::words::Target;
 use crate::{
+    companion::lock_guard::will,
     failure::{Failure, FailureKind},
     image::Pid,
     proc::{
@@ -123,6 +125,8 @@ impl Resolved {
 /// # Errors
 /// See [`TargetError`].
 pub fn resolve(target: &Target) -> Result<Resolved, TargetError> {
+    // Whoever had one before may have been killed with its guard: it must not be found stopped and deaf.
+    will::execute(&Places::here().run, None);
     let table = match target {
         Target::Pid(pid) => Table::around(*pid)?,
         Target::PidFile(path) => Table::around(pid_file(path)?)?,

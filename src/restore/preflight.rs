@@ -52,7 +52,7 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     if scope.original_runs && crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id) {
         blockers.extend(taken_over::blockers(model));
     }
-    blockers.extend(ns::missing(model));
+    blockers.extend(ns::missing(model, &scope.judged));
     blockers
 }
 

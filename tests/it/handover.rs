@@ -150,6 +150,21 @@ fn a_source_that_is_killed_is_stood_in_for_by_its_guardian() {
     }
 }
 
+/// Its memory would follow, and nobody is left to bring it: as long as the copy has not been told to run, the whole one goes on.
+#[test]
+fn a_source_that_is_killed_before_memory_follows_is_not_given_up() {
+    if !can_move() {
+        return;
+    }
+    for point in ["source-held", "source-committing"] {
+        let play = Play::begin("NOBODY", "");
+        let output = run(play.mover("MIGRATE_KILL", point), &["--mode", "post-copy"]);
+        assert!(!play.once.exists(), "{point} was not reached: {}", text(&output));
+        play.check(point);
+        assert_eq!(play.counter.processes()[0].to_string(), play.counter.pid(), "{point}");
+    }
+}
+
 #[test]
 fn a_source_that_is_killed_with_its_guardian_waits_for_a_person() {
     if !can_move() {

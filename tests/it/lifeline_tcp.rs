@@ -277,3 +277,55 @@ fn a_move_whose_programs_are_killed_at_any_step_keeps_connections() {
         server.serves(&peer, &said);
     }
 }
+
+/// The mover, its guardian and the guard of its connections are killed at once: what a person decides, or the next command, gives
+/// the target back with its connections.
+#[test]
+fn a_move_that_is_killed_with_its_guards_loses_no_connections() {
+    for (step, by_person) in [("destination-armed", false), ("destination-armed", true), ("source-held", true)] {
+        let Some(server) = Server::start() else { return };
+        let peer = Peer::start(server.port);
+        server.serves(&peer, "before");
+        let (here, there) = (server.path("here"), server.path("there"));
+        let once = server.path("once");
+        fs::write(&once, "").unwrap();
+        let stop = [("MIGRATE_STOP", step), ("MIGRATE_ONCE", once.to_str().unwrap())];
+        let at_destination = step.starts_with("destination");
+        let environment = if at_destination { &stop[..] } else { &[] };
+        let agent = Agent::start_with(&there, &format!("unix:{}", server.path("agent").display()), environment);
+        let mut mover = on_host(&here);
+        mover.args(["move", &server.child.id().to_string(), &agent.address]).stdin(Stdio::null());
+        if !at_destination {
+            mover.envs(stop);
+        }
+        let mut mover = mover.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait(step, || !once.exists());
+        let mut all = children(mover.id() as i32);
+        assert!(all.len() > 1, "{step}: {all:?}");
+        all.push(mover.id() as i32);
+        for pid in all {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        mover.wait().unwrap();
+        drop(agent);
+        let output = if by_person {
+            on_host(&here).args(["resolve", "", "--run", "--yes"]).output().unwrap()
+        } else {
+            let image = server.path("image");
+            let words = ["dump", &server.child.id().to_string(), "-D", image.to_str().unwrap(), "--leave-running"];
+            on_host(&here).args(words).args(["--tcp", "keep"]).output().unwrap()
+        };
+        let said = format!("{step}, a person: {by_person}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{said}");
+        server.serves(&peer, &said);
+        let left = fs::read_dir(here.join("run")).into_iter().flatten().flatten().map(|file| file.path());
+        let wills: Vec<PathBuf> = left.filter(|path| path.extension().is_some_and(|end| end == "will")).collect();
+        assert!(wills.is_empty(), "{said}: {wills:?}");
+    }
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
+    tasks.flat_map(|task| of(task).split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()).collect()
+}

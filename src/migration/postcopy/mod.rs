@@ -44,6 +44,11 @@ pub fn socket_path(run: &Path, attempt: &str) -> PathBuf {
     run.join(format!("pages-{attempt}.sock"))
 }
 
+/// Whether a copy of this attempt has all of its memory: its pager takes no links, and has not given up either.
+pub fn is_complete(run: &Path, attempt: AttemptId) -> bool {
+    !socket_path(run, &name(attempt)).exists()
+}
+
 /// Pages that come into being in one piece, at most: those of a huge page of 2 MiB.
 const PIECE_MAX: u64 = 512;
 /// Entries of one frame, at most.

@@ -275,6 +275,9 @@ impl Source for Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        // What is lost stays so: see [`super::is_complete`].
+        if self.owed.values().all(RangeSet::is_empty) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

@@ -13,11 +13,14 @@ pub mod uts;
 use super::{Error, Options, Result};
 use crate::blocker::{Blocker, codes};
 use crate::image::ns::NsKind;
-use crate::image::{Model, NsId};
+use crate::image::{Bytes, Model, NsId};
 use crate::sys::Errno;
 use crate::sys::openat2::open_in_root;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// The namespaces that were made, by their number in the model.
 #[derive(Debug, Default)]
@@ -77,12 +80,16 @@ pub fn table(model: &Model, ns: NsId) -> Option<&[crate::image::ns::mnt::Mount]>
     }
 }
 
-/// Places of the host that mounts of the tree need, and that are not here.
-pub fn missing(model: &Model) -> Vec<Blocker> {
+/// Places of the host that mounts of the tree need, and that are not here; but for those at or below `coming`.
+pub fn missing(model: &Model, coming: &HashSet<Bytes>) -> Vec<Blocker> {
     let Ok(own) = super::fd::roots::own() else { return Vec::new() };
     let all = (0..model.namespaces.len()).filter_map(|ns| table(model, NsId::from(ns))).flatten();
     let absent = |mount: &crate::image::ns::mnt::Mount| {
         let path = mount.host_path.as_ref()?;
+        let mut steps = Path::new(OsStr::from_bytes(&path.0)).ancestors();
+        if steps.any(|above| coming.contains(&Bytes(above.as_os_str().as_bytes().to_vec()))) {
+            return None;
+        }
         let errno = open_in_root(&own, &path.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32, 0).err()?;
         let reason =
             format!("the target has it mounted on {}, and here it is not: {}", mount.mount_point, errno.desc());

@@ -94,6 +94,8 @@ pub enum What {
     Power(Side),
     /// Not a byte is free where the journals are.
     DiskFull(Side),
+    /// So many bytes are, from the beginning.
+    DiskNearlyFull(Side, u32),
     /// The program gets no more memory.
     OutOfMemory(Side),
     /// A process of the copy that waits is killed, as the kernel does that is out of memory.
@@ -103,7 +105,7 @@ pub enum What {
 impl What {
     /// It takes something away that may not be asked for again: whether it was felt has to be seen.
     pub fn may_miss(self) -> bool {
-        matches!(self, Self::DiskFull(_) | Self::OutOfMemory(_))
+        matches!(self, Self::DiskFull(_) | Self::DiskNearlyFull(..) | Self::OutOfMemory(_))
     }
 
     /// It can take the only complete state along once memory follows: that of whoever brings it.
@@ -130,6 +132,8 @@ impl What {
             Self::Power(Side::Destination) => "power lost at the destination",
             Self::DiskFull(Side::Source) => "disk full at the source",
             Self::DiskFull(Side::Destination) => "disk full at the destination",
+            Self::DiskNearlyFull(Side::Source, _) => "disk nearly full at the source",
+            Self::DiskNearlyFull(Side::Destination, _) => "disk nearly full at the destination",
             Self::OutOfMemory(Side::Source) => "out of memory at the source",
             Self::OutOfMemory(Side::Destination) => "out of memory at the destination",
             Self::CopyKilled => "copy killed",
@@ -185,7 +189,8 @@ fn accident(seed: u64, handover: Duration) -> (Moment, What) {
         7..10 => What::Stopped(who(&mut random)),
         10..14 => What::Link(outage(&mut random)),
         14..16 => What::Power(side),
-        16 | 17 => What::DiskFull(side),
+        16 => What::DiskFull(side),
+        17 => What::DiskNearlyFull(side, random.below(16 << 10) as u32),
         18 | 19 => What::OutOfMemory(moment.side().unwrap_or(side)),
         _ => return (Moment::Step(COPY_WAITS[random.below(4) as usize]), What::CopyKilled),
     };

@@ -137,15 +137,16 @@ impl Host {
         false
     }
 
-    /// Not a byte is left on its disk.
-    pub fn fill_disk(&self) -> io::Result<()> {
+    /// No more than these bytes are left on its disk.
+    pub fn fill_disk(&self, room: u32) -> io::Result<()> {
         let mut file = File::create(self.places_from_outside().join("filler"))?;
         for size in [65536, 512, 1] {
             while file.write_all(&vec![1; size]).is_ok() {}
         }
         // The kernel promises room before it has found it.
         let _ = file.sync_all();
-        Ok(())
+        let len = file.metadata()?.len();
+        file.set_len(len.saturating_sub(u64::from(room)))
     }
 
     /// A guardian had something to do.

@@ -215,6 +215,9 @@ impl Stage {
                     if let Some(stopped) = all.into_iter().find(|pid| state(*pid) == Some('T')) {
                         return Some(stopped);
                     }
+                    if mover.has_ended() && self.sessions().is_empty() {
+                        return None;
+                    }
                 }
             }
             std::thread::sleep(Duration::from_micros(300));
@@ -238,12 +241,14 @@ impl Stage {
                 self.b.lose_power(POWER_IS_BACK, &self.agent)?;
                 self.agent = agent(&self.b, &self.path("agent.sock"), &self.environment)?;
             }
-            What::DiskFull(Side::Source) => self.a.fill_disk()?,
-            What::DiskFull(Side::Destination) => self.b.fill_disk()?,
+            What::DiskFull(side) => self.host(side).fill_disk(0)?,
+            What::DiskNearlyFull(..) => {}
             What::OutOfMemory(side) => {
                 let pids = if side == Side::Source { vec![mover.pid] } else { self.sessions() };
                 for pid in pids {
-                    Command::new("prlimit").args(["--as=1048576:1048576", "--pid", &pid.to_string()]).status()?;
+                    // It may have ended.
+                    let mut limit = Command::new("prlimit");
+                    limit.args(["--as=1048576:1048576", "--pid", &pid.to_string()]).stderr(Stdio::null()).status()?;
                 }
             }
             What::CopyKilled => {
@@ -259,6 +264,13 @@ impl Stage {
             self.link.set(Outage::default());
         }
         Ok(())
+    }
+
+    fn host(&self, side: Side) -> &Host {
+        match side {
+            Side::Source => &self.a,
+            Side::Destination => &self.b,
+        }
     }
 
     fn goes_on(&self, limit: Duration) -> bool {
@@ -340,8 +352,11 @@ fn appended(path: &Path) -> io::Result<std::fs::File> {
     std::fs::OpenOptions::new().append(true).create(true).open(path)
 }
 
-/// What the kernel and programs say that get no room.
-const REFUSED: [&str; 5] = ["No space left", "ENOSPC", "memory allocation of", "Cannot allocate memory", "ENOMEM"];
+/// Somebody has got no room.
+fn refused(text: &str) -> bool {
+    const SAID: [&str; 5] = ["No space left", "ENOSPC", "memory allocation of", "Cannot allocate memory", "ENOMEM"];
+    SAID.iter().any(|words| text.contains(words))
+}
 
 fn agent(on: &Host, socket: &Path, environment: &[(&'static str, String)]) -> io::Result<Inside> {
     let mut command = on.command(program());
@@ -404,16 +419,21 @@ pub fn run(disk: &Path, seed: u64, usual: Duration, broken: Option<&str>) -> io:
         environment.push(("MIGRATE_FAULT", "pager-impatient".to_owned()));
     }
     let mut stage = Stage::set(disk, mode, environment)?;
+    if let What::DiskNearlyFull(side, room) = what {
+        stage.host(side).fill_disk(room)?;
+    }
     let (mut mover, said) = stage.mover()?;
     let stopped = stage.wait_for(moment, &mut mover, &said);
-    let missed = matches!(moment, Moment::Step(_)) && stopped.is_none();
+    let missed = matches!(moment, Moment::Step(_)) && stopped.is_none() && !matches!(what, What::DiskNearlyFull(..));
     stage.strike(what, &mover, stopped)?;
     let settled = stage.settles(seed, &mut mover);
     let person = if settled { None } else { stage.person() };
     let record = stage.judge(what, person)?;
-    let doubted = said.lock().unwrap_or_else(PoisonError::into_inner).doubted || stage.a.has_guardian_log();
-    let record = Record { moment, doubted, missed, ..record };
-    if record.is_bad(broken.is_some()) {
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    let doubted = said.doubted || stage.a.has_guardian_log();
+    let felt = what.may_miss() && (refused(&said.last) || stage.was_refused());
+    let record = Record { moment, doubted, missed, felt, ..record };
+    if record.is_bad() || record.left > 0 {
         stage.tell(seed);
         stage.keep(seed);
     }
@@ -456,7 +476,9 @@ impl Stage {
         let deaf = goes_on && !self.client.is_answered(Duration::from_secs(10) + 2 * self.book.read().stood);
         let (read, client) = (self.book.read(), self.client.seen());
         let (here, there) = (self.targets(&self.a), self.targets(&self.b));
-        let end = match (read.doubled, goes_on, here.is_empty()) {
+        // An original that is held: it has what a copy may lack.
+        let held = self.mode.is_late() && !there.is_empty() && here.iter().all(|pid| state(*pid) == Some('T'));
+        let end = match (read.doubled, goes_on, here.is_empty() || held) {
             (true, ..) => End::Doubled,
             (_, true, false) => End::Stayed,
             (_, true, true) if there.is_empty() => return Err(io::Error::other("nobody is seen, and somebody counts")),
@@ -470,7 +492,6 @@ impl Stage {
         let cut = client.broken > 0 && !matches!(what, What::Power(_)) && goes_on;
         // The original has what the copy lacks.
         let left = if end == End::Halted { 0 } else { (here.len() + there.len()).saturating_sub(1) };
-        let felt = what.may_miss() && self.was_refused();
         let (mode, moment) = (self.mode, Moment::After(Duration::ZERO));
         Ok(Record {
             mode,
@@ -481,7 +502,7 @@ impl Stage {
             client,
             deaf,
             cut,
-            felt,
+            felt: false,
             doubted: false,
             person,
             left,
@@ -490,9 +511,9 @@ impl Stage {
     }
 
     fn was_refused(&self) -> bool {
-        let said = |name: &str| std::fs::read_to_string(self.path(name)).unwrap_or_default();
-        let all = said("mover.err") + &said("agent.err");
-        REFUSED.iter().any(|words| all.contains(words))
+        ["mover.err", "agent.err"]
+            .iter()
+            .any(|name| std::fs::read_to_string(self.path(name)).is_ok_and(|text| refused(&text)))
     }
 
     /// With `CHAOS_LOG`: what the programs have said outlives the run.
@@ -514,9 +535,8 @@ impl Record {
         self.read.wrong + self.client.wrong
     }
 
-    /// Something that must not be; `broken`: with a rule of the commit broken, where only some of it must not.
-    pub fn is_bad(&self, broken: bool) -> bool {
-        let fatal = matches!(self.end, End::Lost | End::Doubled) || self.wrong() > 0;
-        fatal || !broken && (self.deaf || self.cut || self.left > 0)
+    /// Something that must not be.
+    pub fn is_bad(&self) -> bool {
+        matches!(self.end, End::Lost | End::Doubled) || self.wrong() > 0 || self.deaf || self.cut
     }
 }
