@@ -39,6 +39,9 @@ pub struct KeptSpace {
     pub start_time: u64,
     /// What is registered: (first page, pages).
     pub tracked: Vec<(u64, u64)>,
+    /// Its userfaultfd handles faults of the kernel.
+    #[serde(default)]
+    pub kernel_faults: bool,
     /// Pages whose copy in the image is not good.
     pub owed: Vec<(u64, u64)>,
 }
@@ -74,6 +77,19 @@ pub fn pairs(set: &RangeSet) -> Vec<(u64, u64)> {
 /// The other way.
 pub fn set(pairs: &[(u64, u64)]) -> RangeSet {
     pairs.iter().map(|&(first, count)| PageRange::new(first, count)).collect()
+}
+
+/// Goes on with what was kept of an address space.
+pub fn tracking(space: &KeptSpace, fd: OwnedFd) -> Uffd {
+    Uffd::kept(fd, set(&space.tracked), space.kernel_faults)
+}
+
+/// Ends the tracking of an address space.
+pub fn end(space: &KeptSpace, fd: OwnedFd) {
+    // Without a process there is nobody who would be held up by the close.
+    if let Ok(dir) = ProcDir::open(Pid(space.pid)) {
+        Box::new(tracking(space, fd)).end(&dir);
+    }
 }
 
 fn prefix(root: Pid, start_time: u64) -> String {
@@ -261,7 +277,7 @@ fn serve(kept: &Kept, descriptors: &[OwnedFd], client: &mut UnixStream) -> Optio
 
 fn end_tracking(kept: &Kept, descriptors: Vec<OwnedFd>) {
     for (space, fd) in kept.spaces.iter().zip(descriptors) {
-        Box::new(Uffd::new(fd, set(&space.tracked))).end();
+        end(space, fd);
     }
 }
 
@@ -291,7 +307,13 @@ mod tests {
             start_time: stat.starttime,
             session: session.into(),
             image: "id".into(),
-            spaces: vec![KeptSpace { pid: root.0, start_time: 7, tracked: vec![(1, 2)], owed: vec![] }],
+            spaces: vec![KeptSpace {
+                pid: root.0,
+                start_time: 7,
+                tracked: vec![(1, 2)],
+                kernel_faults: true,
+                owed: vec![],
+            }],
             keep_s: 60,
             socket: socket_path(run, root, stat.starttime, session),
         }

@@ -11,6 +11,7 @@ pub mod snapshot;
 pub mod store;
 pub mod throttle;
 pub mod track;
+pub mod unprotect;
 pub mod zero;
 
 pub use ranges::{PageRange, RangeSet, Space};

@@ -14,11 +14,11 @@ use crate::failure::{Failure, Result, TargetState};
 use crate::image::manifest::{HostSummary, Kind, TreeEntry, Wishes};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid};
+use crate::memory::Space;
 use crate::memory::pipeline::default_workers;
 use crate::memory::rounds::Tree;
 use crate::memory::store::{Draft, StoredPages};
 use crate::memory::track::Backend;
-use crate::memory::{RangeSet, Space};
 use crate::proc::ProcDir;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -146,14 +146,14 @@ fn leave_tracker(options: &PreDumpOptions, root: Pid, image: String, tree: &mut 
     let mut spaces = Vec::new();
     let mut descriptors = Vec::new();
     for mut watched in std::mem::take(tree.watched()) {
-        let Some(tracking) = watched.tracking.take() else { continue };
-        let tracked = tracking.tracked().map_or_else(RangeSet::new, Clone::clone);
-        let Some(fd) = tracking.into_fd() else { continue };
+        let Some(uffd) = watched.tracking.take().and_then(|tracking| tracking.into_uffd()) else { continue };
+        let (fd, tracked, kernel_faults) = uffd.into_parts();
         descriptors.push(fd);
         spaces.push(KeptSpace {
             pid: watched.dir.pid().0,
             start_time: watched.start_time,
             tracked: tracker::pairs(&tracked),
+            kernel_faults,
             owed: tracker::pairs(&watched.owed),
         });
     }

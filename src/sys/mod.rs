@@ -23,6 +23,7 @@ pub mod pass_fd;
 pub mod pidfd;
 pub mod pipe;
 pub mod prctl;
+pub mod procmap;
 pub mod ptrace;
 pub mod rlimit;
 pub mod sched;

@@ -233,8 +233,8 @@ impl Tree {
             Backend::SoftDirty => Some(Box::new(soft_dirty::SoftDirty::new(Probe::PagemapScan.works()))),
             Backend::SoftDirtyPagemap => Some(Box::new(soft_dirty::SoftDirty::new(false))),
             Backend::Hash => Some(Box::new(hash::Everything)),
-            Backend::WriteProtect => match uffd::arm(process) {
-                Ok(fd) => Some(Box::new(uffd::Uffd::new(fd, RangeSet::new()))),
+            Backend::WriteProtect => match uffd::Uffd::arm(process) {
+                Ok(uffd) => Some(Box::new(uffd)),
                 Err(e) => {
                     tracing::warn!("process {} cannot be watched, its memory is copied in the pause: {e}", process.pid);
                     None
@@ -409,8 +409,10 @@ impl Tree {
 
     /// Ends the watching, in small steps, so that a target that runs on is not held up.
     pub fn end(&mut self) {
-        for tracking in self.watched.drain(..).filter_map(|w| w.tracking) {
-            tracking.end();
+        for watched in self.watched.drain(..) {
+            if let Some(tracking) = watched.tracking {
+                tracking.end(&watched.dir);
+            }
         }
     }
 

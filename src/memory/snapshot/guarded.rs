@@ -3,7 +3,7 @@
 use super::table::{Content, Table, Wanted};
 use crate::image::Pid;
 use crate::image::mm::PAGE;
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageRange, RangeSet, Space, unprotect};
 use crate::proc::ProcDir;
 use crate::proc::pagemap::{self, Entry};
 use crate::sys::Errno;
@@ -17,8 +17,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pages that are read along with one that is written: a fault costs about as much as reading this many.
 const WINDOW: u64 = 16;
-/// What is let go in one call, pages: the address space is locked meanwhile, 43 us for each MiB that is still protected.
-const END_PIECE: u64 = 4096;
 
 /// Why a content of the instant is not to be had any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +43,7 @@ pub(super) struct Guarded {
     pub(super) space: Space,
     pub(super) pid: Pid,
     pub(super) uffd: OwnedFd,
+    dir: ProcDir,
     /// Both are of the address space of the instant, also when the process executes another program.
     memory: File,
     pagemap: File,
@@ -59,8 +58,8 @@ impl Guarded {
     /// The process is gone.
     pub(super) fn new(space: Space, pid: Pid, uffd: OwnedFd, areas: &[PageRange]) -> std::io::Result<Self> {
         let memory = crate::proc::open_mem(pid)?;
-        let pagemap = ProcDir::open(pid).and_then(|dir| dir.open_file("pagemap", OFlag::O_RDONLY));
-        let pagemap = pagemap.map_err(std::io::Error::other)?.into();
+        let dir = ProcDir::open(pid).map_err(std::io::Error::other)?;
+        let pagemap = dir.open_file("pagemap", OFlag::O_RDONLY).map_err(std::io::Error::other)?.into();
         let mut registered = RangeSet::new();
         for area in areas {
             match sys::register(uffd.as_fd(), area.start_byte(), area.bytes(), mode::WP) {
@@ -68,7 +67,7 @@ impl Guarded {
                 Err(errno) => tracing::debug!("process {pid}: {:#x} cannot be protected: {errno}", area.start_byte()),
             }
         }
-        Ok(Self { space, pid, uffd, memory, pagemap, registered, table: Mutex::default() })
+        Ok(Self { space, pid, uffd, dir, memory, pagemap, registered, table: Mutex::default() })
     }
 
     /// What could be registered.
@@ -90,18 +89,13 @@ impl Guarded {
     /// # Errors
     /// The kernel's refusal.
     pub(super) fn protect(&self, range: PageRange) -> Result<(), Errno> {
-        loop {
-            match sys::write_protect(self.uffd.as_fd(), range.start_byte(), range.bytes(), true) {
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
-                done => return done,
-            }
-        }
+        unprotect::write_protect(self.uffd.as_fd(), range, true)
     }
 
     /// Whoever waits to write there goes on.
     fn lift(&self, range: PageRange) {
         for piece in [range].into_iter().chain(range.pieces(1)) {
-            match sys::write_protect(self.uffd.as_fd(), piece.start_byte(), piece.bytes(), false) {
+            match unprotect::write_protect(self.uffd.as_fd(), piece, false) {
                 Ok(()) if piece == range => return,
                 Ok(()) => {}
                 // Not of a mapping of ours any more: then page by page. Whoever waits there looks again.
@@ -110,11 +104,12 @@ impl Guarded {
         }
     }
 
-    /// Ends all protection, in pieces, so that the target is never held up for long.
+    /// Ends all protection, so that the target is never held up for long.
     pub(super) fn release(&self) {
-        for piece in self.registered.iter().flat_map(|range| range.pieces(END_PIECE)) {
-            // What is not mapped any more needs no end; the close does the rest.
-            let _ = sys::unregister(self.uffd.as_fd(), piece.start_byte(), piece.bytes());
+        unprotect::lift_all(self.uffd.as_fd(), &self.dir, &self.registered);
+        for range in self.registered.iter() {
+            // Also who waits for a page that is not mapped any more.
+            let _ = sys::wake(self.uffd.as_fd(), range.start_byte(), range.bytes());
         }
     }
 
@@ -209,5 +204,6 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         self.release();
+        unprotect::let_go(self.uffd.as_fd(), &self.dir, &self.registered);
     }
 }

@@ -36,7 +36,7 @@ impl Tracking for Everything {
         Ok(Last { empty: areas.difference(&changed), changed })
     }
 
-    fn end(self: Box<Self>) {}
+    fn end(self: Box<Self>, _dir: &ProcDir) {}
 }
 
 const PAGE_BYTES: usize = PAGE as usize;

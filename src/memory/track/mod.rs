@@ -167,16 +167,11 @@ pub trait Tracking: Send + std::fmt::Debug {
         false
     }
 
-    /// Ends the tracking without a long hold on the address space.
-    fn end(self: Box<Self>);
+    /// Ends the tracking of a process without a long hold on its address space.
+    fn end(self: Box<Self>, dir: &ProcDir);
 
-    /// What is registered, for a tracker process.
-    fn tracked(&self) -> Option<&RangeSet> {
-        None
-    }
-
-    /// The userfaultfd, for a tracker process.
-    fn into_fd(self: Box<Self>) -> Option<std::os::fd::OwnedFd> {
+    /// What a tracker process can go on with.
+    fn into_uffd(self: Box<Self>) -> Option<uffd::Uffd> {
         None
     }
 }

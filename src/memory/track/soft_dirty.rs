@@ -126,7 +126,7 @@ impl Tracking for SoftDirty {
         true
     }
 
-    fn end(self: Box<Self>) {}
+    fn end(self: Box<Self>, _dir: &ProcDir) {}
 }
 
 #[cfg(test)]

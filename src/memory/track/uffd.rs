@@ -1,6 +1,6 @@
 //! userfaultfd in asynchronous write-protect mode with PAGEMAP_SCAN (Linux 6.7).
 //!
-//! The descriptor is made by one remote system call in a brief stop ([`arm`]); everything else is done from outside while
+//! The descriptor is made by one remote system call in a brief stop ([`Uffd::arm`]); everything else is done from outside while
 //! the target runs. Closing the descriptor ends the tracking and leaves no trace. Properties relied on (measured on 6.18):
 //! - A page that was never protected shows as written, so new mappings, pages that `mremap` moved, children after a fork
 //!   and a program after exec are all "changed" without further ado.
@@ -13,29 +13,24 @@
 
 use super::{Area, Last, TrackError, Tracking, held, pagemap, scan_error, scan_wide};
 use crate::image::Pid;
-use crate::memory::{PageRange, RangeSet};
+use crate::memory::{PageRange, RangeSet, unprotect};
 use crate::proc::ProcDir;
 use crate::proc::maps::Special;
 use crate::sys::abi::PageRegion;
 use crate::sys::pagemap::{CHECK_WPASYNC, Query, WP_MATCHING, category, guard_category};
 use crate::sys::userfaultfd::{self as sys, feature, mode};
-use crate::sys::{Errno, fd};
+use crate::sys::{Errno, fd, procmap};
 use crate::trace::freeze::FrozenProcess;
 use crate::trace::{Batch, Results};
+use nix::fcntl::OFlag;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Makes a userfaultfd in a stopped process and takes it out: the process keeps nothing of it.
+/// Makes a userfaultfd for synchronous protection in a stopped process and takes it out: the process keeps nothing of it.
+/// Writes of the kernel wait as others do.
 ///
 /// # Errors
-/// What the kernel refuses: no descriptor left in the target (`EMFILE`), or no userfaultfd for its user (`EPERM`).
-pub fn arm(process: &mut FrozenProcess) -> Result<OwnedFd, TrackError> {
-    make(process, sys::UFFD_USER_MODE_ONLY, feature::WP_ASYNC)
-}
-
-/// The same for synchronous protection, which has writes of the kernel wait, too. `EPERM` for the processes of most users.
-///
-/// # Errors
-/// As for [`arm`].
+/// What the kernel refuses: no descriptor left in the target (`EMFILE`), or no userfaultfd for its user (`EPERM`: for most
+/// users, `vm.unprivileged_userfaultfd`).
 pub fn arm_synchronous(process: &mut FrozenProcess) -> Result<OwnedFd, TrackError> {
     make(process, 0, feature::PAGEFAULT_FLAG_WP)
 }
@@ -70,17 +65,41 @@ pub struct Uffd {
     fd: OwnedFd,
     /// What we have registered and believe to be so still.
     tracked: RangeSet,
+    /// Faults of the kernel could be handled, too.
+    kernel_faults: bool,
     buf: Vec<PageRegion>,
 }
 
-/// An unregistration takes about 43 us for each MiB that is still protected, with the address space locked: in pieces, so
-/// that the target is never held up for a millisecond.
-const END_PIECE: u64 = 16 << 20;
-
 impl Uffd {
-    /// With a descriptor from [`arm`], or one that a tracker process has kept together with what was registered.
-    pub fn new(fd: OwnedFd, tracked: RangeSet) -> Self {
-        Self { fd, tracked, buf: Vec::new() }
+    /// Makes one in a stopped process, of which the process keeps nothing. Nothing is registered yet.
+    ///
+    /// # Errors
+    /// What the kernel refuses: no descriptor left in the target (`EMFILE`), or no userfaultfd for it (`EPERM`).
+    pub fn arm(process: &mut FrozenProcess) -> Result<Self, TrackError> {
+        match make(process, 0, feature::WP_ASYNC) {
+            Ok(fd) => Ok(Self::kept(fd, RangeSet::new(), true)),
+            // As most users may make one: good for everything but a quick end, see `memory::unprotect`.
+            Err(TrackError::System { errno: Errno::EPERM, .. }) => {
+                let fd = make(process, sys::UFFD_USER_MODE_ONLY, feature::WP_ASYNC)?;
+                Ok(Self::kept(fd, RangeSet::new(), false))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// One that a tracker process has kept, with what is registered; `kernel_faults`: as [`Uffd::into_parts`] gave it.
+    pub fn kept(fd: OwnedFd, tracked: RangeSet, kernel_faults: bool) -> Self {
+        Self { fd, tracked, kernel_faults, buf: Vec::new() }
+    }
+
+    /// For a tracker process: the descriptor, what is registered, and whether faults of the kernel could be handled.
+    pub fn into_parts(self) -> (OwnedFd, RangeSet, bool) {
+        (self.fd, self.tracked, self.kernel_faults)
+    }
+
+    /// Everything counts as written.
+    pub fn anew(self) -> Self {
+        Self { tracked: RangeSet::new(), ..self }
     }
 
     fn covers(&self, area: &Area) -> bool {
@@ -118,7 +137,8 @@ impl Uffd {
         Ok(())
     }
 
-    fn take_area(&mut self, pid: Pid, area: &Area, pagemap: &std::fs::File) -> Result<RangeSet, TrackError> {
+    fn take_area(&mut self, pid: Pid, area: &Area, files: &Files) -> Result<RangeSet, TrackError> {
+        let pagemap = &files.pagemap;
         let mut found = RangeSet::new();
         if self.covers(area) {
             match self.protect(area, pagemap, false, &mut found) {
@@ -131,6 +151,9 @@ impl Uffd {
                 Err(Errno::EPERM) => self.tracked.remove(area.pages()),
                 Err(errno) => return Err(scan_error(pid, errno)),
             }
+        }
+        if !files.is_mapping(area) {
+            return Ok(RangeSet::new());
         }
         match sys::register(self.fd.as_fd(), area.start, area.end - area.start, mode::WP) {
             Ok(()) => {}
@@ -183,10 +206,10 @@ impl Uffd {
 
 impl Tracking for Uffd {
     fn take(&mut self, dir: &ProcDir, areas: &[Area]) -> Result<RangeSet, TrackError> {
-        let (pid, pagemap) = (dir.pid(), pagemap(dir)?);
+        let files = Files { pagemap: pagemap(dir)?, maps: dir.open_file("maps", OFlag::O_RDONLY)? };
         let mut all = RangeSet::new();
         for area in areas {
-            for range in self.take_area(pid, area, &pagemap)?.ranges() {
+            for range in self.take_area(dir.pid(), area, &files)?.ranges() {
                 all.insert(*range);
             }
         }
@@ -219,20 +242,31 @@ impl Tracking for Uffd {
         Ok(last)
     }
 
-    fn end(self: Box<Self>) {
-        for range in self.tracked.iter() {
-            for piece in range.pieces(END_PIECE / crate::image::mm::PAGE) {
-                // What is not mapped any more needs no end; the close below does the rest.
-                let _ = sys::unregister(self.fd.as_fd(), piece.start_byte(), piece.bytes());
-            }
+    fn end(self: Box<Self>, dir: &ProcDir) {
+        unprotect::lift_all(self.fd.as_fd(), dir, &self.tracked);
+        if self.kernel_faults {
+            unprotect::let_go(self.fd.as_fd(), dir, &self.tracked);
         }
     }
 
-    fn tracked(&self) -> Option<&RangeSet> {
-        Some(&self.tracked)
+    fn into_uffd(self: Box<Self>) -> Option<Uffd> {
+        Some(*self)
     }
+}
 
-    fn into_fd(self: Box<Self>) -> Option<OwnedFd> {
-        Some(self.fd)
+/// What is open of a process during a round.
+struct Files {
+    pagemap: std::fs::File,
+    maps: OwnedFd,
+}
+
+impl Files {
+    /// Is this area still exactly one mapping? To register what has become a part of one would split it, and an mremap(2) of
+    /// the target over both halves fail. True where the kernel cannot be asked (before 6.11), as it was a moment ago.
+    fn is_mapping(&self, area: &Area) -> bool {
+        match procmap::mapping_at(self.maps.as_fd(), area.start) {
+            Ok(found) => found == Some((area.start, area.end)),
+            Err(_) => true,
+        }
     }
 }

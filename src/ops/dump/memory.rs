@@ -13,7 +13,7 @@ use crate::memory::scan;
 use crate::memory::shared::Objects;
 use crate::memory::store::Mark;
 use crate::memory::throttle::Throttle;
-use crate::memory::track::{Backend, Tracking, uffd::Uffd};
+use crate::memory::track::{Backend, Tracking};
 use crate::memory::{RangeSet, Space};
 use crate::ops::outcome::Round;
 use crate::ops::places::Places;
@@ -124,7 +124,7 @@ impl Taken {
     /// Ends the tracking.
     pub fn end(self) {
         for (space, fd) in self.kept.spaces.iter().zip(self.descriptors) {
-            Box::new(Uffd::new(fd, tracker::set(&space.tracked))).end();
+            tracker::end(space, fd);
         }
     }
 
@@ -140,7 +140,7 @@ impl Taken {
                 start_time: space.start_time,
                 // Named by the tree it becomes part of.
                 space: Space::Mm(MmId(u32::MAX)),
-                tracking: Some(Box::new(Uffd::new(fd, tracker::set(&space.tracked)))),
+                tracking: Some(Box::new(tracker::tracking(&space, fd))),
                 shipped: RangeSet::new(),
                 owed: tracker::set(&space.owed),
                 kinship: None,
@@ -173,8 +173,8 @@ pub(crate) fn begin(job: &Job<'_>, sink: &Sink<'_>, place: &Place, taken: Option
             }
             // Unknown to the parent image: registered anew, and so taken as a whole.
             None => {
-                let fd = watched.tracking.take().and_then(|t| t.into_fd());
-                watched.tracking = fd.map(|fd| -> Box<dyn Tracking> { Box::new(Uffd::new(fd, RangeSet::new())) });
+                let uffd = watched.tracking.take().and_then(|t| t.into_uffd());
+                watched.tracking = uffd.map(|uffd| -> Box<dyn Tracking> { Box::new(uffd.anew()) });
             }
         }
     }

@@ -24,8 +24,8 @@ fn send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
 
-/// The fixture at work; ended with its tree when dropped.
-struct Work {
+/// A fixture at work that says when asked whether all was well; ended with its tree when dropped.
+pub(super) struct Work {
     child: Child,
     dir: tempfile::TempDir,
 }
@@ -36,12 +36,17 @@ impl Work {
     }
 
     fn start_as(processes: u32, threads: u32, mib: u32, churn: &str, user: Option<u32>) -> Self {
+        let args = [processes, threads, mib].map(|n| n.to_string());
+        Self::of("instant", &[&args[0], &args[1], &args[2], churn], user)
+    }
+
+    pub(super) fn of(program: &str, args: &[&str], user: Option<u32>) -> Self {
         use std::os::unix::fs::PermissionsExt;
         use std::os::unix::process::CommandExt;
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        let mut command = Command::new(fixture("instant"));
-        command.args([processes, threads, mib].map(|n| n.to_string())).arg(churn).arg(dir.path().join("verdict"));
+        let mut command = Command::new(fixture(program));
+        command.args(args).arg(dir.path().join("verdict"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
         if let Some(user) = user {
             command.uid(user).gid(user);
@@ -55,7 +60,7 @@ impl Work {
         Self { child, dir }
     }
 
-    fn pid(&self) -> i32 {
+    pub(super) fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
@@ -90,7 +95,7 @@ impl Work {
     }
 
     /// Asks the one that was dumped, which has run on.
-    fn passes(&mut self) {
+    pub(super) fn passes(&mut self) {
         send(self.pid(), Signal::SIGUSR2);
         let status = self.child.wait().unwrap();
         assert_eq!(std::fs::read_to_string(self.verdict()).unwrap(), "ok\n", "of the one that was dumped: {status}");

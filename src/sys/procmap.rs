@@ -1,0 +1,44 @@
+//! `PROCMAP_QUERY`, the ioctl of `/proc/PID/maps` (Linux 6.11).
+
+use super::abi::ProcmapQuery;
+use super::{Errno, Result, check};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// The mapping that holds an address: its first address, and the first past its end. `None`: nothing is mapped there.
+///
+/// # Errors
+/// `ENOTTY` before Linux 6.11, `ESRCH` where the process is gone.
+pub fn mapping_at(maps: BorrowedFd<'_>, address: u64) -> Result<Option<(u64, u64)>> {
+    const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
+    let mut query =
+        ProcmapQuery { size: size_of::<ProcmapQuery>() as u64, query_addr: address, ..ProcmapQuery::default() };
+    // SAFETY: `query` has the layout and size of struct procmap_query, and names no other memory.
+    match check(unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut query) }.into()) {
+        Ok(_) => Ok(Some((query.vma_start, query.vma_end))),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_mapping_is_found_by_any_address_in_it() {
+        let maps = std::fs::File::open("/proc/self/maps").unwrap();
+        let here = std::ptr::from_ref(&maps) as u64;
+        match mapping_at(maps.as_fd(), here) {
+            Ok(found) => {
+                let (start, end) = found.unwrap();
+                assert!((start..end).contains(&here), "{here:#x} in {start:#x}-{end:#x}");
+                let text = std::fs::read_to_string("/proc/self/maps").unwrap();
+                assert!(text.lines().any(|line| line.starts_with(&format!("{start:08x}-{end:08x} "))), "{text}");
+            }
+            // A kernel before 6.11.
+            Err(errno) => assert_eq!(errno, Errno::ENOTTY),
+        }
+        assert!(matches!(mapping_at(maps.as_fd(), 0), Ok(None) | Err(Errno::ENOTTY)));
+    }
+}
