@@ -167,6 +167,13 @@ fn an_image_behind_a_running_target_is_of_one_instant() {
             assert_eq!(found["mode"], "snapshot", "{churn}");
             assert!(found["faults"].as_u64().unwrap() > 0, "{churn}: nobody had to wait: {found}");
         }
+        if found["mode"] == "snapshot" {
+            let notes = found["notes"]
+                .as_array()
+                .map(|notes| notes.iter().filter_map(|note| note.as_str()).collect::<String>());
+            let notes = notes.unwrap_or_default();
+            assert!(notes.contains("protected before the pause"), "{churn}: nothing was protected ahead: {found}");
+        }
         assert_eq!(found["state"], "running", "{churn}");
         work.passes();
         work.restored_passes();
