@@ -4,6 +4,7 @@ use super::freeze::{self, DEADLINE, FrozenProcess};
 use super::remote::Remote;
 use super::sleepers::Asleep;
 use super::task::wchan;
+use super::witness::{self, Witness};
 use super::{Error, Result, Running, Stopped, Tracee, memory, waits};
 use crate::image::Pid;
 use crate::proc::ProcDir;
@@ -41,17 +42,24 @@ pub fn stop<'a>(
             Err(e) => return Err((e, all)),
         }
     }
-    match stop_threads(&mut all, deadline, asked) {
+    // Before anybody is stopped.
+    let witness = Witness::new();
+    match stop_threads(&mut all, deadline, asked, &witness) {
         Ok(()) => Ok(all.into_iter().filter_map(Stopping::stopped_whole).collect()),
         Err(e) => Err((e, all)),
     }
 }
 
-fn stop_threads(all: &mut [Stopping<'_>], deadline: Instant, asked: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+fn stop_threads(
+    all: &mut [Stopping<'_>],
+    deadline: Instant,
+    asked: &mut dyn FnMut() -> Result<()>,
+    witness: &Witness,
+) -> Result<()> {
     loop {
         let mut more = false;
         for process in &mut *all {
-            more |= process.seize_new()?;
+            more |= process.seize_new(witness)?;
         }
         asked()?;
         if !more {
@@ -74,7 +82,7 @@ impl<'a> Stopping<'a> {
     }
 
     /// Seizes the threads that have not been met yet; whether there were any.
-    fn seize_new(&mut self) -> Result<bool> {
+    fn seize_new(&mut self, witness: &Witness) -> Result<bool> {
         let tids = match self.process.dir.tasks() {
             Ok(tids) => tids,
             Err(e) if e.is_gone() && self.process.threads.is_empty() => return Ok(false),
@@ -82,7 +90,7 @@ impl<'a> Stopping<'a> {
         };
         // All are seized before the first is asked: asked one right after the other, they stop while the next are asked, and no
         // processor that they run on goes idle in between.
-        let seized = self.seize_all(tids);
+        let seized = self.seize_all(tids, witness);
         // Also after a failure: who is seized and not asked could never be let go.
         let asked = self.running.iter().map(Tracee::interrupt).fold(Ok(()), Result::and);
         seized.and(asked)?;
@@ -90,10 +98,10 @@ impl<'a> Stopping<'a> {
     }
 
     /// Seizes those of these threads that have not been met yet.
-    fn seize_all(&mut self, tids: Vec<Pid>) -> Result<()> {
+    fn seize_all(&mut self, tids: Vec<Pid>, witness: &Witness) -> Result<()> {
         for tid in tids {
             if self.known.insert(tid)
-                && let Some(tracee) = self.seize(tid)?
+                && let Some(tracee) = witness.during(self.process.pid, tid, || self.seize(tid))?
             {
                 self.running.push(tracee);
             }
@@ -206,12 +214,15 @@ impl<'a> Stopping<'a> {
         }
         let process = std::slice::from_mut(&mut self.process);
         let mut all = freeze::take_waits_up(root, process, since);
+        let mut killed = Vec::new();
         for thread in self.process.threads.drain(..) {
-            all = all.and(match thread.release() {
-                Err(Error::Died { .. }) => Ok(()),
-                other => other,
-            });
+            let tid = thread.pid();
+            match thread.release() {
+                Err(Error::Died { .. }) => killed.push(tid),
+                other => all = all.and(other),
+            }
         }
+        witness::take_ends(killed);
         all.inspect_err(|e| tracing::warn!("letting process {} go: {e}", self.process.pid)).is_ok()
     }
 }

@@ -17,6 +17,7 @@ use crate::sys::pagemap::{self, Query, category};
 use crate::sys::userfaultfd::{self as sys, Message, mode};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,35 +69,31 @@ impl Ahead {
     ///
     /// # Errors
     /// A process is gone.
-    pub fn bare(&self) -> Result<Vec<(usize, PageRange)>, Errno> {
-        let mut all = Vec::new();
+    pub fn bare(&self) -> Result<VecDeque<(usize, PageRange)>, Errno> {
+        let mut all = VecDeque::new();
         for (n, early) in self.spaces.iter().enumerate() {
             for area in early.registered.iter() {
-                bare(&early.pagemap, area, &mut |range| all.push((n, range)))?;
+                bare(&early.pagemap, area, &mut |range| all.push_back((n, range)))?;
             }
         }
         Ok(all)
     }
 
-    /// Protects of these what is not spared, in the order given, until the time is up: how many pages were looked at. The tree
-    /// is stopped.
-    pub fn protect(&self, pages: &[(usize, PageRange)], spared: &RangeSet, until: Instant) -> u64 {
-        let mut done = 0;
-        for (n, range) in pages {
-            let Some(uffd) = &self.spaces[*n].uffd else { continue };
-            for piece in range.pieces(PROTECT_STEP) {
-                if Instant::now() >= until {
-                    return done;
-                }
-                let whole: RangeSet = [piece].into_iter().collect();
-                for part in whole.difference(spared).iter() {
-                    // Not of a mapping of ours any more: it is protected in the pause.
-                    let _ = unprotect::write_protect(uffd.as_fd(), part, true);
-                }
-                done += piece.count;
+    /// Protects of these what is not spared, until the time is up; what was looked at is taken off. The tree is stopped.
+    pub fn protect(&self, todo: &mut VecDeque<(usize, PageRange)>, spared: &RangeSet, until: Instant) {
+        while Instant::now() < until {
+            let Some((n, range)) = todo.pop_front() else { return };
+            let piece = PageRange::new(range.first, range.count.min(PROTECT_STEP));
+            if piece.count < range.count {
+                todo.push_front((n, PageRange::new(piece.end(), range.count - piece.count)));
+            }
+            let Some(uffd) = &self.spaces[n].uffd else { continue };
+            let whole: RangeSet = [piece].into_iter().collect();
+            for part in whole.difference(&spared.within(piece)).iter() {
+                // Not of a mapping of ours any more: what is there now is protected in the pause.
+                let _ = unprotect::write_protect(uffd.as_fd(), part, true);
             }
         }
-        done
     }
 
     /// Lets writes through at once, until `stop` is readable.

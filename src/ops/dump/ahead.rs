@@ -27,8 +27,6 @@ const BUDGET: Duration = Duration::from_millis(1);
 const RUNS: u32 = 4;
 /// Whoever has more threads has them read once, in the pause: each costs a stop some 30 us.
 const THREADS_MAX: usize = 64;
-/// Most stops that do not bring down what is left.
-const IN_VAIN: u32 = 3;
 
 /// What it has cost the target.
 #[derive(Debug, Default, Clone, Copy)]
@@ -84,27 +82,28 @@ pub(super) fn begin(job: &Job<'_>) -> Result<Option<Ahead>> {
     }
 }
 
-/// Stops the tree again and again until little is left that is not protected, or that does not get less any more.
+/// Stops the tree again and again until little is left that is not protected, or that does not get much less any more.
 pub(super) fn protect(job: &Job<'_>, ahead: &Ahead) -> Result<Cost> {
-    let (mut cost, mut least, mut in_vain) = (Cost::default(), u64::MAX, 0);
+    let (mut cost, mut before) = (Cost::default(), u64::MAX);
     loop {
-        interrupt::check()?;
         // Somebody has ended: the pause finds out.
-        let Ok(bare) = ahead.bare() else { return Ok(cost) };
-        let left: u64 = bare.iter().map(|(_, range)| range.count).sum();
-        in_vain = if left < least { 0 } else { in_vain + 1 };
-        least = least.min(left);
-        if left <= FEW || in_vain == IN_VAIN {
+        let Ok(mut todo) = ahead.bare() else { return Ok(cost) };
+        let left: u64 = todo.iter().map(|(_, range)| range.count).sum();
+        if left <= FEW || left > before / 2 {
             return Ok(cost);
         }
-        let mut frozen = stopped(job)?;
-        let since = frozen.since;
-        let Some(spared) = at_the_end(&mut frozen) else { return Ok(cost) };
-        ahead.protect(&bare, &spared, Instant::now() + BUDGET);
-        thaw(frozen)?;
-        let stood = since.elapsed();
-        (cost.stops, cost.longest) = (cost.stops + 1, cost.longest.max(stood));
-        std::thread::sleep(stood * RUNS);
+        before = left;
+        while !todo.is_empty() {
+            interrupt::check()?;
+            let mut frozen = stopped(job)?;
+            let since = frozen.since;
+            let Some(spared) = at_the_end(&mut frozen) else { return Ok(cost) };
+            ahead.protect(&mut todo, &spared, Instant::now() + BUDGET);
+            thaw(frozen)?;
+            let stood = since.elapsed();
+            (cost.stops, cost.longest) = (cost.stops + 1, cost.longest.max(stood));
+            std::thread::sleep(stood * RUNS);
+        }
     }
 }
 
