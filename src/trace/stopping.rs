@@ -10,7 +10,7 @@ use crate::image::Pid;
 use crate::proc::ProcDir;
 use crate::sys::abi::RseqCs;
 use crate::sys::ptrace::options;
-use crate::sys::wait::Status;
+use crate::sys::wait::{Status, take_end};
 use crate::sys::{Errno, ptrace};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -92,8 +92,12 @@ impl<'a> Stopping<'a> {
         // processor that they run on goes idle in between.
         let seized = self.seize_all(tids, witness);
         // Also after a failure: who is seized and not asked could never be let go.
-        let asked = self.running.iter().map(Tracee::interrupt).fold(Ok(()), Result::and);
-        seized.and(asked)?;
+        let asked = self.running.iter().map(|tracee| match tracee.interrupt() {
+            // Its end is taken like any other.
+            Err(Error::Died { .. }) => Ok(()),
+            asked => asked,
+        });
+        seized.and(asked.fold(Ok(()), Result::and))?;
         Ok(!self.running.is_empty())
     }
 
@@ -151,8 +155,11 @@ impl<'a> Stopping<'a> {
                     Err(e) => return Err(e),
                     Ok(Err(still)) => self.running.push(still),
                     Ok(Ok((stopped, status))) => {
-                        let on = self.stopped(stopped, status)?;
-                        self.running.extend(on);
+                        match self.stopped(stopped, status) {
+                            // Killed in its stop: whoever executes another program waits until that is taken.
+                            Err(Error::Died { .. }) => self.running.push(Tracee::attached(tid)),
+                            on => self.running.extend(on?),
+                        }
                     }
                 }
             }
@@ -164,6 +171,8 @@ impl<'a> Stopping<'a> {
                 return Err(Error::DoesNotStop { pid, ms: DEADLINE.as_millis() as u64, wchan: wchan(pid) });
             }
             if pass > 20 {
+                // Who executes another program stops only when the ends of those have been taken whom it kills, stopped or not.
+                self.process.threads.retain(|thread| take_end(thread.pid()) != Ok(true));
                 std::thread::sleep(Duration::from_micros(50));
             } else {
                 std::thread::yield_now();
