@@ -723,7 +723,7 @@ _migrate() {
                     return 0
                     ;;
                 --converge)
-                    COMPREPLY=($(compgen -W "defer compress throttle post-copy anyway abort" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "defer delta compress throttle post-copy anyway abort" -- "${cur}"))
                     return 0
                     ;;
                 --fence-cmd)

@@ -345,6 +345,7 @@ rounds\t'--max-rounds is reached'
 time\t'--max-time is reached'
 bytes\t'--max-bytes is reached'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l converge -d 'What is tried, in this order, for a target that writes as fast as it is sent' -r -f -a "defer\t'leave pages that are written again and again for later'
+delta\t'send of pages that were sent before what has changed in them'
 compress\t'pack pages harder'
 throttle\t'give the target less processor time'
 post-copy\t'pause, and what is left follows when the target runs'

@@ -63,10 +63,18 @@ impl Held {
         held.try_for_each(|(pid, _)| Ok(kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT)?))
     }
 
-    /// Continues those whom a SIGSTOP of ours has stopped or waits for; nobody else is told anything.
-    pub fn wake(&self) {
-        for (pid, _) in self.processes.iter().filter(|process| self.stopped.contains(&process.0) && is_stopped(process))
-        {
+    /// Continues those whom a SIGSTOP of ours has stopped or waits for; nobody else is told anything. Whom another program traces by
+    /// now is no longer ours to continue, also later: the SIGSTOP that waits for it is that program's.
+    pub fn wake(&mut self) {
+        let Self { processes, stopped, .. } = self;
+        for process in processes.iter().filter(|process| is_there(process)) {
+            let (pid, _) = process;
+            if is_traced(*pid) {
+                stopped.retain(|stopped| stopped != pid);
+            }
+            if !stopped.contains(pid) || !is_stopped(*pid) {
+                continue;
+            }
             if let Err(errno) = kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT) {
                 tracing::warn!(%errno, pid, "a held process could not be continued");
             }
@@ -106,13 +114,23 @@ fn is_there((pid, start_time): &(i32, u64)) -> bool {
 }
 
 /// It is stopped, or a SIGSTOP waits for it.
-fn is_stopped(process: &(i32, u64)) -> bool {
+fn is_stopped(pid: i32) -> bool {
     let mut buf = Vec::new();
-    let Ok(dir) = ProcDir::open(Pid(process.0)) else { return false };
+    let Ok(dir) = ProcDir::open(Pid(pid)) else { return false };
     let stops = 1 << (Signal::SIGSTOP as u64 - 1);
     let stopped = dir.stat(&mut buf).is_ok_and(|stat| stat.state == b'T');
-    let waits = |buf: &mut Vec<u8>| dir.status(buf).is_ok_and(|status| (status.sig_pnd | status.shd_pnd) & stops != 0);
-    is_there(process) && (stopped || waits(&mut buf))
+    stopped || dir.status(&mut buf).is_ok_and(|status| (status.sig_pnd | status.shd_pnd) & stops != 0)
+}
+
+/// By a program that goes on: who dies lets go of its tracees after it has closed its descriptors.
+fn is_traced(pid: i32) -> bool {
+    let mut buf = Vec::new();
+    let tracer = ProcDir::open(Pid(pid)).and_then(|dir| dir.status(&mut buf)).map_or(0, |status| status.tracer_pid);
+    let goes_on = |dir: ProcDir| dir.stat(&mut buf);
+    tracer != 0
+        && ProcDir::open(Pid(tracer))
+            .and_then(goes_on)
+            .is_ok_and(|stat| !matches!(stat.state, b'Z' | b'X') && stat.flags & EXITING == 0)
 }
 
 #[cfg(test)]
@@ -136,7 +154,17 @@ mod tests {
         comes_to_be(true);
         held.wake();
         comes_to_be(false);
+        // Another program has it, and has it held.
         kill(nix::unistd::Pid::from_raw(pid.0), Signal::SIGSTOP).unwrap();
+        comes_to_be(true);
+        std::thread::scope(|scope| {
+            // It lets go as it ends.
+            let tracer = scope.spawn(|| crate::trace::Tracee::seize(pid, 0).map(|_| held.wake()).unwrap());
+            tracer.join().unwrap();
+        });
+        held.wake();
+        comes_to_be(true);
+        held.stopped.push(pid.0);
         held.release().unwrap();
         comes_to_be(false);
         let other = Held { processes: vec![(pid.0, held.processes[0].1 + 1)], ..held.clone() };

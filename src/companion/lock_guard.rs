@@ -1,6 +1,7 @@
 //! Sees to it that the lock on a target's network dies with its owner: a small process that gives TCP sockets and addresses
 //! back when whoever has locked them ends without a word. The kernel lets the target go on then, and it must not be deaf: it
-//! is held (a SIGSTOP waits for it) as long as its sockets are locked, and the guard continues it when they are not.
+//! is held (a SIGSTOP waits for it) as long as its sockets are locked, and the guard continues it when they are not. A target
+//! that was given less processor time gets back what it had.
 //!
 //! Messages over one socket (unix(7), `SOCK_SEQPACKET`): who is held; what is about to be locked, with its descriptors; that
 //! everything was given back or stays locked for good. The end of the socket is the end of the owner. While it is not known who owns the target, nothing is
@@ -12,6 +13,7 @@ use crate::net::address::Place;
 use crate::net::announce::Announcer;
 use crate::net::gate;
 use crate::net::lock::{NetLock, Terms};
+use crate::proc::cpu_limit::Before;
 use crate::sys::{fd, socket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -45,6 +47,8 @@ enum Message {
     Held(Held),
     /// These sockets are about to be locked; their descriptors come with it.
     Locked(Vec<Terms>),
+    /// The target is about to get less processor time than this.
+    Slowed(Before),
     /// This address was taken off its interface.
     Removed { ip: IpAddr, prefix: u8, interface: String },
     /// All sockets and addresses were given back. Who is held may be held yet.
@@ -149,6 +153,14 @@ impl Guard {
         Ok(())
     }
 
+    /// The target is about to get less processor time than this.
+    ///
+    /// # Errors
+    /// The guard has died.
+    pub fn slowed(&self, before: &Before) -> io::Result<()> {
+        self.send(&Message::Slowed(before.clone()), &[])
+    }
+
     /// This address was taken off its interface.
     ///
     /// # Errors
@@ -221,12 +233,15 @@ struct Entrusted {
     target: Option<Held>,
     locks: Vec<NetLock>,
     addresses: Vec<Place>,
+    slowed: Option<Before>,
     /// Nothing is given back unasked.
     held: bool,
 }
 
 impl Entrusted {
     fn give_back(self, done: impl FnOnce()) {
+        // The cgroup may have gone with its processes.
+        self.slowed.inspect(|before| drop(before.put_back()));
         let mut announcers = Vec::new();
         for place in self.addresses {
             // The owner may have done it, and died before it could say so.
@@ -247,13 +262,14 @@ impl Entrusted {
             }
         }
         self.gated.iter().for_each(|listener| gate::open(listener.as_fd()));
-        self.target.as_ref().inspect(|target| target.wake());
+        let mut target = self.target;
+        target.iter_mut().for_each(Held::wake);
         done();
         // Its tracer's end comes after that of its descriptors, and a signal may have been on its way then.
         let end = Instant::now() + WAKE_FOR;
-        while let Some(target) = self.target.as_ref().filter(|_| Instant::now() < end) {
+        while target.is_some() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(2));
-            target.wake();
+            target.iter_mut().for_each(Held::wake);
         }
         // The destination may have announced itself before it learned that nobody comes.
         for wait in ANNOUNCE_AGAIN.iter().filter(|_| !announcers.is_empty()) {
@@ -271,6 +287,7 @@ impl Entrusted {
     fn forget(&mut self) {
         self.given_back();
         self.target = None;
+        self.slowed = None;
         self.held = false;
     }
 }
@@ -311,6 +328,7 @@ fn take(entrusted: &mut Entrusted, from: &OwnedFd, bytes: &[u8], fds: Vec<OwnedF
         }
         Ok(Message::Gated(count)) if count == fds.len() => entrusted.gated.extend(fds),
         Ok(Message::Held(target)) => entrusted.target = Some(target),
+        Ok(Message::Slowed(before)) => drop(entrusted.slowed.get_or_insert(before)),
         Ok(Message::GivenBack) => entrusted.given_back(),
         Ok(Message::Removed { ip, prefix, interface }) => entrusted.addresses.push(Place { ip, prefix, interface }),
         Ok(Message::Forget) => entrusted.forget(),

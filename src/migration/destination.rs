@@ -1,6 +1,7 @@
 //! The side that is to have the target: verdict, a tree that is made ahead of time, rounds into it, making of it what the
 //! target is in the end, running. Mirror of [`super::source`].
 
+use super::bases::Bases;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
@@ -193,6 +194,8 @@ struct Attempt<'a> {
     offered: Option<Model>,
     /// Where pages land, once there is a tree.
     landing: Option<Landing>,
+    /// What deltas are of.
+    bases: Bases,
     /// Pages follow when it runs, if rounds do not help.
     may_follow: bool,
     /// Files that come along.
@@ -260,6 +263,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             keeper,
             offered: None,
             landing: None,
+            bases: Bases::default(),
             may_follow: may_follow && !follows,
             luggage: Luggage::of(files),
         },
@@ -401,7 +405,7 @@ impl Attempt<'_> {
     /// Takes the pages of one round: each bulk channel on a thread of its own, until its mark.
     fn round(&mut self, bulk: &mut [Channel], number: u32) -> Result<(), MoveError> {
         let (id, control) = (self.id, &mut self.control);
-        let intake = Intake { store: &self.store, landing: self.landing.as_ref() };
+        let intake = Intake { store: &self.store, landing: self.landing.as_ref(), bases: &self.bases };
         let streams = bulk.len();
         let (sender, marks) = bounded(streams);
         std::thread::scope(|scope| {

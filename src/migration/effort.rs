@@ -1,15 +1,23 @@
 //! What is done for a target that writes as fast as it is sent: steps of [`super::switchover`] put into practice.
 
 use super::source::{Compression, Plan};
-use super::switchover::{RoundStats, Step, history::History, send_rate};
+use super::switchover::{RoundStats, Step, history::History, link_rate};
 use crate::memory::{PageRange, RangeSet, Space};
 use std::collections::HashMap;
 
-/// Below this rate, bytes a second, a core packs faster than the link takes.
-const SLOW_LINK: u64 = 100 << 20;
+/// Below this rate, bytes a second, a core packs faster than the link takes: up to a link of 1 Gbit/s.
+const SLOW_LINK: u64 = 150 << 20;
 
 /// zstd level of a slow link, and of one that has to be helped.
 const LEVELS: (i32, i32) = (1, 3);
+
+/// Above this rate, bytes a second, the link takes pages faster than cores make deltas of them.
+const FAST_LINK: u64 = 1 << 30;
+
+fn is_slow(rounds: &[RoundStats]) -> bool {
+    let rate = link_rate(rounds);
+    rate > 0 && rate < SLOW_LINK
+}
 
 /// Steps taken so far, and what is needed for them.
 #[derive(Debug, Default)]
@@ -62,16 +70,35 @@ impl Effort {
         (now, later)
     }
 
+    /// Whether deltas can help; else why not.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn may_delta(&self, wanted: Compression, rounds: &[RoundStats]) -> Result<(), String> {
+        match link_rate(rounds) {
+            _ if wanted == Compression::Off => Err("--compress off is given".to_owned()),
+            _ if self.deltas(wanted, rounds) => Err("that is done already".to_owned()),
+            rate if rate > FAST_LINK => Err("the link takes pages faster than deltas can be made".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether pages that were sent before travel as deltas: where the link is slow, from the second round on; and where it
+    /// helps a target to converge.
+    pub fn deltas(&self, wanted: Compression, rounds: &[RoundStats]) -> bool {
+        let tried = self.has(Step::Delta) && link_rate(rounds) <= FAST_LINK;
+        wanted != Compression::Off && (tried || is_slow(rounds))
+    }
+
     /// How hard pages are packed.
     pub fn level(&self, wanted: Compression, rounds: &[RoundStats]) -> Option<i32> {
         match wanted {
             Compression::Off => None,
             Compression::Level(level) => Some(level),
             Compression::Auto if self.has(Step::Compress) => Some(LEVELS.1),
-            Compression::Auto => {
-                let rate = send_rate(rounds);
-                (rate > 0 && rate < SLOW_LINK).then_some(LEVELS.0)
-            }
+            // Differences are as long as pages until they are packed.
+            Compression::Auto if self.has(Step::Delta) => Some(LEVELS.0),
+            Compression::Auto => is_slow(rounds).then_some(LEVELS.0),
         }
     }
 }
@@ -89,6 +116,29 @@ mod tests {
             notes: Vec::new(),
             spaces: Vec::new(),
         }
+    }
+
+    #[test]
+    fn deltas_are_made_where_the_link_is_slow_or_the_target_does_not_converge() {
+        use std::time::Duration;
+        let at = |mib_s: u64| RoundStats {
+            took: Duration::from_secs(1),
+            sent_bytes: mib_s << 20,
+            content_bytes: mib_s << 20,
+            residual_bytes: 1,
+            dirty_bytes: 1,
+            lacking_room_bytes: 0,
+        };
+        let (auto, off) = (Compression::Auto, Compression::Off);
+        let mut effort = Effort::default();
+        assert!(!effort.deltas(auto, &[]), "the first round has nothing before it");
+        assert!(effort.deltas(auto, &[at(10)]) && !effort.deltas(off, &[at(10)]));
+        assert!(!effort.deltas(auto, &[at(500)]) && effort.may_delta(auto, &[at(500)]).is_ok());
+        for (wanted, rate, why) in [(off, 500, "--compress off"), (auto, 10, "already"), (auto, 5000, "faster")] {
+            assert!(effort.may_delta(wanted, &[at(rate)]).unwrap_err().contains(why));
+        }
+        effort.tried.push((3, Step::Delta));
+        assert!(effort.deltas(auto, &[at(500)]) && !effort.deltas(auto, &[at(5000)]));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How the pages of a round come in: each bulk channel up to its mark, the control channel up to the end of the round.
 
+use super::bases::Bases;
 use super::destination::out_of_turn;
 use super::landing::Landing;
 use super::protocol::{self, AttemptId, FromSource};
@@ -15,6 +16,8 @@ pub(super) struct Intake<'a> {
     pub store: &'a Store,
     /// The others.
     pub landing: Option<&'a Landing>,
+    /// What deltas are of.
+    pub bases: &'a Bases,
 }
 
 impl Intake<'_> {
@@ -26,7 +29,7 @@ impl Intake<'_> {
         loop {
             let frame = channel.receive()?;
             match frame.kind {
-                FrameKind::PAGES => taker.take(frame.body, self.landing)?,
+                FrameKind::PAGES => taker.take(frame.body, self.bases, self.landing)?,
                 FrameKind::MARK => match send_pages::read_mark(frame.body) {
                     Some((mark, _)) if mark == number => return Ok(()),
                     Some((mark, _)) => {
@@ -52,7 +55,7 @@ impl Intake<'_> {
             let frame = control.receive()?;
             let message: FromSource = match frame.kind {
                 FrameKind::PAGES => {
-                    taker.take(frame.body, self.landing)?;
+                    taker.take(frame.body, self.bases, self.landing)?;
                     continue;
                 }
                 FrameKind::MESSAGE => protocol::decode(frame.body, &peer)?,

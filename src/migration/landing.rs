@@ -100,7 +100,7 @@ impl Landing {
         let pieces = match run.what {
             What::Data | What::Zero => plot.come(run.range),
             What::Hole => return Ok(plot.go(run.range).iter().map(left).collect()),
-            What::Inherit => {
+            What::Inherit | What::Keep | What::Delta => {
                 let reason = format!("{} has its own pages already", run.space);
                 return Err(MoveError::Names { reason });
             }

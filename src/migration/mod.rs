@@ -9,6 +9,7 @@
 //! `intake`, [`landing`] and [`store`] where they arrive, [`postcopy`] is for those that follow when the target runs, [`journal`] is what survives the program. What a target is made of is the engine's: behind
 //! [`source::Target`] and [`destination::Builder`].
 
+pub mod bases;
 pub mod destination;
 pub mod effort;
 pub mod handover;

@@ -49,6 +49,17 @@ pub enum What {
     Hole,
     /// It is as in the address space this one was forked from.
     Inherit,
+    /// Its content follows, and is kept for deltas; see [`super::bases`].
+    Keep,
+    /// What has changed in it follows, XORed with what was kept.
+    Delta,
+}
+
+impl What {
+    /// Bytes follow, as many as the pages have.
+    pub fn has_content(self) -> bool {
+        matches!(self, Self::Data | Self::Keep | Self::Delta)
+    }
 }
 
 /// Pages of one space.
@@ -87,6 +98,11 @@ impl Packer {
         self.entries.is_empty()
     }
 
+    /// Bytes of content that wait, as they are.
+    pub fn content_bytes(&self) -> u64 {
+        self.data.len() as u64
+    }
+
     /// No further batch of `bytes` should be added: take the frame first.
     pub fn is_full(&self, bytes: usize) -> bool {
         self.data.len() + bytes > DATA_BYTES_MAX || self.entries.len() + bytes / PAGE as usize + 1 > RUNS_MAX
@@ -99,10 +115,16 @@ impl Packer {
             if is_zero {
                 self.note(Run { space, range, what: What::Zero });
             } else {
-                self.note(Run { space, range, what: What::Data });
-                self.data.extend_from_slice(&content[pages.start * PAGE as usize..pages.end * PAGE as usize]);
+                let content = &content[pages.start * PAGE as usize..pages.end * PAGE as usize];
+                self.content(Run { space, range, what: What::Data }, content);
             }
         }
+    }
+
+    /// Adds a run with its content. The caller has asked [`Packer::is_full`].
+    pub fn content(&mut self, run: Run, content: &[u8]) {
+        self.note(run);
+        self.data.extend_from_slice(content);
     }
 
     /// Says something about pages without their content.
@@ -173,13 +195,13 @@ pub fn unpack(frame: &[u8], buffer: &mut Vec<u8>, each: &mut dyn FnMut(Run, &[u8
     };
     let runs = entries.iter().map(read_entry).collect::<Result<Vec<_>, _>>()?;
     let wanted: u64 =
-        runs.iter().filter(|run| run.what == What::Data).fold(0, |sum, run| sum.saturating_add(run.range.count));
+        runs.iter().filter(|run| run.what.has_content()).fold(0, |sum, run| sum.saturating_add(run.range.count));
     if wanted.saturating_mul(PAGE) != data_bytes as u64 {
         return Err(PagesError("runs and content differ in length"));
     }
     let mut rest = data;
     for run in runs {
-        let length = if run.what == What::Data { run.range.bytes() as usize } else { 0 };
+        let length = if run.what.has_content() { run.range.bytes() as usize } else { 0 };
         let (content, later) = rest.split_at(length);
         each(run, content);
         rest = later;
@@ -199,6 +221,8 @@ fn read_entry(entry: &Entry) -> Result<Run, PagesError> {
         1 => What::Zero,
         2 => What::Hole,
         3 => What::Inherit,
+        4 => What::Keep,
+        5 => What::Delta,
         _ => return Err(PagesError("a run of an unknown kind")),
     };
     let range = PageRange::new(entry.first.get(), entry.pages.get().into());

@@ -1,6 +1,7 @@
 //! Sending the pages of a round: one worker for each bulk channel, each reads, packs and sends.
 
 use super::MoveError;
+use super::bases::Bases;
 use super::pages::Packer;
 use super::source::Plan;
 use crate::image::mm::PAGE;
@@ -53,20 +54,32 @@ impl<'a> Grains<'a> {
     }
 }
 
+/// What a round has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Pages, also those that are named only.
+    pub pages: u64,
+    /// Bytes of the others, before they were packed.
+    pub content_bytes: u64,
+}
+
 /// One round as its workers see it.
 struct Work<'a> {
     source: &'a dyn ReadPages,
     grains: Mutex<Grains<'a>>,
     in_pause: bool,
     level: Option<i32>,
+    /// What deltas are made against, if they are wanted.
+    bases: Option<&'a Bases>,
     throttle: &'a Throttle,
     pages: AtomicU64,
+    content_bytes: AtomicU64,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
 /// Sends the pages of a plan over the bulk channels (or the control channel where there are none), a MARK behind them on
 /// each bulk channel. In a round while the target runs, pages that vanish meanwhile are passed over: the next round sees
-/// that they did. Returns how many pages were sent.
+/// that they did.
 #[allow(clippy::too_many_arguments)]
 pub fn send_round(
     link: &mut Link,
@@ -74,24 +87,26 @@ pub fn send_round(
     plan: &Plan,
     number: u32,
     in_pause: bool,
-    level: Option<i32>,
+    (level, bases): (Option<i32>, Option<&Bases>),
     throttle: &Throttle,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<u64, MoveError> {
+) -> Result<Sent, MoveError> {
     let work = Work {
         source,
         grains: Mutex::new(Grains::of(&plan.pages)),
         in_pause,
         level,
+        bases,
         throttle,
         pages: AtomicU64::new(0),
+        content_bytes: AtomicU64::new(0),
         progress,
     };
     let first = link.bulk.first_mut().unwrap_or(&mut link.control);
-    send_notes(first, plan, level)?;
+    send_notes(first, plan, level, bases)?;
     if link.bulk.is_empty() {
         work.run(&mut link.control)?;
-        return Ok(work.pages.into_inner());
+        return Ok(work.sent());
     }
     let mark = mark(number, in_pause);
     let (control, bulk) = (&mut link.control, &mut link.bulk);
@@ -123,7 +138,7 @@ pub fn send_round(
         }
         result
     })?;
-    Ok(work.pages.into_inner())
+    Ok(work.sent())
 }
 
 /// Body of a MARK frame: the round, and whether it is the last.
@@ -140,10 +155,13 @@ pub fn read_mark(body: &[u8]) -> Option<(u32, bool)> {
     }
 }
 
-fn send_notes(channel: &mut Channel, plan: &Plan, level: Option<i32>) -> Result<(), MoveError> {
+fn send_notes(channel: &mut Channel, plan: &Plan, level: Option<i32>, bases: Option<&Bases>) -> Result<(), MoveError> {
     let mut packer = Packer::new(level);
     for run in &plan.notes {
         packer.note(*run);
+        if let Some(bases) = bases {
+            bases.noted(*run);
+        }
         if packer.is_full(PAGE as usize) {
             channel.send(FrameKind::PAGES, packer.take())?;
         }
@@ -170,11 +188,23 @@ impl Work<'_> {
         if packer.is_empty() { Ok(()) } else { self.send(channel, &mut packer) }
     }
 
+    fn sent(self) -> Sent {
+        Sent { pages: self.pages.into_inner(), content_bytes: self.content_bytes.into_inner() }
+    }
+
     fn send(&self, channel: &mut Channel, packer: &mut Packer) -> Result<(), MoveError> {
+        self.content_bytes.fetch_add(packer.content_bytes(), Ordering::Relaxed);
         let frame = packer.take();
         channel.send(FrameKind::PAGES, frame)?;
         self.throttle.sent(frame.len() as u64);
         Ok(())
+    }
+
+    fn pack(&self, space: Space, first: u64, content: &mut [u8], packer: &mut Packer) {
+        match self.bases {
+            Some(bases) => bases.pack(packer, space, first, content),
+            None => packer.add(space, first, content),
+        }
     }
 
     fn read(
@@ -186,10 +216,10 @@ impl Work<'_> {
     ) -> Result<(), MoveError> {
         match self.source.read(space, ranges, buffer) {
             Ok(()) => {
-                let mut rest = &*buffer;
+                let mut rest = buffer;
                 for range in ranges {
-                    let (content, later) = rest.split_at(range.bytes() as usize);
-                    packer.add(space, range.first, content);
+                    let (content, later) = rest.split_at_mut(range.bytes() as usize);
+                    self.pack(space, range.first, content, packer);
                     rest = later;
                 }
             }
@@ -199,7 +229,7 @@ impl Work<'_> {
                 for page in ranges.iter().flat_map(|range| range.pieces(1)) {
                     let content = &mut buffer[..PAGE as usize];
                     if self.source.read(space, &[page], content).is_ok() {
-                        packer.add(space, page.first, content);
+                        self.pack(space, page.first, content, packer);
                     }
                 }
             }

@@ -1,16 +1,15 @@
 //! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`].
 
 use super::MoveError;
+use super::bases::Bases;
 use super::effort::Effort;
 use super::handover::source::{Action, Event as Happened, Phase, Source};
 use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
-use super::pages::What;
 use super::postcopy::{self, serving::Serving};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
 use super::report::{Pause, Report};
-use super::send_pages::send_round;
-use super::switchover::{self, Decision, ExitCondition, Goals, RoundStats, Step as Help};
+use super::switchover::{Decision, ExitCondition, Goals, RoundStats, Step as Help};
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::Failure;
@@ -18,8 +17,6 @@ use crate::fault::{self, Point};
 use crate::files::Wish;
 use crate::image::Bytes;
 use crate::memory::pipeline::ReadPages;
-use crate::memory::throttle::Throttle;
-use crate::ops::outcome::Round;
 use crate::ops::{Event, Events};
 use crate::transport::{Abort, FrameKind, Link, TransportError};
 use luggage::Luggage;
@@ -31,6 +28,7 @@ pub mod again;
 mod late;
 mod luggage;
 mod plan;
+mod rounds;
 
 pub use again::{Again, Fence};
 pub use plan::{Final, Plan, Survey, Taken};
@@ -185,6 +183,8 @@ struct Attempt<'a> {
     rounds: Vec<RoundStats>,
     /// What has been done to make the rounds converge.
     effort: Effort,
+    /// What deltas are made against.
+    bases: Bases,
     report: Report,
     /// What the destination could still store when it last said so.
     room_bytes: u64,
@@ -233,6 +233,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         events,
         rounds: Vec::new(),
         effort: Effort::default(),
+        bases: Bases::default(),
         report: Report::begin(),
         room_bytes: u64::MAX,
         number: 1,
@@ -323,137 +324,6 @@ impl Attempt<'_> {
         }
     }
 
-    /// Rounds while it runs, until the policy says that it is enough.
-    fn rounds(&mut self, target: &mut dyn Target) -> Result<ExitCondition, MoveError> {
-        if self.wishes.stop_and_copy {
-            return Ok(ExitCondition::StopAndCopy);
-        }
-        let mut sent: Option<(u64, u64, Duration)> = None;
-        let mut began = Instant::now();
-        let mut step = Decision::Continue;
-        loop {
-            match step {
-                Decision::Continue => {}
-                Decision::Try(help) => self.help(target, help),
-                Decision::SwitchOver(exit) => return Ok(exit),
-                Decision::Follow(exit) => {
-                    let text = "the target writes as fast as it is sent: what is left follows when it runs";
-                    self.events.event(Event::Warning(text.to_owned()));
-                    target.put_off();
-                    return Ok(exit);
-                }
-                Decision::Abort(exit) => {
-                    return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
-                }
-            }
-            if self.number > 1 {
-                self.ship(target)?;
-                began += self.luggage.took;
-            }
-            target.round(&mut |plan, pages| {
-                let since = began.elapsed();
-                began = Instant::now();
-                if let Some((bytes, pages, _)) = sent.take() {
-                    // What was written while the last round was under way is what this one would send.
-                    step = self.decide(bytes, pages, since, plan.bytes());
-                    if step != Decision::Continue {
-                        return Ok(Taken::GivenBack);
-                    }
-                }
-                // Relatives that share pages can only be made with those pages: after the first round.
-                let shares = plan.notes.iter().any(|note| note.what == What::Inherit);
-                if !self.built && !shares {
-                    self.build(&plan.spaces)?;
-                    began = Instant::now();
-                }
-                let is_first = sent.is_none();
-                let (now, deferred) = self.effort.part(plan, self.number == 1);
-                sent = Some(self.round(&now, pages, false)?);
-                if is_first && !self.built && plan.is_of_the_survey() {
-                    self.build(&plan.spaces)?;
-                }
-                Ok(Taken::Stored { deferred })
-            })?;
-        }
-    }
-
-    /// Another round? The last one sent `sent_bytes` and took `took`, and left `residual_bytes`.
-    fn decide(&mut self, sent_bytes: u64, pages: u64, took: Duration, residual_bytes: u64) -> Decision {
-        let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.room_bytes);
-        let dirty_bytes = self.effort.dirty_bytes(residual_bytes);
-        let stats = RoundStats { took, sent_bytes, residual_bytes, dirty_bytes, lacking_room_bytes };
-        self.note_round(pages, &stats);
-        self.rounds.push(stats);
-        switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
-    }
-
-    /// Takes a step for a target that writes as fast as it is sent, and says so; or why it cannot be taken.
-    fn help(&mut self, target: &mut dyn Target, step: Help) {
-        let times = 1 + self.effort.tried.iter().filter(|(_, tried)| *tried == step).count();
-        let possible = match step {
-            Help::Compress if self.wishes.compression != Compression::Auto => Err("--compress is given".to_owned()),
-            Help::Throttle => target.slow_down(times),
-            _ => Ok(()),
-        };
-        let name = step.name();
-        let text = match possible {
-            Ok(()) => format!("the target writes as fast as it is sent: {name}"),
-            Err(reason) => format!("the target writes as fast as it is sent, and {name} is not possible: {reason}"),
-        };
-        self.events.event(Event::Warning(text));
-        self.effort.tried.push((self.rounds.len(), step));
-    }
-
-    fn note_round(&mut self, pages: u64, stats: &RoundStats) {
-        let number = self.number - 1;
-        self.report.rounds.push(Round { number, pages, bytes: stats.sent_bytes, took: stats.took });
-        self.events.event(Event::Round {
-            number,
-            pages,
-            bytes: stats.sent_bytes,
-            took: stats.took,
-            dirty_bytes_per_s: stats.dirty_rate(),
-        });
-    }
-
-    /// Sends the pages of one round and waits until they are stored. Bytes on the wire, pages, time.
-    fn round(&mut self, plan: &Plan, pages: &dyn ReadPages, in_pause: bool) -> Result<(u64, u64, Duration), MoveError> {
-        let started = Instant::now();
-        let (before, number) = (self.link.bytes_sent(), self.number);
-        self.number += 1;
-        self.link.control.during("sending pages");
-        protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number })?;
-        let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !in_pause));
-        let level = self.effort.level(self.wishes.compression, &self.rounds);
-        let total = plan.bytes();
-        let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
-        let sent = send_round(&mut self.link, pages, plan, number, in_pause, level, &throttle, &progress);
-        let pages = sent.map_err(|error| self.explain(error))?;
-        protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
-        if in_pause {
-            return Ok((self.link.bytes_sent() - before, pages, started.elapsed()));
-        }
-        match self.receive()? {
-            FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => {
-                self.room_bytes = room_bytes
-            }
-            other => return Err(self.unexpected(&other, "the end of the round")),
-        }
-        Ok((self.link.bytes_sent() - before, pages, started.elapsed()))
-    }
-
-    /// A link that was cut by the destination: it may have said why.
-    fn explain(&mut self, error: MoveError) -> MoveError {
-        if !error.is_link_lost() {
-            return error;
-        }
-        self.link.control.deadline(Some(Duration::from_millis(500)));
-        match self.receive() {
-            Err(said @ (MoveError::Destination(_) | MoveError::Blocked(_))) => said,
-            _ => error,
-        }
-    }
-
     /// The pause.
     fn switch_over(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
         target.guard(self.id);
@@ -474,9 +344,8 @@ impl Attempt<'_> {
 
     /// The last pages, and the target with them.
     fn hand_over(&mut self, target: &mut dyn Target, last: &Final, mut pause: Pause) -> Result<(), MoveError> {
-        let (bytes, pages, took) = self.round(&last.plan, &*target.frozen_pages(), true)?;
-        let stats = RoundStats { took, sent_bytes: bytes, residual_bytes: 0, dirty_bytes: 0, lacking_room_bytes: 0 };
-        self.note_round(pages, &stats);
+        let journey = self.round(&last.plan, &*target.frozen_pages(), true)?;
+        self.note_round(journey.sent.pages, &journey.stats());
         pause.part("residual");
         self.prepared()?;
         pause.part("rebuild");

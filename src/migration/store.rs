@@ -3,6 +3,7 @@
 //! rebuilt as from any other; it is removed with this value.
 
 use super::MoveError;
+use super::bases::Bases;
 use super::landing::{Landing, Left};
 use super::pages::{self, Run, What};
 use super::protocol::{AttemptId, SpaceName};
@@ -219,12 +220,13 @@ pub struct Taker<'a> {
 
 impl Taker<'_> {
     /// Takes what a frame says: what can land lands, the rest is stored.
-    pub fn take(&mut self, frame: &[u8], landing: Option<&Landing>) -> Result<(), MoveError> {
+    pub fn take(&mut self, frame: &[u8], bases: &Bases, landing: Option<&Landing>) -> Result<(), MoveError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut result = Ok(());
         pages::unpack(frame, &mut buffer, &mut |run, content| {
             if result.is_ok() {
-                result = self.take_run(run, content, landing);
+                let whole = bases.take(run, content);
+                result = whole.and_then(|(run, content)| self.take_run(run, &content, landing));
             }
         })
         .map_err(|error| MoveError::Frame { reason: error.to_string() })?;
@@ -259,6 +261,9 @@ impl Taker<'_> {
             What::Zero => Mark::Zero,
             What::Hole => Mark::Hole,
             What::Inherit => Mark::Inherit,
+            What::Keep | What::Delta => {
+                return Err(MoveError::Frame { reason: "a delta where nothing was sent before".into() });
+            }
         };
         pages.mark(run.space, run.range, mark);
         Ok(())

@@ -483,7 +483,7 @@ fn goals() -> Goals {
         time_max: Duration::from_secs(60),
         bytes_max: None,
         exit_when: ExitCondition::DEFAULT.to_vec(),
-        converge: vec![Help::Defer, Help::Compress, Help::Throttle, Help::Anyway],
+        converge: vec![Help::Defer, Help::Delta, Help::Compress, Help::Throttle, Help::Anyway],
     }
 }
 

@@ -375,7 +375,9 @@ impl Target for Live<'_> {
             let processes = table.tree(root);
             let hierarchies = cgroupfs::hierarchies().map_err(cannot)?;
             let limit = CpuLimit::of(&table, &processes, &hierarchies);
-            self.slowed = Some(limit.ok_or("it has no cgroup of its own with a processor controller")?);
+            let limit = limit.ok_or("it has no cgroup of its own with a processor controller")?;
+            self.network.slows(limit.before());
+            self.slowed = Some(limit);
         }
         let threads = self.findings.threads.max(1) as usize;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(threads);

@@ -31,6 +31,7 @@ use crate::net::lock::{self, NetLock, Terms};
 use crate::net::nft::{self, Lifetime, PacketLock};
 use crate::net::segment::Injector;
 use crate::net::{self, packet};
+use crate::proc::cpu_limit::Before;
 use crate::proc::table::Table;
 use crate::trace::freeze::Frozen;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -139,6 +140,11 @@ impl Leaving {
         leaving.announcers = announcers(&addresses);
         leaving.addresses = addresses;
         leaving
+    }
+
+    /// The target is about to get less processor time than this; it gets it back if this program dies.
+    pub fn slows(&mut self, before: &Before) {
+        self.surety.slows(before);
     }
 
     /// Right before the tree is stopped. Packets for its ports are kept; connections that were begun are let through to it

@@ -1,4 +1,5 @@
-//! Who stands surety for a target's connections while this program has them: a guard that gives them back if this program dies.
+//! Who stands surety for what this program takes from a target for a while, its connections above all: a guard that gives it
+//! back if this program dies.
 
 use super::standstill::Connections;
 use crate::companion::held::Held;
@@ -6,6 +7,7 @@ use crate::companion::lock_guard::Guard;
 use crate::image::Model;
 use crate::net::address::Place;
 use crate::net::lock::{NetLock, Terms};
+use crate::proc::cpu_limit::Before;
 use crate::trace::freeze::Frozen;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -55,6 +57,12 @@ impl Surety {
             frozen.hold().map_err(io::Error::other)?;
             guard.locks(sockets)
         });
+    }
+
+    /// The target is about to get less processor time than this.
+    pub fn slows(&mut self, before: &Before) {
+        self.start();
+        self.tell(|guard| guard.slowed(before));
     }
 
     /// This address is about to be taken off its interface.

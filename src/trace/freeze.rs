@@ -1,7 +1,7 @@
 //! Stopping a whole tree, to a fixpoint: no thread and no child is missed however fast they come and go.
 
 use super::lifeline::{Anchor, Reactions};
-use super::remote::{Remote, Scratch, vdso_syscall};
+use super::remote::{Remote, Scratch, is_held, vdso_syscall};
 use super::sleepers::Asleep;
 use super::stopping::{self, Stopping};
 use super::{Error, Result, sleepers, socket_waits, waits, witness};
@@ -213,12 +213,12 @@ impl Frozen {
         first.and(if held { self.freeze_again() } else { Ok(()) })
     }
 
-    /// A held process that has made calls for us since has met its signal then.
+    /// A held process that has made calls for us since has met its signal then; or somebody has continued it.
     fn notice_taken_holds(&mut self) {
         for process in self.processes.iter_mut().filter(|process| process.held) {
             // Of all threads: none is to meet it again at its release.
             let taken = process.threads.iter_mut().fold(false, |taken, thread| thread.take_hold() | taken);
-            process.held = !taken;
+            process.held = !taken && is_held(process.pid).unwrap_or(false);
         }
     }
 

@@ -220,7 +220,11 @@ impl Remote {
         }
         self.give_back()?;
         let signal = self.late_signals.pop().unwrap_or(0);
-        let mut running = self.tracee.take().expect("checked above").cont(signal)?;
+        let tracee = self.tracee.take().expect("checked above");
+        if !is_held(self.pid)? {
+            return tracee.detach(signal);
+        }
+        let mut running = tracee.cont(signal)?;
         loop {
             // No instruction of the program runs before the signal is seen: others that are delivered first only set up
             // their handlers' frames.
@@ -586,6 +590,12 @@ impl Remote {
         status != Status::Signal(libc::SIGTRAP)
             || tracee.siginfo().is_ok_and(|i| i32::from_ne_bytes([i[8], i[9], i[10], i[11]]) == SI_KERNEL)
     }
+}
+
+/// A SIGSTOP waits for the thread or its process: a SIGCONT of anybody takes it back.
+pub(super) fn is_held(tid: Pid) -> Result<bool> {
+    let status = crate::proc::ProcDir::open(tid)?.status(&mut Vec::new())?;
+    Ok((status.sig_pnd | status.shd_pnd) & (1 << (libc::SIGSTOP - 1)) != 0)
 }
 
 fn is_fault(signal: i32) -> bool {

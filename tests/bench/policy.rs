@@ -138,6 +138,7 @@ fn play(work: &mut Workload, goals: &Goals, fixed_rounds: Option<usize>) -> Play
         rounds.push(RoundStats {
             took,
             sent_bytes: bytes,
+            content_bytes: bytes,
             residual_bytes: owed.pages() * BLOCK,
             dirty_bytes: owed.difference(&deferred).pages() * BLOCK,
             lacking_room_bytes: 0,

@@ -2,7 +2,7 @@
 //! a pause, and new ones are taken.
 
 use crate::cli::migrate;
-use crate::lifeline::{KILLS, PATIENCE, Random, Traced, root, stride, wait};
+use crate::lifeline::{PATIENCE, Random, Traced, root, stride, wait};
 use crate::moves::{Agent, on_host};
 use std::fs;
 use std::io::{Read, Write};
@@ -206,52 +206,47 @@ fn a_dump_that_is_killed_at_any_call_gives_connections_back() {
 
 #[test]
 fn a_dump_and_a_move_that_are_killed_at_any_time_give_connections_back() {
+    let Some(server) = Server::start() else { return };
+    let peer = Peer::start(server.port);
     let mut random = Random::new();
-    for name in ["dump", "dump", "dump", "move", "move", "move"] {
-        killed_at_any_time(name, &mut random);
+    let (here, there) = (server.path("here"), server.path("there"));
+    let agent = Agent::start(&there, &format!("unix:{}", server.path("agent").display()));
+    for name in ["dump", "move"] {
+        let mut usual = None;
+        for n in 0..=MANY {
+            // It may have moved.
+            let Some(pid) = server.root() else { panic!("{name} {n}: it is gone") };
+            let pid = pid.to_string();
+            let image = server.path(&format!("image-{name}-{n}"));
+            let mut command = if name == "dump" {
+                migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--tcp", "keep"])
+            } else {
+                let mut command = on_host(&here);
+                command.args(["move", &pid, &agent.address]);
+                command
+            };
+            let began = Instant::now();
+            let said = fs::File::create(server.path("said")).unwrap();
+            let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().unwrap();
+            let mut when = format!("after {name}");
+            if let Some(usual) = usual {
+                // The pause is in the second half.
+                let after = Duration::mul_f64(usual, 0.4 + 0.6 * random.part());
+                std::thread::sleep(after);
+                when = format!("{name} {n}, killed after {after:?} of {usual:?}");
+                child.kill().unwrap();
+                child.wait().unwrap();
+            } else {
+                let success = child.wait().unwrap().success();
+                assert!(success, "{name}: {}", fs::read_to_string(server.path("said")).unwrap());
+                usual = Some(began.elapsed());
+            }
+            server.serves(&peer, &when);
+        }
     }
 }
 
-/// A few times: see [`KILLS`].
-fn killed_at_any_time(name: &str, random: &mut Random) {
-    let Some(server) = Server::start() else { return };
-    let peer = Peer::start(server.port);
-    let (here, there) = (server.path("here"), server.path("there"));
-    let agent = Agent::start(&there, &format!("unix:{}", server.path("agent").display()));
-    let mut usual = None;
-    for n in 0..=KILLS {
-        // It may have moved.
-        let Some(pid) = server.root() else { panic!("{name} {n}: it is gone") };
-        let image = server.path(&format!("image-{name}-{n}"));
-        let mut command = match name {
-            "dump" => {
-                migrate(&["dump", &pid.to_string(), "-D", image.to_str().unwrap(), "--leave-running", "--tcp", "keep"])
-            }
-            _ => {
-                let mut command = on_host(&here);
-                command.args(["move", &pid.to_string(), &agent.address]);
-                command
-            }
-        };
-        let began = Instant::now();
-        let said = fs::File::create(server.path("said")).unwrap();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().unwrap();
-        let mut when = format!("after {name}");
-        if let Some(usual) = usual {
-            // The pause is in the second half.
-            let after = Duration::mul_f64(usual, 0.4 + 0.6 * random.part());
-            std::thread::sleep(after);
-            when = format!("{name} {n}, killed after {after:?} of {usual:?}");
-            child.kill().unwrap();
-            child.wait().unwrap();
-        } else {
-            let success = child.wait().unwrap().success();
-            assert!(success, "{name}: {}", fs::read_to_string(server.path("said")).unwrap());
-            usual = Some(began.elapsed());
-        }
-        server.serves(&peer, &when);
-    }
-}
+const MANY: usize = 20;
 
 /// Whichever program of a move is killed, at whichever of its steps: the copy that goes on has the connections.
 #[test]

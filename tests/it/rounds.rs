@@ -4,6 +4,7 @@
 mod execs;
 mod resizing;
 mod snapshots;
+mod throttled;
 
 use migrate_engine::memory::track::Backend;
 use std::io::{BufRead, BufReader};
@@ -63,6 +64,12 @@ impl Target {
         self.0.id().to_string()
     }
 
+    /// It was told to compare its memory and end.
+    fn passes(&mut self) {
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "of what it has in memory: {status}");
+    }
+
     /// Waits for its end, so that its id is free.
     fn reap(&mut self) {
         self.0.wait().unwrap();
@@ -79,6 +86,11 @@ impl Drop for Target {
 fn children(pid: i32) -> Vec<i32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+fn parent(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap()
 }
 
 fn end_tree(pid: i32) {
@@ -289,8 +301,7 @@ fn relatives_share_memory_after_a_move_as_before() {
         let moved = i32::try_from(result["pid"].as_i64().unwrap()).unwrap();
         let after = pss_kib(&family(moved));
         let pages = result["pages_sent"].as_u64().unwrap();
-        let status = std::fs::read_to_string(format!("/proc/{moved}/status")).unwrap();
-        let init = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap();
+        let init = parent(moved);
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(moved), nix::sys::signal::SIGUSR2).unwrap();
         let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(init), None);
         assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{mode}: {ended:?}");
@@ -342,6 +353,30 @@ fn what_does_not_converge_follows_when_it_runs() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(moved), nix::sys::signal::SIGUSR2).unwrap();
         let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(init), None);
         assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{mode}: {ended:?}");
+    }
+}
+
+#[test]
+fn what_changes_a_little_over_a_slow_link_converges_by_deltas() {
+    if !root() {
+        return;
+    }
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    for (converge, moves) in [("compress,abort", false), ("delta,abort", true)] {
+        let host = tempfile::tempdir().unwrap();
+        // 32 MB of pages a second are written to, of what cannot be packed; two words of each.
+        let target = Target::start("writer", &["16", "8000", "noise"]);
+        let mut command = migrate();
+        command.args(["move", &target.pid_text(), "local", "--mode", "pre-copy", "--bandwidth", "10MB/s"]);
+        command.args(["--max-downtime", "500ms", "--max-rounds", "40", "--converge", converge, "--json"]);
+        let output = command.env("MIGRATE_PLACES", host.path()).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.success(), moves, "{converge}: {said}");
+        let root = if moves { i32::try_from(result(&output)["pid"].as_i64().unwrap()).unwrap() } else { target.pid() };
+        let waits_for = if moves { parent(root) } else { root };
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(root), nix::sys::signal::SIGUSR2).unwrap();
+        let ended = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(waits_for), None);
+        assert!(matches!(ended, Ok(nix::sys::wait::WaitStatus::Exited(_, 0))), "{converge}: {ended:?}: {said}");
     }
 }
 

@@ -43,7 +43,7 @@ pub struct ModeArgs {
     /// What is tried, in this order, for a target that writes as fast as it is sent
     ///
     /// Each step gets a few rounds. --mode pre-copy leaves post-copy out. The last word is post-copy, anyway or abort: it also counts where a limit is reached before the pause would be short enough.
-    #[arg(long, value_name = "STEP", value_delimiter = ',', default_value = "defer,compress,throttle,post-copy,anyway", value_parser = one_of(Step::CHOICES))]
+    #[arg(long, value_name = "STEP", value_delimiter = ',', default_value = "defer,delta,compress,throttle,post-copy,anyway", value_parser = one_of(Step::CHOICES))]
     converge: Vec<Step>,
     /// Command that switches the destination's host off, for a move in doubt whose destination is silent
     ///

@@ -72,6 +72,8 @@ impl ExitCondition {
 pub enum Step {
     /// Pages that were written in most recent rounds are left for later.
     Defer,
+    /// Pages that were sent before travel as what has changed in them.
+    Delta,
     /// Pages are packed harder.
     Compress,
     /// The writers get less processor time (cgroup `cpu.max`).
@@ -88,6 +90,7 @@ impl Step {
     /// Those of `--converge`, each with what it says.
     pub const CHOICES: &'static [(&'static str, Self, &'static str)] = &[
         ("defer", Self::Defer, "leave pages that are written again and again for later"),
+        ("delta", Self::Delta, "send of pages that were sent before what has changed in them"),
         ("compress", Self::Compress, "pack pages harder"),
         ("throttle", Self::Throttle, "give the target less processor time"),
         ("post-copy", Self::PostCopy, "pause, and what is left follows when the target runs"),
@@ -96,7 +99,8 @@ impl Step {
     ];
 
     /// What `--converge` is without being given.
-    pub const DEFAULT: [Self; 5] = [Self::Defer, Self::Compress, Self::Throttle, Self::PostCopy, Self::Anyway];
+    pub const DEFAULT: [Self; 6] =
+        [Self::Defer, Self::Delta, Self::Compress, Self::Throttle, Self::PostCopy, Self::Anyway];
 
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
@@ -131,8 +135,10 @@ pub struct Goals {
 pub struct RoundStats {
     /// How long it took, until the destination had everything.
     pub took: Duration,
-    /// Bytes sent.
+    /// Bytes sent, as they travelled.
     pub sent_bytes: u64,
+    /// Bytes of the pages with content that were sent, before they were packed: what a rate of pages is made of.
+    pub content_bytes: u64,
     /// Bytes of pages that are not as the destination has them: what is left to send, what was deferred included.
     pub residual_bytes: u64,
     /// Bytes written by the target during the round; without deferred pages the same as `residual_bytes`.
@@ -209,7 +215,7 @@ pub fn decide(rounds: &[RoundStats], goals: &Goals, tried: &[(usize, Step)]) -> 
 fn shrinks(rounds: &[RoundStats]) -> bool {
     rounds.last().is_some_and(|last| {
         last.residual_bytes > POLISH_BYTES_MIN
-            && last.residual_bytes < last.sent_bytes / 2
+            && last.residual_bytes < last.content_bytes / 2
             && last.lacking_room_bytes == 0
     })
 }
@@ -279,10 +285,19 @@ pub fn predicted_pause(last: &RoundStats, rate: u64) -> Option<Duration> {
     }
 }
 
-/// Bytes a second that can be sent: of the last round that was large enough to tell, else the best seen.
+/// Bytes of pages a second that can be sent: of the last round that was large enough to tell, else the best seen.
 pub fn send_rate(rounds: &[RoundStats]) -> u64 {
-    let rate = |round: &RoundStats| per_second(round.sent_bytes, round.took);
-    let telling = rounds.iter().rev().find(|round| round.sent_bytes >= RATE_BYTES_MIN).map(rate);
+    rate_of(rounds, |round| round.content_bytes)
+}
+
+/// The same of bytes as they travel.
+pub fn link_rate(rounds: &[RoundStats]) -> u64 {
+    rate_of(rounds, |round| round.sent_bytes)
+}
+
+fn rate_of(rounds: &[RoundStats], bytes: impl Fn(&RoundStats) -> u64) -> u64 {
+    let rate = |round: &RoundStats| per_second(bytes(round), round.took);
+    let telling = rounds.iter().rev().find(|round| bytes(round) >= RATE_BYTES_MIN).map(rate);
     telling.unwrap_or_else(|| rounds.iter().map(rate).max().unwrap_or(0))
 }
 

@@ -20,6 +20,7 @@ fn round(ms: u64, sent_mib: u64, residual_mib: u64) -> RoundStats {
     RoundStats {
         took: Duration::from_millis(ms),
         sent_bytes: sent_mib * MIB,
+        content_bytes: sent_mib * MIB,
         residual_bytes: residual_mib * MIB,
         dirty_bytes: residual_mib * MIB,
         lacking_room_bytes: 0,
@@ -76,7 +77,7 @@ fn limits_hold() {
 
 #[test]
 fn a_tiny_round_says_nothing_about_the_rate() {
-    let rounds = [round(1000, 1000, 1), RoundStats { sent_bytes: 4096, ..round(100, 0, 20) }];
+    let rounds = [round(1000, 1000, 1), RoundStats { sent_bytes: 4096, content_bytes: 4096, ..round(100, 0, 20) }];
     assert_eq!(send_rate(&rounds), 1000 * MIB);
 }
 
@@ -90,6 +91,7 @@ fn play(memory: u64, rate: u64, dirty: u64, set: u64, goals: &Goals) -> (Vec<Rou
         rounds.push(RoundStats {
             took,
             sent_bytes: left,
+            content_bytes: left,
             residual_bytes: residual,
             dirty_bytes: residual,
             lacking_room_bytes: 0,
@@ -112,16 +114,18 @@ fn steps_are_tried_in_their_order_and_given_time() {
     assert_eq!(decide(&[hot; 3], &goals, &[]), Decision::Try(Step::Defer));
     let mut tried = vec![(3, Step::Defer)];
     assert_eq!(decide(&[hot; 5], &goals, &tried), Decision::Continue);
-    assert_eq!(decide(&[hot; 6], &goals, &tried), Decision::Try(Step::Compress));
-    tried.push((6, Step::Compress));
+    assert_eq!(decide(&[hot; 6], &goals, &tried), Decision::Try(Step::Delta));
+    tried.push((6, Step::Delta));
+    assert_eq!(decide(&[hot; 9], &goals, &tried), Decision::Try(Step::Compress));
+    tried.push((9, Step::Compress));
     for n in 0..THROTTLE_STEPS {
-        let rounds = 9 + 3 * n;
+        let rounds = 12 + 3 * n;
         assert_eq!(decide(&vec![hot; rounds], &goals, &tried), Decision::Try(Step::Throttle));
         tried.push((rounds, Step::Throttle));
     }
-    assert_eq!(decide(&[hot; 18], &goals, &tried), Decision::Follow(ExitCondition::NotConverging));
+    assert_eq!(decide(&[hot; 21], &goals, &tried), Decision::Follow(ExitCondition::NotConverging));
     let whole = Goals { converge: vec![Step::Anyway], ..goals.clone() };
-    assert_eq!(decide(&[hot; 18], &whole, &tried), Decision::SwitchOver(ExitCondition::NotConverging));
+    assert_eq!(decide(&[hot; 21], &whole, &tried), Decision::SwitchOver(ExitCondition::NotConverging));
     let firm = Goals { converge: vec![Step::Abort], ..goals.clone() };
     assert_eq!(decide(&[hot; 3], &firm, &[]), Decision::Abort(ExitCondition::NotConverging));
     let patient = Goals { exit_when: vec![ExitCondition::DowntimeNet], ..goals };
@@ -159,10 +163,21 @@ fn conditions_hold_when_they_are_chosen() {
 }
 
 #[test]
+fn pages_are_compared_with_pages_however_small_they_travel() {
+    // Of 1000 MiB/s of pages only 10 are sent; 500 are written meanwhile.
+    let packed = RoundStats { sent_bytes: 10 * MIB, ..round(1000, 1000, 500) };
+    assert_eq!((send_rate(&[packed]), link_rate(&[packed])), (1000 * MIB, 10 * MIB));
+    assert_eq!(decide(&[packed; 5], &all_steps(), &[]), Decision::Continue, "each round halves it");
+    // The same with what is left as large as what is sent.
+    let hot = RoundStats { sent_bytes: 10 * MIB, ..round(1000, 1000, 1000) };
+    assert_eq!(decide(&[hot; 3], &all_steps(), &[]), Decision::Try(Step::Defer));
+}
+
+#[test]
 fn what_is_deferred_and_stays_counts_as_in_vain() {
     let deferred = RoundStats { dirty_bytes: MIB, ..round(100, 100, 300) };
     let goals = all_steps();
-    assert_eq!(decide(&[deferred; 4], &goals, &[(0, Step::Defer)]), Decision::Try(Step::Compress));
+    assert_eq!(decide(&[deferred; 4], &goals, &[(0, Step::Defer)]), Decision::Try(Step::Delta));
     // It becomes less: one more round is worth it.
     let less = |n: u64| RoundStats { residual_bytes: (300 - 60 * n) * MIB, ..deferred };
     assert_eq!(decide(&[less(0), less(1), less(2), less(3)], &goals, &[(0, Step::Defer)]), Decision::Continue);
@@ -206,7 +221,7 @@ proptest! {
         let rounds: Vec<_> = rounds
             .into_iter()
             .map(|[ns, sent_bytes, residual_bytes, dirty_bytes, lacking_room_bytes]| RoundStats {
-                took: Duration::from_nanos(ns), sent_bytes, residual_bytes, dirty_bytes, lacking_room_bytes,
+                took: Duration::from_nanos(ns), sent_bytes, content_bytes: sent_bytes, residual_bytes, dirty_bytes, lacking_room_bytes,
             })
             .collect();
         decide(&rounds, &all_steps(), &[(1, Step::Defer)]);

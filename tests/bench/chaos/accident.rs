@@ -46,6 +46,33 @@ impl Moment {
     }
 }
 
+/// How memory goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// Before COMMIT.
+    Auto,
+    /// What is left after rounds when the target runs over there.
+    Hybrid,
+    /// When the target runs over there.
+    PostCopy,
+}
+
+impl Mode {
+    /// As an option has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Hybrid => "hybrid",
+            Self::PostCopy => "post-copy",
+        }
+    }
+
+    /// Memory follows.
+    pub fn is_late(self) -> bool {
+        self != Self::Auto
+    }
+}
+
 /// Programs of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Who {
@@ -74,6 +101,19 @@ pub enum What {
 }
 
 impl What {
+    /// It takes something away that may not be asked for again: whether it was felt has to be seen.
+    pub fn may_miss(self) -> bool {
+        matches!(self, Self::DiskFull(_) | Self::OutOfMemory(_))
+    }
+
+    /// It can take the only complete state along once memory follows: that of whoever brings it.
+    pub fn takes_pages(self) -> bool {
+        matches!(
+            self,
+            Self::Killed(Who { mover: true, .. }) | Self::Power(Side::Source) | Self::OutOfMemory(Side::Source)
+        )
+    }
+
     /// Its row in the table.
     pub fn row(self) -> &'static str {
         match self {
@@ -88,8 +128,10 @@ impl What {
             Self::Link(_) => "link silent one way",
             Self::Power(Side::Source) => "power lost at the source",
             Self::Power(Side::Destination) => "power lost at the destination",
-            Self::DiskFull(_) => "disk full",
-            Self::OutOfMemory(_) => "out of memory",
+            Self::DiskFull(Side::Source) => "disk full at the source",
+            Self::DiskFull(Side::Destination) => "disk full at the destination",
+            Self::OutOfMemory(Side::Source) => "out of memory at the source",
+            Self::OutOfMemory(Side::Destination) => "out of memory at the destination",
             Self::CopyKilled => "copy killed",
         }
     }
@@ -115,23 +157,36 @@ const POINTS: [Point; 12] = [
 const COPY_WAITS: [Point; 4] =
     [Point::DestinationArmed, Point::DestinationRecorded, Point::DestinationPrepared, Point::DestinationOrdered];
 
-/// Half at a named step, half at a time drawn uniformly from the handover, which usually takes so long.
-pub fn draw(seed: u64, usual: Duration) -> (Moment, What) {
+/// How long memory follows at least, at the rate of the link.
+const FOLLOWS: Duration = Duration::from_millis(400);
+
+/// Half at a named step, half at a time drawn uniformly from the handover, which usually takes so long; longer where memory follows.
+pub fn draw(seed: u64, usual: Duration) -> (Mode, Moment, What) {
+    let mode = match Random::new(!seed).below(4) {
+        0 => Mode::Hybrid,
+        1 => Mode::PostCopy,
+        _ => Mode::Auto,
+    };
+    let (moment, what) = accident(seed, usual + if mode.is_late() { FOLLOWS } else { Duration::ZERO });
+    (mode, moment, what)
+}
+
+fn accident(seed: u64, handover: Duration) -> (Moment, What) {
     let mut random = Random::new(seed);
     let step = seed.is_multiple_of(2);
     let moment = if step {
         Moment::Step(POINTS[random.below(12) as usize])
     } else {
-        Moment::After(Duration::from_micros(random.below(usual.as_micros() as u64)))
+        Moment::After(Duration::from_micros(random.below(handover.as_micros() as u64)))
     };
     let side = if random.below(2) == 0 { Side::Source } else { Side::Destination };
-    let what = match random.below(if step { 20 } else { 17 }) {
+    let what = match random.below(if step { 21 } else { 20 }) {
         0..7 => What::Killed(who(&mut random)),
         7..10 => What::Stopped(who(&mut random)),
         10..14 => What::Link(outage(&mut random)),
         14..16 => What::Power(side),
-        16 => What::DiskFull(side),
-        17 | 18 => What::OutOfMemory(moment.side().unwrap_or(side)),
+        16 | 17 => What::DiskFull(side),
+        18 | 19 => What::OutOfMemory(moment.side().unwrap_or(side)),
         _ => return (Moment::Step(COPY_WAITS[random.below(4) as usize]), What::CopyKilled),
     };
     (moment, what)

@@ -1,4 +1,4 @@
-//! A host: PID and mount namespaces, a disk of its own, a boot id of its own.
+//! A host: PID, mount and network namespaces, a disk of its own, a boot id of its own.
 //!
 //! The disk is an ext4 file system in a file. When power is lost every process of the host is killed at once and the file is copied
 //! before the file system is given up: the copy has what was synced, or written back by then, and nothing else. The host comes up
@@ -10,8 +10,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::net::{Networks, Place};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -33,6 +35,8 @@ pub struct Host {
     /// Process 1 of the host, as we see it.
     inside: i32,
     name: &'static str,
+    place: Place,
+    networks: Arc<Networks>,
     dir: PathBuf,
     boots: u32,
     namespace: PathBuf,
@@ -44,15 +48,15 @@ const INIT: &str =
 
 impl Host {
     /// Comes up from a copy of this disk. `dir` is the directory that all hosts share.
-    pub fn up(name: &'static str, dir: &Path, disk: &Path) -> io::Result<Self> {
+    pub fn up(name: &'static str, place: Place, networks: &Arc<Networks>, dir: &Path, disk: &Path) -> io::Result<Self> {
         let places = dir.join(name);
         std::fs::create_dir_all(&places)?;
         let own = dir.join(format!("{name}.0.disk"));
         std::fs::copy(disk, own)?;
-        Self::boot(name, dir, 0)
+        Self::boot(name, place, networks, dir, 0)
     }
 
-    fn boot(name: &'static str, dir: &Path, boots: u32) -> io::Result<Self> {
+    fn boot(name: &'static str, place: Place, networks: &Arc<Networks>, dir: &Path, boots: u32) -> io::Result<Self> {
         let id = dir.join(format!("{name}.{boots}.boot"));
         let mut random = [0; 16];
         File::open("/dev/urandom")?.read_exact(&mut random)?;
@@ -61,7 +65,8 @@ impl Host {
             &id,
             format!("{}{}-{}-{}-{}-{}{}{}\n", hex[0], hex[1], hex[2], hex[3], hex[4], hex[5], hex[6], hex[7]),
         )?;
-        let mut command = Command::new("unshare");
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", networks.path(place).display())).arg("unshare");
         command.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", INIT, "sh"]);
         command.arg(dir.join(format!("{name}.{boots}.disk"))).arg(dir.join(name)).arg(id);
         let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -73,7 +78,7 @@ impl Host {
         }
         let inside = child_of(holder.id() as i32).ok_or(io::ErrorKind::NotFound)?;
         let namespace = std::fs::read_link(format!("/proc/{inside}/ns/pid"))?;
-        Ok(Self { holder, inside, name, dir: dir.to_owned(), boots, namespace })
+        Ok(Self { holder, inside, name, place, networks: Arc::clone(networks), dir: dir.to_owned(), boots, namespace })
     }
 
     /// Whether it has been down.
@@ -89,7 +94,7 @@ impl Host {
     /// A command that runs on it.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.inside.to_string(), "--mount", "--pid", "--"]).arg(program);
+        command.args(["--target", &self.inside.to_string(), "--mount", "--pid", "--net", "--"]).arg(program);
         command.env("MIGRATE_PLACES", self.places()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -149,6 +154,15 @@ impl Host {
         files.map(|file| file.file_name()).any(|name| name.to_string_lossy().ends_with(".guardian.log"))
     }
 
+    /// What a person is told of memory that will never come: its ranges are named.
+    pub fn missing(&self) -> Option<String> {
+        let reports = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path());
+        let state = self.places_from_outside().join("state");
+        let all = reports(state.clone()).chain(reports(state.join("moves")));
+        all.filter(|path| path.extension().is_some_and(|end| end == "lost"))
+            .find_map(|path| std::fs::read_to_string(path).ok().filter(|text| text.contains("\nmissing: process")))
+    }
+
     fn places_from_outside(&self) -> PathBuf {
         let places = self.places();
         PathBuf::from(format!("/proc/{}/root", self.inside)).join(places.strip_prefix("/").expect("absolute"))
@@ -158,6 +172,7 @@ impl Host {
     pub fn lose_power(&mut self, down: Duration, outside: &Inside) -> io::Result<()> {
         // The file system stays as it is until this is closed.
         let held = File::open(self.places_from_outside())?;
+        self.networks.unplug(self.place)?;
         send(self.inside, Signal::SIGKILL);
         // A PID namespace does not end before all of its dead are waited for.
         send(outside.outer.id() as i32, Signal::SIGCONT);
@@ -165,8 +180,10 @@ impl Host {
         let disk = |boots| self.dir.join(format!("{}.{boots}.disk", self.name));
         std::fs::copy(disk(self.boots), disk(self.boots + 1))?;
         drop(held);
+        self.networks.forget(self.place)?;
         std::thread::sleep(down);
-        let up = Self::boot(self.name, &self.dir, self.boots + 1)?;
+        self.networks.plug(self.place)?;
+        let up = Self::boot(self.name, self.place, &self.networks, &self.dir, self.boots + 1)?;
         *self = up;
         Ok(())
     }

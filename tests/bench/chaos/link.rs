@@ -25,6 +25,7 @@ pub struct Outage {
 #[derive(Debug, Default)]
 struct State {
     outage: Outage,
+    rate: Option<u32>,
     open: Vec<UnixStream>,
     over: bool,
 }
@@ -46,10 +47,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 impl Link {
     /// Lays it from a socket at `path` to the one of the agent.
-    pub fn lay(path: &Path, agent: &Path) -> io::Result<Self> {
+    ///
+    /// So many bytes a second go to the destination at most.
+    pub fn lay(path: &Path, agent: &Path, rate: Option<u32>) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
+        let shared = Arc::new((Mutex::new(State { rate, ..State::default() }), Condvar::new()));
         let (own, agent) = (Arc::clone(&shared), agent.to_owned());
         std::thread::spawn(move || accept(&own, &listener, &agent));
         Ok(Self { shared })
@@ -118,7 +121,9 @@ fn carry(shared: &(Mutex<State>, Condvar), mut from: UnixStream, mut to: UnixStr
         while silent(&state) && !state.over {
             state = shared.1.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
         }
+        let rate = state.rate.filter(|_| matches!(way, Way::ToDestination));
         drop(state);
+        std::thread::sleep(rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) * count as u32 / rate));
         if count == 0 || to.write_all(&buffer[..count]).is_err() {
             break;
         }

@@ -1,8 +1,10 @@
 //! Two hosts, a link, a target and its witness: one run.
 
-use crate::accident::{Moment, Side, What, Who, draw};
+use crate::accident::{Mode, Moment, Side, What, Who, draw};
+use crate::client::{Client, Seen};
 use crate::host::{Host, Inside, send, state};
 use crate::link::{Link, Outage};
+use crate::net::{ADDRESS, MOVES, Networks, Place};
 use crate::witness::{Book, Read, TARGET};
 use nix::sys::signal::Signal;
 use std::io::{self, BufRead, BufReader};
@@ -35,6 +37,8 @@ const HEALED_AFTER: Duration = Duration::from_millis(2500);
 const POWER_IS_BACK: Duration = Duration::from_millis(500);
 /// How long the programs have to settle it by themselves.
 const SETTLED: Duration = Duration::from_secs(15);
+/// Bytes a second, where memory follows: so that it takes its time.
+const RATE: u32 = 16 << 20;
 /// Tickets that prove that it goes on.
 const GOES_ON: usize = 20;
 
@@ -45,6 +49,8 @@ pub enum End {
     Stayed,
     /// With the only host that had a complete state.
     EndedWithHost,
+    /// Memory that had still to come went with the source: the target stands still, and what is missing is named.
+    Halted,
     Lost,
     Doubled,
 }
@@ -52,10 +58,18 @@ pub enum End {
 /// One run.
 #[derive(Debug)]
 pub struct Record {
+    pub mode: Mode,
     pub moment: Moment,
     pub what: What,
     pub end: End,
     pub read: Read,
+    pub client: Seen,
+    /// The target goes on, and the client is not answered.
+    pub deaf: bool,
+    /// The client's connection broke, and its peer had not ended with its host.
+    pub cut: bool,
+    /// What was taken away was asked for, and refused.
+    pub felt: bool,
     /// The source did not know for a while.
     pub doubted: bool,
     /// A person decided.
@@ -82,27 +96,41 @@ struct Stage {
     agent: Inside,
     link: Link,
     book: Book,
+    client: Client,
+    mode: Mode,
     environment: Vec<(&'static str, String)>,
 }
 
 impl Stage {
-    fn set(disk: &Path, environment: Vec<(&'static str, String)>) -> io::Result<Self> {
+    fn set(disk: &Path, mode: Mode, environment: Vec<(&'static str, String)>) -> io::Result<Self> {
         let dir = tempfile::tempdir_in("/dev/shm")?;
-        let (a, b) = (Host::up("a", dir.path(), disk)?, Host::up("b", dir.path(), disk)?);
+        let networks = Arc::new(Networks::make()?);
+        let up = |name, place| Host::up(name, place, &networks, dir.path(), disk);
+        let (a, b) = (up("a", Place::A)?, up("b", Place::B)?);
         let socket = dir.path().join("agent.sock");
         let agent = agent(&b, &socket, &environment)?;
-        let link = Link::lay(&dir.path().join("link.sock"), &socket)?;
+        let link = Link::lay(&dir.path().join("link.sock"), &socket, mode.is_late().then_some(RATE))?;
         let book = Book { path: dir.path().join("book") };
         // Alone with process 1 of its host: whoever starts it must not see it stop.
         let mut target = a.command("sh");
         target
-            .args(["-c", "setsid /usr/bin/python3 -c \"$1\" \"$2\" < /dev/null > /dev/null 2>&1 &", "sh", TARGET])
-            .arg(&book.path);
+            .args([
+                "-c",
+                "setsid /usr/bin/python3 -c \"$1\" \"$2\" \"$3\" < /dev/null > /dev/null 2>&1 &",
+                "sh",
+                TARGET,
+            ])
+            .arg(&book.path)
+            .arg(ADDRESS);
         target.status()?;
-        let stage = Self { dir, a, b, agent, link, book, environment };
-        match wait(|| stage.book.tickets() > 5, Duration::from_secs(20)) {
+        if !wait(|| book.tickets() > 5, Duration::from_secs(20)) {
+            return Err(io::Error::other("the target does not begin"));
+        }
+        let client = Client::start(&dir.path().join("book.port"), &networks.path(Place::Client))?;
+        let stage = Self { dir, a, b, agent, link, book, client, mode, environment };
+        match stage.client.is_answered(Duration::from_secs(5)) {
             true => Ok(stage),
-            false => Err(io::Error::other("the target does not begin")),
+            false => Err(io::Error::other("the target does not answer")),
         }
     }
 
@@ -122,6 +150,7 @@ impl Stage {
         let mut command = self.a.command(program());
         command.args(["move", pid.unwrap_or_default(), &format!("unix:{}", self.path("link.sock").display())]);
         command.args(["--json", "--peer-timeout", PEER_TIMEOUT, "--connect-timeout", PEER_TIMEOUT]);
+        command.args(["--mode", self.mode.name(), "--move-address", MOVES]).stderr(appended(&self.path("mover.err"))?);
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).stdout(Stdio::piped());
         if std::env::var_os("CHAOS_LOG").is_some() {
             command.args(["-vv", "--log"]).arg(self.path("mover.log"));
@@ -307,13 +336,20 @@ impl Stage {
     }
 }
 
+fn appended(path: &Path) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().append(true).create(true).open(path)
+}
+
+/// What the kernel and programs say that get no room.
+const REFUSED: [&str; 5] = ["No space left", "ENOSPC", "memory allocation of", "Cannot allocate memory", "ENOMEM"];
+
 fn agent(on: &Host, socket: &Path, environment: &[(&'static str, String)]) -> io::Result<Inside> {
     let mut command = on.command(program());
     command.args(["agent", "--listen", &format!("unix:{}", socket.display())]);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command.stderr(appended(&socket.with_extension("err"))?);
     if std::env::var_os("CHAOS_LOG").is_some() {
-        let log = std::fs::OpenOptions::new().append(true).create(true).open(socket.with_extension("log"))?;
-        command.arg("-vv").stderr(log);
+        command.arg("-vv");
     }
     let before = socket.metadata().ok().map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
     let agent = on.start(command)?;
@@ -341,7 +377,7 @@ fn wait(mut until: impl FnMut() -> bool, limit: Duration) -> bool {
 /// How long an undisturbed handover takes: from the freeze until the target runs over there, and half as long again for what is
 /// said afterwards.
 pub fn usual(disk: &Path) -> io::Result<Duration> {
-    let stage = Stage::set(disk, Vec::new())?;
+    let stage = Stage::set(disk, Mode::Auto, Vec::new())?;
     let (mut mover, said) = stage.mover()?;
     let status = mover.wait(Duration::from_secs(30));
     std::thread::sleep(Duration::from_millis(50));
@@ -356,7 +392,7 @@ pub fn usual(disk: &Path) -> io::Result<Duration> {
 
 /// One run.
 pub fn run(disk: &Path, seed: u64, usual: Duration, broken: Option<&str>) -> io::Result<Record> {
-    let (moment, what) = draw(seed, usual);
+    let (mode, moment, what) = draw(seed, usual);
     let once = tempfile::NamedTempFile::new()?;
     let mut environment: Vec<(&'static str, String)> = Vec::new();
     environment.extend(broken.map(|rules| ("MIGRATE_BREAK", rules.to_owned())));
@@ -364,49 +400,123 @@ pub fn run(disk: &Path, seed: u64, usual: Duration, broken: Option<&str>) -> io:
         environment.push(("MIGRATE_STOP", point.name().to_owned()));
         environment.push(("MIGRATE_ONCE", once.path().display().to_string()));
     }
-    let mut stage = Stage::set(disk, environment)?;
+    if what.takes_pages() {
+        environment.push(("MIGRATE_FAULT", "pager-impatient".to_owned()));
+    }
+    let mut stage = Stage::set(disk, mode, environment)?;
     let (mut mover, said) = stage.mover()?;
     let stopped = stage.wait_for(moment, &mut mover, &said);
     let missed = matches!(moment, Moment::Step(_)) && stopped.is_none();
     stage.strike(what, &mover, stopped)?;
-    let began = Instant::now();
-    let mut settled = false;
-    while !settled && began.elapsed() < SETTLED {
-        settled = stage.goes_on(Duration::from_secs(1)) && mover.has_ended();
-    }
-    if !mover.has_ended() {
-        send(mover.pid, Signal::SIGTERM);
-        if mover.wait(Duration::from_secs(5)).is_none() {
-            println!("  seed {seed}: the move does not end");
-            mover.kill();
-        }
-    }
-    // What is settled a little later needs no person.
-    let copies = |stage: &Stage| stage.targets(&stage.a).len() + stage.targets(&stage.b).len();
-    wait(|| copies(&stage) <= 1, Duration::from_secs(if settled { 4 } else { 0 }));
-    let person = if settled && copies(&stage) <= 1 { None } else { stage.person() };
-    let goes_on = stage.goes_on(Duration::from_secs(10));
-    let read = stage.book.read();
-    let (here, there) = (stage.targets(&stage.a), stage.targets(&stage.b));
-    let end = match (read.doubled, goes_on, here.is_empty()) {
-        (true, ..) => End::Doubled,
-        (_, true, false) => End::Stayed,
-        (_, true, true) if there.is_empty() => return Err(io::Error::other("nobody is seen, and somebody counts")),
-        (_, true, true) => End::Moved,
-        (_, false, _) if matches!(what, What::Power(_)) && here.is_empty() && there.is_empty() => End::EndedWithHost,
-        (_, false, _) => End::Lost,
-    };
+    let settled = stage.settles(seed, &mut mover);
+    let person = if settled { None } else { stage.person() };
+    let record = stage.judge(what, person)?;
     let doubted = said.lock().unwrap_or_else(PoisonError::into_inner).doubted || stage.a.has_guardian_log();
-    let left = (here.len() + there.len()).saturating_sub(1);
-    if matches!(end, End::Lost | End::Doubled) || left > 0 || read.wrong > 0 {
+    let record = Record { moment, doubted, missed, ..record };
+    if record.is_bad(broken.is_some()) {
         stage.tell(seed);
-        if std::env::var_os("CHAOS_LOG").is_some() {
-            let kept = std::env::temp_dir().join(format!("chaos-{seed}"));
-            std::fs::create_dir_all(&kept)?;
-            for name in ["mover.log", "agent.log", "book"] {
-                let _ = std::fs::copy(stage.path(name), kept.join(name));
+        stage.keep(seed);
+    }
+    Ok(record)
+}
+
+impl Stage {
+    /// Whether the programs settle it by themselves: the move ends, one copy is left, and it goes on or has to stand still.
+    fn settles(&self, seed: u64, mover: &mut Inside) -> bool {
+        let began = Instant::now();
+        let mut settled = false;
+        while !settled && began.elapsed() < SETTLED {
+            settled = (self.goes_on(Duration::from_secs(1)) || self.has_halted()) && mover.has_ended();
+        }
+        if !mover.has_ended() {
+            send(mover.pid, Signal::SIGTERM);
+            if mover.wait(Duration::from_secs(5)).is_none() {
+                println!("  seed {seed}: the move does not end");
+                mover.kill();
             }
         }
+        // What is settled a little later needs no person.
+        let one = || self.targets(&self.a).len() + self.targets(&self.b).len() <= 1;
+        wait(one, Duration::from_secs(if settled && !self.has_halted() { 4 } else { 0 }));
+        settled && (one() || self.has_halted())
     }
-    Ok(Record { moment, what, end, read, doubted, person, left, missed })
+
+    /// Everybody of the copy over there is stopped, and it is told what is missing.
+    fn has_halted(&self) -> bool {
+        let there = self.targets(&self.b);
+        self.mode.is_late()
+            && !there.is_empty()
+            && there.iter().all(|pid| state(*pid) == Some('T'))
+            && self.b.missing().is_some()
+    }
+
+    fn judge(&self, what: What, person: Option<String>) -> io::Result<Record> {
+        let goes_on = self.goes_on(Duration::from_secs(if self.has_halted() { 1 } else { 10 }));
+        // Its peer's kernel asks again the later the longer it has not been answered.
+        let deaf = goes_on && !self.client.is_answered(Duration::from_secs(10) + 2 * self.book.read().stood);
+        let (read, client) = (self.book.read(), self.client.seen());
+        let (here, there) = (self.targets(&self.a), self.targets(&self.b));
+        let end = match (read.doubled, goes_on, here.is_empty()) {
+            (true, ..) => End::Doubled,
+            (_, true, false) => End::Stayed,
+            (_, true, true) if there.is_empty() => return Err(io::Error::other("nobody is seen, and somebody counts")),
+            (_, true, true) => End::Moved,
+            (_, false, _) if matches!(what, What::Power(_)) && here.is_empty() && there.is_empty() => {
+                End::EndedWithHost
+            }
+            (_, false, _) if what.takes_pages() && self.has_halted() => End::Halted,
+            (_, false, _) => End::Lost,
+        };
+        let cut = client.broken > 0 && !matches!(what, What::Power(_)) && goes_on;
+        // The original has what the copy lacks.
+        let left = if end == End::Halted { 0 } else { (here.len() + there.len()).saturating_sub(1) };
+        let felt = what.may_miss() && self.was_refused();
+        let (mode, moment) = (self.mode, Moment::After(Duration::ZERO));
+        Ok(Record {
+            mode,
+            moment,
+            what,
+            end,
+            read,
+            client,
+            deaf,
+            cut,
+            felt,
+            doubted: false,
+            person,
+            left,
+            missed: false,
+        })
+    }
+
+    fn was_refused(&self) -> bool {
+        let said = |name: &str| std::fs::read_to_string(self.path(name)).unwrap_or_default();
+        let all = said("mover.err") + &said("agent.err");
+        REFUSED.iter().any(|words| all.contains(words))
+    }
+
+    /// With `CHAOS_LOG`: what the programs have said outlives the run.
+    fn keep(&self, seed: u64) {
+        if std::env::var_os("CHAOS_LOG").is_none() {
+            return;
+        }
+        let kept = std::env::temp_dir().join(format!("chaos-{seed}"));
+        let _ = std::fs::create_dir_all(&kept);
+        for name in ["mover.log", "mover.err", "agent.err", "book"] {
+            let _ = std::fs::copy(self.path(name), kept.join(name));
+        }
+    }
+}
+
+impl Record {
+    /// Reads of memory and answers that are not right.
+    pub fn wrong(&self) -> usize {
+        self.read.wrong + self.client.wrong
+    }
+
+    /// Something that must not be; `broken`: with a rule of the commit broken, where only some of it must not.
+    pub fn is_bad(&self, broken: bool) -> bool {
+        let fatal = matches!(self.end, End::Lost | End::Doubled) || self.wrong() > 0;
+        fatal || !broken && (self.deaf || self.cut || self.left > 0)
+    }
 }

@@ -2,15 +2,16 @@
 //!
 //! The target takes one ticket after the other and writes each down with the time. A number that is there twice, or that goes
 //! back, is a doubled target; one that is missing is a target that has run where nobody saw it, or from an old state. Before each
-//! ticket it looks at pages of its memory, whose content follows from the number alone.
+//! ticket it looks at pages of its memory, whose content follows from the number alone. It also answers a client outside all hosts,
+//! over TCP ([`crate::client`]).
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// `book`: appended to, a line a ticket: number, seconds since the epoch. Every step writes one page at both of its ends, so that
-/// what any page must hold can be computed.
+/// Arguments: `book`, appended to, a line a ticket: number, seconds since the epoch; and the address to answer at. Every step writes
+/// one page at both of its ends, so that what any page must hold can be computed.
 pub const TARGET: &str = "
-import mmap, os, struct, sys, time
+import mmap, os, socket, struct, sys, time
 os.closerange(3, 1024)
 book = open(sys.argv[1], 'ab', buffering=0)
 PAGES, STEP = 1024, 5
@@ -20,6 +21,33 @@ def places(page):
     return page * 4096, page * 4096 + 4088
 def wanted(page, n):
     return max(n - (n - page * BACK) % PAGES, 0)
+listener = socket.create_server((sys.argv[2], 0))
+listener.setblocking(False)
+with open(sys.argv[1] + '.port.new', 'w') as port:
+    port.write(str(listener.getsockname()[1]))
+os.rename(sys.argv[1] + '.port.new', sys.argv[1] + '.port')
+peers = {}
+def answer(n):
+    try:
+        peer = listener.accept()[0]
+        peer.setblocking(False)
+        peers[peer] = b''
+    except BlockingIOError:
+        pass
+    for peer in list(peers):
+        try:
+            said = peer.recv(4096)
+            if said:
+                *questions, peers[peer] = (peers[peer] + said).split(b'\\n')
+                for question in questions:
+                    peer.sendall(b'%s %d\\n' % (question, n))
+                continue
+        except BlockingIOError:
+            continue
+        except OSError:
+            pass
+        peer.close()
+        del peers[peer]
 n = 0
 while True:
     for i in range(8):
@@ -32,6 +60,7 @@ while True:
     for at in places(n * STEP % PAGES):
         struct.pack_into('<Q', memory, at, n)
     book.write(b'%d %.6f\\n' % (n, time.time()))
+    answer(n)
     time.sleep(0.002)
 ";
 

@@ -11,7 +11,7 @@ pub fn check(bytes: &[u8]) {
     let _ = unpack(bytes, &mut buffer, &mut |run, content| {
         assert!(run.range.count > 0 && run.range.first < PAGE_NUMBERS);
         assert!(run.range.count <= PAGE_NUMBERS - run.range.first);
-        let length = if run.what == What::Data { run.range.count * PAGE } else { 0 };
+        let length = if run.what.has_content() { run.range.count * PAGE } else { 0 };
         assert_eq!(content.len() as u64, length);
     });
 }

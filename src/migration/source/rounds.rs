@@ -1,0 +1,179 @@
+//! Rounds: pages are sent while the target runs, until the policy says that it is enough.
+
+use super::{Attempt, Decision, ExitCondition, Help, MoveError, Plan, Taken, Target};
+use crate::memory::pipeline::ReadPages;
+use crate::memory::throttle::Throttle;
+use crate::migration::pages::What;
+use crate::migration::protocol::{self, FromDestination, FromSource};
+use crate::migration::send_pages::{Sent, send_round};
+use crate::migration::source::Compression;
+use crate::migration::switchover::{self, RoundStats};
+use crate::ops::Event;
+use crate::ops::outcome::Round;
+use std::time::{Duration, Instant};
+
+/// How a round went.
+pub(super) struct Journey {
+    /// Bytes that travelled.
+    wire_bytes: u64,
+    pub sent: Sent,
+    took: Duration,
+}
+
+impl Journey {
+    /// For the policy, with nothing left.
+    pub(super) fn stats(&self) -> RoundStats {
+        RoundStats {
+            took: self.took,
+            sent_bytes: self.wire_bytes,
+            content_bytes: self.sent.content_bytes,
+            residual_bytes: 0,
+            dirty_bytes: 0,
+            lacking_room_bytes: 0,
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// Rounds while it runs, until the policy says that it is enough.
+    pub(super) fn rounds(&mut self, target: &mut dyn Target) -> Result<ExitCondition, MoveError> {
+        if self.wishes.stop_and_copy {
+            return Ok(ExitCondition::StopAndCopy);
+        }
+        let mut sent: Option<Journey> = None;
+        let mut began = Instant::now();
+        let mut step = Decision::Continue;
+        loop {
+            match std::mem::replace(&mut step, Decision::Continue) {
+                Decision::Continue => {}
+                Decision::Try(help) => self.help(target, help),
+                Decision::SwitchOver(exit) => return Ok(exit),
+                Decision::Follow(exit) => {
+                    let text = "the target writes as fast as it is sent: what is left follows when it runs";
+                    self.events.event(Event::Warning(text.to_owned()));
+                    target.put_off();
+                    return Ok(exit);
+                }
+                Decision::Abort(exit) => {
+                    return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
+                }
+            }
+            if self.number > 1 {
+                self.ship(target)?;
+                began += self.luggage.took;
+            }
+            target.round(&mut |plan, pages| {
+                let since = began.elapsed();
+                began = Instant::now();
+                if let Some(journey) = sent.take() {
+                    // What was written while the last round was under way is what this one would send.
+                    step = self.decide(&Journey { took: since, ..journey }, plan.bytes());
+                    if step != Decision::Continue {
+                        return Ok(Taken::GivenBack);
+                    }
+                }
+                // Relatives that share pages can only be made with those pages: after the first round.
+                let shares = plan.notes.iter().any(|note| note.what == What::Inherit);
+                if !self.built && !shares {
+                    self.build(&plan.spaces)?;
+                    began = Instant::now();
+                }
+                let is_first = sent.is_none();
+                let (now, deferred) = self.effort.part(plan, self.number == 1);
+                sent = Some(self.round(&now, pages, false)?);
+                if is_first && !self.built && plan.is_of_the_survey() {
+                    self.build(&plan.spaces)?;
+                }
+                Ok(Taken::Stored { deferred })
+            })?;
+        }
+    }
+
+    /// Another round? The last one has left `residual_bytes`.
+    fn decide(&mut self, last: &Journey, residual_bytes: u64) -> Decision {
+        let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.room_bytes);
+        let dirty_bytes = self.effort.dirty_bytes(residual_bytes);
+        let stats = RoundStats { residual_bytes, dirty_bytes, lacking_room_bytes, ..last.stats() };
+        self.note_round(last.sent.pages, &stats);
+        self.rounds.push(stats);
+        switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
+    }
+
+    /// Takes a step for a target that writes as fast as it is sent, and says so; or why it cannot be taken.
+    fn help(&mut self, target: &mut dyn Target, step: Help) {
+        let times = 1 + self.effort.tried.iter().filter(|(_, tried)| *tried == step).count();
+        let possible = match step {
+            Help::Compress if self.wishes.compression != Compression::Auto => Err("--compress is given".to_owned()),
+            Help::Delta => self.effort.may_delta(self.wishes.compression, &self.rounds),
+            Help::Throttle => target.slow_down(times),
+            _ => Ok(()),
+        };
+        let name = step.name();
+        let text = match possible {
+            Ok(()) => format!("the target writes as fast as it is sent: {name}"),
+            Err(reason) => format!("the target writes as fast as it is sent, and {name} is not possible: {reason}"),
+        };
+        self.events.event(Event::Warning(text));
+        self.effort.tried.push((self.rounds.len(), step));
+    }
+
+    pub(super) fn note_round(&mut self, pages: u64, stats: &RoundStats) {
+        let number = self.number - 1;
+        self.report.rounds.push(Round { number, pages, bytes: stats.sent_bytes, took: stats.took });
+        self.events.event(Event::Round {
+            number,
+            pages,
+            bytes: stats.sent_bytes,
+            took: stats.took,
+            dirty_bytes_per_s: stats.dirty_rate(),
+        });
+    }
+
+    /// Sends the pages of one round, and waits until they are stored unless it is the last.
+    pub(super) fn round(&mut self, plan: &Plan, pages: &dyn ReadPages, in_pause: bool) -> Result<Journey, MoveError> {
+        let started = Instant::now();
+        let (before, number) = (self.link.bytes_sent(), self.number);
+        self.number += 1;
+        self.link.control.during("sending pages");
+        protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number })?;
+        let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !in_pause));
+        let level = self.effort.level(self.wishes.compression, &self.rounds);
+        let deltas = self.wishes.goals.converge.contains(&Help::Delta)
+            && self.effort.deltas(self.wishes.compression, &self.rounds);
+        let total = plan.bytes();
+        let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
+        let sent = send_round(
+            &mut self.link,
+            pages,
+            plan,
+            number,
+            in_pause,
+            (level, deltas.then_some(&self.bases)),
+            &throttle,
+            &progress,
+        );
+        let sent = sent.map_err(|error| self.explain(error))?;
+        protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
+        if !in_pause {
+            match self.receive()? {
+                FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => {
+                    self.room_bytes = room_bytes
+                }
+                other => return Err(self.unexpected(&other, "the end of the round")),
+            }
+        }
+        Ok(Journey { wire_bytes: self.link.bytes_sent() - before, sent, took: started.elapsed() })
+    }
+
+    /// A link that was cut by the destination: it may have said why.
+    pub(super) fn explain(&mut self, error: MoveError) -> MoveError {
+        if !error.is_link_lost() {
+            return error;
+        }
+        self.link.control.deadline(Some(Duration::from_millis(500)));
+        match self.receive() {
+            Err(said @ (MoveError::Destination(_) | MoveError::Blocked(_))) => said,
+            _ => error,
+        }
+    }
+}
