@@ -95,11 +95,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     }
     let masked = supervisor::mask(to_mask).map_err(|failure| failure.target(TargetState::NotStarted))?;
     // Before anybody is born who could inherit what it makes.
-    let pager = pager.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).transpose();
-    let mut pager = pager.map_err(|e| failed(&e))?;
-    if let Some(pager) = &mut pager {
-        pager.announce(&origin(&image).map_err(|e| failed(&e))?).map_err(|e| failed(&e))?;
-    }
+    let pager = pager.map(|starting| announced(starting, &image)).transpose().map_err(|e| failed(&e))?;
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
     let addresses = addresses::Come::take(places, &model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
@@ -172,6 +168,13 @@ fn at_once(model: &Model, pages: &PageReader) -> std::result::Result<Vec<String>
         held.insert(space, runs.map(|run| run.range).collect::<RangeSet>());
     }
     Ok(super::late::at_once(model, &held))
+}
+
+/// The pager that was being started, told which image it will have to read.
+fn announced(starting: std::thread::JoinHandle<std::io::Result<Ready>>, image: &ImageDir) -> std::io::Result<Ready> {
+    let mut pager = starting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    pager.announce(&origin(image)?)?;
+    Ok(pager)
 }
 
 /// Where pages come from that come later.
