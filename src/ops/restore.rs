@@ -65,7 +65,6 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let began = Instant::now();
     let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
     let dir = spooled.dir();
-    // It takes milliseconds, and ends by itself where it is not needed.
     let pager = (options.lazy && !options.dry_run).then(|| std::thread::spawn(Ready::pager));
     let (image, mut model, pages) = opened(dir)?;
     let state = choices::completed(&options.state, &image.manifest().restore)
@@ -170,7 +169,7 @@ fn at_once(model: &Model, pages: &PageReader) -> std::result::Result<Vec<String>
     Ok(super::late::at_once(model, &held))
 }
 
-/// The pager that was being started, told which image it will have to read.
+/// The pager that was being started (that takes milliseconds; it ends by itself where it is not needed), told which image it will have to read.
 fn announced(starting: std::thread::JoinHandle<std::io::Result<Ready>>, image: &ImageDir) -> std::io::Result<Ready> {
     let mut pager = starting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     pager.announce(&origin(image)?)?;
