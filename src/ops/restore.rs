@@ -169,7 +169,8 @@ fn at_once(model: &Model, pages: &PageReader) -> std::result::Result<Vec<String>
     Ok(super::late::at_once(model, &held))
 }
 
-/// The pager that was being started (that takes milliseconds; it ends by itself where it is not needed), told which image it will have to read.
+/// The pager that was being started, which takes milliseconds, told which image it will have to read. It ends by itself where it
+/// is not needed.
 fn announced(starting: std::thread::JoinHandle<std::io::Result<Ready>>, image: &ImageDir) -> std::io::Result<Ready> {
     let mut pager = starting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     pager.announce(&origin(image)?)?;
