@@ -10,17 +10,42 @@ pub mod pager;
 pub(crate) mod parcel;
 pub mod tracker;
 
+use crate::image::Pid;
+use crate::sys::{clone, wait};
+use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 
-/// Starts this program as one of ours, by its hidden first word, with a socket as standard input; our end of that.
-pub(crate) fn spawn(entry: &str) -> io::Result<(Child, UnixStream)> {
+/// A process of ours that was just started.
+#[derive(Debug)]
+pub(crate) struct Started(Pid);
+
+impl Started {
+    /// Ends it.
+    pub(crate) fn kill(self) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.0), nix::sys::signal::Signal::SIGKILL);
+        self.wait();
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn wait(self) {
+        let _ = wait::wait(self.0);
+    }
+}
+
+/// Starts this program as one of ours, by its hidden first word, with a socket as standard input; our end of that. It is born
+/// outside the caller's cgroups where that can be.
+pub(crate) fn spawn(entry: &str) -> io::Result<(Started, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg0("migrate").arg(entry).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.current_dir("/").spawn()?;
-    Ok((child, ours))
+    let string = |bytes: Vec<u8>| CString::new(bytes).map_err(io::Error::other);
+    let path = string(std::env::current_exe()?.into_os_string().into_vec())?;
+    let arguments = [string(b"migrate".to_vec())?, string(entry.into())?];
+    let setting = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        string([name.into_vec(), value.into_vec()].join(&b'='))
+    };
+    let environment = std::env::vars_os().map(setting).collect::<io::Result<Vec<_>>>()?;
+    let child = detach::outside(|cgroup| clone::program(&path, &arguments, &environment, theirs.as_fd(), cgroup))?;
+    Ok((Started(child), ours))
 }

@@ -112,13 +112,12 @@ fn private_dir(run: &Path) -> io::Result<()> {
 /// It cannot be started, or does not answer; then nothing is tracked any more.
 pub fn leave(kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<()> {
     private_dir(kept.socket.parent().unwrap_or(Path::new("/")))?;
-    let (mut child, mut ours) = spawn(ENTRY)?;
+    let (child, mut ours) = spawn(ENTRY)?;
     parcel::send(&mut ours, kept, descriptors)?;
     ours.set_read_timeout(Some(PATIENCE))?;
     let mut answer = [0];
     if let Err(e) = ours.read_exact(&mut answer) {
-        let _ = child.kill();
-        let _ = child.wait();
+        child.kill();
         return Err(e);
     }
     // It has left our session; whoever reaps orphans reaps it.

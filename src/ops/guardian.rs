@@ -18,7 +18,7 @@ use super::words::Dest;
 use crate::collect::sysv;
 use crate::companion::held::Held;
 use crate::companion::lock_guard::Hand;
-use crate::companion::{detach, parcel, spawn};
+use crate::companion::{Started, detach, parcel, spawn};
 use crate::migration::heir::{self, Original};
 use crate::migration::journal::Line;
 use crate::migration::protocol::AttemptId;
@@ -32,7 +32,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::Duration;
 
 /// The hidden first word of its command line.
@@ -81,7 +80,7 @@ enum Word {
 #[derive(Debug)]
 pub struct Guardian {
     socket: UnixStream,
-    child: Child,
+    child: Started,
 }
 
 impl Guardian {
@@ -116,7 +115,7 @@ impl Guardian {
     /// Everything is settled: it ends.
     pub fn over(mut self) {
         match parcel::send(&mut self.socket, &Word::Over, &[]) {
-            Ok(()) => drop(self.child.wait()),
+            Ok(()) => self.child.wait(),
             // It has ended before; or it stands still, and finds everything settled when it goes on.
             Err(error) => tracing::debug!(%error, "the guardian was not told that it is over"),
         }

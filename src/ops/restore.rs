@@ -65,6 +65,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let began = Instant::now();
     let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
     let dir = spooled.dir();
+    let pager = (options.lazy && !options.dry_run).then(|| std::thread::spawn(Ready::pager));
     let (image, mut model, pages) = opened(dir)?;
     let state = choices::completed(&options.state, &image.manifest().restore)
         .map_err(|failure| failure.target(TargetState::NotStarted))?;
@@ -92,8 +93,8 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         return Ok(nothing_in_the_way(options));
     }
     let masked = supervisor::mask(to_mask).map_err(|failure| failure.target(TargetState::NotStarted))?;
-    // While the tree is made.
-    let pager = options.lazy.then(Ready::pager).transpose().map_err(|e| failed(&e))?;
+    // Before anybody is born who could inherit what it makes.
+    let pager = pager.map(|starting| announced(starting, &image)).transpose().map_err(|e| failed(&e))?;
     let model = restore::vdso::adapted(model).map_err(|e| failed(&e))?;
     let addresses = addresses::Come::take(places, &model).map_err(|e| failed(&e))?;
     let total = image.manifest().pages.data * crate::image::mm::PAGE;
@@ -168,6 +169,19 @@ fn at_once(model: &Model, pages: &PageReader) -> std::result::Result<Vec<String>
     Ok(super::late::at_once(model, &held))
 }
 
+/// The pager that was being started, which takes milliseconds, told which image it will have to read. It ends by itself where it
+/// is not needed.
+fn announced(starting: std::thread::JoinHandle<std::io::Result<Ready>>, image: &ImageDir) -> std::io::Result<Ready> {
+    let mut pager = starting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    pager.announce(&origin(image)?)?;
+    Ok(pager)
+}
+
+/// Where pages come from that come later.
+fn origin(image: &ImageDir) -> std::io::Result<Origin> {
+    Ok(Origin::Image { dir: std::path::absolute(image.path())?, id: image.id().to_owned() })
+}
+
 /// Leaves memory that is to come later to a process of ours that brings it. Nothing without `--lazy`.
 fn later(
     options: &RestoreOptions,
@@ -187,10 +201,7 @@ fn later(
     std::fs::create_dir_all(&places.state).map_err(|e| failed(&e))?;
     let tree = Held::of(&restored.pids_alive(), None).map_err(|e| failed(&e))?;
     let kept = Kept {
-        origin: Origin::Image {
-            dir: std::path::absolute(image.path()).map_err(|e| failed(&e))?,
-            id: image.id().to_owned(),
-        },
+        origin: origin(image).map_err(|e| failed(&e))?,
         tree,
         spaces: Vec::new(),
         views: Vec::new(),

@@ -1,8 +1,9 @@
-//! clone3(2) without exec: how skeletons begin.
+//! clone3(2): how skeletons begin, which never execute another program, and how small processes of ours do, which do at once.
 
 use super::abi::CloneArgs;
 use super::{Result, check};
 use crate::image::Pid;
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Makes a child that does nothing but wait (`pause`) for its tracer. `set_tid` holds its ids, innermost PID namespace
@@ -49,6 +50,37 @@ pub fn reaper_of_outer_session(flags: u64, root: i32, cgroup: Option<i32>) -> Re
         (4, errno) => Err(super::Errno::from_raw(-errno)),
         _ => Err(super::Errno::ECHILD),
     }
+}
+
+/// Starts a program with these arguments and this environment, in the root directory, with `stdin` as standard input, the others
+/// open on nothing, and no signal blocked; born in `cgroup` (a directory of version 2). Returns once it executes, or has ended with
+/// code 127 because it cannot.
+pub fn program(
+    path: &CString,
+    arguments: &[CString],
+    environment: &[CString],
+    stdin: BorrowedFd<'_>,
+    cgroup: Option<i32>,
+) -> Result<Pid> {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(arguments), pointers(environment));
+    let no_signal = [0u64; 1];
+    let stdin = stdin.as_raw_fd();
+    make(libc::CLONE_VFORK as u64, libc::SIGCHLD, &[], cgroup, || {
+        // SAFETY: paths and arrays are complete strings and end with a null pointer, made before the child was; descriptors are
+        // this process's copies. None of these calls allocates or takes a lock.
+        unsafe {
+            let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+            let placed = null >= 0 && libc::dup2(stdin, 0) == 0 && libc::dup2(null, 1) == 1 && libc::dup2(null, 2) == 2;
+            if placed && libc::chdir(c"/".as_ptr()) == 0 {
+                libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, no_signal.as_ptr(), 0usize, 8usize);
+                libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr());
+            }
+            libc::syscall(libc::SYS_exit_group, 127);
+        }
+    })
 }
 
 /// What process 1 does for ever.

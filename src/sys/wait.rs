@@ -69,6 +69,25 @@ pub fn wait_any() -> Result<(Pid, Status)> {
     wait_with(Pid(-1), libc::__WALL).map(|s| s.expect("a blocking wait gives a status"))
 }
 
+/// Takes the end of a task that we trace or have made, and nothing else; whether it has ended. Stops of tracees are told whatever
+/// was asked for (waitid(2)), so it is looked at first: who has ended does not stop any more.
+pub fn take_end(pid: Pid) -> Result<bool> {
+    let ask = |flags: i32| -> Result<libc::siginfo_t> {
+        // SAFETY: all bytes zero are a valid siginfo_t.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let flags = libc::WEXITED | libc::WNOHANG | libc::__WALL | flags;
+        // SAFETY: `info` is a valid place for the answer.
+        let ret = unsafe { libc::waitid(libc::P_PID, pid.0 as libc::id_t, &raw mut info, flags) };
+        if ret == -1 { Err(Errno::last()) } else { Ok(info) }
+    };
+    let found = ask(libc::WNOWAIT)?;
+    let ended = found.si_signo != 0 && matches!(found.si_code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED);
+    if ended {
+        ask(0)?;
+    }
+    Ok(ended)
+}
+
 fn wait_with(pid: Pid, flags: i32) -> Result<Option<(Pid, Status)>> {
     loop {
         let mut word = 0;

@@ -4,7 +4,7 @@ use super::lifeline::{Anchor, Reactions};
 use super::remote::{Remote, Scratch, Then, is_held, vdso_syscall};
 use super::sleepers::Asleep;
 use super::stopping::{self, Stopping};
-use super::{Batch, Error, Result, Results, sleepers, socket_waits, waits};
+use super::{Batch, Error, Result, Results, sleepers, socket_waits, waits, witness};
 use crate::image::Pid;
 use crate::image::mm::PAGE;
 use crate::proc::ProcDir;
@@ -467,14 +467,17 @@ impl FrozenProcess {
     pub(super) fn release(self) -> Result<()> {
         let mut first = Ok(());
         let mut held = self.held;
+        let mut killed = Vec::new();
         for thread in self.threads {
+            let tid = thread.pid();
             // The first thread takes the signal that holds the process; then the others find none.
             let released = if std::mem::take(&mut held) { thread.release_held() } else { thread.release() };
             match released {
-                Err(Error::Died { .. }) => {}
+                Err(Error::Died { .. }) => killed.push(tid),
                 other => first = first.and(other),
             }
         }
+        witness::take_ends(killed);
         first
     }
 

@@ -19,6 +19,7 @@ mod stopping;
 pub mod task;
 pub mod vdso;
 pub mod waits;
+mod witness;
 
 pub use batch::{Arg, Batch, Ref, Results};
 pub use task::{Running, Stop, Stopped, Tracee};

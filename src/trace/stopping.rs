@@ -4,12 +4,13 @@ use super::freeze::{self, DEADLINE, FrozenProcess};
 use super::remote::Remote;
 use super::sleepers::Asleep;
 use super::task::wchan;
+use super::witness::{self, Witness};
 use super::{Error, Result, Running, Stopped, Tracee, memory, waits};
 use crate::image::Pid;
 use crate::proc::ProcDir;
 use crate::sys::abi::RseqCs;
 use crate::sys::ptrace::options;
-use crate::sys::wait::Status;
+use crate::sys::wait::{Status, take_end};
 use crate::sys::{Errno, ptrace};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -41,17 +42,24 @@ pub fn stop<'a>(
             Err(e) => return Err((e, all)),
         }
     }
-    match stop_threads(&mut all, deadline, asked) {
+    // Before anybody is stopped.
+    let witness = Witness::new();
+    match stop_threads(&mut all, deadline, asked, &witness) {
         Ok(()) => Ok(all.into_iter().filter_map(Stopping::stopped_whole).collect()),
         Err(e) => Err((e, all)),
     }
 }
 
-fn stop_threads(all: &mut [Stopping<'_>], deadline: Instant, asked: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+fn stop_threads(
+    all: &mut [Stopping<'_>],
+    deadline: Instant,
+    asked: &mut dyn FnMut() -> Result<()>,
+    witness: &Witness,
+) -> Result<()> {
     loop {
         let mut more = false;
         for process in &mut *all {
-            more |= process.seize_new()?;
+            more |= process.seize_new(witness)?;
         }
         asked()?;
         if !more {
@@ -74,7 +82,7 @@ impl<'a> Stopping<'a> {
     }
 
     /// Seizes the threads that have not been met yet; whether there were any.
-    fn seize_new(&mut self) -> Result<bool> {
+    fn seize_new(&mut self, witness: &Witness) -> Result<bool> {
         let tids = match self.process.dir.tasks() {
             Ok(tids) => tids,
             Err(e) if e.is_gone() && self.process.threads.is_empty() => return Ok(false),
@@ -82,18 +90,22 @@ impl<'a> Stopping<'a> {
         };
         // All are seized before the first is asked: asked one right after the other, they stop while the next are asked, and no
         // processor that they run on goes idle in between.
-        let seized = self.seize_all(tids);
+        let seized = self.seize_all(tids, witness);
         // Also after a failure: who is seized and not asked could never be let go.
-        let asked = self.running.iter().map(Tracee::interrupt).fold(Ok(()), Result::and);
-        seized.and(asked)?;
+        let asked = self.running.iter().map(|tracee| match tracee.interrupt() {
+            // Its end is taken like any other.
+            Err(Error::Died { .. }) => Ok(()),
+            asked => asked,
+        });
+        seized.and(asked.fold(Ok(()), Result::and))?;
         Ok(!self.running.is_empty())
     }
 
     /// Seizes those of these threads that have not been met yet.
-    fn seize_all(&mut self, tids: Vec<Pid>) -> Result<()> {
+    fn seize_all(&mut self, tids: Vec<Pid>, witness: &Witness) -> Result<()> {
         for tid in tids {
             if self.known.insert(tid)
-                && let Some(tracee) = self.seize(tid)?
+                && let Some(tracee) = witness.during(self.process.pid, tid, || self.seize(tid))?
             {
                 self.running.push(tracee);
             }
@@ -143,8 +155,11 @@ impl<'a> Stopping<'a> {
                     Err(e) => return Err(e),
                     Ok(Err(still)) => self.running.push(still),
                     Ok(Ok((stopped, status))) => {
-                        let on = self.stopped(stopped, status)?;
-                        self.running.extend(on);
+                        match self.stopped(stopped, status) {
+                            // Killed in its stop: whoever executes another program waits until that is taken.
+                            Err(Error::Died { .. }) => self.running.push(Tracee::attached(tid)),
+                            on => self.running.extend(on?),
+                        }
                     }
                 }
             }
@@ -156,6 +171,8 @@ impl<'a> Stopping<'a> {
                 return Err(Error::DoesNotStop { pid, ms: DEADLINE.as_millis() as u64, wchan: wchan(pid) });
             }
             if pass > 20 {
+                // Who executes another program stops only when the ends of those have been taken whom it kills, stopped or not.
+                self.process.threads.retain(|thread| take_end(thread.pid()) != Ok(true));
                 std::thread::sleep(Duration::from_micros(50));
             } else {
                 std::thread::yield_now();
@@ -206,12 +223,15 @@ impl<'a> Stopping<'a> {
         }
         let process = std::slice::from_mut(&mut self.process);
         let mut all = freeze::take_waits_up(root, process, since);
+        let mut killed = Vec::new();
         for thread in self.process.threads.drain(..) {
-            all = all.and(match thread.release() {
-                Err(Error::Died { .. }) => Ok(()),
-                other => other,
-            });
+            let tid = thread.pid();
+            match thread.release() {
+                Err(Error::Died { .. }) => killed.push(tid),
+                other => all = all.and(other),
+            }
         }
+        witness::take_ends(killed);
         all.inspect_err(|e| tracing::warn!("letting process {} go: {e}", self.process.pid)).is_ok()
     }
 }

@@ -178,6 +178,9 @@ pub fn outcome(outcome: &Outcome) -> Object {
     if outcome.faults.is_some() {
         fields = fields.list("stalls", outcome.stalls.iter().map(stall).collect());
     }
+    if !outcome.notes.is_empty() {
+        fields = fields.with("notes", outcome.notes.clone());
+    }
     fields
         .known("total_us", outcome.total.map(us))
         .list("rounds", outcome.rounds.iter().map(round).collect())

@@ -1,6 +1,7 @@
 //! Memory taken while the target runs: rounds, pre-dumps and their tracker, shared pages, full disks. The targets know what
 //! each of their pages has to hold, and say so by their exit status after the restore.
 
+mod execs;
 mod resizing;
 mod snapshots;
 mod throttled;

@@ -13,7 +13,7 @@ pub mod serve;
 mod standstill;
 
 use super::held::Held;
-use super::{parcel, spawn};
+use super::{Started, parcel, spawn};
 use crate::image::{MmId, Pid, ShmemId};
 use crate::memory::lazy::server::VIEWS;
 use crate::memory::{PageRange, RangeSet, Space};
@@ -24,7 +24,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::Duration;
 
 /// First argument of a pager; not a verb of the command line.
@@ -175,12 +174,12 @@ pub fn socket_path(run: &Path, session: &str) -> PathBuf {
 /// itself when this is dropped.
 #[derive(Debug)]
 pub struct Ready {
-    child: Child,
+    child: Started,
     socket: UnixStream,
 }
 
 impl Ready {
-    /// A pager that reads an image.
+    /// A pager that reads an image, which it has to be [told](Self::announce).
     ///
     /// # Errors
     /// It cannot be started.
@@ -188,7 +187,15 @@ impl Ready {
         Self::pager_as(ENTRY)
     }
 
-    /// The same with another first argument: of a process whose main function is [`serve::run`] with a source of its own.
+    /// Which image it will have to read: it opens it, and what takes long with a large one is done when it is left the tree.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn announce(&mut self, image: &Origin) -> io::Result<()> {
+        parcel::send(&mut self.socket, image, &[])
+    }
+
+    /// One with another first argument: of a process whose main function is [`serve::run`] with a source of its own.
     ///
     /// # Errors
     /// It cannot be started.
@@ -211,11 +218,10 @@ impl Ready {
 
     /// Hands over; its socket, once it has answered. A process that does not is ended.
     fn hand_over(self, kept: &Kept, descriptors: &[OwnedFd]) -> io::Result<UnixStream> {
-        let Self { mut child, mut socket } = self;
+        let Self { child, mut socket } = self;
         let answered = parcel::send(&mut socket, kept, descriptors).and_then(|()| socket.read_exact(&mut [0]));
         if let Err(error) = answered {
-            let _ = child.kill();
-            let _ = child.wait();
+            child.kill();
             return Err(error);
         }
         Ok(socket)

@@ -29,12 +29,21 @@ const STEPS: u32 = 16;
 
 /// Runs a pager that reads an image; the exit code.
 pub(super) fn main() -> u8 {
-    run(from_image, note_touches)
+    begin(|mut input, guard| {
+        // It is not needed.
+        let Ok((origin, _)) = parcel::receive(&mut input, |_: &Origin| 0) else { return 0 };
+        let image = opened(&origin);
+        conduct(input, guard, |kept| from_image(kept, image?), note_touches)
+    })
 }
 
 /// Runs a pager process with pages from this source; the exit code. Standard input is the socket that everything comes
 /// through. `ended` is told which pages were waited for.
 pub fn run<S: Source>(source: impl FnOnce(&Kept) -> io::Result<S>, ended: impl FnOnce(&Kept, &Touches)) -> u8 {
+    begin(|input, guard| conduct(input, guard, source, ended))
+}
+
+fn begin(work: impl FnOnce(UnixStream, Ready) -> u8) -> u8 {
     if fd::close_from(3).is_err() {
         return 1;
     }
@@ -43,8 +52,16 @@ pub fn run<S: Source>(source: impl FnOnce(&Kept) -> io::Result<S>, ended: impl F
     // Whoever needs memory is the target.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     let Ok(input) = io::stdin().as_fd().try_clone_to_owned() else { return 1 };
-    let mut input = UnixStream::from(input);
     let Ok(guard) = Ready::pager_as(GUARD_ENTRY) else { return 1 };
+    work(UnixStream::from(input), guard)
+}
+
+fn conduct<S: Source>(
+    mut input: UnixStream,
+    guard: Ready,
+    source: impl FnOnce(&Kept) -> io::Result<S>,
+    ended: impl FnOnce(&Kept, &Touches),
+) -> u8 {
     // However long it takes: the end of whoever has started this ends it, as not needed.
     let Ok((kept, descriptors)) = parcel::receive(&mut input, count) else { return 0 };
     match source(&kept).and_then(|source| serve(&kept, descriptors, input, guard, source, ended)) {
@@ -53,20 +70,24 @@ pub fn run<S: Source>(source: impl FnOnce(&Kept) -> io::Result<S>, ended: impl F
     }
 }
 
-/// Pages of an image, in a good order.
-fn from_image(kept: &Kept) -> io::Result<StoreSource> {
-    let Origin::Image { dir, id } = &kept.origin else { return Err(io::ErrorKind::InvalidInput.into()) };
+/// Where the pages of an image are, and its id.
+fn opened(origin: &Origin) -> io::Result<(PageReader, String)> {
+    let Origin::Image { dir, id } = origin else { return Err(io::ErrorKind::InvalidInput.into()) };
     let image = ImageDir::open(dir).map_err(io::Error::other)?;
     if image.id() != id {
         return Err(io::Error::new(io::ErrorKind::NotFound, "another image is there now"));
     }
-    let pages = PageReader::of(&image).map_err(io::Error::other)?;
-    let mut order = Order::new(kept.owed());
-    if let Some(path) = touches::path(dir) {
-        let early: Vec<_> = Touches::read(&path, id).iter().collect();
-        order.first(early);
+    Ok((PageReader::of(&image).map_err(io::Error::other)?, id.clone()))
+}
+
+/// Pages of an image, in a good order.
+fn from_image(kept: &Kept, (pages, image): (PageReader, String)) -> io::Result<StoreSource> {
+    let Origin::Image { dir, id } = &kept.origin else { return Err(io::ErrorKind::InvalidInput.into()) };
+    if image != *id {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "another image was announced"));
     }
-    let mut source = StoreSource::new(pages, order);
+    let mut source = StoreSource::new(pages, Order::new(kept.owed()));
+    source.touched_before = touches::path(dir).map(|path| (path, image));
     source.only_wanted = fault::at(Point::PagerBehind).is_err();
     Ok(source)
 }

@@ -75,6 +75,18 @@ impl Pivot {
     fn is_idle(&self) -> bool {
         self.left_up == 0 && self.left_down == 0
     }
+
+    /// These pages were given for another reason: they need not be pushed, and it goes on where they end.
+    fn pass(&mut self, range: PageRange) {
+        if range.first <= self.up && self.up < range.end() {
+            self.left_up = self.left_up.saturating_sub(range.end() - self.up);
+            self.up = range.end();
+        }
+        if range.first < self.down && self.down <= range.end() {
+            self.left_down = self.left_down.saturating_sub(self.down - range.first);
+            self.down = range.first;
+        }
+    }
 }
 
 /// What a thread has done lately.
@@ -194,6 +206,17 @@ impl Order {
         let (space, first) = self.owed.iter().find_map(|(space, pages)| Some((*space, *pages.ranges().first()?)))?;
         let range = self.take(space, first, most)?;
         Some(Next { space, range, urgent: false })
+    }
+
+    /// All of a range that is owed; it is given with this. For what comes in one piece where it comes from.
+    pub fn take_all(&mut self, space: Space, range: PageRange) -> RangeSet {
+        let Some(owed) = self.owed.get_mut(&space) else { return RangeSet::new() };
+        let found = owed.within(range);
+        owed.remove(range);
+        self.pages -= found.pages();
+        let pivots = self.threads.values_mut().flat_map(|thread| &mut thread.pivots);
+        pivots.filter(|pivot| pivot.space == space).for_each(|pivot| pivot.pass(range));
+        found
     }
 
     fn is_owed(&self, space: Space, page: u64) -> bool {

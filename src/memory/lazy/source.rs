@@ -1,11 +1,14 @@
 //! Where pages come from that arrive late.
 
-use super::order::{FAR_PAGES, Fault, Order};
+use super::order::{FAR_PAGES, Fault, NEAR_PAGES, Next, Order};
 use super::stalls::Waits;
+use super::touches::Touches;
 use crate::image::mm::PAGE;
 use crate::memory::store::{PageReader, Scratch, StoreError};
 use crate::memory::{PageRange, RangeSet, Space};
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 
 /// Pages whose content is [`Source::next`]'s.
 pub type Arrival = (Space, PageRange);
@@ -49,12 +52,17 @@ pub trait Source {
     fn finish(&mut self, _: &[Waits]) {}
 }
 
-/// The page store of an image.
+/// The page store of an image. A frame is read and checked as a whole, so all of it is given at once: what somebody waits for
+/// first, then the rest.
 #[derive(Debug)]
 pub struct StoreSource {
     pages: PageReader,
     order: Order,
     scratch: Scratch,
+    /// Of the frame that was read last.
+    rest: VecDeque<Arrival>,
+    /// Where it stands what was touched first the last time, and of which image; read when nobody waits.
+    pub touched_before: Option<(PathBuf, String)>,
     /// Only what somebody waits for is given.
     pub only_wanted: bool,
 }
@@ -62,7 +70,40 @@ pub struct StoreSource {
 impl StoreSource {
     /// Reads in this order.
     pub fn new(pages: PageReader, order: Order) -> Self {
-        Self { pages: pages.suspicious(), order, scratch: Scratch::default(), only_wanted: false }
+        let (scratch, rest) = (Scratch::default(), VecDeque::new());
+        Self { pages: pages.suspicious(), order, scratch, rest, touched_before: None, only_wanted: false }
+    }
+
+    /// What is given next; `None` = all was.
+    fn choose(&mut self) -> Option<Arrival> {
+        if let Some(rest) = self.rest.pop_front() {
+            return Some(rest);
+        }
+        let asked = self.order.next_wanted().or_else(|| self.order.next_soon(FAR_PAGES));
+        if self.only_wanted {
+            return asked.map(|next| (next.space, next.range));
+        }
+        if let Some((path, image)) = self.touched_before.take_if(|_| asked.is_none()) {
+            self.order.first(Touches::read(&path, &image).iter());
+        }
+        let next = asked.or_else(|| self.order.next_pages())?;
+        Some(self.with_its_frame(next))
+    }
+
+    /// The pages that were chosen, with those behind them; what else their frame holds follows.
+    fn with_its_frame(&mut self, Next { space, range, urgent }: Next) -> Arrival {
+        let frame = self.pages.frame_around(space, range.first);
+        let mut all = self.order.take_all(space, frame);
+        all.insert(range);
+        let found = all.iter().find(|part| part.end() > range.first);
+        let whole = found.unwrap_or(range);
+        // Who waits goes on at once, and mostly to the next pages.
+        let most = if urgent { range.count.max(NEAR_PAGES) } else { u64::MAX };
+        let first = if urgent { range.first } else { whole.first };
+        let now = PageRange::new(first, (whole.end() - first).min(most));
+        all.remove(now);
+        self.rest.extend(all.iter().map(|range| (space, range)));
+        (space, now)
     }
 
     /// Asked for pages although all were given: a defect of this program.
@@ -72,7 +113,7 @@ impl StoreSource {
     }
 
     fn read(&mut self, space: Space, range: PageRange, data: &mut Vec<u8>) -> Result<(), StoreError> {
-        data.clear();
+        // Every byte of it is read.
         data.resize(range.bytes() as usize, 0);
         let mut there = 0;
         for run in self.pages.contents_in(space, range)? {
@@ -91,10 +132,9 @@ impl Source for StoreSource {
     }
 
     fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
-        let asked = self.order.next_wanted().or_else(|| self.order.next_soon(FAR_PAGES));
-        let next = if self.only_wanted { asked } else { asked.or_else(|| self.order.next_pages()) };
-        let Some(next) = next else { return if self.only_wanted { Ok(None) } else { Err(self.exhausted()) } };
-        let (space, range) = (next.space, next.range);
+        let Some((space, range)) = self.choose() else {
+            return if self.only_wanted { Ok(None) } else { Err(self.exhausted()) };
+        };
         self.read(space, range, data).map_err(|e| Lost { space, range, reason: Box::new(e) })?;
         Ok(Some((space, range)))
     }

@@ -8,9 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Most ranges that are kept.
-const RANGES_MAX: usize = 1 << 16;
+const RANGES_MAX: usize = 1 << 13;
+/// Most pages of one of them.
+const PAGES_MAX: u64 = 1 << 16;
 /// Largest file that is read, bytes.
-const FILE_MAX: u64 = 8 << 20;
+const FILE_MAX: u64 = 1 << 20;
 
 /// Pages in the order of their first touch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,7 +65,7 @@ impl Touches {
             let mut touches = Self::default();
             for (kind, id, first, count) in file.touches.into_iter().filter(|_| file.image == image) {
                 let space = if kind == 's' { Space::Shmem(ShmemId(id)) } else { Space::Mm(MmId(id)) };
-                let sound = count <= RANGES_MAX as u64 && first.checked_add(count).is_some();
+                let sound = count <= PAGES_MAX && first.checked_add(count).is_some();
                 (first..if sound { first + count } else { first }).for_each(|page| touches.note(space, page));
             }
             Some(touches)

@@ -35,14 +35,24 @@ fn of_thread(thread: &Thread, memory: &File, pages: &mut Vec<u64>) {
             pages.extend(start / PAGE..=start.saturating_add(len.max(1) - 1) / PAGE);
         }
     };
-    add(thread.clear_child_tid, 4);
     if let Some(rseq) = thread.rseq {
         add(rseq.address, rseq.size.into());
     }
     let (stack, thread_area) = crate::arch::stack_and_thread_area(&thread.regs.general);
     add(stack.saturating_sub(BELOW_STACK), BELOW_STACK + 64);
     add(thread_area, 64);
-    robust(thread.robust_list.0, memory, &mut add);
+    at_the_end(thread.clear_child_tid, thread.robust_list.0, memory, pages);
+}
+
+/// Pages that the kernel writes to when a thread with this address of its id and this list of robust futexes ends.
+pub fn at_the_end(clear_child_tid: u64, robust_list: u64, memory: &File, pages: &mut Vec<u64>) {
+    let mut add = |start: u64, len: u64| {
+        if start != 0 {
+            pages.extend(start / PAGE..=start.saturating_add(len.max(1) - 1) / PAGE);
+        }
+    };
+    add(clear_child_tid, 4);
+    robust(robust_list, memory, &mut add);
 }
 
 /// `struct robust_list_head`: the first entry, where the futex lies in relation to its entry, the entry that is being changed.

@@ -92,6 +92,31 @@ impl Guarded {
         unprotect::write_protect(self.uffd.as_fd(), range, true)
     }
 
+    /// Pages of an area that are not protected yet.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub(super) fn bare(&self, area: PageRange) -> Result<RangeSet, Errno> {
+        let mut found = RangeSet::new();
+        if !self.registered.within(area).is_empty() {
+            super::ahead::bare(&self.pagemap, area, &mut |range| found.insert(range))?;
+        }
+        Ok(found)
+    }
+
+    /// Is it the memory of this process that was protected? Of one that has executed another program in the last moment the
+    /// descriptor may be that of the memory it had before.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(super) fn prove(&self) -> std::io::Result<()> {
+        let Some(page) = self.table().first() else { return Ok(()) };
+        let mut entry = [0; Entry::SIZE];
+        self.pagemap.read_exact_at(&mut entry, pagemap::offset_of(page * PAGE))?;
+        let protected = pagemap::entries(&entry).all(|entry| entry.is_uffd_wp());
+        if protected { Ok(()) } else { Err(std::io::Error::other("it has other memory by now")) }
+    }
+
     /// Whoever waits to write there goes on.
     fn lift(&self, range: PageRange) {
         for piece in [range].into_iter().chain(range.pieces(1)) {

@@ -1,6 +1,7 @@
 //! One instant of a tree's memory, saved behind the running tree.
 //!
 //! ```text
+//! before:   [`ahead`]        --> as much as can be is protected in short stops
 //! stopped:  Snapshot::arm  --> private anonymous pages are write-protected (userfaultfd, synchronous)
 //! running:  a write to a page that is owed --> fault --> serve: read (first), keep, lift the protection
 //!           the saver, slice by slice      --> read, prove, write to the image, lift the protection
@@ -17,6 +18,7 @@
 //! - Private mappings of files cannot be protected so; shared memory is written through other mappings and descriptors, too.
 //!   Both are left to whoever asks.
 
+pub mod ahead;
 pub mod eager;
 mod guarded;
 mod table;
@@ -41,6 +43,10 @@ const KEPT_MAX: i64 = 256 << 20;
 const SLICE: u64 = 32 << 10;
 /// What a thread of ours protects in one call, pages.
 const PROTECT_PIECE: u64 = 16 << 10;
+/// What is protected between two looks at the clock, pages: 0.1 ms.
+const PROTECT_STEP: u64 = 512;
+/// Gaps of pages that are protected already and that cost less than another call.
+const GAP: u64 = 32;
 /// Between two looks after writes for which there was no room, milliseconds.
 const LATER: u16 = 2;
 /// Between two looks whether a content was lost, milliseconds.
@@ -61,6 +67,8 @@ pub struct Candidate<'m> {
     pub held: RangeSet,
     /// Pages that must not be protected.
     pub spared: RangeSet,
+    /// Some are protected already.
+    pub ahead: bool,
 }
 
 /// Protected memory of a tree. Dropped, the protection ends.
@@ -104,10 +112,12 @@ impl Snapshot {
             let n = snapshot.spaces.len();
             // Mapping by mapping, from the first page to the last: few calls, and what is between is nearly for nothing.
             for area in areas {
-                let inside = pages.within(area);
-                let (Some(first), Some(last)) = (inside.ranges().first(), inside.ranges().last()) else { continue };
-                let whole = PageRange::new(first.first, last.end() - first.first);
-                pieces.extend(whole.pieces(PROTECT_PIECE).map(|piece| (n, piece)));
+                let inside =
+                    if candidate.ahead { guarded.bare(area)?.intersection(&pages) } else { pages.within(area) };
+                let together = if candidate.ahead { GAP } else { u64::MAX };
+                pieces.extend(
+                    joined(&inside, together).flat_map(|range| range.pieces(PROTECT_PIECE)).map(|piece| (n, piece)),
+                );
             }
             owed.push((candidate.space, pages));
             snapshot.spaces.push(guarded);
@@ -115,6 +125,7 @@ impl Snapshot {
         }
         snapshot.protect(&pieces)?;
         for (guarded, pages) in snapshot.spaces.iter().zip(&spared) {
+            guarded.prove()?;
             guarded.spare(&pages.intersection(guarded.registered()));
         }
         // Whoever has little of its own may be a child that ends in a moment.
@@ -221,6 +232,18 @@ impl Snapshot {
             }
         }
     }
+}
+
+/// Ranges of a set, joined over gaps of at most so many pages.
+fn joined(pages: &RangeSet, gap: u64) -> impl Iterator<Item = PageRange> {
+    let mut all: Vec<PageRange> = Vec::new();
+    for range in pages.iter() {
+        match all.last_mut() {
+            Some(last) if range.first - last.end() <= gap => last.count = range.end() - last.first,
+            _ => all.push(range),
+        }
+    }
+    all.into_iter()
 }
 
 impl ReadPages for Snapshot {

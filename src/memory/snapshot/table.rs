@@ -59,6 +59,11 @@ impl Table {
         self.states.len()
     }
 
+    /// The first of them.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.ranges.first().map(|range| range.first)
+    }
+
     fn place(&self, page: u64) -> Option<usize> {
         let n = self.ranges.partition_point(|r| r.end() <= page);
         let range = self.ranges.get(n).filter(|r| r.first <= page)?;

@@ -273,6 +273,19 @@ impl PageReader {
         Ok(())
     }
 
+    /// Pages that lie in one frame with this one if neighbours do: they are cheap to read with it. The page alone where it has no
+    /// frame.
+    pub fn frame_around(&self, space: Space, page: u64) -> PageRange {
+        let alone = PageRange::new(page, 1);
+        match self.contents_in(space, alone).ok().and_then(|runs| runs.first().map(|run| run.source)) {
+            Some(Source::Data { layer, frame, page: before }) => {
+                let first = page.saturating_sub(u64::from(before));
+                PageRange::new(first, u64::from(self.frame(layer, frame).pages))
+            }
+            _ => alone,
+        }
+    }
+
     fn frame(&self, layer: u16, frame: u32) -> &Frame {
         &self.layers[usize::from(layer)].index.frames[frame as usize]
     }

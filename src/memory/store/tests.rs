@@ -175,6 +175,45 @@ fn a_part_of_a_damaged_frame_is_refused() {
 }
 
 #[test]
+fn a_frame_is_given_as_a_whole_and_every_page_once() {
+    use crate::memory::lazy::{Fault, Order, Source, StoreSource};
+    for compression in [Compression::Off, Compression::Zstd(1)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, memory) = (dir.path().join("image"), sample());
+        dumped(&image, &memory, compression);
+        let reader = PageReader::open(&image).unwrap();
+        let mut owed: BTreeMap<Space, crate::memory::RangeSet> = BTreeMap::new();
+        let content: BTreeMap<_, _> =
+            memory.pages().into_iter().filter(|(_, page)| page.iter().any(|b| *b != 0)).collect();
+        content.keys().for_each(|(space, n)| owed.entry(*space).or_default().insert(PageRange::new(*n, 1)));
+        let ranges: usize = owed.values().map(|set| set.ranges().len()).sum();
+        let frames = reader.frames().count();
+        let mut source = StoreSource::new(reader, Order::new(owed));
+        let (mut came, mut data, mut arrivals, mut waits) = (BTreeMap::new(), Vec::new(), 0, 0);
+        while came.len() < content.len() {
+            // Somebody waits in the middle of what has not come, now and then.
+            let wanted = (arrivals % 7 == 0).then(|| content.keys().nth(arrivals * 131 % content.len())).flatten();
+            let wanted = wanted.filter(|place| !came.contains_key(*place) && place.0 == A);
+            if let Some(&(space, page)) = wanted {
+                source.want(Fault { space, page, count: 1, thread: 1 });
+                waits += 1;
+            }
+            let (space, range) = source.next(&mut data).unwrap().unwrap();
+            assert_eq!(data.len() as u64, range.bytes());
+            for (n, page) in (range.first..range.end()).zip(data.chunks_exact(PAGE as usize)) {
+                assert!(came.insert((space, n), page.to_vec()).is_none(), "{space} {n} twice");
+            }
+            arrivals += 1;
+        }
+        assert_eq!(came, content);
+        assert!(
+            waits > 0 && arrivals <= ranges + frames + 3 * waits,
+            "{arrivals} of {ranges} and {frames}, {waits} waits"
+        );
+    }
+}
+
+#[test]
 fn later_rounds_win() {
     let at = tempfile::tempdir().unwrap();
     let dir = at.path().join("image");

@@ -4,6 +4,7 @@
 //! else, a last look at the page tables, and the pages that were written since. A target that is to run on goes on as soon as
 //! those pages are copied to our memory; one that is to end does so after the image is complete, synced and renamed.
 
+mod ahead;
 pub(super) mod memory;
 pub(super) mod place;
 mod snapshot;

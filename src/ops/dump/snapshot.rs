@@ -7,7 +7,7 @@
 use super::memory::{self, Rounds, Taken};
 use super::place::{Identities, Place};
 use super::writing::Writing;
-use super::{HOLD_MAX, Job, Parts, counted, injected};
+use super::{HOLD_MAX, Job, Parts, ahead, counted, injected};
 use crate::collect::mm::Mappings;
 use crate::collect::{Collection, Policy, ShmemSource, Sources};
 use crate::failure::{Failure, Result, TargetState};
@@ -15,6 +15,7 @@ use crate::fault::{self, Point};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid};
 use crate::memory::rounds::{Copied, Named, Residual};
+use crate::memory::snapshot::ahead::Ahead;
 use crate::memory::snapshot::{Candidate, Snapshot, eager, is_possible};
 use crate::memory::track::uffd;
 use crate::memory::{PageRange, RangeSet, Space};
@@ -112,7 +113,7 @@ fn attempt(
         return Ok(Attempt::Unable("that needs Linux 6.13".to_owned()));
     }
     let stop = eventfd(0).map_err(|e| Failure::of("cannot make an eventfd", &e))?;
-    let Standing { frozen, locks, mut parts, rest, snapshot } = match stand(job, policy, place, surety)? {
+    let Standing { frozen, locks, mut parts, rest, snapshot } = match stand(job, policy, place, outcome, surety)? {
         Ok(standing) => standing,
         Err(why) => return Ok(Attempt::Unable(why)),
     };
@@ -152,7 +153,7 @@ fn attempt(
 }
 
 /// Tells the server that nobody needs it any more.
-struct Stop<'f>(BorrowedFd<'f>);
+pub(super) struct Stop<'f>(pub BorrowedFd<'f>);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -191,16 +192,25 @@ fn stand(
     job: &Job<'_>,
     policy: &Policy,
     place: &Place,
+    outcome: &mut Outcome,
     surety: &mut Surety,
 ) -> Result<std::result::Result<Standing, String>> {
-    let known = mappings(job.known);
-    let (mut frozen, Collection { mut model, sources, locks, .. }, mut parts) =
-        super::stand(job, policy, &known, surety)?;
+    let mut early = ahead::begin(job)?;
+    let stands = match &early {
+        // Until it stands, somebody may wait to write.
+        Some(early) => ahead::serving(early, || {
+            let cost = ahead::protect(job, early)?;
+            outcome.notes.extend(told(early, cost));
+            super::stand(job, policy, &mappings(job.known), surety)
+        })?,
+        None => super::stand(job, policy, &mappings(job.known), surety),
+    };
+    let (mut frozen, Collection { mut model, sources, locks, .. }, mut parts) = stands?;
     let residual = memory::residual(&model, &sources, &mut Rounds::none())?;
     parts.end("scan");
     residual.kin.iter().for_each(|(child, parent)| model.mms[child.at()].cow_parent = Some(*parent));
     let identities = place.identities(&model, &sources);
-    let armed = candidates(&mut frozen, &model, &sources, &residual)
+    let armed = candidates(&mut frozen, &model, &sources, &residual, &mut early)
         .and_then(|all| Snapshot::arm(all).map_err(|e| e.to_string()));
     let (snapshot, owed) = match armed {
         Ok(armed) => armed,
@@ -224,6 +234,16 @@ fn stand(
     Ok(Ok(Standing { frozen, locks, parts, rest, snapshot }))
 }
 
+/// For the report: what was done before the pause.
+fn told(early: &Ahead, cost: ahead::Cost) -> Option<String> {
+    let (stops, longest) = (cost.stops, cost.longest.as_secs_f64() * 1e3);
+    let writes = early.faults();
+    let what = format!(
+        "memory was protected before the pause, in {stops} stops of at most {longest:.1} ms; {writes} writes waited"
+    );
+    (stops > 0).then_some(what)
+}
+
 /// Mappings as they are a moment before the pause, which would take longer to read them.
 fn mappings(processes: &[Pid]) -> HashMap<Pid, Mappings> {
     let mut buf = Vec::new();
@@ -237,6 +257,7 @@ fn candidates<'m>(
     model: &'m Model,
     sources: &Sources,
     residual: &Residual,
+    early: &mut Option<Ahead>,
 ) -> std::result::Result<Vec<Candidate<'m>>, String> {
     let mut all = Vec::new();
     for (n, (mm, pid)) in model.mms.iter().zip(&sources.mms).enumerate() {
@@ -245,9 +266,14 @@ fn candidates<'m>(
         let Some(process) = frozen.processes.iter_mut().find(|p| p.pid == *pid).filter(|_| !held.is_empty()) else {
             continue;
         };
-        let uffd = uffd::arm_synchronous(process).map_err(|e| e.to_string())?;
+        let kept = early.as_mut().and_then(|early| early.hand_over(*pid));
+        let ahead = kept.is_some();
+        let uffd = match kept {
+            Some(uffd) => uffd,
+            None => uffd::arm_synchronous(process).map_err(|e| e.to_string())?,
+        };
         let spared = eager::pages(model, MmId::from(n), *pid).map_err(|e| format!("memory of process {pid}: {e}"))?;
-        all.push(Candidate { space, pid: *pid, uffd, mm, held, spared });
+        all.push(Candidate { space, pid: *pid, uffd, mm, held, spared, ahead });
     }
     Ok(all)
 }

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Slow enough that the target does much while it is saved.
@@ -85,13 +85,20 @@ impl Work {
         ok(&args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Begins a dump that takes its time, and waits until memory is protected.
-    fn begin(&self) -> Child {
+    /// Begins a dump that takes its time, and waits until memory is protected: ahead of the pause, or at the instant. With it
+    /// what else it says.
+    fn begin(&self, ahead: bool) -> (Child, BufReader<ChildStdout>) {
         let mut command = migrate();
         command.args(self.args(&SLOWLY)).arg("-D").arg(self.image()).stdin(Stdio::null()).stdout(Stdio::piped());
-        let dump = command.spawn().unwrap();
+        let mut dump = command.spawn().unwrap();
+        let mut said = BufReader::new(dump.stdout.take().unwrap());
+        let mut line = String::new();
+        while !ahead && !line.contains(r#""event":"frozen""#) {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "no pause");
+        }
         until("nothing is protected", || is_protected(self.pid()));
-        dump
+        (dump, said)
     }
 
     /// Asks the one that was dumped, which has run on.
@@ -167,6 +174,13 @@ fn an_image_behind_a_running_target_is_of_one_instant() {
             assert_eq!(found["mode"], "snapshot", "{churn}");
             assert!(found["faults"].as_u64().unwrap() > 0, "{churn}: nobody had to wait: {found}");
         }
+        if found["mode"] == "snapshot" {
+            let notes = found["notes"]
+                .as_array()
+                .map(|notes| notes.iter().filter_map(|note| note.as_str()).collect::<String>());
+            let notes = notes.unwrap_or_default();
+            assert!(notes.contains("protected before the pause"), "{churn}: nothing was protected ahead: {found}");
+        }
         assert_eq!(found["state"], "running", "{churn}");
         work.passes();
         work.restored_passes();
@@ -194,14 +208,17 @@ fn a_program_that_executes_another_while_it_is_saved_is_saved_as_the_other() {
     if !root() {
         return;
     }
-    let mut work = Work::start(2, 1, 24, "exec");
-    let dump = work.begin();
-    send(work.pid(), Signal::SIGUSR1);
-    let output = dump.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.contains("the snapshot is lost"), "{said}");
-    work.passes();
-    work.restored_passes();
+    for ahead in [false, true] {
+        let mut work = Work::start(2, 1, 24, "exec");
+        let (mut dump, mut says) = work.begin(ahead);
+        send(work.pid(), Signal::SIGUSR1);
+        let mut said = String::new();
+        says.read_to_string(&mut said).unwrap();
+        assert!(dump.wait().unwrap().success(), "{said}");
+        assert!(ahead || said.contains("the snapshot is lost"), "{said}");
+        work.passes();
+        work.restored_passes();
+    }
 }
 
 #[test]
@@ -210,7 +227,7 @@ fn a_snapshot_that_is_killed_leaves_a_target_that_goes_on_and_no_image() {
         return;
     }
     let mut work = Work::start(2, 1, 24, "none");
-    let mut dump = work.begin();
+    let (mut dump, _) = work.begin(false);
     dump.kill().unwrap();
     dump.wait().unwrap();
     assert!(!work.image().exists());
