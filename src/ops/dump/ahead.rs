@@ -147,7 +147,7 @@ fn of_process(
             batch
         })
         .collect();
-    let results = Remote::run_each(&mut process.threads, &scratch, &batches)?;
+    let results = Remote::run_each(&mut process.threads, &scratch, &batches, &mut |_, _| Ok(()))?;
     for ((thread, query), results) in process.threads.iter().zip(&queries).zip(&results) {
         let robust_list = sched::robust_list(thread.pid())?.0;
         eager::at_the_end(query.answer(results).clear_child_tid, robust_list, &memory, pages);
