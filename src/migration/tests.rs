@@ -1,7 +1,9 @@
 //! Both sides over sockets inside this process, with a target of pages only, and every kind of fault.
 
 use super::destination::{Builder, Contents, Standing, Surroundings};
+use super::handover::Choice;
 use super::journal::{self, Step};
+use super::keeper::{self, Question};
 use super::pages::{Run, What};
 use super::protocol::{SpaceName, TargetSummary};
 use super::source::{Compression, Final, Plan, SendSegments, Survey, Taken, Target, Wishes};
@@ -471,6 +473,17 @@ pub(super) fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
     (client.unwrap(), server.join().unwrap().unwrap())
 }
 
+/// A prepared copy whose source is silent waits for as long as it takes.
+const PERSON_COMES: Duration = Duration::from_secs(2);
+
+/// A person has every prepared copy discarded.
+fn discard(journals: &Path, run: &Path) {
+    let lines = journal::undecided(journals).unwrap_or_default();
+    for line in lines.iter().filter(|line| line.step == Step::Prepared) {
+        keeper::answer(journals, run, line.attempt, Question::Person(Choice::Discard));
+    }
+}
+
 /// The files of the sample are nowhere.
 fn no_files() -> Wish {
     Wish { mode: Files::Skip, ..Wish::default() }
@@ -536,6 +549,13 @@ fn play(
             destination::run(server, &mut builder, around)
         });
         let source = source::run(client, &mut target, &wishes, &Quiet);
+        let since = Instant::now();
+        while !destination.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+            if since.elapsed() > PERSON_COMES {
+                discard(&destination_journals, stores.path());
+            }
+        }
         (source, destination.join().unwrap())
     });
     let left_behind = std::fs::read_dir(stores.path()).unwrap().count();
