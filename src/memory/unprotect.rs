@@ -45,6 +45,14 @@ pub fn lift_all(fd: BorrowedFd<'_>, dir: &ProcDir, pages: &RangeSet) {
     }
 }
 
+/// The same of all that is registered; who waits goes on, also for a page that is not mapped any more.
+pub fn release(fd: BorrowedFd<'_>, dir: &ProcDir, registered: &RangeSet) {
+    lift_all(fd, dir, registered);
+    for range in registered.iter() {
+        let _ = sys::wake(fd, range.start_byte(), range.bytes());
+    }
+}
+
 /// Unregisters the larger anonymous mappings. For a descriptor that handles faults of the kernel, when no page is protected any
 /// more: a mark that is left in a page table would stay there.
 pub fn let_go(fd: BorrowedFd<'_>, dir: &ProcDir, pages: &RangeSet) {

@@ -156,6 +156,19 @@ while True:
     }
 }
 
+/// Removes a cgroup (version 1); what is left in it goes to the one above.
+pub fn remove_cgroup(dir: &Path) {
+    let above = dir.parent().unwrap().join("cgroup.procs");
+    for _ in 0..200 {
+        let left = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        left.lines().for_each(|pid| drop(std::fs::write(&above, pid)));
+        if std::fs::remove_dir(dir).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A block device slowed down for one process, as long as it lives.
 struct SlowDisk(PathBuf);
 
@@ -176,14 +189,7 @@ impl SlowDisk {
 
 impl Drop for SlowDisk {
     fn drop(&mut self) {
-        for _ in 0..200 {
-            let left = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
-            left.lines().for_each(|pid| drop(std::fs::write("/sys/fs/cgroup/blkio/cgroup.procs", pid)));
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        remove_cgroup(&self.0);
     }
 }
 

@@ -248,6 +248,23 @@ fn a_dump_and_a_move_that_are_killed_at_any_time_give_connections_back() {
 
 const MANY: usize = 20;
 
+/// A move of the server to another host, and the agent there; at a step, on its side, the variable strikes once: the file is gone
+/// then.
+fn mover_struck(server: &Server, variable: &str, step: &str) -> (PathBuf, Agent, Command) {
+    let (here, there, once) = (server.path("here"), server.path("there"), server.path("once"));
+    fs::write(&once, "").unwrap();
+    let strike = [(variable, step), ("MIGRATE_ONCE", once.to_str().unwrap())];
+    let at_destination = step.starts_with("destination");
+    let environment = if at_destination { &strike[..] } else { &[] };
+    let agent = Agent::start_with(&there, &format!("unix:{}", server.path("agent").display()), environment);
+    let mut mover = on_host(&here);
+    mover.args(["move", &server.child.id().to_string(), &agent.address]).stdin(Stdio::null());
+    if !at_destination {
+        mover.envs(strike);
+    }
+    (once, agent, mover)
+}
+
 /// Whichever program of a move is killed, at whichever of its steps: the copy that goes on has the connections.
 #[test]
 fn a_move_whose_programs_are_killed_at_any_step_keeps_connections() {
@@ -258,20 +275,8 @@ fn a_move_whose_programs_are_killed_at_any_step_keeps_connections() {
         let Some(server) = Server::start() else { return };
         let peer = Peer::start(server.port);
         server.serves(&peer, "before");
-        let (here, there) = (server.path("here"), server.path("there"));
-        let once = server.path("once");
-        fs::write(&once, "").unwrap();
-        let kill = [("MIGRATE_KILL", point.as_str()), ("MIGRATE_ONCE", once.to_str().unwrap())];
-        let at_destination = point.starts_with("destination");
-        let environment = if at_destination { &kill[..] } else { &[] };
-        let agent = Agent::start_with(&there, &format!("unix:{}", server.path("agent").display()), environment);
-        let mut mover = on_host(&here);
-        mover.args(["move", &server.child.id().to_string(), &agent.address, "--peer-timeout", "2s"]);
-        mover.stdin(Stdio::null());
-        if !at_destination {
-            mover.envs(kill);
-        }
-        let output = mover.output().unwrap();
+        let (once, _agent, mut mover) = mover_struck(&server, "MIGRATE_KILL", &point);
+        let output = mover.args(["--peer-timeout", "2s"]).output().unwrap();
         let said = format!("{point}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(!once.exists(), "not reached: {said}");
         server.serves(&peer, &said);
@@ -286,18 +291,8 @@ fn a_move_that_is_killed_with_its_guards_loses_no_connections() {
         let Some(server) = Server::start() else { return };
         let peer = Peer::start(server.port);
         server.serves(&peer, "before");
-        let (here, there) = (server.path("here"), server.path("there"));
-        let once = server.path("once");
-        fs::write(&once, "").unwrap();
-        let stop = [("MIGRATE_STOP", step), ("MIGRATE_ONCE", once.to_str().unwrap())];
-        let at_destination = step.starts_with("destination");
-        let environment = if at_destination { &stop[..] } else { &[] };
-        let agent = Agent::start_with(&there, &format!("unix:{}", server.path("agent").display()), environment);
-        let mut mover = on_host(&here);
-        mover.args(["move", &server.child.id().to_string(), &agent.address]).stdin(Stdio::null());
-        if !at_destination {
-            mover.envs(stop);
-        }
+        let here = server.path("here");
+        let (once, agent, mut mover) = mover_struck(&server, "MIGRATE_STOP", step);
         let mut mover = mover.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         wait(step, || !once.exists());
         let mut all = children(mover.id() as i32);

@@ -155,10 +155,8 @@ impl Early {
 impl Drop for Early {
     fn drop(&mut self) {
         if let Some(uffd) = &self.uffd {
-            unprotect::lift_all(uffd.as_fd(), &self.dir, &self.registered);
-            for range in self.registered.iter() {
-                let _ = sys::wake(uffd.as_fd(), range.start_byte(), range.bytes());
-            }
+            unprotect::release(uffd.as_fd(), &self.dir, &self.registered);
+            unprotect::let_go(uffd.as_fd(), &self.dir, &self.registered);
         }
     }
 }

@@ -29,30 +29,27 @@ pub fn pages(model: &Model, mm: MmId, pid: Pid) -> std::io::Result<RangeSet> {
     Ok(pages.into_iter().map(|page| PageRange::new(page, 1)).collect())
 }
 
+/// Pages of so many bytes; of nothing where there is no address.
+fn add(pages: &mut Vec<u64>, start: u64, len: u64) {
+    if start != 0 {
+        pages.extend(start / PAGE..=start.saturating_add(len.max(1) - 1) / PAGE);
+    }
+}
+
 fn of_thread(thread: &Thread, memory: &File, pages: &mut Vec<u64>) {
-    let mut add = |start: u64, len: u64| {
-        if start != 0 {
-            pages.extend(start / PAGE..=start.saturating_add(len.max(1) - 1) / PAGE);
-        }
-    };
     if let Some(rseq) = thread.rseq {
-        add(rseq.address, rseq.size.into());
+        add(pages, rseq.address, rseq.size.into());
     }
     let (stack, thread_area) = crate::arch::stack_and_thread_area(&thread.regs.general);
-    add(stack.saturating_sub(BELOW_STACK), BELOW_STACK + 64);
-    add(thread_area, 64);
+    add(pages, stack.saturating_sub(BELOW_STACK), BELOW_STACK + 64);
+    add(pages, thread_area, 64);
     at_the_end(thread.clear_child_tid, thread.robust_list.0, memory, pages);
 }
 
 /// Pages that the kernel writes to when a thread with this address of its id and this list of robust futexes ends.
 pub fn at_the_end(clear_child_tid: u64, robust_list: u64, memory: &File, pages: &mut Vec<u64>) {
-    let mut add = |start: u64, len: u64| {
-        if start != 0 {
-            pages.extend(start / PAGE..=start.saturating_add(len.max(1) - 1) / PAGE);
-        }
-    };
-    add(clear_child_tid, 4);
-    robust(robust_list, memory, &mut add);
+    add(pages, clear_child_tid, 4);
+    robust(robust_list, memory, &mut |start, len| add(pages, start, len));
 }
 
 /// `struct robust_list_head`: the first entry, where the futex lies in relation to its entry, the entry that is being changed.

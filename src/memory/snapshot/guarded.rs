@@ -131,11 +131,7 @@ impl Guarded {
 
     /// Ends all protection, so that the target is never held up for long.
     pub(super) fn release(&self) {
-        unprotect::lift_all(self.uffd.as_fd(), &self.dir, &self.registered);
-        for range in self.registered.iter() {
-            // Also who waits for a page that is not mapped any more.
-            let _ = sys::wake(self.uffd.as_fd(), range.start_byte(), range.bytes());
-        }
+        unprotect::release(self.uffd.as_fd(), &self.dir, &self.registered);
     }
 
     /// Lifts the protection of pages that are not to have any.

@@ -30,14 +30,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        for _ in 0..200 {
-            let left = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
-            left.lines().for_each(|pid| drop(std::fs::write(Path::new(GROUPS).join("cgroup.procs"), pid)));
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        crate::ahead::remove_cgroup(&self.0);
     }
 }
 
