@@ -70,6 +70,18 @@ impl ProcDir {
         Ok(self.numbers("task")?.into_iter().filter_map(pid_of).collect())
     }
 
+    /// The same, and whether nobody is missing: where a thread ends while the list is read, the list ends there, too
+    /// (`next_tid()`, fs/proc/base.c). How many there are the directory's link count says.
+    ///
+    /// # Errors
+    /// As [`Self::tasks`].
+    pub fn all_tasks(&self) -> Result<(Vec<Pid>, bool)> {
+        let tids = self.tasks()?;
+        let there = self.stat_of("task")?.st_nlink.saturating_sub(2);
+        let whole = there == tids.len() as u64;
+        Ok((tids, whole))
+    }
+
     /// Children whose creator is the thread this directory belongs to (for a process: call it on [`ProcDir::thread`] of
     /// each thread, or use [`Self::children_of_all_threads`]). Exact only while thread and children are stopped.
     ///

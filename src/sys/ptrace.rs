@@ -23,6 +23,9 @@ pub mod options {
     pub const SUSPEND_SECCOMP: u64 = 1 << 21;
 }
 
+/// `PTRACE_EVENT_EXEC`: an execve(2) is about to return.
+pub const EVENT_EXEC: i32 = 4;
+
 /// `NT_X86_XSTATE`.
 pub const NT_X86_XSTATE: i32 = 0x202;
 const GETREGS: u32 = 12;

@@ -72,20 +72,27 @@ pub fn wait_any() -> Result<(Pid, Status)> {
 /// Takes the end of a task that we trace or have made, and nothing else; whether it has ended. Stops of tracees are told whatever
 /// was asked for (waitid(2)), so it is looked at first: who has ended does not stop any more.
 pub fn take_end(pid: Pid) -> Result<bool> {
-    let ask = |flags: i32| -> Result<libc::siginfo_t> {
-        // SAFETY: all bytes zero are a valid siginfo_t.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let flags = libc::WEXITED | libc::WNOHANG | libc::__WALL | flags;
-        // SAFETY: `info` is a valid place for the answer.
-        let ret = unsafe { libc::waitid(libc::P_PID, pid.0 as libc::id_t, &raw mut info, flags) };
-        if ret == -1 { Err(Errno::last()) } else { Ok(info) }
-    };
-    let found = ask(libc::WNOWAIT)?;
+    let found = ask(pid, libc::WNOWAIT)?;
     let ended = found.si_signo != 0 && matches!(found.si_code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED);
     if ended {
-        ask(0)?;
+        ask(pid, 0)?;
     }
     Ok(ended)
+}
+
+/// Whether a task that we trace has a stop or its end to report; it stays to be taken.
+pub fn has_news(pid: Pid) -> Result<bool> {
+    ask(pid, libc::WNOWAIT).map(|found| found.si_signo != 0)
+}
+
+/// waitid(2) that does not wait; `si_signo` 0 = nothing to report.
+fn ask(pid: Pid, flags: i32) -> Result<libc::siginfo_t> {
+    // SAFETY: all bytes zero are a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::__WALL | flags;
+    // SAFETY: `info` is a valid place for the answer.
+    let ret = unsafe { libc::waitid(libc::P_PID, pid.0 as libc::id_t, &raw mut info, flags) };
+    if ret == -1 { Err(Errno::last()) } else { Ok(info) }
 }
 
 fn wait_with(pid: Pid, flags: i32) -> Result<Option<(Pid, Status)>> {

@@ -127,6 +127,11 @@ impl Tracee<Running> {
 }
 
 impl Tracee<Stopped> {
+    /// Whether it has something to report, though its last stop has been taken: another thread has its number now.
+    pub fn has_news(&self) -> bool {
+        wait::has_news(self.tid).unwrap_or(false)
+    }
+
     /// General registers.
     pub fn regs(&self) -> Result<UserRegs> {
         ptrace::get_regs(self.tid).map_err(|e| self.error("getregs", e))
