@@ -535,6 +535,7 @@ fn play(
         journals: &source_journals,
         again: None,
         fence: None,
+        recoverable: None,
     };
     change(&mut wishes);
     let (source, destination) = std::thread::scope(|scope| {
@@ -695,6 +696,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         journals: journals.path(),
         again: None,
         fence: None,
+        recoverable: None,
     };
     let error = source::run(client, &mut target, &wishes, &Quiet).unwrap_err();
     assert!(matches!(error, MoveError::Transport(TransportError::Aborted { .. })), "{error}");
@@ -765,6 +767,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
             journals: &journals,
             again: None,
             fence: None,
+        recoverable: None,
         };
         std::thread::scope(|scope| {
             let around = Surroundings { journals: &journals, run: b.path(), stores: &places, max_memory_bytes: max };

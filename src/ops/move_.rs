@@ -200,6 +200,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         journals,
         again: None,
         fence: None,
+        recoverable: options.mode.recoverable,
     })
 }
 
@@ -217,6 +218,7 @@ fn policy(state: &StateOptions) -> Policy {
     Policy {
         tcp: state.tcp,
         external_unix: state.external_unix.unwrap_or_default(),
+        lacks_memory: false,
         allow_external_stdio: !matches!(state.stdio, Stdio::Auto | Stdio::Refuse),
     }
 }
@@ -429,7 +431,12 @@ impl Target for Live<'_> {
         let mut plan = plan;
         let mut later = Vec::new();
         if self.is_late() {
-            (later, self.at_once) = late::put_off(&model, &mut plan, &self.names, self.tree.is_some());
+            (later, self.at_once) = late::put_off(
+                &model,
+                &mut plan,
+                &self.names,
+                late::Wanted { had_rounds: self.tree.is_some(), recoverable: self.options.mode.recoverable.is_some() },
+            );
         }
         self.given_up = GivenUp::plan(&model);
         let files = files::wanted(&model);
@@ -456,6 +463,10 @@ impl Target for Live<'_> {
         let shmems: std::io::Result<_> = self.pages.shmems.iter().map(|file| Ok(file.try_clone()?.into())).collect();
         let shmems = shmems.map_err(|e| Failure::of("cannot read the target's shared memory later", &e))?;
         Ok(Box::new(TargetPages::new(self.pages.mms.clone(), shmems)))
+    }
+
+    fn owners(&self) -> Vec<Pid> {
+        self.pages.mms.clone()
     }
 
     fn frozen_since(&self) -> Option<Instant> {
@@ -540,7 +551,7 @@ impl Target for Live<'_> {
 }
 
 /// Mappings of the processes of a tree that is not watched, read while it runs; what cannot be read is read in the pause.
-fn mappings(root: Pid) -> HashMap<Pid, Vec<Flagged>> {
+pub(super) fn mappings(root: Pid) -> HashMap<Pid, Vec<Flagged>> {
     let mut buf = Vec::new();
     let processes = Table::read().map(|table| table.tree(root)).unwrap_or_default();
     let mut read = |pid: Pid| Some((pid, ProcDir::open(pid).and_then(|dir| dir.smaps_flags(&mut buf)).ok()?));
@@ -553,7 +564,7 @@ fn notes(ranges: &[(Space, PageRange)], what: What) -> Vec<Run> {
 }
 
 /// Every page of the private memory of a tree that was not watched.
-fn everything(model: &Model, sources: &Sources) -> collect::Result<Residual> {
+pub(super) fn everything(model: &Model, sources: &Sources) -> collect::Result<Residual> {
     let mut residual = Residual::default();
     for (n, (mm, pid)) in model.mms.iter().zip(&sources.mms).enumerate() {
         let pagemap = ProcDir::open(*pid)?.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
