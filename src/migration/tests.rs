@@ -767,7 +767,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
             journals: &journals,
             again: None,
             fence: None,
-        recoverable: None,
+            recoverable: None,
         };
         std::thread::scope(|scope| {
             let around = Surroundings { journals: &journals, run: b.path(), stores: &places, max_memory_bytes: max };

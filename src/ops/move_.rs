@@ -614,6 +614,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>)
             (false, false) => "stop-and-copy",
         });
         outcome.faults = report.late.as_ref().map(|late| late.faults);
+        outcome.points = report.points;
         let late = report.late.unwrap_or_default();
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late.pages);
         outcome.bytes = Some(report.bytes_sent + late.bytes);

@@ -10,6 +10,7 @@ use super::{move_, standstill};
 use crate::collect::{Collection, Policy, ShmemSource};
 use crate::companion::pager::{self, lacks};
 use crate::failure::{Failure, Result};
+use crate::fault::{self, Point};
 use crate::image::{MmId, Model, Pid, ShmemId, codec, mm::PAGE};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::shared::Objects;
@@ -54,6 +55,7 @@ impl Given {
     /// It cannot be stopped or read as it is. It runs on, and nothing was given.
     pub fn point(&mut self, run: &Path, attempt: AttemptId, whole: bool) -> Result<Option<Taken>> {
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("no state of the target can be taken", e);
+        fault::at(Point::DestinationPoint).map_err(|e| failed(&e))?;
         let socket = pager::socket_path(run, &postcopy::name(attempt));
         let Some(lacks) = lacks::ask(&socket).map_err(|e| failed(&e))? else { return Ok(None) };
         let root = lacks.tree.root().ok_or_else(|| Failure::new("nobody knows who the target is"))?;
@@ -171,7 +173,9 @@ impl Reading {
             let here = all.difference(&not_here.filter(|range| !range.is_empty()).collect());
             for piece in here.iter().flat_map(|range| range.pieces(PIECE_PAGES)) {
                 buffer.resize(piece.bytes() as usize, 0);
-                pages.read(space, &[piece], &mut buffer).map_err(|e| Failure::of("the target's memory cannot be read", &e))?;
+                pages
+                    .read(space, &[piece], &mut buffer)
+                    .map_err(|e| Failure::of("the target's memory cannot be read", &e))?;
                 self.note(given, whole, name, piece, &buffer)?;
                 self.index.push(Row { space, range: piece, place: Place::Points(name) });
             }

@@ -56,7 +56,8 @@ impl Recovery {
         };
         let Some(newest) = Newest::open(&dir).map_err(|e| failed(&e))? else { return Ok(None) };
         if !line.is_of_this_boot() || !newest.is_original_there() {
-            let gone = io::Error::new(io::ErrorKind::NotFound, "the original has ended, and memory that only it had with it");
+            let gone =
+                io::Error::new(io::ErrorKind::NotFound, "the original has ended, and memory that only it had with it");
             return Err(failed(&gone));
         }
         let mut model = newest.model.clone();
@@ -74,10 +75,7 @@ impl Recovery {
 
     /// What a person is told before it is resumed.
     pub fn warning(&self) -> String {
-        format!(
-            "it goes on here as it was {} s ago: replies and changes of files since then are lost, and TCP connections are reset",
-            self.taken.elapsed().unwrap_or_default().as_secs_f64().round()
-        )
+        loss(self.taken)
     }
 
     /// Ends the original, and lets the state run; its process id. Called once it is decided that the target is this host's.
@@ -88,8 +86,9 @@ impl Recovery {
         // Under another name nobody resumes it a second time.
         let kept = self.dir.with_extension("recovered");
         let image = kept.join("image");
-        fs::rename(&self.dir, &kept)
-            .map_err(|e| Failure::of("the newest state of the target cannot be resumed", &e).target(TargetState::Held))?;
+        fs::rename(&self.dir, &kept).map_err(|e| {
+            Failure::of("the newest state of the target cannot be resumed", &e).target(TargetState::Held)
+        })?;
         if let Some(held) = held {
             held.kill();
             will::forget(run, held);
@@ -109,6 +108,14 @@ impl Recovery {
         }
         running.outcome.pid.ok_or_else(|| Failure::new("nobody says who the target is"))
     }
+}
+
+/// What becomes of a target whose state of then is resumed.
+pub(super) fn loss(taken: SystemTime) -> String {
+    format!(
+        "it goes on here as it was {:.1} s ago: replies and changes of files since then are lost, and TCP connections are reset",
+        taken.elapsed().unwrap_or_default().as_secs_f64()
+    )
 }
 
 /// How a state is restored.
@@ -141,7 +148,8 @@ fn write_image(newest: &Newest, dir: &Path) -> io::Result<()> {
 
 /// Pages that had not come, or that nobody has written to there.
 fn from_original(newest: &Newest, pages: &PageWriter) -> io::Result<()> {
-    let original = TargetPages::new(newest.original.0.iter().map(|(pid, _)| crate::image::Pid(*pid)).collect(), Vec::new());
+    let original =
+        TargetPages::new(newest.original.0.iter().map(|(pid, _)| crate::image::Pid(*pid)).collect(), Vec::new());
     let mut buffer = Vec::new();
     for row in &newest.index {
         let Place::Original(mm, from) = row.place else { continue };
@@ -187,7 +195,9 @@ fn from_points(newest: &Newest, pages: &PageWriter) -> io::Result<()> {
         Ok(())
     })?;
     match wanted.values().find(|(_, left)| !left.is_empty()) {
-        Some((space, _)) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("pages of {space} are in no point"))),
+        Some((space, _)) => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("pages of {space} are in no point")))
+        }
         None => Ok(()),
     }
 }

@@ -39,7 +39,12 @@ pub fn run(options: &ResolveOptions) -> Result<Resolved> {
         .map_err(|e| Failure::of("the journals of moves cannot be read", &e))?;
     let line = only(&options.session, lines)?;
     if !options.yes {
-        return Err(Failure::new("a decision needs --yes").hint(risk(&line, options.choice)).kind(FailureKind::Usage));
+        let mut hint = risk(&line, options.choice);
+        let newest = shelf::newest(&shelf::directory(&journals, line.attempt));
+        if let (Role::Source, Choice::Run, Some(taken)) = (line.role, options.choice, newest) {
+            hint = format!("{hint}; {}", super::recover::loss(taken));
+        }
+        return Err(Failure::new("a decision needs --yes").hint(hint).kind(FailureKind::Usage));
     }
     match line.role {
         Role::Source => at_source(&journals, &places.run, &line, options.choice),

@@ -60,8 +60,7 @@ impl Original {
     /// One of them has ended.
     pub fn of(owners: &[Pid]) -> crate::proc::Result<Self> {
         let mut buf = Vec::new();
-        let started =
-            |pid: &Pid| Ok((pid.0, crate::proc::ProcDir::open(*pid)?.stat(&mut buf)?.starttime));
+        let started = |pid: &Pid| Ok((pid.0, crate::proc::ProcDir::open(*pid)?.stat(&mut buf)?.starttime));
         owners.iter().map(started).collect::<crate::proc::Result<_>>().map(Self)
     }
 }
@@ -144,8 +143,14 @@ impl Shelf {
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         let since = asked.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let mut writing =
-            Writing { path, unix_ms, file: BufWriter::new(file), digest: blake3::Hasher::new(), bytes: 0, ended: false };
+        let mut writing = Writing {
+            path,
+            unix_ms,
+            file: BufWriter::new(file),
+            digest: blake3::Hasher::new(),
+            bytes: 0,
+            ended: false,
+        };
         writing.put(MAGIC)?;
         Ok(writing)
     }
@@ -167,7 +172,8 @@ impl Shelf {
         }
         self.bytes = (writing.bytes, 0);
         let entries = fs::read_dir(&self.dir)?.flatten();
-        let older = |entry: &fs::DirEntry| Name::parse(entry.file_name().to_str()?).filter(|old| old.number < name.number);
+        let older =
+            |entry: &fs::DirEntry| Name::parse(entry.file_name().to_str()?).filter(|old| old.number < name.number);
         entries.filter(|entry| older(entry).is_some()).try_for_each(|entry| fs::remove_file(entry.path()))
     }
 }
@@ -253,8 +259,7 @@ impl Newest {
         })?;
         let (Some(model), Some(index)) = (model, index) else { return Err(damaged("it has no model or no index")) };
         crate::image::verify::model(&model).map_err(io::Error::other)?;
-        let original: Original =
-            serde_json::from_slice(&fs::read(dir.join("original"))?).map_err(io::Error::other)?;
+        let original: Original = serde_json::from_slice(&fs::read(dir.join("original"))?).map_err(io::Error::other)?;
         let taken = SystemTime::UNIX_EPOCH + Duration::from_millis(last.unix_ms);
         Ok(Some(Self { dir: dir.to_owned(), chain, model, index, taken, original }))
     }
