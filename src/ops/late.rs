@@ -134,7 +134,14 @@ pub(super) fn put_off(
             held.entry(space).or_default().insert(*range);
         }
     }
-    let at_once = at_once(model, &held);
+    let mut at_once = at_once(model, &held);
+    let shared = held.iter().filter_map(|(space, pages)| match *space {
+        Space::Shmem(id) if recoverable => Some(shared::part(model, id, pages).pages()),
+        _ => None,
+    });
+    if let kib @ 1.. = shared.sum::<u64>() * crate::image::mm::PAGE / 1024 {
+        at_once.push(format!("{kib} KiB could not come later: it is shared, and states come back"));
+    }
     let part = |space: Space, pages: &RangeSet| match space {
         Space::Mm(mm) => lazy::part(model, mm, pages),
         // What others write to it nobody tells.

@@ -46,10 +46,12 @@ use crate::transport::link::{Link, Request};
 use crate::transport::{Abort, PeerAddress, TransportError};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bulk channels when nobody chose a number: more than two bring nothing on one link.
 const STREAMS: u16 = 2;
+/// Between two states of a target that come back.
+const STATES_MIN: Duration = Duration::from_millis(10);
 
 /// Moves the target. `abort` rolls it back until the moment of handing over.
 ///
@@ -57,6 +59,7 @@ const STREAMS: u16 = 2;
 /// [`FailureKind::Blocked`], [`FailureKind::Peer`], and whatever else keeps it here; the failure says where it runs.
 pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
     refuse_attach(&options.state)?;
+    refuse_recoverable(options)?;
     let policy = policy(&options.state);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
@@ -132,6 +135,23 @@ fn refuse_attach(state: &StateOptions) -> Result<()> {
     }
     let what = "--stdio attach does not reach from another host to this terminal";
     Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage))
+}
+
+/// What does not go together with states that come back.
+fn refuse_recoverable(options: &MoveOptions) -> Result<()> {
+    let Some(every) = options.mode.recoverable else { return Ok(()) };
+    let what = if !may_follow(&options.mode) {
+        "--recoverable is for memory that follows: with --mode post-copy, hybrid or auto"
+    } else if every < STATES_MIN {
+        "--recoverable takes no state more often than every 10 ms"
+    } else if !options.state.move_addresses.is_empty() {
+        "--recoverable brings no address back: not with --move-address"
+    } else if options.state.stdio == Stdio::Log {
+        "--recoverable does not bring back what --stdio log writes: use --stdio null"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(what).kind(FailureKind::Usage))
 }
 
 /// The hooks of a move that has come to its end: whatever they say, it stays as it is.

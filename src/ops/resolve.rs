@@ -128,7 +128,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
     let phase = resolve::source(journals, run, line, (said, choice), instead);
     let pid = resumed.take().transpose()?;
     let phase = phase.map_err(|error| undecided(line, &error))?;
-    shelf::forget(journals, line.attempt);
+    shelf::remove(&shelf::directory(journals, line.attempt));
     if line.step != Step::Committing && phase == Phase::Stays && ask(line, Request::Abort).is_none() {
         warnings.push(format!("{} was not told: it may hold a copy, which waits there", line.peer));
     }

@@ -38,9 +38,8 @@ pub fn directory(journals: &Path, attempt: AttemptId) -> PathBuf {
 }
 
 /// Removes them, if there are any.
-pub fn forget(journals: &Path, attempt: AttemptId) {
-    let dir = directory(journals, attempt);
-    match fs::remove_dir_all(&dir) {
+pub fn remove(dir: &Path) {
+    match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(%error, dir = %dir.display(), "points were left behind");
         }

@@ -9,7 +9,7 @@ use crate::migration::points::taking::Taking;
 use crate::migration::postcopy::serving::Serving;
 use crate::ops::Event;
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 impl Attempt<'_> {
     /// Serves pages while `work` hands the target over.
@@ -58,7 +58,7 @@ impl Attempt<'_> {
     /// Nobody will resume any.
     fn forget_points(&mut self) {
         if self.wishes.recoverable.is_some() {
-            shelf::forget(self.wishes.journals, self.id);
+            shelf::remove(&shelf::directory(self.wishes.journals, self.id));
         }
     }
 
@@ -74,11 +74,25 @@ impl Attempt<'_> {
             }
         };
         self.taking.iter().for_each(Taking::begin);
-        let served = serving.wait(&|| interrupted.is_triggered(), &progress)?;
+        let silent = Cell::new(None);
+        let given_up = || interrupted.is_triggered() || self.is_to_be_fenced(&silent);
+        let served = serving.wait(&given_up, &progress)?;
         self.journal.set_pages_owed(false);
         let cost = self.taking.as_ref().map(Taking::stop);
         self.report.drained(served, cost);
         Ok(())
+    }
+
+    /// There has been no link for so long that the destination's host is to be switched off, and a state of the target is here
+    /// to go on from: the guardian does that. `silent`: since when there is none, and when that was last looked at.
+    fn is_to_be_fenced(&self, silent: &Cell<Option<(Instant, Instant)>>) -> bool {
+        let (Some(fence), Some(_)) = (self.wishes.fence, self.wishes.recoverable) else { return false };
+        let now = Instant::now();
+        // Not looked at while there was a link.
+        let since =
+            silent.get().filter(|(_, looked)| now - *looked < Duration::from_secs(1)).map_or(now, |(since, _)| since);
+        silent.set(Some((since, now)));
+        now - since >= fence.after
     }
 
     /// Only the destination knows what becomes of it.

@@ -56,6 +56,23 @@ impl Moving {
         self.run.text("moved").unwrap_or_default()
     }
 
+    /// Processes of ours on either host: what outlives a command, too.
+    fn helpers(&self) -> Vec<i32> {
+        ["places", "source"].iter().flat_map(|host| self.helpers_on(host)).collect()
+    }
+
+    /// On one of them.
+    pub fn helpers_on(&self, host: &str) -> Vec<i32> {
+        let places = format!("MIGRATE_PLACES={}", self.run.path(host).display());
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_ours = |pid: &i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|word| word == places.as_bytes())
+        };
+        pids.filter(is_ours).collect()
+    }
+
     /// Session processes of the agent.
     pub fn sessions(&self) -> BTreeSet<i32> {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -76,7 +93,7 @@ impl Drop for Moving {
     fn drop(&mut self) {
         let _ = self.mover.kill();
         let _ = self.mover.wait();
-        for pid in [self.root, self.original] {
+        for pid in [self.root, self.original].into_iter().chain(self.helpers()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         self.run.reap();

@@ -29,21 +29,9 @@ impl Moving {
             .max()
     }
 
-    /// Everything of ours at the destination: agent, sessions, what brings memory and who watches over it.
-    fn helpers(&self) -> Vec<i32> {
-        let places = format!("MIGRATE_PLACES={}", self.run.path("places").display());
-        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let is_ours = |pid: &i32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|word| word == places.as_bytes())
-        };
-        pids.filter(is_ours).collect()
-    }
-
     /// As a host that loses its power: nobody there has the time to do anything.
     fn destination_dies(&self) {
-        let all: Vec<i32> = self.helpers().into_iter().chain([self.root]).collect();
+        let all: Vec<i32> = self.helpers_on("places").into_iter().chain([self.root]).collect();
         assert!(all.len() >= 5, "an agent, two sessions at least, the pager, its guard and the copy: {all:?}");
         for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
             for pid in &all {
@@ -153,6 +141,32 @@ fn without_a_complete_state_the_original_goes_on_as_it_was_when_it_moved() {
     moving.goes_on_from(died);
     assert!(matches!(state(moving.original), Some('R' | 'S')), "the original does not run");
     moving.run.verify().expect("its memory is as it was");
+}
+
+#[test]
+fn a_destination_that_is_fenced_leaves_a_recent_state_that_goes_on_by_itself() {
+    if !root() {
+        return;
+    }
+    let off = tempfile::NamedTempFile::new().expect("there is a directory for temporary files").into_temp_path();
+    let fence = format!("test ! -e {}", off.display());
+    let options = ["--recoverable=300ms", "--peer-timeout", "1s", "--fence-cmd", &fence];
+    let mut moving = Moving::begin_of(&COUNTER, &[], &options);
+    until("no states come back", || moving.last_point().filter(|n| *n >= 2));
+    moving.destination_dies();
+    let died = moving.counted().len();
+    let status = moving.mover.wait().expect("it is ours");
+    assert_eq!(status.code(), Some(4), "{}", moving.said());
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(moving.counted().len(), died, "somebody counts although nobody has switched the host off");
+    assert!(moving.last_point().is_some());
+    off.close().expect("it is ours");
+    moving.goes_on_from(died);
+    moving.run.verify().expect("its memory is of one piece");
+    until("the original has not ended", || {
+        moving.run.reap();
+        matches!(state(moving.original), None | Some('Z')).then_some(())
+    });
 }
 
 #[test]
