@@ -58,8 +58,7 @@ const STATES_MIN: Duration = Duration::from_millis(10);
 /// # Errors
 /// [`FailureKind::Blocked`], [`FailureKind::Peer`], and whatever else keeps it here; the failure says where it runs.
 pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
-    refuse_attach(&options.state)?;
-    refuse_recoverable(options)?;
+    refuse(options)?;
     let policy = policy(&options.state);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
@@ -129,9 +128,10 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     Ok(outcome(options, root.0, report, live.at_once))
 }
 
-fn refuse_attach(state: &StateOptions) -> Result<()> {
-    if state.stdio != Stdio::Attach {
-        return Ok(());
+/// What does not go together.
+fn refuse(options: &MoveOptions) -> Result<()> {
+    if options.state.stdio != Stdio::Attach {
+        return refuse_recoverable(options);
     }
     let what = "--stdio attach does not reach from another host to this terminal";
     Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage))

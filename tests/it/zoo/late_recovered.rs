@@ -68,7 +68,7 @@ impl Moving {
     fn counted(&self) -> Vec<(u64, u64)> {
         let text = self.run.text("count").unwrap_or_default();
         text.lines()
-            .filter_map(|line| Some(line.split_once(' ')?))
+            .filter_map(|line| line.split_once(' '))
             .filter_map(|(n, at)| Some((n.parse().ok()?, at.parse().ok()?)))
             .collect()
     }
