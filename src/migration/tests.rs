@@ -509,6 +509,25 @@ struct Play {
     left_behind: usize,
 }
 
+fn wishes(journals: &Path) -> Wishes<'_> {
+    Wishes {
+        session: "abcdefgh".into(),
+        goals: goals(),
+        stop_and_copy: false,
+        follows: false,
+        may_follow: false,
+        dry_run: false,
+        compression: Compression::Auto,
+        bandwidth: None,
+        files: no_files(),
+        state: serde_json::json!({ "pids": "auto" }),
+        journals,
+        again: None,
+        fence: None,
+        recoverable: None,
+    }
+}
+
 fn play(
     mut target: FakeTarget,
     (fault, ahead): (Fault, Ahead),
@@ -521,21 +540,7 @@ fn play(
     let (client, server) = links(streams, cut);
     let mut builder = FakeBuilder { fault, ahead, ..FakeBuilder::default() };
     let (source_journals, destination_journals) = (journals.path().join("a"), journals.path().join("b"));
-    let mut wishes = Wishes {
-        session: "abcdefgh".into(),
-        goals: goals(),
-        stop_and_copy: false,
-        follows: false,
-        may_follow: false,
-        dry_run: false,
-        compression: Compression::Auto,
-        bandwidth: None,
-        files: no_files(),
-        state: serde_json::json!({ "pids": "auto" }),
-        journals: &source_journals,
-        again: None,
-        fence: None,
-    };
+    let mut wishes = wishes(&source_journals);
     change(&mut wishes);
     let (source, destination) = std::thread::scope(|scope| {
         let destination = scope.spawn(|| {
@@ -681,21 +686,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         std::thread::sleep(Duration::from_millis(50));
         abort.trigger();
     });
-    let wishes = Wishes {
-        session: "abcdefgh".into(),
-        goals: goals(),
-        stop_and_copy: false,
-        follows: false,
-        may_follow: false,
-        dry_run: false,
-        compression: Compression::Off,
-        bandwidth: None,
-        files: no_files(),
-        state: serde_json::Value::Null,
-        journals: journals.path(),
-        again: None,
-        fence: None,
-    };
+    let wishes = Wishes { compression: Compression::Off, ..wishes(journals.path()) };
     let error = source::run(client, &mut target, &wishes, &Quiet).unwrap_err();
     assert!(matches!(error, MoveError::Transport(TransportError::Aborted { .. })), "{error}");
     assert_eq!(target.state, State::Running);
@@ -751,21 +742,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
         let mut target = FakeTarget::new(10, 1, Fault::None);
         let mut builder = FakeBuilder::default();
         let journals = b.path().join("journals");
-        let wishes = Wishes {
-            session: "abcdefgh".into(),
-            goals: goals(),
-            stop_and_copy: false,
-            follows: false,
-            may_follow: false,
-            dry_run: false,
-            compression: Compression::Off,
-            bandwidth: None,
-            files: no_files(),
-            state: serde_json::json!({ "pids": "auto" }),
-            journals: &journals,
-            again: None,
-            fence: None,
-        };
+        let wishes = Wishes { compression: Compression::Off, ..wishes(&journals) };
         std::thread::scope(|scope| {
             let around = Surroundings { journals: &journals, run: b.path(), stores: &places, max_memory_bytes: max };
             scope.spawn(move || destination::run(server, &mut builder, around));
