@@ -11,6 +11,7 @@ use super::landing::{Landing, Memory, Plot};
 use super::pages::{Run, What};
 use super::postcopy::{self, Later, relay};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
+use super::shelf::Shelf;
 use super::store::Store;
 use super::{MoveError, while_alive};
 use crate::blocker::Blocker;
@@ -196,6 +197,8 @@ struct Attempt<'a> {
     landing: Option<Landing>,
     /// What deltas are of.
     bases: Bases,
+    /// What can be named by digest.
+    shelf: Shelf,
     /// Pages follow when it runs, if rounds do not help.
     may_follow: bool,
     /// Files that come along.
@@ -264,6 +267,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             offered: None,
             landing: None,
             bases: Bases::default(),
+            shelf: Shelf::of(target.memory_bytes),
             may_follow: may_follow && !follows,
             luggage: Luggage::of(files),
         },
@@ -315,7 +319,8 @@ impl Attempt<'_> {
         let may_come = blockers.is_empty();
         let blockers = blockers.iter().map(Into::into).collect();
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
-        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order })?;
+        let shelf_pages = self.shelf.max() as u32;
+        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order, shelf_pages })?;
         if may_come {
             self.offered = Some(self.builder.adapted(model)?);
         }
@@ -405,13 +410,18 @@ impl Attempt<'_> {
     /// Takes the pages of one round: each bulk channel on a thread of its own, until its mark.
     fn round(&mut self, bulk: &mut [Channel], number: u32) -> Result<(), MoveError> {
         let (id, control) = (self.id, &mut self.control);
-        let intake = Intake { store: &self.store, landing: self.landing.as_ref(), bases: &self.bases };
+        let intake =
+            Intake { store: &self.store, landing: self.landing.as_ref(), bases: &self.bases, shelf: &self.shelf };
         let streams = bulk.len();
+        // Where there are bulk channels the control channel brings no pages.
+        let mut open = self.shelf.open(streams.max(1));
+        let _of_control = if streams == 0 { open.pop() } else { None };
         let (sender, marks) = bounded(streams);
         std::thread::scope(|scope| {
-            for channel in bulk {
+            for (channel, open) in bulk.iter_mut().zip(open) {
                 let sender = sender.clone();
                 scope.spawn(move || {
+                    let _open = open;
                     let taken = intake.bulk(channel, number);
                     if taken.is_err() {
                         // The control channel may wait for a source that waits for us.
@@ -430,7 +440,9 @@ impl Attempt<'_> {
             match taken {
                 // A bulk channel has failed, which ended the wait on this one.
                 Err(MoveError::Transport(TransportError::Aborted { during })) => {
-                    let cause = marks.iter().find_map(Result::err);
+                    let is_cause =
+                        |error: &MoveError| !matches!(error, MoveError::Transport(TransportError::Aborted { .. }));
+                    let cause = marks.iter().filter_map(Result::err).find(is_cause);
                     Err(cause.unwrap_or(MoveError::Transport(TransportError::Aborted { during })))
                 }
                 taken => taken,
@@ -453,9 +465,8 @@ impl Attempt<'_> {
             true => RangeSet::new(),
         };
         while_alive(&mut self.control, || {
-            landing.take_out(&kept, &mut |space, range, content| {
-                taker.store(Run { space, range, what: What::Data }, content)
-            })
+            landing
+                .take_out(&kept, &mut |space, range, content| taker.store(Run::new(space, range, What::Data), content))
         })?;
         drop(taker);
         if !fits {

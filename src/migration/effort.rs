@@ -6,7 +6,7 @@ use crate::memory::{PageRange, RangeSet, Space};
 use std::collections::HashMap;
 
 /// Below this rate, bytes a second, a core packs faster than the link takes: up to a link of 1 Gbit/s.
-const SLOW_LINK: u64 = 150 << 20;
+pub const SLOW_LINK: u64 = 150 << 20;
 
 /// zstd level of a slow link, and of one that has to be helped.
 const LEVELS: (i32, i32) = (1, 3);
@@ -17,6 +17,17 @@ const FAST_LINK: u64 = 1 << 30;
 fn is_slow(rounds: &[RoundStats]) -> bool {
     let rate = link_rate(rounds);
     rate > 0 && rate < SLOW_LINK
+}
+
+/// When pages are named by digest ([`super::shelf`]): digesting them costs a part of a core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// Not in this round.
+    Never,
+    /// From the moment it is seen that the link is what is waited for.
+    WhenSlow,
+    /// In all of it.
+    Always,
 }
 
 /// Steps taken so far, and what is needed for them.
@@ -90,6 +101,19 @@ impl Effort {
         wanted != Compression::Off && (tried || is_slow(rounds))
     }
 
+    /// When pages of the next round are named by digest; `bandwidth` = what it may take, bytes a second.
+    pub fn naming(&self, wanted: Compression, rounds: &[RoundStats], bandwidth: Option<u64>) -> Naming {
+        if wanted == Compression::Off {
+            return Naming::Never;
+        }
+        match link_rate(rounds) {
+            _ if bandwidth.is_some_and(|rate| rate < SLOW_LINK) => Naming::Always,
+            0 => Naming::WhenSlow,
+            rate if rate < SLOW_LINK => Naming::Always,
+            _ => Naming::Never,
+        }
+    }
+
     /// How hard pages are packed.
     pub fn level(&self, wanted: Compression, rounds: &[RoundStats]) -> Option<i32> {
         match wanted {
@@ -139,6 +163,28 @@ mod tests {
         }
         effort.tried.push((3, Step::Delta));
         assert!(effort.deltas(auto, &[at(500)]) && !effort.deltas(auto, &[at(5000)]));
+    }
+
+    #[test]
+    fn pages_are_named_where_the_link_is_slow() {
+        use std::time::Duration;
+        let at = |mib: u64| {
+            let (took, bytes) = (Duration::from_secs(1), mib << 20);
+            [RoundStats {
+                took,
+                sent_bytes: bytes,
+                content_bytes: bytes,
+                residual_bytes: 1,
+                dirty_bytes: 1,
+                lacking_room_bytes: 0,
+            }]
+        };
+        let (effort, auto, slow) = (Effort::default(), Compression::Auto, Some(10 << 20));
+        assert_eq!(effort.naming(auto, &[], None), Naming::WhenSlow, "nothing is known before the first round");
+        assert_eq!(effort.naming(auto, &[], slow), Naming::Always);
+        assert_eq!(effort.naming(auto, &at(10), None), Naming::Always);
+        assert_eq!(effort.naming(Compression::Level(3), &at(500), None), Naming::Never);
+        assert_eq!(effort.naming(Compression::Off, &at(10), slow), Naming::Never);
     }
 
     #[test]

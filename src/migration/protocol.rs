@@ -284,6 +284,9 @@ pub enum FromDestination {
         /// What is to be done about files.
         #[serde(default)]
         order: Order,
+        /// Pages that are kept there to be named by digest ([`super::shelf`]), at most.
+        #[serde(default)]
+        shelf_pages: u32,
     },
     /// Something about files, before the verdict.
     Asks {

@@ -1,5 +1,6 @@
 //! What a move has shown.
 
+use super::pages::Unsent;
 use super::postcopy::serving::Served;
 use super::protocol::TargetSummary;
 use super::switchover::ExitCondition;
@@ -60,6 +61,8 @@ pub struct Report {
     pub total: Option<Duration>,
     /// Bytes sent, headers included.
     pub bytes_sent: u64,
+    /// Pages of all rounds that were named instead of sent.
+    pub unsent: Unsent,
     /// What was sent when it ran already, in post-copy.
     pub late: Option<Served>,
     /// What went wrong without harm.
@@ -80,6 +83,7 @@ impl Report {
             pid: None,
             total: None,
             bytes_sent: 0,
+            unsent: Unsent::default(),
             late: None,
             warnings: Vec::new(),
         }

@@ -9,6 +9,7 @@ use super::journal::{Journal, Role, Step};
 use super::postcopy::{self, serving::Serving};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
 use super::report::{Pause, Report};
+use super::shelf::Catalogue;
 use super::switchover::{Decision, ExitCondition, Goals, RoundStats, Step as Help};
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
@@ -185,6 +186,8 @@ struct Attempt<'a> {
     effort: Effort,
     /// What deltas are made against.
     bases: Bases,
+    /// What the destination keeps to be named by digest.
+    catalogue: Catalogue,
     report: Report,
     /// What the destination could still store when it last said so.
     room_bytes: u64,
@@ -234,6 +237,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         rounds: Vec::new(),
         effort: Effort::default(),
         bases: Bases::default(),
+        catalogue: Catalogue::new(0, 1),
         report: Report::begin(),
         room_bytes: u64::MAX,
         number: 1,

@@ -136,7 +136,7 @@ impl FakeTarget {
         let one = |(space, page): (Space, u64)| (space, PageRange::new(page, 1));
         let pages = std::mem::take(&mut self.dirty).into_iter().map(one).collect();
         let gone = std::mem::take(&mut self.gone).into_iter().map(one);
-        let notes = gone.map(|(space, range)| Run { space, range, what: What::Hole }).collect();
+        let notes = gone.map(|(space, range)| Run::new(space, range, What::Hole)).collect();
         // The child has come since.
         let name = |space: Space| SpaceName { sent_as: space.into(), model: Some(space.into()), cow_parent: None };
         Plan { pages, notes, spaces: vec![name(MM), name(SHARED)] }

@@ -549,7 +549,7 @@ fn mappings(root: Pid) -> HashMap<Pid, Vec<Flagged>> {
 
 /// The same about all of these pages.
 fn notes(ranges: &[(Space, PageRange)], what: What) -> Vec<Run> {
-    ranges.iter().map(|(space, range)| Run { space: *space, range: *range, what }).collect()
+    ranges.iter().map(|(space, range)| Run::new(*space, *range, what)).collect()
 }
 
 /// Every page of the private memory of a tree that was not watched.
@@ -606,6 +606,8 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>)
         let late = report.late.unwrap_or_default();
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late.pages);
         outcome.bytes = Some(report.bytes_sent + late.bytes);
+        outcome.zero_pages = Some(report.unsent.zero);
+        outcome.named_pages = Some(report.unsent.named);
         outcome.stalls = late.waits;
         if outside::has_left() {
             let pid = report.pid.unwrap_or_default();

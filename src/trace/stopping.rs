@@ -272,7 +272,8 @@ impl<'a> Stopping<'a> {
     /// The leader is another, whom nobody has asked: where it is a child of ours, waiting for it does not tell.
     fn forget_lost_leader(&mut self) {
         let pid = self.process.pid;
-        if self.running.iter().any(|tracee| tracee.tid() == pid) && self.leader().is_some_and(|(_, tracer)| tracer == 0) {
+        if self.running.iter().any(|tracee| tracee.tid() == pid) && self.leader().is_some_and(|(_, tracer)| tracer == 0)
+        {
             self.running.retain(|tracee| tracee.tid() != pid);
             self.leader_lost();
         }

@@ -12,6 +12,7 @@ use crate::image::Bytes;
 use crate::memory::throttle::Throttle;
 use crate::migration::protocol;
 use crate::migration::send_pages::ALIVE_EVERY;
+use crate::migration::shelf::Catalogue;
 use crate::ops::Event;
 use crate::ops::options::Files;
 use crate::transport::FrameKind;
@@ -47,8 +48,10 @@ impl Attempt<'_> {
                     let answer = self.answer(&question, &mut nonces)?;
                     protocol::send(&mut self.link.control, &FromSource::Answers { attempt: self.id, answer })?;
                 }
-                FromDestination::Verdict { blockers, room_bytes, order, .. } => {
+                FromDestination::Verdict { blockers, room_bytes, order, shelf_pages, .. } => {
                     self.room_bytes = room_bytes;
+                    let shelf_pages = usize::try_from(shelf_pages).unwrap_or(usize::MAX);
+                    self.catalogue = Catalogue::new(shelf_pages, self.link.bulk.len().max(1));
                     self.ordered(order);
                     return Ok(blockers.into_iter().map(Blocker::from).collect());
                 }
