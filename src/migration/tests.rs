@@ -31,6 +31,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+mod named;
+
 type Memory = BTreeMap<(Space, u64), Vec<u8>>;
 
 const MM: Space = Space::Mm(MmId(0));
@@ -636,8 +638,8 @@ fn compressed_pages_arrive_as_well() {
 
 #[test]
 fn a_dry_run_moves_nothing() {
-    let play =
-        play(FakeTarget::new(100, 5, Fault::None), (Fault::None, Ahead::Fits), 1, None, |wishes| wishes.dry_run = true);
+    let target = FakeTarget::new(100, 5, Fault::None);
+    let play = play(target, (Fault::None, Ahead::Fits), 1, None, |wishes| wishes.dry_run = true);
     play.check();
     assert!(play.source.unwrap().pid.is_none());
     assert_eq!((play.target.state, play.builder.built.is_none()), (State::Running, true));
@@ -720,15 +722,13 @@ fn messages_of_another_attempt_are_refused() {
         });
         let target = TargetSummary { pid: 1, comm: "x".into(), tasks: 1, memory_bytes: 1 };
         let state = serde_json::json!({ "pids": "auto" });
-        let session = "abcdefgh".into();
-        let model_bytes = bytes.len() as u64;
         let offer = protocol::FromSource::Offer {
             attempt: id,
-            session,
+            session: "abcdefgh".into(),
             target,
             state,
             dry_run: false,
-            model_bytes,
+            model_bytes: bytes.len() as u64,
             follows: false,
             may_follow: false,
             files: None,

@@ -20,6 +20,7 @@ mod lifeline;
 mod lifeline_tcp;
 mod manual;
 mod moves;
+mod named;
 mod networks;
 mod outside;
 mod peer_user;
