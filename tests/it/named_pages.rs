@@ -3,8 +3,9 @@
 
 use crate::moves::{Agent, can_move, on_host, result, run, text};
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -86,13 +87,13 @@ struct SlowLink {
 }
 
 impl SlowLink {
-    fn to(agent: &str, rate: f64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn new(dir: &Path, agent: PathBuf, rate: f64) -> Self {
+        let path = dir.join("link");
+        let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let address = format!("unix:{}", path.display());
         let (carried, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (to, ended) = (agent.strip_prefix("tcp+plain://").unwrap().to_owned(), Arc::clone(&over));
-        let (count, free) = (Arc::clone(&carried), Arc::new(Mutex::new(Instant::now())));
+        let (ended, count, free) = (Arc::clone(&over), Arc::clone(&carried), Arc::new(Mutex::new(Instant::now())));
         std::thread::spawn(move || {
             while !ended.load(Ordering::SeqCst) {
                 let Ok((client, _)) = listener.accept() else {
@@ -100,7 +101,7 @@ impl SlowLink {
                     continue;
                 };
                 client.set_nonblocking(false).unwrap();
-                let server = TcpStream::connect(&to).unwrap();
+                let server = UnixStream::connect(&agent).unwrap();
                 let ends = (client.try_clone().unwrap(), server.try_clone().unwrap());
                 let (free, count) = (Arc::clone(&free), Arc::clone(&count));
                 std::thread::spawn(move || {
@@ -125,7 +126,7 @@ impl Drop for SlowLink {
 }
 
 /// Carries bytes one way, each batch until `when` for as many.
-fn carry(mut from: TcpStream, mut to: TcpStream, when: impl Fn(u64) -> Instant) {
+fn carry(mut from: UnixStream, mut to: UnixStream, when: impl Fn(u64) -> Instant) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         std::thread::sleep(when(count as u64).saturating_duration_since(Instant::now()));
@@ -143,10 +144,11 @@ fn over_a_slow_link(options: &[&str]) -> Option<(serde_json::Value, u64)> {
     }
     let dir = tempfile::tempdir().unwrap();
     let twins = Twins::start(64);
-    let agent = Agent::start(&dir.path().join("b"), "tcp+plain://127.0.0.1:0");
-    let link = SlowLink::to(&agent.address, 24e6);
-    let (pid, to) = (twins.child.id().to_string(), format!("tcp+plain://{}", link.address));
-    let words = ["move", &pid, &to, "--allow-plain", "--files", "skip", "--json"];
+    let socket = dir.path().join("agent");
+    let _agent = Agent::start(&dir.path().join("b"), &format!("unix:{}", socket.display()));
+    let link = SlowLink::new(dir.path(), socket, 24e6);
+    let pid = twins.child.id().to_string();
+    let words = ["move", &pid, &link.address, "--files", "skip", "--json"];
     let output = run(on_host(&dir.path().join("a")), &[&words, options].concat());
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(twins.processes().len(), 1, "the original has ended, one copy runs");
