@@ -41,6 +41,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 type Digest = [u8; DIGEST_BYTES];
 
+/// Takes pages with their content.
+pub type Each<'a> = dyn FnMut(Run, &[u8]) -> Result<(), MoveError> + 'a;
+
 fn digest(page: &[u8]) -> Digest {
     blake3::hash(page).into()
 }
@@ -244,13 +247,7 @@ impl Shelf {
     ///
     /// # Errors
     /// Nothing like it has come or can come; the wait was ended; whatever `each` fails with.
-    pub fn fetch(
-        &self,
-        run: Run,
-        digests: &[u8],
-        patience: &Patience,
-        each: &mut dyn FnMut(Run, &[u8]) -> Result<(), MoveError>,
-    ) -> Result<(), MoveError> {
+    pub fn fetch(&self, run: Run, digests: &[u8], patience: &Patience, each: &mut Each<'_>) -> Result<(), MoveError> {
         let (digests, _) = digests.as_chunks::<DIGEST_BYTES>();
         let mut content = Vec::with_capacity(digests.len().min(BATCH_PAGES) * PAGE_BYTES);
         let mut first = run.range.first;

@@ -93,13 +93,13 @@ fn what_was_sent_is_named_wherever_it_occurs() {
     let mut packer = Packer::new(None);
     pair.pack(0, &mut packer, 10, &[page(1), page(2), page(1), page(0), page(2)].concat(), true);
     assert_eq!(packer.unsent(), crate::migration::pages::Unsent { zero: 1, named: 2 });
-    let kinds = pair.arrive(&packer.take().to_vec(), &patience);
+    let kinds = pair.arrive(packer.take(), &patience);
     assert_eq!(kinds, [What::Data, What::Data, What::Named, What::Zero, What::Named]);
     pair.catalogue.frame_sent(0);
     // What lay there is overwritten; the content is named all the same.
     pair.pack(0, &mut packer, 10, &[page(2), page(1)].concat(), false);
     pair.pack(0, &mut packer, 90, &page(1), false);
-    assert_eq!(pair.arrive(&packer.take().to_vec(), &patience), [What::Named; 3]);
+    assert_eq!(pair.arrive(packer.take(), &patience), [What::Named; 3]);
     let wanted = [(10, 2), (11, 1), (12, 1), (13, 0), (14, 2), (90, 1)].map(|(n, fill)| (n, page(fill)));
     assert_eq!(*pair.memory.lock().unwrap(), wanted.into());
 }
