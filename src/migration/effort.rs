@@ -19,14 +19,14 @@ fn is_slow(rounds: &[RoundStats]) -> bool {
     rate > 0 && rate < SLOW_LINK
 }
 
-/// When pages are named by digest ([`super::shelf`]): digesting them costs a part of a core.
+/// When a round spends processor time to spare the link: pages are named by digest ([`super::shelf`]) and packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Naming {
-    /// Not in this round.
+pub enum Sparing {
+    /// Never.
     Never,
     /// From the moment it is seen that the link is what is waited for.
     WhenSlow,
-    /// In all of it.
+    /// All the time.
     Always,
 }
 
@@ -101,17 +101,22 @@ impl Effort {
         wanted != Compression::Off && (tried || is_slow(rounds))
     }
 
-    /// When pages of the next round are named by digest; `bandwidth` = what it may take, bytes a second.
-    pub fn naming(&self, wanted: Compression, rounds: &[RoundStats], bandwidth: Option<u64>) -> Naming {
+    /// When the next round spares the link; `bandwidth` = what it may take, bytes a second.
+    pub fn sparing(&self, wanted: Compression, rounds: &[RoundStats], bandwidth: Option<u64>) -> Sparing {
         if wanted == Compression::Off {
-            return Naming::Never;
+            return Sparing::Never;
         }
         match link_rate(rounds) {
-            _ if bandwidth.is_some_and(|rate| rate < SLOW_LINK) => Naming::Always,
-            0 => Naming::WhenSlow,
-            rate if rate < SLOW_LINK => Naming::Always,
-            _ => Naming::Never,
+            _ if bandwidth.is_some_and(|rate| rate < SLOW_LINK) => Sparing::Always,
+            0 => Sparing::WhenSlow,
+            rate if rate < SLOW_LINK => Sparing::Always,
+            _ => Sparing::Never,
         }
+    }
+
+    /// How hard pages are packed, once it is seen that the link is what is waited for.
+    pub fn sparing_level(&self, wanted: Compression, rounds: &[RoundStats]) -> Option<i32> {
+        self.level(wanted, rounds).or((wanted == Compression::Auto).then_some(LEVELS.0))
     }
 
     /// How hard pages are packed.
@@ -166,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_named_where_the_link_is_slow() {
+    fn a_slow_link_is_spared() {
         use std::time::Duration;
         let at = |mib: u64| {
             let (took, bytes) = (Duration::from_secs(1), mib << 20);
@@ -180,11 +185,14 @@ mod tests {
             }]
         };
         let (effort, auto, slow) = (Effort::default(), Compression::Auto, Some(10 << 20));
-        assert_eq!(effort.naming(auto, &[], None), Naming::WhenSlow, "nothing is known before the first round");
-        assert_eq!(effort.naming(auto, &[], slow), Naming::Always);
-        assert_eq!(effort.naming(auto, &at(10), None), Naming::Always);
-        assert_eq!(effort.naming(Compression::Level(3), &at(500), None), Naming::Never);
-        assert_eq!(effort.naming(Compression::Off, &at(10), slow), Naming::Never);
+        assert_eq!(effort.sparing(auto, &[], None), Sparing::WhenSlow, "nothing is known before the first round");
+        assert_eq!(effort.sparing(auto, &[], slow), Sparing::Always);
+        assert_eq!(effort.sparing(auto, &at(10), None), Sparing::Always);
+        assert_eq!(effort.sparing(Compression::Level(3), &at(500), None), Sparing::Never);
+        assert_eq!(effort.sparing(Compression::Off, &at(10), slow), Sparing::Never);
+        let level = |wanted| effort.sparing_level(wanted, &[]);
+        assert_eq!([auto, Compression::Off, Compression::Level(7)].map(level), [Some(1), None, Some(7)]);
+        assert_eq!(effort.level(auto, &[]), None, "until it is seen to be slow");
     }
 
     #[test]

@@ -130,6 +130,11 @@ impl Packer {
         Self { level, ..Self::default() }
     }
 
+    /// From this frame on it is packed like this.
+    pub fn set_level(&mut self, level: Option<i32>) {
+        self.level = level;
+    }
+
     /// Nothing waits to be sent.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -2,7 +2,7 @@
 
 use super::MoveError;
 use super::bases::Bases;
-use super::effort::Naming;
+use super::effort::Sparing;
 use super::pace::Pace;
 use super::pages::{Packer, Unsent};
 use super::shelf::Catalogue;
@@ -75,8 +75,10 @@ pub struct Packing<'a> {
     pub level: Option<i32>,
     /// What deltas are made against, if they are wanted.
     pub bases: Option<&'a Bases>,
-    /// What the destination can be told by digest, and when it is.
-    pub catalogue: (&'a Catalogue, Naming),
+    /// What the destination can be told by digest.
+    pub catalogue: &'a Catalogue,
+    /// When it is, and pages are packed with that level.
+    pub sparing: (Sparing, Option<i32>),
 }
 
 /// One round as its workers see it.
@@ -117,7 +119,7 @@ pub fn send_round(
         packing,
         first_round: number == 1,
         channels: link.bulk.len().max(1),
-        is_slow: AtomicBool::new(packing.catalogue.1 == Naming::Always),
+        is_slow: AtomicBool::new(packing.sparing.0 == Sparing::Always),
         throttle,
         pages: AtomicU64::new(0),
         content_bytes: AtomicU64::new(0),
@@ -215,6 +217,9 @@ impl Work<'_> {
             if way.packer.is_full(bytes) {
                 self.send(&mut way)?;
             }
+            if self.is_slow.load(Ordering::Relaxed) {
+                way.packer.set_level(self.packing.sparing.1);
+            }
             self.read(space, &ranges, &mut buffer[..bytes], &mut way)?;
         }
         if !way.packer.is_empty() {
@@ -235,20 +240,19 @@ impl Work<'_> {
         self.content_bytes.fetch_add(way.packer.content_bytes(), Ordering::Relaxed);
         let (frame, began) = (way.packer.take(), Instant::now());
         way.channel.send(FrameKind::PAGES, frame)?;
-        let (catalogue, naming) = self.packing.catalogue;
-        catalogue.frame_sent(way.number);
+        self.packing.catalogue.frame_sent(way.number);
         self.throttle.sent(frame.len() as u64);
-        if naming == Naming::WhenSlow && way.pace.is_slow(frame.len() as u64, began) {
+        if self.packing.sparing.0 == Sparing::WhenSlow && way.pace.is_slow(frame.len() as u64, began) {
             self.is_slow.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
     fn pack(&self, space: Space, first: u64, content: &mut [u8], way: &mut Way<'_>) {
-        let Packing { bases, catalogue: (catalogue, _), .. } = self.packing;
+        let Packing { bases, catalogue, .. } = self.packing;
         let packer = &mut way.packer;
         match bases {
-            _ if self.is_slow.load(Ordering::Relaxed) => {
+            _ if self.is_slow.load(Ordering::Relaxed) && !catalogue.is_none() => {
                 catalogue.pack(way.number, packer, (space, first), content, bases, self.first_round);
             }
             Some(bases) => bases.pack(packer, space, first, content, false),

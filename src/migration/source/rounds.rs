@@ -4,7 +4,6 @@ use super::{Attempt, Decision, ExitCondition, Help, MoveError, Plan, Taken, Targ
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
-use crate::migration::effort::Naming;
 use crate::migration::pages::What;
 use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::send_pages::{Packing, Sent, send_round};
@@ -140,12 +139,16 @@ impl Attempt<'_> {
         protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number })?;
         let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !in_pause));
         let compression = self.wishes.compression;
-        let naming = self.effort.naming(compression, &self.rounds, self.wishes.bandwidth.filter(|_| !in_pause));
+        let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
         let deltas = self.wishes.goals.converge.contains(&Help::Delta) && self.effort.deltas(compression, &self.rounds);
         let packing = Packing {
             level: self.effort.level(compression, &self.rounds),
             bases: deltas.then_some(&self.bases),
-            catalogue: (&self.catalogue, if self.catalogue.is_none() { Naming::Never } else { naming }),
+            catalogue: &self.catalogue,
+            sparing: (
+                self.effort.sparing(compression, &self.rounds, bandwidth),
+                self.effort.sparing_level(compression, &self.rounds),
+            ),
         };
         let total = plan.bytes();
         let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
