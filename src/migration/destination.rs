@@ -2,6 +2,7 @@
 //! target is in the end, running. Mirror of [`super::source`].
 
 use super::bases::Bases;
+use super::earlier::Earlier;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
@@ -27,7 +28,9 @@ use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
 use luggage::Luggage;
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -199,6 +202,8 @@ struct Attempt<'a> {
     bases: Bases,
     /// What can be named by digest.
     shelf: Shelf,
+    /// Directory of an image whose pages need not come.
+    base: Option<Bytes>,
     /// Pages follow when it runs, if rounds do not help.
     may_follow: bool,
     /// Files that come along.
@@ -238,8 +243,18 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, follows, may_follow, files } =
-        offer
+    let FromSource::Offer {
+        attempt: id,
+        target,
+        state,
+        dry_run,
+        model_bytes,
+        session,
+        follows,
+        may_follow,
+        files,
+        base,
+    } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
@@ -268,6 +283,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             landing: None,
             bases: Bases::default(),
             shelf: Shelf::of(target.memory_bytes),
+            base,
             may_follow: may_follow && !follows,
             luggage: Luggage::of(files),
         },
@@ -295,7 +311,7 @@ impl Attempt<'_> {
         model_bytes: u64,
         dry_run: bool,
     ) -> Result<(), MoveError> {
-        let may_come = self.verdict(memory_bytes, model_bytes)?;
+        let may_come = self.verdict(memory_bytes, model_bytes, dry_run)?;
         if dry_run || !may_come {
             self.wait_for_abort()?;
             self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);
@@ -307,7 +323,7 @@ impl Attempt<'_> {
     }
 
     /// This side's preflight. Whether there is nothing in the way.
-    fn verdict(&mut self, memory_bytes: u64, model_bytes: u64) -> Result<bool, MoveError> {
+    fn verdict(&mut self, memory_bytes: u64, model_bytes: u64, dry_run: bool) -> Result<bool, MoveError> {
         let model = self.model(model_bytes)?;
         let mut blockers = match &self.around.max_memory_bytes {
             Some(max) if memory_bytes > *max => vec![super::too_large(memory_bytes, *max)],
@@ -319,12 +335,25 @@ impl Attempt<'_> {
         let may_come = blockers.is_empty();
         let blockers = blockers.iter().map(Into::into).collect();
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
-        let shelf_pages = self.shelf.max() as u32;
-        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order, shelf_pages })?;
+        let (shelf_pages, earlier) = (self.shelf.max() as u32, self.earlier(may_come && !dry_run)?);
+        let earlier_bytes = earlier.len() as u64;
+        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order, shelf_pages, earlier_bytes })?;
+        protocol::send_model(&mut self.control, &earlier)?;
         if may_come {
             self.offered = Some(self.builder.adapted(model)?);
         }
         Ok(may_come)
+    }
+
+    /// What an image here has; of a move that is only looked at, whether it can be opened.
+    fn earlier(&mut self, wanted: bool) -> Result<Vec<u8>, MoveError> {
+        let Some(base) = self.base.take() else { return Ok(Vec::new()) };
+        let dir = Path::new(OsStr::from_bytes(&base.0));
+        if !wanted {
+            return Ok(ImageDir::open(dir).map(|_| Vec::new())?);
+        }
+        let image = while_alive(&mut self.control, || Earlier::open(dir))?;
+        Ok(self.shelf.add_earlier(image))
     }
 
     fn model(&mut self, bytes: u64) -> Result<Model, MoveError> {

@@ -11,6 +11,7 @@
 
 pub mod bases;
 pub mod destination;
+pub mod earlier;
 pub mod effort;
 pub mod handover;
 pub mod heir;

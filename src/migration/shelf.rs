@@ -15,6 +15,7 @@
 
 use super::MoveError;
 use super::bases::Bases;
+use super::earlier::{self, Earlier, Hint};
 use super::pages::{DIGEST_BYTES, Packer, Run, What};
 use crate::image::mm::PAGE;
 use crate::memory::{PageRange, Space, zero};
@@ -60,6 +61,8 @@ struct Known {
     shelved: HashMap<Digest, Sent>,
     /// Beginnings of digests of contents that were sent and not kept: only a hint.
     seen: HashSet<u64>,
+    /// What the destination has in an image.
+    earlier: HashSet<Hint>,
 }
 
 /// What is said of a page with content.
@@ -89,9 +92,19 @@ impl Catalogue {
         Self { known: Mutex::default(), sent, max: max.min(SHELF_MAX) }
     }
 
-    /// Nothing is ever on that shelf.
+    /// Nothing can ever be named.
     pub fn is_none(&self) -> bool {
-        self.max == 0
+        self.max == 0 && !self.has_earlier()
+    }
+
+    /// The destination has these in an image.
+    pub fn note_earlier(&self, hints: impl Iterator<Item = Hint>) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).earlier.extend(hints);
+    }
+
+    /// The destination has an image.
+    pub fn has_earlier(&self) -> bool {
+        !self.known.lock().unwrap_or_else(PoisonError::into_inner).earlier.is_empty()
     }
 
     /// A frame was sent completely on this channel.
@@ -147,6 +160,9 @@ impl Catalogue {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = &mut *known;
         let mut say = |digest: &Digest| {
+            if known.earlier.contains(&earlier::hint(digest)) {
+                return Say::Name;
+            }
             if let Some(sent) = known.shelved.get(digest) {
                 let has_left = sent.channel == channel || self.sent[sent.channel].load(Ordering::Acquire) >= sent.frame;
                 return if has_left { Say::Name } else { Say::Send };
@@ -189,6 +205,7 @@ pub struct Shelf {
     kept: Mutex<Kept>,
     changed: Condvar,
     max: usize,
+    earlier: Option<Earlier>,
 }
 
 /// A channel that brings pages, until it is dropped.
@@ -206,7 +223,14 @@ impl Shelf {
     /// For a target of so many bytes: no shelf is larger than what can come.
     pub fn of(memory_bytes: u64) -> Self {
         let max = usize::try_from(memory_bytes / PAGE).map_or(SHELF_MAX, |pages| pages.min(SHELF_MAX));
-        Self { kept: Mutex::default(), changed: Condvar::new(), max }
+        Self { kept: Mutex::default(), changed: Condvar::new(), max, earlier: None }
+    }
+
+    /// What an image has can be named as well. The list of it, for the source.
+    pub fn add_earlier(&mut self, image: Earlier) -> Vec<u8> {
+        let hints = image.hints();
+        self.earlier = Some(image);
+        hints
     }
 
     /// Pages it takes.
@@ -281,6 +305,13 @@ impl Shelf {
         if let Some(page) = kept.pages.get(wanted) {
             content.extend_from_slice(page);
             return Ok(());
+        }
+        if let Some(earlier) = &self.earlier {
+            drop(kept);
+            if earlier.read(wanted, content)? {
+                return Ok(());
+            }
+            kept = self.lock();
         }
         kept.wanted.push(*wanted);
         let until = Instant::now() + patience.silence;

@@ -154,6 +154,8 @@ pub struct Wishes<'a> {
     pub bandwidth: Option<u64>,
     /// What is to be done about files.
     pub files: Wish,
+    /// Directory of an image at the destination whose pages need not travel.
+    pub base: Option<Bytes>,
     /// Choices for the destination, as JSON.
     pub state: serde_json::Value,
     /// Directory of journals.
@@ -292,6 +294,7 @@ impl Attempt<'_> {
             follows: self.wishes.follows,
             may_follow: self.wishes.may_follow,
             files: Some(self.wishes.files.clone()),
+            base: self.wishes.base.clone(),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;

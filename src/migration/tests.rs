@@ -502,6 +502,25 @@ fn goals() -> Goals {
     }
 }
 
+fn wishes(journals: &Path) -> Wishes<'_> {
+    Wishes {
+        session: "abcdefgh".into(),
+        goals: goals(),
+        stop_and_copy: false,
+        follows: false,
+        may_follow: false,
+        dry_run: false,
+        compression: Compression::Auto,
+        bandwidth: None,
+        files: no_files(),
+        base: None,
+        state: serde_json::json!({ "pids": "auto" }),
+        journals,
+        again: None,
+        fence: None,
+    }
+}
+
 struct Play {
     source: std::result::Result<report::Report, MoveError>,
     destination: std::result::Result<(), MoveError>,
@@ -523,21 +542,7 @@ fn play(
     let (client, server) = links(streams, cut);
     let mut builder = FakeBuilder { fault, ahead, ..FakeBuilder::default() };
     let (source_journals, destination_journals) = (journals.path().join("a"), journals.path().join("b"));
-    let mut wishes = Wishes {
-        session: "abcdefgh".into(),
-        goals: goals(),
-        stop_and_copy: false,
-        follows: false,
-        may_follow: false,
-        dry_run: false,
-        compression: Compression::Auto,
-        bandwidth: None,
-        files: no_files(),
-        state: serde_json::json!({ "pids": "auto" }),
-        journals: &source_journals,
-        again: None,
-        fence: None,
-    };
+    let mut wishes = wishes(&source_journals);
     change(&mut wishes);
     let (source, destination) = std::thread::scope(|scope| {
         let destination = scope.spawn(|| {
@@ -693,6 +698,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         compression: Compression::Off,
         bandwidth: None,
         files: no_files(),
+        base: None,
         state: serde_json::Value::Null,
         journals: journals.path(),
         again: None,
@@ -732,6 +738,7 @@ fn messages_of_another_attempt_are_refused() {
             follows: false,
             may_follow: false,
             files: None,
+            base: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();
@@ -751,21 +758,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
         let mut target = FakeTarget::new(10, 1, Fault::None);
         let mut builder = FakeBuilder::default();
         let journals = b.path().join("journals");
-        let wishes = Wishes {
-            session: "abcdefgh".into(),
-            goals: goals(),
-            stop_and_copy: false,
-            follows: false,
-            may_follow: false,
-            dry_run: false,
-            compression: Compression::Off,
-            bandwidth: None,
-            files: no_files(),
-            state: serde_json::json!({ "pids": "auto" }),
-            journals: &journals,
-            again: None,
-            fence: None,
-        };
+        let wishes = wishes(&journals);
         std::thread::scope(|scope| {
             let around = Surroundings { journals: &journals, run: b.path(), stores: &places, max_memory_bytes: max };
             scope.spawn(move || destination::run(server, &mut builder, around));

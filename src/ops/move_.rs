@@ -196,6 +196,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         },
         bandwidth: options.memory.bandwidth,
         files: Default::default(),
+        base: options.base.as_ref().map(|dir| Bytes(dir.as_os_str().as_encoded_bytes().to_vec())),
         state,
         journals,
         again: None,

@@ -142,18 +142,21 @@ fn over_a_slow_link(options: &[&str]) -> Option<(serde_json::Value, u64)> {
     if !can_move() {
         return None;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let twins = Twins::start(64);
-    let socket = dir.path().join("agent");
-    let _agent = Agent::start(&dir.path().join("b"), &format!("unix:{}", socket.display()));
-    let link = SlowLink::new(dir.path(), socket, 24e6);
+    let (twins, dir) = (Twins::start(64), tempfile::tempdir().unwrap());
+    Some(move_it(&twins, dir.path(), options))
+}
+
+fn move_it(twins: &Twins, dir: &Path, options: &[&str]) -> (serde_json::Value, u64) {
+    let socket = dir.join("agent");
+    let _agent = Agent::start(&dir.join("b"), &format!("unix:{}", socket.display()));
+    let link = SlowLink::new(dir, socket, 24e6);
     let pid = twins.child.id().to_string();
     let words = ["move", &pid, &link.address, "--files", "skip", "--json"];
-    let output = run(on_host(&dir.path().join("a")), &[&words, options].concat());
+    let output = run(on_host(&dir.join("a")), &[&words, options].concat());
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(twins.processes().len(), 1, "the original has ended, one copy runs");
     twins.passes(2);
-    Some((result(&output), link.carried.load(Ordering::SeqCst)))
+    (result(&output), link.carried.load(Ordering::SeqCst))
 }
 
 const MEMORY: u64 = 64 << 20;
@@ -177,6 +180,42 @@ fn a_target_whose_pages_follow_has_them_all() {
     for mode in ["hybrid", "post-copy"] {
         let Some((result, _)) = over_a_slow_link(&["--mode", mode]) else { return };
         assert!(result["pages_sent"].as_u64().unwrap() * 4096 >= MEMORY, "{result}");
+    }
+}
+
+#[test]
+fn what_an_image_there_has_does_not_travel() {
+    if !can_move() {
+        return;
+    }
+    let (twins, dir) = (Twins::start(64), tempfile::tempdir().unwrap());
+    let (pid, image) = (twins.child.id().to_string(), dir.path().join("image"));
+    let image = image.to_str().unwrap();
+    let dumped = run(on_host(&dir.path().join("a")), &["dump", &pid, "-D", image, "--leave-running"]);
+    assert!(dumped.status.success(), "{}", text(&dumped));
+    twins.passes(1);
+    let (result, carried) = move_it(&twins, dir.path(), &["--base", image, "--mode", "pre-copy"]);
+    // A tenth may have been written anew since.
+    assert!(result["named_pages"].as_u64().unwrap() > 15 * 1024, "{result}");
+    assert!(carried < MEMORY / 8, "{carried} bytes: {result}");
+}
+
+#[test]
+fn an_image_that_is_not_there_is_said_before_anything_stops() {
+    if !can_move() {
+        return;
+    }
+    let (twins, dir) = (Twins::start(1), tempfile::tempdir().unwrap());
+    let socket = dir.path().join("agent");
+    let agent = Agent::start(&dir.path().join("b"), &format!("unix:{}", socket.display()));
+    let pid = twins.child.id().to_string();
+    for words in [&["--dry-run"][..], &[]] {
+        let missing = dir.path().join("missing").display().to_string();
+        let words = [&["move", &pid, &agent.address, "--files", "skip", "--base", &missing], words].concat();
+        let output = run(on_host(&dir.path().join("a")), &words);
+        assert!(!output.status.success() && text(&output).contains(&missing), "{}", text(&output));
+        twins.passes(1);
+        assert_eq!(twins.processes(), [twins.child.id() as i32]);
     }
 }
 

@@ -4,6 +4,7 @@ use super::{Attempt, Decision, ExitCondition, Help, MoveError, Plan, Taken, Targ
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
+use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
 use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::send_pages::{Packing, Sent, send_round};
@@ -141,15 +142,13 @@ impl Attempt<'_> {
         let compression = self.wishes.compression;
         let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
         let deltas = self.wishes.goals.converge.contains(&Help::Delta) && self.effort.deltas(compression, &self.rounds);
-        let packing = Packing {
-            level: self.effort.level(compression, &self.rounds),
-            bases: deltas.then_some(&self.bases),
-            catalogue: &self.catalogue,
-            sparing: (
-                self.effort.sparing(compression, &self.rounds, bandwidth),
-                self.effort.sparing_level(compression, &self.rounds),
-            ),
+        let level = self.effort.level(compression, &self.rounds);
+        let sparing = match self.effort.sparing(compression, &self.rounds, bandwidth) {
+            // Who has named an image knows that it has most of the pages.
+            Sparing::Never | Sparing::WhenSlow if self.catalogue.has_earlier() => (Sparing::Always, level),
+            sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
         };
+        let packing = Packing { level, bases: deltas.then_some(&self.bases), catalogue: &self.catalogue, sparing };
         let total = plan.bytes();
         let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
         let sent = send_round(&mut self.link, pages, plan, number, in_pause, packing, &throttle, &progress);

@@ -19,11 +19,12 @@ fn what_is_named_arrives() {
         play.check();
         let report = play.source.unwrap();
         play.destination.unwrap();
-        // 255 contents, of which each channel sends one at most; and those once more that find the first half of the shelf full.
-        let distinct = 255 * u64::from(streams.max(1)) + 128;
-        let (zero, pages) = (report.unsent.zero, report.rounds[0].pages);
-        assert!(zero >= 400 && report.unsent.named >= pages - zero - distinct, "{:?}", report.unsent);
-        assert!(report.rounds[0].bytes < (distinct + 100) * PAGE, "{:?}", report.rounds);
+        // 255 contents, each sent once, and once more if it found the first half of the shelf full. Of several channels each
+        // sends what another one has not sent yet: how often depends on who gets to run.
+        let (zero, first) = (report.unsent.zero, &report.rounds[0]);
+        let least = if streams > 1 { 1 } else { first.pages - zero - 255 - 128 };
+        assert!(zero >= 400 && report.unsent.named >= least, "{streams} {:?}", report.unsent);
+        assert!(streams > 1 || first.bytes < (255 + 128 + 100) * PAGE, "{:?}", report.rounds);
     }
 }
 
@@ -63,6 +64,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             follows: false,
             may_follow: false,
             files: Some(no_files()),
+            base: None,
         };
         protocol::send(control, &offer).unwrap();
         protocol::send_model(control, &bytes).unwrap();
