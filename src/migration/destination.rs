@@ -2,6 +2,7 @@
 //! target is in the end, running. Mirror of [`super::source`].
 
 use super::bases::Bases;
+use super::earlier::Earlier;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
@@ -12,6 +13,7 @@ use super::pages::{Run, What};
 use super::points;
 use super::postcopy::{self, Later, relay};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
+use super::shelf::Shelf;
 use super::store::Store;
 use super::{MoveError, while_alive};
 use crate::blocker::Blocker;
@@ -27,7 +29,9 @@ use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
 use luggage::Luggage;
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -207,6 +211,10 @@ struct Attempt<'a> {
     landing: Option<Landing>,
     /// What deltas are of.
     bases: Bases,
+    /// What can be named by digest.
+    shelf: Shelf,
+    /// Directory of an image whose pages need not come.
+    base: Option<Bytes>,
     /// Pages follow when it runs, if rounds do not help.
     may_follow: bool,
     /// Files that come along.
@@ -249,8 +257,18 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Points { attempt, level } = offer {
         return points::giving::run(&mut control, builder, &around, attempt, level);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, follows, may_follow, files } =
-        offer
+    let FromSource::Offer {
+        attempt: id,
+        target,
+        state,
+        dry_run,
+        model_bytes,
+        session,
+        follows,
+        may_follow,
+        files,
+        base,
+    } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
@@ -278,6 +296,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             offered: None,
             landing: None,
             bases: Bases::default(),
+            shelf: Shelf::of(target.memory_bytes),
+            base,
             may_follow: may_follow && !follows,
             luggage: Luggage::of(files),
         },
@@ -305,7 +325,7 @@ impl Attempt<'_> {
         model_bytes: u64,
         dry_run: bool,
     ) -> Result<(), MoveError> {
-        let may_come = self.verdict(memory_bytes, model_bytes)?;
+        let may_come = self.verdict(memory_bytes, model_bytes, dry_run)?;
         if dry_run || !may_come {
             self.wait_for_abort()?;
             self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);
@@ -317,7 +337,7 @@ impl Attempt<'_> {
     }
 
     /// This side's preflight. Whether there is nothing in the way.
-    fn verdict(&mut self, memory_bytes: u64, model_bytes: u64) -> Result<bool, MoveError> {
+    fn verdict(&mut self, memory_bytes: u64, model_bytes: u64, dry_run: bool) -> Result<bool, MoveError> {
         let model = self.model(model_bytes)?;
         let mut blockers = match &self.around.max_memory_bytes {
             Some(max) if memory_bytes > *max => vec![super::too_large(memory_bytes, *max)],
@@ -329,11 +349,25 @@ impl Attempt<'_> {
         let may_come = blockers.is_empty();
         let blockers = blockers.iter().map(Into::into).collect();
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
-        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order })?;
+        let (shelf_pages, earlier) = (self.shelf.max() as u32, self.earlier(may_come && !dry_run)?);
+        let earlier_bytes = earlier.len() as u64;
+        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order, shelf_pages, earlier_bytes })?;
+        protocol::send_model(&mut self.control, &earlier)?;
         if may_come {
             self.offered = Some(self.builder.adapted(model)?);
         }
         Ok(may_come)
+    }
+
+    /// What an image here has; of a move that is only looked at, whether it can be opened.
+    fn earlier(&mut self, wanted: bool) -> Result<Vec<u8>, MoveError> {
+        let Some(base) = self.base.take() else { return Ok(Vec::new()) };
+        let dir = Path::new(OsStr::from_bytes(&base.0));
+        if !wanted {
+            return Ok(ImageDir::open(dir).map(|_| Vec::new())?);
+        }
+        let image = while_alive(&mut self.control, || Earlier::open(dir))?;
+        Ok(self.shelf.add_earlier(image))
     }
 
     fn model(&mut self, bytes: u64) -> Result<Model, MoveError> {
@@ -419,13 +453,18 @@ impl Attempt<'_> {
     /// Takes the pages of one round: each bulk channel on a thread of its own, until its mark.
     fn round(&mut self, bulk: &mut [Channel], number: u32) -> Result<(), MoveError> {
         let (id, control) = (self.id, &mut self.control);
-        let intake = Intake { store: &self.store, landing: self.landing.as_ref(), bases: &self.bases };
+        let intake =
+            Intake { store: &self.store, landing: self.landing.as_ref(), bases: &self.bases, shelf: &self.shelf };
         let streams = bulk.len();
+        // Where there are bulk channels the control channel brings no pages.
+        let mut open = self.shelf.open(streams.max(1));
+        let _of_control = if streams == 0 { open.pop() } else { None };
         let (sender, marks) = bounded(streams);
         std::thread::scope(|scope| {
-            for channel in bulk {
+            for (channel, open) in bulk.iter_mut().zip(open) {
                 let sender = sender.clone();
                 scope.spawn(move || {
+                    let _open = open;
                     let taken = intake.bulk(channel, number);
                     if taken.is_err() {
                         // The control channel may wait for a source that waits for us.
@@ -444,7 +483,9 @@ impl Attempt<'_> {
             match taken {
                 // A bulk channel has failed, which ended the wait on this one.
                 Err(MoveError::Transport(TransportError::Aborted { during })) => {
-                    let cause = marks.iter().find_map(Result::err);
+                    let is_cause =
+                        |error: &MoveError| !matches!(error, MoveError::Transport(TransportError::Aborted { .. }));
+                    let cause = marks.iter().filter_map(Result::err).find(is_cause);
                     Err(cause.unwrap_or(MoveError::Transport(TransportError::Aborted { during })))
                 }
                 taken => taken,
@@ -467,9 +508,8 @@ impl Attempt<'_> {
             true => RangeSet::new(),
         };
         while_alive(&mut self.control, || {
-            landing.take_out(&kept, &mut |space, range, content| {
-                taker.store(Run { space, range, what: What::Data }, content)
-            })
+            landing
+                .take_out(&kept, &mut |space, range, content| taker.store(Run::new(space, range, What::Data), content))
         })?;
         drop(taker);
         if !fits {
