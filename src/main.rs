@@ -7,6 +7,8 @@ use migrate_engine::ops::guardian;
 use migrate_engine::ui;
 
 fn main() -> std::process::ExitCode {
+    // Without it some things take longer.
+    let _ = migrate_engine::sys::fd::make_room();
     migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
     let args: Vec<_> = std::env::args_os().collect();
     // A session process of the agent: not a verb, so it is taken before the command line is parsed.

@@ -23,6 +23,8 @@ Usage: criu dump|pre-dump -t PID [options]
 ";
 
 fn main() -> ExitCode {
+    // Without it some things take longer.
+    let _ = migrate_engine::sys::fd::make_room();
     migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
     let settings = match options::Settings::of(std::env::args().skip(1)) {
         Ok(settings) => settings,

@@ -20,6 +20,31 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: u32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Descriptors that this program has room for from its start.
+const ROOM: u64 = 4096;
+
+/// Has the kernel make the descriptor table as large as it may become, before there are threads: a table that grows while threads
+/// share it waits for a grace period of RCU each time, 10 ms and more (`expand_fdtable()`, fs/file.c), and it never shrinks.
+///
+/// # Errors
+/// None that matters: then it grows later.
+pub fn make_room() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let room = hard.min(ROOM);
+    if room > soft {
+        setrlimit(Resource::RLIMIT_NOFILE, room, hard)?;
+    }
+    let null = std::fs::File::open("/dev/null").map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
+    // SAFETY: integers only.
+    let last = check(unsafe { libc::fcntl(null.as_raw_fd(), libc::F_DUPFD_CLOEXEC, (room - 1) as i32) }.into());
+    // SAFETY: the kernel has just given us this descriptor.
+    let last = last.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) });
+    // What it starts has the limit that it was started with.
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+    last.map(drop)
+}
+
 /// close_range(2), Linux 5.9: closes every descriptor from this number on. Only for a process that has not opened any yet.
 pub fn close_from(first: u32) -> Result<()> {
     // SAFETY: called before anything in this process owns a descriptor of such a number.
@@ -72,5 +97,24 @@ pub fn kcmp(a: Pid, b: Pid, kind: Kcmp, a_index: u64, b_index: u64) -> Result<st
         1 => Ok(std::cmp::Ordering::Less),
         2 => Ok(std::cmp::Ordering::Greater),
         _ => Err(Errno::ENOTSUP),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_costs_no_descriptor_and_no_limit() {
+        use nix::sys::resource::{Resource, getrlimit};
+        let size = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+            line.trim().parse::<u64>().unwrap()
+        };
+        let before = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        make_room().unwrap();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), before);
+        assert!(size() >= before.1.min(ROOM), "{}", size());
     }
 }
