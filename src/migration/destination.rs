@@ -158,6 +158,8 @@ pub struct Expected<'a> {
     pub peer: &'a str,
     /// Which, by the names of the final model.
     pub pages: Later,
+    /// It is to be known which of them were written to since they came, where that can be told.
+    pub watched: bool,
 }
 
 /// A tree that was made ahead of time.
@@ -209,6 +211,8 @@ struct Attempt<'a> {
     bases: Bases,
     /// Pages follow when it runs, if rounds do not help.
     may_follow: bool,
+    /// States of the target go back until all pages are there.
+    recoverable: bool,
     /// Files that come along.
     luggage: Luggage,
 }
@@ -249,8 +253,18 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let FromSource::Points { attempt, level } = offer {
         return points::giving::run(&mut control, builder, &around, attempt, level);
     }
-    let FromSource::Offer { attempt: id, target, state, dry_run, model_bytes, session, follows, may_follow, files } =
-        offer
+    let FromSource::Offer {
+        attempt: id,
+        target,
+        state,
+        dry_run,
+        model_bytes,
+        session,
+        follows,
+        may_follow,
+        recoverable,
+        files,
+    } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
@@ -279,6 +293,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             landing: None,
             bases: Bases::default(),
             may_follow: may_follow && !follows,
+            recoverable,
             luggage: Luggage::of(files),
         },
         Err(error) => {
@@ -544,7 +559,8 @@ impl Attempt<'_> {
         let list = protocol::receive_model(&mut self.control, late_bytes)?;
         let peer = self.control.peer();
         let pages = postcopy::decode(&list, peer)?;
-        Ok(self.builder.expect(Expected { attempt: self.id, run: self.around.run, peer, pages })?)
+        let watched = self.recoverable;
+        Ok(self.builder.expect(Expected { attempt: self.id, run: self.around.run, peer, pages, watched })?)
     }
 
     /// From PREPARED on the machine decides, and only it.

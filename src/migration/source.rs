@@ -298,6 +298,7 @@ impl Attempt<'_> {
             model_bytes: survey.model.len() as u64,
             follows: self.wishes.follows,
             may_follow: self.wishes.may_follow,
+            recoverable: self.wishes.recoverable.is_some(),
             files: Some(self.wishes.files.clone()),
         };
         protocol::send(&mut self.link.control, &offer)?;

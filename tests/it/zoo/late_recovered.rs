@@ -4,9 +4,13 @@ use super::harness::Scenario;
 use super::late_lost::{root, state, until};
 use super::late_moves::Moving;
 use crate::moves::on_host;
+use migrate_engine::migration::points::{Place, shelf::Newest};
+use migrate_engine::sys::userfaultfd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, SystemTime};
 
@@ -17,11 +21,16 @@ const COUNTER: Scenario =
 const LATE_MS: u64 = 8000;
 
 impl Moving {
+    /// Where points are kept.
+    fn points(&self) -> Option<PathBuf> {
+        let mut moves = fs::read_dir(self.run.path("source").join("state/moves")).ok()?.flatten();
+        let points = moves.find(|entry| entry.file_name().to_string_lossy().ends_with(".points"));
+        points.map(|entry| entry.path())
+    }
+
     /// The last point that is complete.
     fn last_point(&self) -> Option<u64> {
-        let moves = fs::read_dir(self.run.path("source").join("state/moves")).ok()?.flatten();
-        let points = moves.filter(|entry| entry.file_name().to_string_lossy().ends_with(".points"));
-        let files = points.flat_map(|entry| fs::read_dir(entry.path()).into_iter().flatten().flatten());
+        let files = fs::read_dir(self.points()?).into_iter().flatten().flatten();
         let names = files.map(|entry| entry.file_name().to_string_lossy().into_owned());
         names
             .filter(|name| name.ends_with(".whole") || name.ends_with(".after"))
@@ -85,6 +94,12 @@ impl Moving {
     }
 }
 
+/// Linux 6.7 can.
+fn writes_can_be_told() -> bool {
+    let known = userfaultfd::open(true).and_then(|fd| userfaultfd::handshake(fd.as_fd(), 0));
+    known.is_ok_and(|features| features & userfaultfd::feature::WP_ASYNC != 0)
+}
+
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -99,7 +114,16 @@ fn a_destination_that_dies_leaves_a_recent_state_to_be_resumed() {
         return;
     }
     let mut moving = Moving::begin_of(&COUNTER, &[], &["--recoverable=300ms"]);
-    until("no states come back", || moving.last_point().filter(|n| *n >= 4));
+    until("it does not count", || moving.counted().last().filter(|(n, _)| *n > 300).map(drop));
+    let before = moving.last_point().unwrap_or(0);
+    until("no states come back", || moving.last_point().filter(|n| *n >= before + 3));
+    // What was only read is not sent back.
+    if writes_can_be_told() {
+        let newest = moving.points().and_then(|dir| Newest::open(&dir).ok().flatten()).expect("it is complete");
+        let original = newest.index.iter().filter(|row| matches!(row.place, Place::Original(..)));
+        let pages: u64 = original.map(|row| row.range.count).sum();
+        assert!(pages > 1000, "of 512 pages that are read and 512 that are not touched {pages} are the original's");
+    }
     let session = moving.session();
     assert!(session["recoverable_age_ms"].as_u64().is_some_and(|age| age < LATE_MS), "{session}");
     moving.destination_dies();
