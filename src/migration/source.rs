@@ -351,7 +351,7 @@ impl Attempt<'_> {
         if last.later.is_empty() {
             return self.hand_over(target, &last, pause);
         }
-        let shelf = self.shelf(target.owners())?;
+        let shelf = self.shelf(&target.owners(), &last.later)?;
         self.with_pages(target.later_pages()?, shelf, |attempt| attempt.hand_over(target, &last, pause))
     }
 

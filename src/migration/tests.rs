@@ -722,6 +722,7 @@ fn messages_of_another_attempt_are_refused() {
             model_bytes,
             follows: false,
             may_follow: false,
+            recoverable: false,
             files: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
