@@ -387,6 +387,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l supervisor -d '
 hold\t'keep a systemd unit from starting it again, or beside it'
 ignore\t'you have taken care of it'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l with -d 'A directory that goes along as a whole, such as a database\'s; may be given several times' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l base -d 'An image at the destination, such as an earlier one of the target: pages that it has are named, not sent' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l connect-timeout -d 'Give up when there is no connection after this time' -r

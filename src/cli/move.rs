@@ -4,10 +4,10 @@ use super::options::dest::{DestArg, single};
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
 use super::signals::Watch;
 use super::{Context, config::Config};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::ops;
 use crate::ops::hooks::Hook;
-use crate::ops::options::{MoveOptions, StateOptions};
+use crate::ops::options::{Compress, MoveOptions, StateOptions};
 use crate::ops::words::{SessionId, Target};
 use crate::transport::Abort;
 
@@ -45,8 +45,18 @@ pub struct Args {
     /// It takes the place of the one at the destination, which comes back if the target stays here after all.
     #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::DirPath, help_heading = "State")]
     with: Vec<std::path::PathBuf>,
+    /// An image at the destination, such as an earlier one of the target: pages that it has are named, not sent
+    ///
+    /// An absolute path there. Not with --compress off.
+    #[arg(long, value_name = "DIR", value_parser = absolute, help_heading = "Memory")]
+    base: Option<std::path::PathBuf>,
     #[command(flatten)]
     peer: PeerArgs,
+}
+
+fn absolute(word: &str) -> Result<std::path::PathBuf, String> {
+    let path = std::path::PathBuf::from(word);
+    if path.is_absolute() { Ok(path) } else { Err("a path at another host begins with /".to_owned()) }
 }
 
 impl Args {
@@ -71,16 +81,22 @@ impl Args {
     /// The choices as the engine takes them.
     ///
     /// # Errors
-    /// Usage, for an unknown group or several destinations.
+    /// Usage, for an unknown group, several destinations, or choices that contradict each other.
     pub fn options(&self, config: &Config) -> Result<MoveOptions, Failure> {
+        let memory = self.memory.options();
+        if self.base.is_some() && memory.compress == Compress::Off {
+            let what = "--base names pages instead of sending them, and --compress off sends all of them";
+            return Err(Failure::new(what).kind(FailureKind::Usage));
+        }
         Ok(MoveOptions {
             session: SessionId::random(),
             target: self.target.clone(),
             dest: single(&self.dests, config)?,
             mode: self.mode.options(),
-            memory: self.memory.options(),
+            memory,
             state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
             with: self.with.clone(),
+            base: self.base.clone(),
             peer: self.peer.options(),
             dry_run: self.dry_run,
         })

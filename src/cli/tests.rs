@@ -167,6 +167,11 @@ fn moves() {
     let dest: Dest = "b".parse().unwrap();
     assert_eq!(options, MoveOptions { session: options.session, ..MoveOptions::new(Target::Pid(Pid(7)), dest) });
 
+    assert_eq!(read("7 b --base /images/a").unwrap().base, Some("/images/a".into()));
+    assert!(parse::<r#move::Args>("7 b --base images").is_err(), "over there there is no directory where one is");
+    let contradiction = read("7 b --base /a --compress off").unwrap_err();
+    assert!(contradiction.what.contains("--compress off") && contradiction.kind == FailureKind::Usage);
+
     let options = read(
         "7 unix:/s --mode stop-and-copy --max-downtime 5ms --max-rounds 3 --max-time 1m --max-bytes 1GiB \
          --exit-when downtime,time --converge throttle,abort --fence-cmd off --recoverable=2s --remote sudo \

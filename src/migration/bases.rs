@@ -68,13 +68,14 @@ impl Bases {
     }
 
     /// Source: adds the content of consecutive pages to a frame, as deltas where that is possible.
-    pub fn pack(&self, packer: &mut Packer, space: Space, first: u64, content: &mut [u8]) {
+    /// `shelve`: it is kept there besides ([`super::shelf`]).
+    pub fn pack(&self, packer: &mut Packer, space: Space, first: u64, content: &mut [u8], shelve: bool) {
         let runs: Vec<_> = zero::runs(content).collect();
         for (is_zero, places) in runs {
             let range = PageRange::new(first + places.start as u64, places.len() as u64);
             if is_zero {
                 forget(&mut self.lock(), space, range);
-                packer.note(Run { space, range, what: What::Zero });
+                packer.note(Run::new(space, range, What::Zero));
                 continue;
             }
             let content = &mut content[places.start * PAGE_BYTES..places.end * PAGE_BYTES];
@@ -83,7 +84,7 @@ impl Bases {
             for same in kinds.chunk_by(|a, b| a == b) {
                 let range = PageRange::new(range.first + at as u64, same.len() as u64);
                 let part = &content[at * PAGE_BYTES..][..same.len() * PAGE_BYTES];
-                packer.content(Run { space, range, what: same[0] }, part);
+                packer.content(Run { shelve, ..Run::new(space, range, same[0]) }, part);
                 at += same.len();
             }
         }
@@ -126,7 +127,7 @@ impl Bases {
         let lie = |reason: String| MoveError::Frame { reason };
         let mut pages = self.lock();
         match run.what {
-            What::Data | What::Zero | What::Hole | What::Inherit => {
+            What::Data | What::Zero | What::Hole | What::Inherit | What::Named => {
                 forget(&mut pages, run.space, run.range);
                 return Ok((run, Cow::Borrowed(content)));
             }
@@ -172,7 +173,7 @@ mod tests {
     fn send(from: &Bases, to: &Bases, pages: &[(u64, Vec<u8>)]) -> Vec<(u64, Vec<u8>, What)> {
         let mut packer = Packer::new(Some(1));
         for (first, content) in pages {
-            from.pack(&mut packer, SPACE, *first, &mut content.clone());
+            from.pack(&mut packer, SPACE, *first, &mut content.clone(), false);
         }
         let mut came = Vec::new();
         unpack(packer.take(), &mut Vec::new(), &mut |run, content| {
@@ -199,7 +200,7 @@ mod tests {
         assert_eq!(kinds(&[(5, page(9, 0))]), [What::Keep], "everything is different");
         assert_eq!(kinds(&[(5, vec![0; PAGE_BYTES])]), [What::Zero]);
         assert_eq!(kinds(&[(5, page(9, 0))]), [What::Keep], "a zero page is no base");
-        from.noted(Run { space: SPACE, range: PageRange::new(0, 10), what: What::Hole });
+        from.noted(Run::new(SPACE, PageRange::new(0, 10), What::Hole));
         assert_eq!(kinds(&[(5, page(9, 1))]), [What::Keep], "nor is a hole");
     }
 
@@ -210,13 +211,13 @@ mod tests {
         let kinds: Vec<_> = send(&from, &to, &sent).into_iter().map(|(.., what)| what).collect();
         assert_eq!(kinds, [What::Keep, What::Keep, What::Data]);
         let content = [page(1, 0), page(1, 0), page(1, 0)].concat();
-        let greedy = Run { space: SPACE, range: PageRange::new(7, 3), what: What::Keep };
+        let greedy = Run::new(SPACE, PageRange::new(7, 3), What::Keep);
         assert!(to.take(greedy, &content).unwrap_err().to_string().contains("more than 2 pages"));
     }
 
     #[test]
     fn a_delta_of_nothing_is_refused() {
-        let run = Run { space: SPACE, range: PageRange::new(7, 1), what: What::Delta };
+        let run = Run::new(SPACE, PageRange::new(7, 1), What::Delta);
         let error = Bases::default().take(run, &page(1, 0)).unwrap_err().to_string();
         assert!(error.contains("of which nothing is known"), "{error}");
     }
@@ -235,7 +236,7 @@ mod tests {
                 let sent: Vec<_> = round.iter().map(|(n, (fill, changed))| (*n, page(*fill, *changed))).collect();
                 let came: Vec<_> = send(&from, &to, &sent).into_iter().map(|(n, content, _)| (n, content)).collect();
                 prop_assert_eq!(came, sent);
-                let run = Run { space: SPACE, range: PageRange::new(first, count), what: What::Hole };
+                let run = Run::new(SPACE, PageRange::new(first, count), What::Hole);
                 from.noted(run);
                 to.take(run, &[]).unwrap();
             }

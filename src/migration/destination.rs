@@ -2,6 +2,7 @@
 //! target is in the end, running. Mirror of [`super::source`].
 
 use super::bases::Bases;
+use super::earlier::Earlier;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
@@ -10,8 +11,9 @@ use super::keeper::{self, Answer, Copy, Keeper, Question};
 use super::landing::{Landing, Memory, Plot};
 use super::pages::{Run, What};
 use super::points;
-use super::postcopy::{self, Later, relay};
+use super::postcopy::{self, relay};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
+use super::shelf::Shelf;
 use super::store::Store;
 use super::{MoveError, while_alive};
 use crate::blocker::Blocker;
@@ -27,11 +29,16 @@ use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
 use luggage::Luggage;
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 mod luggage;
+mod parts;
+
+pub use parts::{Contents, Expected, Introduction, Standing, Surroundings};
 
 /// The rebuilding side of the engine. Called from one thread.
 pub trait Builder {
@@ -134,64 +141,6 @@ pub trait Builder {
     fn leave(&mut self);
 }
 
-/// Who comes.
-#[derive(Debug)]
-pub struct Introduction<'a> {
-    /// The session, as the source's user knows it.
-    pub session: &'a str,
-    /// From where.
-    pub peer: &'a str,
-    /// Process id of the root at the source.
-    pub target_pid: i32,
-    /// Nothing will come: this is only a look.
-    pub dry_run: bool,
-}
-
-/// Pages that come later.
-#[derive(Debug)]
-pub struct Expected<'a> {
-    /// Names the attempt in paths.
-    pub attempt: AttemptId,
-    /// Directory of sockets.
-    pub run: &'a Path,
-    /// Who brings them.
-    pub peer: &'a str,
-    /// Which, by the names of the final model.
-    pub pages: Later,
-    /// It is to be known which of them were written to since they came, where that can be told.
-    pub watched: bool,
-}
-
-/// A tree that was made ahead of time.
-pub struct Standing {
-    /// Its memory.
-    pub memory: Box<dyn Memory>,
-    /// Pages that can land in it, and pages that are there, of each space.
-    pub spaces: HashMap<Space, (RangeSet, RangeSet)>,
-}
-
-/// Where the contents of the target are in the end.
-#[derive(Debug)]
-pub enum Contents<'a> {
-    /// In the tree that was made ahead of time, but for these pages, which the target no longer has.
-    Landed(Vec<(Space, RangeSet)>),
-    /// In a complete image; what was made ahead of time did not fit.
-    Stored(&'a ImageDir),
-}
-
-/// Where things lie at the destination.
-#[derive(Debug, Clone, Copy)]
-pub struct Surroundings<'a> {
-    /// Directory of journals.
-    pub journals: &'a Path,
-    /// Directory of sockets, for a guardian.
-    pub run: &'a Path,
-    /// Directories in which pages may be stored, the preferred first.
-    pub stores: &'a [&'a Path],
-    /// The most memory a target may have, bytes.
-    pub max_memory_bytes: Option<u64>,
-}
-
 /// One attempt, from the destination's side.
 struct Attempt<'a> {
     id: AttemptId,
@@ -209,6 +158,10 @@ struct Attempt<'a> {
     landing: Option<Landing>,
     /// What deltas are of.
     bases: Bases,
+    /// What can be named by digest.
+    shelf: Shelf,
+    /// Directory of an image whose pages need not come.
+    base: Option<Bytes>,
     /// Pages follow when it runs, if rounds do not help.
     may_follow: bool,
     /// States of the target go back until all pages are there.
@@ -264,6 +217,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         may_follow,
         recoverable,
         files,
+        base,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
@@ -271,15 +225,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     luggage::sweep(around.journals);
     builder.introduce(&Introduction { session: &session, peer: control.peer(), target_pid: target.pid, dry_run });
-    let store = Store::begin(around.stores, id, target.memory_bytes, around.max_memory_bytes);
-    // Begun long before the pause: making a file costs a wait for the disk.
-    let ready = store.and_then(|store| {
-        let mut journal = Journal::begin(around.journals, Role::Destination, id, control.peer(), None)
-            .map_err(|source| MoveError::Journal { source })?;
-        journal.set_session(&session);
-        Ok((store, Keeper::new(journal)))
-    });
-    let mut attempt = match ready {
+    let begun = begin(&around, id, &session, control.peer(), target.memory_bytes);
+    let mut attempt = match begun {
         Ok((store, keeper)) => Attempt {
             id,
             control,
@@ -292,6 +239,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             offered: None,
             landing: None,
             bases: Bases::default(),
+            shelf: Shelf::of(target.memory_bytes),
+            base,
             may_follow: may_follow && !follows,
             recoverable,
             luggage: Luggage::of(files),
@@ -312,6 +261,22 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     result
 }
 
+/// What an attempt needs from its beginning on.
+fn begin(
+    around: &Surroundings<'_>,
+    id: AttemptId,
+    session: &str,
+    peer: &str,
+    memory_bytes: u64,
+) -> Result<(Store, Keeper), MoveError> {
+    let store = Store::begin(around.stores, id, memory_bytes, around.max_memory_bytes)?;
+    // Begun long before the pause: making a file costs a wait for the disk.
+    let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
+        .map_err(|source| MoveError::Journal { source })?;
+    journal.set_session(session);
+    Ok((store, Keeper::new(journal)))
+}
+
 impl Attempt<'_> {
     fn whole(
         &mut self,
@@ -320,7 +285,7 @@ impl Attempt<'_> {
         model_bytes: u64,
         dry_run: bool,
     ) -> Result<(), MoveError> {
-        let may_come = self.verdict(memory_bytes, model_bytes)?;
+        let may_come = self.verdict(memory_bytes, model_bytes, dry_run)?;
         if dry_run || !may_come {
             self.wait_for_abort()?;
             self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);
@@ -332,7 +297,7 @@ impl Attempt<'_> {
     }
 
     /// This side's preflight. Whether there is nothing in the way.
-    fn verdict(&mut self, memory_bytes: u64, model_bytes: u64) -> Result<bool, MoveError> {
+    fn verdict(&mut self, memory_bytes: u64, model_bytes: u64, dry_run: bool) -> Result<bool, MoveError> {
         let model = self.model(model_bytes)?;
         let mut blockers = match &self.around.max_memory_bytes {
             Some(max) if memory_bytes > *max => vec![super::too_large(memory_bytes, *max)],
@@ -344,11 +309,25 @@ impl Attempt<'_> {
         let may_come = blockers.is_empty();
         let blockers = blockers.iter().map(Into::into).collect();
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
-        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order })?;
+        let (shelf_pages, earlier) = (self.shelf.max() as u32, self.earlier(may_come && !dry_run)?);
+        let earlier_bytes = earlier.len() as u64;
+        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order, shelf_pages, earlier_bytes })?;
+        protocol::send_model(&mut self.control, &earlier)?;
         if may_come {
             self.offered = Some(self.builder.adapted(model)?);
         }
         Ok(may_come)
+    }
+
+    /// What an image here has; of a move that is only looked at, whether it can be opened.
+    fn earlier(&mut self, wanted: bool) -> Result<Vec<u8>, MoveError> {
+        let Some(base) = self.base.take() else { return Ok(Vec::new()) };
+        let dir = Path::new(OsStr::from_bytes(&base.0));
+        if !wanted {
+            return Ok(ImageDir::open(dir).map(|_| Vec::new())?);
+        }
+        let image = while_alive(&mut self.control, || Earlier::open(dir))?;
+        Ok(self.shelf.add_earlier(image))
     }
 
     fn model(&mut self, bytes: u64) -> Result<Model, MoveError> {
@@ -434,13 +413,18 @@ impl Attempt<'_> {
     /// Takes the pages of one round: each bulk channel on a thread of its own, until its mark.
     fn round(&mut self, bulk: &mut [Channel], number: u32) -> Result<(), MoveError> {
         let (id, control) = (self.id, &mut self.control);
-        let intake = Intake { store: &self.store, landing: self.landing.as_ref(), bases: &self.bases };
+        let intake =
+            Intake { store: &self.store, landing: self.landing.as_ref(), bases: &self.bases, shelf: &self.shelf };
         let streams = bulk.len();
+        // Where there are bulk channels the control channel brings no pages.
+        let mut open = self.shelf.open(streams.max(1));
+        let _of_control = if streams == 0 { open.pop() } else { None };
         let (sender, marks) = bounded(streams);
         std::thread::scope(|scope| {
-            for channel in bulk {
+            for (channel, open) in bulk.iter_mut().zip(open) {
                 let sender = sender.clone();
                 scope.spawn(move || {
+                    let _open = open;
                     let taken = intake.bulk(channel, number);
                     if taken.is_err() {
                         // The control channel may wait for a source that waits for us.
@@ -459,7 +443,9 @@ impl Attempt<'_> {
             match taken {
                 // A bulk channel has failed, which ended the wait on this one.
                 Err(MoveError::Transport(TransportError::Aborted { during })) => {
-                    let cause = marks.iter().find_map(Result::err);
+                    let is_cause =
+                        |error: &MoveError| !matches!(error, MoveError::Transport(TransportError::Aborted { .. }));
+                    let cause = marks.iter().filter_map(Result::err).find(is_cause);
                     Err(cause.unwrap_or(MoveError::Transport(TransportError::Aborted { during })))
                 }
                 taken => taken,
@@ -482,9 +468,8 @@ impl Attempt<'_> {
             true => RangeSet::new(),
         };
         while_alive(&mut self.control, || {
-            landing.take_out(&kept, &mut |space, range, content| {
-                taker.store(Run { space, range, what: What::Data }, content)
-            })
+            landing
+                .take_out(&kept, &mut |space, range, content| taker.store(Run::new(space, range, What::Data), content))
         })?;
         drop(taker);
         if !fits {

@@ -6,7 +6,7 @@ use crate::memory::{PageRange, RangeSet, Space};
 use std::collections::HashMap;
 
 /// Below this rate, bytes a second, a core packs faster than the link takes: up to a link of 1 Gbit/s.
-const SLOW_LINK: u64 = 150 << 20;
+pub const SLOW_LINK: u64 = 150 << 20;
 
 /// zstd level of a slow link, and of one that has to be helped.
 const LEVELS: (i32, i32) = (1, 3);
@@ -17,6 +17,17 @@ const FAST_LINK: u64 = 1 << 30;
 fn is_slow(rounds: &[RoundStats]) -> bool {
     let rate = link_rate(rounds);
     rate > 0 && rate < SLOW_LINK
+}
+
+/// When a round spends processor time to spare the link: pages are named by digest ([`super::shelf`]) and packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sparing {
+    /// Never.
+    Never,
+    /// From the moment it is seen that the link is what is waited for.
+    WhenSlow,
+    /// All the time.
+    Always,
 }
 
 /// Steps taken so far, and what is needed for them.
@@ -90,6 +101,24 @@ impl Effort {
         wanted != Compression::Off && (tried || is_slow(rounds))
     }
 
+    /// When the next round spares the link; `bandwidth` = what it may take, bytes a second.
+    pub fn sparing(&self, wanted: Compression, rounds: &[RoundStats], bandwidth: Option<u64>) -> Sparing {
+        if wanted == Compression::Off {
+            return Sparing::Never;
+        }
+        match link_rate(rounds) {
+            _ if bandwidth.is_some_and(|rate| rate < SLOW_LINK) => Sparing::Always,
+            0 => Sparing::WhenSlow,
+            rate if rate < SLOW_LINK => Sparing::Always,
+            _ => Sparing::Never,
+        }
+    }
+
+    /// How hard pages are packed, once it is seen that the link is what is waited for.
+    pub fn sparing_level(&self, wanted: Compression, rounds: &[RoundStats]) -> Option<i32> {
+        self.level(wanted, rounds).or((wanted == Compression::Auto).then_some(LEVELS.0))
+    }
+
     /// How hard pages are packed.
     pub fn level(&self, wanted: Compression, rounds: &[RoundStats]) -> Option<i32> {
         match wanted {
@@ -139,6 +168,31 @@ mod tests {
         }
         effort.tried.push((3, Step::Delta));
         assert!(effort.deltas(auto, &[at(500)]) && !effort.deltas(auto, &[at(5000)]));
+    }
+
+    #[test]
+    fn a_slow_link_is_spared() {
+        use std::time::Duration;
+        let at = |mib: u64| {
+            let (took, bytes) = (Duration::from_secs(1), mib << 20);
+            [RoundStats {
+                took,
+                sent_bytes: bytes,
+                content_bytes: bytes,
+                residual_bytes: 1,
+                dirty_bytes: 1,
+                lacking_room_bytes: 0,
+            }]
+        };
+        let (effort, auto, slow) = (Effort::default(), Compression::Auto, Some(10 << 20));
+        assert_eq!(effort.sparing(auto, &[], None), Sparing::WhenSlow, "nothing is known before the first round");
+        assert_eq!(effort.sparing(auto, &[], slow), Sparing::Always);
+        assert_eq!(effort.sparing(auto, &at(10), None), Sparing::Always);
+        assert_eq!(effort.sparing(Compression::Level(3), &at(500), None), Sparing::Never);
+        assert_eq!(effort.sparing(Compression::Off, &at(10), slow), Sparing::Never);
+        let level = |wanted| effort.sparing_level(wanted, &[]);
+        assert_eq!([auto, Compression::Off, Compression::Level(7)].map(level), [Some(1), None, Some(7)]);
+        assert_eq!(effort.level(auto, &[]), None, "until it is seen to be slow");
     }
 
     #[test]

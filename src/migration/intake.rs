@@ -4,6 +4,7 @@ use super::bases::Bases;
 use super::destination::out_of_turn;
 use super::landing::Landing;
 use super::protocol::{self, AttemptId, FromSource};
+use super::shelf::Shelf;
 use super::store::Store;
 use super::{MoveError, send_pages};
 use crate::transport::{Channel, FrameKind, TransportError};
@@ -18,18 +19,20 @@ pub(super) struct Intake<'a> {
     pub landing: Option<&'a Landing>,
     /// What deltas are of.
     pub bases: &'a Bases,
+    /// What can be named by digest.
+    pub shelf: &'a Shelf,
 }
 
 impl Intake<'_> {
     /// Takes what comes on a bulk channel, until the mark of the round.
     pub fn bulk(self, channel: &mut Channel, number: u32) -> Result<(), MoveError> {
         channel.during("receiving pages");
-        let peer = channel.peer().to_owned();
+        let (peer, patience) = (channel.peer().to_owned(), channel.patience().clone());
         let mut taker = self.store.taker();
         loop {
             let frame = channel.receive()?;
             match frame.kind {
-                FrameKind::PAGES => taker.take(frame.body, self.bases, self.landing)?,
+                FrameKind::PAGES => taker.take(frame.body, self, &patience)?,
                 FrameKind::MARK => match send_pages::read_mark(frame.body) {
                     Some((mark, _)) if mark == number => return Ok(()),
                     Some((mark, _)) => {
@@ -49,13 +52,13 @@ impl Intake<'_> {
     /// Takes what comes on the control channel, until the end of the round.
     pub fn control(self, control: &mut Channel, id: AttemptId, number: u32) -> Result<(), MoveError> {
         control.during("receiving pages");
-        let peer = control.peer().to_owned();
+        let (peer, patience) = (control.peer().to_owned(), control.patience().clone());
         let mut taker = self.store.taker();
         loop {
             let frame = control.receive()?;
             let message: FromSource = match frame.kind {
                 FrameKind::PAGES => {
-                    taker.take(frame.body, self.bases, self.landing)?;
+                    taker.take(frame.body, self, &patience)?;
                     continue;
                 }
                 FrameKind::MESSAGE => protocol::decode(frame.body, &peer)?,

@@ -100,7 +100,7 @@ impl Landing {
         let pieces = match run.what {
             What::Data | What::Zero => plot.come(run.range),
             What::Hole => return Ok(plot.go(run.range).iter().map(left).collect()),
-            What::Inherit | What::Keep | What::Delta => {
+            What::Inherit | What::Keep | What::Delta | What::Named => {
                 let reason = format!("{} has its own pages already", run.space);
                 return Err(MoveError::Names { reason });
             }
@@ -240,7 +240,7 @@ mod tests {
                 };
                 let range = PageRange::new(first, count);
                 let content = vec![value.unwrap_or(0); range.bytes() as usize];
-                let run = Run { space: SENT, range, what };
+                let run = Run::new(SENT, range, what);
                 let left = landing.take(run, if what == What::Data { &content } else { &[] }).unwrap();
                 for Left { range: part, at } in left {
                     prop_assert_eq!(part.first, first + at);
@@ -280,7 +280,7 @@ mod tests {
     fn pages_of_unknown_spaces_are_left() {
         let landing = Landing::new(HashMap::new(), Box::new(Ground::default()));
         let range = PageRange::new(3, 2);
-        let run = Run { space: SENT, range, what: What::Zero };
+        let run = Run::new(SENT, range, What::Zero);
         assert_eq!(landing.take(run, &[]).unwrap(), [Left { range, at: 0 }]);
     }
 
@@ -288,7 +288,7 @@ mod tests {
     fn what_has_landed_is_not_inherited() {
         let plot = Plot::new(HOME, set(&[(0, 10)]), RangeSet::new());
         let landing = Landing::new([(SENT, plot)].into(), Box::new(Ground::default()));
-        let run = Run { space: SENT, range: PageRange::new(3, 2), what: What::Inherit };
+        let run = Run::new(SENT, PageRange::new(3, 2), What::Inherit);
         assert!(matches!(landing.take(run, &[]), Err(MoveError::Names { .. })));
     }
 }

@@ -11,6 +11,7 @@
 
 pub mod bases;
 pub mod destination;
+pub mod earlier;
 pub mod effort;
 pub mod handover;
 pub mod heir;
@@ -18,6 +19,7 @@ mod intake;
 pub mod journal;
 pub mod keeper;
 pub mod landing;
+mod pace;
 pub mod pages;
 pub mod points;
 pub mod postcopy;
@@ -25,6 +27,7 @@ pub mod protocol;
 pub mod report;
 pub mod resolve;
 pub mod send_pages;
+pub mod shelf;
 pub mod source;
 pub mod store;
 pub mod switchover;

@@ -5,7 +5,8 @@
 //! what: u8, spare: 6 } | data |
 //! ```
 //! Little-endian. `data` holds the content of the runs that have content, one behind the other, as it is or as one zstd
-//! frame. Zero pages and pages that are gone are named, not sent.
+//! frame. Zero pages and pages that are gone are named, not sent; of pages whose content the destination has already, `data` holds
+//! the digest. The highest bit of `what` marks content that is put on the shelf; see [`super::shelf`].
 
 use crate::image::{MmId, ShmemId, limits, mm::PAGE};
 use crate::memory::{PageRange, Space, zero};
@@ -53,12 +54,29 @@ pub enum What {
     Keep,
     /// What has changed in it follows, XORed with what was kept.
     Delta,
+    /// The digest of its content follows, which is on the shelf; see [`super::shelf`].
+    Named,
 }
+
+/// Bytes of a digest (BLAKE3).
+pub const DIGEST_BYTES: usize = 32;
+
+/// In an [`Entry`]'s `what`: the content goes on the shelf.
+const SHELVE: u8 = 0x80;
 
 impl What {
     /// Bytes follow, as many as the pages have.
     pub fn has_content(self) -> bool {
         matches!(self, Self::Data | Self::Keep | Self::Delta)
+    }
+
+    /// How many bytes follow for each page.
+    fn bytes_a_page(self) -> u64 {
+        match self {
+            Self::Named => DIGEST_BYTES as u64,
+            _ if self.has_content() => PAGE,
+            _ => 0,
+        }
     }
 }
 
@@ -71,6 +89,24 @@ pub struct Run {
     pub range: PageRange,
     /// What about them.
     pub what: What,
+    /// The destination keeps their content, to be named by digest later.
+    pub shelve: bool,
+}
+
+impl Run {
+    /// A run of which nothing is kept.
+    pub fn new(space: Space, range: PageRange, what: What) -> Self {
+        Self { space, range, what, shelve: false }
+    }
+}
+
+/// Pages that were named instead of sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unsent {
+    /// They are zero.
+    pub zero: u64,
+    /// The destination has had their content before.
+    pub named: u64,
 }
 
 /// Why bytes are no frame of pages.
@@ -85,12 +121,18 @@ pub struct Packer {
     data: Vec<u8>,
     level: Option<i32>,
     frame: Vec<u8>,
+    unsent: Unsent,
 }
 
 impl Packer {
     /// A packer; `level` = zstd level, `None` = as they are.
     pub fn new(level: Option<i32>) -> Self {
         Self { level, ..Self::default() }
+    }
+
+    /// From this frame on it is packed like this.
+    pub fn set_level(&mut self, level: Option<i32>) {
+        self.level = level;
     }
 
     /// Nothing waits to be sent.
@@ -103,6 +145,11 @@ impl Packer {
         self.data.len() as u64
     }
 
+    /// Pages that were named so far, in all frames.
+    pub fn unsent(&self) -> Unsent {
+        self.unsent
+    }
+
     /// No further batch of `bytes` should be added: take the frame first.
     pub fn is_full(&self, bytes: usize) -> bool {
         self.data.len() + bytes > DATA_BYTES_MAX || self.entries.len() + bytes / PAGE as usize + 1 > RUNS_MAX
@@ -113,10 +160,10 @@ impl Packer {
         for (is_zero, pages) in zero::runs(content) {
             let range = PageRange::new(first + pages.start as u64, pages.len() as u64);
             if is_zero {
-                self.note(Run { space, range, what: What::Zero });
+                self.note(Run::new(space, range, What::Zero));
             } else {
                 let content = &content[pages.start * PAGE as usize..pages.end * PAGE as usize];
-                self.content(Run { space, range, what: What::Data }, content);
+                self.content(Run::new(space, range, What::Data), content);
             }
         }
     }
@@ -129,6 +176,11 @@ impl Packer {
 
     /// Says something about pages without their content.
     pub fn note(&mut self, run: Run) {
+        match run.what {
+            What::Zero => self.unsent.zero += run.range.count,
+            What::Named => self.unsent.named += run.range.count,
+            _ => {}
+        }
         for piece in run.range.pieces(u32::MAX.into()) {
             let (space_kind, space) = match run.space {
                 Space::Mm(MmId(id)) => (0, id),
@@ -139,7 +191,7 @@ impl Packer {
                 pages: (piece.count as u32).into(),
                 space: space.into(),
                 space_kind,
-                what: run.what as u8,
+                what: run.what as u8 | if run.shelve { SHELVE } else { 0 },
                 spare: [0; 6],
             });
         }
@@ -194,14 +246,14 @@ pub fn unpack(frame: &[u8], buffer: &mut Vec<u8>, each: &mut dyn FnMut(Run, &[u8
         _ => return Err(PagesError("its content has the wrong length")),
     };
     let runs = entries.iter().map(read_entry).collect::<Result<Vec<_>, _>>()?;
-    let wanted: u64 =
-        runs.iter().filter(|run| run.what.has_content()).fold(0, |sum, run| sum.saturating_add(run.range.count));
-    if wanted.saturating_mul(PAGE) != data_bytes as u64 {
+    // Less than 2^32 pages a run, and few runs: no overflow.
+    let wanted: u64 = runs.iter().map(|run| run.range.count * run.what.bytes_a_page()).sum();
+    if wanted != data_bytes as u64 {
         return Err(PagesError("runs and content differ in length"));
     }
     let mut rest = data;
     for run in runs {
-        let length = if run.what.has_content() { run.range.bytes() as usize } else { 0 };
+        let length = (run.range.count * run.what.bytes_a_page()) as usize;
         let (content, later) = rest.split_at(length);
         each(run, content);
         rest = later;
@@ -216,21 +268,26 @@ fn read_entry(entry: &Entry) -> Result<Run, PagesError> {
         1 => Space::Shmem(ShmemId(id)),
         _ => return Err(PagesError("a run of an unknown kind of space")),
     };
-    let what = match entry.what {
+    let shelve = entry.what & SHELVE != 0;
+    let what = match entry.what & !SHELVE {
         0 => What::Data,
         1 => What::Zero,
         2 => What::Hole,
         3 => What::Inherit,
         4 => What::Keep,
         5 => What::Delta,
+        6 => What::Named,
         _ => return Err(PagesError("a run of an unknown kind")),
     };
     let range = PageRange::new(entry.first.get(), entry.pages.get().into());
     let in_bounds = range.first < limits::PAGE_NUMBERS && range.count <= limits::PAGE_NUMBERS - range.first;
+    if shelve && !what.has_content() {
+        return Err(PagesError("a run without content that is to be kept"));
+    }
     if !in_bounds || range.is_empty() || entry.spare != [0; 6] {
         return Err(PagesError("a run that is out of bounds"));
     }
-    Ok(Run { space, range, what })
+    Ok(Run { space, range, what, shelve })
 }
 
 #[cfg(test)]
@@ -254,7 +311,7 @@ mod tests {
             let mut packer = Packer::new(level);
             let space = Space::Mm(MmId(3));
             packer.add(space, 100, &[page(1), page(0), page(0), page(2)].concat());
-            packer.note(Run { space: Space::Shmem(ShmemId(1)), range: PageRange::new(7, 1 << 40), what: What::Hole });
+            packer.note(Run::new(Space::Shmem(ShmemId(1)), PageRange::new(7, 1 << 40), What::Hole));
             let frame = packer.take().to_vec();
             assert!(packer.is_empty());
             let found = unpacked(&frame).unwrap();

@@ -35,7 +35,7 @@
 use super::handover::Reply;
 use crate::blocker::{Blocker, Code};
 use crate::files::{Answer, Order, Question, Wish};
-use crate::image::{MmId, ShmemId};
+use crate::image::{Bytes, MmId, ShmemId};
 use crate::memory::Space;
 use crate::transport::{Channel, FrameKind, Result, TransportError};
 use serde::{Deserialize, Serialize};
@@ -185,6 +185,9 @@ pub enum FromSource {
         /// What is to be done about files; `None` = they are compared by name, size and time.
         #[serde(default)]
         files: Option<Wish>,
+        /// Directory of an image at the destination whose pages need not travel.
+        #[serde(default)]
+        base: Option<Bytes>,
     },
     /// To what was asked about files.
     Answers {
@@ -301,6 +304,12 @@ pub enum FromDestination {
         /// What is to be done about files.
         #[serde(default)]
         order: Order,
+        /// Pages that are kept there to be named by digest ([`super::shelf`]), at most.
+        #[serde(default)]
+        shelf_pages: u32,
+        /// Length of the list of pages that it has in an image ([`super::earlier`]), which follows.
+        #[serde(default)]
+        earlier_bytes: u64,
     },
     /// Something about files, before the verdict.
     Asks {

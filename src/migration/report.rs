@@ -1,5 +1,6 @@
 //! What a move has shown.
 
+use super::pages::Unsent;
 use super::points::taking::Cost;
 use super::postcopy::serving::Served;
 use super::protocol::TargetSummary;
@@ -61,6 +62,8 @@ pub struct Report {
     pub total: Option<Duration>,
     /// Bytes sent, headers included.
     pub bytes_sent: u64,
+    /// Pages of all rounds that were named instead of sent.
+    pub unsent: Unsent,
     /// What was sent when it ran already, in post-copy.
     pub late: Option<Served>,
     /// What consistent states of it have cost that came back until then.
@@ -83,6 +86,7 @@ impl Report {
             pid: None,
             total: None,
             bytes_sent: 0,
+            unsent: Unsent::default(),
             late: None,
             points: None,
             warnings: Vec::new(),

@@ -2,14 +2,17 @@
 
 use super::MoveError;
 use super::bases::Bases;
-use super::pages::Packer;
+use super::effort::Sparing;
+use super::pace::Pace;
+use super::pages::{Packer, Unsent};
+use super::shelf::Catalogue;
 use super::source::Plan;
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
 use crate::memory::{PageRange, Space};
 use crate::transport::{Channel, FrameKind, Link};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +64,21 @@ pub struct Sent {
     pub pages: u64,
     /// Bytes of the others, before they were packed.
     pub content_bytes: u64,
+    /// Pages that are named only.
+    pub unsent: Unsent,
+}
+
+/// How the content of pages is made smaller for the link.
+#[derive(Clone, Copy)]
+pub struct Packing<'a> {
+    /// zstd level; `None` = as it is.
+    pub level: Option<i32>,
+    /// What deltas are made against, if they are wanted.
+    pub bases: Option<&'a Bases>,
+    /// What the destination can be told by digest.
+    pub catalogue: &'a Catalogue,
+    /// When it is, and pages are packed with that level.
+    pub sparing: (Sparing, Option<i32>),
 }
 
 /// One round as its workers see it.
@@ -68,12 +86,15 @@ struct Work<'a> {
     source: &'a dyn ReadPages,
     grains: Mutex<Grains<'a>>,
     in_pause: bool,
-    level: Option<i32>,
-    /// What deltas are made against, if they are wanted.
-    bases: Option<&'a Bases>,
+    packing: Packing<'a>,
+    first_round: bool,
+    channels: usize,
+    /// The link is what is waited for.
+    is_slow: AtomicBool,
     throttle: &'a Throttle,
     pages: AtomicU64,
     content_bytes: AtomicU64,
+    unsent: Mutex<Unsent>,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -87,7 +108,7 @@ pub fn send_round(
     plan: &Plan,
     number: u32,
     in_pause: bool,
-    (level, bases): (Option<i32>, Option<&Bases>),
+    packing: Packing<'_>,
     throttle: &Throttle,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Sent, MoveError> {
@@ -95,17 +116,20 @@ pub fn send_round(
         source,
         grains: Mutex::new(Grains::of(&plan.pages)),
         in_pause,
-        level,
-        bases,
+        packing,
+        first_round: number == 1,
+        channels: link.bulk.len().max(1),
+        is_slow: AtomicBool::new(packing.sparing.0 == Sparing::Always),
         throttle,
         pages: AtomicU64::new(0),
         content_bytes: AtomicU64::new(0),
+        unsent: Mutex::default(),
         progress,
     };
     let first = link.bulk.first_mut().unwrap_or(&mut link.control);
-    send_notes(first, plan, level, bases)?;
+    send_notes(first, plan, packing)?;
     if link.bulk.is_empty() {
-        work.run(&mut link.control)?;
+        work.run(&mut link.control, 0)?;
         return Ok(work.sent());
     }
     let mark = mark(number, in_pause);
@@ -113,9 +137,10 @@ pub fn send_round(
     std::thread::scope(|scope| {
         let workers: Vec<_> = bulk
             .iter_mut()
-            .map(|channel| {
+            .enumerate()
+            .map(|(n, channel)| {
                 let work = &work;
-                scope.spawn(move || work.run(channel).and_then(|()| Ok(channel.send(FrameKind::MARK, &mark)?)))
+                scope.spawn(move || work.run(channel, n).and_then(|()| Ok(channel.send(FrameKind::MARK, &mark)?)))
             })
             .collect();
         // The control channel would look dead in a long round.
@@ -155,11 +180,11 @@ pub fn read_mark(body: &[u8]) -> Option<(u32, bool)> {
     }
 }
 
-fn send_notes(channel: &mut Channel, plan: &Plan, level: Option<i32>, bases: Option<&Bases>) -> Result<(), MoveError> {
-    let mut packer = Packer::new(level);
+fn send_notes(channel: &mut Channel, plan: &Plan, packing: Packing<'_>) -> Result<(), MoveError> {
+    let mut packer = Packer::new(packing.level);
     for run in &plan.notes {
         packer.note(*run);
-        if let Some(bases) = bases {
+        if let Some(bases) = packing.bases {
             bases.noted(*run);
         }
         if packer.is_full(PAGE as usize) {
@@ -172,54 +197,76 @@ fn send_notes(channel: &mut Channel, plan: &Plan, level: Option<i32>, bases: Opt
     Ok(())
 }
 
+/// One worker's channel, and what waits to be sent over it.
+struct Way<'c> {
+    channel: &'c mut Channel,
+    number: usize,
+    packer: Packer,
+    pace: Pace,
+}
+
 impl Work<'_> {
-    fn run(&self, channel: &mut Channel) -> Result<(), MoveError> {
-        let mut packer = Packer::new(self.level);
+    fn run(&self, channel: &mut Channel, number: usize) -> Result<(), MoveError> {
+        let mut way =
+            Way { channel, number, packer: Packer::new(self.packing.level), pace: Pace::begin(self.channels) };
         let mut buffer = vec![0; (GRAIN_PAGES * PAGE) as usize];
         loop {
             let grain = self.grains.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((space, ranges)) = grain else { break };
             let bytes: usize = ranges.iter().map(|range| range.bytes() as usize).sum();
-            if packer.is_full(bytes) {
-                self.send(channel, &mut packer)?;
+            if way.packer.is_full(bytes) {
+                self.send(&mut way)?;
             }
-            self.read(space, &ranges, &mut buffer[..bytes], &mut packer)?;
+            if self.is_slow.load(Ordering::Relaxed) {
+                way.packer.set_level(self.packing.sparing.1);
+            }
+            self.read(space, &ranges, &mut buffer[..bytes], &mut way)?;
         }
-        if packer.is_empty() { Ok(()) } else { self.send(channel, &mut packer) }
-    }
-
-    fn sent(self) -> Sent {
-        Sent { pages: self.pages.into_inner(), content_bytes: self.content_bytes.into_inner() }
-    }
-
-    fn send(&self, channel: &mut Channel, packer: &mut Packer) -> Result<(), MoveError> {
-        self.content_bytes.fetch_add(packer.content_bytes(), Ordering::Relaxed);
-        let frame = packer.take();
-        channel.send(FrameKind::PAGES, frame)?;
-        self.throttle.sent(frame.len() as u64);
+        if !way.packer.is_empty() {
+            self.send(&mut way)?;
+        }
+        let (more, mut unsent) = (way.packer.unsent(), self.unsent.lock().unwrap_or_else(PoisonError::into_inner));
+        unsent.zero += more.zero;
+        unsent.named += more.named;
         Ok(())
     }
 
-    fn pack(&self, space: Space, first: u64, content: &mut [u8], packer: &mut Packer) {
-        match self.bases {
-            Some(bases) => bases.pack(packer, space, first, content),
+    fn sent(self) -> Sent {
+        let unsent = self.unsent.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Sent { pages: self.pages.into_inner(), content_bytes: self.content_bytes.into_inner(), unsent }
+    }
+
+    fn send(&self, way: &mut Way<'_>) -> Result<(), MoveError> {
+        self.content_bytes.fetch_add(way.packer.content_bytes(), Ordering::Relaxed);
+        let (frame, began) = (way.packer.take(), Instant::now());
+        way.channel.send(FrameKind::PAGES, frame)?;
+        self.packing.catalogue.frame_sent(way.number);
+        self.throttle.sent(frame.len() as u64);
+        if self.packing.sparing.0 == Sparing::WhenSlow && way.pace.is_slow(frame.len() as u64, began) {
+            self.is_slow.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn pack(&self, space: Space, first: u64, content: &mut [u8], way: &mut Way<'_>) {
+        let Packing { bases, catalogue, .. } = self.packing;
+        let packer = &mut way.packer;
+        match bases {
+            _ if self.is_slow.load(Ordering::Relaxed) && !catalogue.is_none() => {
+                catalogue.pack(way.number, packer, (space, first), content, bases, self.first_round);
+            }
+            Some(bases) => bases.pack(packer, space, first, content, false),
             None => packer.add(space, first, content),
         }
     }
 
-    fn read(
-        &self,
-        space: Space,
-        ranges: &[PageRange],
-        buffer: &mut [u8],
-        packer: &mut Packer,
-    ) -> Result<(), MoveError> {
+    fn read(&self, space: Space, ranges: &[PageRange], buffer: &mut [u8], way: &mut Way<'_>) -> Result<(), MoveError> {
         match self.source.read(space, ranges, buffer) {
             Ok(()) => {
                 let mut rest = buffer;
                 for range in ranges {
                     let (content, later) = rest.split_at_mut(range.bytes() as usize);
-                    self.pack(space, range.first, content, packer);
+                    self.pack(space, range.first, content, way);
                     rest = later;
                 }
             }
@@ -229,7 +276,7 @@ impl Work<'_> {
                 for page in ranges.iter().flat_map(|range| range.pieces(1)) {
                     let content = &mut buffer[..PAGE as usize];
                     if self.source.read(space, &[page], content).is_ok() {
-                        self.pack(space, page.first, content, packer);
+                        self.pack(space, page.first, content, way);
                     }
                 }
             }

@@ -10,6 +10,7 @@ use super::points::taking::Taking;
 use super::postcopy::{self, serving::Serving};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
 use super::report::{Pause, Report};
+use super::shelf::Catalogue;
 use super::switchover::{Decision, ExitCondition, Goals, RoundStats, Step as Help};
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
@@ -159,6 +160,8 @@ pub struct Wishes<'a> {
     pub bandwidth: Option<u64>,
     /// What is to be done about files.
     pub files: Wish,
+    /// Directory of an image at the destination whose pages need not travel.
+    pub base: Option<Bytes>,
     /// Choices for the destination, as JSON.
     pub state: serde_json::Value,
     /// Directory of journals.
@@ -193,6 +196,8 @@ struct Attempt<'a> {
     effort: Effort,
     /// What deltas are made against.
     bases: Bases,
+    /// What the destination keeps to be named by digest.
+    catalogue: Catalogue,
     report: Report,
     /// What the destination could still store when it last said so.
     room_bytes: u64,
@@ -244,6 +249,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         rounds: Vec::new(),
         effort: Effort::default(),
         bases: Bases::default(),
+        catalogue: Catalogue::new(0, 1),
         report: Report::begin(),
         room_bytes: u64::MAX,
         number: 1,
@@ -300,6 +306,7 @@ impl Attempt<'_> {
             may_follow: self.wishes.may_follow,
             recoverable: self.wishes.recoverable.is_some(),
             files: Some(self.wishes.files.clone()),
+            base: self.wishes.base.clone(),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;

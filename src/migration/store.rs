@@ -3,7 +3,7 @@
 //! rebuilt as from any other; it is removed with this value.
 
 use super::MoveError;
-use super::bases::Bases;
+use super::intake::Intake;
 use super::landing::{Landing, Left};
 use super::pages::{self, Run, What};
 use super::protocol::{AttemptId, SpaceName};
@@ -13,6 +13,7 @@ use crate::memory::store::{
     Compression, Draft, ImageDir, ImageWriter, Lane, Mark, PageOptions, PageReader, PageWriter, Scratch, Source,
     SpaceInfo, StoreError, free_bytes,
 };
+use crate::transport::wait::Patience;
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, DirEntry, File};
@@ -125,7 +126,7 @@ impl Store {
                     Source::Zero => What::Zero,
                     Source::Inherit => What::Inherit,
                 };
-                taker.store(Run { space, range: run.range, what }, &content)?;
+                taker.store(Run::new(space, run.range, what), &content)?;
             }
         }
         Ok(())
@@ -220,18 +221,30 @@ pub struct Taker<'a> {
 
 impl Taker<'_> {
     /// Takes what a frame says: what can land lands, the rest is stored.
-    pub fn take(&mut self, frame: &[u8], bases: &Bases, landing: Option<&Landing>) -> Result<(), MoveError> {
+    pub(super) fn take(&mut self, frame: &[u8], into: Intake<'_>, patience: &Patience) -> Result<(), MoveError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut result = Ok(());
         pages::unpack(frame, &mut buffer, &mut |run, content| {
-            if result.is_ok() {
-                let whole = bases.take(run, content);
-                result = whole.and_then(|(run, content)| self.take_run(run, &content, landing));
+            if result.is_err() {
+                return;
             }
+            let mut take = |run, content: &[u8]| self.take_content(run, content, into);
+            result = match run.what {
+                What::Named => into.shelf.fetch(run, content, patience, &mut take),
+                _ => take(run, content),
+            };
         })
         .map_err(|error| MoveError::Frame { reason: error.to_string() })?;
         self.buffer = buffer;
         result
+    }
+
+    fn take_content(&mut self, run: Run, content: &[u8], into: Intake<'_>) -> Result<(), MoveError> {
+        let (run, content) = into.bases.take(run, content)?;
+        if run.shelve {
+            into.shelf.keep(&content)?;
+        }
+        self.take_run(run, &content, into.landing)
     }
 
     fn take_run(&mut self, run: Run, content: &[u8], landing: Option<&Landing>) -> Result<(), MoveError> {
@@ -261,8 +274,8 @@ impl Taker<'_> {
             What::Zero => Mark::Zero,
             What::Hole => Mark::Hole,
             What::Inherit => Mark::Inherit,
-            What::Keep | What::Delta => {
-                return Err(MoveError::Frame { reason: "a delta where nothing was sent before".into() });
+            What::Keep | What::Delta | What::Named => {
+                return Err(MoveError::Frame { reason: "a delta or a digest where nothing was sent before".into() });
             }
         };
         pages.mark(run.space, run.range, mark);

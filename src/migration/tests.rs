@@ -31,6 +31,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+mod named;
+
 type Memory = BTreeMap<(Space, u64), Vec<u8>>;
 
 const MM: Space = Space::Mm(MmId(0));
@@ -136,7 +138,7 @@ impl FakeTarget {
         let one = |(space, page): (Space, u64)| (space, PageRange::new(page, 1));
         let pages = std::mem::take(&mut self.dirty).into_iter().map(one).collect();
         let gone = std::mem::take(&mut self.gone).into_iter().map(one);
-        let notes = gone.map(|(space, range)| Run { space, range, what: What::Hole }).collect();
+        let notes = gone.map(|(space, range)| Run::new(space, range, What::Hole)).collect();
         // The child has come since.
         let name = |space: Space| SpaceName { sent_as: space.into(), model: Some(space.into()), cow_parent: None };
         Plan { pages, notes, spaces: vec![name(MM), name(SHARED)] }
@@ -500,15 +502,6 @@ fn goals() -> Goals {
     }
 }
 
-struct Play {
-    source: std::result::Result<report::Report, MoveError>,
-    destination: std::result::Result<(), MoveError>,
-    target: FakeTarget,
-    builder: FakeBuilder,
-    journals: tempfile::TempDir,
-    left_behind: usize,
-}
-
 fn wishes(journals: &Path) -> Wishes<'_> {
     Wishes {
         session: "abcdefgh".into(),
@@ -520,12 +513,22 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         compression: Compression::Auto,
         bandwidth: None,
         files: no_files(),
+        base: None,
         state: serde_json::json!({ "pids": "auto" }),
         journals,
         again: None,
         fence: None,
         recoverable: None,
     }
+}
+
+struct Play {
+    source: std::result::Result<report::Report, MoveError>,
+    destination: std::result::Result<(), MoveError>,
+    target: FakeTarget,
+    builder: FakeBuilder,
+    journals: tempfile::TempDir,
+    left_behind: usize,
 }
 
 fn play(
@@ -641,8 +644,8 @@ fn compressed_pages_arrive_as_well() {
 
 #[test]
 fn a_dry_run_moves_nothing() {
-    let play =
-        play(FakeTarget::new(100, 5, Fault::None), (Fault::None, Ahead::Fits), 1, None, |wishes| wishes.dry_run = true);
+    let target = FakeTarget::new(100, 5, Fault::None);
+    let play = play(target, (Fault::None, Ahead::Fits), 1, None, |wishes| wishes.dry_run = true);
     play.check();
     assert!(play.source.unwrap().pid.is_none());
     assert_eq!((play.target.state, play.builder.built.is_none()), (State::Running, true));
@@ -711,19 +714,18 @@ fn messages_of_another_attempt_are_refused() {
         });
         let target = TargetSummary { pid: 1, comm: "x".into(), tasks: 1, memory_bytes: 1 };
         let state = serde_json::json!({ "pids": "auto" });
-        let session = "abcdefgh".into();
-        let model_bytes = bytes.len() as u64;
         let offer = protocol::FromSource::Offer {
             attempt: id,
-            session,
+            session: "abcdefgh".into(),
             target,
             state,
             dry_run: false,
-            model_bytes,
+            model_bytes: bytes.len() as u64,
             follows: false,
             may_follow: false,
             recoverable: false,
             files: None,
+            base: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

@@ -160,7 +160,7 @@ pub(super) fn put_off(
         let put_off = put_off.unwrap_or_default();
         now.extend(all.difference(&put_off).iter().map(|range| (space, range)));
         if had_rounds {
-            plan.notes.extend(put_off.iter().map(|range| Run { space, range, what: What::Hole }));
+            plan.notes.extend(put_off.iter().map(|range| Run::new(space, range, What::Hole)));
         }
     }
     plan.pages = now;

@@ -216,6 +216,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         },
         bandwidth: options.memory.bandwidth,
         files: Default::default(),
+        base: options.base.as_ref().map(|dir| Bytes(dir.as_os_str().as_encoded_bytes().to_vec())),
         state,
         journals,
         again: None,
@@ -580,7 +581,7 @@ pub(super) fn mappings(root: Pid) -> HashMap<Pid, Vec<Flagged>> {
 
 /// The same about all of these pages.
 fn notes(ranges: &[(Space, PageRange)], what: What) -> Vec<Run> {
-    ranges.iter().map(|(space, range)| Run { space: *space, range: *range, what }).collect()
+    ranges.iter().map(|(space, range)| Run::new(*space, *range, what)).collect()
 }
 
 /// Every page of the private memory of a tree that was not watched.
@@ -638,6 +639,8 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>)
         let late = report.late.unwrap_or_default();
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late.pages);
         outcome.bytes = Some(report.bytes_sent + late.bytes);
+        outcome.zero_pages = Some(report.unsent.zero);
+        outcome.named_pages = Some(report.unsent.named);
         outcome.stalls = late.waits;
         if outside::has_left() {
             let pid = report.pid.unwrap_or_default();

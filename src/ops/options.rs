@@ -448,6 +448,8 @@ pub struct MoveOptions {
     pub state: StateOptions,
     /// `--with`: directories that go along as a whole.
     pub with: Vec<PathBuf>,
+    /// `--base`: directory of an image at the destination whose pages need not be sent.
+    pub base: Option<PathBuf>,
     /// PEER.
     pub peer: PeerOptions,
     /// `--dry-run`: preflight on both sides only.
@@ -465,6 +467,7 @@ impl MoveOptions {
             memory: MemoryOptions::default(),
             state: StateOptions::default(),
             with: Vec::new(),
+            base: None,
             peer: PeerOptions::default(),
             dry_run: false,
         }

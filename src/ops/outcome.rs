@@ -77,6 +77,10 @@ pub struct Outcome {
     pub bytes: Option<u64>,
     /// Pages written or sent.
     pub pages: Option<u64>,
+    /// Of those, pages that were named instead of sent, for they are zero.
+    pub zero_pages: Option<u64>,
+    /// And those that were named by their digest, for the destination has had their content before.
+    pub named_pages: Option<u64>,
     /// Pages that the target has waited for.
     pub faults: Option<u64>,
     /// Which threads have waited for pages, and how long; who has waited most first.
@@ -109,6 +113,8 @@ impl Outcome {
             rounds: Vec::new(),
             bytes: None,
             pages: None,
+            zero_pages: None,
+            named_pages: None,
             faults: None,
             stalls: Vec::new(),
             points: None,

@@ -201,6 +201,8 @@ pub fn outcome(outcome: &Outcome) -> Object {
         .list("rounds", outcome.rounds.iter().map(round).collect())
         .known("bytes_sent", outcome.bytes)
         .known("pages_sent", outcome.pages)
+        .known("zero_pages", outcome.zero_pages)
+        .known("named_pages", outcome.named_pages)
         .known("faults", outcome.faults)
         .known("processes", outcome.processes)
         .known("threads", outcome.threads)

@@ -38,6 +38,13 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     if let Some(volume) = volume {
         row(if verb == "move" { "sent" } else { "size" }, volume);
     }
+    let not_sent: Vec<_> = [(outcome.zero_pages, "zero"), (outcome.named_pages, "named by digest")]
+        .into_iter()
+        .filter_map(|(pages, why)| Some(format!("{} {why}", count(pages.filter(|pages| *pages > 0)?, "page"))))
+        .collect();
+    if !not_sent.is_empty() {
+        row("not sent", not_sent.join(", "));
+    }
     for (n, waits) in outcome.stalls.iter().take(THREADS_NAMED).enumerate() {
         row(if n == 0 { "waits" } else { "" }, stalls(waits));
     }
@@ -158,6 +165,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_sent_is_told() {
+        let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
+        outcome.named_pages = Some(7);
+        let named = text("move", None, &outcome);
+        assert!(named.ends_with("\n  not sent  7 pages named by digest\n"), "{named}");
+        outcome.zero_pages = Some(1);
+        let both = text("move", None, &outcome);
+        assert!(both.ends_with("\n  not sent  1 page zero, 7 pages named by digest\n"), "{both}");
+    }
+
+    #[test]
     fn a_dry_run_is_no_dump() {
         let outcome = Outcome::new(SessionId::random(), State::Running, Where::Source);
         assert_eq!(text("dump", Some("7"), &outcome), "nothing is in the way of a dump of 7\n");
@@ -176,6 +194,7 @@ mod tests {
         outcome.downtime = Some(Duration::from_micros(900));
         outcome.downtime_parts = vec![("freeze", Duration::from_micros(300)), ("network", Duration::from_micros(600))];
         outcome.bytes = Some(1 << 20);
+        (outcome.zero_pages, outcome.named_pages) = (Some(0), Some(0));
         outcome.notes = vec!["note".into()];
         assert_eq!(
             text("move", None, &outcome),

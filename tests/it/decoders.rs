@@ -141,6 +141,8 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             blockers: Vec::new(),
             room_bytes: 1 << 40,
             order: Default::default(),
+            shelf_pages: 7,
+            earlier_bytes: 0,
         })
         .expect("plain"),
     ];

@@ -20,6 +20,7 @@ mod lifeline;
 mod lifeline_tcp;
 mod manual;
 mod moves;
+mod named_pages;
 mod networks;
 mod outside;
 mod peer_user;

@@ -156,7 +156,7 @@ impl Receiver {
         unpack(frame.body, &mut self.unpacked, &mut |run, content| match run.what {
             What::Data => came.push_back((run.space, run.range, content.to_vec())),
             What::Zero => came.push_back((run.space, run.range, Vec::new())),
-            What::Hole | What::Inherit | What::Keep | What::Delta => {}
+            What::Hole | What::Inherit | What::Keep | What::Delta | What::Named => {}
         })
         .map_err(|error| TransportError::Malformed {
             peer,

@@ -10,11 +10,13 @@ use crate::files::send::{Sender, Sent};
 use crate::files::{self, Answer, Order, Question, Use, Wanted, blocks};
 use crate::image::Bytes;
 use crate::memory::throttle::Throttle;
+use crate::migration::earlier;
 use crate::migration::protocol;
 use crate::migration::send_pages::ALIVE_EVERY;
+use crate::migration::shelf::Catalogue;
 use crate::ops::Event;
 use crate::ops::options::Files;
-use crate::transport::FrameKind;
+use crate::transport::{FrameKind, TransportError};
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -47,14 +49,29 @@ impl Attempt<'_> {
                     let answer = self.answer(&question, &mut nonces)?;
                     protocol::send(&mut self.link.control, &FromSource::Answers { attempt: self.id, answer })?;
                 }
-                FromDestination::Verdict { blockers, room_bytes, order, .. } => {
+                FromDestination::Verdict { blockers, room_bytes, order, shelf_pages, earlier_bytes, .. } => {
                     self.room_bytes = room_bytes;
+                    let shelf_pages = usize::try_from(shelf_pages).unwrap_or(usize::MAX);
+                    self.catalogue = Catalogue::new(shelf_pages, self.link.bulk.len().max(1));
                     self.ordered(order);
+                    self.earlier(earlier_bytes)?;
                     return Ok(blockers.into_iter().map(Blocker::from).collect());
                 }
                 other => return Err(self.unexpected(&other, "the verdict")),
             }
         }
+    }
+
+    /// What the destination has in an image.
+    fn earlier(&mut self, bytes: u64) -> Result<(), MoveError> {
+        let peer = self.link.control.peer().to_owned();
+        let malformed = |reason| TransportError::Malformed { peer, what: "list of pages", reason };
+        if bytes > earlier::LIST_BYTES_MAX {
+            return Err(malformed(format!("{bytes} bytes")).into());
+        }
+        let list = protocol::receive_model(&mut self.link.control, bytes)?;
+        self.catalogue.note_earlier(earlier::read_hints(&list).map_err(malformed)?);
+        Ok(())
     }
 
     fn answer(&mut self, question: &Question, nonces: &mut Nonces) -> Result<Answer, MoveError> {

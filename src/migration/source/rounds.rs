@@ -1,11 +1,13 @@
 //! Rounds: pages are sent while the target runs, until the policy says that it is enough.
 
 use super::{Attempt, Decision, ExitCondition, Help, MoveError, Plan, Taken, Target};
+use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
+use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
 use crate::migration::protocol::{self, FromDestination, FromSource};
-use crate::migration::send_pages::{Sent, send_round};
+use crate::migration::send_pages::{Packing, Sent, send_round};
 use crate::migration::source::Compression;
 use crate::migration::switchover::{self, RoundStats};
 use crate::ops::Event;
@@ -137,22 +139,26 @@ impl Attempt<'_> {
         self.link.control.during("sending pages");
         protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number })?;
         let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !in_pause));
-        let level = self.effort.level(self.wishes.compression, &self.rounds);
-        let deltas = self.wishes.goals.converge.contains(&Help::Delta)
-            && self.effort.deltas(self.wishes.compression, &self.rounds);
+        let compression = self.wishes.compression;
+        let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
+        let deltas = self.wishes.goals.converge.contains(&Help::Delta) && self.effort.deltas(compression, &self.rounds);
+        let level = self.effort.level(compression, &self.rounds);
+        let sparing = match self.effort.sparing(compression, &self.rounds, bandwidth) {
+            // Who has named an image knows that it has most of the pages.
+            Sparing::Never | Sparing::WhenSlow if self.catalogue.has_earlier() => (Sparing::Always, level),
+            sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
+        };
+        let packing = Packing { level, bases: deltas.then_some(&self.bases), catalogue: &self.catalogue, sparing };
         let total = plan.bytes();
         let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
-        let sent = send_round(
-            &mut self.link,
-            pages,
-            plan,
-            number,
-            in_pause,
-            (level, deltas.then_some(&self.bases)),
-            &throttle,
-            &progress,
-        );
-        let sent = sent.map_err(|error| self.explain(error))?;
+        let sent = send_round(&mut self.link, pages, plan, number, in_pause, packing, &throttle, &progress);
+        let mut sent = sent.map_err(|error| self.explain(error))?;
+        self.report.unsent.zero += sent.unsent.zero;
+        self.report.unsent.named += sent.unsent.named;
+        if number > 1 {
+            // What was named was as good as sent. Of the first round that says nothing of the pages that are written now.
+            sent.content_bytes += sent.unsent.named * PAGE;
+        }
         protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
         if !in_pause {
             match self.receive()? {

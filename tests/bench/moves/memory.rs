@@ -32,6 +32,7 @@ const AFTERWARDS: Duration = Duration::from_millis(150);
 /// What one move has shown; times in milliseconds.
 struct Moved {
     reported: f64,
+    total: f64,
     /// Between two of its writes.
     felt: f64,
     /// Between two answers that a client gets.
@@ -113,6 +114,7 @@ fn ours(bench: &Bench, shape: (u64, u64)) -> Result<Moved, String> {
     let took = event("round").and_then(|round| round["took_us"].as_u64()).unwrap_or(0) * 1000;
     Ok(Moved {
         reported: moved.number("downtime_us")? / 1e3,
+        total: moved.number("total_us")? / 1e3,
         felt: longest_gap(&accesses),
         seen: seen.gap,
         round_trip: seen.round_trip,
@@ -159,11 +161,12 @@ pub fn run(bench: &Bench, wanted: &dyn Fn(&str) -> bool, all: bool, criu: Option
 fn print(name: &str, moves: &[Moved], criu: &[f64]) {
     let row = |value: &dyn Fn(&Moved) -> f64| spread(moves.iter().map(value).collect());
     let mut line = format!(
-        "{name:<46} pause {} ms, felt inside {}, gap outside {} (round trip {}), sent {} x unavoidable, {} segments again",
+        "{name:<46} pause {} ms, felt inside {}, gap outside {} (round trip {}), total {}, sent {} x unavoidable, {} segments again",
         row(&|m| m.reported),
         row(&|m| m.felt),
         row(&|m| m.seen),
         row(&|m| m.round_trip),
+        row(&|m| m.total),
         row(&|m| m.sent / m.unavoidable),
         moves.iter().map(|m| m.repeated).sum::<u64>(),
     );

@@ -1,0 +1,342 @@
+//! Pages named by digest: content that the destination has had already does not travel again, wherever it occurs.
+//!
+//! The destination keeps contents that the source has marked for it ([`Run::shelve`]) on its [`Shelf`]: by their digest
+//! (BLAKE3), which it computes itself, and apart from the memory of the target, so that nothing later rounds do to the pages
+//! they came with changes them. The source knows by its [`Catalogue`] what lies there; from then on a page with such content
+//! travels as its digest ([`What::Named`]). What is placed is digested once more.
+//!
+//! Over several channels nothing says which frame is read first. The source therefore names only content that it has handed
+//! to the same channel before, or to another one in a frame that was sent completely; the destination waits for that frame.
+//! Such waits end: of the frames that were sent and not read yet, the oldest can wait for none. Where all channels wait, the
+//! source does not keep to the rules.
+//!
+//! The shelf is limited, and nothing is taken off it: half of it is for whatever comes first, the other half for what was
+//! seen twice.
+
+use super::MoveError;
+use super::bases::Bases;
+use super::earlier::{self, Earlier, Hint};
+use super::pages::{DIGEST_BYTES, Packer, Run, What};
+use crate::image::mm::PAGE;
+use crate::memory::{PageRange, Space, zero};
+use crate::transport::TransportError;
+use crate::transport::wait::Patience;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Pages on a shelf, at most: 256 MiB.
+pub const SHELF_MAX: usize = 64 << 10;
+
+/// Contents of which the source remembers that they were sent, at most: 16 MiB, for 4 GiB of pages.
+const SEEN_MAX: usize = 1 << 20;
+
+const PAGE_BYTES: usize = PAGE as usize;
+
+/// Pages taken off the shelf in one go.
+const BATCH_PAGES: usize = 128;
+
+/// How often a channel that waits for content looks whether it still should.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+type Digest = [u8; DIGEST_BYTES];
+
+/// Takes pages with their content.
+pub type Each<'a> = dyn FnMut(Run, &[u8]) -> Result<(), MoveError> + 'a;
+
+fn digest(page: &[u8]) -> Digest {
+    blake3::hash(page).into()
+}
+
+/// In which frame, counted from 1, content went to the shelf.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    channel: usize,
+    frame: u64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    shelved: HashMap<Digest, Sent>,
+    /// Beginnings of digests of contents that were sent and not kept: only a hint.
+    seen: HashSet<u64>,
+    /// What the destination has in an image.
+    earlier: HashSet<Hint>,
+}
+
+/// What is said of a page with content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Say {
+    /// Its digest.
+    Name,
+    /// The content, which is kept.
+    Shelve,
+    /// The content.
+    Send,
+}
+
+/// Source: what lies on the shelf of the destination.
+#[derive(Debug)]
+pub struct Catalogue {
+    known: Mutex<Known>,
+    /// Frames sent completely, of each channel.
+    sent: Vec<AtomicU64>,
+    max: usize,
+}
+
+impl Catalogue {
+    /// Of a shelf that takes `max` pages, which come over so many channels.
+    pub fn new(max: usize, channels: usize) -> Self {
+        let sent = (0..channels).map(|_| AtomicU64::new(0)).collect();
+        Self { known: Mutex::default(), sent, max: max.min(SHELF_MAX) }
+    }
+
+    /// Nothing can ever be named.
+    pub fn is_none(&self) -> bool {
+        self.max == 0 && !self.has_earlier()
+    }
+
+    /// The destination has these in an image.
+    pub fn note_earlier(&self, hints: impl Iterator<Item = Hint>) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).earlier.extend(hints);
+    }
+
+    /// The destination has an image.
+    pub fn has_earlier(&self) -> bool {
+        !self.known.lock().unwrap_or_else(PoisonError::into_inner).earlier.is_empty()
+    }
+
+    /// A frame was sent completely on this channel.
+    pub fn frame_sent(&self, channel: usize) {
+        self.sent[channel].fetch_add(1, Ordering::Release);
+    }
+
+    /// Adds the content of consecutive pages to the next frame of a channel, named where that is possible. `first_round`:
+    /// whatever comes may be shelved; later that would be what the target writes again and again.
+    pub fn pack(
+        &self,
+        channel: usize,
+        packer: &mut Packer,
+        (space, first): (Space, u64),
+        content: &mut [u8],
+        bases: Option<&Bases>,
+        first_round: bool,
+    ) {
+        let note = |packer: &mut Packer, run: Run, content: &[u8]| {
+            bases.iter().for_each(|bases| bases.noted(run));
+            packer.content(run, content);
+        };
+        let runs: Vec<_> = zero::runs(content).collect();
+        for (is_zero, places) in runs {
+            let first = first + places.start as u64;
+            if is_zero {
+                note(packer, Run::new(space, PageRange::new(first, places.len() as u64), What::Zero), &[]);
+                continue;
+            }
+            let content = &mut content[places.start * PAGE_BYTES..places.end * PAGE_BYTES];
+            let digests: Vec<Digest> = content.chunks_exact(PAGE_BYTES).map(digest).collect();
+            let said = self.say(channel, &digests, first_round);
+            let mut at = 0;
+            for same in said.chunk_by(|a, b| a == b) {
+                let here = at..at + same.len();
+                let range = PageRange::new(first + at as u64, same.len() as u64);
+                at = here.end;
+                let part = &mut content[here.start * PAGE_BYTES..here.end * PAGE_BYTES];
+                let shelve = same[0] == Say::Shelve;
+                match bases {
+                    _ if same[0] == Say::Name => {
+                        note(packer, Run::new(space, range, What::Named), digests[here].as_flattened());
+                    }
+                    Some(bases) => bases.pack(packer, space, range.first, part, shelve),
+                    None => packer.content(Run { shelve, ..Run::new(space, range, What::Data) }, part),
+                }
+            }
+        }
+    }
+
+    fn say(&self, channel: usize, digests: &[Digest], first_round: bool) -> Vec<Say> {
+        let frame = self.sent[channel].load(Ordering::Relaxed) + 1;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut *known;
+        let mut say = |digest: &Digest| {
+            if known.earlier.contains(&earlier::hint(digest)) {
+                return Say::Name;
+            }
+            if let Some(sent) = known.shelved.get(digest) {
+                let has_left = sent.channel == channel || self.sent[sent.channel].load(Ordering::Acquire) >= sent.frame;
+                return if has_left { Say::Name } else { Say::Send };
+            }
+            let hint = u64::from_le_bytes(*digest.first_chunk().expect("a digest is longer"));
+            let again = known.seen.contains(&hint);
+            let room = if again { self.max } else { self.max / 2 };
+            if (again || first_round) && known.shelved.len() < room {
+                known.shelved.insert(*digest, Sent { channel, frame });
+                return Say::Shelve;
+            }
+            if known.seen.len() < SEEN_MAX {
+                known.seen.insert(hint);
+            }
+            Say::Send
+        };
+        digests.iter().map(&mut say).collect()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    pages: HashMap<Digest, Box<[u8]>>,
+    /// Channels that can still bring something.
+    open: usize,
+    /// What those of them wait for that wait for another one.
+    wanted: Vec<Digest>,
+}
+
+impl Kept {
+    /// Every channel waits, and for nothing that is there.
+    fn is_stuck(&self) -> bool {
+        self.wanted.len() >= self.open && !self.wanted.iter().any(|digest| self.pages.contains_key(digest))
+    }
+}
+
+/// Destination: contents that can be named.
+#[derive(Debug)]
+pub struct Shelf {
+    kept: Mutex<Kept>,
+    changed: Condvar,
+    max: usize,
+    earlier: Option<Earlier>,
+}
+
+/// A channel that brings pages, until it is dropped.
+#[derive(Debug)]
+pub struct Open<'s>(&'s Shelf);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.lock().open -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Shelf {
+    /// For a target of so many bytes: no shelf is larger than what can come.
+    pub fn of(memory_bytes: u64) -> Self {
+        let max = usize::try_from(memory_bytes / PAGE).map_or(SHELF_MAX, |pages| pages.min(SHELF_MAX));
+        Self { kept: Mutex::default(), changed: Condvar::new(), max, earlier: None }
+    }
+
+    /// What an image has can be named as well. The list of it, for the source.
+    pub fn add_earlier(&mut self, image: Earlier) -> Vec<u8> {
+        let hints = image.hints();
+        self.earlier = Some(image);
+        hints
+    }
+
+    /// Pages it takes.
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Channels that bring pages in the round that begins. All at once: none may find itself alone before the others are there.
+    pub fn open(&self, channels: usize) -> Vec<Open<'_>> {
+        self.lock().open += channels;
+        (0..channels).map(|_| Open(self)).collect()
+    }
+
+    /// Keeps the content of pages.
+    ///
+    /// # Errors
+    /// More than there is room for: the source does not keep to the rules.
+    pub fn keep(&self, content: &[u8]) -> Result<(), MoveError> {
+        let pages: Vec<_> = content.chunks_exact(PAGE_BYTES).map(|page| (digest(page), page)).collect();
+        let mut kept = self.lock();
+        for (digest, page) in pages {
+            kept.pages.entry(digest).or_insert_with(|| page.into());
+        }
+        let count = kept.pages.len();
+        drop(kept);
+        self.changed.notify_all();
+        if count > self.max {
+            return Err(lie(format!("more than {} pages are to be kept under their digests", self.max)));
+        }
+        Ok(())
+    }
+
+    /// Hands out the pages of a named run with their content, in pieces. Waits for what another channel is about to bring.
+    ///
+    /// # Errors
+    /// Nothing like it has come or can come; the wait was ended; whatever `each` fails with.
+    pub fn fetch(&self, run: Run, digests: &[u8], patience: &Patience, each: &mut Each<'_>) -> Result<(), MoveError> {
+        let (digests, _) = digests.as_chunks::<DIGEST_BYTES>();
+        let mut content = Vec::with_capacity(digests.len().min(BATCH_PAGES) * PAGE_BYTES);
+        let mut first = run.range.first;
+        for digests in digests.chunks(BATCH_PAGES) {
+            content.clear();
+            for (page, wanted) in (first..).zip(digests) {
+                let name = |reason: &str| lie(format!("page {page} of {} is named by a digest {reason}", run.space));
+                let from = content.len();
+                self.find(wanted, patience, &mut content, &|| name("of which nothing is known"))?;
+                // Never a wrong page, whatever has happened to it here.
+                if digest(&content[from..]) != *wanted {
+                    return Err(name("that what was kept under it no longer has"));
+                }
+            }
+            let range = PageRange::new(first, digests.len() as u64);
+            first = range.end();
+            each(Run::new(run.space, range, What::Data), &content)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the content with that digest.
+    fn find(
+        &self,
+        wanted: &Digest,
+        patience: &Patience,
+        content: &mut Vec<u8>,
+        unknown: &dyn Fn() -> MoveError,
+    ) -> Result<(), MoveError> {
+        let mut kept = self.lock();
+        if let Some(page) = kept.pages.get(wanted) {
+            content.extend_from_slice(page);
+            return Ok(());
+        }
+        if let Some(earlier) = &self.earlier {
+            drop(kept);
+            if earlier.read(wanted, content)? {
+                return Ok(());
+            }
+            kept = self.lock();
+        }
+        kept.wanted.push(*wanted);
+        let until = Instant::now() + patience.silence;
+        let found = loop {
+            if let Some(page) = kept.pages.get(wanted) {
+                content.extend_from_slice(page);
+                break Ok(());
+            }
+            if patience.abort.is_triggered() {
+                break Err(TransportError::Aborted { during: "waiting for pages of another channel" }.into());
+            }
+            if kept.is_stuck() || Instant::now() >= until {
+                break Err(unknown());
+            }
+            kept = self.changed.wait_timeout(kept, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        };
+        let place = kept.wanted.iter().position(|digest| digest == wanted).expect("added above");
+        kept.wanted.swap_remove(place);
+        found
+    }
+}
+
+fn lie(reason: String) -> MoveError {
+    MoveError::Frame { reason }
+}
+
+#[cfg(test)]
+mod tests;
