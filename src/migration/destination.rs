@@ -8,7 +8,7 @@ use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
 use super::journal::{Journal, Role, Step};
 use super::keeper::{self, Answer, Copy, Keeper, Question};
-use super::landing::{Landing, Memory, Plot};
+use super::landing::{Landing, Plot};
 use super::pages::{Run, What};
 use super::points;
 use super::postcopy::{self, relay};
@@ -16,7 +16,6 @@ use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, W
 use super::shelf::Shelf;
 use super::store::Store;
 use super::{MoveError, while_alive};
-use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::Failure;
 use crate::fault::{self, Point};
@@ -24,121 +23,31 @@ use crate::files::record::Fate;
 use crate::image::{Bytes, MmId, Model, codec, limits};
 use crate::memory::store::ImageDir;
 use crate::memory::{PageRange, RangeSet, Space};
-use crate::restore::fd::bequest::Bequest;
 use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
 use luggage::Luggage;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+mod builder;
 mod luggage;
-mod parts;
 
-pub use parts::{Contents, Expected, Introduction, Standing, Surroundings};
+pub use builder::{Builder, Contents, Expected, Introduction, Standing};
 
-/// The rebuilding side of the engine. Called from one thread.
-pub trait Builder {
-    /// Who comes; before everything else.
-    fn introduce(&mut self, who: &Introduction<'_>) {
-        let _ = who;
-    }
-
-    /// What stands in the way of running a target like this here; `state` are the choices of the source's user.
-    /// Of files those that are `judged` need no look.
-    fn preflight(
-        &mut self,
-        model: &Model,
-        state: &serde_json::Value,
-        judged: &HashSet<Bytes>,
-    ) -> Result<Vec<Blocker>, Failure>;
-
-    /// A model as it is to be made here: this kernel may differ from the source's.
-    fn adapted(&self, model: Model) -> Result<Model, Failure> {
-        Ok(model)
-    }
-
-    /// Makes the tree of a model ahead of time, with the pages of an image if there is one. `read_at`: when the clocks of the
-    /// model were read. `None`: such a tree has to wait for its contents.
-    fn build_ahead(
-        &mut self,
-        model: Model,
-        read_at: Instant,
-        stored: Option<&ImageDir>,
-    ) -> Result<Option<Standing>, Failure>;
-
-    /// Whether the tree that was made ahead of time can become that of the final model. `homes`: spaces of its own model that
-    /// pages were sent for, and what the final one calls them.
-    fn fits(&mut self, model: &Model, homes: &HashMap<Space, Option<Space>>) -> bool;
-
-    /// Pages of a space of the tree that stay where they are when it becomes that of the model it fits.
-    fn kept(&self, model: &Model, space: Space) -> RangeSet;
-
-    /// Makes that tree out of it: without the pages that are `stale`, with those of the image. Its memory, by the names of the
-    /// final model.
-    fn adopt(
-        &mut self,
-        model: Model,
-        stale: &[(Space, RangeSet)],
-        stored: Option<&ImageDir>,
-    ) -> Result<Box<dyn Memory>, Failure>;
-
-    /// The target may be prepared without some of its pages: what that takes can be made ready.
-    fn may_lack_pages(&mut self) {}
-
-    /// These pages are not there when the target is prepared: it gets them while it runs ([`super::postcopy`]).
-    ///
-    /// # Errors
-    /// Memory cannot come later here.
-    fn expect(&mut self, later: Expected<'_>) -> Result<(), Failure> {
-        let _ = later;
-        Err(Failure::new("memory cannot come later here"))
-    }
-
-    /// Stops the target of an attempt, which runs here already, and reads what it is and what has changed ([`points`]);
-    /// `None`: it has all of its memory by now.
-    ///
-    /// # Errors
-    /// It cannot be read as it is. It runs on.
-    fn point(&mut self, run: &Path, attempt: AttemptId, whole: bool) -> Result<Option<points::Taken>, Failure> {
-        let _ = (run, attempt, whole);
-        Err(Failure::new("points cannot be taken here"))
-    }
-
-    /// Completes the target. Everything that can fail is done when this returns; it does not run.
-    fn prepare(&mut self, contents: Contents<'_>) -> Result<(), Failure>;
-
-    /// What whoever lets it run after our death needs for its sockets, once it is armed.
-    fn bequest(&self) -> Option<&Bequest> {
-        None
-    }
-
-    /// Lets go of it so that it stands still whoever of us dies, and one write makes it run. `note` is told who it is before.
-    fn arm(&mut self, note: &mut dyn FnMut(&Held)) -> Result<(), Failure>;
-
-    /// Addresses of this host that came with it.
-    fn addresses(&self) -> Vec<(IpAddr, u8, String)> {
-        Vec::new()
-    }
-
-    /// Runs it; the process id of its root as this host sees it. After [`Builder::arm`] there is nothing in it that fails.
-    fn run(&mut self) -> Result<i32, Failure>;
-
-    /// Tells the network that the target is here, although nobody answers yet. Called when the source knows that it is
-    /// prepared, and has not called it off.
-    fn announce(&mut self) {}
-
-    /// Packets of the network, packed, that came to the source for the target: given to it now if it runs, else when it does.
-    fn deliver(&mut self, packets: &[u8]) -> Result<(), Failure>;
-
-    /// Removes what [`Builder::prepare`] made, if anything.
-    fn discard(&mut self);
-
-    /// Leaves what is armed as it is, to whoever finds it in the journal.
-    fn leave(&mut self);
+/// Where things lie at the destination.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Directory of journals.
+    pub journals: &'a Path,
+    /// Directory of sockets, for a guardian.
+    pub run: &'a Path,
+    /// Directories in which pages may be stored, the preferred first.
+    pub stores: &'a [&'a Path],
+    /// The most memory a target may have, bytes.
+    pub max_memory_bytes: Option<u64>,
 }
 
 /// One attempt, from the destination's side.
@@ -245,11 +154,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             recoverable,
             luggage: Luggage::of(files),
         },
-        Err(error) => {
-            protocol::receive_model(&mut control, model_bytes)?;
-            protocol::send(&mut control, &FromDestination::Failed { attempt: id, failure: error.to_wire() })?;
-            return Err(error);
-        }
+        Err(error) => return refused(&mut control, id, model_bytes, error),
     };
     if follows && !dry_run {
         attempt.builder.may_lack_pages();
@@ -275,6 +180,13 @@ fn begin(
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(session);
     Ok((store, Keeper::new(journal)))
+}
+
+/// There is no room for it here.
+fn refused(control: &mut Channel, id: AttemptId, model_bytes: u64, error: MoveError) -> Result<(), MoveError> {
+    protocol::receive_model(control, model_bytes)?;
+    protocol::send(control, &FromDestination::Failed { attempt: id, failure: error.to_wire() })?;
+    Err(error)
 }
 
 impl Attempt<'_> {
