@@ -73,6 +73,8 @@ struct Attempt<'a> {
     base: Option<Bytes>,
     /// Pages follow when it runs, if rounds do not help.
     may_follow: bool,
+    /// States of the target go back until all pages are there.
+    recoverable: bool,
     /// Files that come along.
     luggage: Luggage,
 }
@@ -122,6 +124,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         session,
         follows,
         may_follow,
+        recoverable,
         files,
         base,
     } = offer
@@ -131,15 +134,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     luggage::sweep(around.journals);
     builder.introduce(&Introduction { session: &session, peer: control.peer(), target_pid: target.pid, dry_run });
-    let store = Store::begin(around.stores, id, target.memory_bytes, around.max_memory_bytes);
-    // Begun long before the pause: making a file costs a wait for the disk.
-    let ready = store.and_then(|store| {
-        let mut journal = Journal::begin(around.journals, Role::Destination, id, control.peer(), None)
-            .map_err(|source| MoveError::Journal { source })?;
-        journal.set_session(&session);
-        Ok((store, Keeper::new(journal)))
-    });
-    let mut attempt = match ready {
+    let begun = begin(&around, id, &session, control.peer(), target.memory_bytes);
+    let mut attempt = match begun {
         Ok((store, keeper)) => Attempt {
             id,
             control,
@@ -155,6 +151,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             shelf: Shelf::of(target.memory_bytes),
             base,
             may_follow: may_follow && !follows,
+            recoverable,
             luggage: Luggage::of(files),
         },
         Err(error) => return refused(&mut control, id, model_bytes, error),
@@ -167,6 +164,22 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         attempt.fail(error);
     }
     result
+}
+
+/// What an attempt needs from its beginning on.
+fn begin(
+    around: &Surroundings<'_>,
+    id: AttemptId,
+    session: &str,
+    peer: &str,
+    memory_bytes: u64,
+) -> Result<(Store, Keeper), MoveError> {
+    let store = Store::begin(around.stores, id, memory_bytes, around.max_memory_bytes)?;
+    // Begun long before the pause: making a file costs a wait for the disk.
+    let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
+        .map_err(|source| MoveError::Journal { source })?;
+    journal.set_session(session);
+    Ok((store, Keeper::new(journal)))
 }
 
 /// There is no room for it here.
@@ -443,7 +456,8 @@ impl Attempt<'_> {
         let list = protocol::receive_model(&mut self.control, late_bytes)?;
         let peer = self.control.peer();
         let pages = postcopy::decode(&list, peer)?;
-        Ok(self.builder.expect(Expected { attempt: self.id, run: self.around.run, peer, pages })?)
+        let watched = self.recoverable;
+        Ok(self.builder.expect(Expected { attempt: self.id, run: self.around.run, peer, pages, watched })?)
     }
 
     /// From PREPARED on the machine decides, and only it.

@@ -179,6 +179,9 @@ pub enum FromSource {
         /// They do if rounds do not help.
         #[serde(default)]
         may_follow: bool,
+        /// States of the target are to come back until then; see [`super::points`].
+        #[serde(default)]
+        recoverable: bool,
         /// What is to be done about files; `None` = they are compared by name, size and time.
         #[serde(default)]
         files: Option<Wish>,

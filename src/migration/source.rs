@@ -304,6 +304,7 @@ impl Attempt<'_> {
             model_bytes: survey.model.len() as u64,
             follows: self.wishes.follows,
             may_follow: self.wishes.may_follow,
+            recoverable: self.wishes.recoverable.is_some(),
             files: Some(self.wishes.files.clone()),
             base: self.wishes.base.clone(),
         };
@@ -357,7 +358,7 @@ impl Attempt<'_> {
         if last.later.is_empty() {
             return self.hand_over(target, &last, pause);
         }
-        let shelf = self.shelf(target.owners())?;
+        let shelf = self.shelf(&target.owners(), &last.later)?;
         self.with_pages(target.later_pages()?, shelf, |attempt| attempt.hand_over(target, &last, pause))
     }
 

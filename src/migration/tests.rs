@@ -723,6 +723,7 @@ fn messages_of_another_attempt_are_refused() {
             model_bytes: bytes.len() as u64,
             follows: false,
             may_follow: false,
+            recoverable: false,
             files: None,
             base: None,
         };

@@ -92,7 +92,8 @@ pub(super) fn keep(late: Late, kept: Kept) -> (Kept, Vec<OwnedFd>) {
     let mut descriptors = Vec::new();
     let mut spaces = Vec::new();
     for space in late.spaces {
-        spaces.push(KeptSpace::new(space.mm, space.pid, &space.pages));
+        let kept = KeptSpace::new(space.mm, space.pid, &space.pages);
+        spaces.push(KeptSpace { watched: space.watched, ..kept });
         descriptors.push(space.uffd);
     }
     let mut views = Vec::new();

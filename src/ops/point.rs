@@ -20,8 +20,11 @@ use crate::migration::postcopy;
 use crate::migration::protocol::AttemptId;
 use crate::ops::options::Tcp;
 use crate::proc::ProcDir;
+use crate::sys::pagemap::{self, Query, category};
 use crate::trace::pages::TargetPages;
+use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;
@@ -110,6 +113,8 @@ fn keys(mms: &[Pid], shmems: &[ShmemSource]) -> Result<BTreeMap<Space, Key>> {
 struct Reading {
     /// Pages that the original has, and which they are there.
     missing: BTreeMap<Space, Vec<(PageRange, MmId, u64)>>,
+    /// Address spaces of which it is known what was written to: what they are there, and where other pages lie by now.
+    watched: BTreeMap<Space, (MmId, RangeSet)>,
     names: HashMap<Key, Space>,
     index: Vec<Row>,
     changed: Vec<(Space, PageRange)>,
@@ -124,15 +129,24 @@ impl Reading {
             return Err(Failure::new("a process that was forked while memory was missing still lacks some of it"));
         }
         let mut reading = Self::default();
-        for &(owner, first, count, mm, from) in &lacks.missing {
-            let pid = lacks.spaces.get(owner).map_or(0, |(_, pid)| *pid);
+        let mut homes = Vec::new();
+        for &(_, pid) in &lacks.spaces {
             let at = mms.iter().position(|owner| owner.0 == pid).filter(|at| *at < model.mms.len());
             let start = ProcDir::open(Pid(pid)).and_then(|dir| dir.stat(&mut Vec::new())).map(|stat| stat.starttime);
-            let (Some(at), true) = (at, start.is_ok_and(|start| lacks.is_original(pid, start))) else {
-                return Err(Failure::new(format!("the memory of process {pid} is another process's by now")));
+            let is_original = start.is_ok_and(|start| lacks.is_original(pid, start));
+            homes.push(at.filter(|_| is_original).map(|at| Space::Mm(MmId::from(at))));
+        }
+        let home = |n: usize| homes.get(n).copied().flatten();
+        for &(n, first, count, mm, from) in &lacks.missing {
+            let Some(space) = home(n) else {
+                return Err(Failure::new("memory that is missing is another process's by now"));
             };
-            let piece = (PageRange::new(first, count), MmId(mm), from);
-            reading.missing.entry(Space::Mm(MmId::from(at))).or_default().push(piece);
+            reading.missing.entry(space).or_default().push((PageRange::new(first, count), MmId(mm), from));
+        }
+        for (n, space) in lacks.watched.iter().filter_map(|n| Some((*n, home(*n)?))) {
+            let moved = lacks.moved.iter().filter(|(of, ..)| *of == n);
+            let moved = moved.map(|&(_, first, count)| PageRange::new(first, count)).collect();
+            reading.watched.insert(space, (MmId(lacks.spaces[n].0), moved));
         }
         for (space, pieces) in &reading.missing {
             let row = |&(range, mm, from): &_| Row { space: *space, range, place: Place::Original(mm, from) };
@@ -164,23 +178,48 @@ impl Reading {
             });
             self.names.insert(*key, name);
         }
+        let mut there: BTreeMap<Space, RangeSet> = BTreeMap::new();
+        plan.for_each(|(space, range)| there.entry(space).or_default().insert(range));
         let mut buffer = Vec::new();
-        for (space, range) in plan {
+        for (space, there) in there {
             let name = keys.get(&space).and_then(|key| self.names.get(key)).copied();
             let name = name.ok_or_else(|| Failure::new(format!("{space} has no name")))?;
-            let not_here = self.missing.get(&space).into_iter().flatten().map(|(missing, ..)| missing.intersect(range));
-            let all: RangeSet = [range].into_iter().collect();
-            let here = all.difference(&not_here.filter(|range| !range.is_empty()).collect());
+            // They may have come by now: as they are at the original.
+            let missing = self.missing.get(&space).into_iter().flatten().map(|(range, ..)| *range).collect();
+            let here = self.without_unwritten(space, there.difference(&missing), pages)?;
             for piece in here.iter().flat_map(|range| range.pieces(PIECE_PAGES)) {
                 buffer.resize(piece.bytes() as usize, 0);
                 pages
                     .read(space, &[piece], &mut buffer)
                     .map_err(|e| Failure::of("the target's memory cannot be read", &e))?;
                 self.note(given, whole, name, piece, &buffer)?;
-                self.index.push(Row { space, range: piece, place: Place::Points(name) });
             }
+            self.index.extend(here.iter().map(|range| Row { space, range, place: Place::Points(name) }));
         }
         Ok(())
+    }
+
+    /// Of pages that are there those that the original does not have: the others go into the index.
+    fn without_unwritten(&mut self, space: Space, here: RangeSet, pages: &TargetPages) -> Result<RangeSet> {
+        let (Space::Mm(mm), Some((original, moved))) = (space, self.watched.get(&space)) else { return Ok(here) };
+        let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("what was written to cannot be told", e);
+        let dir = ProcDir::open(pages.mms[mm.at()]).map_err(|e| failed(&e))?;
+        let pagemap = File::from(dir.open_file("pagemap", OFlag::O_RDONLY).map_err(|e| failed(&e))?);
+        let there = category::PRESENT | category::SWAPPED;
+        // Write-protected since it came: what is not registered for that counts as written to.
+        let query =
+            Query { all_of: category::WRITTEN, inverted: category::WRITTEN, any_of: there, report: there, flags: 0 };
+        let mut unwritten = RangeSet::new();
+        for range in here.iter() {
+            pagemap::scan(pagemap.as_fd(), range.start_byte(), range.end_byte(), query, &mut Vec::new(), |region| {
+                unwritten.insert(PageRange::of_bytes(region.start, region.end));
+            })
+            .map_err(|e| failed(&e))?;
+        }
+        let unwritten = unwritten.difference(moved);
+        let row = |range: PageRange| Row { space, range, place: Place::Original(*original, range.first) };
+        self.index.extend(unwritten.iter().map(row));
+        Ok(here.difference(&unwritten))
     }
 
     /// Takes of these pages what was not given yet.

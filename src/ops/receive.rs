@@ -69,6 +69,8 @@ struct Engine {
     state_dir: PathBuf,
     /// Pages that come later, and what the process that brings them is to know.
     late: Option<(Later, Kept)>,
+    /// It is to be known which of them were written to.
+    watched: bool,
     /// The process that brings them, if it was started ahead of time.
     pager: Option<Ready>,
     hooks: Aside,
@@ -200,7 +202,7 @@ impl Builder for Engine {
             report: self.state_dir.join(format!("{name}.lost")),
             session: name,
         };
-        self.late = Some((later.pages, kept));
+        (self.late, self.watched) = (Some((later.pages, kept)), later.watched);
         Ok(())
     }
 
@@ -222,7 +224,7 @@ impl Builder for Engine {
                 let pages = PageReader::of(image).map_err(|e| failed(&e))?;
                 let options = self.options(model);
                 let made = Prebuilt::make(model, Some(&pages), &options, &|_| {});
-                made.and_then(|prebuilt| expecting(prebuilt, &late)?.complete(&options))
+                made.and_then(|prebuilt| expecting(prebuilt, &late, self.watched)?.complete(&options))
             }
             Contents::Landed(stale) => {
                 let Some(mut prebuilt) = self.prebuilt.take() else {
@@ -233,7 +235,7 @@ impl Builder for Engine {
                 }
                 self.network.take_addresses(self.addresses(), prebuilt.model()).map_err(|e| failed(&e))?;
                 let options = self.options(prebuilt.model());
-                expecting(prebuilt, &late).and_then(|prebuilt| prebuilt.complete(&options))
+                expecting(prebuilt, &late, self.watched).and_then(|prebuilt| prebuilt.complete(&options))
             }
         };
         let mut restored = restored.map_err(|e| failed(&e))?;
@@ -305,9 +307,9 @@ impl Builder for Engine {
 }
 
 /// Leaves these pages for later.
-fn expecting<'m>(mut prebuilt: Prebuilt<'m>, late: &Later) -> restore::Result<Prebuilt<'m>> {
+fn expecting<'m>(mut prebuilt: Prebuilt<'m>, late: &Later, watched: bool) -> restore::Result<Prebuilt<'m>> {
     if !late.is_empty() {
-        prebuilt.expect(late)?;
+        prebuilt.expect(late, watched)?;
     }
     Ok(prebuilt)
 }

@@ -149,13 +149,10 @@ fn write_image(newest: &Newest, dir: &Path) -> io::Result<()> {
 /// Pages that had not come, or that nobody has written to there.
 fn from_original(newest: &Newest, pages: &PageWriter) -> io::Result<()> {
     let original =
-        TargetPages::new(newest.original.0.iter().map(|(pid, _)| crate::image::Pid(*pid)).collect(), Vec::new());
+        TargetPages::new(newest.original.owners.iter().map(|(pid, _)| crate::image::Pid(*pid)).collect(), Vec::new());
     let mut buffer = Vec::new();
     for row in &newest.index {
         let Place::Original(mm, from) = row.place else { continue };
-        if mm.at() >= newest.original.0.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it names memory that the original does not have"));
-        }
         for piece in row.range.pieces(PIECE_PAGES) {
             let there = PageRange::new(from + (piece.first - row.range.first), piece.count);
             buffer.resize(piece.bytes() as usize, 0);

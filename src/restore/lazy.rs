@@ -46,6 +46,8 @@ pub struct Later {
     areas: Vec<PageRange>,
     pages: RangeSet,
     uffd: Option<OwnedFd>,
+    /// Writes to them are to be told apart.
+    watched: bool,
 }
 
 /// Everything that is late.
@@ -77,6 +79,8 @@ pub struct LateSpace {
     pub uffd: OwnedFd,
     /// What is missing.
     pub pages: RangeSet,
+    /// Pages can come write-protected, without anybody having to answer a write.
+    pub watched: bool,
 }
 
 /// Can private pages of this address space come later at all? Not where it shares them copy-on-write.
@@ -131,20 +135,21 @@ impl Later {
     fn new(model: &Model, mm: MmId, pages: RangeSet) -> Self {
         // A mapping without any needs no waiting.
         let holds = |area: &PageRange| !pages.intersection(&[*area].into_iter().collect()).is_empty();
-        Self { areas: areas(model, mm).filter(holds).collect(), pages, uffd: None }
+        Self { areas: areas(model, mm).filter(holds).collect(), pages, uffd: None, watched: false }
     }
 }
 
-/// The same for pages that no image has.
+/// The same for pages that no image has. `watched`: it is to be known which of them were written to, where this kernel can tell.
 ///
 /// # Errors
 /// They are not where pages can come later, or the kernel does not take it.
 pub(super) fn expect(
     model: &Model,
-    pages: &[(Space, RangeSet)],
+    (pages, watched): (&[(Space, RangeSet)], bool),
     skeletons: &mut Skeletons,
     material: &Material,
 ) -> Result<()> {
+    let watched = watched && can_watch();
     for (space, pages) in pages {
         let places = match *space {
             Space::Mm(mm) if mm.at() < model.mms.len() => places(model, mm),
@@ -157,7 +162,8 @@ pub(super) fn expect(
         }
         match *space {
             Space::Mm(mm) => {
-                skeletons.memory.later.insert(mm, Later::new(model, mm, pages.clone()));
+                let later = Later { watched, ..Later::new(model, mm, pages.clone()) };
+                skeletons.memory.later.insert(mm, later);
             }
             Space::Shmem(id) => skeletons.memory.later_shared.expect(id, pages.clone(), material)?,
         }
@@ -195,27 +201,34 @@ pub(super) fn open(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
     skeletons.memory.later.retain(|_, later| !later.pages.is_empty());
     let mms: Vec<MmId> = skeletons.memory.later.keys().copied().collect();
     for mm in mms {
-        let uffd = open_one(model, mm, skeletons)?;
+        let watched = skeletons.memory.later.get(&mm).is_some_and(|later| later.watched);
+        let uffd = open_one(model, mm, if watched { feature::WP_ASYNC } else { 0 }, skeletons)?;
         if let Some(later) = skeletons.memory.later.get_mut(&mm) {
             later.uffd = uffd;
         }
     }
     for mm in skeletons.memory.later_shared.mms(model) {
-        if let Some(uffd) = open_one(model, mm, skeletons)? {
+        if let Some(uffd) = open_one(model, mm, 0, skeletons)? {
             skeletons.memory.later_shared.opened(mm, uffd);
         }
     }
     Ok(())
 }
 
-fn open_one(model: &Model, mm: MmId, skeletons: &mut Skeletons) -> Result<Option<OwnedFd>> {
+/// Whether pages can come write-protected (Linux 6.7).
+fn can_watch() -> bool {
+    let known = sys::open(true).and_then(|fd| sys::handshake(fd.as_fd(), 0));
+    known.is_ok_and(|features| features & feature::WP_ASYNC != 0)
+}
+
+fn open_one(model: &Model, mm: MmId, more: u64, skeletons: &mut Skeletons) -> Result<Option<OwnedFd>> {
     let Some(owner) = owner(model, mm) else { return Ok(None) };
     let (remote, scratch) = skeletons.leader(owner);
     let pid = remote.pid();
     let features =
         feature::EVENT_FORK | feature::EVENT_REMAP | feature::EVENT_REMOVE | feature::EVENT_UNMAP | feature::THREAD_ID;
     let made = userfaultfd(remote, &scratch, 0)?.and_then(|uffd| {
-        sys::handshake(uffd.as_fd(), features)?;
+        sys::handshake(uffd.as_fd(), features | more)?;
         Ok(uffd)
     });
     made.map(Some).map_err(|errno| failed("userfaultfd", pid, errno))
@@ -236,7 +249,7 @@ pub(super) fn register(model: &Model, skeletons: &mut Skeletons, reader: Option<
     let mut spaces = Vec::new();
     let pids = skeletons.pids_of_mms(model);
     let later = std::mem::take(&mut skeletons.memory.later);
-    for (mm, Later { areas, mut pages, uffd }) in later {
+    for (mm, Later { areas, mut pages, uffd, watched }) in later {
         let (pid, Some(uffd)) = (pids[mm.at()], uffd) else { continue };
         let touched = touched(pid, &areas)?.intersection(&pages);
         match reader {
@@ -247,11 +260,12 @@ pub(super) fn register(model: &Model, skeletons: &mut Skeletons, reader: Option<
             }
             None => drop_pages(model, mm, &touched, skeletons)?,
         }
+        let mode = if watched { mode::MISSING | mode::WP } else { mode::MISSING };
         for area in &areas {
-            sys::register(uffd.as_fd(), area.start_byte(), area.bytes(), mode::MISSING)
+            sys::register(uffd.as_fd(), area.start_byte(), area.bytes(), mode)
                 .map_err(|errno| failed("UFFDIO_REGISTER", pid, errno))?;
         }
-        spaces.push(LateSpace { mm, pid, uffd, pages });
+        spaces.push(LateSpace { mm, pid, uffd, pages, watched });
     }
     spaces.sort_by_key(|space| space.mm);
     Ok(Late { spaces, views, objects })

@@ -73,12 +73,12 @@ impl<'m> Prebuilt<'m> {
         Ok(self)
     }
 
-    /// Leaves these pages for later, see [`lazy`].
+    /// Leaves these pages for later, see [`lazy`]. `watched`: it is to be known which of them were written to.
     ///
     /// # Errors
     /// They are needed at once, or the kernel does not take it.
-    pub fn expect(&mut self, pages: &[(Space, RangeSet)]) -> Result<()> {
-        lazy::expect(self.model, pages, &mut self.skeletons, &self.material)
+    pub fn expect(&mut self, pages: &[(Space, RangeSet)], watched: bool) -> Result<()> {
+        lazy::expect(self.model, (pages, watched), &mut self.skeletons, &self.material)
     }
 
     /// Gives the tree everything but its first instruction.

@@ -178,7 +178,18 @@ pub fn is_gone(fd: BorrowedFd<'_>) -> bool {
 /// `UFFDIO_COPY`: makes pages at `to` that are not there yet, with this content (a whole number of pages). Gives the bytes
 /// that were copied, all of them where it succeeds. `EEXIST`: the next page is there; `EAGAIN`: once more with the rest.
 pub fn copy(fd: BorrowedFd<'_>, to: u64, data: &[u8]) -> (usize, Result<()>) {
-    let mut arg = [to, data.as_ptr() as u64, data.len() as u64, 0, 0];
+    copy_as(fd, to, data, 0)
+}
+
+/// The same with pages that are write-protected (5.7), in a range that is registered with [`mode::WP`]: they count as written
+/// to from the first write on.
+pub fn copy_protected(fd: BorrowedFd<'_>, to: u64, data: &[u8]) -> (usize, Result<()>) {
+    const UFFDIO_COPY_MODE_WP: u64 = 2;
+    copy_as(fd, to, data, UFFDIO_COPY_MODE_WP)
+}
+
+fn copy_as(fd: BorrowedFd<'_>, to: u64, data: &[u8], mode: u64) -> (usize, Result<()>) {
+    let mut arg = [to, data.as_ptr() as u64, data.len() as u64, mode, 0];
     // SAFETY: `arg` has the layout and size of struct uffdio_copy; `data` is only read, for the length given.
     let result = check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_COPY, arg.as_mut_ptr()) }.into()).map(drop);
     // The last field is the number of bytes, or an error once more.

@@ -29,6 +29,10 @@ pub struct Lacks {
     /// Missing pages: by the position of their address space in `spaces`, the first address (in pages), how many, whose they
     /// are at the origin, and the first one there.
     pub missing: Vec<(usize, u64, u64, u32, u64)>,
+    /// Those of them whose pages come write-protected: which were not written to since is known, and those are as they came.
+    pub watched: Vec<usize>,
+    /// But where a page came to lie that is not the page of this address at the origin: the address space, first page, how many.
+    pub moved: Vec<(usize, u64, u64)>,
     /// Missing pages that are none of these: of children forked since, and of shared memory.
     pub others: u64,
 }
@@ -45,8 +49,10 @@ impl Lacks {
         }
         let named: u64 = missing.iter().map(|(_, _, count, ..)| count).sum();
         let others = server.missing().saturating_sub(named);
+        let moved = server.moved().map(|(n, range)| (n, range.first, range.count)).collect();
+        let watched = (0..spaces.len()).filter(|n| spaces[*n].watched).collect();
         let spaces = spaces.iter().map(|space| (space.mm, space.pid)).collect();
-        Self { tree: tree.clone(), spaces, missing, others }
+        Self { tree: tree.clone(), spaces, missing, watched, moved, others }
     }
 
     /// Tells a client.

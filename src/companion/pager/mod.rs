@@ -44,12 +44,16 @@ pub struct KeptSpace {
     pub pid: i32,
     /// (first page, pages), ascending.
     pub missing: Vec<(u64, u64)>,
+    /// Pages come write-protected, so that it is known which of them were written to.
+    #[serde(default)]
+    pub watched: bool,
 }
 
 impl KeptSpace {
     /// Of an address space that this process has.
     pub fn new(mm: MmId, pid: Pid, missing: &RangeSet) -> Self {
-        Self { mm: mm.0, pid: pid.0, missing: missing.iter().map(|range| (range.first, range.count)).collect() }
+        let missing = missing.iter().map(|range| (range.first, range.count)).collect();
+        Self { mm: mm.0, pid: pid.0, missing, watched: false }
     }
 
     /// The same as a set.

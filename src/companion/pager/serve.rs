@@ -118,7 +118,8 @@ fn serve<S: Source>(
         })
         .collect();
     let objects = objects(kept, &mut descriptors)?;
-    let mut server = Server::new(source, members, Box::new(|uffd| guard.pass(uffd))).with_objects(objects);
+    let server = Server::new(source, members, Box::new(|uffd| guard.pass(uffd))).with_objects(objects);
+    let mut server = server.watching((0..kept.spaces.len()).filter(|n| kept.spaces[*n].watched));
     starter.write_all(b"A")?;
     drop(starter);
     // Standard input still refers to that socket.

@@ -8,7 +8,7 @@ use super::stalls::Stalls;
 use super::touches::Touches;
 use crate::image::ShmemId;
 use crate::image::mm::PAGE;
-use crate::memory::{PageRange, Space};
+use crate::memory::{PageRange, RangeSet, Space};
 use crate::sys::Errno;
 use crate::sys::userfaultfd::{self as sys, Message};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -31,8 +31,22 @@ const CHANGING: u16 = 5;
 struct Member {
     uffd: OwnedFd,
     missing: Missing,
+    /// Pages come write-protected: which of them were written to since can be told.
+    watched: bool,
+    /// Where pages came to lie by mremap(2), as far as they are watched.
+    moved: RangeSet,
     /// The address space is gone: its last process has ended, or executes another program.
     gone: bool,
+}
+
+impl Member {
+    fn copy(&self, to: u64, content: &[u8]) -> (usize, Result<(), Errno>) {
+        if self.watched {
+            sys::copy_protected(self.uffd.as_fd(), to, content)
+        } else {
+            sys::copy(self.uffd.as_fd(), to, content)
+        }
+    }
 }
 
 /// What has happened so far.
@@ -81,11 +95,18 @@ pub struct Server<'a, S> {
 impl<'a, S: Source> Server<'a, S> {
     /// Serves these address spaces.
     pub fn new(source: S, members: Vec<(OwnedFd, Missing)>, on_fork: Box<OnFork<'a>>) -> Self {
-        let member = |(uffd, missing)| Member { uffd, missing, gone: false };
+        let member = |(uffd, missing)| Member { uffd, missing, watched: false, moved: RangeSet::new(), gone: false };
         let members = members.into_iter().map(member).collect();
         let (again, data, counts, touches) = (Vec::new(), Vec::new(), Counts::default(), Touches::default());
         let (objects, stalls) = (Objects::default(), Stalls::default());
         Self { source, members, objects, on_fork, again, again_shared: Vec::new(), data, counts, touches, stalls }
+    }
+
+    /// Pages of these address spaces (by their positions) come write-protected. They must be registered for that.
+    #[must_use]
+    pub fn watching(mut self, watched: impl Iterator<Item = usize>) -> Self {
+        watched.for_each(|n| self.members[n].watched = true);
+        self
     }
 
     /// Shared memory as well.
@@ -138,6 +159,11 @@ impl<'a, S: Source> Server<'a, S> {
         self.look_around();
         let members = self.members.iter().enumerate();
         members.flat_map(|(n, member)| member.missing.iter().map(move |piece| (n, piece)))
+    }
+
+    /// Where pages of watched address spaces lie that are not the pages of these addresses where they come from.
+    pub fn moved(&self) -> impl Iterator<Item = (usize, PageRange)> + '_ {
+        self.members.iter().enumerate().flat_map(|(n, member)| member.moved.iter().map(move |range| (n, range)))
     }
 
     /// Whether shared memory is missing, whose marks ([`Self::poison`]) children do not inherit.
@@ -292,6 +318,9 @@ impl<'a, S: Source> Server<'a, S> {
                 Message::Fork(uffd) => self.forked(n, uffd),
                 Message::Remap { from, to, len } => {
                     self.members[n].missing.remap(from / PAGE, to / PAGE, len / PAGE);
+                    if self.members[n].watched {
+                        self.members[n].moved.insert(PageRange::new(to / PAGE, len / PAGE));
+                    }
                     self.stalls.end(n, from / PAGE, len / PAGE, Instant::now());
                     self.wake(n, from, len);
                     self.wake(n, to, len);
@@ -311,7 +340,8 @@ impl<'a, S: Source> Server<'a, S> {
         self.counts.forks += 1;
         (self.on_fork)(uffd.as_fd());
         let missing = self.members[n].missing.clone();
-        self.members.push(Member { uffd, missing, gone: false });
+        // Whoever watches does not know its processes.
+        self.members.push(Member { uffd, missing, watched: false, moved: RangeSet::new(), gone: false });
     }
 
     /// Whoever waits for a page of this range looks again.
@@ -366,7 +396,7 @@ impl<'a, S: Source> Server<'a, S> {
                 continue;
             };
             let content = &data[((piece.from - range.first) * PAGE) as usize..][..piece.at.bytes() as usize];
-            let (bytes, result) = sys::copy(self.members[n].uffd.as_fd(), piece.at.start_byte(), content);
+            let (bytes, result) = self.members[n].copy(piece.at.start_byte(), content);
             let done = PageRange::new(piece.at.first, bytes as u64 / PAGE);
             self.members[n].missing.remove(done);
             self.stalls.end(n, done.first, done.count, Instant::now());
@@ -389,7 +419,7 @@ impl<'a, S: Source> Server<'a, S> {
 
     /// One page where more at once could not be made: the range reaches beyond a mapping, or this page needs none any more.
     fn place_one(&mut self, n: usize, page: u64, content: &[u8]) {
-        let (_, result) = sys::copy(self.members[n].uffd.as_fd(), page * PAGE, &content[..PAGE as usize]);
+        let (_, result) = self.members[n].copy(page * PAGE, &content[..PAGE as usize]);
         if !matches!(result, Err(Errno::EAGAIN | Errno::ENOMEM | Errno::ESRCH)) {
             // Made, or there, or not mapped here any more.
             self.members[n].missing.remove(PageRange::new(page, 1));

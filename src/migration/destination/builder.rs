@@ -141,6 +141,8 @@ pub struct Expected<'a> {
     pub peer: &'a str,
     /// Which, by the names of the final model.
     pub pages: Later,
+    /// It is to be known which of them were written to since they came, where that can be told.
+    pub watched: bool,
 }
 
 /// A tree that was made ahead of time.

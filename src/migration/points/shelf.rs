@@ -7,14 +7,17 @@
 //! A point has its name when it is complete, and what is damaged all the same has another digest: neither is ever resumed. Nothing
 //! is synced to the disk: with this host the frozen original ends, and without it no point is of any use.
 
-use super::{Row, decode};
+use super::{Place, Row, decode};
 use crate::companion::held::Held;
 use crate::image::{Model, Pid, codec};
 use crate::memory::store::free_bytes;
+use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::pages::{self, Run, What};
+use crate::migration::postcopy::Later;
 use crate::migration::protocol::{AttemptId, MODEL_BYTES_MAX};
 use crate::transport::frame::{FrameKind, limit};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -47,20 +50,48 @@ pub fn remove(dir: &Path) {
     }
 }
 
-/// Who has the address spaces of the frozen original: process id and when it began (clock ticks after boot), by the numbers of
-/// the model that the destination has.
+/// The frozen original.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Original(pub Vec<(i32, u64)>);
+pub struct Original {
+    /// Who has its address spaces: process id and when it began (clock ticks after boot), by the numbers of the model that the
+    /// destination has.
+    pub owners: Vec<(i32, u64)>,
+    /// Pages that the destination did not have when the target began to run there: the number of the address space, first page,
+    /// how many.
+    pages: Vec<(u32, u64, u64)>,
+}
 
 impl Original {
-    /// These processes, for as long as they are those.
+    /// These processes, for as long as they are those, and pages of theirs.
     ///
     /// # Errors
     /// One of them has ended.
-    pub fn of(owners: &[Pid]) -> crate::proc::Result<Self> {
+    pub fn of(owners: &[Pid], later: &Later) -> crate::proc::Result<Self> {
         let mut buf = Vec::new();
         let started = |pid: &Pid| Ok((pid.0, crate::proc::ProcDir::open(*pid)?.stat(&mut buf)?.starttime));
-        owners.iter().map(started).collect::<crate::proc::Result<_>>().map(Self)
+        let owners = owners.iter().map(started).collect::<crate::proc::Result<_>>()?;
+        let mut all = Vec::new();
+        for (space, pages) in later {
+            let Space::Mm(mm) = space else { continue };
+            all.extend(pages.iter().map(|range| (mm.0, range.first, range.count)));
+        }
+        Ok(Self { owners, pages: all })
+    }
+
+    /// Whether all pages that an index says are the original's can be.
+    pub fn has(&self, index: &[Row]) -> bool {
+        let mut held: BTreeMap<u32, RangeSet> = BTreeMap::new();
+        for &(mm, first, count) in &self.pages {
+            held.entry(mm).or_default().insert(PageRange::new(first, count));
+        }
+        index.iter().all(|row| match row.place {
+            Place::Points(_) => true,
+            Place::Original(mm, from) => {
+                let range = PageRange::new(from, row.range.count);
+                mm.at() < self.owners.len()
+                    && held.get(&mm.0).is_some_and(|held| held.within(range).pages() == range.count)
+            }
+        })
     }
 }
 
@@ -109,6 +140,7 @@ pub fn newest(dir: &Path) -> Option<SystemTime> {
 #[derive(Debug)]
 pub struct Shelf {
     dir: PathBuf,
+    original: Original,
     number: u64,
     /// Bytes of the last whole point, and of those after it.
     bytes: (u64, u64),
@@ -119,10 +151,15 @@ impl Shelf {
     ///
     /// # Errors
     /// The file system's.
-    pub fn make(dir: &Path, original: &Original) -> io::Result<Self> {
+    pub fn make(dir: &Path, original: Original) -> io::Result<Self> {
         DirBuilder::new().mode(0o700).create(dir)?;
-        fs::write(dir.join("original"), serde_json::to_vec(original).map_err(io::Error::other)?)?;
-        Ok(Self { dir: dir.to_owned(), number: 0, bytes: (0, 0) })
+        fs::write(dir.join("original"), serde_json::to_vec(&original).map_err(io::Error::other)?)?;
+        Ok(Self { dir: dir.to_owned(), original, number: 0, bytes: (0, 0) })
+    }
+
+    /// Whom its points are later states of.
+    pub fn original(&self) -> &Original {
+        &self.original
     }
 
     /// So much has changed since the last whole point that another one is shorter.
@@ -259,6 +296,9 @@ impl Newest {
         let (Some(model), Some(index)) = (model, index) else { return Err(damaged("it has no model or no index")) };
         crate::image::verify::model(&model).map_err(io::Error::other)?;
         let original: Original = serde_json::from_slice(&fs::read(dir.join("original"))?).map_err(io::Error::other)?;
+        if !original.has(&index) {
+            return Err(damaged("it names memory that the original does not have"));
+        }
         let taken = SystemTime::UNIX_EPOCH + Duration::from_millis(last.unix_ms);
         Ok(Some(Self { dir: dir.to_owned(), chain, model, index, taken, original }))
     }
@@ -289,7 +329,7 @@ impl Newest {
 
     /// Whether every process that has memory of the original is still there.
     pub fn is_original_there(&self) -> bool {
-        let held = Held { processes: self.original.0.clone(), ..Held::default() };
+        let held = Held { processes: self.original.owners.clone(), ..Held::default() };
         held.is_whole()
     }
 }

@@ -37,10 +37,27 @@ fn contents(dir: &Path) -> BTreeMap<u64, u8> {
     found
 }
 
+fn original() -> Original {
+    Original { owners: vec![(42, 7)], pages: vec![(0, 100, 10)] }
+}
+
+#[test]
+fn pages_are_the_original_s_only_if_they_were_not_sent_before() {
+    let row = |mm, from, count| Row {
+        space: SPACE,
+        range: PageRange::new(500, count),
+        place: Place::Original(MmId(mm), from),
+    };
+    assert!(original().has(&[row(0, 100, 10), row(0, 105, 1)]));
+    for bad in [row(0, 99, 2), row(0, 105, 6), row(0, 300, 1), row(1, 100, 1)] {
+        assert!(!original().has(&[bad]), "{bad:?}");
+    }
+}
+
 fn shelf() -> (tempfile::TempDir, PathBuf, Shelf) {
     let place = tempfile::tempdir().unwrap();
     let dir = directory(place.path(), AttemptId([7; 16]));
-    let shelf = Shelf::make(&dir, &Original(vec![(42, 7)])).unwrap();
+    let shelf = Shelf::make(&dir, original()).unwrap();
     (place, dir, shelf)
 }
 
@@ -53,7 +70,7 @@ fn the_newest_content_of_each_page_counts_and_a_whole_point_needs_none_before_it
     point(&mut shelf, false, 3000, &[(4, 0)]);
     assert_eq!(contents(&dir), [(1, 10), (2, 21), (3, 0), (4, 0)].into());
     assert_eq!(newest(&dir), Some(SystemTime::UNIX_EPOCH + Duration::from_millis(3000)));
-    assert_eq!(Newest::open(&dir).unwrap().unwrap().original, Original(vec![(42, 7)]));
+    assert_eq!(Newest::open(&dir).unwrap().unwrap().original, original());
     point(&mut shelf, true, 4000, &[(1, 11)]);
     assert_eq!(contents(&dir), [(1, 11)].into());
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "the original and one point");

@@ -118,7 +118,7 @@ impl Taking {
         let wanted = FromSource::Point { attempt: self.attempt, whole: new || shelf.is_long() };
         protocol::send(control, &wanted)?;
         let mut writing = shelf.begin(asked).map_err(failed)?;
-        let Some((whole, pause)) = self.receive(control, &mut writing)? else { return Ok(()) };
+        let Some((whole, pause)) = self.receive(control, shelf, &mut writing)? else { return Ok(()) };
         if new && !whole {
             return Err(MoveError::Point { reason: "it needs points that were sent over another link".into() });
         }
@@ -134,7 +134,12 @@ impl Taking {
 
     /// Writes one as it comes; whether it is whole, and how long the target stood still for it. `None`: it has all of its
     /// memory, and none is needed any more.
-    fn receive(&self, control: &mut Channel, writing: &mut Writing) -> Result<Option<(bool, Duration)>, MoveError> {
+    fn receive(
+        &self,
+        control: &mut Channel,
+        shelf: &Shelf,
+        writing: &mut Writing,
+    ) -> Result<Option<(bool, Duration)>, MoveError> {
         let peer = control.peer().to_owned();
         let mut buffer = Vec::new();
         let mut pages = 0;
@@ -176,7 +181,10 @@ impl Taking {
         let index = protocol::receive_model(control, index_bytes)?;
         let sound = codec::decode(&model).map_err(|error| MoveError::Model { reason: error.to_string() })?;
         crate::migration::check_model(&sound)?;
-        decode(&index).ok_or_else(|| MoveError::Point { reason: "it has no index".into() })?;
+        let rows = decode(&index).ok_or_else(|| MoveError::Point { reason: "it has no index".into() })?;
+        if !shelf.original().has(&rows) {
+            return Err(MoveError::Point { reason: "it names memory that the original does not have".into() });
+        }
         writing.end(&model, &index).map_err(failed)?;
         Ok(Some((whole, Duration::from_micros(pause_us))))
     }

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::image::{Pid, mm::PAGE};
 use crate::migration::points::shelf::{self, Original, Shelf};
 use crate::migration::points::taking::Taking;
-use crate::migration::postcopy::serving::Serving;
+use crate::migration::postcopy::{Later, serving::Serving};
 use crate::ops::Event;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -48,10 +48,10 @@ impl Attempt<'_> {
     }
 
     /// Where states of the target are kept that come back, if that is wanted.
-    pub(super) fn shelf(&self, owners: Vec<Pid>) -> Result<Option<(Shelf, Duration)>, MoveError> {
+    pub(super) fn shelf(&self, owners: &[Pid], later: &Later) -> Result<Option<(Shelf, Duration)>, MoveError> {
         let Some(every) = self.wishes.recoverable else { return Ok(None) };
-        let original = Original::of(&owners).map_err(|e| Failure::of("the original cannot be named", &e))?;
-        let shelf = Shelf::make(&shelf::directory(self.wishes.journals, self.id), &original);
+        let original = Original::of(owners, later).map_err(|e| Failure::of("the original cannot be named", &e))?;
+        let shelf = Shelf::make(&shelf::directory(self.wishes.journals, self.id), original);
         Ok(Some((shelf.map_err(|source| MoveError::Shelf { source })?, every)))
     }
 

@@ -63,6 +63,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             model_bytes: bytes.len() as u64,
             follows: false,
             may_follow: false,
+            recoverable: false,
             files: Some(no_files()),
             base: None,
         };

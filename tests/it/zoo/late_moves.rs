@@ -21,7 +21,7 @@ pub(super) struct Moving {
 
 impl Moving {
     fn begin(agent: &[(&str, &str)]) -> Self {
-        Self::begin_of(&TARGET, agent, &[])
+        Self::begin_of(&TARGET, agent, &["--mode", "post-copy"])
     }
 
     /// With another target, and more options.
@@ -37,7 +37,7 @@ impl Moving {
         let out = fs::File::create(run.path("moved")).expect("it is ours");
         let errors = out.try_clone().expect("descriptors are left");
         let mut command = on_host(&run.path("source"));
-        command.args(["move", &original.to_string(), &agent.address, "--json", "--mode", "post-copy", "--pids", "new"]);
+        command.args(["move", &original.to_string(), &agent.address, "--json", "--pids", "new"]);
         command.args(options);
         let mover =
             command.env("MIGRATE_FAULT", "pager-behind").stdin(Stdio::null()).stdout(out).stderr(errors).spawn();
