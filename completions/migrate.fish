@@ -352,6 +352,7 @@ post-copy\t'pause, and what is left follows when the target runs'
 anyway\t'pause all the same'
 abort\t'leave it where it is, exit code 1'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l fence-cmd -d 'Command that switches the destination\'s host off, for a move in doubt whose destination is silent' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l recoverable -d 'In post-copy: a consistent state comes back every TIME until all memory is there, from which it can be resumed here' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
 wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
 soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'

@@ -75,6 +75,8 @@ points! {
     PagerImpatient = "pager-impatient",
     /// Pager: it serves.
     PagerServes = "pager-serves",
+    /// Destination: a state of the target was asked for that is to go back.
+    DestinationPoint = "destination-point",
     /// Source: a pass of files is there, the target runs.
     SourceFiles = "source-files",
     /// Destination: a file of a pass has come, it is not in its place yet.

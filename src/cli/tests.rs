@@ -174,7 +174,7 @@ fn moves() {
 
     let options = read(
         "7 unix:/s --mode stop-and-copy --max-downtime 5ms --max-rounds 3 --max-time 1m --max-bytes 1GiB \
-         --exit-when downtime,time --converge throttle,abort --fence-cmd off --remote sudo \
+         --exit-when downtime,time --converge throttle,abort --fence-cmd off --recoverable=2s --remote sudo \
          --bootstrap --connect-timeout 1s --peer-timeout 2s --allow-plain --dry-run",
     )
     .unwrap();
@@ -187,6 +187,7 @@ fn moves() {
         exit_when: vec![ExitCondition::Downtime, ExitCondition::Time],
         converge: vec![Step::Throttle, Step::Abort],
         fence: Some("off".into()),
+        recoverable: Some(Duration::from_secs(2)),
     };
     assert_eq!(options.mode, mode);
     assert_eq!(options.peer.connect_timeout, Duration::from_secs(1));
@@ -200,6 +201,7 @@ fn moves() {
         "7 http://x",
         "7 b --quorum 1",
         "7 b --mode lazy",
+        "7 b --recoverable=2",
         "7 b --exit-when luck",
         "7 b --converge hope",
         "7 b -D d",

@@ -307,7 +307,7 @@ fn refuse_unsupported(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) {
     let (code, reason, remedy) = if flags.contains(VmFlags::SHADOW_STACK) {
         let remedy = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
         (codes::SHADOW_STACK, "it is a shadow stack", remedy)
-    } else if flags.intersects(VmFlags::UFFD_MISSING.union(VmFlags::UFFD_MINOR)) {
+    } else if flags.intersects(VmFlags::UFFD_MISSING.union(VmFlags::UFFD_MINOR)) && !cx.policy.lacks_memory {
         let reason = "the program handles its page faults itself (userfaultfd)";
         (codes::MEMORY_UFFD, reason, "end the use of userfaultfd before")
     } else if flags.contains(VmFlags::PFN_MAP) && mapping.has_file() {

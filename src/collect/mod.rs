@@ -82,6 +82,8 @@ pub struct Policy {
     pub external_unix: crate::ops::options::ExternalUnix,
     /// Terminals and pipes held outside the tree become [`crate::image::fd::FileKind::External`] instead of blockers.
     pub allow_external_stdio: bool,
+    /// Memory that a process of ours still brings in is not in the way: the caller knows what is missing, and does not read it.
+    pub lacks_memory: bool,
 }
 
 /// Where the contents of memory objects are read from.

@@ -9,6 +9,7 @@ use super::journal::{Journal, Role, Step};
 use super::keeper::{self, Answer, Copy, Keeper, Question};
 use super::landing::{Landing, Memory, Plot};
 use super::pages::{Run, What};
+use super::points;
 use super::postcopy::{self, Later, relay};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
 use super::shelf::Shelf;
@@ -90,6 +91,16 @@ pub trait Builder {
     fn expect(&mut self, later: Expected<'_>) -> Result<(), Failure> {
         let _ = later;
         Err(Failure::new("memory cannot come later here"))
+    }
+
+    /// Stops the target of an attempt, which runs here already, and reads what it is and what has changed ([`points`]);
+    /// `None`: it has all of its memory by now.
+    ///
+    /// # Errors
+    /// It cannot be read as it is. It runs on.
+    fn point(&mut self, run: &Path, attempt: AttemptId, whole: bool) -> Result<Option<points::Taken>, Failure> {
+        let _ = (run, attempt, whole);
+        Err(Failure::new("points cannot be taken here"))
     }
 
     /// Completes the target. Everything that can fail is done when this returns; it does not run.
@@ -240,6 +251,9 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     }
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
+    }
+    if let FromSource::Points { attempt, level } = offer {
+        return points::giving::run(&mut control, builder, &around, attempt, level);
     }
     let FromSource::Offer {
         attempt: id,

@@ -6,7 +6,7 @@
 //!
 //! [`source`] and [`destination`] are mirror images: one function for each step of [`protocol`], with the same name on
 //! both sides. [`switchover`] decides when to pause, [`pages`] and [`send_pages`] are how pages travel,
-//! `intake`, [`landing`] and [`store`] where they arrive, [`postcopy`] is for those that follow when the target runs, [`journal`] is what survives the program. What a target is made of is the engine's: behind
+//! `intake`, [`landing`] and [`store`] where they arrive, [`postcopy`] is for those that follow when the target runs, [`points`] are what comes back meanwhile, [`journal`] is what survives the program. What a target is made of is the engine's: behind
 //! [`source::Target`] and [`destination::Builder`].
 
 pub mod bases;
@@ -21,6 +21,7 @@ pub mod keeper;
 pub mod landing;
 mod pace;
 pub mod pages;
+pub mod points;
 pub mod postcopy;
 pub mod protocol;
 pub mod report;
@@ -132,6 +133,18 @@ pub enum MoveError {
         wanted: u64,
         /// The most that any place has, bytes.
         free: u64,
+    },
+    /// A state of the target that is none.
+    #[error("The destination sent a point that cannot be used: {reason}")]
+    Point {
+        /// What is wrong.
+        reason: String,
+    },
+    /// States of the target cannot be kept.
+    #[error("Cannot keep a point of the target")]
+    Shelf {
+        /// Why.
+        source: io::Error,
     },
     /// The journal could not be written; what depends on it was not done.
     #[error("Cannot write the journal of the move")]

@@ -248,6 +248,20 @@ pub enum FromSource {
         /// Those that somebody waits for, not the rest.
         urgent: bool,
     },
+    /// On a link of its own: states of a target that was prepared without its pages are asked for; see [`super::points`].
+    Points {
+        /// The attempt.
+        attempt: AttemptId,
+        /// zstd level of their pages.
+        level: Option<i32>,
+    },
+    /// One is to be taken now.
+    Point {
+        /// The attempt.
+        attempt: AttemptId,
+        /// With everything that the original does not have.
+        whole: bool,
+    },
     /// Run it. From here on the destination owns it.
     Commit {
         /// The attempt.
@@ -345,6 +359,19 @@ pub enum FromDestination {
         /// Its copy runs, or will, before all of its memory is there.
         #[serde(default)]
         lacks_pages: bool,
+    },
+    /// A state of the target: its pages have gone before, its model and its index follow.
+    Point {
+        /// The attempt.
+        attempt: AttemptId,
+        /// It has everything that the original does not have.
+        whole: bool,
+        /// How long the target stood still for it, microseconds.
+        pause_us: u64,
+        /// Length of the model.
+        model_bytes: u64,
+        /// Length of the index.
+        index_bytes: u64,
     },
     /// It will not run here; everything was discarded.
     Failed {

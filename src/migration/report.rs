@@ -1,6 +1,7 @@
 //! What a move has shown.
 
 use super::pages::Unsent;
+use super::points::taking::Cost;
 use super::postcopy::serving::Served;
 use super::protocol::TargetSummary;
 use super::switchover::ExitCondition;
@@ -65,6 +66,8 @@ pub struct Report {
     pub unsent: Unsent,
     /// What was sent when it ran already, in post-copy.
     pub late: Option<Served>,
+    /// What consistent states of it have cost that came back until then.
+    pub points: Option<Cost>,
     /// What went wrong without harm.
     pub warnings: Vec<String>,
 }
@@ -85,12 +88,14 @@ impl Report {
             bytes_sent: 0,
             unsent: Unsent::default(),
             late: None,
+            points: None,
             warnings: Vec::new(),
         }
     }
 
     /// The target has all of its memory.
-    pub fn drained(&mut self, served: Served) {
+    pub fn drained(&mut self, served: Served, points: Option<Cost>) {
+        self.points = points;
         self.late = Some(served);
         self.total = Some(self.begun.elapsed());
     }

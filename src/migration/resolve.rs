@@ -64,14 +64,20 @@ pub fn ask(control: &mut Channel, line: &Line, request: Request) -> Result<Answe
 /// # Errors
 /// A program of ours still decides ([`io::ErrorKind::WouldBlock`]); the journal cannot be written; nothing was committed, so
 /// that the copy here is the only one ([`io::ErrorKind::PermissionDenied`]).
-pub fn source(journals: &Path, run: &Path, line: &Line, said: Option<Reply>, choice: Choice) -> io::Result<Phase> {
+pub fn source(
+    journals: &Path,
+    run: &Path,
+    line: &Line,
+    (said, choice): (Option<Reply>, Choice),
+    instead: Option<&Instead<'_>>,
+) -> io::Result<Phase> {
     if choice == Choice::Discard {
         let (_lock, last) = Journal::take_over(journals, Role::Source, line.attempt)?;
         if matches!(last.of_source(), super::handover::source::Record::Begun) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
     }
-    let mut heir = Heir::take_over(journals, line.attempt, &mut |last| Box::new(OnlyHeld::of(last, run)))?;
+    let mut heir = Heir::take_over(journals, line.attempt, &mut |last| Box::new(OnlyHeld::of(last, run, instead)))?;
     if let Some(reply) = said.filter(|reply| matches!(reply, Reply::Running | Reply::Aborted)) {
         heir.on(Event::Said(Candidate(0), line.attempt, reply))?;
     }
@@ -83,16 +89,23 @@ pub fn source(journals: &Path, run: &Path, line: &Line, said: Option<Reply>, cho
 struct OnlyHeld<'a> {
     held: Option<Held>,
     run: &'a Path,
+    instead: Option<&'a Instead<'a>>,
 }
 
+/// Lets something else run instead of the original, and ends that.
+pub type Instead<'a> = dyn Fn(Option<&Held>) -> io::Result<()> + 'a;
+
 impl<'a> OnlyHeld<'a> {
-    fn of(last: &Line, run: &'a Path) -> Self {
-        Self { held: last.held.clone().filter(|_| last.is_of_this_boot()), run }
+    fn of(last: &Line, run: &'a Path, instead: Option<&'a Instead<'a>>) -> Self {
+        Self { held: last.held.clone().filter(|_| last.is_of_this_boot()), run, instead }
     }
 }
 
 impl Original for OnlyHeld<'_> {
     fn release(&mut self) -> io::Result<()> {
+        if let Some(instead) = self.instead {
+            return instead(self.held.as_ref());
+        }
         // Before it runs: it would meet errors of its sockets.
         will::execute(self.run, self.held.as_ref());
         self.held.as_ref().map_or(Ok(()), Held::release)

@@ -6,6 +6,7 @@ use super::effort::Effort;
 use super::handover::source::{Action, Event as Happened, Phase, Source};
 use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
+use super::points::taking::Taking;
 use super::postcopy::{self, serving::Serving};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
 use super::report::{Pause, Report};
@@ -16,7 +17,7 @@ use crate::companion::held::Held;
 use crate::failure::Failure;
 use crate::fault::{self, Point};
 use crate::files::Wish;
-use crate::image::Bytes;
+use crate::image::{Bytes, Pid};
 use crate::memory::pipeline::ReadPages;
 use crate::ops::{Event, Events};
 use crate::transport::{Abort, FrameKind, Link, TransportError};
@@ -89,6 +90,11 @@ pub trait Target {
     /// No descriptors are left.
     fn later_pages(&self) -> Result<Box<dyn ReadPages + std::marker::Send>, Failure> {
         Ok(Box::new(postcopy::serving::NoPages))
+    }
+
+    /// Who has the address spaces of these pages, by the numbers of the model.
+    fn owners(&self) -> Vec<Pid> {
+        Vec::new()
     }
 
     /// When the first of its tasks was stopped, once it is frozen.
@@ -164,6 +170,8 @@ pub struct Wishes<'a> {
     pub again: Option<Again<'a>>,
     /// What is done about a destination that stays silent then.
     pub fence: Option<Fence<'a>>,
+    /// So often a state of the target comes back while it lacks pages ([`super::points`]).
+    pub recoverable: Option<Duration>,
 }
 
 /// How pages are packed on the way.
@@ -210,6 +218,8 @@ struct Attempt<'a> {
     not_resumed: Option<Failure>,
     /// Pages that the target lacks over there are sent by this.
     serving: Option<Serving>,
+    /// States of it come back by this.
+    taking: Option<Taking>,
     /// Files that go along.
     luggage: Luggage,
 }
@@ -251,6 +261,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         machine: Source::new(id, 1, Rules::in_force()),
         not_resumed: None,
         serving: None,
+        taking: None,
         luggage: Luggage::default(),
     };
     match attempt.whole(target) {
@@ -346,7 +357,8 @@ impl Attempt<'_> {
         if last.later.is_empty() {
             return self.hand_over(target, &last, pause);
         }
-        self.with_pages(target.later_pages()?, |attempt| attempt.hand_over(target, &last, pause))
+        let shelf = self.shelf(target.owners())?;
+        self.with_pages(target.later_pages()?, shelf, |attempt| attempt.hand_over(target, &last, pause))
     }
 
     /// The last pages, and the target with them.
@@ -630,6 +642,7 @@ impl Attempt<'_> {
             | FromDestination::Prepared { attempt, .. }
             | FromDestination::Running { attempt, .. }
             | FromDestination::Says { attempt, .. }
+            | FromDestination::Point { attempt, .. }
             | FromDestination::Failed { attempt, .. } => *attempt,
         };
         if attempt != self.id {

@@ -518,6 +518,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         journals,
         again: None,
         fence: None,
+        recoverable: None,
     }
 }
 
@@ -688,22 +689,7 @@ fn an_interrupt_before_the_handover_rolls_back() {
         std::thread::sleep(Duration::from_millis(50));
         abort.trigger();
     });
-    let wishes = Wishes {
-        session: "abcdefgh".into(),
-        goals: goals(),
-        stop_and_copy: false,
-        follows: false,
-        may_follow: false,
-        dry_run: false,
-        compression: Compression::Off,
-        bandwidth: None,
-        files: no_files(),
-        base: None,
-        state: serde_json::Value::Null,
-        journals: journals.path(),
-        again: None,
-        fence: None,
-    };
+    let wishes = Wishes { compression: Compression::Off, ..wishes(journals.path()) };
     let error = source::run(client, &mut target, &wishes, &Quiet).unwrap_err();
     assert!(matches!(error, MoveError::Transport(TransportError::Aborted { .. })), "{error}");
     assert_eq!(target.state, State::Running);
@@ -758,7 +744,7 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
         let mut target = FakeTarget::new(10, 1, Fault::None);
         let mut builder = FakeBuilder::default();
         let journals = b.path().join("journals");
-        let wishes = wishes(&journals);
+        let wishes = Wishes { compression: Compression::Off, ..wishes(&journals) };
         std::thread::scope(|scope| {
             let around = Surroundings { journals: &journals, run: b.path(), stores: &places, max_memory_bytes: max };
             scope.spawn(move || destination::run(server, &mut builder, around));

@@ -13,6 +13,7 @@
 use super::fence;
 use super::options::{MoveOptions, PeerOptions};
 use super::places::Places;
+use super::recover::Recovery;
 use super::systemd::Manager;
 use super::words::Dest;
 use crate::collect::sysv;
@@ -20,7 +21,8 @@ use crate::companion::held::Held;
 use crate::companion::lock_guard::Hand;
 use crate::companion::{Started, detach, parcel, spawn};
 use crate::migration::heir::{self, Original};
-use crate::migration::journal::Line;
+use crate::migration::journal::{self, Line, Step};
+use crate::migration::points::shelf;
 use crate::migration::protocol::AttemptId;
 use crate::migration::source::{Again, Fence};
 use crate::sys::fd;
@@ -32,6 +34,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The hidden first word of its command line.
@@ -172,10 +175,16 @@ fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
         return 0;
     }
     tracing::warn!(attempt = %charge.attempt, "the program of this move has ended before its time");
+    // What is resumed instead of the original: known before it is decided that the target is this host's.
+    let newest = Mutex::new(None);
     let mut found = |line: &Line| -> Box<dyn Original + '_> {
-        Box::new(Whole { held: line.held.clone().filter(|_| line.is_of_this_boot()), taken })
+        let held = line.held.clone().filter(|_| line.is_of_this_boot());
+        Box::new(Whole { held, taken, points: shelf::directory(&charge.journals, line.attempt), newest: &newest })
     };
-    let command = charge.fence.as_ref().map(|command| || fence::switch_off(command, &charge.dest, &charge.session));
+    let command = charge
+        .fence
+        .as_ref()
+        .map(|command| || fence::switch_off(command, &charge.dest, &charge.session) && can_go_on(charge, &newest));
     let fence = command.as_ref().map(|command| Fence { command, after: charge.peer.peer_timeout });
     match heir::settle(&charge.journals, charge.attempt, Again(&again), fence, &mut found) {
         Ok(settled) => tracing::warn!(?settled, "the guardian ends"),
@@ -188,14 +197,44 @@ fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
     0
 }
 
+/// Whether the target can go on here when the other host is off: from the newest state that has come back, if any did.
+fn can_go_on(charge: &Charge, newest: &Mutex<Option<Recovery>>) -> bool {
+    let lines = journal::all(&charge.journals).unwrap_or_default();
+    let line = lines.into_iter().find(|line| line.attempt == charge.attempt && line.step == Step::Committing);
+    let Some(line) = line else { return true };
+    match Recovery::prepare(&charge.journals, &line) {
+        Ok(recovery) => {
+            recovery.iter().for_each(|recovery| tracing::warn!("{}", recovery.warning()));
+            *newest.lock().unwrap_or_else(PoisonError::into_inner) = recovery;
+            true
+        }
+        Err(failure) => {
+            tracing::error!("a person has to decide: {failure}");
+            false
+        }
+    }
+}
+
 /// The original, and what was taken from it.
 struct Whole<'a> {
     held: Option<Held>,
     taken: &'a Taken,
+    /// Where states are that have come back.
+    points: PathBuf,
+    newest: &'a Mutex<Option<Recovery>>,
 }
 
 impl Original for Whole<'_> {
     fn release(&mut self) -> io::Result<()> {
+        if let Some(newest) = self.newest.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.taken.network.iter().for_each(|network| drop(network.forget()));
+            let pid = newest.resume(self.held.as_ref(), &Places::here().run).map_err(io::Error::other)?;
+            tracing::warn!(pid, "the target goes on from its newest state");
+            return Ok(());
+        }
+        if shelf::newest(&self.points).is_none() {
+            shelf::remove(&self.points);
+        }
         if let Some(Err(error)) = self.taken.network.as_ref().map(Hand::give_back) {
             tracing::error!(%error, "the target goes on without its connections or addresses");
         }
@@ -207,6 +246,7 @@ impl Original for Whole<'_> {
             tracing::debug!(%error, "the guard of the network has ended before");
         }
         self.held.iter().for_each(Held::kill);
+        shelf::remove(&self.points);
         sysv::remove_left(&self.taken.segments);
     }
 }

@@ -110,13 +110,22 @@ pub(super) fn keep(late: Late, kept: Kept) -> (Kept, Vec<OwnedFd>) {
     (Kept { spaces, views, objects, ..kept }, descriptors)
 }
 
+/// How a move is wanted whose memory comes later.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// Some of it has been sent.
+    pub had_rounds: bool,
+    /// States of the target are to come back meanwhile.
+    pub recoverable: bool,
+}
+
 /// Takes pages out of the plan that can come when the target runs, by the names of the model. What rounds have sent of them
 /// is gone by that. With it, for the report, what could not be put off.
 pub(super) fn put_off(
     model: &Model,
     plan: &mut Plan,
     names: &[(Space, Option<Space>)],
-    had_rounds: bool,
+    Wanted { had_rounds, recoverable }: Wanted,
 ) -> (Later, Vec<String>) {
     let home = |space: Space| names.iter().find(|(from, _)| *from == space).map_or(Some(space), |(_, to)| *to);
     let mut held: BTreeMap<Space, RangeSet> = BTreeMap::new();
@@ -125,9 +134,18 @@ pub(super) fn put_off(
             held.entry(space).or_default().insert(*range);
         }
     }
-    let at_once = at_once(model, &held);
+    let mut at_once = at_once(model, &held);
+    let shared = held.iter().filter_map(|(space, pages)| match *space {
+        Space::Shmem(id) if recoverable => Some(shared::part(model, id, pages).pages()),
+        _ => None,
+    });
+    if let kib @ 1.. = shared.sum::<u64>() * crate::image::mm::PAGE / 1024 {
+        at_once.push(format!("{kib} KiB could not come later: it is shared, and states come back"));
+    }
     let part = |space: Space, pages: &RangeSet| match space {
         Space::Mm(mm) => lazy::part(model, mm, pages),
+        // What others write to it nobody tells.
+        Space::Shmem(_) if recoverable => RangeSet::new(),
         // Huge pages are late as a whole; some of what they have has been sent.
         Space::Shmem(id) if had_rounds && shared::is_huge(model, id) => RangeSet::new(),
         Space::Shmem(id) => shared::part(model, id, pages),

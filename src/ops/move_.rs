@@ -46,17 +46,19 @@ use crate::transport::link::{Link, Request};
 use crate::transport::{Abort, PeerAddress, TransportError};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bulk channels when nobody chose a number: more than two bring nothing on one link.
 const STREAMS: u16 = 2;
+/// Between two states of a target that come back.
+const STATES_MIN: Duration = Duration::from_millis(10);
 
 /// Moves the target. `abort` rolls it back until the moment of handing over.
 ///
 /// # Errors
 /// [`FailureKind::Blocked`], [`FailureKind::Peer`], and whatever else keeps it here; the failure says where it runs.
 pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
-    refuse_attach(&options.state)?;
+    refuse(options)?;
     let policy = policy(&options.state);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
@@ -126,12 +128,30 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     Ok(outcome(options, root.0, report, live.at_once))
 }
 
-fn refuse_attach(state: &StateOptions) -> Result<()> {
-    if state.stdio != Stdio::Attach {
-        return Ok(());
+/// What does not go together.
+fn refuse(options: &MoveOptions) -> Result<()> {
+    if options.state.stdio != Stdio::Attach {
+        return refuse_recoverable(options);
     }
     let what = "--stdio attach does not reach from another host to this terminal";
     Err(Failure::new(what).hint("use --stdio log or --stdio null").kind(FailureKind::Usage))
+}
+
+/// What does not go together with states that come back.
+fn refuse_recoverable(options: &MoveOptions) -> Result<()> {
+    let Some(every) = options.mode.recoverable else { return Ok(()) };
+    let what = if !may_follow(&options.mode) {
+        "--recoverable is for memory that follows: with --mode post-copy, hybrid or auto"
+    } else if every < STATES_MIN {
+        "--recoverable takes no state more often than every 10 ms"
+    } else if !options.state.move_addresses.is_empty() {
+        "--recoverable brings no address back: not with --move-address"
+    } else if options.state.stdio == Stdio::Log {
+        "--recoverable does not bring back what --stdio log writes: use --stdio null"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(what).kind(FailureKind::Usage))
 }
 
 /// The hooks of a move that has come to its end: whatever they say, it stays as it is.
@@ -201,6 +221,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         journals,
         again: None,
         fence: None,
+        recoverable: options.mode.recoverable,
     })
 }
 
@@ -218,6 +239,7 @@ fn policy(state: &StateOptions) -> Policy {
     Policy {
         tcp: state.tcp,
         external_unix: state.external_unix.unwrap_or_default(),
+        lacks_memory: false,
         allow_external_stdio: !matches!(state.stdio, Stdio::Auto | Stdio::Refuse),
     }
 }
@@ -430,7 +452,12 @@ impl Target for Live<'_> {
         let mut plan = plan;
         let mut later = Vec::new();
         if self.is_late() {
-            (later, self.at_once) = late::put_off(&model, &mut plan, &self.names, self.tree.is_some());
+            (later, self.at_once) = late::put_off(
+                &model,
+                &mut plan,
+                &self.names,
+                late::Wanted { had_rounds: self.tree.is_some(), recoverable: self.options.mode.recoverable.is_some() },
+            );
         }
         self.given_up = GivenUp::plan(&model);
         let files = files::wanted(&model);
@@ -457,6 +484,10 @@ impl Target for Live<'_> {
         let shmems: std::io::Result<_> = self.pages.shmems.iter().map(|file| Ok(file.try_clone()?.into())).collect();
         let shmems = shmems.map_err(|e| Failure::of("cannot read the target's shared memory later", &e))?;
         Ok(Box::new(TargetPages::new(self.pages.mms.clone(), shmems)))
+    }
+
+    fn owners(&self) -> Vec<Pid> {
+        self.pages.mms.clone()
     }
 
     fn frozen_since(&self) -> Option<Instant> {
@@ -541,7 +572,7 @@ impl Target for Live<'_> {
 }
 
 /// Mappings of the processes of a tree that is not watched, read while it runs; what cannot be read is read in the pause.
-fn mappings(root: Pid) -> HashMap<Pid, Vec<Flagged>> {
+pub(super) fn mappings(root: Pid) -> HashMap<Pid, Vec<Flagged>> {
     let mut buf = Vec::new();
     let processes = Table::read().map(|table| table.tree(root)).unwrap_or_default();
     let mut read = |pid: Pid| Some((pid, ProcDir::open(pid).and_then(|dir| dir.smaps_flags(&mut buf)).ok()?));
@@ -554,7 +585,7 @@ fn notes(ranges: &[(Space, PageRange)], what: What) -> Vec<Run> {
 }
 
 /// Every page of the private memory of a tree that was not watched.
-fn everything(model: &Model, sources: &Sources) -> collect::Result<Residual> {
+pub(super) fn everything(model: &Model, sources: &Sources) -> collect::Result<Residual> {
     let mut residual = Residual::default();
     for (n, (mm, pid)) in model.mms.iter().zip(&sources.mms).enumerate() {
         let pagemap = ProcDir::open(*pid)?.open_file("pagemap", nix::fcntl::OFlag::O_RDONLY)?;
@@ -604,6 +635,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>)
             (false, false) => "stop-and-copy",
         });
         outcome.faults = report.late.as_ref().map(|late| late.faults);
+        outcome.points = report.points;
         let late = report.late.unwrap_or_default();
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late.pages);
         outcome.bytes = Some(report.bytes_sent + late.bytes);

@@ -264,6 +264,8 @@ pub struct ModeOptions {
     pub converge: Vec<Step>,
     /// `--fence-cmd`: switches the destination's host off.
     pub fence: Option<String>,
+    /// `--recoverable`: so often a state of the target comes back while it lacks memory.
+    pub recoverable: Option<Duration>,
 }
 
 impl Default for ModeOptions {
@@ -277,6 +279,7 @@ impl Default for ModeOptions {
             exit_when: ExitCondition::DEFAULT.to_vec(),
             converge: Step::DEFAULT.to_vec(),
             fence: None,
+            recoverable: None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::words::SessionId;
 use crate::memory::lazy::Waits;
+use crate::migration::points::taking::Cost;
 use std::time::Duration;
 
 /// The state of a target, for programs.
@@ -84,6 +85,8 @@ pub struct Outcome {
     pub faults: Option<u64>,
     /// Which threads have waited for pages, and how long; who has waited most first.
     pub stalls: Vec<Waits>,
+    /// What states of the target have cost that came back while it lacked memory.
+    pub points: Option<Cost>,
     /// Processes in the tree.
     pub processes: Option<u32>,
     /// Threads in the tree.
@@ -114,6 +117,7 @@ impl Outcome {
             named_pages: None,
             faults: None,
             stalls: Vec::new(),
+            points: None,
             processes: None,
             threads: None,
             notes: Vec::new(),

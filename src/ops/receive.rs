@@ -5,6 +5,7 @@ use super::hooks::Aside;
 use super::late;
 use super::network::Arriving;
 use super::options::{StateOptions, Stdio};
+use super::point::Given;
 use super::supervisor;
 use super::systemd::MaskedUnit;
 use super::words::SessionId;
@@ -19,7 +20,9 @@ use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::landing::Memory;
+use crate::migration::points::Taken;
 use crate::migration::postcopy::{self, Later, receiver};
+use crate::migration::protocol::AttemptId;
 use crate::net::address::Place;
 use crate::restore::fd::bequest::Bequest;
 use crate::restore::reconcile::Fit;
@@ -72,6 +75,8 @@ struct Engine {
     /// A unit here that is kept from running beside the target.
     to_mask: Option<String>,
     masked: Option<MaskedUnit>,
+    /// What states of the target have given so far.
+    given: Given,
 }
 
 impl Builder for Engine {
@@ -197,6 +202,10 @@ impl Builder for Engine {
         };
         self.late = Some((later.pages, kept));
         Ok(())
+    }
+
+    fn point(&mut self, run: &Path, attempt: AttemptId, whole: bool) -> Result<Option<Taken>> {
+        self.given.point(run, attempt, whole)
     }
 
     fn prepare(&mut self, contents: Contents<'_>) -> Result<()> {

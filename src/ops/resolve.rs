@@ -2,13 +2,17 @@
 
 use super::options::ResolveOptions;
 use super::places::Places;
+use super::recover::Recovery;
 use super::status::ask;
 use super::systemd::Manager;
+use crate::companion::held::Held;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::handover::source::Phase;
 use crate::migration::handover::{Choice, Reply, Request};
 use crate::migration::journal::{Line, Role, Step};
+use crate::migration::points::shelf;
 use crate::migration::resolve;
+use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 
@@ -35,7 +39,12 @@ pub fn run(options: &ResolveOptions) -> Result<Resolved> {
         .map_err(|e| Failure::of("the journals of moves cannot be read", &e))?;
     let line = only(&options.session, lines)?;
     if !options.yes {
-        return Err(Failure::new("a decision needs --yes").hint(risk(&line, options.choice)).kind(FailureKind::Usage));
+        let mut hint = risk(&line, options.choice);
+        let newest = shelf::newest(&shelf::directory(&journals, line.attempt));
+        if let (Role::Source, Choice::Run, Some(taken)) = (line.role, options.choice, newest) {
+            hint = format!("{hint}; {}", super::recover::loss(taken));
+        }
+        return Err(Failure::new("a decision needs --yes").hint(hint).kind(FailureKind::Usage));
     }
     match line.role {
         Role::Source => at_source(&journals, &places.run, &line, options.choice),
@@ -106,7 +115,20 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
             _ => {}
         }
     }
-    let phase = resolve::source(journals, run, line, said, choice).map_err(|error| undecided(line, &error))?;
+    let recovery = if choice == Choice::Run { recovery(journals, line, &mut warnings)? } else { None };
+    let resumed = RefCell::new(None);
+    let resume = |recovery: &Recovery, held: Option<&Held>| {
+        let done = recovery.resume(held, run);
+        let failed = done.as_ref().err().map(|failure| io::Error::other(failure.clone()));
+        resumed.replace(Some(done));
+        failed.map_or(Ok(()), Err)
+    };
+    let instead = recovery.as_ref().map(|recovery| move |held: Option<&Held>| resume(recovery, held));
+    let instead = instead.as_ref().map(|instead| instead as &resolve::Instead<'_>);
+    let phase = resolve::source(journals, run, line, (said, choice), instead);
+    let pid = resumed.take().transpose()?;
+    let phase = phase.map_err(|error| undecided(line, &error))?;
+    shelf::remove(&shelf::directory(journals, line.attempt));
     if line.step != Step::Committing && phase == Phase::Stays && ask(line, Request::Abort).is_none() {
         warnings.push(format!("{} was not told: it may hold a copy, which waits there", line.peer));
     }
@@ -114,12 +136,26 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
     if let (Some(manager), Ok(session)) = (Manager::here(), line.session.parse()) {
         warnings.extend(manager.settle(session));
     }
-    let target = match phase {
-        Phase::Stays => "it goes on here".to_owned(),
-        Phase::Moved(_) => format!("the copy here has ended; {} has the target", line.peer),
+    let target = match (phase, pid) {
+        (Phase::Stays, Some(pid)) => format!("it goes on here as process {pid}"),
+        (Phase::Stays, None) => "it goes on here".to_owned(),
+        (Phase::Moved(_), _) => format!("the copy here has ended; {} has the target", line.peer),
         _ => return Err(undecided(line, &io::Error::other("nothing could be decided"))),
     };
     Ok(Resolved { session: line.session.clone(), target, warnings })
+}
+
+/// The newest state of a target that has run over there, if such states came back.
+fn recovery(journals: &Path, line: &Line, warnings: &mut Vec<String>) -> Result<Option<Recovery>> {
+    if line.step != Step::Committing || !shelf::directory(journals, line.attempt).exists() {
+        return Ok(None);
+    }
+    let recovery = Recovery::prepare(journals, line)?;
+    warnings.push(match &recovery {
+        Some(recovery) => recovery.warning(),
+        None => "no later state of the target is complete: it goes on here as it was when it moved".to_owned(),
+    });
+    Ok(recovery)
 }
 
 fn at_destination(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result<Resolved> {

@@ -5,8 +5,9 @@ use super::places::Places;
 use super::words::Dest;
 use crate::failure::{Failure, Result};
 use crate::migration::handover::{Reply, Request};
-use crate::migration::journal::{self, Line, Role};
+use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::keeper::Answer;
+use crate::migration::points::shelf;
 use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
@@ -30,6 +31,8 @@ pub struct Entry {
     pub owner: Owner,
     /// A program of ours decides about it now.
     pub busy: bool,
+    /// When the newest state of the target was taken that can be resumed here instead of the original.
+    pub recoverable: Option<SystemTime>,
     /// What the destination says, where this host is in doubt and it answers.
     pub said: Option<Reply>,
 }
@@ -85,7 +88,9 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
             Some(Reply::Aborted) => owner = Owner::Here,
             _ => {}
         }
-        Entry { line, owner, busy, said }
+        let recoverable =
+            (line.step == Step::Committing).then(|| shelf::newest(&shelf::directory(&journals, line.attempt)));
+        Entry { line, owner, busy, recoverable: recoverable.flatten(), said }
     };
     Ok(lines.into_iter().map(entry).collect())
 }
@@ -107,7 +112,7 @@ pub(super) fn ask(line: &Line, request: Request) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::journal::{Journal, Step};
+    use crate::migration::journal::Journal;
     use crate::migration::protocol::AttemptId;
 
     #[test]

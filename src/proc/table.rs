@@ -79,6 +79,18 @@ fn brief(pid: Pid, buf: &mut Vec<u8>) -> Result<Row> {
     Ok(Row { pid, stat, uids: [0; 4], memory: None, ns_pid, tracer: 0, seccomp: 0, cgroups })
 }
 
+/// Threads of the kernel, ascending, as far as one read tells them: the children of kthreadd, which are half of the processes of an
+/// idle host.
+fn kernel_threads(buf: &mut Vec<u8>) -> Vec<Pid> {
+    const KTHREADD: Pid = Pid(2);
+    // In a PID namespace of its own that number is anybody's.
+    let is_there = brief(KTHREADD, buf).is_ok_and(|row| row.is_kernel() && row.parent() == Pid(0));
+    let mut children = || ProcDir::open(KTHREADD)?.thread(KTHREADD)?.children(buf);
+    let mut found = if is_there { children().unwrap_or_default() } else { Vec::new() };
+    found.sort_unstable();
+    found
+}
+
 /// Reads the rest. Kernel threads are half of the processes of an idle host, and nothing else of them is of interest.
 fn complete(row: &mut Row, dir: &ProcDir, buf: &mut Vec<u8>) -> Result<()> {
     if row.is_kernel() {
@@ -119,14 +131,16 @@ impl Table {
         Ok(Self::of(rows))
     }
 
-    /// The same, but of processes outside the tree below `root` only `stat`: several times as fast.
+    /// The same, but of processes outside the tree below `root` only `stat`, and nothing of the kernel's threads: several times as
+    /// fast.
     ///
     /// # Errors
     /// `/proc` cannot be read.
     pub fn around(root: Pid) -> Result<Self> {
         let mut buf = Vec::new();
         let mut rows = Vec::new();
-        for pid in task::processes()? {
+        let kernel = kernel_threads(&mut buf);
+        for pid in task::processes()?.into_iter().filter(|pid| *pid == root || kernel.binary_search(pid).is_err()) {
             rows.extend(unless_gone(brief(pid, &mut buf))?);
         }
         let mut table = Self::of(rows);
@@ -214,6 +228,8 @@ pub(crate) mod tests {
 
     #[test]
     fn around_a_process_only_its_tree_is_complete() {
+        let kernel = kernel_threads(&mut Vec::new());
+        assert!(kernel.iter().all(|pid| brief(*pid, &mut Vec::new()).is_ok_and(|row| row.is_kernel())));
         let own = Pid(std::process::id() as i32);
         let table = Table::around(own).unwrap();
         assert!(table.get(own).unwrap().memory.is_some());

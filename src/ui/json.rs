@@ -7,6 +7,7 @@ use crate::blocker::Blocker;
 use crate::failure::{Failure, TargetState};
 use crate::memory::lazy::Waits;
 use crate::memory::lazy::stalls::class_limit;
+use crate::migration::points::taking::Cost;
 use crate::ops::outcome::{Outcome, Round, State, Where};
 use crate::ops::words::SessionId;
 use serde::ser::{Serialize, Serializer};
@@ -152,6 +153,17 @@ fn stall(waits: &Waits) -> Object {
         .list("classes", counts.map(class).collect())
 }
 
+/// States of a target that came back while it lacked memory.
+fn points(cost: &Cost) -> Object {
+    Object::default()
+        .with("count", cost.points)
+        .with("paused_us", us(cost.paused))
+        .with("longest_us", us(cost.longest))
+        .with("bytes", cost.bytes)
+        .with("failed", cost.failed.0)
+        .known("failure", cost.failed.1.as_deref())
+}
+
 /// The fields of `result` for something achieved.
 pub fn outcome(outcome: &Outcome) -> Object {
     let target = Object::default().known("pid", outcome.target_pid).known("comm", outcome.target_comm.as_deref());
@@ -177,6 +189,9 @@ pub fn outcome(outcome: &Outcome) -> Object {
     }
     if outcome.faults.is_some() {
         fields = fields.list("stalls", outcome.stalls.iter().map(stall).collect());
+    }
+    if let Some(cost) = &outcome.points {
+        fields = fields.object("points", points(cost));
     }
     if !outcome.notes.is_empty() {
         fields = fields.with("notes", outcome.notes.clone());

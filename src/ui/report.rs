@@ -3,6 +3,7 @@
 use super::style::clean;
 use super::units::{bytes, count, time};
 use crate::memory::lazy::Waits;
+use crate::migration::points::taking::Cost;
 use crate::ops::outcome::{Outcome, State, Where};
 use std::time::Duration;
 
@@ -50,11 +51,24 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     if outcome.stalls.len() > THREADS_NAMED {
         row("", format!("{} further threads less than that", outcome.stalls.len() - THREADS_NAMED));
     }
+    if let Some(cost) = &outcome.points {
+        row("states", points(cost));
+    }
     if verb == "pre-dump" {
         row("session", outcome.session.to_string());
     }
     for note in &outcome.notes {
         text += &format!("{}\n", clean(note));
+    }
+    text
+}
+
+/// States of the target that came back while it lacked memory.
+fn points(cost: &Cost) -> String {
+    let (number, paused, longest) = (count(cost.points, "state"), time(cost.paused), time(cost.longest));
+    let mut text = format!("{number} came back, {}; paused {paused} for them, at most {longest}", bytes(cost.bytes));
+    if let (failed @ 1.., Some(why)) = (cost.failed.0, cost.failed.1.as_deref()) {
+        text += &format!("; {failed} could not be taken: {}", clean(why));
     }
     text
 }

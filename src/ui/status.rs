@@ -90,6 +90,14 @@ fn phase(entry: &Entry) -> &'static str {
     }
 }
 
+fn words(entry: &Entry) -> String {
+    let age = entry.recoverable.map(|taken| taken.elapsed().unwrap_or_default());
+    match age {
+        Some(age) => format!("{} (a state {} s old can be resumed here)", owner(entry), age.as_secs()),
+        None => owner(entry).to_owned(),
+    }
+}
+
 fn owner(entry: &Entry) -> &'static str {
     match (entry.line.role, entry.owner) {
         (_, Owner::Here) => "this host",
@@ -114,7 +122,7 @@ fn row(entry: &Entry) -> [String; 6] {
         line.peer.clone(),
         line.target_pid.map(|pid| pid.to_string()).unwrap_or_default(),
         phase(entry).to_owned(),
-        owner(entry).to_owned(),
+        words(entry),
     ]
 }
 
@@ -139,7 +147,11 @@ fn about(entry: &Entry) -> Object {
         .with("phase", phase(entry))
         .with("busy", entry.busy)
         .with("owner", owner_word)
-        .with("words", owner(entry))
+        .known(
+            "recoverable_age_ms",
+            entry.recoverable.map(|taken| taken.elapsed().unwrap_or_default().as_millis() as u64),
+        )
+        .with("words", words(entry))
 }
 
 /// A person has decided.

@@ -50,6 +50,11 @@ pub struct ModeArgs {
     /// Run by a shell once nothing was heard for --peer-timeout, with MIGRATE_PEER and MIGRATE_SESSION in its environment. Exit code 0 says that the host is off: then the target goes on here, from the state it had in the pause. Any other, and it is asked and run again later.
     #[arg(long, value_name = "COMMAND")]
     fence_cmd: Option<String>,
+    /// In post-copy: a consistent state comes back every TIME until all memory is there, from which it can be resumed here
+    ///
+    /// For a destination that dies meanwhile: migrate resolve (or the guardian of the move, once --fence-cmd has switched that host off) resumes the newest complete state here. Replies and changes of files since then are lost, and TCP connections are reset. The target is stopped for a moment for each. Shared memory is not put off then.
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1s")]
+    recoverable: Option<Time>,
 }
 
 impl ModeArgs {
@@ -64,6 +69,7 @@ impl ModeArgs {
             exit_when: self.exit_when.clone(),
             converge: self.converge.clone(),
             fence: self.fence_cmd.clone(),
+            recoverable: self.recoverable.map(|time| time.0),
         }
     }
 }

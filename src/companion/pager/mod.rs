@@ -6,9 +6,11 @@
 //! [`guard`]), which has the same descriptors, does. What is missing and why stands in a file in the state directory.
 //!
 //! Conversation, over a UNIX stream socket in the run-time directory (which is private): a client sends `F` (finish), and
-//! gets a line of JSON ([`News`]) about every second, and a last one when all pages are in, or lost.
+//! gets a line of JSON ([`News`]) about every second, and a last one when all pages are in, or lost; or it asks what is missing
+//! ([`lacks`]).
 
 mod guard;
+pub mod lacks;
 pub mod serve;
 mod standstill;
 

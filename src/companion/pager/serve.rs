@@ -1,6 +1,7 @@
 //! The pager process itself, with pages from anywhere.
 
 use super::guard::{self, Guard};
+use super::lacks::{self, Lacks};
 use super::{GUARD_ENTRY, Kept, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
@@ -125,9 +126,12 @@ fn serve<S: Source>(
     fault::strike(Point::PagerServes);
     let mut clients = Clients { listener, clients: Vec::new(), told: Instant::now() };
     let news = loop {
-        match step(&mut server) {
+        match step(&mut server, &clients.listener) {
             Ok(false) => {
-                clients.look(server.missing());
+                for mut client in clients.look(server.missing()) {
+                    // Whoever asks stands still for it, and asks again where there is no answer.
+                    let _ = Lacks::of(&mut server, &kept.tree, &kept.spaces).tell(&mut client);
+                }
                 if !clients.clients.is_empty() {
                     server.source().hurry();
                 }
@@ -142,8 +146,8 @@ fn serve<S: Source>(
     };
     ended(kept, server.touches());
     drop(name);
-    // Whoever has found it before is told as well.
-    clients.accept();
+    // Whoever has found it before is told as well; whoever asks what is missing finds out by the end.
+    drop(clients.accept());
     if news != News::Complete {
         clients.tell(&news);
         // Where the kernel cannot mark them, who needs one waits: for as long as we are here. Children do not inherit marks of
@@ -177,13 +181,13 @@ fn objects(kept: &Kept, descriptors: &mut impl Iterator<Item = OwnedFd>) -> io::
 }
 
 /// Several steps; whether all is done. The error is why pages are lost.
-fn step<S: Source>(server: &mut Server<'_, S>) -> Result<bool, String> {
+fn step<S: Source>(server: &mut Server<'_, S>, ear: &UnixListener) -> Result<bool, String> {
     for _ in 0..STEPS {
         match server.step() {
             Ok(Step::Worked) => {}
             Ok(Step::Done) => return Ok(true),
             Ok(Step::Idle) => {
-                server.wait(&[], IDLE);
+                server.wait(&[ear.as_fd()], IDLE);
                 server.look_around();
                 return Ok(false);
             }
@@ -229,22 +233,32 @@ struct Clients {
 }
 
 impl Clients {
-    fn look(&mut self, missing: u64) {
-        self.accept();
+    /// Whoever asks what is missing.
+    fn look(&mut self, missing: u64) -> Vec<UnixStream> {
+        let asking = self.accept();
         if self.told.elapsed() >= NEWS_EVERY {
             self.told = Instant::now();
             self.tell(&News::Missing(missing));
         }
+        asking
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self) -> Vec<UnixStream> {
+        let mut asking = Vec::new();
         while let Ok((client, _)) = self.listener.accept() {
             let ready = client.set_nonblocking(false).and_then(|()| client.set_write_timeout(Some(CLIENT)));
             let asked = ready.and_then(|()| client.set_read_timeout(Some(CLIENT)));
-            if asked.and_then(|()| (&client).read_exact(&mut [0])).is_ok() && self.clients.len() < CLIENTS {
-                self.clients.push(client);
+            let mut what = [0];
+            if asked.and_then(|()| (&client).read_exact(&mut what)).is_err() {
+                continue;
+            }
+            match what {
+                [lacks::QUESTION] => asking.push(client),
+                _ if self.clients.len() < CLIENTS => self.clients.push(client),
+                _ => {}
             }
         }
+        asking
     }
 
     fn tell(&mut self, news: &News) {

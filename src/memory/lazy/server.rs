@@ -21,6 +21,8 @@ pub(super) const NO_MEMORY: (u32, Duration) = (600, Duration::from_millis(50));
 const LOOK: Duration = Duration::from_millis(1);
 /// Views of shared memory are numbered from here on, beside address spaces.
 pub const VIEWS: usize = 1 << 32;
+/// Looks for what a target has done that stands still: each of its threads has done one thing at most.
+const SETTLING: u32 = 1 << 16;
 /// Between two looks whether an operation of the target has got as far as its event.
 const CHANGING: u16 = 5;
 
@@ -123,6 +125,19 @@ impl<'a, S: Source> Server<'a, S> {
         let members = self.members.iter().enumerate();
         let private = members.flat_map(|(n, member)| member.missing.iter().map(move |piece| (n, piece.at)));
         private.chain(self.objects.missing_places().map(|(n, at)| (VIEWS + n, at)))
+    }
+
+    /// What private memory lacks of a target that stands still, by the number of the address space: with everything applied
+    /// that it has done to its mappings until then.
+    pub fn settled(&mut self) -> impl Iterator<Item = (usize, Piece)> + '_ {
+        for _ in 0..SETTLING {
+            if !self.listen() {
+                break;
+            }
+        }
+        self.look_around();
+        let members = self.members.iter().enumerate();
+        members.flat_map(|(n, member)| member.missing.iter().map(move |piece| (n, piece)))
     }
 
     /// Whether shared memory is missing, whose marks ([`Self::poison`]) children do not inherit.

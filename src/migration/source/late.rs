@@ -2,16 +2,21 @@
 //! handover. The original ends only then.
 
 use super::{Abort, Attempt, Compression, MoveError, ReadPages};
-use crate::image::mm::PAGE;
+use crate::failure::Failure;
+use crate::image::{Pid, mm::PAGE};
+use crate::migration::points::shelf::{self, Original, Shelf};
+use crate::migration::points::taking::Taking;
 use crate::migration::postcopy::serving::Serving;
 use crate::ops::Event;
 use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 impl Attempt<'_> {
     /// Serves pages while `work` hands the target over.
     pub(super) fn with_pages(
         &mut self,
         pages: Box<dyn ReadPages + Send>,
+        shelf: Option<(Shelf, Duration)>,
         work: impl FnOnce(&mut Self) -> Result<(), MoveError>,
     ) -> Result<(), MoveError> {
         let again = self.wishes.again.ok_or(MoveError::Worker)?;
@@ -22,15 +27,39 @@ impl Attempt<'_> {
         };
         let serving = Serving::new(self.id, level)?;
         self.serving = Some(serving.clone());
+        let taking = shelf.as_ref().map(|(_, every)| Taking::new(self.id, *every, level)).transpose()?;
+        self.taking.clone_from(&taking);
         self.journal.set_pages_owed(true);
         let done = std::thread::scope(|scope| {
             scope.spawn(|| serving.run(again, &*pages));
+            if let (Some(taking), Some((shelf, _))) = (&taking, shelf) {
+                scope.spawn(|| taking.run(again, shelf));
+            }
             let done = work(self);
             serving.stop();
+            taking.iter().for_each(|taking| drop(taking.stop()));
             done
         });
-        self.serving = None;
+        (self.serving, self.taking) = (None, None);
+        if !matches!(done, Err(MoveError::InDoubt { .. })) {
+            self.forget_points();
+        }
         done
+    }
+
+    /// Where states of the target are kept that come back, if that is wanted.
+    pub(super) fn shelf(&self, owners: Vec<Pid>) -> Result<Option<(Shelf, Duration)>, MoveError> {
+        let Some(every) = self.wishes.recoverable else { return Ok(None) };
+        let original = Original::of(&owners).map_err(|e| Failure::of("the original cannot be named", &e))?;
+        let shelf = Shelf::make(&shelf::directory(self.wishes.journals, self.id), &original);
+        Ok(Some((shelf.map_err(|source| MoveError::Shelf { source })?, every)))
+    }
+
+    /// Nobody will resume any.
+    fn forget_points(&mut self) {
+        if self.wishes.recoverable.is_some() {
+            shelf::remove(&shelf::directory(self.wishes.journals, self.id));
+        }
     }
 
     /// Waits until the destination has every page; nothing where it has them anyway.
@@ -44,10 +73,26 @@ impl Attempt<'_> {
                 self.events.event(Event::Progress { phase: "missing pages", done, total });
             }
         };
-        let served = serving.wait(&|| interrupted.is_triggered(), &progress)?;
+        self.taking.iter().for_each(Taking::begin);
+        let silent = Cell::new(None);
+        let given_up = || interrupted.is_triggered() || self.is_to_be_fenced(&silent);
+        let served = serving.wait(&given_up, &progress)?;
         self.journal.set_pages_owed(false);
-        self.report.drained(served);
+        let cost = self.taking.as_ref().map(Taking::stop);
+        self.report.drained(served, cost);
         Ok(())
+    }
+
+    /// There has been no link for so long that the destination's host is to be switched off, and a state of the target is here
+    /// to go on from: the guardian does that. `silent`: since when there is none, and when that was last looked at.
+    fn is_to_be_fenced(&self, silent: &Cell<Option<(Instant, Instant)>>) -> bool {
+        let (Some(fence), Some(_)) = (self.wishes.fence, self.wishes.recoverable) else { return false };
+        let now = Instant::now();
+        // Not looked at while there was a link.
+        let since =
+            silent.get().filter(|(_, looked)| now - *looked < Duration::from_secs(1)).map_or(now, |(since, _)| since);
+        silent.set(Some((since, now)));
+        now - since >= fence.after
     }
 
     /// Only the destination knows what becomes of it.

@@ -217,6 +217,7 @@ fn policy(options: &DumpOptions) -> Policy {
     Policy {
         tcp: options.state.tcp,
         external_unix: options.state.external_unix.unwrap_or_default(),
+        lacks_memory: false,
         allow_external_stdio: !matches!(options.state.stdio, Stdio::Auto | Stdio::Refuse),
     }
 }

@@ -11,19 +11,24 @@ use std::fs;
 use std::process::{Child, Stdio};
 
 /// A target that is being moved to an agent of this test, and runs there already; little of its memory does.
-struct Moving {
-    run: Run<'static>,
-    agent: Agent,
-    mover: Child,
-    original: i32,
-    root: i32,
+pub(super) struct Moving {
+    pub run: Run<'static>,
+    pub agent: Agent,
+    pub mover: Child,
+    pub original: i32,
+    pub root: i32,
 }
 
 impl Moving {
     fn begin(agent: &[(&str, &str)]) -> Self {
+        Self::begin_of(&TARGET, agent, &[])
+    }
+
+    /// With another target, and more options.
+    pub fn begin_of(target: &'static Scenario, agent: &[(&str, &str)], options: &[&str]) -> Self {
         adopt_orphans();
-        let fixture = compiled(TARGET.fixture).expect("gcc is there");
-        let run = Run::start(&TARGET, &fixture);
+        let fixture = compiled(target.fixture).expect("gcc is there");
+        let run = Run::start(target, &fixture);
         run.ready().expect("it sets up");
         std::thread::sleep(std::time::Duration::from_millis(20));
         let listen = format!("unix:{}", run.path("agent.sock").display());
@@ -33,6 +38,7 @@ impl Moving {
         let errors = out.try_clone().expect("descriptors are left");
         let mut command = on_host(&run.path("source"));
         command.args(["move", &original.to_string(), &agent.address, "--json", "--mode", "post-copy", "--pids", "new"]);
+        command.args(options);
         let mover =
             command.env("MIGRATE_FAULT", "pager-behind").stdin(Stdio::null()).stdout(out).stderr(errors).spawn();
         let mut moving = Self { run, agent, mover: mover.expect("it is there"), original, root: 0 };
@@ -42,16 +48,33 @@ impl Moving {
             said.contains("\"switched\"").then_some(())
         });
         let copies = || super::marked(moving.run.dir.path()).into_iter().filter(|pid| *pid != original);
-        moving.root = until("there is no copy", || copies().find(|pid| is_fixture(*pid)));
+        moving.root = until("there is no copy", || copies().find(|pid| is_fixture(*pid, target)));
         moving
     }
 
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         self.run.text("moved").unwrap_or_default()
     }
 
+    /// Processes of ours on either host: what outlives a command, too.
+    fn helpers(&self) -> Vec<i32> {
+        ["places", "source"].iter().flat_map(|host| self.helpers_on(host)).collect()
+    }
+
+    /// On one of them.
+    pub fn helpers_on(&self, host: &str) -> Vec<i32> {
+        let places = format!("MIGRATE_PLACES={}", self.run.path(host).display());
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_ours = |pid: &i32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|word| word == places.as_bytes())
+        };
+        pids.filter(is_ours).collect()
+    }
+
     /// Session processes of the agent.
-    fn sessions(&self) -> BTreeSet<i32> {
+    pub fn sessions(&self) -> BTreeSet<i32> {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let parent = |pid: &i32| -> Option<u32> {
@@ -62,15 +85,15 @@ impl Moving {
     }
 }
 
-fn is_fixture(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == TARGET.fixture)
+fn is_fixture(pid: i32, target: &Scenario) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == target.fixture)
 }
 
 impl Drop for Moving {
     fn drop(&mut self) {
         let _ = self.mover.kill();
         let _ = self.mover.wait();
-        for pid in [self.root, self.original] {
+        for pid in [self.root, self.original].into_iter().chain(self.helpers()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         self.run.reap();

@@ -9,6 +9,7 @@ mod frozen;
 mod harness;
 mod late_lost;
 mod late_moves;
+mod late_recovered;
 mod mutation;
 mod other_clocks;
 mod other_kernel;

@@ -1,0 +1,206 @@
+//! `--recoverable`: the destination dies with memory still missing, and the newest state that has come back is resumed.
+
+use super::harness::Scenario;
+use super::late_lost::{root, state, until};
+use super::late_moves::Moving;
+use crate::moves::on_host;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::process::Output;
+use std::time::{Duration, SystemTime};
+
+/// Writes, moves and gives back pages all the time, and counts.
+const COUNTER: Scenario =
+    Scenario { fixture: "recovered", case: "counts", ignore: &[], allow: "", busy: true, timed: false };
+/// A machine under load is late.
+const LATE_MS: u64 = 8000;
+
+impl Moving {
+    /// The last point that is complete.
+    fn last_point(&self) -> Option<u64> {
+        let moves = fs::read_dir(self.run.path("source").join("state/moves")).ok()?.flatten();
+        let points = moves.filter(|entry| entry.file_name().to_string_lossy().ends_with(".points"));
+        let files = points.flat_map(|entry| fs::read_dir(entry.path()).into_iter().flatten().flatten());
+        let names = files.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names
+            .filter(|name| name.ends_with(".whole") || name.ends_with(".after"))
+            .filter_map(|n| n[..8].parse().ok())
+            .max()
+    }
+
+    /// As a host that loses its power: nobody there has the time to do anything.
+    fn destination_dies(&self) {
+        let all: Vec<i32> = self.helpers_on("places").into_iter().chain([self.root]).collect();
+        assert!(all.len() >= 5, "an agent, two sessions at least, the pager, its guard and the copy: {all:?}");
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in &all {
+                let _ = kill(Pid::from_raw(*pid), signal);
+            }
+        }
+        until("the copy does not end", || {
+            self.run.reap();
+            matches!(state(self.root), None | Some('Z')).then_some(())
+        });
+    }
+
+    /// A person ends the program of the move; it says that it does not know.
+    fn mover_ends(&mut self) {
+        kill(Pid::from_raw(self.mover.id() as i32), Signal::SIGTERM).expect("it is ours");
+        let status = self.mover.wait().expect("it is ours");
+        assert_eq!(status.code(), Some(4), "{}", self.said());
+    }
+
+    fn session(&self) -> serde_json::Value {
+        let output = on_host(&self.run.path("source")).args(["status", "--json"]).output().expect("it is there");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        result.map(|result| result["sessions"][0].clone()).unwrap_or_else(|| panic!("no result: {said}"))
+    }
+
+    fn resolve(&self, options: &[&str]) -> Output {
+        let session = self.session();
+        let id = session["session"].as_str().expect("it has a session");
+        on_host(&self.run.path("source")).args(["resolve", id]).args(options).output().expect("it is there")
+    }
+
+    /// What was counted: numbers, and when (milliseconds since the epoch).
+    fn counted(&self) -> Vec<(u64, u64)> {
+        let text = self.run.text("count").unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter_map(|(n, at)| Some((n.parse().ok()?, at.parse().ok()?)))
+            .collect()
+    }
+
+    /// The one copy that runs goes on after one of the numbers that were counted by `died`; which.
+    fn goes_on_from(&self, died: usize) -> (u64, u64) {
+        let next = until("nobody goes on", || self.counted().get(died + 3).map(|_| self.counted()[died].0));
+        let before = self.counted();
+        *before[..died]
+            .iter()
+            .rev()
+            .find(|(n, _)| *n + 1 == next)
+            .unwrap_or_else(|| panic!("{next} comes from nowhere"))
+    }
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970").as_millis() as u64
+}
+
+#[test]
+fn a_destination_that_dies_leaves_a_recent_state_to_be_resumed() {
+    if !root() {
+        return;
+    }
+    let mut moving = Moving::begin_of(&COUNTER, &[], &["--recoverable=300ms"]);
+    until("no states come back", || moving.last_point().filter(|n| *n >= 4));
+    let session = moving.session();
+    assert!(session["recoverable_age_ms"].as_u64().is_some_and(|age| age < LATE_MS), "{session}");
+    moving.destination_dies();
+    let (died, died_at) = (moving.counted().len(), now_ms());
+    moving.mover_ends();
+    let asked = moving.resolve(&["--run"]);
+    assert_eq!(asked.status.code(), Some(2), "{}", text(&asked));
+    assert!(text(&asked).contains("as it was") && text(&asked).contains("s ago"), "{}", text(&asked));
+    assert_eq!(state(moving.original), Some('T'));
+    assert_eq!(moving.counted().len(), died, "somebody counts while it is in doubt");
+    let resolved = moving.resolve(&["--run", "--yes"]);
+    assert!(resolved.status.success(), "{}", text(&resolved));
+    assert!(text(&resolved).contains("changes of files since then are lost"), "{}", text(&resolved));
+    let (_, at) = moving.goes_on_from(died);
+    assert!(died_at - at < 300 + LATE_MS, "it is {} ms old", died_at - at);
+    moving.run.verify().expect("its memory is of one piece");
+    until("the original has not ended", || {
+        moving.run.reap();
+        matches!(state(moving.original), None | Some('Z')).then_some(())
+    });
+    assert_eq!(moving.last_point(), None, "states were left behind");
+    assert!(moving.session().is_null(), "{}", moving.session());
+}
+
+#[test]
+fn without_a_complete_state_the_original_goes_on_as_it_was_when_it_moved() {
+    if !root() {
+        return;
+    }
+    let mut moving = Moving::begin_of(&COUNTER, &[("MIGRATE_FAULT", "destination-point")], &["--recoverable=300ms"]);
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(moving.last_point(), None);
+    moving.destination_dies();
+    let died = moving.counted().len();
+    moving.mover_ends();
+    let resolved = moving.resolve(&["--run", "--yes"]);
+    assert!(resolved.status.success(), "{}", text(&resolved));
+    assert!(text(&resolved).contains("no later state of the target is complete"), "{}", text(&resolved));
+    moving.goes_on_from(died);
+    assert!(matches!(state(moving.original), Some('R' | 'S')), "the original does not run");
+    moving.run.verify().expect("its memory is as it was");
+}
+
+#[test]
+fn a_destination_that_is_fenced_leaves_a_recent_state_that_goes_on_by_itself() {
+    if !root() {
+        return;
+    }
+    let off = tempfile::NamedTempFile::new().expect("there is a directory for temporary files").into_temp_path();
+    let fence = format!("test ! -e {}", off.display());
+    let options = ["--recoverable=300ms", "--peer-timeout", "1s", "--fence-cmd", &fence];
+    let mut moving = Moving::begin_of(&COUNTER, &[], &options);
+    until("no states come back", || moving.last_point().filter(|n| *n >= 2));
+    moving.destination_dies();
+    let died = moving.counted().len();
+    let status = moving.mover.wait().expect("it is ours");
+    assert_eq!(status.code(), Some(4), "{}", moving.said());
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(moving.counted().len(), died, "somebody counts although nobody has switched the host off");
+    assert!(moving.last_point().is_some());
+    off.close().expect("it is ours");
+    moving.goes_on_from(died);
+    moving.run.verify().expect("its memory is of one piece");
+    until("the original has not ended", || {
+        moving.run.reap();
+        matches!(state(moving.original), None | Some('Z')).then_some(())
+    });
+}
+
+#[test]
+fn a_destination_that_lives_keeps_the_target() {
+    if !root() {
+        return;
+    }
+    let mut moving = Moving::begin_of(&COUNTER, &[], &["--recoverable=300ms"]);
+    until("no states come back", || moving.last_point());
+    // The link is lost, and the copy runs on for as long as it needs nothing.
+    moving.mover.kill().expect("it is ours");
+    moving.mover.wait().expect("it is ours");
+    let refused = moving.resolve(&["--run", "--yes"]);
+    assert_eq!(refused.status.code(), Some(4), "{}", text(&refused));
+    assert!(text(&refused).contains("runs there"), "{}", text(&refused));
+    assert_eq!(state(moving.original), Some('T'), "the original runs although it was handed over");
+    assert!(moving.last_point().is_some(), "the states are gone");
+}
+
+#[test]
+fn states_cost_what_the_report_says_and_are_gone_in_the_end() {
+    if !root() {
+        return;
+    }
+    let mut moving = Moving::begin_of(&COUNTER, &[], &["--recoverable=100ms"]);
+    until("no states come back", || moving.last_point().filter(|n| *n >= 3));
+    moving.run.verify().expect("it has all of its memory");
+    let status = moving.mover.wait().expect("it is ours");
+    let said = moving.said();
+    assert!(status.success(), "{said}");
+    let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let points = result.map(|result| result["points"].clone()).expect("it has a result");
+    let number = |key: &str| points[key].as_u64().unwrap_or_else(|| panic!("no {key}: {said}"));
+    assert!(number("count") >= 4 && number("bytes") > 0, "{points}");
+    assert!(number("longest_us") > 0 && number("paused_us") >= number("longest_us"), "{points}");
+    assert_eq!(moving.last_point(), None, "states were left behind");
+}
