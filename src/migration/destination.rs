@@ -273,14 +273,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     luggage::sweep(around.journals);
     builder.introduce(&Introduction { session: &session, peer: control.peer(), target_pid: target.pid, dry_run });
-    let store = Store::begin(around.stores, id, target.memory_bytes, around.max_memory_bytes);
-    // Begun long before the pause: making a file costs a wait for the disk.
-    let ready = store.and_then(|store| {
-        let mut journal = Journal::begin(around.journals, Role::Destination, id, control.peer(), None)
-            .map_err(|source| MoveError::Journal { source })?;
-        journal.set_session(&session);
-        Ok((store, Keeper::new(journal)))
-    });
+    let ready = begin(&around, id, control.peer(), &session, target.memory_bytes);
     let mut attempt = match ready {
         Ok((store, keeper)) => Attempt {
             id,
@@ -313,6 +306,22 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         attempt.fail(error);
     }
     result
+}
+
+/// Where its pages go, and who decides about it.
+fn begin(
+    around: &Surroundings<'_>,
+    id: AttemptId,
+    peer: &str,
+    session: &str,
+    memory_bytes: u64,
+) -> Result<(Store, Keeper), MoveError> {
+    let store = Store::begin(around.stores, id, memory_bytes, around.max_memory_bytes)?;
+    // Begun long before the pause: making a file costs a wait for the disk.
+    let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
+        .map_err(|source| MoveError::Journal { source })?;
+    journal.set_session(session);
+    Ok((store, Keeper::new(journal)))
 }
 
 impl Attempt<'_> {
