@@ -20,7 +20,6 @@ use crate::failure::Failure;
 use crate::fault::{self, Point};
 use crate::files::record::Fate;
 use crate::image::{Bytes, MmId, Model, codec, limits};
-use crate::memory::store::ImageDir;
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
