@@ -572,6 +572,7 @@ function __fish_migrate_codes
         M0906 'peer has too many sessions' \
         M0907 'connection would not be protected' \
         M0908 'user over there may not restore this' \
+        M0909 'image of --base cannot be used' \
         M1001 'image is not complete' \
         M1002 'image is damaged' \
         M1003 'image of a newer version' \

@@ -2,7 +2,6 @@
 //! target is in the end, running. Mirror of [`super::source`].
 
 use super::bases::Bases;
-use super::earlier::Earlier;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
@@ -21,19 +20,17 @@ use crate::failure::Failure;
 use crate::fault::{self, Point};
 use crate::files::record::Fate;
 use crate::image::{Bytes, MmId, Model, codec, limits};
-use crate::memory::store::ImageDir;
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
 use luggage::Luggage;
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 mod builder;
 mod luggage;
+mod verdict;
 
 pub use builder::{Builder, Contents, Expected, Introduction, Standing};
 
@@ -206,40 +203,6 @@ impl Attempt<'_> {
         let mut bulk = bulk;
         let (spaces, model_bytes, late_bytes) = self.rounds(&mut bulk)?;
         self.prepare(&mut bulk, &spaces, model_bytes, late_bytes)
-    }
-
-    /// This side's preflight. Whether there is nothing in the way.
-    fn verdict(&mut self, memory_bytes: u64, model_bytes: u64, dry_run: bool) -> Result<bool, MoveError> {
-        let model = self.model(model_bytes)?;
-        let mut blockers = match &self.around.max_memory_bytes {
-            Some(max) if memory_bytes > *max => vec![super::too_large(memory_bytes, *max)],
-            _ => Vec::new(),
-        };
-        blockers.extend(self.judge(&model)?);
-        let (state, judged) = (self.state.clone(), self.luggage.paths());
-        blockers.extend(while_alive(&mut self.control, || self.builder.preflight(&model, &state, judged))?);
-        let may_come = blockers.is_empty();
-        let blockers = blockers.iter().map(Into::into).collect();
-        let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
-        let (shelf_pages, earlier) = (self.shelf.max() as u32, self.earlier(may_come && !dry_run)?);
-        let earlier_bytes = earlier.len() as u64;
-        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order, shelf_pages, earlier_bytes })?;
-        protocol::send_model(&mut self.control, &earlier)?;
-        if may_come {
-            self.offered = Some(self.builder.adapted(model)?);
-        }
-        Ok(may_come)
-    }
-
-    /// What an image here has; of a move that is only looked at, whether it can be opened.
-    fn earlier(&mut self, wanted: bool) -> Result<Vec<u8>, MoveError> {
-        let Some(base) = self.base.take() else { return Ok(Vec::new()) };
-        let dir = Path::new(OsStr::from_bytes(&base.0));
-        if !wanted {
-            return Ok(ImageDir::open(dir).map(|_| Vec::new())?);
-        }
-        let image = while_alive(&mut self.control, || Earlier::open(dir))?;
-        Ok(self.shelf.add_earlier(image))
     }
 
     fn model(&mut self, bytes: u64) -> Result<Model, MoveError> {

@@ -13,7 +13,6 @@ use crate::memory::PageRange;
 use crate::memory::store::{PageReader, ResolvedRun, Scratch, Source, StoreError};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 /// Of each digest so much is sent ahead.
 pub const HINT_BYTES: usize = 16;
@@ -40,7 +39,6 @@ pub struct Earlier {
     runs: Vec<ResolvedRun>,
     /// Number of the run, and of the page in it.
     places: HashMap<Hint, (u32, u32)>,
-    scratch: Mutex<Scratch>,
 }
 
 impl Earlier {
@@ -70,7 +68,7 @@ impl Earlier {
                 }
             }
         }
-        Ok(Self { reader, runs, places, scratch: Mutex::default() })
+        Ok(Self { reader, runs, places })
     }
 
     /// What is known, for the source.
@@ -82,14 +80,18 @@ impl Earlier {
     ///
     /// # Errors
     /// The image is damaged, or cannot be read any more.
-    pub fn read(&self, digest: &[u8; DIGEST_BYTES], content: &mut Vec<u8>) -> Result<bool, MoveError> {
+    pub fn read(
+        &self,
+        digest: &[u8; DIGEST_BYTES],
+        content: &mut Vec<u8>,
+        scratch: &mut Scratch,
+    ) -> Result<bool, MoveError> {
         let Some((run, page)) = self.places.get(&hint(digest)) else { return Ok(false) };
         let run = &self.runs[*run as usize];
         let page = run.cut(PageRange::new(run.range.first + u64::from(*page), 1), &self.reader);
         let from = content.len();
         content.resize(from + PAGE as usize, 0);
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        self.reader.read_into(&page, &mut content[from..], &mut scratch)?;
+        self.reader.read_into(&page, &mut content[from..], scratch)?;
         Ok(true)
     }
 }
@@ -138,7 +140,9 @@ mod tests {
 
     fn read(earlier: &Earlier, fill: u8) -> Result<Option<Vec<u8>>, MoveError> {
         let mut content = Vec::new();
-        Ok(earlier.read(blake3::hash(&page(fill)).as_bytes(), &mut content)?.then_some(content))
+        Ok(earlier
+            .read(blake3::hash(&page(fill)).as_bytes(), &mut content, &mut Scratch::default())?
+            .then_some(content))
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::bases::Bases;
 use super::destination::out_of_turn;
 use super::landing::Landing;
 use super::protocol::{self, AttemptId, FromSource};
-use super::shelf::Shelf;
+use super::shelf::{Fetching, Shelf};
 use super::store::Store;
 use super::{MoveError, send_pages};
 use crate::transport::{Channel, FrameKind, TransportError};
@@ -27,12 +27,12 @@ impl Intake<'_> {
     /// Takes what comes on a bulk channel, until the mark of the round.
     pub fn bulk(self, channel: &mut Channel, number: u32) -> Result<(), MoveError> {
         channel.during("receiving pages");
-        let (peer, patience) = (channel.peer().to_owned(), channel.patience().clone());
+        let (peer, mut fetching) = (channel.peer().to_owned(), Fetching::of(channel.patience()));
         let mut taker = self.store.taker();
         loop {
             let frame = channel.receive()?;
             match frame.kind {
-                FrameKind::PAGES => taker.take(frame.body, self, &patience)?,
+                FrameKind::PAGES => taker.take(frame.body, self, &mut fetching)?,
                 FrameKind::MARK => match send_pages::read_mark(frame.body) {
                     Some((mark, _)) if mark == number => return Ok(()),
                     Some((mark, _)) => {
@@ -52,13 +52,13 @@ impl Intake<'_> {
     /// Takes what comes on the control channel, until the end of the round.
     pub fn control(self, control: &mut Channel, id: AttemptId, number: u32) -> Result<(), MoveError> {
         control.during("receiving pages");
-        let (peer, patience) = (control.peer().to_owned(), control.patience().clone());
+        let (peer, mut fetching) = (control.peer().to_owned(), Fetching::of(control.patience()));
         let mut taker = self.store.taker();
         loop {
             let frame = control.receive()?;
             let message: FromSource = match frame.kind {
                 FrameKind::PAGES => {
-                    taker.take(frame.body, self, &patience)?;
+                    taker.take(frame.body, self, &mut fetching)?;
                     continue;
                 }
                 FrameKind::MESSAGE => protocol::decode(frame.body, &peer)?,

@@ -18,6 +18,7 @@ use super::bases::Bases;
 use super::earlier::{self, Earlier, Hint};
 use super::pages::{DIGEST_BYTES, Packer, Run, What};
 use crate::image::mm::PAGE;
+use crate::memory::store::Scratch;
 use crate::memory::{PageRange, Space, zero};
 use crate::transport::TransportError;
 use crate::transport::wait::Patience;
@@ -208,6 +209,21 @@ pub struct Shelf {
     earlier: Option<Earlier>,
 }
 
+/// What one thread needs to fetch pages.
+#[derive(Debug)]
+pub struct Fetching {
+    patience: Patience,
+    /// Neighbours in an image are unpacked together.
+    scratch: Scratch,
+}
+
+impl Fetching {
+    /// For waits that end as those on the thread's channel do.
+    pub fn of(patience: &Patience) -> Self {
+        Self { patience: patience.clone(), scratch: Scratch::default() }
+    }
+}
+
 /// A channel that brings pages, until it is dropped.
 #[derive(Debug)]
 pub struct Open<'s>(&'s Shelf);
@@ -271,7 +287,13 @@ impl Shelf {
     ///
     /// # Errors
     /// Nothing like it has come or can come; the wait was ended; whatever `each` fails with.
-    pub fn fetch(&self, run: Run, digests: &[u8], patience: &Patience, each: &mut Each<'_>) -> Result<(), MoveError> {
+    pub fn fetch(
+        &self,
+        run: Run,
+        digests: &[u8],
+        fetching: &mut Fetching,
+        each: &mut Each<'_>,
+    ) -> Result<(), MoveError> {
         let (digests, _) = digests.as_chunks::<DIGEST_BYTES>();
         let mut content = Vec::with_capacity(digests.len().min(BATCH_PAGES) * PAGE_BYTES);
         let mut first = run.range.first;
@@ -280,7 +302,7 @@ impl Shelf {
             for (page, wanted) in (first..).zip(digests) {
                 let name = |reason: &str| lie(format!("page {page} of {} is named by a digest {reason}", run.space));
                 let from = content.len();
-                self.find(wanted, patience, &mut content, &|| name("of which nothing is known"))?;
+                self.find(wanted, fetching, &mut content, &|| name("of which nothing is known"))?;
                 // Never a wrong page, whatever has happened to it here.
                 if digest(&content[from..]) != *wanted {
                     return Err(name("that what was kept under it no longer has"));
@@ -297,7 +319,7 @@ impl Shelf {
     fn find(
         &self,
         wanted: &Digest,
-        patience: &Patience,
+        Fetching { patience, scratch }: &mut Fetching,
         content: &mut Vec<u8>,
         unknown: &dyn Fn() -> MoveError,
     ) -> Result<(), MoveError> {
@@ -308,7 +330,7 @@ impl Shelf {
         }
         if let Some(earlier) = &self.earlier {
             drop(kept);
-            if earlier.read(wanted, content)? {
+            if earlier.read(wanted, content, scratch)? {
                 return Ok(());
             }
             kept = self.lock();

@@ -7,13 +7,13 @@ use super::intake::Intake;
 use super::landing::{Landing, Left};
 use super::pages::{self, Run, What};
 use super::protocol::{AttemptId, SpaceName};
+use super::shelf::Fetching;
 use crate::image::{MmId, Model, mm::PAGE};
 use crate::memory::Space;
 use crate::memory::store::{
     Compression, Draft, ImageDir, ImageWriter, Lane, Mark, PageOptions, PageReader, PageWriter, Scratch, Source,
     SpaceInfo, StoreError, free_bytes,
 };
-use crate::transport::wait::Patience;
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, DirEntry, File};
@@ -221,7 +221,7 @@ pub struct Taker<'a> {
 
 impl Taker<'_> {
     /// Takes what a frame says: what can land lands, the rest is stored.
-    pub(super) fn take(&mut self, frame: &[u8], into: Intake<'_>, patience: &Patience) -> Result<(), MoveError> {
+    pub(super) fn take(&mut self, frame: &[u8], into: Intake<'_>, fetching: &mut Fetching) -> Result<(), MoveError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut result = Ok(());
         pages::unpack(frame, &mut buffer, &mut |run, content| {
@@ -230,7 +230,7 @@ impl Taker<'_> {
             }
             let mut take = |run, content: &[u8]| self.take_content(run, content, into);
             result = match run.what {
-                What::Named => into.shelf.fetch(run, content, patience, &mut take),
+                What::Named => into.shelf.fetch(run, content, fetching, &mut take),
                 _ => take(run, content),
             };
         })

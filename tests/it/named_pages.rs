@@ -18,10 +18,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Twins {
     dir: tempfile::TempDir,
     child: Child,
+    processes: u64,
 }
 
 impl Twins {
-    fn start(mib: u32) -> Self {
+    fn start(mib: u32, processes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/twins.c");
         let program = dir.path().join("twins");
@@ -31,12 +32,13 @@ impl Twins {
         let child = Command::new("setsid")
             .args(["bash", "-c", "for n in {3..255}; do eval \"exec $n>&-\"; done 2> /dev/null; exec \"$@\"", "-"])
             .args([program.as_os_str(), mib.to_string().as_ref(), dir.path().join("told").as_os_str()])
+            .arg(processes.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let twins = Self { dir, child };
+        let twins = Self { dir, child, processes };
         twins.passes(1);
         twins
     }
@@ -51,14 +53,17 @@ impl Twins {
         read.map_or(0, |()| u64::from_ne_bytes(bytes))
     }
 
-    /// It goes on, looks at all of its pages so many times, and finds none that is wrong.
+    /// Each of its processes goes on, looks at all of its pages so many times, and finds none that is wrong.
     fn passes(&self, times: u64) {
-        let (before, until) = (self.number(0), Instant::now() + LIMIT);
-        while self.number(0) < before + times {
-            assert!(Instant::now() < until, "it does not go on after pass {before}");
-            std::thread::sleep(Duration::from_millis(10));
+        let until = Instant::now() + LIMIT;
+        let before: Vec<u64> = (0..self.processes).map(|n| self.number(2 * n)).collect();
+        for (n, before) in (0..).zip(before) {
+            while self.number(2 * n) < before + times {
+                assert!(Instant::now() < until, "process {n} does not go on after pass {before}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
-        assert_eq!(self.number(1), 0, "wrong pages");
+        (0..self.processes).for_each(|n| assert_eq!(self.number(2 * n + 1), 0, "wrong pages of process {n}"));
     }
 
     fn processes(&self) -> Vec<i32> {
@@ -142,7 +147,7 @@ fn over_a_slow_link(options: &[&str]) -> Option<(serde_json::Value, u64)> {
     if !can_move() {
         return None;
     }
-    let (twins, dir) = (Twins::start(64), tempfile::tempdir().unwrap());
+    let (twins, dir) = (Twins::start(64, 1), tempfile::tempdir().unwrap());
     Some(move_it(&twins, dir.path(), options))
 }
 
@@ -154,7 +159,7 @@ fn move_it(twins: &Twins, dir: &Path, options: &[&str]) -> (serde_json::Value, u
     let words = ["move", &pid, &link.address, "--files", "skip", "--json"];
     let output = run(on_host(&dir.join("a")), &[&words, options].concat());
     assert!(output.status.success(), "{}", text(&output));
-    assert_eq!(twins.processes().len(), 1, "the original has ended, one copy runs");
+    assert_eq!(twins.processes().len() as u64, twins.processes, "the original has ended, one copy runs");
     twins.passes(2);
     (result(&output), link.carried.load(Ordering::SeqCst))
 }
@@ -164,6 +169,17 @@ const MEMORY: u64 = 64 << 20;
 #[test]
 fn what_occurs_eight_times_travels_about_once() {
     let Some((result, carried)) = over_a_slow_link(&["--mode", "pre-copy"]) else { return };
+    assert!(result["named_pages"].as_u64().unwrap() > 8 * 1024, "{result}");
+    assert!(carried < MEMORY * 3 / 4, "{carried} bytes: {result}");
+}
+
+#[test]
+fn what_another_process_has_sent_is_named() {
+    if !can_move() {
+        return;
+    }
+    let (twins, dir) = (Twins::start(16, 4), tempfile::tempdir().unwrap());
+    let (result, carried) = move_it(&twins, dir.path(), &["--mode", "pre-copy"]);
     assert!(result["named_pages"].as_u64().unwrap() > 8 * 1024, "{result}");
     assert!(carried < MEMORY * 3 / 4, "{carried} bytes: {result}");
 }
@@ -188,7 +204,7 @@ fn what_an_image_there_has_does_not_travel() {
     if !can_move() {
         return;
     }
-    let (twins, dir) = (Twins::start(64), tempfile::tempdir().unwrap());
+    let (twins, dir) = (Twins::start(64, 1), tempfile::tempdir().unwrap());
     let (pid, image) = (twins.child.id().to_string(), dir.path().join("image"));
     let image = image.to_str().unwrap();
     let dumped = run(on_host(&dir.path().join("a")), &["dump", &pid, "-D", image, "--leave-running"]);
@@ -205,7 +221,7 @@ fn an_image_that_is_not_there_is_said_before_anything_stops() {
     if !can_move() {
         return;
     }
-    let (twins, dir) = (Twins::start(1), tempfile::tempdir().unwrap());
+    let (twins, dir) = (Twins::start(1, 1), tempfile::tempdir().unwrap());
     let socket = dir.path().join("agent");
     let agent = Agent::start(&dir.path().join("b"), &format!("unix:{}", socket.display()));
     let pid = twins.child.id().to_string();
@@ -213,7 +229,8 @@ fn an_image_that_is_not_there_is_said_before_anything_stops() {
         let missing = dir.path().join("missing").display().to_string();
         let words = [&["move", &pid, &agent.address, "--files", "skip", "--base", &missing], words].concat();
         let output = run(on_host(&dir.path().join("a")), &words);
-        assert!(!output.status.success() && text(&output).contains(&missing), "{}", text(&output));
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+        assert!(text(&output).contains(&format!("M0909  {missing}")), "{}", text(&output));
         twins.passes(1);
         assert_eq!(twins.processes(), [twins.child.id() as i32]);
     }

@@ -139,6 +139,11 @@ table! { PEER:
         why: "Programs of other users, and kept process ids, need root at the destination.",
         remedy: "--remote 'sudo -n migrate', or root@HOST",
         kernel: "all";
+    BASE = 909, "image of --base cannot be used",
+        object: "the directory over there",
+        why: "Pages that it has would be named, not sent: it has to be there, complete and undamaged.",
+        remedy: "migrate verify DIR over there; without --base all pages are sent",
+        kernel: "all";
 }
 
 table! { SUPERVISOR:

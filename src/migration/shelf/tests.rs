@@ -26,7 +26,7 @@ fn named(pages: &[Vec<u8>]) -> (Run, Vec<u8>) {
 fn fetch(shelf: &Shelf, pages: &[Vec<u8>], patience: &Patience) -> Result<Vec<u8>, MoveError> {
     let (run, digests) = named(pages);
     let mut came = Vec::new();
-    shelf.fetch(run, &digests, patience, &mut |piece, content| {
+    shelf.fetch(run, &digests, &mut Fetching::of(patience), &mut |piece, content| {
         assert_eq!((piece.what, piece.range.bytes() as usize), (What::Data, content.len()));
         came.extend_from_slice(content);
         Ok(())
@@ -76,7 +76,7 @@ impl Pair {
         unpack(frame, &mut Vec::new(), &mut |run, content| {
             kinds.extend((0..run.range.count).map(|_| run.what));
             match run.what {
-                What::Named => self.shelf.fetch(run, content, patience, &mut place).unwrap(),
+                What::Named => self.shelf.fetch(run, content, &mut Fetching::of(patience), &mut place).unwrap(),
                 _ => place(run, content).unwrap(),
             }
         })

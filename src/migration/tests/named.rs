@@ -39,6 +39,16 @@ fn nothing_is_named_without_compression() {
     assert_eq!(play.source.unwrap().unsent.named, 0);
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn a_link_that_is_cut_between_names_never_doubles_or_loses(after in 8_000i64..200_000, streams in 0u16..3) {
+        let target = FakeTarget::new(600, 20, Fault::None);
+        play(target, (Fault::None, Ahead::FitsInPart), streams, Some((true, after)), |wishes| wishes.bandwidth = SLOW).check();
+    }
+}
+
 /// What a destination says to a source that sends these frames in its first round. It has never run anything.
 fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
     let (mut client, server) = links(0, None);
