@@ -142,7 +142,7 @@ pub enum MoveError {
     },
     /// States of the target cannot be kept.
     #[error("Cannot keep a point of the target")]
-    Shelf {
+    Kept {
         /// Why.
         source: io::Error,
     },

@@ -358,8 +358,8 @@ impl Attempt<'_> {
         if last.later.is_empty() {
             return self.hand_over(target, &last, pause);
         }
-        let shelf = self.shelf(&target.owners(), &last.later)?;
-        self.with_pages(target.later_pages()?, shelf, |attempt| attempt.hand_over(target, &last, pause))
+        let kept = self.kept(&target.owners(), &last.later)?;
+        self.with_pages(target.later_pages()?, kept, |attempt| attempt.hand_over(target, &last, pause))
     }
 
     /// The last pages, and the target with them.

@@ -22,7 +22,7 @@ use crate::companion::lock_guard::Hand;
 use crate::companion::{Started, detach, parcel, spawn};
 use crate::migration::heir::{self, Original};
 use crate::migration::journal::{self, Line, Step};
-use crate::migration::points::shelf;
+use crate::migration::points::kept;
 use crate::migration::protocol::AttemptId;
 use crate::migration::source::{Again, Fence};
 use crate::sys::fd;
@@ -179,7 +179,7 @@ fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
     let newest = Mutex::new(None);
     let mut found = |line: &Line| -> Box<dyn Original + '_> {
         let held = line.held.clone().filter(|_| line.is_of_this_boot());
-        Box::new(Whole { held, taken, points: shelf::directory(&charge.journals, line.attempt), newest: &newest })
+        Box::new(Whole { held, taken, points: kept::directory(&charge.journals, line.attempt), newest: &newest })
     };
     let command = charge
         .fence
@@ -232,8 +232,8 @@ impl Original for Whole<'_> {
             tracing::warn!(pid, "the target goes on from its newest state");
             return Ok(());
         }
-        if shelf::newest(&self.points).is_none() {
-            shelf::remove(&self.points);
+        if kept::newest(&self.points).is_none() {
+            kept::remove(&self.points);
         }
         if let Some(Err(error)) = self.taken.network.as_ref().map(Hand::give_back) {
             tracing::error!(%error, "the target goes on without its connections or addresses");
@@ -246,7 +246,7 @@ impl Original for Whole<'_> {
             tracing::debug!(%error, "the guard of the network has ended before");
         }
         self.held.iter().for_each(Held::kill);
-        shelf::remove(&self.points);
+        kept::remove(&self.points);
         sysv::remove_left(&self.taken.segments);
     }
 }

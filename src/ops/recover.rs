@@ -18,7 +18,7 @@ use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::journal::Line;
 use crate::migration::pages::{Run, What};
 use crate::migration::points::Place;
-use crate::migration::points::shelf::{self, Newest};
+use crate::migration::points::kept::{self, Newest};
 use crate::restore::{self, preflight};
 use crate::trace::pages::TargetPages;
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ impl Recovery {
     /// It is damaged; memory that only the original had is gone; something is in the way of restoring it here. Nothing has
     /// changed.
     pub fn prepare(journals: &Path, line: &Line) -> Result<Option<Self>> {
-        let dir = shelf::directory(journals, line.attempt);
+        let dir = kept::directory(journals, line.attempt);
         let failed = |e: &(dyn std::error::Error + 'static)| {
             Failure::of("the newest state of the target cannot be resumed", e)
                 .hint(format!("without {} the original goes on as it was when it moved", dir.display()))

@@ -10,7 +10,7 @@ use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::handover::source::Phase;
 use crate::migration::handover::{Choice, Reply, Request};
 use crate::migration::journal::{Line, Role, Step};
-use crate::migration::points::shelf;
+use crate::migration::points::kept;
 use crate::migration::resolve;
 use std::cell::RefCell;
 use std::io;
@@ -40,7 +40,7 @@ pub fn run(options: &ResolveOptions) -> Result<Resolved> {
     let line = only(&options.session, lines)?;
     if !options.yes {
         let mut hint = risk(&line, options.choice);
-        let newest = shelf::newest(&shelf::directory(&journals, line.attempt));
+        let newest = kept::newest(&kept::directory(&journals, line.attempt));
         if let (Role::Source, Choice::Run, Some(taken)) = (line.role, options.choice, newest) {
             hint = format!("{hint}; {}", super::recover::loss(taken));
         }
@@ -128,7 +128,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
     let phase = resolve::source(journals, run, line, (said, choice), instead);
     let pid = resumed.take().transpose()?;
     let phase = phase.map_err(|error| undecided(line, &error))?;
-    shelf::remove(&shelf::directory(journals, line.attempt));
+    kept::remove(&kept::directory(journals, line.attempt));
     if line.step != Step::Committing && phase == Phase::Stays && ask(line, Request::Abort).is_none() {
         warnings.push(format!("{} was not told: it may hold a copy, which waits there", line.peer));
     }
@@ -147,7 +147,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
 
 /// The newest state of a target that has run over there, if such states came back.
 fn recovery(journals: &Path, line: &Line, warnings: &mut Vec<String>) -> Result<Option<Recovery>> {
-    if line.step != Step::Committing || !shelf::directory(journals, line.attempt).exists() {
+    if line.step != Step::Committing || !kept::directory(journals, line.attempt).exists() {
         return Ok(None);
     }
     let recovery = Recovery::prepare(journals, line)?;

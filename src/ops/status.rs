@@ -7,7 +7,7 @@ use crate::failure::{Failure, Result};
 use crate::migration::handover::{Reply, Request};
 use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::keeper::Answer;
-use crate::migration::points::shelf;
+use crate::migration::points::kept;
 use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
@@ -89,7 +89,7 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
             _ => {}
         }
         let recoverable =
-            (line.step == Step::Committing).then(|| shelf::newest(&shelf::directory(&journals, line.attempt)));
+            (line.step == Step::Committing).then(|| kept::newest(&kept::directory(&journals, line.attempt)));
         Entry { line, owner, busy, recoverable: recoverable.flatten(), said }
     };
     Ok(lines.into_iter().map(entry).collect())

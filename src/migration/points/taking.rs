@@ -1,6 +1,6 @@
 //! The source's end: asks for a point every so often, and keeps the newest complete one.
 
-use super::shelf::{Shelf, Writing};
+use super::kept::{Kept, Writing};
 use super::{CHANGED_MAX, decode};
 use crate::image::codec;
 use crate::image::mm::PAGE;
@@ -74,12 +74,12 @@ impl Taking {
     }
 
     /// Takes points until it is stopped, over links that `again` makes.
-    pub fn run(&self, again: Again<'_>, mut shelf: Shelf) {
+    pub fn run(&self, again: Again<'_>, mut kept: Kept) {
         drop(self.state.1.wait_while(self.state(), |state| !state.begun && !state.stopped));
         let mut link = None;
         while !self.state().stopped {
             let began = Instant::now();
-            if let Err(error) = self.one(again, &mut link, &mut shelf) {
+            if let Err(error) = self.one(again, &mut link, &mut kept) {
                 let mut state = self.state();
                 if state.stopped {
                     return;
@@ -106,7 +106,7 @@ impl Taking {
         Ok(link)
     }
 
-    fn one(&self, again: Again<'_>, link: &mut Option<Link>, shelf: &mut Shelf) -> Result<(), MoveError> {
+    fn one(&self, again: Again<'_>, link: &mut Option<Link>, kept: &mut Kept) -> Result<(), MoveError> {
         // Until a whole one has come over this link those that are there cannot be gone on from.
         let new = link.is_none();
         let link = match link {
@@ -115,14 +115,14 @@ impl Taking {
         };
         let control = &mut link.control;
         let (asked, before) = (SystemTime::now(), control.bytes_received());
-        let wanted = FromSource::Point { attempt: self.attempt, whole: new || shelf.is_long() };
+        let wanted = FromSource::Point { attempt: self.attempt, whole: new || kept.is_long() };
         protocol::send(control, &wanted)?;
-        let mut writing = shelf.begin(asked).map_err(failed)?;
-        let Some((whole, pause)) = self.receive(control, shelf, &mut writing)? else { return Ok(()) };
+        let mut writing = kept.begin(asked).map_err(failed)?;
+        let Some((whole, pause)) = self.receive(control, kept, &mut writing)? else { return Ok(()) };
         if new && !whole {
             return Err(MoveError::Point { reason: "it needs points that were sent over another link".into() });
         }
-        shelf.put(writing, whole).map_err(failed)?;
+        kept.put(writing, whole).map_err(failed)?;
         let mut state = self.state();
         let cost = &mut state.cost;
         cost.points += 1;
@@ -137,7 +137,7 @@ impl Taking {
     fn receive(
         &self,
         control: &mut Channel,
-        shelf: &Shelf,
+        kept: &Kept,
         writing: &mut Writing,
     ) -> Result<Option<(bool, Duration)>, MoveError> {
         let peer = control.peer().to_owned();
@@ -182,7 +182,7 @@ impl Taking {
         let sound = codec::decode(&model).map_err(|error| MoveError::Model { reason: error.to_string() })?;
         crate::migration::check_model(&sound)?;
         let rows = decode(&index).ok_or_else(|| MoveError::Point { reason: "it has no index".into() })?;
-        if !shelf.original().has(&rows) {
+        if !kept.original().has(&rows) {
             return Err(MoveError::Point { reason: "it names memory that the original does not have".into() });
         }
         writing.end(&model, &index).map_err(failed)?;
@@ -191,7 +191,7 @@ impl Taking {
 }
 
 fn failed(source: std::io::Error) -> MoveError {
-    MoveError::Shelf { source }
+    MoveError::Kept { source }
 }
 
 fn with_causes(error: &MoveError) -> String {

@@ -4,7 +4,7 @@
 use super::{Abort, Attempt, Compression, MoveError, ReadPages};
 use crate::failure::Failure;
 use crate::image::{Pid, mm::PAGE};
-use crate::migration::points::shelf::{self, Original, Shelf};
+use crate::migration::points::kept::{self, Kept, Original};
 use crate::migration::points::taking::Taking;
 use crate::migration::postcopy::{Later, serving::Serving};
 use crate::ops::Event;
@@ -16,7 +16,7 @@ impl Attempt<'_> {
     pub(super) fn with_pages(
         &mut self,
         pages: Box<dyn ReadPages + Send>,
-        shelf: Option<(Shelf, Duration)>,
+        kept: Option<(Kept, Duration)>,
         work: impl FnOnce(&mut Self) -> Result<(), MoveError>,
     ) -> Result<(), MoveError> {
         let again = self.wishes.again.ok_or(MoveError::Worker)?;
@@ -27,13 +27,13 @@ impl Attempt<'_> {
         };
         let serving = Serving::new(self.id, level)?;
         self.serving = Some(serving.clone());
-        let taking = shelf.as_ref().map(|(_, every)| Taking::new(self.id, *every, level)).transpose()?;
+        let taking = kept.as_ref().map(|(_, every)| Taking::new(self.id, *every, level)).transpose()?;
         self.taking.clone_from(&taking);
         self.journal.set_pages_owed(true);
         let done = std::thread::scope(|scope| {
             scope.spawn(|| serving.run(again, &*pages));
-            if let (Some(taking), Some((shelf, _))) = (&taking, shelf) {
-                scope.spawn(|| taking.run(again, shelf));
+            if let (Some(taking), Some((kept, _))) = (&taking, kept) {
+                scope.spawn(|| taking.run(again, kept));
             }
             let done = work(self);
             serving.stop();
@@ -48,17 +48,17 @@ impl Attempt<'_> {
     }
 
     /// Where states of the target are kept that come back, if that is wanted.
-    pub(super) fn shelf(&self, owners: &[Pid], later: &Later) -> Result<Option<(Shelf, Duration)>, MoveError> {
+    pub(super) fn kept(&self, owners: &[Pid], later: &Later) -> Result<Option<(Kept, Duration)>, MoveError> {
         let Some(every) = self.wishes.recoverable else { return Ok(None) };
         let original = Original::of(owners, later).map_err(|e| Failure::of("the original cannot be named", &e))?;
-        let shelf = Shelf::make(&shelf::directory(self.wishes.journals, self.id), original);
-        Ok(Some((shelf.map_err(|source| MoveError::Shelf { source })?, every)))
+        let kept = Kept::make(&kept::directory(self.wishes.journals, self.id), original);
+        Ok(Some((kept.map_err(|source| MoveError::Kept { source })?, every)))
     }
 
     /// Nobody will resume any.
     fn forget_points(&mut self) {
         if self.wishes.recoverable.is_some() {
-            shelf::remove(&shelf::directory(self.wishes.journals, self.id));
+            kept::remove(&kept::directory(self.wishes.journals, self.id));
         }
     }
 

@@ -4,7 +4,7 @@ use super::harness::Scenario;
 use super::late_lost::{root, state, until};
 use super::late_moves::Moving;
 use crate::moves::on_host;
-use migrate_engine::migration::points::{Place, shelf::Newest};
+use migrate_engine::migration::points::{Place, kept::Newest};
 use migrate_engine::sys::userfaultfd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -95,7 +95,7 @@ impl Original {
     }
 }
 
-/// A point on the shelf.
+/// A point that is kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Name {
     number: u64,
@@ -138,7 +138,7 @@ pub fn newest(dir: &Path) -> Option<SystemTime> {
 
 /// Points of a move that is under way.
 #[derive(Debug)]
-pub struct Shelf {
+pub struct Kept {
     dir: PathBuf,
     original: Original,
     number: u64,
@@ -146,7 +146,7 @@ pub struct Shelf {
     bytes: (u64, u64),
 }
 
-impl Shelf {
+impl Kept {
     /// Makes one, empty.
     ///
     /// # Errors
@@ -376,5 +376,5 @@ fn read(path: &Path, each: &mut dyn FnMut(u32, &[u8]) -> io::Result<()>) -> io::
 }
 
 #[cfg(test)]
-#[path = "shelf_tests.rs"]
+#[path = "kept_tests.rs"]
 mod tests;

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 const SPACE: Space = Space::Mm(MmId(0));
 
 /// A point with these pages (number, what each of its bytes is).
-fn point(shelf: &mut Shelf, whole: bool, taken: u64, pages: &[(u64, u8)]) {
-    let mut writing = shelf.begin(SystemTime::UNIX_EPOCH + Duration::from_millis(taken)).unwrap();
+fn point(kept: &mut Kept, whole: bool, taken: u64, pages: &[(u64, u8)]) {
+    let mut writing = kept.begin(SystemTime::UNIX_EPOCH + Duration::from_millis(taken)).unwrap();
     let mut packer = Packer::new(None);
     for (page, byte) in pages {
         packer.add(SPACE, *page, &[*byte; PAGE as usize]);
@@ -19,7 +19,7 @@ fn point(shelf: &mut Shelf, whole: bool, taken: u64, pages: &[(u64, u8)]) {
     let model = codec::encode(&crate::image::tests::sample()).unwrap();
     let row = Row { space: SPACE, range: PageRange::new(1, 9), place: Place::Points(SPACE) };
     writing.end(&model, &encode(&[row])).unwrap();
-    shelf.put(writing, whole).unwrap();
+    kept.put(writing, whole).unwrap();
 }
 
 /// What the newest point has.
@@ -54,35 +54,35 @@ fn pages_are_the_original_s_only_if_they_were_not_sent_before() {
     }
 }
 
-fn shelf() -> (tempfile::TempDir, PathBuf, Shelf) {
+fn kept() -> (tempfile::TempDir, PathBuf, Kept) {
     let place = tempfile::tempdir().unwrap();
     let dir = directory(place.path(), AttemptId([7; 16]));
-    let shelf = Shelf::make(&dir, original()).unwrap();
-    (place, dir, shelf)
+    let kept = Kept::make(&dir, original()).unwrap();
+    (place, dir, kept)
 }
 
 #[test]
 fn the_newest_content_of_each_page_counts_and_a_whole_point_needs_none_before_it() {
-    let (_place, dir, mut shelf) = shelf();
+    let (_place, dir, mut kept) = kept();
     assert!(newest(&dir).is_none() && Newest::open(&dir).unwrap().is_none());
-    point(&mut shelf, true, 1000, &[(1, 10), (2, 20), (3, 0)]);
-    point(&mut shelf, false, 2000, &[(2, 21), (4, 40)]);
-    point(&mut shelf, false, 3000, &[(4, 0)]);
+    point(&mut kept, true, 1000, &[(1, 10), (2, 20), (3, 0)]);
+    point(&mut kept, false, 2000, &[(2, 21), (4, 40)]);
+    point(&mut kept, false, 3000, &[(4, 0)]);
     assert_eq!(contents(&dir), [(1, 10), (2, 21), (3, 0), (4, 0)].into());
     assert_eq!(newest(&dir), Some(SystemTime::UNIX_EPOCH + Duration::from_millis(3000)));
     assert_eq!(Newest::open(&dir).unwrap().unwrap().original, original());
-    point(&mut shelf, true, 4000, &[(1, 11)]);
+    point(&mut kept, true, 4000, &[(1, 11)]);
     assert_eq!(contents(&dir), [(1, 11)].into());
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "the original and one point");
 }
 
 #[test]
 fn a_point_that_was_not_completed_is_none_and_what_is_damaged_is_refused() {
-    let (_place, dir, mut shelf) = shelf();
-    point(&mut shelf, true, 1000, &[(1, 10)]);
-    let mut torn = shelf.begin(SystemTime::now()).unwrap();
+    let (_place, dir, mut kept) = kept();
+    point(&mut kept, true, 1000, &[(1, 10)]);
+    let mut torn = kept.begin(SystemTime::now()).unwrap();
     torn.pages(&[0; 100]).unwrap();
-    assert!(shelf.put(torn, false).is_err());
+    assert!(kept.put(torn, false).is_err());
     assert_eq!(contents(&dir), [(1, 10)].into());
     let path = names(&dir)[0].path(&dir);
     let sound = fs::read(&path).unwrap();
@@ -100,11 +100,11 @@ fn a_point_that_was_not_completed_is_none_and_what_is_damaged_is_refused() {
 
 #[test]
 fn a_long_chain_asks_for_a_whole_point() {
-    let (_place, _dir, mut shelf) = shelf();
-    point(&mut shelf, true, 1000, &[(1, 10)]);
-    assert!(!shelf.is_long());
-    shelf.bytes.1 = 2 * shelf.bytes.0 + LONG + 1;
-    assert!(shelf.is_long());
-    point(&mut shelf, true, 2000, &[(1, 10)]);
-    assert!(!shelf.is_long());
+    let (_place, _dir, mut kept) = kept();
+    point(&mut kept, true, 1000, &[(1, 10)]);
+    assert!(!kept.is_long());
+    kept.bytes.1 = 2 * kept.bytes.0 + LONG + 1;
+    assert!(kept.is_long());
+    point(&mut kept, true, 2000, &[(1, 10)]);
+    assert!(!kept.is_long());
 }
