@@ -15,8 +15,9 @@ use super::{PageRange, RangeSet};
 use crate::proc::ProcDir;
 use crate::proc::maps::Mapping;
 use crate::sys::Errno;
+use crate::sys::procmap;
 use crate::sys::userfaultfd::{self as sys, mode};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Pages of which the protection is lifted in one call.
 const PIECE: u64 = 4096;
@@ -55,15 +56,25 @@ pub fn release(fd: BorrowedFd<'_>, dir: &ProcDir, registered: &RangeSet) {
 
 /// Unregisters the larger anonymous mappings. For a descriptor that handles faults of the kernel, when no page is protected any
 /// more: a mark that is left in a page table would stay there.
+///
+/// With the room behind it: a mapping that grew in between would be split, and an mremap(2) of it fail.
 pub fn let_go(fd: BorrowedFd<'_>, dir: &ProcDir, pages: &RangeSet) {
+    let Ok(maps) = dir.open_file("maps", nix::fcntl::OFlag::O_RDONLY) else { return };
     for (mapping, inside) in mapped(dir, pages) {
         let whole = PageRange::of_bytes(mapping.start, mapping.end);
         if mapping.has_file() || mapping.shared || whole.count < SMALL || inside.ranges() != [whole] {
             continue;
         }
-        if sys::register(fd, whole.start_byte(), whole.bytes(), mode::MISSING).is_ok() {
+        let (start, end) = match procmap::with_room(maps.as_fd(), mapping.start) {
+            Ok(Some(room)) => room,
+            // It is another by now: closing the descriptor will do.
+            Ok(None) => continue,
+            // A kernel before 6.11.
+            Err(_) => (mapping.start, mapping.end),
+        };
+        if sys::register(fd, start, end - start, mode::MISSING).is_ok() {
             // Refused only if the mapping is gone.
-            let _ = sys::unregister(fd, whole.start_byte(), whole.bytes());
+            let _ = sys::unregister(fd, start, end - start);
         }
     }
 }

@@ -9,9 +9,29 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// # Errors
 /// `ENOTTY` before Linux 6.11, `ESRCH` where the process is gone.
 pub fn mapping_at(maps: BorrowedFd<'_>, address: u64) -> Result<Option<(u64, u64)>> {
+    query(maps, address, 0)
+}
+
+/// A mapping that starts at this address, with the room behind it in which it may grow: its first address, and that of the next
+/// mapping. `None`: none starts there, or none follows.
+///
+/// # Errors
+/// As for [`mapping_at`].
+pub fn with_room(maps: BorrowedFd<'_>, start: u64) -> Result<Option<(u64, u64)>> {
+    /// `PROCMAP_QUERY_COVERING_OR_NEXT_VMA`.
+    const OR_NEXT: u64 = 0x10;
+    let Some((_, end)) = query(maps, start, 0)?.filter(|found| found.0 == start) else { return Ok(None) };
+    Ok(query(maps, end, OR_NEXT)?.map(|(next, _)| (start, next)))
+}
+
+fn query(maps: BorrowedFd<'_>, address: u64, flags: u64) -> Result<Option<(u64, u64)>> {
     const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
-    let mut query =
-        ProcmapQuery { size: size_of::<ProcmapQuery>() as u64, query_addr: address, ..ProcmapQuery::default() };
+    let mut query = ProcmapQuery {
+        size: size_of::<ProcmapQuery>() as u64,
+        query_flags: flags,
+        query_addr: address,
+        ..ProcmapQuery::default()
+    };
     // SAFETY: `query` has the layout and size of struct procmap_query, and names no other memory.
     match check(unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut query) }.into()) {
         Ok(_) => Ok(Some((query.vma_start, query.vma_end))),
@@ -40,5 +60,9 @@ mod tests {
             Err(errno) => assert_eq!(errno, Errno::ENOTTY),
         }
         assert!(matches!(mapping_at(maps.as_fd(), 0), Ok(None) | Err(Errno::ENOTTY)));
+        assert!(matches!(with_room(maps.as_fd(), here), Ok(None) | Err(Errno::ENOTTY)), "none starts there");
+        let Ok(Some((start, end))) = mapping_at(maps.as_fd(), here) else { return };
+        let room = with_room(maps.as_fd(), start).unwrap();
+        assert!(room.is_none_or(|(first, next)| first == start && next >= end), "{room:x?}");
     }
 }

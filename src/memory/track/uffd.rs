@@ -155,7 +155,9 @@ impl Uffd {
         if !files.is_mapping(area) {
             return Ok(RangeSet::new());
         }
-        match sys::register(self.fd.as_fd(), area.start, area.end - area.start, mode::WP) {
+        // With the room behind it, where it may have grown by now.
+        let end = files.room_behind(area);
+        match sys::register(self.fd.as_fd(), area.start, end - area.start, mode::WP) {
             Ok(()) => {}
             Err(Errno::ENOMEM | Errno::ESRCH) => return Err(TrackError::Gone { pid }),
             // Not of a kind that can be watched, watched by somebody else, or unmapped meanwhile.
@@ -261,6 +263,12 @@ struct Files {
 }
 
 impl Files {
+    /// Where the next mapping begins.
+    fn room_behind(&self, area: &Area) -> u64 {
+        let room = procmap::with_room(self.maps.as_fd(), area.start);
+        room.ok().flatten().map_or(area.end, |(_, next)| next.max(area.end))
+    }
+
     /// Is this area still exactly one mapping? To register what has become a part of one would split it, and an mremap(2) of
     /// the target over both halves fail. True where the kernel cannot be asked (before 6.11), as it was a moment ago.
     fn is_mapping(&self, area: &Area) -> bool {
