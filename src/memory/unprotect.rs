@@ -65,13 +65,8 @@ pub fn let_go(fd: BorrowedFd<'_>, dir: &ProcDir, pages: &RangeSet) {
         if mapping.has_file() || mapping.shared || whole.count < SMALL || inside.ranges() != [whole] {
             continue;
         }
-        let (start, end) = match procmap::with_room(maps.as_fd(), mapping.start) {
-            Ok(Some(room)) => room,
-            // It is another by now: closing the descriptor will do.
-            Ok(None) => continue,
-            // A kernel before 6.11.
-            Err(_) => (mapping.start, mapping.end),
-        };
+        // Another by now: closing the descriptor will do.
+        let Some((start, end)) = procmap::room_of(maps.as_fd(), mapping.start, mapping.end) else { continue };
         if sys::register(fd, start, end - start, mode::MISSING).is_ok() {
             // Refused only if the mapping is gone.
             let _ = sys::unregister(fd, start, end - start);

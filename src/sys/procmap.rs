@@ -24,6 +24,11 @@ pub fn with_room(maps: BorrowedFd<'_>, start: u64) -> Result<Option<(u64, u64)>>
     Ok(query(maps, end, OR_NEXT)?.map(|(next, _)| (start, next)))
 }
 
+/// The same of a mapping whose end is known; as it is known where the kernel cannot be asked.
+pub fn room_of(maps: BorrowedFd<'_>, start: u64, end: u64) -> Option<(u64, u64)> {
+    with_room(maps, start).unwrap_or(Some((start, end)))
+}
+
 fn query(maps: BorrowedFd<'_>, address: u64, flags: u64) -> Result<Option<(u64, u64)>> {
     const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
     let mut query = ProcmapQuery {

@@ -14,6 +14,7 @@ use crate::memory::{PageRange, RangeSet, unprotect};
 use crate::proc::ProcDir;
 use crate::sys::Errno;
 use crate::sys::pagemap::{self, Query, category};
+use crate::sys::procmap;
 use crate::sys::userfaultfd::{self as sys, Message, mode};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -55,8 +56,12 @@ impl Ahead {
             let maps = dir.maps(&mut Vec::new())?;
             let anonymous =
                 maps.iter().filter(|m| !m.has_file() && !m.shared).map(|m| PageRange::of_bytes(m.start, m.end));
-            let takes =
-                |area: &PageRange| sys::register(uffd.as_fd(), area.start_byte(), area.bytes(), mode::WP).is_ok();
+            let file = dir.open_file("maps", OFlag::O_RDONLY)?;
+            // With the room behind it: a mapping that has grown would be split, and an mremap(2) of it fail.
+            let takes = |area: &PageRange| {
+                let room = procmap::room_of(file.as_fd(), area.start_byte(), area.end_byte());
+                room.is_some_and(|(start, end)| sys::register(uffd.as_fd(), start, end - start, mode::WP).is_ok())
+            };
             let registered: RangeSet = anonymous.filter(takes).collect();
             if !registered.is_empty() {
                 spaces.push(Early { pid, dir, pagemap, uffd: Some(uffd), registered });
