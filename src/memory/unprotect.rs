@@ -66,10 +66,10 @@ pub fn let_go(fd: BorrowedFd<'_>, dir: &ProcDir, pages: &RangeSet) {
             continue;
         }
         // Another by now: closing the descriptor will do.
-        let Some((start, end)) = procmap::room_of(maps.as_fd(), mapping.start, mapping.end) else { continue };
-        if sys::register(fd, start, end - start, mode::MISSING).is_ok() {
+        let Some(end) = procmap::room_of(maps.as_fd(), mapping.start, mapping.end) else { continue };
+        if sys::register(fd, mapping.start, end - mapping.start, mode::MISSING).is_ok() {
             // Refused only if the mapping is gone.
-            let _ = sys::unregister(fd, start, end - start);
+            let _ = sys::unregister(fd, mapping.start, end - mapping.start);
         }
     }
 }

@@ -697,21 +697,22 @@ fn an_interrupt_before_the_handover_rolls_back() {
     drop(server);
 }
 
+/// What a destination makes of what comes, with all that is its own in one directory.
+fn arrives(server: Link, builder: &mut FakeBuilder, place: &Path) -> std::result::Result<(), MoveError> {
+    let around =
+        Surroundings { journals: &place.join("journals"), run: place, stores: &[place], max_memory_bytes: None };
+    destination::run(server, builder, around)
+}
+
 #[test]
 fn messages_of_another_attempt_are_refused() {
     let (mut client, server) = links(0, None);
     let stores = tempfile::tempdir().unwrap();
-    let journals = stores.path().join("journals");
     let mut builder = FakeBuilder::default();
     let bytes = model();
     let (id, other) = (AttemptId([1; 16]), AttemptId([2; 16]));
     let error = std::thread::scope(|scope| {
-        let destination = scope.spawn(|| {
-            let places: [&Path; 1] = [stores.path()];
-            let around =
-                Surroundings { journals: &journals, run: stores.path(), stores: &places, max_memory_bytes: None };
-            destination::run(server, &mut builder, around)
-        });
+        let destination = scope.spawn(|| arrives(server, &mut builder, stores.path()));
         let target = TargetSummary { pid: 1, comm: "x".into(), tasks: 1, memory_bytes: 1 };
         let state = serde_json::json!({ "pids": "auto" });
         let offer = protocol::FromSource::Offer {

@@ -87,6 +87,12 @@ fn does_not_stop(pid: Pid) -> Error {
     Error::DoesNotStop { pid, ms: DEADLINE.as_millis() as u64, wchan: wchan(pid) }
 }
 
+/// What is to be seen of who has the number of a process.
+struct Leader {
+    lives: bool,
+    traced: bool,
+}
+
 impl<'a> Stopping<'a> {
     fn new(pid: Pid, slept: &'a HashMap<Pid, Asleep>) -> Result<Option<Self>> {
         let dir = match ProcDir::open(pid) {
@@ -248,7 +254,7 @@ impl<'a> Stopping<'a> {
             }
             // It had ended before the others.
             None if self.process.zombie => {
-                self.process.zombie = !self.leader().is_some_and(|(state, _)| !matches!(state, b'Z' | b'X'));
+                self.process.zombie = !self.leader().is_some_and(|leader| leader.lives);
                 !self.process.zombie
             }
             None => false,
@@ -262,7 +268,7 @@ impl<'a> Stopping<'a> {
     fn leader_lost(&mut self) {
         let pid = self.process.pid;
         self.running.extend(self.process.threads.drain(..).map(|thread| Tracee::attached(thread.pid())));
-        if self.leader().is_some_and(|(state, tracer)| tracer != 0 && !matches!(state, b'Z' | b'X')) {
+        if self.leader().is_some_and(|leader| leader.lives && leader.traced) {
             self.running.push(Tracee::attached(pid));
         } else {
             self.known.remove(&pid);
@@ -272,16 +278,15 @@ impl<'a> Stopping<'a> {
     /// The leader is another, whom nobody has asked: where it is a child of ours, waiting for it does not tell.
     fn forget_lost_leader(&mut self) {
         let pid = self.process.pid;
-        if self.running.iter().any(|tracee| tracee.tid() == pid) && self.leader().is_some_and(|(_, tracer)| tracer == 0)
-        {
+        if self.running.iter().any(|tracee| tracee.tid() == pid) && self.leader().is_some_and(|leader| !leader.traced) {
             self.running.retain(|tracee| tracee.tid() != pid);
             self.leader_lost();
         }
     }
 
-    /// State and tracer of the leader.
-    fn leader(&self) -> Option<(u8, i32)> {
-        self.process.dir.status(&mut Vec::new()).ok().map(|status| (status.state, status.tracer_pid))
+    fn leader(&self) -> Option<Leader> {
+        let status = self.process.dir.status(&mut Vec::new()).ok()?;
+        Some(Leader { lives: !matches!(status.state, b'Z' | b'X'), traced: status.tracer_pid != 0 })
     }
 
     /// Takes a thread that reported a stop, or lets it go on to the stop we asked for.

@@ -59,8 +59,9 @@ impl Ahead {
             let file = dir.open_file("maps", OFlag::O_RDONLY)?;
             // With the room behind it: a mapping that has grown would be split, and an mremap(2) of it fail.
             let takes = |area: &PageRange| {
-                let room = procmap::room_of(file.as_fd(), area.start_byte(), area.end_byte());
-                room.is_some_and(|(start, end)| sys::register(uffd.as_fd(), start, end - start, mode::WP).is_ok())
+                let start = area.start_byte();
+                let end = procmap::room_of(file.as_fd(), start, area.end_byte());
+                end.is_some_and(|end| sys::register(uffd.as_fd(), start, end - start, mode::WP).is_ok())
             };
             let registered: RangeSet = anonymous.filter(takes).collect();
             if !registered.is_empty() {

@@ -152,11 +152,7 @@ impl Uffd {
                 Err(errno) => return Err(scan_error(pid, errno)),
             }
         }
-        if !files.is_mapping(area) {
-            return Ok(RangeSet::new());
-        }
-        // With the room behind it, where it may have grown by now.
-        let end = files.room_behind(area);
+        let Some(end) = files.room_of(area) else { return Ok(RangeSet::new()) };
         match sys::register(self.fd.as_fd(), area.start, end - area.start, mode::WP) {
             Ok(()) => {}
             Err(Errno::ENOMEM | Errno::ESRCH) => return Err(TrackError::Gone { pid }),
@@ -263,18 +259,13 @@ struct Files {
 }
 
 impl Files {
-    /// Where the next mapping begins.
-    fn room_behind(&self, area: &Area) -> u64 {
-        let room = procmap::with_room(self.maps.as_fd(), area.start);
-        room.ok().flatten().map_or(area.end, |(_, next)| next.max(area.end))
-    }
-
-    /// Is this area still exactly one mapping? To register what has become a part of one would split it, and an mremap(2) of
-    /// the target over both halves fail. True where the kernel cannot be asked (before 6.11), as it was a moment ago.
-    fn is_mapping(&self, area: &Area) -> bool {
-        match procmap::mapping_at(self.maps.as_fd(), area.start) {
-            Ok(found) => found == Some((area.start, area.end)),
-            Err(_) => true,
+    /// Where the next mapping begins, if this area is still exactly one: to register what has become a part of one would split it,
+    /// and an mremap(2) of the target over both halves fail. It may grow in this moment, so the room behind it is registered, too.
+    /// Where the kernel cannot be asked (before 6.11) the area is as it was a moment ago.
+    fn room_of(&self, area: &Area) -> Option<u64> {
+        match procmap::with_room(self.maps.as_fd(), area.start) {
+            Ok(found) => found.filter(|(end, _)| *end == area.end).map(|(_, next)| next),
+            Err(_) => Some(area.end),
         }
     }
 }

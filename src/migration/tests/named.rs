@@ -53,16 +53,10 @@ proptest! {
 fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
     let (mut client, server) = links(0, None);
     let stores = tempfile::tempdir().unwrap();
-    let journals = stores.path().join("journals");
     let mut builder = FakeBuilder::default();
     let (attempt, bytes) = (AttemptId([1; 16]), model());
     let error = std::thread::scope(|scope| {
-        let destination = scope.spawn(|| {
-            let places: [&Path; 1] = [stores.path()];
-            let around =
-                Surroundings { journals: &journals, run: stores.path(), stores: &places, max_memory_bytes: None };
-            destination::run(server, &mut builder, around)
-        });
+        let destination = scope.spawn(|| arrives(server, &mut builder, stores.path()));
         let control = &mut client.control;
         let offer = FromSource::Offer {
             attempt,
