@@ -85,11 +85,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        for pid in self.processes() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        crate::moves::end_all(self.processes(), &mut self.child);
     }
 }
 

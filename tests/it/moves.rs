@@ -109,13 +109,18 @@ impl Counter {
     }
 }
 
+/// Ends these processes, wherever they run, and the child that the first of them was.
+pub fn end_all(processes: impl IntoIterator<Item = i32>, child: &mut Child) {
+    for pid in processes {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
 impl Drop for Counter {
     fn drop(&mut self) {
-        for pid in self.processes() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end_all(self.processes(), &mut self.child);
     }
 }
 

@@ -77,11 +77,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for pid in self.copies() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        crate::moves::end_all(self.copies(), &mut self.child);
     }
 }
 
