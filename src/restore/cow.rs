@@ -11,7 +11,7 @@ use super::mm;
 use super::skeleton::{Skeletons, clear};
 use super::sysv;
 use super::{Options, Result, lazy};
-use crate::image::mm::{Backing, Mm, Vma};
+use crate::image::mm::{Backing, Mm, PAGE, Vma};
 use crate::image::{MmId, Model, TaskId};
 use crate::memory::pipeline::{PipelineError, load_pages};
 use crate::memory::store::{PageReader, ResolvedRun, Source};
@@ -42,6 +42,8 @@ pub struct Progress {
     filled: HashSet<MmId>,
     /// Born as a copy of this other one.
     born_of: HashMap<MmId, MmId>,
+    /// What of those that were born as copies stayed as it was inherited.
+    parts: HashMap<MmId, Vec<Part>>,
     /// Whose mappings are in a task; those of no other task are there but our own area.
     contents: HashMap<TaskId, MmId>,
     /// Pages that come later.
@@ -60,6 +62,7 @@ impl Progress {
             laid_out: all.clone(),
             filled: all,
             born_of: HashMap::new(),
+            parts: HashMap::new(),
             contents,
             later: HashMap::new(),
             later_shared: Default::default(),
@@ -81,6 +84,11 @@ impl Progress {
     /// The address space that this one was born as a copy of.
     pub(super) fn born_of(&self, mm: MmId) -> Option<MmId> {
         self.born_of.get(&mm).copied()
+    }
+
+    /// Pages of mappings that stayed as they were inherited.
+    pub(super) fn inherited(&self, mm: MmId) -> RangeSet {
+        pages_of(self.parts.get(&mm).map_or(&[], Vec::as_slice))
     }
 }
 
@@ -128,16 +136,23 @@ pub fn lay_out(model: &Model, task: TaskId, skeletons: &mut Skeletons, loader: &
         return Ok(());
     }
     skeletons.memory.contents.insert(task, id);
-    match skeletons.memory.born_of.get(&id) {
-        None => mm::lay_out(model, task, skeletons, loader.material),
-        Some(parent) => {
-            let mut batch = Batch::new();
-            adapted(&mut batch, &model.mms[parent.at()], &model.mms[id.at()], loader.material);
-            let (remote, scratch) = skeletons.leader(task);
-            remote.run_all(&scratch, &batch)?;
-            Ok(())
-        }
+    let Some(parent) = skeletons.memory.born_of.get(&id) else {
+        return mm::lay_out(model, task, skeletons, loader.material);
+    };
+    let (theirs, ours) = (&model.mms[parent.at()], &model.mms[id.at()]);
+    let mut parts = common(&theirs.vmas, &ours.vmas);
+    // What is made ahead of time may yet turn out to be inherited.
+    if let (Some(pages), None) = (loader.pages, loader.options.read_at) {
+        let runs = pages.runs(Space::Mm(id)).map_err(PipelineError::Store)?;
+        let inherited = runs.iter().filter(|run| run.source == Source::Inherit).map(|run| run.range).collect();
+        retain_inherited(&mut parts, &ours.vmas, &inherited);
     }
+    let mut batch = Batch::new();
+    adapted(&mut batch, theirs, ours, &parts, loader.material);
+    let (remote, scratch) = skeletons.leader(task);
+    remote.run_all(&scratch, &batch)?;
+    skeletons.memory.parts.insert(id, parts);
+    Ok(())
 }
 
 /// Fills every address space that is not filled yet.
@@ -217,9 +232,7 @@ fn differences(
     skeletons: &mut Skeletons,
     pages: &PageReader,
 ) -> Result<Vec<ResolvedRun>> {
-    let (theirs, ours) = (&model.mms[parent.at()], &model.mms[child.at()]);
-    let common: RangeSet =
-        common(&theirs.vmas, &ours.vmas).into_iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect();
+    let common = skeletons.memory.inherited(child);
     let mut runs = Vec::new();
     let mut held = RangeSet::new();
     for run in pages.runs(Space::Mm(child)).map_err(PipelineError::Store)? {
@@ -299,37 +312,71 @@ pub(super) fn common(theirs: &[Vma], ours: &[Vma]) -> Vec<Part> {
     parts
 }
 
-/// From the parent's mappings (or those of an earlier time) to the child's.
-pub(super) fn adapted(batch: &mut Batch, theirs: &Mm, ours: &Mm, material: &Material) {
-    let parts = common(&theirs.vmas, &ours.vmas);
-    let kept: RangeSet = parts.iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect();
+/// The pages of parts.
+pub(super) fn pages_of(parts: &[Part]) -> RangeSet {
+    parts.iter().map(|part| PageRange::of_bytes(part.start, part.end)).collect()
+}
+
+/// Keeps no part of a private mapping of which no page is inherited: parent and child have made it after the fork, each its
+/// own, at the same place. The kernel merges nothing with a mapping that a fork has copied: what the program has as one
+/// mapping would be several, and mremap(2) of it fail.
+fn retain_inherited(parts: &mut Vec<Part>, ours: &[Vma], inherited: &RangeSet) {
+    parts.retain(|part| {
+        let vma = &ours[part.ours];
+        let all: RangeSet = [PageRange::of_bytes(vma.start, vma.end)].into_iter().collect();
+        vma.shared || vma.backing != Backing::Anon || !inherited.intersection(&all).is_empty()
+    });
+}
+
+/// From the parent's mappings (or those of an earlier time) to the child's: these parts stay.
+pub(super) fn adapted(batch: &mut Batch, theirs: &Mm, ours: &Mm, parts: &[Part], material: &Material) {
+    let kept = pages_of(parts);
+    let whole = |v: &Vma| -> RangeSet { [PageRange::of_bytes(v.start, v.end)].into_iter().collect() };
     let same_vdso = theirs.vdso == ours.vdso;
     let special = |v: &Vma| matches!(v.backing, Backing::Vdso | Backing::Vvar);
     for vma in theirs.vmas.iter().filter(|v| !(same_vdso && special(v))) {
-        let all: RangeSet = [PageRange::of_bytes(vma.start, vma.end)].into_iter().collect();
-        for range in all.difference(&kept).ranges() {
+        for range in whole(vma).difference(&kept).ranges() {
             batch.munmap(range.start_byte(), range.bytes());
         }
     }
     if let Some(block) = ours.vdso.filter(|_| !same_vdso) {
         mm::map_vdso(batch, block);
     }
-    let whole = |v: &&Vma| [PageRange::of_bytes(v.start, v.end)].into_iter().collect::<RangeSet>();
     sysv::attach(batch, ours.vmas.iter().filter(|v| !whole(v).difference(&kept).is_empty()), material);
-    for vma in &ours.vmas {
-        let all: RangeSet = [PageRange::of_bytes(vma.start, vma.end)].into_iter().collect();
-        for range in all.difference(&kept).ranges() {
+    for (n, vma) in ours.vmas.iter().enumerate() {
+        let grow = parts.iter().filter(|part| part.ours == n).filter_map(|part| Some((part, grown(part, parts, vma)?)));
+        let come: RangeSet = grow.map(|(part, to)| extend(batch, part, to)).collect();
+        for range in whole(vma).difference(&kept).difference(&come).ranges() {
             let start = range.start_byte();
             let offset = if vma.backing == Backing::Anon { 0 } else { vma.offset + (start - vma.start) };
             mm::map(batch, &Vma { start, end: range.end_byte(), offset, ..vma.clone() }, material);
         }
     }
     for part in parts {
-        let (from, to) = (mm::first_prot(&theirs.vmas[part.theirs]), mm::first_prot(&ours.vmas[part.ours]));
+        let vma = &ours.vmas[part.ours];
+        let (from, to) = (mm::first_prot(&theirs.vmas[part.theirs]), mm::first_prot(vma));
         if from != to {
-            batch.mprotect(part.start, part.end - part.start, to);
+            batch.mprotect(part.start, grown(part, parts, vma).unwrap_or(part.end) - part.start, to);
         }
     }
+}
+
+/// Where a part has to grow to: up to the next one, or to the end of the mapping it is a part of. A mapping that has grown
+/// is one for mremap(2); a new one beside it may not be merged with it by the kernel.
+fn grown(part: &Part, parts: &[Part], vma: &Vma) -> Option<u64> {
+    // Attached as a whole, if it is a System V segment; and of an object nothing is to be found out here.
+    let object = matches!(vma.backing, Backing::Shmem(_));
+    let next = parts.iter().map(|other| other.start).filter(|start| *start >= part.end).min();
+    let to = next.map_or(vma.end, |next| next.min(vma.end));
+    (!object && to > part.end).then_some(to)
+}
+
+/// Grows a mapping that ends where this part ends. Its last page is enough to name it: earlier ones may differ in what the
+/// model leaves out.
+fn extend(batch: &mut Batch, part: &Part, to: u64) -> PageRange {
+    let last = part.end - PAGE;
+    batch.must(libc::SYS_mremap, &[last.into(), PAGE.into(), (to - last).into(), 0u64.into()]);
+    PageRange::of_bytes(part.end, to)
 }
 
 #[cfg(test)]
@@ -369,5 +416,30 @@ mod tests {
         let mut stack = anon(0x8000, 0x9000);
         stack.grows_down = true;
         assert!(common(&theirs, &[stack]).is_empty());
+    }
+
+    #[test]
+    fn what_was_made_after_the_fork_is_nobodys_inheritance() {
+        let theirs = [anon(0x1000, 0x5000), anon(0x8000, 0x9000)];
+        let ours = [anon(0x2000, 0x7000), anon(0x8000, 0x9000)];
+        let mut parts = common(&theirs, &ours);
+        retain_inherited(&mut parts, &ours, &[PageRange::new(8, 1)].into_iter().collect());
+        assert_eq!(parts.iter().map(|p| (p.start, p.end)).collect::<Vec<_>>(), [(0x8000, 0x9000)]);
+    }
+
+    #[test]
+    fn parts_grow_to_the_next_one_or_to_the_end() {
+        let theirs = [anon(0x2000, 0x3000), anon(0x5000, 0x6000)];
+        let ours = [anon(0x1000, 0x8000)];
+        let parts = common(&theirs, &ours);
+        let grown: Vec<_> = parts.iter().map(|part| grown(part, &parts, &ours[0])).collect();
+        assert_eq!(grown, [Some(0x5000), Some(0x8000)]);
+        assert_eq!(grown_alone(&theirs[..1]), [None]);
+    }
+
+    /// Of a mapping that has not grown.
+    fn grown_alone(vmas: &[Vma]) -> Vec<Option<u64>> {
+        let parts = common(vmas, vmas);
+        parts.iter().map(|part| grown(part, &parts, &vmas[0])).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Processes that have come since a tree was made, and those that have ended: forks of parents whose memory is there by now.
 
-use super::cow::{Loader, common, drop_pages, lay_out, own};
+use super::cow::{Loader, drop_pages, lay_out, own};
 use super::prebuilt::Prebuilt;
 use super::reconcile::Unfit;
 use super::sessions::{self, reap_in};
@@ -101,7 +101,8 @@ impl Prebuilt<'_> {
         let mut batch = Batch::new();
         self.material.bring(&mut batch);
         remote.run_all(&scratch, &batch)?;
-        let loader = Loader { pages: stored, material: &self.material, options, progress: &|_| {} };
+        // What it inherits is not known in full before the source has sent the rest.
+        let loader = Loader { pages: None, material: &self.material, options, progress: &|_| {} };
         tracing::debug!("a process has come since the tree was made: {}", self.model.tasks[task.at()].pid);
         lay_out(self.model, task, &mut self.skeletons, &loader)?;
         let Some(mm) = own(self.model, task) else { return Ok(()) };
@@ -122,8 +123,7 @@ impl Prebuilt<'_> {
     /// A child that was born with its parent's pages: drops those that it does not have, copies those that it has where its
     /// parent's mapping is of another kind. What the source finds out about its pages in the pause comes later.
     fn inherits(&mut self, task: TaskId, (parent, child): (MmId, MmId), runs: &[ResolvedRun]) -> Result<()> {
-        let (theirs, ours) = (&self.model.mms[parent.at()].vmas, &self.model.mms[child.at()].vmas);
-        let same: RangeSet = common(theirs, ours).into_iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect();
+        let same = self.skeletons.memory.inherited(child);
         let mut inherited: Vec<PageRange> =
             runs.iter().filter(|run| run.source == Source::Inherit).map(|run| run.range).collect();
         inherited.sort_unstable();

@@ -5,7 +5,7 @@
 //! objects - is compared and changed where it differs; contents stay where a mapping stays. Who has ended is ended, who has
 //! come is made ([`super::newcomers`]).
 
-use super::cow::{Progress, adapted, common};
+use super::cow::{Progress, adapted, common, pages_of};
 use super::material::Material;
 use super::prebuilt::{self, Prebuilt};
 use super::skeleton::{Skeleton, Skeletons, clear, trace_options};
@@ -67,8 +67,7 @@ impl Fit {
                 None => RangeSet::new(),
                 Some(at) => {
                     let theirs = self.translated(&old.mms[was.at()], old, new);
-                    let parts = common(&theirs.vmas, &new.mms[at].vmas);
-                    parts.into_iter().map(|p| PageRange::of_bytes(p.start, p.end)).collect()
+                    pages_of(&common(&theirs.vmas, &new.mms[at].vmas))
                 }
             },
             Space::Shmem(was) => {
@@ -294,7 +293,8 @@ impl Fit {
             match was {
                 Some(was) => {
                     let theirs = self.translated(&old.mms[was.at()], old, model);
-                    adapted(&mut batch, &theirs, &model.mms[n], material);
+                    let parts = common(&theirs.vmas, &model.mms[n].vmas);
+                    adapted(&mut batch, &theirs, &model.mms[n], &parts, material);
                     remote.run_all(&scratch, &batch)?;
                 }
                 None => {

@@ -2,6 +2,7 @@
 //! pause.
 
 use crate::networks::{Killed, Networks};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -181,49 +182,40 @@ impl Client {
     }
 }
 
-/// What the clients' network has counted.
-#[derive(Debug, Clone, Copy)]
-struct Counts {
-    /// Segments sent again (`RetransSegs`).
-    repeated: u64,
-    /// Segments sent to find out whether the last one arrived, two ticks of the kernel after it (`TCPLossProbes`): often the
-    /// last one itself. They are due in a pause longer than that, and nobody waits for them.
-    probes: u64,
-    /// Retransmission time-outs (`TCPTimeouts`).
-    time_outs: u64,
-    /// Repeated segments that the other end had already (`TCPDSACKRecvSegs`): one processor of this machine overtook the other.
-    needless: u64,
-}
+/// What the clients' network has counted, by the kernel's names.
+#[derive(Debug, Clone)]
+struct Counts(BTreeMap<String, u64>);
 
 impl Counts {
     fn read(networks: &Networks) -> Self {
         let output = networks.inside(2, "cat").args(["/proc/net/snmp", "/proc/net/netstat"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
-        let value = |name: &str| {
-            let pair = lines.windows(2).find(|pair| pair[0][0] == pair[1][0] && pair[0].contains(&name)).unwrap();
-            pair[1][pair[0].iter().position(|found| *found == name).unwrap()].parse().unwrap()
-        };
-        Self {
-            repeated: value("RetransSegs"),
-            probes: value("TCPLossProbes"),
-            time_outs: value("TCPTimeouts"),
-            needless: value("TCPDSACKRecvSegs"),
-        }
+        let pairs = lines.windows(2).filter(|pair| pair[0][0] == pair[1][0]);
+        let values = pairs.flat_map(|pair| std::iter::zip(&pair[0][1..], &pair[1][1..]));
+        Self(values.filter_map(|(name, value)| Some(((*name).to_owned(), value.parse().ok()?))).collect())
     }
 
-    fn since(self, before: Self) -> Self {
-        Self {
-            repeated: self.repeated - before.repeated,
-            probes: self.probes - before.probes,
-            time_outs: self.time_outs - before.time_outs,
-            needless: self.needless - before.needless,
-        }
+    /// What has changed.
+    fn since(self, before: &Self) -> Self {
+        let more = |(name, value): (String, u64)| Some((value.wrapping_sub(before.0[&name]), name)).filter(|(more, _)| *more != 0);
+        Self(self.0.into_iter().filter_map(more).map(|(more, name)| (name, more)).collect())
     }
 
-    /// Whether anything was lost on the way: what was repeated was neither a probe nor there already.
-    fn lost(self) -> bool {
-        self.time_outs > 0 || self.repeated > self.probes + self.needless
+    fn of(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// Segments sent to find out whether the last one arrived, two ticks of the kernel after it: often the last one itself.
+    /// They are due in a pause longer than that, and nobody waits for them.
+    fn probes(&self) -> u64 {
+        self.of("TCPLossProbes")
+    }
+
+    /// Whether anything was lost on the way: what was sent again was neither a probe nor there already (reported by the other
+    /// end as a duplicate: one processor of this machine overtook the other).
+    fn lost(&self) -> bool {
+        self.of("TCPTimeouts") > 0 || self.of("RetransSegs") > self.probes() + self.of("TCPDSACKRecvSegs")
     }
 }
 
@@ -280,7 +272,7 @@ fn felt(address: &str, kinds: &[&'static str], fault: Option<&str>) -> Option<Fe
 
     std::fs::write(&go_on, "").unwrap();
     let longest_ms = clients.into_iter().map(Client::end).max().unwrap();
-    let counts = Counts::read(&networks).since(before);
+    let counts = Counts::read(&networks).since(&before);
     drop(server);
     networks.end_all();
     eprintln!("pause {} us, longest wait {longest_ms} ms, {counts:?}", result["downtime_us"]);
@@ -292,7 +284,7 @@ fn unnoticed(address: &str, fault: Option<&str>) {
     let mut all = Vec::new();
     for _ in 0..ATTEMPTS {
         let Some(felt) = felt(address, &["open-loop", "stream", "idle", "new"], fault) else { return };
-        if felt.longest_ms < NO_TIME_OUT_MS && felt.counts.probes == 0 && !felt.counts.lost() {
+        if felt.longest_ms < NO_TIME_OUT_MS && felt.counts.probes() == 0 && !felt.counts.lost() {
             return;
         }
         all.push(felt);
