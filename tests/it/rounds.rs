@@ -271,10 +271,10 @@ fn relatives_share_memory_after_a_restore_as_before() {
 }
 
 /// Moves a target within this host; what the command says at the end.
-fn moved(target: &Target, mode: &str, host: &Path) -> serde_json::Value {
+fn moved(pid: i32, mode: &str, host: &Path) -> serde_json::Value {
     for _ in 0..10 {
         let mut command = migrate();
-        command.args(["move", &target.pid_text(), "local", "--mode", mode, "--json"]).env("MIGRATE_PLACES", host);
+        command.args(["move", &pid.to_string(), "local", "--mode", mode, "--json"]).env("MIGRATE_PLACES", host);
         let output = command.stdin(Stdio::null()).output().unwrap();
         if output.status.success() {
             return result(&output);
@@ -297,7 +297,7 @@ fn relatives_share_memory_after_a_move_as_before() {
         let target = Target::start("prefork", &["64", "8"]);
         let family = |root: i32| -> Vec<i32> { children(root).into_iter().chain([root]).collect() };
         let before = pss_kib(&family(target.pid()));
-        let result = moved(&target, mode, host.path());
+        let result = moved(target.pid(), mode, host.path());
         let moved = i32::try_from(result["pid"].as_i64().unwrap()).unwrap();
         let after = pss_kib(&family(moved));
         let pages = result["pages_sent"].as_u64().unwrap();

@@ -31,7 +31,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    fn start(processes: u32, threads: u32, mib: u32, churn: &str) -> Self {
+    pub(super) fn start(processes: u32, threads: u32, mib: u32, churn: &str) -> Self {
         Self::start_as(processes, threads, mib, churn, None)
     }
 
@@ -129,6 +129,18 @@ impl Work {
             std::thread::sleep(running);
             send(restored.0, Signal::SIGUSR2);
         }
+        self.ends_well(&restored);
+    }
+
+    /// Asks the one that was moved, after it has run on for this long; `result` is what the move said.
+    pub(super) fn moved_passes_after(&self, running: Duration, result: &serde_json::Value) {
+        let moved = Restored(i32::try_from(result["pid"].as_i64().unwrap()).unwrap());
+        std::thread::sleep(running);
+        send(moved.0, Signal::SIGUSR2);
+        self.ends_well(&moved);
+    }
+
+    fn ends_well(&self, restored: &Restored) {
         let verdict = self.verdict();
         let said = || std::fs::read_to_string(&verdict).unwrap_or_default();
         until("the restored one says nothing", || said().ends_with('\n'));
