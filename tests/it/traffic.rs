@@ -212,10 +212,9 @@ impl Counts {
         self.of("TCPLossProbes")
     }
 
-    /// Whether anything was lost on the way: what was sent again was neither a probe nor there already (reported by the other
-    /// end as a duplicate: one processor of this machine overtook the other).
+    /// Whether anything was lost on the way: something was sent again that was no probe.
     fn lost(&self) -> bool {
-        self.of("TCPTimeouts") > 0 || self.of("RetransSegs") > self.probes() + self.of("TCPDSACKRecvSegs")
+        self.of("TCPTimeouts") > 0 || self.of("RetransSegs") > self.probes()
     }
 }
 
