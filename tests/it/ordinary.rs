@@ -76,7 +76,7 @@ fn namespaces(place: &Place) -> bool {
     let made = place.command("unshare").args(["--user", "--map-root-user", "--pid", "--fork", "true"]).output();
     let made = made.is_ok_and(|output| output.status.success());
     if !made {
-        eprintln!("skipped: an ordinary user may not make namespaces here");
+        crate::skip!("an ordinary user may not make namespaces here");
     }
     made
 }
@@ -109,7 +109,12 @@ fn a_user_saves_and_restores_what_is_their_own() {
         let args = ["restore", "-D", image, "--pids", pids, "--detach", "--pidfile", pidfile.to_str().unwrap()];
         let restored = place.migrate(&args);
         assert!(restored.status.success(), "{pids}: {}", text(&restored));
-        assert_eq!(text(&restored).contains("process ids cannot be chosen here"), pids == "auto", "{}", text(&restored));
+        assert_eq!(
+            text(&restored).contains("process ids cannot be chosen here"),
+            pids == "auto",
+            "{}",
+            text(&restored)
+        );
         let pid: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
@@ -126,7 +131,7 @@ fn a_user_saves_and_restores_what_is_their_own() {
 fn what_only_root_can_save_is_said_before_anything_stops() {
     let place = Place::new();
     if !Path::new("/usr/bin/python3").exists() {
-        eprintln!("skipped: needs python3");
+        crate::skip!("needs python3");
         return;
     }
     let ready = place.path("ready");
