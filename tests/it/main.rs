@@ -5,6 +5,7 @@ mod skip;
 
 mod agent;
 mod ahead;
+mod cgroups;
 mod choices;
 mod churn;
 mod cli;
