@@ -4,6 +4,7 @@
 mod skip;
 
 mod agent;
+mod agent_ends;
 mod ahead;
 mod cgroups;
 mod choices;
