@@ -5,7 +5,7 @@ use super::lacks::{self, Lacks};
 use super::{GUARD_ENTRY, Kept, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
-use crate::image::{MmId, ShmemId};
+use crate::image::{MmId, Pid, ShmemId};
 use crate::memory::lazy::touches::{self, Touches};
 use crate::memory::lazy::{Area, Missing, Object, Objects, Order, Piece, Server, Source, Step, StoreSource, View};
 use crate::memory::store::{ImageDir, PageReader};
@@ -119,6 +119,7 @@ fn serve<S: Source>(
         .collect();
     let objects = objects(kept, &mut descriptors)?;
     let server = Server::new(source, members, Box::new(|uffd| guard.pass(uffd))).with_objects(objects);
+    let server = server.of_processes(kept.spaces.iter().map(|space| Pid(space.pid)));
     let mut server = server.watching((0..kept.spaces.len()).filter(|n| kept.spaces[*n].watched));
     starter.write_all(b"A")?;
     drop(starter);
