@@ -6,6 +6,7 @@ use super::late;
 use super::network::Arriving;
 use super::options::{StateOptions, Stdio};
 use super::point::Given;
+use super::scope::{Adoption, adopt_aside};
 use super::supervisor;
 use super::systemd::MaskedUnit;
 use super::words::SessionId;
@@ -77,6 +78,8 @@ struct Engine {
     /// A unit here that is kept from running beside the target.
     to_mask: Option<String>,
     masked: Option<MaskedUnit>,
+    /// The service manager takes the tree over.
+    adopted: Option<Adoption>,
     /// What states of the target have given so far.
     given: Given,
 }
@@ -277,6 +280,7 @@ impl Builder for Engine {
             tracing::warn!("{text}");
         }
         self.hooks.runs(root);
+        self.adopted = adopt_aside(&self.name);
         Ok(root)
     }
 

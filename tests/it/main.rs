@@ -22,6 +22,7 @@ mod manual;
 mod moves;
 mod named_pages;
 mod networks;
+mod ordinary;
 mod outside;
 mod peer_user;
 mod programs;

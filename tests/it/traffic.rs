@@ -198,7 +198,9 @@ impl Counts {
 
     /// What has changed.
     fn since(self, before: &Self) -> Self {
-        let more = |(name, value): (String, u64)| Some((value.wrapping_sub(before.0[&name]), name)).filter(|(more, _)| *more != 0);
+        let more = |(name, value): (String, u64)| {
+            Some((value.wrapping_sub(before.0[&name]), name)).filter(|(more, _)| *more != 0)
+        };
         Self(self.0.into_iter().filter_map(more).map(|(more, name)| (name, more)).collect())
     }
 
@@ -212,10 +214,9 @@ impl Counts {
         self.of("TCPLossProbes")
     }
 
-    /// Whether anything was lost on the way: what was sent again was neither a probe nor there already (reported by the other
-    /// end as a duplicate: one processor of this machine overtook the other).
+    /// Whether anything was lost on the way: something was sent again that was no probe.
     fn lost(&self) -> bool {
-        self.of("TCPTimeouts") > 0 || self.of("RetransSegs") > self.probes() + self.of("TCPDSACKRecvSegs")
+        self.of("TCPTimeouts") > 0 || self.of("RetransSegs") > self.probes()
     }
 }
 
