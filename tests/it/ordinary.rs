@@ -109,7 +109,12 @@ fn a_user_saves_and_restores_what_is_their_own() {
         let args = ["restore", "-D", image, "--pids", pids, "--detach", "--pidfile", pidfile.to_str().unwrap()];
         let restored = place.migrate(&args);
         assert!(restored.status.success(), "{pids}: {}", text(&restored));
-        assert_eq!(text(&restored).contains("process ids cannot be chosen here"), pids == "auto", "{}", text(&restored));
+        assert_eq!(
+            text(&restored).contains("process ids cannot be chosen here"),
+            pids == "auto",
+            "{}",
+            text(&restored)
+        );
         let pid: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();

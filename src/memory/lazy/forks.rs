@@ -71,9 +71,7 @@ impl Owner {
 fn mappings_of_call(dir: &ProcDir, calls: &[i64]) -> Option<Vec<Flagged>> {
     let mut buf = Vec::new();
     let among = |number: u64| calls.iter().any(|call| u64::try_from(*call) == Ok(number));
-    let is_in = |tid: &Pid, buf: &mut Vec<u8>| {
-        matches!(dir.thread_syscall(*tid, buf), Ok(Doing::Call { number, .. }) if among(number))
-    };
+    let is_in = |tid: &Pid, buf: &mut Vec<u8>| matches!(dir.thread_syscall(*tid, buf), Ok(Doing::Call { number, .. }) if among(number));
     let tid = dir.tasks().ok()?.into_iter().find(|tid| is_in(tid, &mut buf))?;
     // The leader may have ended.
     dir.thread(tid).and_then(|thread| thread.smaps_flags(&mut buf)).ok()
