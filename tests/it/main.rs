@@ -1,5 +1,8 @@
 //! One test binary for everything that runs processes.
 
+#[path = "../skip.rs"]
+mod skip;
+
 mod agent;
 mod ahead;
 mod choices;

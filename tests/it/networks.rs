@@ -33,7 +33,7 @@ impl Networks {
         let made =
             Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status().is_ok_and(|status| status.success());
         if !made {
-            eprintln!("skipped: network namespaces on a bridge cannot be made here");
+            crate::skip!("network namespaces on a bridge cannot be made here");
         }
         made.then(|| networks.keep_order()).flatten()
     }
@@ -52,7 +52,7 @@ impl Networks {
         let status = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status();
         let kept = status.is_ok_and(|status| status.success());
         if !kept {
-            eprintln!("skipped: packets over a bridge cannot be kept in order here (rps_cpus)");
+            crate::skip!("packets over a bridge cannot be kept in order here (rps_cpus)");
         }
         kept.then_some(self)
     }

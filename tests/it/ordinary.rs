@@ -76,7 +76,7 @@ fn namespaces(place: &Place) -> bool {
     let made = place.command("unshare").args(["--user", "--map-root-user", "--pid", "--fork", "true"]).output();
     let made = made.is_ok_and(|output| output.status.success());
     if !made {
-        eprintln!("skipped: an ordinary user may not make namespaces here");
+        crate::skip!("an ordinary user may not make namespaces here");
     }
     made
 }
@@ -131,7 +131,7 @@ fn a_user_saves_and_restores_what_is_their_own() {
 fn what_only_root_can_save_is_said_before_anything_stops() {
     let place = Place::new();
     if !Path::new("/usr/bin/python3").exists() {
-        eprintln!("skipped: needs python3");
+        crate::skip!("needs python3");
         return;
     }
     let ready = place.path("ready");
