@@ -77,8 +77,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     let streams = options.memory.streams.unwrap_or(STREAMS);
     let link = connect_to(&options.dest, &options.peer, Purpose::Send, streams, abort)
         .map_err(|error| peer_failure(&options.dest, &error))?;
-    let places = Places::here();
-    let journals = places.state.join("moves");
+    let journals = Places::here().state.join("moves");
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
     let link_again = || connect_to(&options.dest, &options.peer, Purpose::Send, 0, abort);
