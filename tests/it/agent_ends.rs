@@ -102,16 +102,17 @@ fn a_tree_goes_on_when_its_agent_is_stopped_killed_or_upgraded() {
     let program = dir.path().join("migrate");
     std::fs::copy(PROGRAM, &program).unwrap();
     let mut sleep = Command::new("setsid");
-    let mut original =
+    let original =
         sleep.args(["sleep", "1000"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let mut tree = Ended(original.id() as i32);
+    let mut original = Some(original);
     while field(tree.0, "Name:") != "sleep" {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     for how in ["stopped", "killed", "upgraded", "upgraded"] {
         let mut agent = Agent::start(dir.path());
         let moved = agent.takes(tree.0);
-        if how == "stopped" {
+        if let Some(mut original) = original.take() {
             original.wait().unwrap();
         }
         tree = Ended(moved);
