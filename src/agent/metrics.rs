@@ -256,6 +256,7 @@ fn phase(step: Step) -> &'static str {
     match step {
         Step::Begun => "begun",
         Step::Prepared => "prepared",
+        Step::Parked => "parked",
         Step::Committing => "committing",
         Step::Owner => "owner",
         Step::Aborted => "aborted",

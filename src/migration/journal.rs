@@ -53,6 +53,8 @@ pub enum Step {
     Begun,
     /// Destination: it stands before its first instruction.
     Prepared,
+    /// Destination: what was prepared is in an image on the disk.
+    Parked,
     /// Source: COMMIT may have been sent.
     Committing,
     /// Destination: it runs here, or is about to.
@@ -125,7 +127,7 @@ impl Line {
             Step::Committing | Step::Owner => source::Record::Committing(Candidate(0)),
             Step::Done => source::Record::Done(Candidate(0)),
             Step::Aborted => source::Record::Aborted,
-            Step::Begun | Step::Prepared => source::Record::Begun,
+            Step::Begun | Step::Prepared | Step::Parked => source::Record::Begun,
         }
     }
 
@@ -134,6 +136,7 @@ impl Line {
         match self.step {
             Step::Begun => destination::Record::Begun,
             Step::Prepared => destination::Record::Prepared,
+            Step::Parked => destination::Record::Parked,
             Step::Owner | Step::Committing => destination::Record::Owner,
             Step::Aborted => destination::Record::Aborted,
             Step::Done => destination::Record::Done,

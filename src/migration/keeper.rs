@@ -6,7 +6,7 @@
 //! a session of its own ([`answer`]), also while the old link is merely silent. If the guardian has been killed, that session takes the journal over, and
 //! with it the frozen copy.
 
-use super::handover::destination::{Action, Destination, Event, Phase, Record};
+use super::handover::destination::{Action, Destination, Event, Left, Phase, Record};
 use super::handover::{Choice, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
 use super::postcopy;
@@ -85,8 +85,8 @@ impl Keeper {
             bequest: None,
         };
         let record = Some(last.of_destination());
-        let copy = heirloom.held.is_whole();
-        let (machine, actions) = Destination::recover(attempt, record, same_boot, copy, Rules::in_force());
+        let left = Left { tree: heirloom.held.is_whole(), image: false };
+        let (machine, actions) = Destination::recover(attempt, record, same_boot, left, Rules::in_force());
         heirloom.bequest = journal.inherit().unwrap_or_else(|error| {
             tracing::warn!(%error, "what the sockets of the copy need cannot be read");
             None
@@ -143,6 +143,7 @@ impl Keeper {
                     }
                     Action::Reply(reply) => replies.push(reply),
                     Action::Discard => copy.discard(),
+                    Action::Park | Action::Unpark | Action::Free | Action::Forget => {}
                 }
             }
             if decides {
@@ -166,6 +167,7 @@ impl Keeper {
         let step = match record {
             Record::Begun => Step::Begun,
             Record::Prepared => Step::Prepared,
+            Record::Parked => Step::Parked,
             Record::Owner => Step::Owner,
             Record::Aborted => Step::Aborted,
             Record::Done => Step::Done,

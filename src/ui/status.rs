@@ -83,6 +83,8 @@ fn phase(entry: &Entry) -> &'static str {
         Step::Begun => "interrupted",
         Step::Prepared if entry.busy => "prepared, waits",
         Step::Prepared => "prepared, held",
+        Step::Parked if entry.busy => "parked, being decided",
+        Step::Parked => "parked",
         Step::Committing => "committing",
         Step::Owner => "owner",
         Step::Aborted => "stayed",
