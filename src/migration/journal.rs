@@ -116,6 +116,9 @@ pub struct Line {
     /// At the source, once it runs over there: bytes sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_sent: Option<u64>,
+    /// At the destination: why the prepared copy could not be parked, and is still in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_parked: Option<String>,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
@@ -191,6 +194,7 @@ impl Journal {
             pages_owed: false,
             downtime_us: None,
             bytes_sent: None,
+            not_parked: None,
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -232,6 +236,18 @@ impl Journal {
     pub fn set_held(&mut self, held: Held) {
         self.line.target_pid = held.root().or(self.line.target_pid);
         self.line.held = Some(held);
+    }
+
+    /// Nothing of the copy stands here any more: neither it nor its addresses, for later lines.
+    pub fn forget_copy(&mut self) {
+        self.line.target_pid = None;
+        self.line.held = None;
+        self.line.addresses.clear();
+    }
+
+    /// Notes why the copy could not be parked, for later lines; `None`: it is.
+    pub fn set_not_parked(&mut self, reason: Option<String>) {
+        self.line.not_parked = reason;
     }
 
     /// Notes addresses that are here for the copy.

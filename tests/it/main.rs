@@ -15,6 +15,7 @@ mod hooks;
 mod hostile;
 #[path = "../bench/hosts.rs"]
 mod hosts;
+mod leases;
 mod leftovers;
 mod lifeline;
 mod lifeline_tcp;

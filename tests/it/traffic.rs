@@ -198,7 +198,9 @@ impl Counts {
 
     /// What has changed.
     fn since(self, before: &Self) -> Self {
-        let more = |(name, value): (String, u64)| Some((value.wrapping_sub(before.0[&name]), name)).filter(|(more, _)| *more != 0);
+        let more = |(name, value): (String, u64)| {
+            Some((value.wrapping_sub(before.0[&name]), name)).filter(|(more, _)| *more != 0)
+        };
         Self(self.0.into_iter().filter_map(more).map(|(more, name)| (name, more)).collect())
     }
 
