@@ -16,6 +16,7 @@ mod hostile;
 #[path = "../bench/hosts.rs"]
 mod hosts;
 mod leases;
+mod leases_tcp;
 mod leftovers;
 mod lifeline;
 mod lifeline_tcp;
