@@ -565,6 +565,7 @@ function __fish_migrate_codes
         M0808 'users or groups that cannot be given here' \
         M0809 'program forbids to be read' \
         M0810 'seccomp filter cannot be read' \
+        M0811 'mapped memory that only root can reach' \
         M0901 'host cannot be reached' \
         M0902 'other version of migrate over there' \
         M0903 'no migrate over there' \

@@ -33,6 +33,7 @@ pub mod receive;
 mod recover;
 pub mod resolve;
 pub mod restore;
+mod scope;
 pub mod show;
 pub mod spool;
 mod standstill;

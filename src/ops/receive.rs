@@ -8,6 +8,7 @@ use super::options::{StateOptions, Stdio};
 use super::park;
 use super::places::Places;
 use super::point::Given;
+use super::scope::{Adoption, adopt_aside};
 use super::supervisor;
 use super::systemd::MaskedUnit;
 use super::words::SessionId;
@@ -92,6 +93,8 @@ struct Engine {
     /// A unit here that is kept from running beside the target.
     to_mask: Option<String>,
     masked: Option<MaskedUnit>,
+    /// The service manager takes the tree over.
+    adopted: Option<Adoption>,
     /// What states of the target have given so far.
     given: Given,
 }
@@ -295,6 +298,7 @@ impl Builder for Engine {
             tracing::warn!("{text}");
         }
         self.hooks.runs(root);
+        self.adopted = adopt_aside(&self.name);
         Ok(root)
     }
 

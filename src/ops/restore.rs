@@ -4,6 +4,7 @@ use super::foreground::Foreground;
 use super::options::{ImagePlace, RestoreOptions, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
+use super::scope::adopt_aside;
 use super::spool::Spooled;
 use super::systemd::MaskedUnit;
 use super::words::SessionId;
@@ -70,11 +71,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let state = choices::completed(&options.state, &image.manifest().restore)
         .map_err(|failure| failure.target(TargetState::NotStarted))?;
     let (closed, mut blockers) = choices::apply(&mut model, &state);
-    // A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.
-    let stdio = match state.stdio {
-        Stdio::Auto if !options.detach => Stdio::Attach,
-        chosen => chosen,
-    };
+    let stdio = stdio(options, &state);
     let settings = settings(options, &state, stdio);
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
@@ -116,10 +113,11 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
-    let at_once = if options.lazy { at_once(&model, &pages).map_err(|e| failed(&e))? } else { Vec::new() };
+    let notes = if options.lazy { at_once(&model, &pages).map_err(|e| failed(&e))? } else { Vec::new() };
     let late = pager.map(|pager| later(options, pager, &mut restored, &image, &pages)).transpose();
     let late = late.map_err(|failure| failure.target(TargetState::NotStarted))?.flatten();
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
+    let _adopted = adopt_aside(&settings.name);
     addresses.stay();
     masked.and_then(MaskedUnit::stay).into_iter().for_each(warn);
     closed.tell_peers().into_iter().for_each(warn);
@@ -127,8 +125,16 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
-    outcome.notes = at_once;
+    outcome.notes = notes;
     Ok(Running { outcome, root, child, terminal, late })
+}
+
+/// A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.
+fn stdio(options: &RestoreOptions, state: &StateOptions) -> Stdio {
+    match state.stdio {
+        Stdio::Auto if !options.detach => Stdio::Attach,
+        chosen => chosen,
+    }
 }
 
 fn scope(state: &StateOptions, places: &[Place]) -> restore::preflight::Scope {

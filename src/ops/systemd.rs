@@ -41,6 +41,7 @@ RuntimeDirectoryPreserve=yes
 #[derive(Debug, Clone)]
 pub struct Manager {
     systemctl: PathBuf,
+    busctl: PathBuf,
     /// Units of this boot.
     units: PathBuf,
 }
@@ -50,13 +51,13 @@ impl Manager {
     pub fn here() -> Option<Self> {
         let units = PathBuf::from("/run/systemd/system");
         // Not running means that nothing is supervised by it.
-        units.exists().then(|| Self { systemctl: "systemctl".into(), units })
+        units.exists().then(|| Self { systemctl: "systemctl".into(), busctl: "busctl".into(), units })
     }
 
-    /// Another one, for tests.
+    /// Another one, for tests: its programs are in this directory.
     #[cfg(test)]
-    pub fn at(systemctl: impl Into<PathBuf>, units: impl Into<PathBuf>) -> Self {
-        Self { systemctl: systemctl.into(), units: units.into() }
+    pub fn at(programs: &Path, units: impl Into<PathBuf>) -> Self {
+        Self { systemctl: programs.join("systemctl"), busctl: programs.join("busctl"), units: units.into() }
     }
 
     /// What `systemctl show` says of a unit; `None` if it cannot be asked.
@@ -68,31 +69,15 @@ impl Manager {
     }
 
     fn run(&self, arguments: &[&str]) -> io::Result<String> {
-        let mut command = Command::new(&self.systemctl);
-        let mut child =
-            command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let deadline = Instant::now() + PATIENCE;
-        // It writes a few lines only, so it never waits for us to read.
-        let status = loop {
-            match child.try_wait()? {
-                Some(status) => break status,
-                None if Instant::now() > deadline => {
-                    // It is our own child; an error means that it has just ended.
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "systemctl does not answer"));
-                }
-                None => std::thread::sleep(Duration::from_millis(2)),
-            }
-        };
-        if !status.success() {
-            return Err(io::Error::other(format!("systemctl {}: {status}", arguments[0])));
-        }
-        let mut text = String::new();
-        if let Some(said) = child.stdout.take() {
-            said.take(SAID_MAX).read_to_string(&mut text)?;
-        }
-        Ok(text)
+        said_by(&self.systemctl, arguments)
+    }
+
+    /// Calls a method of it by D-Bus, in words of busctl(1).
+    ///
+    /// # Errors
+    /// It refuses, or cannot be asked.
+    pub fn call(&self, words: &[&str]) -> io::Result<String> {
+        said_by(&self.busctl, &[&["call"], words].concat())
     }
 
     /// Keeps units from being started again when their main process ends; released when dropped.
@@ -266,6 +251,35 @@ fn remove_link(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
+/// What a program says that ends with success in time.
+fn said_by(program: &Path, arguments: &[&str]) -> io::Result<String> {
+    let mut command = Command::new(program);
+    let mut child =
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let deadline = Instant::now() + PATIENCE;
+    // It writes a few lines only, so it never waits for us to read.
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                // It is our own child; an error means that it has just ended.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{} does not answer", program.display())));
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    if !status.success() {
+        return Err(io::Error::other(format!("{} {}: {status}", program.display(), arguments[0])));
+    }
+    let mut text = String::new();
+    if let Some(said) = child.stdout.take() {
+        said.take(SAID_MAX).read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -285,7 +299,15 @@ pub mod tests {
         );
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        Manager::at(path, units)
+        Manager::at(dir, units)
+    }
+
+    /// One of which this shell script is what it does when called by D-Bus, in the directory.
+    pub fn with_bus(dir: &Path, does: &str) -> Manager {
+        let path = dir.join("busctl");
+        fs::write(&path, format!("#!/bin/sh\ncd {}\n{does}\n", dir.display())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Manager::at(dir, dir.join("units"))
     }
 
     fn restart(manager: &Manager) -> String {
@@ -350,6 +372,6 @@ pub mod tests {
 
     #[test]
     fn its_silence_is_no_answer() {
-        assert_eq!(Manager::at("/no/such/systemctl", "/nowhere").show("x.service"), None);
+        assert_eq!(Manager::at(Path::new("/no/such"), "/nowhere").show("x.service"), None);
     }
 }

@@ -62,6 +62,14 @@ pub fn prepare(model: &Model, choice: &Cgroup, name: &str, warnings: &mut Vec<St
     Ok(place)
 }
 
+/// The cgroup of a restored tree of this name that has no other place (`--cgroup scope`), in the hierarchy that a service
+/// manager works with.
+pub fn home(name: &str) -> Option<PathBuf> {
+    let hierarchies = hierarchies().ok()?;
+    let managed = |h: &&Hierarchy| h.is_v2() || h.controllers == "name=systemd";
+    hierarchies.iter().filter(managed).map(|h| h.mount.join(OURS).join(name)).find(|dir| dir.exists())
+}
+
 impl Place {
     /// Makes a process that is born in these cgroups, as far as that can be: [`Self::enter`] sees to the rest. `make` gets the
     /// descriptor for `CLONE_INTO_CGROUP`. In a version 1 hierarchy a process is born where its maker is, so a thread of ours

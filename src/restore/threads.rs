@@ -162,7 +162,7 @@ fn failed(thread: &Thread, errno: crate::sys::Errno) -> Error {
 }
 
 /// A task in a user namespace of its own may not choose ids in a PID namespace that is not: we say which id comes next, and
-/// try again where somebody else was faster.
+/// try again where somebody else was faster, who as a rule ends soon.
 fn by_last_pid(
     leader: &Thread,
     thread: &Thread,
@@ -170,8 +170,9 @@ fn by_last_pid(
     scratch: Scratch,
     pid_ns: Option<&OwnedFd>,
 ) -> Result<Pid> {
-    const TRIES: usize = 200;
-    for _ in 0..TRIES {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
         set_last_pid(pid_ns.map(AsFd::as_fd), thread.tid.0 - 1).map_err(|errno| Error::System {
             operation: "write to ns_last_pid",
             object: format!("thread {}", thread.tid),
@@ -186,6 +187,7 @@ fn by_last_pid(
         }
         let stray = if pid_ns.is_some() { outer_ids(remote.pid(), &[made])?[0] } else { made };
         end(stray, scratch)?;
+        std::thread::sleep(Duration::from_micros(200));
     }
     Err(Error::PidInUse { pid: thread.tid.0, occupant: "another task".to_owned() })
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 fn demo(mode: &str) {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped demo {mode}: network namespaces with a bridge need root here");
+        crate::skip!("demo {mode}: network namespaces with a bridge need root here");
         return;
     }
     let output = Command::new(env!("CARGO_BIN_EXE_migrate")).args(["demo", "--mode", mode]).output().unwrap();
@@ -28,7 +28,7 @@ fn nothing_is_lost_by_pre_copy() {
 /// One copy goes on, whatever is cut off in the moment of handing over.
 fn accident(what: &str, answered_by: &str) {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped demo --kill {what}: network namespaces with a bridge need root here");
+        crate::skip!("demo --kill {what}: network namespaces with a bridge need root here");
         return;
     }
     let output = Command::new(env!("CARGO_BIN_EXE_migrate")).args(["demo", "--kill", what]).output().unwrap();

@@ -1,5 +1,8 @@
 //! One test binary for everything that runs processes.
 
+#[path = "../skip.rs"]
+mod skip;
+
 mod agent;
 mod ahead;
 mod choices;
@@ -24,6 +27,7 @@ mod manual;
 mod moves;
 mod named_pages;
 mod networks;
+mod ordinary;
 mod outside;
 mod peer_user;
 mod programs;

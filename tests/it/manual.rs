@@ -324,7 +324,7 @@ fn have(program: &str) -> bool {
 #[test]
 fn every_command_line_of_the_manual_works() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
+        crate::skip!("needs root");
         return;
     }
     let mut ran = 0;
@@ -332,7 +332,7 @@ fn every_command_line_of_the_manual_works() {
         let mut desk = Desk::new();
         for line in command_lines(&page) {
             if line.contains("| jq") && !have("jq") {
-                println!("skipped: {line}: jq is not installed");
+                crate::skip!("{line}: jq is not installed");
                 continue;
             }
             println!("{}: {line}", page.file_name().unwrap().to_string_lossy());

@@ -21,7 +21,7 @@ fn migrate() -> Command {
 fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        println!("skipped: needs root");
+        crate::skip!("needs root");
     }
     root
 }

@@ -20,7 +20,7 @@ fn can(programs: &[&str]) -> bool {
     let missing: Vec<_> = programs.iter().filter(|p| !Path::new("/usr/bin").join(p).exists()).collect();
     let root = nix::unistd::geteuid().is_root();
     if !root || !missing.is_empty() {
-        let _ = writeln!(std::io::stderr(), "SKIPPED terminals: needs root ({root}) and {missing:?}");
+        crate::skip!("terminals: needs root ({root}) and {missing:?}");
     }
     root && missing.is_empty()
 }
