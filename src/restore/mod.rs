@@ -171,6 +171,11 @@ impl Armed<'_> {
         self.tree.held()
     }
 
+    /// What it was made of.
+    pub fn model(&self) -> &Model {
+        self.model
+    }
+
     /// The root's process id as we see it.
     pub fn root(&self) -> Pid {
         self.root

@@ -20,6 +20,8 @@ mod hooks;
 mod hostile;
 #[path = "../bench/hosts.rs"]
 mod hosts;
+mod leases;
+mod leases_tcp;
 mod leftovers;
 mod lifeline;
 mod lifeline_tcp;
