@@ -24,6 +24,7 @@ mod offered;
 pub mod options;
 pub mod outcome;
 pub mod outside;
+mod park;
 pub mod places;
 mod point;
 pub mod pre_dump;

@@ -222,6 +222,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         again: None,
         fence: None,
         recoverable: options.mode.recoverable,
+        lease: options.lease,
     })
 }
 

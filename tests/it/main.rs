@@ -4,7 +4,9 @@
 mod skip;
 
 mod agent;
+mod agent_ends;
 mod ahead;
+mod cgroups;
 mod choices;
 mod churn;
 mod cli;
@@ -18,6 +20,8 @@ mod hooks;
 mod hostile;
 #[path = "../bench/hosts.rs"]
 mod hosts;
+mod leases;
+mod leases_tcp;
 mod leftovers;
 mod lifeline;
 mod lifeline_tcp;
