@@ -86,7 +86,8 @@ impl Log {
 
 /// One line without its time.
 fn line(level: Level, place: Option<&Location<'_>>, text: &str) -> String {
-    let text = &text[..text.floor_char_boundary(LINE)];
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    let text = &text[..(0..=text.len().min(LINE)).rev().find(fits).unwrap_or(0)];
     let place = place.map_or_else(String::new, |place| format!("({}:{}): ", place.file(), place.line()));
     match level {
         Level::Error => format!("Error {place}{text}"),

@@ -39,6 +39,13 @@ fn until() -> Option<Instant> {
     (patience > 0).then(|| Instant::now() + Duration::from_millis(patience))
 }
 
+/// How long the tree runs between this attempt, which has failed, and the next; `None`: it is given up.
+fn pause(attempt: u32, until: Option<Instant>, now: Instant) -> Option<Duration> {
+    let pause = attempt.min(ATTEMPTS) * DEADLINE;
+    let again = until.map_or(attempt < ATTEMPTS, |until| now + pause < until);
+    again.then_some(pause)
+}
+
 /// A stopped tree. Dropping it thaws every task as it was.
 #[derive(Debug)]
 pub struct Frozen {
@@ -112,14 +119,13 @@ impl Frozen {
                     let since = frozen.since;
                     drop(frozen);
                     let all_run = stopping::let_go(root, stragglers, since, Instant::now() + STRAGGLER);
-                    let pause = attempt.min(ATTEMPTS) * DEADLINE;
-                    let over = until.map_or(attempt == ATTEMPTS, |until| Instant::now() + pause >= until);
-                    if !matches!(error, Error::DoesNotStop { .. }) || !all_run || over {
-                        return Err(error);
+                    let pause = pause(attempt, until, Instant::now());
+                    match pause.filter(|_| matches!(error, Error::DoesNotStop { .. }) && all_run) {
+                        Some(pause) => std::thread::sleep(pause),
+                        None => return Err(error),
                     }
                 }
             }
-            std::thread::sleep(attempt.min(ATTEMPTS) * DEADLINE);
             attempt += 1;
         }
     }
@@ -527,5 +533,22 @@ impl FrozenProcess {
             // Another may have been faster: it has ended all the same.
             let _ = crate::sys::wait::wait(thread.pid());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_tried_as_often_or_for_as_long_as_was_asked_for() {
+        let now = Instant::now();
+        assert_eq!(pause(1, None, now), Some(DEADLINE));
+        assert_eq!(pause(ATTEMPTS - 1, None, now), Some((ATTEMPTS - 1) * DEADLINE));
+        assert_eq!(pause(ATTEMPTS, None, now), None);
+        let until = Some(now + Duration::from_secs(60));
+        assert_eq!(pause(100, until, now), Some(ATTEMPTS * DEADLINE));
+        assert_eq!(pause(2, until, now + Duration::from_secs(60) - DEADLINE), None);
+        assert_eq!(pause(1, Some(now), now), None);
     }
 }

@@ -1,6 +1,6 @@
 //! `criu restore`: whose child the tree is, the pid file, the state it is in.
 
-use crate::stage::{Stage, end, state};
+use crate::stage::{Stage, end, state, vacated};
 use migrate_engine::ops::options::{ImagePlace, Pids, RestoreOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
@@ -28,6 +28,7 @@ fn detached_it_goes_on_and_the_pid_file_has_its_number() {
     std::fs::remove_file(stage.path("images/pid")).unwrap();
     let mut command = stage.command(std::path::Path::new(crate::stage::CRIU), &line);
     stage.run(command.env("MIGRATE_FAULT", "restore-signals")).code(1);
+    vacated(pid);
     assert!(!stage.path("images/pid").exists() && stage.text("images/restore.log").contains(") Error ("));
     stage.criu(&line).code(0);
     assert_eq!(stage.text("images/pid"), pid.to_string());

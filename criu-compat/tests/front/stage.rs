@@ -128,7 +128,7 @@ impl Stage {
         let place = self.children.iter().position(|child| child.id() as i32 == pid).expect("it was started here");
         let mut child = self.children.remove(place);
         until("it ends", || child.try_wait().unwrap());
-        reap();
+        vacated(pid);
     }
 
     pub fn command(&self, program: &Path, arguments: &[&str]) -> Command {
@@ -186,21 +186,23 @@ fn marked(dir: &Path) -> Vec<i32> {
     pids.filter(|pid| *pid != std::process::id() as i32).filter(is_ours).collect()
 }
 
-/// Collects orphans that have ended here: their numbers have to be free. Children of other tests are left to those.
-fn reap() {
-    let stat = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let children = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let children = children.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
-    for pid in children.collect::<String>().split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
-        // Only the second process of a counter is nobody's.
-        if stat(pid).contains("(python3) Z") && session_of(&stat(pid)) != pid {
-            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+/// Waits until nobody has a number of a session that has ended, as its numbers have to be free; those that have ended here
+/// are ours to collect.
+pub fn vacated(session: i32) {
+    until("its numbers are free", || {
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let members: Vec<i32> = pids.filter(|pid| session_of(*pid) == Some(session)).collect();
+        for pid in &members {
+            let _ = waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG));
         }
-    }
+        members.is_empty().then_some(())
+    });
 }
 
-fn session_of(stat: &str) -> i32 {
-    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(3)?.parse().ok()).unwrap_or(0)
+fn session_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(3)?.parse().ok()
 }
 
 /// The state letter of a process, and its parent; `None` once it has gone.
