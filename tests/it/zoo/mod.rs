@@ -258,4 +258,8 @@ zoo!(descriptors: regular appended directories shared_between_processes deleted 
     three_thousand table_of_a_thread nothing_open);
 zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
 zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name);
+zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight in_flight_of_each_other credentials shut_down listening
+    listening_abstract listening_for_packets datagrams_with_names between_processes);
+zoo!(sockets: options udp udp_six udp_lite tcp_listening tcp_listening_six tcp tcp_six tcp_half_closed tcp_ended tcp_urgent
+    netlink);
 timed!(unnamed = descriptors: temporary timer_descriptors timer_descriptors_of_clock_ahead);
