@@ -19,6 +19,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const SKIP: &[(i32, i32)] =
     &[(libc::SOL_TCP, libc::TCP_CORK), (libc::SOL_IP, libc::IP_TRANSPARENT), (libc::SOL_IPV6, libc::IPV6_TRANSPARENT)];
 
+/// `MAX_TCP_WINDOW`: the most that `TCP_MAXSEG` takes.
+const MSS_MAX: i32 = 32767;
+
 /// How to make sockets.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Place<'a> {
@@ -191,7 +194,15 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, c: &Connection) -> Result<Waking> {
         tcp_repair::select(fd, queue).map_err(failed("TCP", "TCP_REPAIR_QUEUE"))?;
         tcp_repair::set_sequence(fd, sequence).map_err(failed("TCP", "TCP_QUEUE_SEQ"))?;
     }
+    // The kernel computes the size of segments when it connects, and not again when it is told what was negotiated: it
+    // would stay at 536 bytes (`tcp_connect_init` in its net/ipv4/tcp_output.c).
+    let clamp = |mss: u32| {
+        let mss = i32::try_from(mss).unwrap_or(i32::MAX).min(MSS_MAX);
+        socket::set_int_option(fd, libc::SOL_TCP, libc::TCP_MAXSEG, mss).map_err(failed("TCP", "TCP_MAXSEG"))
+    };
+    clamp(c.mss)?;
     socket::connect(fd, &tcp.peer.0).map_err(failed("TCP", "connect in repair mode (no route to the peer?)"))?;
+    clamp(0)?;
     let negotiated =
         Negotiated { mss: c.mss, window_scale: c.window_scale, sack: c.sack, timestamps: c.timestamp.is_some() };
     tcp_repair::set_negotiated(fd, &negotiated).map_err(failed("TCP", "TCP_REPAIR_OPTIONS"))?;
@@ -267,6 +278,8 @@ fn ended(tcp: &Tcp, place: Place<'_>, queue: &[u8], reset: bool) -> Result<Owned
             }
         }
         drop(giver);
+        let reuse = common::int(&tcp.options, libc::SO_REUSEADDR).unwrap_or(0);
+        common::set_if_differs(ours.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)?;
         Ok(ours)
     })?
 }

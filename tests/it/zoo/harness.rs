@@ -398,7 +398,7 @@ impl<'a> Run<'a> {
     fn move_args(&self, root: i32, there: &str, options: &[&str]) -> Result<Vec<String>, String> {
         use std::os::unix::fs::PermissionsExt;
         let rsh = self.path("ssh");
-        let script = format!("#!/bin/sh\nshift\nexec {there}unshare --net sh -c \"$*\"\n");
+        let script = format!("#!/bin/sh\nshift\nexec {there}unshare --net sh -c \"ip link set lo up; $*\"\n");
         fs::write(&rsh, script).map_err(|e| e.to_string())?;
         fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
         let (root, rsh) = (root.to_string(), rsh.display().to_string());
