@@ -74,6 +74,7 @@ fn queue(fd: BorrowedFd<'_>, seen: &sock_diag::Unix, offset: i32, around: &mut d
         socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value).map_err(failed("UNIX", "SO_PEEK_OFF"))
     };
     let stream = i32::from(seen.socket_type) == libc::SOCK_STREAM;
+    set(0)?;
     let mut messages = walk(fd, stream, around, &set);
     if let Ok(found) = &mut messages
         && !stream

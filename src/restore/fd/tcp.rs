@@ -21,6 +21,8 @@ const SKIP: &[(i32, i32)] =
 
 /// `MAX_TCP_WINDOW`: the most that `TCP_MAXSEG` takes.
 const MSS_MAX: i32 = 32767;
+/// `TCP_MIN_MSS`: the least.
+const MSS_MIN: i32 = 88;
 
 /// How to make sockets.
 #[derive(Debug, Clone, Copy, Default)]
@@ -194,13 +196,8 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, c: &Connection) -> Result<Waking> {
         tcp_repair::select(fd, queue).map_err(failed("TCP", "TCP_REPAIR_QUEUE"))?;
         tcp_repair::set_sequence(fd, sequence).map_err(failed("TCP", "TCP_QUEUE_SEQ"))?;
     }
-    // The kernel computes the size of segments when it connects, and not again when it is told what was negotiated: it
-    // would stay at 536 bytes (`tcp_connect_init` in its net/ipv4/tcp_output.c).
-    let clamp = |mss: u32| {
-        let mss = i32::try_from(mss).unwrap_or(i32::MAX).min(MSS_MAX);
-        socket::set_int_option(fd, libc::SOL_TCP, libc::TCP_MAXSEG, mss).map_err(failed("TCP", "TCP_MAXSEG"))
-    };
-    clamp(c.mss)?;
+    let clamp = |mss| socket::set_int_option(fd, libc::SOL_TCP, libc::TCP_MAXSEG, mss).map_err(failed("TCP", "TCP_MAXSEG"));
+    clamp(segment_size(c.mss, window.max_window))?;
     socket::connect(fd, &tcp.peer.0).map_err(failed("TCP", "connect in repair mode (no route to the peer?)"))?;
     clamp(0)?;
     let negotiated =
@@ -231,6 +228,15 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, c: &Connection) -> Result<Waking> {
             window: u16::try_from(window.snd_wnd >> scale).unwrap_or(u16::MAX),
         }),
     })
+}
+
+/// What `TCP_MAXSEG` is to be while a connection is made. The kernel computes the size of its segments then, and not again when
+/// it is told what was negotiated: they would stay at 536 bytes, or be larger than a peer with a small window ever takes at
+/// once (`tcp_connect_init` and `tcp_bound_to_half_wnd` in its net/ipv4/tcp_output.c).
+fn segment_size(negotiated: u32, largest_window: u32) -> i32 {
+    let bound = if largest_window > 536 { largest_window / 2 } else { largest_window };
+    let size = if bound == 0 { negotiated } else { negotiated.min(bound) };
+    i32::try_from(size).unwrap_or(MSS_MAX).clamp(MSS_MIN, MSS_MAX)
 }
 
 /// Fills the selected queue.

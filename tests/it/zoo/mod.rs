@@ -44,6 +44,7 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("signals", "interval_timers" | "alarm_clock" | "posix_timers") => {
             Scenario { ignore: GONE_OFF, allow: GONE_OFF_SEEN, timed: true, ..plain }
         }
+        ("sockets", "tcp_ended") => Scenario { ignore: ENDED, allow: ENDED_SEEN, ..plain },
         ("sockets" | "unix_sockets", _) => Scenario { ignore: SOCKETS, allow: SOCKETS_SEEN, ..plain },
         ("memory", "deleted_files") => Scenario { ignore: DESCRIPTORS, ..plain },
         ("memory" | "late_shared", "hugetlb") => Scenario { allow: HUGE_PAGES, ..plain },
@@ -84,6 +85,26 @@ const SOCKETS: &[(&str, &str)] = &[
     ("**.Connected.timestamp", "a clock"),
     ("**.Connected.window", "what the other end was told last"),
 ];
+
+const ENDED: &[(&str, &str)] = &[
+    ("**.Tcp.local", "the end of another connection stands for one that is over"),
+    ("**.Tcp.ints", "and has negotiated segments of its own"),
+];
+
+const ENDED_SEEN: &str = r#"
+[[allow]]
+path = "**/socket/name/*"
+rule = "ignore"
+reason = "the end of another connection stands for one that is over"
+[[allow]]
+path = "**/socket/tcp/TCP_QUICKACK"
+rule = "ignore"
+reason = "the kernel sets it by whether the connection was interactive lately"
+[[allow]]
+path = "**/socket/tcp/TCP_MAXSEG"
+rule = "ignore"
+reason = "the end of another connection stands for one that is over"
+"#;
 
 /// The same for the independent reader.
 const SOCKETS_SEEN: &str = r#"
