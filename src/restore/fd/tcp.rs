@@ -196,7 +196,8 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, c: &Connection) -> Result<Waking> {
         tcp_repair::select(fd, queue).map_err(failed("TCP", "TCP_REPAIR_QUEUE"))?;
         tcp_repair::set_sequence(fd, sequence).map_err(failed("TCP", "TCP_QUEUE_SEQ"))?;
     }
-    let clamp = |mss| socket::set_int_option(fd, libc::SOL_TCP, libc::TCP_MAXSEG, mss).map_err(failed("TCP", "TCP_MAXSEG"));
+    let clamp =
+        |mss| socket::set_int_option(fd, libc::SOL_TCP, libc::TCP_MAXSEG, mss).map_err(failed("TCP", "TCP_MAXSEG"));
     clamp(segment_size(c.mss, window.max_window))?;
     socket::connect(fd, &tcp.peer.0).map_err(failed("TCP", "connect in repair mode (no route to the peer?)"))?;
     clamp(0)?;

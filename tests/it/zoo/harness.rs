@@ -33,6 +33,8 @@ pub enum Mode {
     Chain,
     /// Restored in a PID namespace of its own.
     NewPids,
+    /// The same three times over, each in a namespace of its own again.
+    NewPidsChain,
     /// Restored with memory that comes only when it is touched.
     Late,
     /// The same, and dumped while most of it is missing.
@@ -49,7 +51,7 @@ pub enum Mode {
 impl Mode {
     /// Whether the tree ends up in a PID namespace of its own, where a reader outside sees other ids.
     fn new_pids(self) -> bool {
-        matches!(self, Self::NewPids | Self::Move | Self::PostCopy | Self::Hybrid)
+        matches!(self, Self::NewPids | Self::NewPidsChain | Self::Move | Self::PostCopy | Self::Hybrid)
     }
 }
 
@@ -302,6 +304,7 @@ impl<'a> Run<'a> {
             Mode::Once => self.rounds(1, &["--pids", "same"])?,
             Mode::Chain => self.rounds(3, &["--pids", "same"])?,
             Mode::NewPids => self.rounds(1, &["--pids", "new"])?,
+            Mode::NewPidsChain => self.rounds(3, &["--pids", "new"])?,
             Mode::Late => self.late()?,
             Mode::LateDumped => {
                 let root = self.late()?;

@@ -268,7 +268,7 @@ zoo!(wakes: in_read in_futex_for_ever in_wait4 in_pause in_sigsuspend in_epoll_f
     in_ofd_lock in_msgrcv in_semop in_masked_ppoll in_masked_pselect in_masked_epoll in_interrupted_epoll
     in_restarting_handler in_interrupting_handler);
 mod outer {
-    row!(tree, outer_session, dumped = LeaveRunning, new_pids = NewPids);
+    row!(tree, outer_session, dumped = LeaveRunning, new_pids = NewPids, chain = NewPidsChain);
 }
 timed!(sleeps = waits: in_nanosleep in_clock_nanosleep in_absolute_sleep in_absolute_boottime in_realtime_sleep
     in_absolute_realtime in_nanosleep_with_remainder in_poll in_poll_by_number in_empty_poll in_ppoll in_select in_pselect
@@ -296,17 +296,21 @@ late!(late_processor = processor: rseq_registered rseq_critical vdso in_vdso);
 late!(late_waits = wakes: in_read in_futex_for_ever in_poll_for_ever in_masked_ppoll in_epoll_for_ever in_read_of_socket);
 // Its last child ends with the original and keeps its number until somebody waits for it: the copy takes new numbers.
 mod children {
-    row!(threads, in_vfork, dumped = LeaveRunning, new_pids = NewPids);
+    row!(threads, in_vfork, dumped = LeaveRunning, new_pids = NewPids, chain = NewPidsChain);
 }
 timed!(timers = signals: interval_timers alarm_clock posix_timers);
+mod timers_again {
+    row!(signals, interval_timers, chain = Chain, new_pids = NewPids);
+    row!(signals, alarm_clock, chain = Chain, new_pids = NewPids);
+    row!(signals, posix_timers, chain = Chain, new_pids = NewPids);
+}
 zoo!(descriptors: regular appended directories shared_between_processes deleted deleted_and_replaced deleted_directory
     other_name pipes packets dead_ends pipe_between_processes fifos event_counters signal_descriptors polled
     polled_numbers watched process_descriptors namespace_descriptors devices memory_files proc_files locks owners leases
-    three_thousand table_of_a_thread nothing_open);
+    three_thousand table_of_a_thread nothing_open temporary timer_descriptors timer_descriptors_of_clock_ahead);
 zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
 zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name);
 zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight in_flight_of_each_other credentials shut_down listening
     listening_abstract listening_for_packets datagrams_with_names between_processes);
 zoo!(sockets: options udp udp_six udp_lite tcp_listening tcp_listening_six tcp tcp_six tcp_half_closed tcp_ended
     netlink);
-timed!(unnamed = descriptors: temporary timer_descriptors timer_descriptors_of_clock_ahead);
