@@ -673,7 +673,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -810,6 +810,10 @@ _migrate() {
                     return 0
                     ;;
                 --peer-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --lease)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1308,7 +1312,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--recoverable|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) ((at++)) ;;
+            --bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--recoverable|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1316,7 +1320,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--recoverable|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) return 0 ;;
+        --bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--recoverable|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;
@@ -1441,6 +1445,7 @@ M0807
 M0808
 M0809
 M0810
+M0811
 M0901
 M0902
 M0903

@@ -392,6 +392,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l rsh -d 'Program
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l connect-timeout -d 'Give up when there is no connection after this time' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l lease -d 'What the destination waits for this side when it hears nothing before it deletes what it has of the target' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -564,6 +565,7 @@ function __fish_migrate_codes
         M0808 'users or groups that cannot be given here' \
         M0809 'program forbids to be read' \
         M0810 'seccomp filter cannot be read' \
+        M0811 'mapped memory that only root can reach' \
         M0901 'host cannot be reached' \
         M0902 'other version of migrate over there' \
         M0903 'no migrate over there' \

@@ -101,6 +101,12 @@ points! {
     DestinationRecorded = "destination-recorded",
     /// Destination: PREPARED is sent.
     DestinationPrepared = "destination-prepared",
+    /// Destination: the lease is over, and the image of the prepared copy is complete but for its name.
+    DestinationParking = "destination-parking",
+    /// Destination: `parked` is on the disk, the frozen copy is still there.
+    DestinationParked = "destination-parked",
+    /// Destination: a frozen copy was made of the image, `owner` is not recorded.
+    DestinationUnparked = "destination-unparked",
     /// Destination: COMMIT is heard, nothing is recorded.
     DestinationOrdered = "destination-ordered",
     /// Destination: `owner` is on the disk, it does not run yet.

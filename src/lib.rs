@@ -36,6 +36,10 @@ pub mod agent;
 pub mod cli;
 pub mod ui;
 
+#[cfg(test)]
+#[path = "../tests/skip.rs"]
+mod skip;
+
 pub mod blocker;
 pub mod failure;
 pub mod fault;

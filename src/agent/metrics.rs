@@ -256,6 +256,7 @@ fn phase(step: Step) -> &'static str {
     match step {
         Step::Begun => "begun",
         Step::Prepared => "prepared",
+        Step::Parked => "parked",
         Step::Committing => "committing",
         Step::Owner => "owner",
         Step::Aborted => "aborted",
@@ -282,6 +283,7 @@ mod tests {
             pages_owed: false,
             downtime_us: (step == Step::Done && role == Role::Source).then_some(7_500),
             bytes_sent: (step == Step::Done && role == Role::Source).then_some(4096),
+            not_parked: None,
             unix_ms: 0,
         }
     }

@@ -8,7 +8,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::ops;
 use crate::ops::hooks::Hook;
 use crate::ops::options::{Compress, MoveOptions, StateOptions};
-use crate::ops::words::{SessionId, Target};
+use crate::ops::words::{SessionId, Target, Time};
 use crate::transport::Abort;
 
 /// Move a running process tree to another host
@@ -52,6 +52,11 @@ pub struct Args {
     base: Option<std::path::PathBuf>,
     #[command(flatten)]
     peer: PeerArgs,
+    /// What the destination waits for this side when it hears nothing before it deletes what it has of the target
+    ///
+    /// A destination that has already said that it is prepared deletes nothing on its own: after this time it parks the target, that is, it writes it as an image, ends its stopped processes there, and keeps the image until it is told what holds, by this side or by migrate resolve.
+    #[arg(long, value_name = "TIME", default_value = "60s", help_heading = "Peer")]
+    lease: Time,
 }
 
 fn absolute(word: &str) -> Result<std::path::PathBuf, String> {
@@ -98,6 +103,7 @@ impl Args {
             with: self.with.clone(),
             base: self.base.clone(),
             peer: self.peer.options(),
+            lease: self.lease.0,
             dry_run: self.dry_run,
         })
     }

@@ -10,6 +10,7 @@ use crate::ui;
 ///
 /// For a move that was cut off in the moment of handing over, when the two hosts cannot settle it by themselves. Works from the journal, also when every program of the session is dead.
 /// A host that can be reached is asked first, and a decision that would double or lose the target is refused.
+/// A copy that is parked (see --lease of migrate move) is restored from its image and runs, or its image is deleted.
 #[derive(Debug, Clone, clap::Args)]
 #[command(group(clap::ArgGroup::new("choice").required(true).args(["run", "discard"])))]
 pub struct Args {

@@ -175,7 +175,7 @@ fn moves() {
     let options = read(
         "7 unix:/s --mode stop-and-copy --max-downtime 5ms --max-rounds 3 --max-time 1m --max-bytes 1GiB \
          --exit-when downtime,time --converge throttle,abort --fence-cmd off --recoverable=2s --remote sudo \
-         --bootstrap --connect-timeout 1s --peer-timeout 2s --allow-plain --dry-run",
+         --bootstrap --connect-timeout 1s --peer-timeout 2s --lease 3s --allow-plain --dry-run",
     )
     .unwrap();
     let mode = ModeOptions {
@@ -192,6 +192,7 @@ fn moves() {
     assert_eq!(options.mode, mode);
     assert_eq!(options.peer.connect_timeout, Duration::from_secs(1));
     assert_eq!(options.peer.peer_timeout, Duration::from_secs(2));
+    assert_eq!(options.lease, Duration::from_secs(3));
     assert_eq!(options.peer.remote, "sudo");
     assert!(options.peer.bootstrap && options.peer.allow_plain && options.dry_run);
     refused::<r#move::Args>(&[

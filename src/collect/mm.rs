@@ -1,6 +1,6 @@
 //! Address spaces: layout, mappings and their attributes.
 
-use super::{Cx, Error, Result, ShmemSource, ns, pkeys, sysv, task::path_of, task::path_ref};
+use super::{Cx, Error, Result, ShmemSource, mapped, ns, pkeys, sysv, task::path_of, task::path_ref};
 use crate::arch::vdso;
 use crate::blocker::{Blocker, codes};
 use crate::image::mm::{Advice, Backing, Layout, Mm, OldVdso, Shmem, ShmemKind, VdsoBlock, Vma};
@@ -335,13 +335,16 @@ fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged, mnt: NsId) -> Result<O
     if !mapping.has_file() {
         return Ok(Some(Backing::Anon));
     }
-    let dir = &cx.frozen.processes[at].dir;
-    let link = mapping.map_file();
-    let name = dir.readlink(&link)?;
-    let stat = dir.stat_of(&link)?;
-    if name.0.starts_with(b"/anon_hugepage") && !flagged.flags.contains(VmFlags::MAY_SHARE) {
+    if mapping.name.0.starts_with(b"/anon_hugepage") && !flagged.flags.contains(VmFlags::MAY_SHARE) {
         return Ok(Some(Backing::HugeAnon { page_size: flagged.page_size }));
     }
+    let process = &cx.frozen.processes[at];
+    let link = mapping.map_file();
+    let Some((name, stat)) = mapped::file_of(&process.dir, mapping)? else {
+        let object = format!("pid {} mapping {:#x}-{:#x} {}", process.pid, mapping.start, mapping.end, mapping.name);
+        cx.blockers.push(Blocker::new(codes::MAPPED_FILE, object));
+        return Ok(None);
+    };
     if let Some(key) = sysv::key_of(&name.0) {
         return Ok(sysv::segment(cx, at, flagged, key)?.map(Backing::Shmem));
     }

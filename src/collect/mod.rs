@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod creds;
 pub mod fd;
 pub mod host;
+pub mod mapped;
 pub mod mm;
 pub mod ns;
 pub mod pkeys;

@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// What holds it, and who it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -94,6 +95,18 @@ impl Held {
         }
     }
 
+    /// Waits until all have ended and given back their memory, at most so long.
+    pub fn wait_until_gone(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        while self.processes.iter().any(|(pid, start)| has_memory(*pid, *start)) {
+            if Instant::now() > until {
+                tracing::warn!(root = self.root(), "an ended copy still has its memory");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn freezer(&self) -> Option<Freezer> {
         self.cgroup.clone().map(|dir| Freezer { dir, v2: self.v2 })
     }
@@ -111,6 +124,13 @@ fn is_there((pid, start_time): &(i32, u64)) -> bool {
     });
     let killed = 1 << (Signal::SIGKILL as u64 - 1);
     lives && dir.status(&mut buf).is_ok_and(|status| (status.sig_pnd | status.shd_pnd) & killed == 0)
+}
+
+/// It still has its memory: a zombie waits only for its parent.
+fn has_memory(pid: i32, start_time: u64) -> bool {
+    let stat =
+        ProcDir::open(Pid(pid)).and_then(|dir| dir.stat(&mut Vec::new()).map(|stat| (stat.starttime, stat.state)));
+    stat.is_ok_and(|(start, state)| start == start_time && !matches!(state, b'Z' | b'X'))
 }
 
 /// It is stopped, or a SIGSTOP waits for it.

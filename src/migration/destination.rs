@@ -9,6 +9,7 @@ use super::journal::{Journal, Role, Step};
 use super::keeper::{self, Answer, Copy, Keeper, Question};
 use super::landing::{Landing, Plot};
 use super::pages::{Run, What};
+use super::parked;
 use super::points;
 use super::postcopy::{self, relay};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
@@ -76,6 +77,12 @@ struct Attempt<'a> {
     luggage: Luggage,
 }
 
+/// What a destination waits for a source that says nothing, where nobody has said how long.
+pub const LEASE: Duration = Duration::from_secs(60);
+
+/// The shortest and the longest lease that is taken.
+const LEASES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+
 /// Rounds of a target that converges, about.
 const FEW_ROUNDS: u32 = 4;
 
@@ -93,6 +100,18 @@ impl Copy for Built<'_> {
         // Nobody has them open any more.
         self.1.undo();
     }
+
+    fn park(&mut self, dir: &Path) -> Result<(), Failure> {
+        self.0.park(dir)
+    }
+
+    fn free(&mut self) {
+        self.0.free();
+    }
+
+    fn unpark(&mut self, dir: &Path, journal: &mut Journal) -> Result<(), Failure> {
+        parked::unpark(dir, self.0, journal)
+    }
 }
 
 /// Takes a target that comes over the link. Returns when it runs and the source knows, or when it was only looked at.
@@ -100,11 +119,11 @@ impl Copy for Built<'_> {
 /// # Errors
 /// Whatever the reason: nothing of it is left here, unless COMMIT was received; then it runs here.
 pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> Result<(), MoveError> {
-    let Link { mut control, bulk, .. } = link;
+    let Link { mut control, mut bulk, .. } = link;
     control.during("waiting for an offer");
     let offer: FromSource = protocol::receive(&mut control)?;
     if let Some((attempt, request)) = handover_of(&offer) {
-        return answer(&mut control, &around, attempt, request);
+        return answer(&mut control, builder, &around, attempt, request);
     }
     if let FromSource::Pages { attempt, urgent } = offer {
         return relay::run(control, around.run, attempt, urgent);
@@ -124,14 +143,18 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         recoverable,
         files,
         base,
+        lease_ms,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     luggage::sweep(around.journals);
+    let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
+    // Before PREPARED nobody counts on what is here: it goes with the source.
+    bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
     builder.introduce(&Introduction { session: &session, peer: control.peer(), target_pid: target.pid, dry_run });
-    let begun = begin(&around, id, &session, control.peer(), target.memory_bytes);
+    let begun = begin(&around, id, (&session, lease), control.peer(), target.memory_bytes);
     let mut attempt = match begun {
         Ok((store, keeper)) => Attempt {
             id,
@@ -167,7 +190,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
 fn begin(
     around: &Surroundings<'_>,
     id: AttemptId,
-    session: &str,
+    (session, lease): (&str, Duration),
     peer: &str,
     memory_bytes: u64,
 ) -> Result<(Store, Keeper), MoveError> {
@@ -176,7 +199,7 @@ fn begin(
     let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(session);
-    Ok((store, Keeper::new(journal)))
+    Ok((store, Keeper::new(journal, lease)))
 }
 
 /// There is no room for it here.
@@ -439,6 +462,7 @@ impl Attempt<'_> {
                     Phase::Aborted => {
                         return Err(MoveError::Stays { reason: "it was called off over another link".into() });
                     }
+                    Phase::Parked => return Err(self.parked()),
                     _ => {}
                 }
                 if let Err(error) = waited {
@@ -517,6 +541,7 @@ impl Attempt<'_> {
                 }
                 match self.keeper.phase() {
                     Phase::Owner => return Ok(()),
+                    Phase::Parked => return Err(self.parked()),
                     Phase::Prepared => self.builder.leave(),
                     _ => return Err(error),
                 }
@@ -528,6 +553,10 @@ impl Attempt<'_> {
             Some(pid) => Err(MoveError::RunsHere { pid, source: Box::new(error) }),
             None => Err(error),
         }
+    }
+
+    fn parked(&self) -> MoveError {
+        MoveError::Parked { lease: self.keeper.lease(), image: self.keeper.image() }
     }
 
     fn send(&mut self, message: &FromDestination) -> Result<(), MoveError> {
@@ -576,14 +605,18 @@ fn handover_of(message: &FromSource) -> Option<(AttemptId, Request)> {
 /// A source that has found a new link asks about an attempt of an old one, until it knows.
 fn answer(
     control: &mut Channel,
+    builder: &mut dyn Builder,
     around: &Surroundings<'_>,
     attempt: AttemptId,
     request: Request,
 ) -> Result<(), MoveError> {
     let mut asked = Some((attempt, request));
     while let Some((attempt, request)) = asked {
-        let known = keeper::answer(around.journals, around.run, attempt, Question::Source(request));
-        let Answer { reply, pid, lacks_pages } = known;
+        let question = Question::Source(request);
+        // A parked copy becomes a tree again, which takes its time.
+        let known =
+            while_alive(control, || keeper::answer(around.journals, around.run, attempt, question, &mut *builder));
+        let Answer { reply, pid, lacks_pages, .. } = known;
         protocol::send(control, &FromDestination::Says { attempt, reply, pid, lacks_pages })?;
         asked = match protocol::receive(control) {
             Ok(message) => handover_of(&message),

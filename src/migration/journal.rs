@@ -53,6 +53,8 @@ pub enum Step {
     Begun,
     /// Destination: it stands before its first instruction.
     Prepared,
+    /// Destination: what was prepared is in an image on the disk.
+    Parked,
     /// Source: COMMIT may have been sent.
     Committing,
     /// Destination: it runs here, or is about to.
@@ -114,6 +116,9 @@ pub struct Line {
     /// At the source, once it runs over there: bytes sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_sent: Option<u64>,
+    /// At the destination: why the prepared copy could not be parked, and is still in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_parked: Option<String>,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
@@ -125,7 +130,7 @@ impl Line {
             Step::Committing | Step::Owner => source::Record::Committing(Candidate(0)),
             Step::Done => source::Record::Done(Candidate(0)),
             Step::Aborted => source::Record::Aborted,
-            Step::Begun | Step::Prepared => source::Record::Begun,
+            Step::Begun | Step::Prepared | Step::Parked => source::Record::Begun,
         }
     }
 
@@ -134,6 +139,7 @@ impl Line {
         match self.step {
             Step::Begun => destination::Record::Begun,
             Step::Prepared => destination::Record::Prepared,
+            Step::Parked => destination::Record::Parked,
             Step::Owner | Step::Committing => destination::Record::Owner,
             Step::Aborted => destination::Record::Aborted,
             Step::Done => destination::Record::Done,
@@ -188,6 +194,7 @@ impl Journal {
             pages_owed: false,
             downtime_us: None,
             bytes_sent: None,
+            not_parked: None,
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -229,6 +236,18 @@ impl Journal {
     pub fn set_held(&mut self, held: Held) {
         self.line.target_pid = held.root().or(self.line.target_pid);
         self.line.held = Some(held);
+    }
+
+    /// Nothing of the copy stands here any more: neither it nor its addresses, for later lines.
+    pub fn forget_copy(&mut self) {
+        self.line.target_pid = None;
+        self.line.held = None;
+        self.line.addresses.clear();
+    }
+
+    /// Notes why the copy could not be parked, for later lines; `None`: it is.
+    pub fn set_not_parked(&mut self, reason: Option<String>) {
+        self.line.not_parked = reason;
     }
 
     /// Notes addresses that are here for the copy.

@@ -6,9 +6,11 @@
 //! a session of its own ([`answer`]), also while the old link is merely silent. If the guardian has been killed, that session takes the journal over, and
 //! with it the frozen copy.
 
-use super::handover::destination::{Action, Destination, Event, Phase, Record};
+use super::destination::Builder;
+use super::handover::destination::{Action, Destination, Event, Left, Phase, Record};
 use super::handover::{Choice, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Role, Step};
+use super::parked;
 use super::postcopy;
 use super::protocol::AttemptId;
 use crate::companion::held::Held;
@@ -23,7 +25,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a guardian looks whether its copy is still whole, milliseconds.
 const LOOK_EVERY_MS: u16 = 1000;
@@ -39,6 +41,15 @@ pub trait Copy {
 
     /// Deletes it, and what was made for it.
     fn discard(&mut self);
+
+    /// Writes it as an image into this directory ([`parked`]): complete, synced and renamed. It stands as before.
+    fn park(&mut self, dir: &Path) -> Result<(), Failure>;
+
+    /// Ends it, silently, and waits until memory and process ids are free: its image is on the disk.
+    fn free(&mut self);
+
+    /// Makes it of its image; it stands still.
+    fn unpark(&mut self, dir: &Path, journal: &mut Journal) -> Result<(), Failure>;
 }
 
 /// Who decides on this side.
@@ -51,6 +62,12 @@ pub struct Keeper {
     pid: Option<i32>,
     /// Where those ask who have another link.
     door: Option<Door>,
+    /// Without a word from the source for so long a prepared copy is parked.
+    lease: Duration,
+    /// When the source was heard last, or it was last tried to park.
+    heard: Instant,
+    /// What could not be done.
+    trouble: Option<Failure>,
 }
 
 /// The guardian's socket; gone with this value.
@@ -68,13 +85,21 @@ impl Drop for Door {
 
 impl Keeper {
     /// For an attempt whose journal has been begun.
-    pub fn new(journal: Journal) -> Self {
+    pub fn new(journal: Journal, lease: Duration) -> Self {
+        Self::of(Destination::new(journal.line().attempt, Rules::in_force()), journal, lease)
+    }
+
+    fn of(machine: Destination, journal: Journal, lease: Duration) -> Self {
         let attempt = journal.line().attempt;
-        Self { machine: Destination::new(attempt, Rules::in_force()), journal, attempt, pid: None, door: None }
+        Self { machine, journal, attempt, pid: None, door: None, lease, heard: Instant::now(), trouble: None }
     }
 
     /// For an attempt whose programs are dead.
-    fn recover(journals: &Path, attempt: AttemptId) -> io::Result<(Self, Heirloom)> {
+    fn recover<'b>(
+        journals: &Path,
+        attempt: AttemptId,
+        builder: &'b mut dyn Builder,
+    ) -> io::Result<(Self, Heirloom<'b>)> {
         let (journal, last) = Journal::take_over(journals, Role::Destination, attempt)?;
         let same_boot = last.is_of_this_boot();
         let mut heirloom = Heirloom {
@@ -83,15 +108,24 @@ impl Keeper {
             pid: last.target_pid,
             files: (journals.to_owned(), attempt.to_string()),
             bequest: None,
+            builder,
+            risen: false,
         };
+        let dir = parked::directory(journals, attempt);
+        let image = parked::is_there(&dir)?;
+        if !image && let Err(error) = parked::remove(&dir) {
+            tracing::warn!(%error, dir = %dir.display(), "half an image was left behind");
+        }
         let record = Some(last.of_destination());
-        let copy = heirloom.held.is_whole();
-        let (machine, actions) = Destination::recover(attempt, record, same_boot, copy, Rules::in_force());
+        let left = Left { tree: heirloom.held.is_whole(), image };
+        let (machine, actions) = Destination::recover(attempt, record, same_boot, left, Rules::in_force());
         heirloom.bequest = journal.inherit().unwrap_or_else(|error| {
             tracing::warn!(%error, "what the sockets of the copy need cannot be read");
             None
         });
-        let mut keeper = Self { machine, journal, attempt, pid: None, door: None };
+        let mut keeper = Self::of(machine, journal, Duration::MAX);
+        // What the last line says of the copy holds until it is ended.
+        keeper.journal.set_not_parked(last.not_parked);
         keeper.perform(&mut heirloom, actions);
         Ok((keeper, heirloom))
     }
@@ -113,8 +147,11 @@ impl Keeper {
 
     /// What happened is done something about; what the source is to be told.
     pub fn on(&mut self, copy: &mut dyn Copy, event: Event) -> Vec<Reply> {
-        if let Event::Asked(_, Request::Commit) = event {
-            fault::strike(Point::DestinationOrdered);
+        if let Event::Asked(_, request) = event {
+            self.heard = Instant::now();
+            if request == Request::Commit {
+                fault::strike(Point::DestinationOrdered);
+            }
         }
         let held = self.journal.line().held.as_ref();
         let mut replies = Vec::new();
@@ -130,7 +167,7 @@ impl Keeper {
     fn perform(&mut self, copy: &mut dyn Copy, mut actions: Vec<Action>) -> Vec<Reply> {
         let mut replies = Vec::new();
         while !actions.is_empty() {
-            let decides = matches!(actions.last(), Some(Action::Record(..)));
+            let decides = actions.last().is_some_and(|action| action.decides());
             let mut written = true;
             for action in std::mem::take(&mut actions) {
                 match action {
@@ -142,7 +179,14 @@ impl Keeper {
                         replies.extend(self.pid.map(|_| Reply::Running));
                     }
                     Action::Reply(reply) => replies.push(reply),
-                    Action::Discard => copy.discard(),
+                    Action::Discard => {
+                        copy.discard();
+                        self.forget_image();
+                    }
+                    Action::Park => written = self.park(copy),
+                    Action::Unpark => written = self.unpark(copy),
+                    Action::Free => self.free(copy),
+                    Action::Forget => self.forget_image(),
                 }
             }
             if decides {
@@ -162,10 +206,77 @@ impl Keeper {
         }
     }
 
+    fn park(&mut self, copy: &mut dyn Copy) -> bool {
+        let dir = self.parked_in();
+        tracing::warn!(attempt = %self.attempt, dir = %dir.display(), "the lease is over: parks the prepared copy");
+        let written = copy.park(&dir);
+        if let Err(failure) = &written {
+            tracing::error!("the prepared copy stays in memory, as it is: {failure}");
+            self.forget_image();
+            self.journal.set_not_parked(Some(failure.to_string()));
+            // For whoever looks at it; it decides nothing.
+            let _ = self.journal.write(Step::Prepared);
+        } else {
+            self.journal.set_not_parked(None);
+        }
+        written.is_ok()
+    }
+
+    fn unpark(&mut self, copy: &mut dyn Copy) -> bool {
+        let dir = self.parked_in();
+        let made = copy.unpark(&dir, &mut self.journal);
+        self.trouble = made.err();
+        if let Some(failure) = &self.trouble {
+            tracing::error!("the copy stays parked: {failure}");
+            self.gone();
+        }
+        self.trouble.is_none()
+    }
+
+    fn free(&mut self, copy: &mut dyn Copy) {
+        copy.free();
+        self.gone();
+    }
+
+    /// Nothing stands here: an address or a process id that the journal names may be somebody else's later.
+    fn gone(&mut self) {
+        let line = self.journal.line();
+        if line.held.is_none() && line.addresses.is_empty() {
+            return;
+        }
+        self.journal.forget_copy();
+        self.journal.forget_bequest();
+        if let Err(error) = self.journal.write(Step::Parked) {
+            tracing::warn!(%error, "the journal still names what has ended");
+        }
+    }
+
+    fn forget_image(&self) {
+        let dir = self.parked_in();
+        if let Err(error) = parked::remove(&dir) {
+            tracing::warn!(%error, dir = %dir.display(), "an image that nobody needs was left behind");
+        }
+    }
+
+    fn parked_in(&self) -> PathBuf {
+        parked::directory(self.journal.path().parent().unwrap_or(Path::new("/")), self.attempt)
+    }
+
+    /// Where the copy is parked, once it is.
+    pub fn image(&self) -> PathBuf {
+        parked::image(&self.parked_in())
+    }
+
+    /// How long the source may be silent.
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+
     fn record(&mut self, record: Record, sync: Sync) -> bool {
         let step = match record {
             Record::Begun => Step::Begun,
             Record::Prepared => Step::Prepared,
+            Record::Parked => Step::Parked,
             Record::Owner => Step::Owner,
             Record::Aborted => Step::Aborted,
             Record::Done => Step::Done,
@@ -179,6 +290,7 @@ impl Keeper {
         }
         match record {
             Record::Prepared => fault::strike(Point::DestinationRecorded),
+            Record::Parked => fault::strike(Point::DestinationParked),
             Record::Owner => fault::strike(Point::DestinationOwner),
             _ => {}
         }
@@ -214,12 +326,18 @@ impl Keeper {
             tracing::warn!(attempt = %self.attempt, "the link is lost; the prepared copy waits for the source, or for a person");
         }
         while self.phase() == Phase::Prepared {
+            if self.heard.elapsed() >= self.lease {
+                self.heard = Instant::now();
+                self.on(copy, Event::LeaseOver);
+                continue;
+            }
             let Some(door) = &self.door else { return Err(io::ErrorKind::NotConnected.into()) };
             let ears = std::iter::once(door.listener.as_fd()).chain(link);
             let mut fds: Vec<PollFd<'_>> = ears.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             let came = poll(&mut fds, PollTimeout::from(LOOK_EVERY_MS));
             let heard = |n: usize| fds.get(n).and_then(PollFd::any).unwrap_or(false);
             if heard(1) {
+                self.heard = Instant::now();
                 return Ok(());
             }
             if !matches!(came, Ok(1..)) {
@@ -246,7 +364,12 @@ impl Keeper {
             Question::Source(request) => self.on(copy, Event::Asked(self.attempt, request)),
             Question::Person(choice) => self.on(copy, Event::Resolved(choice)),
         };
-        Answer { reply: replies.last().copied(), pid: self.pid, lacks_pages: false }
+        Answer {
+            reply: replies.last().copied(),
+            pid: self.pid,
+            lacks_pages: false,
+            trouble: self.trouble.take().map(|failure| failure.to_string()),
+        }
     }
 }
 
@@ -261,7 +384,7 @@ pub enum Question {
 }
 
 /// What is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// `None`: nobody answers, or nothing is to be said.
     pub reply: Option<Reply>,
@@ -270,21 +393,31 @@ pub struct Answer {
     /// Its memory is not all there, and may never be.
     #[serde(default)]
     pub lacks_pages: bool,
+    /// Why what was asked for was not done.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
-/// Answers for an attempt whose session is over, or waits: through its guardian, else from the journal.
-pub fn answer(journals: &Path, run: &Path, attempt: AttemptId, question: Question) -> Answer {
+/// Answers for an attempt whose session is over, or waits: through its guardian, else from the journal. `builder` makes a tree of
+/// what is parked, and that is its last: what it has made runs.
+pub fn answer(
+    journals: &Path,
+    run: &Path,
+    attempt: AttemptId,
+    question: Question,
+    builder: &mut dyn Builder,
+) -> Answer {
     // Looked at first: what was complete stays so.
     let lacks_pages = !postcopy::is_complete(run, attempt);
-    Answer { lacks_pages, ..decided(journals, run, attempt, question) }
+    Answer { lacks_pages, ..decided(journals, run, attempt, question, builder) }
 }
 
-fn decided(journals: &Path, run: &Path, attempt: AttemptId, question: Question) -> Answer {
-    let nobody = Answer { reply: None, pid: None, lacks_pages: false };
+fn decided(journals: &Path, run: &Path, attempt: AttemptId, question: Question, builder: &mut dyn Builder) -> Answer {
+    let nobody = Answer { reply: None, pid: None, lacks_pages: false, trouble: None };
     if let Ok(mut guardian) = UnixStream::connect(socket(run, attempt)) {
         return say(&mut guardian, &question).and_then(|()| hear(&mut guardian)).unwrap_or(nobody);
     }
-    match Keeper::recover(journals, attempt) {
+    match Keeper::recover(journals, attempt, builder) {
         Ok((mut keeper, mut copy)) => keeper.ask(&mut copy, question),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Answer { reply: Some(Reply::Unknown), ..nobody },
         Err(error) => {
@@ -312,8 +445,7 @@ fn hear<T: for<'de> Deserialize<'de>>(from: &mut UnixStream) -> io::Result<T> {
 }
 
 /// A copy as the journal describes it.
-#[derive(Debug)]
-struct Heirloom {
+struct Heirloom<'b> {
     held: Held,
     addresses: Vec<(std::net::IpAddr, u8, String)>,
     pid: Option<i32>,
@@ -321,10 +453,33 @@ struct Heirloom {
     files: (PathBuf, String),
     /// What its sockets need.
     bequest: Option<Bequest>,
+    /// Makes a tree of what is parked.
+    builder: &'b mut dyn Builder,
+    /// It has made one.
+    risen: bool,
 }
 
-impl Copy for Heirloom {
+/// How long processes that were killed may take to end.
+const ENDING: Duration = Duration::from_secs(10);
+
+impl Heirloom<'_> {
+    fn remove_addresses(&mut self) {
+        for (ip, prefix, interface) in self.addresses.drain(..) {
+            let place = Place { ip, prefix, interface };
+            if let Err(error) = place.remove() {
+                tracing::warn!(%error, "an address was left behind");
+            }
+        }
+    }
+}
+
+impl Copy for Heirloom<'_> {
     fn run(&mut self) -> Result<i32, Failure> {
+        if self.risen {
+            let pid = self.builder.run()?;
+            record::conclude(&self.files.0, &self.files.1, Fate::Keep);
+            return Ok(pid);
+        }
         self.bequest.take().into_iter().for_each(Bequest::wake);
         self.held.release().map_err(|e| Failure::of("the held copy cannot be let go", &e))?;
         record::conclude(&self.files.0, &self.files.1, Fate::Keep);
@@ -333,13 +488,27 @@ impl Copy for Heirloom {
 
     fn discard(&mut self) {
         // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
-        for (ip, prefix, interface) in self.addresses.drain(..) {
-            let place = Place { ip, prefix, interface };
-            if let Err(error) = place.remove() {
-                tracing::warn!(%error, "an address was left behind");
-            }
-        }
+        self.remove_addresses();
         self.held.kill();
         record::conclude(&self.files.0, &self.files.1, Fate::Undo);
+    }
+
+    fn park(&mut self, _: &Path) -> Result<(), Failure> {
+        Err(Failure::new("only who has made a copy can write it as an image"))
+    }
+
+    fn free(&mut self) {
+        if std::mem::take(&mut self.risen) {
+            return self.builder.free();
+        }
+        self.remove_addresses();
+        self.held.kill();
+        self.held.wait_until_gone(ENDING);
+    }
+
+    fn unpark(&mut self, dir: &Path, journal: &mut Journal) -> Result<(), Failure> {
+        parked::unpark(dir, self.builder, journal)?;
+        self.risen = true;
+        Ok(())
     }
 }

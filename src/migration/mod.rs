@@ -21,6 +21,7 @@ pub mod keeper;
 pub mod landing;
 mod pace;
 pub mod pages;
+pub mod parked;
 pub mod points;
 pub mod postcopy;
 pub mod protocol;
@@ -164,6 +165,14 @@ pub enum MoveError {
         journal: PathBuf,
         /// What happened.
         source: Box<MoveError>,
+    },
+    /// The source was not heard for a whole lease after PREPARED.
+    #[error("The source was silent for {} s: the prepared copy is parked in {}", .lease.as_secs(), .image.display())]
+    Parked {
+        /// How long it was waited for.
+        lease: std::time::Duration,
+        /// Where it waits.
+        image: PathBuf,
     },
     /// The target runs here, but the source was not heard again.
     #[error("The target runs here as process {pid}, but the source was not heard again")]

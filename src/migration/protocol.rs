@@ -188,6 +188,10 @@ pub enum FromSource {
         /// Directory of an image at the destination whose pages need not travel.
         #[serde(default)]
         base: Option<Bytes>,
+        /// After so many milliseconds without a word from the source the destination deletes what it has, or parks what is
+        /// prepared; `None` = the usual time.
+        #[serde(default)]
+        lease_ms: Option<u64>,
     },
     /// To what was asked about files.
     Answers {

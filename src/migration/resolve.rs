@@ -1,5 +1,6 @@
 //! What journals say of moves, and a person's decision for a copy on this host whose programs are dead.
 
+use super::destination::Builder;
 use super::handover::source::{Event, Phase};
 use super::handover::{Candidate, Choice, Reply, Request};
 use super::heir::{Heir, Original};
@@ -53,9 +54,9 @@ pub fn ask(control: &mut Channel, line: &Line, request: Request) -> Result<Answe
     protocol::send(control, &message)?;
     match protocol::receive(control)? {
         FromDestination::Says { attempt: about, reply, pid, lacks_pages } if about == attempt => {
-            Ok(Answer { reply, pid, lacks_pages })
+            Ok(Answer { reply, pid, lacks_pages, trouble: None })
         }
-        _ => Ok(Answer { reply: None, pid: None, lacks_pages: true }),
+        _ => Ok(Answer { reply: None, pid: None, lacks_pages: true, trouble: None }),
     }
 }
 
@@ -120,8 +121,9 @@ impl Original for OnlyHeld<'_> {
 }
 
 /// A person's decision for the destination's copy.
-pub fn destination(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Answer {
-    keeper::answer(journals, run, line.attempt, Question::Person(choice))
+/// `builder` makes a tree of what is parked.
+pub fn destination(journals: &Path, run: &Path, line: &Line, choice: Choice, builder: &mut dyn Builder) -> Answer {
+    keeper::answer(journals, run, line.attempt, Question::Person(choice), builder)
 }
 
 /// Journals of one session, or of all; the oldest first.

@@ -172,6 +172,8 @@ pub struct Wishes<'a> {
     pub fence: Option<Fence<'a>>,
     /// So often a state of the target comes back while it lacks pages ([`super::points`]).
     pub recoverable: Option<Duration>,
+    /// What the destination waits for a source that says nothing.
+    pub lease: Duration,
 }
 
 /// How pages are packed on the way.
@@ -307,6 +309,7 @@ impl Attempt<'_> {
             recoverable: self.wishes.recoverable.is_some(),
             files: Some(self.wishes.files.clone()),
             base: self.wishes.base.clone(),
+            lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;

@@ -482,7 +482,8 @@ const PERSON_COMES: Duration = Duration::from_secs(2);
 fn discard(journals: &Path, run: &Path) {
     let lines = journal::undecided(journals).unwrap_or_default();
     for line in lines.iter().filter(|line| line.step == Step::Prepared) {
-        keeper::answer(journals, run, line.attempt, Question::Person(Choice::Discard));
+        let question = Question::Person(Choice::Discard);
+        keeper::answer(journals, run, line.attempt, question, &mut FakeBuilder::default());
     }
 }
 
@@ -519,6 +520,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         again: None,
         fence: None,
         recoverable: None,
+        lease: destination::LEASE,
     }
 }
 
@@ -727,6 +729,7 @@ fn messages_of_another_attempt_are_refused() {
             recoverable: false,
             files: None,
             base: None,
+            lease_ms: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

@@ -155,13 +155,13 @@ mod tests {
     #[test]
     fn an_address_comes_and_goes() {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: not root, addresses cannot be changed");
+            crate::skip!("not root, addresses cannot be changed");
             return;
         }
         // A thread of its own in a network namespace of its own: only its loopback is changed.
         std::thread::spawn(|| {
             if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
-                eprintln!("skipped: no network namespace can be made");
+                crate::skip!("no network namespace can be made");
                 return;
             }
             crate::sys::packet::set_up("lo").unwrap();

@@ -124,13 +124,13 @@ mod tests {
     /// Runs on a thread with a network namespace of its own, with its loopback up; skipped without the right to make one.
     fn in_a_network(test: impl FnOnce() + Send) {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: not root, no packet sockets");
+            crate::skip!("not root, no packet sockets");
             return;
         }
         std::thread::scope(|scope| {
             let run = scope.spawn(|| {
                 if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
-                    eprintln!("skipped: no network namespace can be made");
+                    crate::skip!("no network namespace can be made");
                     return;
                 }
                 packet::set_up("lo").unwrap();

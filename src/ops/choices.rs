@@ -131,6 +131,9 @@ impl Closed {
         let mut tuples: Vec<nft::Tuple> = Vec::new();
         let connected = |socket: &&TcpSocket| matches!(socket.state, TcpState::Connected(_));
         let connections: Vec<&TcpSocket> = self.connections.iter().filter(connected).collect();
+        if connections.is_empty() {
+            return warnings;
+        }
         tuples.extend(connections.iter().filter_map(|c| Some((parse_address(&c.local.0)?, parse_address(&c.peer.0)?))));
         // What the dump has left to hold their segments off would hold ours off, too.
         if let Err(error) = nft::remove(None, &nft::name_of(&tuples)) {

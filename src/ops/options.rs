@@ -452,6 +452,8 @@ pub struct MoveOptions {
     pub base: Option<PathBuf>,
     /// PEER.
     pub peer: PeerOptions,
+    /// `--lease`: what the destination waits for a source that says nothing.
+    pub lease: Duration,
     /// `--dry-run`: preflight on both sides only.
     pub dry_run: bool,
 }
@@ -469,6 +471,7 @@ impl MoveOptions {
             with: Vec::new(),
             base: None,
             peer: PeerOptions::default(),
+            lease: crate::migration::destination::LEASE,
             dry_run: false,
         }
     }

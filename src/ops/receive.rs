@@ -5,6 +5,8 @@ use super::hooks::Aside;
 use super::late;
 use super::network::Arriving;
 use super::options::{StateOptions, Stdio};
+use super::park;
+use super::places::Places;
 use super::point::Given;
 use super::scope::{Adoption, adopt_aside};
 use super::supervisor;
@@ -21,6 +23,7 @@ use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::landing::Memory;
+use crate::migration::parked::Terms;
 use crate::migration::points::Taken;
 use crate::migration::postcopy::{self, Later, receiver};
 use crate::migration::protocol::AttemptId;
@@ -28,11 +31,12 @@ use crate::net::address::Place;
 use crate::restore::fd::bequest::Bequest;
 use crate::restore::reconcile::Fit;
 use crate::restore::{self, Armed, Prebuilt, Restored};
+use crate::trace::pages::TargetPages;
 use crate::transport::Link;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Takes a target that comes over the link, and sees to it that it runs.
 ///
@@ -54,6 +58,11 @@ pub fn run(
     received
 }
 
+/// What makes trees of what is parked here.
+pub(super) fn engine() -> impl Builder {
+    Engine { state_dir: Places::here().state, ..Engine::default() }
+}
+
 /// Rebuilds targets with the restore of this program.
 #[derive(Default)]
 struct Engine {
@@ -66,6 +75,12 @@ struct Engine {
     /// Of the cgroup of its own that it is frozen in until it runs.
     name: String,
     network: Arriving,
+    /// The original is in this very network, and what it has of sockets is taken over.
+    same_network: bool,
+    /// The memory of the tree that stands still, until it runs.
+    memory: Option<TargetPages>,
+    /// Some of it comes later.
+    lacks_pages: bool,
     /// Of this host: where it is written if pages are lost.
     state_dir: PathBuf,
     /// Pages that come later, and what the process that brings them is to know.
@@ -107,8 +122,7 @@ impl Builder for Engine {
             ..Default::default()
         };
         let mut blockers = restore::preflight::look(model, &options, &scope);
-        let same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
-        self.network = Arriving::begin(&self.addresses(), model, same_network);
+        self.begin_network(model);
         blockers.extend(addresses::blockers(&self.addresses()));
         // On one host it is the unit that the target leaves, which the source looks after.
         if !original_here(model) {
@@ -217,6 +231,7 @@ impl Builder for Engine {
         self.hooks.begun();
         self.mask()?;
         let late = self.late.as_ref().map(|(pages, _)| pages.clone()).unwrap_or_default();
+        self.lacks_pages = !late.is_empty();
         // Sockets are bound to these. The source has given them up.
         let restored = match contents {
             Contents::Stored(image) => {
@@ -226,8 +241,9 @@ impl Builder for Engine {
                 self.network.take_addresses(self.addresses(), model).map_err(|e| failed(&e))?;
                 let pages = PageReader::of(image).map_err(|e| failed(&e))?;
                 let options = self.options(model);
-                let made = Prebuilt::make(model, Some(&pages), &options, &|_| {});
-                made.and_then(|prebuilt| expecting(prebuilt, &late, self.watched)?.complete(&options))
+                let made = Prebuilt::make(model, Some(&pages), &options, &|_| {}).map_err(|e| failed(&e))?;
+                self.memory = Some(made.memory().map_err(|e| failed(&e))?);
+                expecting(made, &late, self.watched).and_then(|prebuilt| prebuilt.complete(&options))
             }
             Contents::Landed(stale) => {
                 let Some(mut prebuilt) = self.prebuilt.take() else {
@@ -238,6 +254,7 @@ impl Builder for Engine {
                 }
                 self.network.take_addresses(self.addresses(), prebuilt.model()).map_err(|e| failed(&e))?;
                 let options = self.options(prebuilt.model());
+                self.memory = Some(prebuilt.memory().map_err(|e| failed(&e))?);
                 expecting(prebuilt, &late, self.watched).and_then(|prebuilt| prebuilt.complete(&options))
             }
         };
@@ -275,6 +292,7 @@ impl Builder for Engine {
         network.announce();
         armed.run(&mut || network.inject()).map_err(|e| Failure::of("the target cannot be let go", &e))?;
         network.settle();
+        self.memory = None;
         let root = armed.root().0;
         if let Some(text) = self.masked.take().and_then(MaskedUnit::stay) {
             tracing::warn!("{text}");
@@ -298,12 +316,45 @@ impl Builder for Engine {
         self.armed.take().into_iter().for_each(Armed::leave);
     }
 
+    fn park(&mut self, dir: &Path) -> Result<()> {
+        let (Some(armed), Some(memory)) = (&self.armed, &self.memory) else {
+            return Err(Failure::new("there is nothing to park"));
+        };
+        if self.lacks_pages {
+            return Err(Failure::new("memory of the target is still at the source: an image would not be complete"));
+        }
+        let state = serde_json::to_value(&self.state)
+            .map_err(|e| Failure::of("the choices of the source cannot be written", &e))?;
+        park::write((armed.model(), memory), state, self.same_network, dir)
+    }
+
+    fn free(&mut self) {
+        // First, as in `discard`.
+        self.network.discard();
+        let held = self.armed.as_ref().map(|armed| armed.held().clone());
+        (self.prebuilt, self.restored, self.memory, self.armed) = (None, None, None, None);
+        held.iter().for_each(|held| held.wait_until_gone(ENDING));
+        // It may run here yet.
+        drop(self.masked.take().and_then(MaskedUnit::stay));
+    }
+
+    fn revive(&mut self, image: &ImageDir, terms: &Terms) -> Result<()> {
+        self.state = serde_json::from_value(terms.state.clone())
+            .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
+        self.name = SessionId::random().to_string();
+        let model = image.model().map_err(|e| failed(&e))?;
+        crate::image::verify::model(&model).map_err(|e| failed(&e))?;
+        self.begin_network(&model);
+        self.prepare(Contents::Stored(image))
+    }
+
     fn discard(&mut self) {
         // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
         self.network.discard();
         // Skeletons are killed with the value.
         self.prebuilt = None;
         self.restored = None;
+        self.memory = None;
         self.armed = None;
         self.masked = None;
         self.hooks.rolled_back();
@@ -330,7 +381,15 @@ fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::of("the target cannot be rebuilt here", e)
 }
 
+/// How long an ended copy may take to give its memory back.
+const ENDING: Duration = Duration::from_secs(10);
+
 impl Engine {
+    fn begin_network(&mut self, model: &Model) {
+        self.same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
+        self.network = Arriving::begin(&self.addresses(), model, self.same_network);
+    }
+
     fn mask(&mut self) -> Result<()> {
         if let Some(unit) = self.to_mask.take() {
             self.masked = supervisor::mask(Some(unit))?;

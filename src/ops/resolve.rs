@@ -88,7 +88,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
         // A copy that is prepared there is given up before this one runs.
         let request = if choice == Choice::Run { Request::Abort } else { Request::Ask };
         let answer = ask(line, request);
-        said = answer.and_then(|answer| answer.reply);
+        said = answer.as_ref().and_then(|answer| answer.reply);
         let owed = line.pages_owed && answer.is_none_or(|answer| answer.lacks_pages);
         match (choice, said) {
             (Choice::Run, Some(Reply::Running)) => {
@@ -159,14 +159,26 @@ fn recovery(journals: &Path, line: &Line, warnings: &mut Vec<String>) -> Result<
 }
 
 fn at_destination(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result<Resolved> {
-    let answer = resolve::destination(journals, run, line, choice);
+    let mut engine = super::receive::engine();
+    let answer = resolve::destination(journals, run, line, choice, &mut engine);
     let target = match (answer.reply, answer.pid) {
         (Some(Reply::Running), Some(pid)) => format!("it runs here as process {pid}"),
         (Some(Reply::Aborted), _) => "the copy here is deleted".to_owned(),
         (Some(Reply::EndedWithHost), _) => "it ran here and ended with this host".to_owned(),
-        _ => return Err(undecided(line, &io::ErrorKind::WouldBlock.into())),
+        _ => match answer.trouble {
+            Some(trouble) => return Err(stays_parked(line, trouble)),
+            None => return Err(undecided(line, &io::ErrorKind::WouldBlock.into())),
+        },
     };
     Ok(Resolved { session: line.session.clone(), target, warnings: vec![risk(line, choice)] })
+}
+
+fn stays_parked(line: &Line, trouble: String) -> Failure {
+    let what = format!("the parked copy of session {} cannot be made to run now: {trouble}", line.session);
+    Failure::new(what)
+        .hint("it stays parked: resolve can be tried again")
+        .kind(FailureKind::NeedsPerson)
+        .target(TargetState::Held)
 }
 
 fn undecided(line: &Line, error: &io::Error) -> Failure {

@@ -71,11 +71,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let state = choices::completed(&options.state, &image.manifest().restore)
         .map_err(|failure| failure.target(TargetState::NotStarted))?;
     let (closed, mut blockers) = choices::apply(&mut model, &state);
-    // A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.
-    let stdio = match state.stdio {
-        Stdio::Auto if !options.detach => Stdio::Attach,
-        chosen => chosen,
-    };
+    let stdio = stdio(options, &state);
     let settings = settings(options, &state, stdio);
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of(format!("cannot restore {}", dir.display()), e).target(TargetState::NotStarted)
@@ -117,21 +113,28 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
         Stdio::Attach if !options.detach && !options.leave_stopped => Foreground::give(&model, root),
         _ => None,
     };
-    let at_once = if options.lazy { at_once(&model, &pages).map_err(|e| failed(&e))? } else { Vec::new() };
+    let notes = if options.lazy { at_once(&model, &pages).map_err(|e| failed(&e))? } else { Vec::new() };
     let late = pager.map(|pager| later(options, pager, &mut restored, &image, &pages)).transpose();
     let late = late.map_err(|failure| failure.target(TargetState::NotStarted))?.flatten();
     restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
-    let adopted = adopt_aside(&settings.name);
+    let _adopted = adopt_aside(&settings.name);
     addresses.stay();
     masked.and_then(MaskedUnit::stay).into_iter().for_each(warn);
     closed.tell_peers().into_iter().for_each(warn);
-    drop(adopted);
     let state = if options.leave_stopped { State::Stopped } else { State::Running };
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
-    outcome.notes = at_once;
+    outcome.notes = notes;
     Ok(Running { outcome, root, child, terminal, late })
+}
+
+/// A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.
+fn stdio(options: &RestoreOptions, state: &StateOptions) -> Stdio {
+    match state.stdio {
+        Stdio::Auto if !options.detach => Stdio::Attach,
+        chosen => chosen,
+    }
 }
 
 fn scope(state: &StateOptions, places: &[Place]) -> restore::preflight::Scope {

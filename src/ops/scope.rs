@@ -140,13 +140,13 @@ mod tests {
     /// Two processes in one of two cgroups.
     fn here(name: &str) -> Option<Here> {
         let Some(mount) = hierarchies().unwrap().into_iter().find(Hierarchy::is_v2).map(|found| found.mount) else {
-            println!("skipped: cgroup version 2 is not mounted");
+            crate::skip!("cgroup version 2 is not mounted");
             return None;
         };
         let dir = |what: &str| mount.join(format!("migrate-test-{what}-{name}-{}", std::process::id()));
         let mut here = Here { home: dir("home"), scope: dir("scope"), children: Vec::new() };
         if fs::create_dir(&here.home).and_then(|()| fs::create_dir(&here.scope)).is_err() {
-            println!("skipped: cannot make a cgroup");
+            crate::skip!("cannot make a cgroup");
             return None;
         }
         for _ in 0..2 {

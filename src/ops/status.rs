@@ -7,6 +7,7 @@ use crate::failure::{Failure, Result};
 use crate::migration::handover::{Reply, Request};
 use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::keeper::Answer;
+use crate::migration::parked::{self, Parked};
 use crate::migration::points::kept;
 use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
@@ -33,6 +34,8 @@ pub struct Entry {
     pub busy: bool,
     /// When the newest state of the target was taken that can be resumed here instead of the original.
     pub recoverable: Option<SystemTime>,
+    /// Where the copy here waits as an image.
+    pub parked: Option<Parked>,
     /// What the destination says, where this host is in doubt and it answers.
     pub said: Option<Reply>,
 }
@@ -90,7 +93,8 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         }
         let recoverable =
             (line.step == Step::Committing).then(|| kept::newest(&kept::directory(&journals, line.attempt)));
-        Entry { line, owner, busy, recoverable: recoverable.flatten(), said }
+        let parked = (line.step == Step::Parked).then(|| parked::look(&journals, line.attempt)).flatten();
+        Entry { line, owner, busy, recoverable: recoverable.flatten(), parked, said }
     };
     Ok(lines.into_iter().map(entry).collect())
 }

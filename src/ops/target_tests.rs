@@ -122,12 +122,12 @@ fn units_by_name() {
 #[test]
 fn every_process_of_a_cgroup_and_its_freezer() {
     let Some(freezer) = cgroupfs::hierarchies().unwrap().into_iter().find(|h| h.is_v2()) else {
-        println!("skipped: cgroup version 2 is not mounted");
+        crate::skip!("cgroup version 2 is not mounted");
         return;
     };
     let dir = freezer.mount.join(format!("migrate-target-test-{}", std::process::id()));
     if std::fs::create_dir(&dir).is_err() {
-        println!("skipped: cannot make a cgroup");
+        crate::skip!("cannot make a cgroup");
         return;
     }
     struct Removed(PathBuf);

@@ -152,11 +152,22 @@ fn bounding(batch: &mut Batch, creds: &Creds, own: u64) {
     }
 }
 
+/// Whether these are our own supplementary groups.
+pub(super) fn has_groups(groups: &[u32]) -> bool {
+    let sorted = |mut groups: Vec<u32>| {
+        groups.sort_unstable();
+        groups
+    };
+    let own = nix::unistd::getgroups().map(|own| own.iter().map(|gid| gid.as_raw()).collect());
+    own.is_ok_and(|own| sorted(own) == sorted(groups.to_vec()))
+}
+
 /// User and groups; capabilities stay. `own`: capabilities of this program.
 pub fn users(batch: &mut Batch, creds: &Creds, own: u64) {
     const KEEP_CAPS: u64 = 1 << 4;
     const NO_SETUID_FIXUP: u64 = 1 << 2;
-    if super::task::becomes_anybody(own) {
+    // Those it was born with, ours, are not set: in some user namespaces nobody may (user_namespaces(7), "setgroups").
+    if super::task::becomes_anybody(own) && !has_groups(&creds.groups) {
         let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
         let at = batch.bytes(&groups);
         batch.must(libc::SYS_setgroups, &[creds.groups.len().into(), at]);

@@ -4,10 +4,13 @@
 use super::root::{open_session, outer_session};
 use super::skeleton::{Skeletons, clone_from, hold};
 use super::{Error, Options, Result, cgroup::Place};
-use crate::image::{Model, NsPid};
-use crate::sys::clone;
+use crate::image::{Model, NsPid, Pid};
+use crate::sys::{Errno, clone};
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
+
+/// CAP_SYS_ADMIN.
+const SYS_ADMIN: u64 = 1 << 21;
 
 /// Makes the namespace, its reaper, and the root of the tree in it. The tree's mount namespace is a copy of ours with a
 /// `/proc` of the new PID namespace.
@@ -16,8 +19,14 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
     let scratch = skeletons.scratch;
     let failed = |errno| Error::System { operation: "clone3 (new PID namespace)", object: format!("pid {pid}"), errno };
     let flags = flags | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    // Whoever may not make one makes it in a user namespace.
+    let alone = super::task::own_caps() & SYS_ADMIN == 0;
+    let flags = if alone { flags | libc::CLONE_NEWUSER as u64 } else { flags };
     if pid.0 == 1 {
         let child = place.child(|cgroup| clone::paused_child(flags, libc::SIGCHLD, &[1], cgroup).map_err(failed))?;
+        if alone {
+            map_ourselves(child)?;
+        }
         let mut remote = hold(child, skeletons)?;
         mount_proc(&mut remote, scratch)?;
         return Ok(remote);
@@ -29,6 +38,9 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
         let made = if outside { clone::reaper_of_outer_session } else { clone::reaper };
         made(flags, pid.0, cgroup).map_err(failed)
     })?;
+    if alone {
+        map_ourselves(child)?;
+    }
     let mut init = hold(child, skeletons)?;
     mount_proc(&mut init, scratch)?;
     place.enter(child)?;
@@ -48,6 +60,26 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
     };
     skeletons.init = Some(init);
     made
+}
+
+/// Our own user and group are all that a new user namespace knows (user_namespaces(7), "Defining user and group ID mappings").
+fn map_ourselves(child: Pid) -> Result<()> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let files = [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{uid} {uid} 1")),
+        ("gid_map", format!("{gid} {gid} 1")),
+    ];
+    for (name, text) in files {
+        let path = format!("/proc/{child}/{name}");
+        let failed = |e: std::io::Error| Error::System {
+            operation: "write",
+            object: path.clone(),
+            errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
+        };
+        std::fs::write(&path, text).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Mounts the new namespace's /proc over the old one, seen by the tree alone.

@@ -4,7 +4,7 @@
 //! the target that still runs over there.
 
 use super::fd::{regular, roots, taken_over};
-use super::{Options, ns, root, vdso};
+use super::{Options, creds, ns, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::creds::Creds;
@@ -49,6 +49,11 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     }
     blockers.extend(files(model, options, scope));
     blockers.extend(addresses(model, scope));
+    if options.pids == Pids::Same && !root::may_choose_ids() {
+        let (pid, comm) =
+            (model.root().pid, &model.root().threads.first().map(|t| t.comm.to_string()).unwrap_or_default());
+        blockers.push(Blocker::new(codes::SET_TID, format!("pid {pid} ({comm})")));
+    }
     if scope.original_runs && crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id) {
         blockers.extend(taken_over::blockers(model));
     }
@@ -60,7 +65,7 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
 /// this host. An image that asks for more asks for what the user has not.
 fn credentials(model: &Model) -> Vec<Blocker> {
     if super::task::becomes_anybody(super::task::own_caps()) {
-        return Vec::new();
+        return groups(model);
     }
     let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let tasks = model.tasks.iter().filter_map(|task| Some((task, &task.threads.first()?.creds)));
@@ -78,6 +83,17 @@ fn credentials(model: &Model) -> Vec<Blocker> {
         Some(Blocker::new(codes::CREDENTIALS, format!("pid {}", task.pid)).because(reason))
     };
     tasks.filter_map(blocker).collect()
+}
+
+/// In a user namespace whose maker had no privileges nobody may change supplementary groups.
+fn groups(model: &Model) -> Vec<Blocker> {
+    if std::fs::read("/proc/self/setgroups").is_ok_and(|text| text != b"deny\n") {
+        return Vec::new();
+    }
+    let others = |task: &&Task| task.threads.iter().any(|thread| !creds::has_groups(&thread.creds.groups));
+    let reason = "its supplementary groups are not ours, and this user namespace lets nobody set them";
+    let blocker = |task: &Task| Blocker::new(codes::CREDENTIALS, format!("pid {}", task.pid)).because(reason);
+    model.tasks.iter().filter(others).map(blocker).collect()
 }
 
 /// TCP connections, where this program may not make any in the state they were in.

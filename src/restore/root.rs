@@ -6,9 +6,10 @@ use super::{Error, Options, Result, cgroup::Place, clock, ns, pidns};
 use crate::image::{Model, NsPid, Pid, TaskId};
 use crate::ops::options::Pids;
 use crate::proc::ProcDir;
-use crate::sys::{Errno, clone};
+use crate::sys::{Errno, clone, nsfs};
 use crate::trace::Batch;
 use crate::trace::remote::Remote;
+use nix::fcntl::OFlag;
 
 /// Makes the root task, stopped and empty but for our scratch area.
 pub fn make(
@@ -47,12 +48,26 @@ pub fn make(
 
 /// Whether the tree will get a PID namespace of its own.
 pub fn new_pids(model: &Model, options: &Options) -> bool {
-    options.pids == Pids::New || options.pids == Pids::Auto && taken(model).is_some()
+    options.pids == Pids::New || options.pids == Pids::Auto && (!may_choose_ids() || taken(model).is_some())
+}
+
+/// Whether we may give tasks the ids they had (clone(2), "set_tid"): CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the user
+/// namespace that owns our PID namespace.
+pub(super) fn may_choose_ids() -> bool {
+    const ABLE: u64 = 1 << 21 | 1 << 40;
+    // EPERM: the owner is further out, where we have no capabilities.
+    let owned = || ProcDir::of_self().ok()?.open_file("ns/pid", OFlag::O_RDONLY).ok().map(|ns| nsfs::owner(ns).is_ok());
+    super::task::own_caps() & ABLE != 0 && owned().unwrap_or(true)
 }
 
 /// Whether the tree gets the ids it had.
 fn keeps_ids(model: &Model, options: &Options, warnings: &mut Vec<String>) -> Result<bool> {
     if options.pids == Pids::New {
+        return Ok(false);
+    }
+    if options.pids == Pids::Auto && !may_choose_ids() {
+        let what = "process ids cannot be chosen here: the tree gets a PID namespace of its own";
+        warnings.push(what.to_owned());
         return Ok(false);
     }
     match taken(model) {

@@ -49,7 +49,7 @@ mod tests {
     fn whoever_becomes_a_user_has_their_rights_and_no_others() {
         const CHILD: &str = "MIGRATE_TEST_BECOME";
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED becoming a user: needs root");
+            crate::skip!("becoming a user: needs root");
             return;
         }
         if std::env::var_os(CHILD).is_none() {

@@ -66,6 +66,11 @@ impl Channel {
         self.patience.abort = abort;
     }
 
+    /// Silence of this length means the peer is lost, from here on.
+    pub fn silence(&mut self, limit: Duration) {
+        self.patience.silence = limit;
+    }
+
     /// The step from here on must be done within `limit`, however busy the peer looks; `None` lifts it.
     pub fn deadline(&mut self, limit: Option<Duration>) {
         self.patience.deadline = limit.map(|limit| Instant::now() + limit);

@@ -1,7 +1,7 @@
 //! Moves, and who owns their targets.
 
 use super::json::{Object, Stamp};
-use super::{Settings, Stream, put, result, table};
+use super::{Settings, Stream, put, result, table, units};
 use crate::migration::handover::Reply;
 use crate::migration::journal::{Role, Step};
 use crate::migration::resolve::Owner;
@@ -9,6 +9,7 @@ use crate::ops::resolve::Resolved;
 use crate::ops::status::Entry;
 use crate::ops::words::SessionId;
 use std::io::IsTerminal;
+use std::time::SystemTime;
 
 /// Shows the moves that this host knows of.
 pub fn show(entries: &[Entry], settings: &Settings) {
@@ -83,6 +84,8 @@ fn phase(entry: &Entry) -> &'static str {
         Step::Begun => "interrupted",
         Step::Prepared if entry.busy => "prepared, waits",
         Step::Prepared => "prepared, held",
+        Step::Parked if entry.busy => "parked, being decided",
+        Step::Parked => "parked",
         Step::Committing => "committing",
         Step::Owner => "owner",
         Step::Aborted => "stayed",
@@ -91,10 +94,19 @@ fn phase(entry: &Entry) -> &'static str {
 }
 
 fn words(entry: &Entry) -> String {
-    let age = entry.recoverable.map(|taken| taken.elapsed().unwrap_or_default());
-    match age {
-        Some(age) => format!("{} (a state {} s old can be resumed here)", owner(entry), age.as_secs()),
-        None => owner(entry).to_owned(),
+    let seconds = |then: SystemTime| then.elapsed().unwrap_or_default().as_secs();
+    let who = owner(entry);
+    match (entry.recoverable, &entry.parked, &entry.line.not_parked) {
+        (Some(taken), ..) => format!("{who} (a state {} s old can be resumed here)", seconds(taken)),
+        (_, Some(parked), _) => {
+            let (size, age) = (units::bytes(parked.bytes), seconds(parked.since));
+            format!(
+                "{who}, unless it says otherwise: the copy here waits in {} ({size}, {age} s old)",
+                parked.image.display()
+            )
+        }
+        (.., Some(reason)) => format!("{who} (the copy here stays in memory: {reason})"),
+        _ => who.to_owned(),
     }
 }
 
@@ -151,6 +163,13 @@ fn about(entry: &Entry) -> Object {
             "recoverable_age_ms",
             entry.recoverable.map(|taken| taken.elapsed().unwrap_or_default().as_millis() as u64),
         )
+        .known("image", entry.parked.as_ref().map(|parked| parked.image.display().to_string()))
+        .known("image_bytes", entry.parked.as_ref().map(|parked| parked.bytes))
+        .known(
+            "image_age_ms",
+            entry.parked.as_ref().map(|parked| parked.since.elapsed().unwrap_or_default().as_millis() as u64),
+        )
+        .known("not_parked", entry.line.not_parked.clone())
         .with("words", words(entry))
 }
 

@@ -14,7 +14,7 @@ fn can_move() -> bool {
     let root = nix::unistd::geteuid().is_root();
     let python = Path::new("/usr/bin/python3").exists();
     if !root || !python {
-        eprintln!("skipped: needs root ({root}) and /usr/bin/python3 ({python})");
+        crate::skip!("needs root ({root}) and /usr/bin/python3 ({python})");
     }
     root && python
 }
@@ -223,13 +223,13 @@ signal.pause()
     let path = blocks.path().to_str().unwrap();
     let mut target = Target::start(&["/usr/bin/python3", "-c", script], &[path]);
     let Some(_slow) = SlowDisk::for_process(target.child.id(), blocks.path(), 25) else {
-        eprintln!("skipped: needs the version 1 blkio controller");
+        crate::skip!("needs the version 1 blkio controller");
         return;
     };
     let began = Instant::now();
     while target.written() != "go" {
         if target.child.try_wait().unwrap().is_some() {
-            eprintln!("skipped: no O_DIRECT on the file system of {path}");
+            crate::skip!("no O_DIRECT on the file system of {path}");
             return;
         }
         assert!(began.elapsed() < LIMIT, "it does not begin");

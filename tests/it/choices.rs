@@ -59,7 +59,7 @@ impl Client {
     fn start_from(ballast_mib: u32, from: &str, to: &str) -> Option<Self> {
         let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
         if !root || !python {
-            eprintln!("SKIPPED choices: needs root ({root}) and /usr/bin/python3 ({python})");
+            crate::skip!("choices: needs root ({root}) and /usr/bin/python3 ({python})");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

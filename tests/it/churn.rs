@@ -26,7 +26,7 @@ while True:
 fn children_that_are_just_waited_for_are_no_hindrance() {
     let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
     if !root || !python {
-        eprintln!("SKIPPED churn: needs root ({root}) and /usr/bin/python3 ({python})");
+        crate::skip!("churn: needs root ({root}) and /usr/bin/python3 ({python})");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -291,7 +291,7 @@ fn check_answers_with_its_exit_code() {
 fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        println!("skipped: needs root");
+        crate::skip!("needs root");
     }
     root
 }

@@ -19,7 +19,7 @@ fn can_run() -> bool {
     let missing: Vec<&str> = needed.into_iter().filter(|p| !Path::new(p).exists()).collect();
     let root = nix::unistd::geteuid().is_root();
     if !missing.is_empty() || !root {
-        eprintln!("skipped: needs root ({root}) and {missing:?}");
+        crate::skip!("needs root ({root}) and {missing:?}");
     }
     missing.is_empty() && root
 }

@@ -341,7 +341,7 @@ fn one_file_system_on_both_sides_is_found_by_a_nonce_file() {
 #[test]
 fn sqlite_goes_on_in_the_middle_of_its_transaction() {
     if !can_move() || !Path::new("/usr/bin/sqlite3").exists() {
-        eprintln!("skipped: needs /usr/bin/sqlite3");
+        crate::skip!("needs /usr/bin/sqlite3");
         return;
     }
     let mut scene = Scene::new(&[], &[]);

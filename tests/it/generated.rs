@@ -65,7 +65,7 @@ fn have(program: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
     if !found {
-        println!("skipped: {program} is not installed");
+        crate::skip!("{program} is not installed");
     }
     found
 }

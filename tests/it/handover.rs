@@ -12,16 +12,16 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Two hosts and a target, and where the next move is struck.
-struct Play {
-    dir: tempfile::TempDir,
-    counter: Counter,
-    agent: Agent,
-    once: PathBuf,
+pub struct Play {
+    pub dir: tempfile::TempDir,
+    pub counter: Counter,
+    pub agent: Agent,
+    pub once: PathBuf,
 }
 
 impl Play {
     /// `strike`: what is done to whom.
-    fn begin(variable: &str, point: &str) -> Self {
+    pub fn begin(variable: &str, point: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let once = dir.path().join("once");
         std::fs::write(&once, "").unwrap();
@@ -34,11 +34,11 @@ impl Play {
         Self { counter: Counter::start(1), dir, agent, once }
     }
 
-    fn host(&self, name: &str) -> Command {
+    pub fn host(&self, name: &str) -> Command {
         on_host(&self.dir.path().join(name))
     }
 
-    fn mover(&self, variable: &str, point: &str) -> Command {
+    pub fn mover(&self, variable: &str, point: &str) -> Command {
         let mut command = self.host("a");
         command.env(variable, point).env("MIGRATE_ONCE", &self.once);
         command.args(["move", &self.counter.pid(), &self.agent.address, "--json", "--peer-timeout", "2s"]);
@@ -52,25 +52,26 @@ impl Play {
         output
     }
 
-    fn status(&self, host: &str) -> serde_json::Value {
+    pub fn status(&self, host: &str) -> serde_json::Value {
         let output = run(self.host(host), &["status", "--json"]);
         assert!(output.status.success(), "{}", text(&output));
         result(&output)["sessions"][0].clone()
     }
 
-    fn resolve(&self, host: &str, choice: &str) -> Output {
+    pub fn resolve(&self, host: &str, choice: &str) -> Output {
         let session = self.status(host)["session"].as_str().unwrap().to_owned();
         run(self.host(host), &["resolve", &session, choice, "--yes"])
     }
 
-    fn resolves(&self, host: &str, choice: &str) {
+    pub fn resolves(&self, host: &str, choice: &str) {
         let output = self.resolve(host, choice);
         assert!(output.status.success(), "{choice} at {host}: {}", text(&output));
     }
 
     /// The move's program and its guardian are killed at once as it comes to this step.
-    fn killed_with_guardian(&self, point: &str) {
-        let mut mover = self.mover("MIGRATE_STOP", point).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    pub fn killed_with_guardian(&self, point: &str, options: &[&str]) {
+        let mut mover = self.mover("MIGRATE_STOP", point);
+        let mut mover = mover.args(options).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let pid = mover.id();
         wait(|| is_stopped(pid as i32), &format!("{point} is reached"));
         let is_guardian = |pid: &i32| {
@@ -85,14 +86,14 @@ impl Play {
         mover.wait().unwrap();
     }
 
-    fn nobody_counts(&self, what: &str) {
+    pub fn nobody_counts(&self, what: &str) {
         let last = self.counter.numbers().len();
         std::thread::sleep(Duration::from_millis(100));
         assert_eq!(self.counter.numbers().len(), last, "{what}: nobody counts while it is in doubt");
     }
 
     /// One copy counts, every number once, and nothing else is left of it.
-    fn check(&self, what: &str) {
+    pub fn check(&self, what: &str) {
         self.counter.check_runs();
         let until = Instant::now() + Duration::from_secs(10);
         while self.counter.processes().len() != 1 {
@@ -172,7 +173,7 @@ fn a_source_that_is_killed_with_its_guardian_waits_for_a_person() {
     }
     for point in ["source-ready", "source-held", "source-committing"] {
         let play = Play::begin("NOBODY", "");
-        play.killed_with_guardian(point);
+        play.killed_with_guardian(point, &[]);
         if point == "source-ready" {
             // Ptrace held it, and let go. The copy waits for ever, or for a person.
             play.counter.check_runs();
@@ -190,7 +191,7 @@ fn a_source_that_is_killed_with_its_guardian_waits_for_a_person() {
     }
     for point in ["source-committed", "source-moved", "source-ended"] {
         let play = Play::begin("NOBODY", "");
-        play.killed_with_guardian(point);
+        play.killed_with_guardian(point, &[]);
         let status = play.status("a");
         assert_eq!(
             (status["owner"].as_str(), status["phase"].as_str()),
@@ -331,23 +332,23 @@ fn a_move_can_be_watched_until_it_is_over() {
 }
 
 /// The session of the agent that has stopped.
-fn stopped_session(play: &Play) -> Option<Pid> {
+pub fn stopped_session(play: &Play) -> Option<Pid> {
     children(play.agent.pid()).into_iter().find(|pid| is_stopped(*pid)).map(Pid::from_raw)
 }
 
-fn children(of: u32) -> Vec<i32> {
+pub fn children(of: u32) -> Vec<i32> {
     let threads = std::fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten();
     let of_threads = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
     let all: Vec<String> = of_threads.collect();
     all.join(" ").split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-fn is_stopped(pid: i32) -> bool {
+pub fn is_stopped(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
 }
 
-fn wait_for<T>(mut what: impl FnMut() -> Option<T>, expected: &str) -> T {
+pub fn wait_for<T>(mut what: impl FnMut() -> Option<T>, expected: &str) -> T {
     let until = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(found) = what() {
@@ -358,7 +359,7 @@ fn wait_for<T>(mut what: impl FnMut() -> Option<T>, expected: &str) -> T {
     }
 }
 
-fn wait(mut until: impl FnMut() -> bool, expected: &str) {
+pub fn wait(mut until: impl FnMut() -> bool, expected: &str) {
     wait_for(|| until().then_some(()), expected);
 }
 

@@ -32,7 +32,7 @@ impl Saved {
     fn make() -> Option<Self> {
         let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
         if !root || !python {
-            eprintln!("SKIPPED hostile: needs root ({root}) and /usr/bin/python3 ({python})");
+            crate::skip!("hostile: needs root ({root}) and /usr/bin/python3 ({python})");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

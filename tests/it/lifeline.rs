@@ -249,7 +249,7 @@ fn command(target: &Target, name: &str, n: usize) -> Command {
 pub fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        eprintln!("skipped: needs root");
+        crate::skip!("needs root");
     }
     root
 }

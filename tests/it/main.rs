@@ -1,7 +1,12 @@
 //! One test binary for everything that runs processes.
 
+#[path = "../skip.rs"]
+mod skip;
+
 mod agent;
+mod agent_ends;
 mod ahead;
+mod cgroups;
 mod choices;
 mod churn;
 mod cli;
@@ -15,6 +20,8 @@ mod hooks;
 mod hostile;
 #[path = "../bench/hosts.rs"]
 mod hosts;
+mod leases;
+mod leases_tcp;
 mod leftovers;
 mod lifeline;
 mod lifeline_tcp;
@@ -22,6 +29,7 @@ mod manual;
 mod moves;
 mod named_pages;
 mod networks;
+mod ordinary;
 mod outside;
 mod peer_user;
 mod programs;

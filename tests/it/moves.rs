@@ -34,7 +34,7 @@ pub fn can_move() -> bool {
     let root = nix::unistd::geteuid().is_root();
     let python = Path::new("/usr/bin/python3").exists();
     if !root || !python {
-        eprintln!("skipped: needs root ({root}) and /usr/bin/python3 ({python})");
+        crate::skip!("needs root ({root}) and /usr/bin/python3 ({python})");
     }
     root && python
 }

@@ -1,5 +1,7 @@
 //! Hosts' networks for tests: network namespaces on one bridge.
 
+use migrate_engine::net::nft;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -33,7 +35,7 @@ impl Networks {
         let made =
             Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status().is_ok_and(|status| status.success());
         if !made {
-            eprintln!("skipped: network namespaces on a bridge cannot be made here");
+            crate::skip!("network namespaces on a bridge cannot be made here");
         }
         made.then(|| networks.keep_order()).flatten()
     }
@@ -52,7 +54,7 @@ impl Networks {
         let status = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status();
         let kept = status.is_ok_and(|status| status.success());
         if !kept {
-            eprintln!("skipped: packets over a bridge cannot be kept in order here (rps_cpus)");
+            crate::skip!("packets over a bridge cannot be kept in order here (rps_cpus)");
         }
         kept.then_some(self)
     }
@@ -62,6 +64,12 @@ impl Networks {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.names[network])).arg(program).stdin(Stdio::null());
         command
+    }
+
+    /// What of ours still holds segments off in one of the networks.
+    pub fn held_off(&self, network: usize) -> Vec<String> {
+        let namespace = std::fs::File::open(format!("/run/netns/{}", self.names[network])).unwrap();
+        nft::leftovers(Some(namespace.as_fd())).unwrap()
     }
 
     /// Processes in one of the networks, whatever became of their parents, sessions and PID namespaces.

@@ -28,7 +28,7 @@ impl Server {
     fn start() -> Option<Self> {
         let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
         if !root || !python {
-            eprintln!("SKIPPED refusals: needs root ({root}) and /usr/bin/python3 ({python})");
+            crate::skip!("refusals: needs root ({root}) and /usr/bin/python3 ({python})");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -168,7 +168,7 @@ while True:
 fn dump_watcher(word: &str, times: usize) -> Option<(Output, bool)> {
     let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
     if !root || !python {
-        eprintln!("SKIPPED refusals: needs root ({root}) and /usr/bin/python3 ({python})");
+        crate::skip!("refusals: needs root ({root}) and /usr/bin/python3 ({python})");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -144,7 +144,7 @@ fn bootstrap_refuses_a_dynamic_program() {
 fn static_build() -> Option<PathBuf> {
     let program = std::env::var_os("MIGRATE_STATIC").map(PathBuf::from);
     if program.is_none() {
-        eprintln!("skipped: MIGRATE_STATIC does not name a static build of migrate (`cargo static` makes one)");
+        crate::skip!("MIGRATE_STATIC does not name a static build of migrate (`cargo static` makes one)");
     }
     program
 }
@@ -180,7 +180,7 @@ impl Sshd {
     fn start() -> Option<Self> {
         let needed = ["/usr/sbin/sshd", "/usr/bin/ssh", "/usr/bin/ssh-keygen"];
         if !nix::unistd::geteuid().is_root() || needed.iter().any(|path| !Path::new(path).exists()) {
-            eprintln!("skipped: needs root and {needed:?} (openssh-server, openssh-client)");
+            crate::skip!("needs root and {needed:?} (openssh-server, openssh-client)");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -73,7 +73,7 @@ impl Host {
         let top = hierarchies.into_iter().find(|dir| dir.join("cgroup.procs").exists());
         let cgroup = top.map(|top| top.join(&unit)).filter(|cgroup| fs::create_dir(cgroup).is_ok());
         let Some(cgroup) = cgroup else {
-            eprintln!("skipped: no cgroup can be made here");
+            crate::skip!("no cgroup can be made here");
             return None;
         };
         let bin = dir.path().join("bin");

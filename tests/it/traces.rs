@@ -95,7 +95,7 @@ fn remove(cgroups: &[PathBuf]) {
 fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        println!("skipped: needs root");
+        crate::skip!("needs root");
     }
     root
 }

@@ -244,7 +244,7 @@ struct Felt {
 /// Moves the server under these clients, or fails to at this point of the rebuilding.
 fn felt(address: &str, kinds: &[&'static str], fault: Option<&str>) -> Option<Felt> {
     if !nix::unistd::geteuid().is_root() || !Path::new("/usr/bin/python3").exists() {
-        eprintln!("skipped: needs root and /usr/bin/python3");
+        crate::skip!("needs root and /usr/bin/python3");
         return None;
     }
     let networks = Networks::make()?;

@@ -88,7 +88,7 @@ else
     sed 's/^/cgroup: /' "/proc/$pid/cgroup"
     is lives-in-a-scope-of-its-own grep -q '/migrate-.*\.scope$' "/proc/$pid/cgroup"
     is the-scope-is-active sh -c 'systemctl list-units --type=scope --no-legend | grep -q "migrate-.*running"'
-    is nothing-left-of-the-first-place sh -c '! ls -d /sys/fs/cgroup/migrate/*/ 2>/dev/null'
+    is nothing-left-of-the-first-place sh -c '! ls -d /sys/fs/cgroup/migrate/*/ 2>/dev/null | grep -v /sessions/'
     systemctl stop migrate-agent.service
     sleep 65
     is one-copy-a-minute-later [ "$(copies)" = 1 ]

@@ -96,6 +96,11 @@ table! { PRIVILEGE:
         why: "Reading filters needs CAP_SYS_ADMIN in the first user namespace; restored without it the program would be less confined than before.",
         remedy: "run as root",
         kernel: "CONFIG_CHECKPOINT_RESTORE, since 4.4";
+    MAPPED_FILE = 811, "mapped memory that only root can reach",
+        object: "a mapping of a memfd, of shared anonymous memory, of a deleted file, or of one that has another name now",
+        why: "What has no name is reached through /proc/PID/map_files, which the kernel opens to CAP_CHECKPOINT_RESTORE only.",
+        remedy: "run as root",
+        kernel: "CAP_CHECKPOINT_RESTORE since 5.9, before CAP_SYS_ADMIN";
 }
 
 table! { PEER:

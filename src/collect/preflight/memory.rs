@@ -3,7 +3,7 @@
 use super::Member;
 use crate::{
     blocker::{Blocker, Code, codes},
-    collect::sysv,
+    collect::{mapped, sysv},
     image::{Pid, mm::PAGE},
     proc::{
         ProcDir, Result,
@@ -93,7 +93,12 @@ pub(super) fn look(member: &Member<'_>, mappings: &[Flagged], shared: &mut Share
     let pid = member.row.pid;
     // The same reason for many mappings is said once for a process.
     let mut said = HashSet::new();
+    let mut files = mappings.iter().map(|flagged| &flagged.mapping).filter(|mapping| mapping.has_file());
+    let by_name = files.next().is_some_and(|mapping| !mapped::links_lead(member.dir, mapping));
     for flagged in mappings {
+        if by_name && only_for_root(member.dir, &flagged.mapping) && said.insert(codes::MAPPED_FILE) {
+            found.push(Blocker::new(codes::MAPPED_FILE, object(pid, &flagged.mapping)));
+        }
         if let Some((code, because)) = judge(flagged)
             && said.insert(code)
         {
@@ -104,6 +109,14 @@ pub(super) fn look(member: &Member<'_>, mappings: &[Flagged], shared: &mut Share
             shared.0.entry(key).or_insert_with(|| object(pid, &flagged.mapping));
         }
     }
+}
+
+/// Whether what is mapped has no name by which it can be found.
+fn only_for_root(dir: &ProcDir, mapping: &Mapping) -> bool {
+    let private_huge = !mapping.shared && mapping.name.0.starts_with(b"/anon_hugepage");
+    let file = mapping.has_file() && mapping.special().is_none() && !private_huge;
+    // An error: it has changed meanwhile.
+    file && matches!(mapped::file_of(dir, mapping), Ok(None))
 }
 
 /// Why a mapping cannot be saved; an empty reason is the catalogue's.

@@ -116,14 +116,14 @@ fn namespaces_of_their_own_are_named() {
         "echo ready; exec sleep 100",
     ]);
     let Ok(child) = command.stdout(Stdio::piped()).spawn() else {
-        println!("skipped: unshare is not installed");
+        crate::skip!("unshare is not installed");
         return;
     };
     let mut child = Ended(child);
     let mut line = String::new();
     BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     if line.is_empty() {
-        println!("skipped: no user namespaces here");
+        crate::skip!("no user namespaces here");
         return;
     }
     let blockers = found(&[Pid(child.0.id() as i32)]);

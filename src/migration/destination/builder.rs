@@ -7,6 +7,7 @@ use crate::image::{Bytes, Model};
 use crate::memory::store::ImageDir;
 use crate::memory::{RangeSet, Space};
 use crate::migration::landing::Memory;
+use crate::migration::parked;
 use crate::migration::points;
 use crate::migration::postcopy::Later;
 use crate::migration::protocol::AttemptId;
@@ -115,6 +116,28 @@ pub trait Builder {
 
     /// Leaves what is armed as it is, to whoever finds it in the journal.
     fn leave(&mut self);
+
+    /// Writes what is armed as an image into this directory, see [`parked`]: complete, synced and renamed. It stands as before.
+    ///
+    /// # Errors
+    /// A full disk; memory of it is still to come. What was written is for the caller to remove.
+    fn park(&mut self, dir: &Path) -> Result<(), Failure> {
+        let _ = dir;
+        Err(Failure::new("nothing can be parked here"))
+    }
+
+    /// Ends what is armed, or half made, silently: its peers must not learn of it. Memory and process ids are free when this
+    /// returns.
+    fn free(&mut self) {}
+
+    /// Prepares what was parked, as [`Builder::prepare`] has prepared it once.
+    ///
+    /// # Errors
+    /// It cannot be made here now.
+    fn revive(&mut self, image: &ImageDir, terms: &parked::Terms) -> Result<(), Failure> {
+        let _ = (image, terms);
+        Err(Failure::new("nothing can be parked here"))
+    }
 }
 
 /// Who comes.

@@ -4,7 +4,7 @@
 
 use super::destination::{self, Phase as There};
 use super::source::{self, Phase as Here};
-use super::world::{Driver, Harm, Made, Mishap, World};
+use super::world::{DestinationHost, Driver, Harm, Made, Mishap, World};
 use super::{Candidate, Choice, Reply, Request, Rule, Rules};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -162,7 +162,8 @@ fn destination_successors(world: &World, bounds: Bounds, n: usize, next: &mut Ve
         return;
     }
     event(destination::Event::Silent);
-    if dest.made == Made::Gone {
+    event(destination::Event::LeaseOver);
+    if dest.made == Made::Gone && dest.machine.phase() != There::Parked {
         event(destination::Event::CopyDied);
     }
     if dest.machine.phase() == There::Receiving && dest.made == Made::Building {
@@ -172,11 +173,6 @@ fn destination_successors(world: &World, bounds: Bounds, n: usize, next: &mut Ve
             world.dest_event(n, destination::Event::Armed, mishap)
         };
         ways(world, bounds, &arms, next);
-    }
-    if dest.machine.phase() == There::Prepared && dest.made == Made::Armed && !dest.parked {
-        let mut world = world.clone();
-        world.dests[n].park();
-        next.push(world);
     }
 }
 
@@ -226,20 +222,20 @@ fn people(world: &World, blind: bool, next: &mut Vec<World>) {
         world.resolve_source(choice);
         next.push(world);
     };
-    let nowhere_else = world.dests.iter().all(|d| !d.ran && d.made == Made::Gone && !d.undeletable);
+    let nowhere_else = world.dests.iter().all(|d| !d.ran && d.made == Made::Gone && !d.image && !d.undeletable);
     if world.source.alive && (nowhere_else || blind) {
         source(Choice::Run);
     }
     if world.source.alive && world.dests.iter().any(|d| d.ran) {
         source(Choice::Discard);
     }
-    for (n, dest) in world.dests.iter().enumerate().filter(|(_, d)| d.made == Made::Armed && !d.off) {
+    for (n, dest) in world.dests.iter().enumerate().filter(|(_, d)| d.waits() && !d.off) {
         if blind || may_run_there(world, n) {
             let mut world = world.clone();
             world.dest_event(n, destination::Event::Resolved(Choice::Run), Mishap::None);
             next.push(world);
         }
-        if dest.machine.phase() == There::Prepared && world.another_copy(n) {
+        if matches!(dest.machine.phase(), There::Prepared | There::Parked) && world.another_copy(n) {
             let mut world = world.clone();
             world.dest_event(n, destination::Event::Resolved(Choice::Discard), Mishap::None);
             next.push(world);
@@ -255,7 +251,7 @@ fn may_run_there(world: &World, n: usize) -> bool {
     let mut others = world.dests.iter().enumerate().filter(|(other, _)| *other != n).map(|(_, d)| d);
     original
         && !world.source.ran
-        && others.all(|d| !d.ran && (d.made == Made::Gone || !d.requests.contains(&Request::Commit)))
+        && others.all(|d| !d.ran && (d.made == Made::Gone && !d.image || !d.requests.contains(&Request::Commit)))
 }
 
 /// Lets everything go its way without another fault. What is left to a person, and why; [`Harm::Stuck`] where the rules allow no
@@ -269,8 +265,8 @@ fn settle(world: &World) -> Result<Option<&'static str>, Harm> {
         }
     }
     // A copy is out of date once the original has gone on.
-    let waits = |made| made == Made::Runs || made == Made::Armed && !world.source.ran;
-    let somebody_has_it = world.source.alive || world.dests.iter().any(|d| waits(d.made));
+    let has_it = |d: &DestinationHost| d.made == Made::Runs || d.waits() && !world.source.ran;
+    let somebody_has_it = world.source.alive || world.dests.iter().any(has_it);
     if world.runners() == 1 || !somebody_has_it {
         return Ok(None);
     }
@@ -354,7 +350,8 @@ fn person(world: &mut World) {
             world.dest_recovers(n);
         }
     }
-    let waits = |n: &usize| world.dests[*n].machine.phase() == There::Prepared && world.dests[*n].made == Made::Armed;
+    let stands = |phase| matches!(phase, There::Prepared | There::Parked);
+    let waits = |n: &usize| stands(world.dests[*n].machine.phase()) && world.dests[*n].waits();
     let armed = (0..world.dests.len()).filter(waits).find(|n| may_run_there(world, *n));
     match armed {
         Some(n) => drop(world.dest_event(n, destination::Event::Resolved(Choice::Run), Mishap::None)),
@@ -421,4 +418,55 @@ fn what_comes_late_changes_nothing() {
     assert_eq!(world.ask(0, Request::Abort), [Reply::Aborted]);
     assert_eq!(world.ask(0, Request::Commit), [Reply::Aborted]);
     assert_eq!(world.runners(), 0);
+}
+
+/// A destination that has said PREPARED and has heard nothing for a whole lease.
+fn parked() -> World {
+    let mut world = World::new(1, Rules::default());
+    world.dests[0].made = Made::Armed;
+    world.dest_event(0, destination::Event::Armed, Mishap::None);
+    world.dest_event(0, destination::Event::LeaseOver, Mishap::None);
+    assert_eq!((world.dests[0].made, world.dests[0].image), (Made::Gone, true), "memory and process ids are free");
+    assert_eq!(world.ask(0, Request::Ask), [Reply::Prepared], "what was said holds");
+    world
+}
+
+#[test]
+fn a_parked_copy_waits_for_the_source_and_runs_or_is_deleted() {
+    let mut world = parked();
+    world.source.traced = false;
+    world.source.held = true;
+    assert_eq!(world.ask(0, Request::Commit), [Reply::Running]);
+    assert_eq!((world.runners(), world.dests[0].image, world.harm), (1, false, None));
+    let mut world = parked();
+    assert_eq!(world.ask(0, Request::Abort), [Reply::Aborted]);
+    assert_eq!(world.ask(0, Request::Commit), [Reply::Aborted]);
+    assert_eq!((world.runners(), world.dests[0].waits()), (0, false));
+    // Whatever dies, the image is found by whoever comes next; also on the next boot.
+    let world = parked();
+    for mut world in world.dest_loses_power(0, false) {
+        assert_eq!(world.ask(0, Request::Ask), [Reply::Prepared]);
+        assert_eq!(world.dests[0].machine.phase(), There::Parked);
+    }
+}
+
+#[test]
+fn a_copy_that_cannot_be_parked_stays_in_memory_and_one_that_cannot_be_made_a_tree_stays_parked() {
+    let mut world = World::new(1, Rules::default());
+    world.dests[0].made = Made::Armed;
+    world.dest_event(0, destination::Event::Armed, Mishap::None);
+    world.dest_event(0, destination::Event::LeaseOver, Mishap::DiskFull);
+    assert_eq!((world.dests[0].made, world.dests[0].machine.phase()), (Made::Armed, There::Prepared));
+    let mut world = parked();
+    world.dest_event(0, destination::Event::Asked(super::world::ATTEMPT, Request::Commit), Mishap::DiskFull);
+    assert_eq!((world.dests[0].image, world.dests[0].machine.phase()), (true, There::Parked));
+    assert_eq!(world.ask(0, Request::Commit), [Reply::Running]);
+}
+
+#[test]
+fn a_lease_that_ends_before_prepared_leaves_nothing() {
+    let mut world = World::new(1, Rules::default());
+    world.dest_event(0, destination::Event::LeaseOver, Mishap::None);
+    assert_eq!((world.dests[0].made, world.dests[0].machine.phase()), (Made::Gone, There::Aborted));
+    assert_eq!(world.ask(0, Request::Commit), [Reply::Aborted]);
 }

@@ -15,7 +15,9 @@
 //! Until `committing` is recorded the source owns the target, and whatever happens it goes on there ([`source::Phase::Stays`]).
 //! From then on only the destination knows: silence is *in doubt*, the source holds the original, connects again, and asks.
 //! `PREPARED` to an asking source is answered by the same COMMIT; a durable ABORTED lets the original go, or the next
-//! candidate that is ready take over. A destination that has said PREPARED never deletes on its own.
+//! candidate that is ready take over. A destination that has said PREPARED never deletes on its own: when its lease is over it
+//! *parks*, writes what it has as an image and ends the tree, and COMMIT, whenever it comes, makes the tree of that image before
+//! `owner` is recorded. One that has not said PREPARED deletes what it has.
 //!
 //! The drivers ([`super::source`], [`super::destination`], the guardians) perform the actions of a list in their order and
 //! stop at the first that fails. An action whose success decides something is the last of its list, and is followed by
@@ -55,7 +57,7 @@ pub enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
-    /// It stands before its first instruction and waits.
+    /// It stands before its first instruction and waits, in memory or parked.
     Prepared,
     /// It runs here, or did on this boot: the destination owns it.
     Running,
@@ -114,6 +116,10 @@ pub enum Rule {
     AbortedIsFinal,
     /// A release after `committing` is recorded first, so that nobody commits a released target again.
     RecordBeforeRelease,
+    /// A copy in memory ends only when its image is complete and on the disk.
+    ParkBeforeFree,
+    /// A parked copy is a tree again, complete, before `owner` is recorded.
+    UnparkBeforeOwner,
 }
 
 impl Rule {
@@ -131,6 +137,8 @@ impl Rule {
         Self::SyncOwner,
         Self::AbortedIsFinal,
         Self::RecordBeforeRelease,
+        Self::ParkBeforeFree,
+        Self::UnparkBeforeOwner,
     ];
 }
 

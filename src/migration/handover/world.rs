@@ -106,9 +106,9 @@ pub struct DestinationHost {
     /// Switched off for good.
     pub off: bool,
     pub made: Made,
-    /// The copy is on the disk (an image): it survives a power loss.
-    pub parked: bool,
-    /// Deleted, but the deletion is not on the disk yet.
+    /// A complete image of it is on the disk: it survives a power loss.
+    pub image: bool,
+    /// The image is deleted, but the deletion is not on the disk yet.
     pub undeletable: bool,
     pub ran: bool,
     pub requests: BTreeSet<Request>,
@@ -139,10 +139,9 @@ pub enum Mishap {
 }
 
 impl DestinationHost {
-    /// Writes the frozen copy as an image: it and what was recorded before are on the disk.
-    pub fn park(&mut self) {
-        self.parked = true;
-        self.journal.synced = self.journal.lines.len();
+    /// A complete copy is here that does not run.
+    pub fn waits(&self) -> bool {
+        self.made == Made::Armed || self.image
     }
 }
 
@@ -167,7 +166,7 @@ impl World {
             boot: 0,
             off: false,
             made: Made::Building,
-            parked: false,
+            image: false,
             undeletable: false,
             ran: false,
             requests: BTreeSet::new(),
@@ -295,7 +294,9 @@ impl World {
             self.dest_recovers(n);
         }
         // Whoever drives looks before it owns what may have died.
-        if self.dests[n].made == Made::Gone && event == destination::Event::Asked(ATTEMPT, Request::Commit) {
+        let dest = &self.dests[n];
+        let in_memory = dest.machine.phase() == destination::Phase::Prepared;
+        if in_memory && dest.made == Made::Gone && event == destination::Event::Asked(ATTEMPT, Request::Commit) {
             let actions = self.dests[n].machine.on(destination::Event::CopyDied);
             self.dest_actions(n, actions, Mishap::None);
         }
@@ -312,7 +313,7 @@ impl World {
                 self.dest_dies(n, with_guardian);
                 return false;
             }
-            let decides = queue.is_empty() && matches!(action, destination::Action::Record(..));
+            let decides = queue.is_empty() && action.decides();
             let written = self.dest_action(n, action, mishap != Mishap::DiskFull);
             done += 1;
             if decides {
@@ -339,6 +340,15 @@ impl World {
             }
             Run => self.run(n),
             Discard => self.discard(n),
+            Park if may_write && self.dests[n].made == Made::Armed => self.dests[n].image = true,
+            Unpark if may_write => self.dests[n].made = Made::Armed,
+            Park | Unpark => return false,
+            Free => self.free(n),
+            Forget => {
+                let dest = &mut self.dests[n];
+                dest.undeletable |= dest.image;
+                dest.image = false;
+            }
         }
         true
     }
@@ -348,6 +358,11 @@ impl World {
             Made::Runs => return,
             // Not armed: the start fails half way.
             Made::Building => {
+                self.harmed(Harm::Incomplete);
+                return;
+            }
+            // An image is nothing that can run.
+            Made::Gone if self.dests[n].image && !self.dests[n].ran => {
                 self.harmed(Harm::Incomplete);
                 return;
             }
@@ -368,19 +383,25 @@ impl World {
     fn discard(&mut self, n: usize) {
         // Before PREPARED nobody counts on it.
         let prepared = self.dests[n].journal.lines.iter().any(|(record, _)| *record == destination::Record::Prepared);
-        if self.dests[n].made == Made::Armed && prepared && !self.another_copy(n) {
+        if self.dests[n].waits() && prepared && !self.another_copy(n) {
             self.harmed(Harm::Lost);
         }
         let dest = &mut self.dests[n];
-        dest.undeletable = dest.parked && dest.made == Made::Armed && dest.journal.synced < dest.journal.lines.len();
-        dest.made = Made::Gone;
-        dest.parked = dest.undeletable;
+        dest.undeletable = dest.image && dest.journal.synced < dest.journal.lines.len();
+        (dest.made, dest.image) = (Made::Gone, false);
+    }
+
+    fn free(&mut self, n: usize) {
+        if self.dests[n].made == Made::Armed && !self.dests[n].image && !self.another_copy(n) {
+            self.harmed(Harm::Lost);
+        }
+        self.dests[n].made = Made::Gone;
     }
 
     /// Somebody else has, or has had, the target.
     pub fn another_copy(&self, but: usize) -> bool {
         let others = self.dests.iter().enumerate().filter(|(n, _)| *n != but);
-        self.source.alive || self.source.ran || others.map(|(_, d)| d).any(|d| d.ran || d.made == Made::Armed)
+        self.source.alive || self.source.ran || others.map(|(_, d)| d).any(|d| d.ran || d.waits())
     }
 
     pub fn dest_dies(&mut self, n: usize, with_guardian: bool) {
@@ -398,9 +419,9 @@ impl World {
         let dest = &mut self.dests[n];
         let last = dest.journal.last();
         let same_boot = last.is_some_and(|(_, boot)| boot == dest.boot);
-        let copy = dest.made == Made::Armed;
+        let left = destination::Left { tree: dest.made == Made::Armed, image: dest.image };
         let record = last.map(|(record, _)| record);
-        let (machine, actions) = Destination::recover(ATTEMPT, record, same_boot, copy, self.rules);
+        let (machine, actions) = Destination::recover(ATTEMPT, record, same_boot, left, self.rules);
         dest.machine = machine;
         dest.driver = Driver::Heir;
         self.dest_actions(n, actions, Mishap::None);
@@ -417,8 +438,8 @@ impl World {
             d.off = for_good;
             (d.driver, d.guardian) = (Driver::Nobody, false);
             // A parked copy is on the disk with all that was recorded before; its deletion may not be.
-            let kept = d.parked && (d.made == Made::Armed || d.undeletable) && !for_good;
-            d.made = if kept { Made::Armed } else { Made::Gone };
+            d.image = (d.image || d.undeletable) && !for_good;
+            d.made = Made::Gone;
             world
         };
         (journal.synced..=journal.lines.len()).map(cut).collect()
@@ -430,7 +451,7 @@ impl World {
         for world in &mut worlds {
             let d = &mut world.dests[n];
             d.journal.lines.clear();
-            (d.journal.synced, d.made, d.parked) = (0, Made::Gone, false);
+            (d.journal.synced, d.made, d.image) = (0, Made::Gone, false);
         }
         worlds.truncate(1);
         worlds
@@ -461,7 +482,7 @@ impl World {
     /// A task of the frozen copy is killed.
     pub fn kill_copy(&mut self, n: usize) {
         let dest = &mut self.dests[n];
-        (dest.made, dest.parked) = (Made::Gone, false);
+        dest.made = Made::Gone;
         // After `owner` it is as if it had been killed a moment later.
         dest.ran |= dest.journal.last().is_some_and(|(record, _)| record == destination::Record::Owner);
     }

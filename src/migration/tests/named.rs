@@ -70,6 +70,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             recoverable: false,
             files: Some(no_files()),
             base: None,
+            lease_ms: None,
         };
         protocol::send(control, &offer).unwrap();
         protocol::send_model(control, &bytes).unwrap();

@@ -53,7 +53,7 @@ fn ready(what: &str) -> Option<Stage> {
     let root = nix::unistd::geteuid().is_root();
     let stage = if found && root { Stage::make() } else { None };
     if stage.is_none() {
-        say(what, "SKIPPED: needs root, redis-server and network namespaces");
+        crate::skip!("{what}: needs root, redis-server and network namespaces");
     }
     stage
 }

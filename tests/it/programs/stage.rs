@@ -10,7 +10,6 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -103,11 +102,8 @@ pub fn run(program: &Program, how: How) {
     }
 }
 
-/// Prints and counts what was not run; a line of its own that the capture of libtest does not swallow.
 fn skipped(program: &Program, how: How, reason: &str) {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let n = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
-    let _ = writeln!(std::io::stderr(), "SKIPPED (number {n}) program {} {how:?}: {reason}", program.name);
+    crate::skip!("program {} {how:?}: {reason}", program.name);
 }
 
 /// A file of ours for these tests.

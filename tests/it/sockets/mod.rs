@@ -11,7 +11,7 @@ mod unix;
 pub fn in_new_net(test: impl FnOnce() + Send + 'static) {
     let outcome = std::thread::spawn(|| {
         if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            eprintln!("skipped: a network namespace of its own: {e}");
+            crate::skip!("a network namespace of its own: {e}");
             return;
         }
         migrate_engine::sys::packet::set_up("lo").expect("lo goes up");

@@ -67,7 +67,7 @@ impl Family {
     fn start() -> Option<Self> {
         let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
         if !root || !python {
-            eprintln!("SKIPPED peers of sockets: needs root ({root}) and /usr/bin/python3 ({python})");
+            crate::skip!("peers of sockets: needs root ({root}) and /usr/bin/python3 ({python})");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

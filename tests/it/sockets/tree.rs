@@ -78,7 +78,7 @@ fn answer(client: &mut TcpStream) -> String {
 fn may_run() -> bool {
     let may = nix::unistd::geteuid().is_root();
     if !may {
-        eprintln!("skipped: dump and restore of sockets need root");
+        crate::skip!("dump and restore of sockets need root");
     }
     may
 }

@@ -3,7 +3,6 @@
 use super::harness::{Run, Scenario, marked};
 use super::tools::compiled;
 use migrate_engine::fault::Point;
-use std::io::Write;
 
 /// A tree with threads' worth of everything: sessions, groups and a stopped child are in others, a shared page in this.
 const TARGET: Scenario =
@@ -18,7 +17,7 @@ fn prepared(run: &Run<'_>) -> bool {
 fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        let _ = writeln!(std::io::stderr(), "SKIPPED faults: needs root");
+        crate::skip!("faults: needs root");
     }
     root
 }

@@ -3,7 +3,6 @@
 use super::harness::{Run, Scenario, marked};
 use super::tools::compiled;
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -28,7 +27,7 @@ impl Freezer {
         match dir {
             Some(dir) if nix::unistd::geteuid().is_root() && fs::create_dir(&dir).is_ok() => Some(Self { dir, v2 }),
             _ => {
-                let _ = writeln!(std::io::stderr(), "SKIPPED a frozen tree (v2 {v2}): needs root and that hierarchy");
+                crate::skip!("a frozen tree (v2 {v2}): needs root and that hierarchy");
                 None
             }
         }

@@ -14,7 +14,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a fixture may take to set up, and to verify. Generous: the machine may be busy.
@@ -184,17 +183,8 @@ fn say(what: &str, scenario: &Scenario, mode: Mode, reason: &str) {
         writeln!(std::io::stderr(), "{what} zoo {}:{} {mode:?}: {}", scenario.fixture, scenario.case, reason.trim());
 }
 
-/// Prints and counts what was not run; a line of its own that the capture of libtest does not swallow.
 fn skipped(scenario: &Scenario, mode: Mode, reason: &str) {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let n = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED (number {n}) zoo {}:{} {mode:?}: {}",
-        scenario.fixture,
-        scenario.case,
-        reason.trim()
-    );
+    crate::skip!("zoo {}:{} {mode:?}: {}", scenario.fixture, scenario.case, reason.trim());
 }
 
 /// A fixture that runs. Dropping it ends everything that belongs to it.

@@ -7,7 +7,6 @@ use migrate_engine::memory::store::ImageDir;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) fn root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        let _ = writeln!(std::io::stderr(), "SKIPPED late: needs root");
+        crate::skip!("late: needs root");
     }
     root
 }

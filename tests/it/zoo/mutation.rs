@@ -176,7 +176,7 @@ impl Filter {
 fn every_field_of_the_model_is_missed() {
     let wanted = std::env::var("MIGRATE_MUTATION").unwrap_or_default();
     if wanted.is_empty() || !nix::unistd::geteuid().is_root() {
-        return say("SKIPPED mutation: needs root and MIGRATE_MUTATION=1, and ten minutes");
+        return crate::skip!("needs root and MIGRATE_MUTATION=1, and ten minutes");
     }
     adopt_orphans();
     let filter = Filter::parse(&wanted);
@@ -254,7 +254,7 @@ impl<'s> Stage<'s> {
         let run = Run::start(scenario, program);
         run.ready()?;
         if let Some(reason) = run.text("skip") {
-            say(&format!("SKIPPED mutation in {name}: {reason}"));
+            crate::skip!("mutation in {name}: {reason}");
             return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(20));

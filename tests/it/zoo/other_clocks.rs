@@ -3,7 +3,6 @@
 
 use super::harness::{Run, Scenario};
 use super::tools::{adopt_orphans, compiled};
-use std::io::Write;
 use std::process::Command;
 
 /// Seconds that CLOCK_MONOTONIC and CLOCK_BOOTTIME of a host are ahead of ours; `None`: they are ours.
@@ -32,7 +31,7 @@ fn on(host: Ahead) -> String {
 
 fn each(go: impl Fn(&Run<'_>, &str, Ahead) -> Result<(), String>) {
     if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/proc/self/ns/time").exists() {
-        let _ = writeln!(std::io::stderr(), "SKIPPED hosts with other clocks: needs root and time namespaces");
+        crate::skip!("hosts with other clocks: needs root and time namespaces");
         return;
     }
     adopt_orphans();

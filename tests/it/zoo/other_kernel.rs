@@ -43,7 +43,7 @@ fn model(run: &Run<'_>, n: usize) -> Model {
 /// Saved under one foreign kernel, then under another, then under this one.
 fn through_other_kernels(case: &'static str) {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
+        crate::skip!("needs root");
         return;
     }
     let scenario = Scenario { fixture: "processor", case, ignore: &[], allow: "", busy: true, timed: false };
@@ -80,7 +80,7 @@ fn a_thread_in_the_middle_of_a_function_goes_on() {
 #[test]
 fn relatives_that_share_pages_are_led_there_too() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: needs root");
+        crate::skip!("needs root");
         return;
     }
     let scenario =

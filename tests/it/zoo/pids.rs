@@ -2,13 +2,12 @@
 
 use super::harness::{Run, Scenario};
 use super::tools::compiled;
-use std::io::Write;
 
 const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false, timed: false };
 
 fn saved() -> Option<Run<'static>> {
     if !nix::unistd::geteuid().is_root() {
-        let _ = writeln!(std::io::stderr(), "SKIPPED process ids that are taken: needs root");
+        crate::skip!("process ids that are taken: needs root");
         return None;
     }
     let fixture = compiled(TARGET.fixture).expect("gcc is there");
@@ -51,7 +50,7 @@ fn auto_takes_a_namespace_and_says_so() {
 /// Restores in the foreground a target that ends at once: what the command ends with.
 fn foreground(case: &'static str, pids: &str) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
-        let _ = writeln!(std::io::stderr(), "SKIPPED a restore in the foreground: needs root");
+        crate::skip!("a restore in the foreground: needs root");
         return None;
     }
     let scenario = Scenario { case, ..TARGET };

@@ -1,0 +1,109 @@
+//! A prepared target that stands still here becomes an image ([`crate::migration::parked`]).
+//!
+//! The model is the one it was made of, and nothing of it has run since: only its pages are read, beside it, as those of any
+//! stopped target. Nobody is traced and nobody is thawed.
+
+use crate::failure::{Failure, Result};
+use crate::fault::{self, Point};
+use crate::image::Model;
+use crate::image::fd::FileKind;
+use crate::image::fd::tcp::TcpState;
+use crate::memory::pipeline::{default_workers, dump_pages};
+use crate::memory::scan::{private_pages, shared_pages};
+use crate::memory::store::{Compression, Draft, ImageWriter, PageOptions, free_bytes};
+use crate::memory::{PageRange, Space};
+use crate::migration::parked::{self, Terms};
+use crate::net::nft::{self, Lifetime, PacketLock};
+use crate::net::segment::parse_address;
+use crate::proc::ProcDir;
+use crate::sys::Errno;
+use crate::trace::pages::TargetPages;
+use nix::fcntl::OFlag;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// Room that is left to others, bytes.
+const RESERVE_BYTES: u64 = 16 << 20;
+
+/// Writes it. `same_network`: its sockets are the original's, which lives.
+///
+/// # Errors
+/// A full disk, or memory that cannot be read: what was written is for the caller to remove.
+pub(super) fn write(
+    (model, pages): (&Model, &TargetPages),
+    state: serde_json::Value,
+    same_network: bool,
+    dir: &Path,
+) -> Result<()> {
+    let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("the prepared copy cannot be parked", e);
+    let connections = if same_network { Vec::new() } else { connections(model) };
+    let held_off = (!connections.is_empty()).then(|| nft::name_of(&connections));
+    parked::begin(dir, &Terms { state, held_off }).map_err(|e| failed(&e))?;
+    let plan = plan(model, pages).map_err(|e| failed(&e))?;
+    room(&plan, dir)?;
+    let mut image = ImageWriter::create(&parked::image(dir), false).map_err(|e| failed(&e))?;
+    let out = image.pages(PageOptions { compression: Compression::Auto, parent: None });
+    dump_pages(pages, &plan, &out, default_workers(), &|_| {}).map_err(|e| failed(&e))?;
+    let stored = out.finish().map_err(|e| failed(&e))?;
+    // Every address space is written whole.
+    let mut model = model.clone();
+    model.mms.iter_mut().for_each(|mm| mm.cow_parent = None);
+    image.write_model(&model).map_err(|e| failed(&e))?;
+    // What comes for its connections once they are gone must not be answered; until then it is repeated by its senders.
+    let packets = hold_off(&connections).map_err(|e| failed(&e))?;
+    fault::strike(Point::DestinationParking);
+    fault::at(Point::DestinationParking).map_err(|e| failed(&e))?;
+    image.commit(Draft::of(&model, &stored), stored).map_err(|e| failed(&e))?;
+    packets.into_iter().for_each(PacketLock::keep);
+    Ok(())
+}
+
+/// Everything it has.
+fn plan(model: &Model, pages: &TargetPages) -> std::io::Result<Vec<(Space, PageRange)>> {
+    let mut plan = Vec::new();
+    for (n, (mm, pid)) in model.mms.iter().zip(&pages.mms).enumerate() {
+        let opened = ProcDir::open(*pid).and_then(|dir| dir.open_file("pagemap", OFlag::O_RDONLY));
+        let pagemap = opened.map_err(std::io::Error::other)?;
+        plan.extend(private_pages(n.into(), mm, &pagemap.into())?);
+    }
+    for (n, (shmem, file)) in model.shmems.iter().zip(&pages.shmems).enumerate() {
+        plan.extend(shared_pages(n.into(), shmem.size, file.as_fd())?);
+    }
+    Ok(plan)
+}
+
+/// Refuses what cannot fit before a disk is filled that others need.
+fn room(plan: &[(Space, PageRange)], dir: &Path) -> Result<()> {
+    let needed: u64 = plan.iter().map(|(_, range)| range.bytes()).sum();
+    let Ok(free) = free_bytes(dir) else { return Ok(()) };
+    if needed <= free.saturating_sub(RESERVE_BYTES) {
+        return Ok(());
+    }
+    let what = format!("parking needs room for {needed} bytes, {} has {free} bytes free", dir.display());
+    Err(Failure::new(what).hint("make room there: it is tried again after another lease"))
+}
+
+fn hold_off(connections: &[nft::Tuple]) -> crate::net::Result<Option<PacketLock>> {
+    if connections.is_empty() {
+        return Ok(None);
+    }
+    match PacketLock::set(None, connections, Lifetime::Stays) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(crate::net::Error::Kernel { errno: Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT, .. }) => {
+            tracing::warn!("no nf_tables here: what peers send to a parked copy is answered with a reset");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Connections in the network of this host: those of a network of its own end with that, unseen.
+fn connections(model: &Model) -> Vec<nft::Tuple> {
+    let of_host = |kind: &FileKind| match kind {
+        FileKind::Tcp(tcp) if matches!(tcp.state, TcpState::Connected(_)) && model.namespaces[tcp.net.at()].of_host => {
+            Some((parse_address(&tcp.local.0)?, parse_address(&tcp.peer.0)?))
+        }
+        _ => None,
+    };
+    model.files.iter().filter_map(|file| of_host(&file.kind)).collect()
+}

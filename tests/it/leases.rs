@@ -1,0 +1,196 @@
+//! A source that says nothing for a whole lease: what is not prepared at the destination goes, and what is prepared waits there
+//! as an image, without memory and process ids, until it is told what holds.
+
+use crate::handover::{Play, children, is_stopped, stopped_session, wait, wait_for};
+use crate::moves::{can_move, result, run, text};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+const LEASE: [&str; 2] = ["--lease", "1s"];
+
+/// The journals of the destination, and what is parked beside them.
+fn journals(play: &Play) -> PathBuf {
+    play.dir.path().join("b/state/moves")
+}
+
+/// What is written there as an image, complete or not.
+fn images(play: &Play) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(journals(play)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "parked")).collect()
+}
+
+fn others(play: &Play) -> Vec<i32> {
+    play.counter.processes().into_iter().filter(|pid| pid.to_string() != play.counter.pid()).collect()
+}
+
+/// Until the copy is parked: nothing of it in memory, a complete image on the disk, and a person is told.
+fn is_parked(play: &Play) {
+    let status = wait_for(|| Some(play.status("b")).filter(|status| status["phase"] == "parked"), "it is parked");
+    assert_eq!(others(play), Vec::<i32>::new(), "process ids are free");
+    let image = status["image"].as_str().unwrap_or_else(|| panic!("{status}"));
+    assert!(Path::new(image).join("manifest.json").exists(), "{status}");
+    // The megabyte of the counter is written to all over.
+    assert!(status["image_bytes"].as_u64().unwrap() > 100_000 && status["image_age_ms"].is_u64(), "{status}");
+    let words = run(play.host("b"), &["status"]);
+    assert!(text(&words).contains(image), "{}", text(&words));
+    let verified = run(play.host("b"), &["verify", image]);
+    assert!(verified.status.success(), "{}", text(&verified));
+}
+
+/// Both hosts know that it is over, and nothing is left of what was parked.
+fn is_over(play: &Play, moved: bool, what: &str) {
+    play.check(what);
+    let original = play.counter.processes()[0].to_string() == play.counter.pid();
+    assert_eq!(original, !moved, "{what}");
+    assert_eq!(images(play), Vec::<PathBuf>::new(), "{what}");
+}
+
+#[test]
+fn what_is_not_prepared_goes_without_a_word() {
+    if !can_move() {
+        return;
+    }
+    let play = Play::begin("NOBODY", "");
+    let mut mover = play.mover("NOBODY", "");
+    // Rounds that take longer than this test.
+    let mover = mover.args(LEASE).args(["--bandwidth", "20kB/s", "--compress", "off"]);
+    let mover = mover.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(mover.id() as i32);
+    let session = wait_for(|| children(play.agent.pid()).first().copied(), "the session");
+    wait(|| !children(session as u32).is_empty() || !others(&play).is_empty(), "the tree is made ahead of time");
+    kill(pid, Signal::SIGSTOP).unwrap();
+    wait(|| is_stopped(pid.as_raw()), "the source stands still");
+    wait(|| children(play.agent.pid()).is_empty(), "the destination has given it up");
+    wait(|| others(&play).is_empty(), "its tree is gone");
+    assert!(play.status("b").is_null());
+    assert_eq!(images(&play), Vec::<PathBuf>::new());
+    play.counter.check_runs();
+    kill(pid, Signal::SIGCONT).unwrap();
+    let output = mover.wait_with_output().unwrap();
+    assert_ne!(output.status.code(), Some(0), "{}", text(&output));
+    assert_eq!(result(&output)["where"], "source", "{}", text(&output));
+    is_over(&play, false, "before PREPARED");
+}
+
+#[test]
+fn a_parked_copy_runs_or_goes_as_a_person_decides() {
+    if !can_move() {
+        return;
+    }
+    for moves in [true, false] {
+        let play = Play::begin("NOBODY", "");
+        play.killed_with_guardian("source-committing", &LEASE);
+        is_parked(&play);
+        play.nobody_counts("parked");
+        if moves {
+            play.resolves("b", "--run");
+            wait(|| !others(&play).is_empty(), "it runs there");
+            play.resolves("a", "--discard");
+        } else {
+            play.resolves("a", "--run");
+            wait(|| play.status("b").is_null(), "the destination knows");
+        }
+        is_over(&play, moves, "resolved");
+        assert!(play.status("a").is_null());
+    }
+}
+
+#[test]
+fn a_source_that_comes_back_late_finds_it_parked_and_goes_on() {
+    if !can_move() {
+        return;
+    }
+    // Also where whoever makes a tree of the image is killed as it stands, and where whoever has parked it was before it had ended
+    // what is in memory.
+    for killed in ["", "destination-unparked", "destination-parked"] {
+        let play = Play::begin("MIGRATE_KILL", killed);
+        let mut mover = play.mover("MIGRATE_STOP", "source-ready");
+        let stopped = play.dir.path().join("stopped");
+        std::fs::write(&stopped, "").unwrap();
+        let mover = mover.args(LEASE).env("MIGRATE_ONCE", &stopped);
+        let mover = mover.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_raw(mover.id() as i32);
+        wait(|| is_stopped(pid.as_raw()), "the source stands still");
+        if killed == "destination-parked" {
+            wait(|| !play.once.exists() && children(play.agent.pid()).is_empty(), "killed with image and tree");
+            assert!(!others(&play).is_empty());
+        } else {
+            is_parked(&play);
+        }
+        kill(pid, Signal::SIGCONT).unwrap();
+        let output = mover.wait_with_output().unwrap();
+        assert!(output.status.success(), "{killed}: {}", text(&output));
+        assert!(killed.is_empty() || !play.once.exists(), "{killed} was not reached");
+        is_over(&play, true, killed);
+        wait(|| play.status("a").is_null() && play.status("b").is_null(), "it is over");
+    }
+}
+
+#[test]
+fn whoever_parks_is_killed_and_the_copy_waits_in_memory() {
+    if !can_move() {
+        return;
+    }
+    for moves in [true, false] {
+        let mut play = Play::begin("MIGRATE_KILL", "destination-parking");
+        let once = play.once.clone();
+        // The source's programs are struck on their own.
+        play.once = play.dir.path().join("source");
+        std::fs::write(&play.once, "").unwrap();
+        play.killed_with_guardian("source-committing", &LEASE);
+        wait(|| !once.exists(), "it is being parked");
+        wait(|| stopped_session(&play).is_none() && children(play.agent.pid()).is_empty(), "and is killed");
+        assert_eq!(images(&play).len(), 1, "half of an image");
+        assert_eq!(play.status("b")["phase"], "prepared, held");
+        // The agent is another one by then.
+        play.agent.kill();
+        let listen = play.agent.address.clone();
+        let _ = std::fs::remove_file(listen.trim_start_matches("unix:"));
+        play.agent = crate::moves::Agent::start(&play.dir.path().join("b"), &listen);
+        assert_eq!(play.status("b")["phase"], "prepared, held");
+        if moves {
+            play.resolves("b", "--run");
+            play.resolves("a", "--discard");
+        } else {
+            play.resolves("a", "--run");
+        }
+        is_over(&play, moves, "killed while parking");
+    }
+}
+
+/// A file system of memory, and no room on it.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).unwrap();
+        let (kind, flags) = (Some("tmpfs"), nix::mount::MsFlags::empty());
+        nix::mount::mount(Some("none"), dir, kind, flags, Some("size=2m")).unwrap();
+        Self(dir.into())
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_leaves_it_in_memory() {
+    if !can_move() {
+        return;
+    }
+    let play = Play::begin("NOBODY", "");
+    let _small = Small::mount(&journals(&play));
+    play.killed_with_guardian("source-committing", &LEASE);
+    let status = wait_for(|| Some(play.status("b")).filter(|status| status["not_parked"].is_string()), "it was tried");
+    assert!(status["not_parked"].as_str().unwrap().contains("room"), "{status}");
+    assert_eq!(status["phase"], "prepared, waits", "{status}");
+    assert_eq!(others(&play).len(), 1, "it stands there in memory");
+    play.nobody_counts("held twice");
+    play.resolves("a", "--run");
+    is_over(&play, false, "no room");
+}
