@@ -28,6 +28,10 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("waits", "in_recv" | "in_send" | "in_accept_with_time_out") | ("wakes", "in_accept" | "in_read_of_socket") => {
             Scenario { ignore: SOCKETS, busy: true, ..plain }
         }
+        (
+            "waits",
+            "in_read_of_timer" | "in_read_of_timer_of_clock_ahead" | "in_read_of_timer_of_clock_behind",
+        ) => Scenario { ignore: DESCRIPTORS, busy: true, ..plain },
         ("processor" | "waits" | "wakes" | "clocks", _) => Scenario { busy: true, ..plain },
         ("tree", "zombies" | "zombie_leads_session" | "adopted_from_zombie") => {
             Scenario { allow: ZOMBIES, ignore: CORE_LIMIT, ..plain }
@@ -276,7 +280,8 @@ timed!(sleeps = waits: in_nanosleep in_clock_nanosleep in_absolute_sleep in_abso
     in_absolute_futex in_sigtimedwait in_recv in_semtimedop in_epoll_pwait2 in_ppoll_of_constant in_pselect_of_constant
     in_select_of_constant in_one_epoll_after_another in_futex_waitv in_lock_pi in_condition in_send
     in_accept_with_time_out in_clock_ahead in_clock_behind in_futex_of_clock_ahead in_futex_of_clock_behind
-    in_poll_of_clock_ahead);
+    in_poll_of_clock_ahead in_poll_of_clock_behind in_timer in_timer_of_clock_ahead in_timer_of_clock_behind in_read_of_timer
+    in_read_of_timer_of_clock_ahead in_read_of_timer_of_clock_behind);
 zoo!(clocks: as_the_host ahead behind);
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
     huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
@@ -309,7 +314,8 @@ zoo!(descriptors: regular appended directories shared_between_processes deleted 
     polled_numbers watched process_descriptors namespace_descriptors devices memory_files proc_files locks owners leases
     three_thousand table_of_a_thread nothing_open temporary timer_descriptors timer_descriptors_of_clock_ahead);
 zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
-zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name);
+zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name
+    taken_from_child taken_from_parent);
 zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight in_flight_of_each_other credentials shut_down listening
     listening_abstract listening_for_packets datagrams_with_names between_processes);
 zoo!(sockets: options udp udp_six udp_lite tcp_listening tcp_listening_six tcp tcp_six tcp_half_closed tcp_ended
