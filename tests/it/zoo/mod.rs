@@ -28,10 +28,9 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("waits", "in_recv" | "in_send" | "in_accept_with_time_out") | ("wakes", "in_accept" | "in_read_of_socket") => {
             Scenario { ignore: SOCKETS, busy: true, ..plain }
         }
-        (
-            "waits",
-            "in_read_of_timer" | "in_read_of_timer_of_clock_ahead" | "in_read_of_timer_of_clock_behind",
-        ) => Scenario { ignore: DESCRIPTORS, busy: true, ..plain },
+        ("waits", "in_read_of_timer" | "in_read_of_timer_of_clock_ahead" | "in_read_of_timer_of_clock_behind") => {
+            Scenario { ignore: DESCRIPTORS, busy: true, ..plain }
+        }
         ("processor" | "waits" | "wakes" | "clocks", _) => Scenario { busy: true, ..plain },
         ("tree", "zombies" | "zombie_leads_session" | "adopted_from_zombie") => {
             Scenario { allow: ZOMBIES, ignore: CORE_LIMIT, ..plain }
