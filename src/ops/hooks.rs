@@ -4,6 +4,7 @@
 //! everybody it has started, also those that have left its session: they are known by a word in their environment.
 
 use super::places::Places;
+use super::{Event, Events, Quiet};
 use crate::failure::{Failure, Result};
 use crate::image::Pid;
 use crate::migration::destination::Introduction;
@@ -113,6 +114,28 @@ impl FromStr for Hook {
     }
 }
 
+/// How a hook has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// With this status.
+    Exit(i32),
+    /// By this signal.
+    Signal(i32),
+    /// It took too long, and was ended.
+    TimedOut,
+    /// It could not be run.
+    NotRun,
+}
+
+/// A hook that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HookEnd {
+    /// How long it took.
+    pub took: Duration,
+    /// How it ended.
+    pub how: How,
+}
+
 /// The hooks of one session on one side, and what they are told.
 #[derive(Debug, Clone)]
 pub struct Hooks {
@@ -144,17 +167,17 @@ impl Hooks {
         }
     }
 
-    /// Runs those of a point that is before COMMIT.
+    /// Runs those of a point that is before COMMIT. Each is told to `events` as it begins and as it ends.
     ///
     /// # Errors
     /// The first that fails; the others are not run.
-    pub fn run(&self, point: HookPoint) -> Result<()> {
-        self.commands(point).into_iter().try_for_each(|(name, command)| self.one(point, &name, command))
+    pub fn run(&self, point: HookPoint, events: &dyn Events) -> Result<()> {
+        self.commands(point).into_iter().try_for_each(|(name, command)| self.told(point, &name, command, events))
     }
 
     /// Runs those of a point at which nothing can be called off any more; what has failed, in words.
-    pub fn run_all(&self, point: HookPoint) -> Vec<String> {
-        let ended = self.commands(point).into_iter().map(|(name, command)| self.one(point, &name, command));
+    pub fn run_all(&self, point: HookPoint, events: &dyn Events) -> Vec<String> {
+        let ended = self.commands(point).into_iter().map(|(name, command)| self.told(point, &name, command, events));
         ended.filter_map(Result::err).map(|failure| failure.to_string()).collect()
     }
 
@@ -178,11 +201,29 @@ impl Hooks {
         files.chain(given).collect()
     }
 
-    fn one(&self, point: HookPoint, name: &str, mut command: Command) -> Result<()> {
-        let failed = |why: String| {
-            let what = format!("the hook at {} failed: {name}", point.name());
-            Failure { causes: vec![why], ..Failure::new(what) }
+    /// One command, from its beginning to its end.
+    fn told(&self, point: HookPoint, name: &str, command: Command, events: &dyn Events) -> Result<()> {
+        let tell = |ended| events.event(Event::Hook { point, name: name.to_owned(), ended });
+        tell(None);
+        let began = Instant::now();
+        let ended = self.one(point, command);
+        let took = began.elapsed();
+        let how = ended.as_ref().map_or(How::NotRun, |how| *how);
+        tell(Some(HookEnd { took, how }));
+        let why = match ended {
+            Ok(How::Exit(0)) => return Ok(()),
+            Ok(How::Exit(code)) => format!("it ended with status {code}"),
+            Ok(How::Signal(signal)) => format!("it ended by signal {signal}"),
+            Ok(_) => {
+                format!("it did not end within {} s, and was ended", self.patience.as_secs())
+            }
+            Err(error) => error.to_string(),
         };
+        let what = format!("the hook at {} failed: {name}", point.name());
+        Err(Failure { causes: vec![why], ..Failure::new(what) })
+    }
+
+    fn one(&self, point: HookPoint, mut command: Command) -> std::io::Result<How> {
         let mark = format!("{}-{}-{}", self.session, point.name(), std::process::id());
         let environment: [(&str, OsString); 8] = [
             ("MIGRATE_HOOK", point.name().into()),
@@ -195,28 +236,24 @@ impl Hooks {
             (MARK, mark.clone().into()),
         ];
         // The result alone goes to standard output.
-        let output = std::io::stderr().as_fd().try_clone_to_owned().map_err(|e| failed(e.to_string()))?;
+        let output = std::io::stderr().as_fd().try_clone_to_owned()?;
         command.envs(environment).stdin(Stdio::null()).stdout(Stdio::from(output)).process_group(0);
-        let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
+        let mut child = command.spawn()?;
         let until = Instant::now() + self.patience;
         loop {
-            match child.try_wait() {
-                Ok(Some(status)) if status.success() => return Ok(()),
-                Ok(Some(status)) => {
-                    return Err(failed(match (status.code(), status.signal()) {
-                        (Some(code), _) => format!("it ended with status {code}"),
-                        (None, signal) => format!("it ended by signal {}", signal.unwrap_or_default()),
-                    }));
+            match child.try_wait()? {
+                Some(status) => {
+                    let signal = || How::Signal(status.signal().unwrap_or_default());
+                    return Ok(status.code().map_or_else(signal, How::Exit));
                 }
-                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
-                Ok(None) => break,
-                Err(error) => return Err(failed(error.to_string())),
+                None if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
+                None => break,
             }
         }
         end_all(Pid(child.id() as i32), &mark);
         // It was killed: it is only to be taken from the table.
         let _ = child.wait();
-        Err(failed(format!("it did not end within {} s, and was ended", self.patience.as_secs())))
+        Ok(How::TimedOut)
     }
 }
 
@@ -245,7 +282,7 @@ impl Aside {
     pub fn preflight(&mut self, given: &[Hook]) -> Result<()> {
         let Some(hooks) = &mut self.hooks else { return Ok(()) };
         hooks.given = given.to_vec();
-        hooks.run(HookPoint::Preflight)
+        hooks.run(HookPoint::Preflight, &Quiet)
     }
 
     /// Something is made here: what is rolled back has something to roll back.
@@ -281,7 +318,7 @@ impl Aside {
     fn beside(&mut self, points: &'static [HookPoint]) {
         let Some(hooks) = self.hooks.clone() else { return };
         let run = move || {
-            for warning in points.iter().flat_map(|point| hooks.run_all(*point)) {
+            for warning in points.iter().flat_map(|point| hooks.run_all(*point, &Quiet)) {
                 tracing::warn!("{warning}");
             }
         };
@@ -342,6 +379,23 @@ mod tests {
         hooks
     }
 
+    /// Names of hooks, and how they ended where they have.
+    #[derive(Default)]
+    struct Told(std::sync::Mutex<Vec<(String, Option<How>)>>);
+
+    impl Told {
+        fn take(&self) -> Vec<(String, Option<How>)> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    impl Events for Told {
+        fn event(&self, event: Event) {
+            let Event::Hook { name, ended, .. } = event else { panic!("{event:?}") };
+            self.0.lock().unwrap().push((name, ended.map(|ended| ended.how)));
+        }
+    }
+
     #[test]
     fn hooks_are_read() {
         let hook: Hook = "pre-freeze=echo a=b".parse().unwrap();
@@ -365,12 +419,23 @@ mod tests {
         let words = "$MIGRATE_HOOK $MIGRATE_SIDE $MIGRATE_SESSION $MIGRATE_TARGET_PID $MIGRATE_DEST_PID. $MIGRATE_PEER";
         let given = format!("frozen=echo {words} >> {}", said.display());
         let hooks = hooks(dir.path(), &[&given, "running=exit 1", "pre-freeze=exit 7"]);
-        hooks.run(HookPoint::Frozen).unwrap();
+        let told = Told::default();
+        hooks.run(HookPoint::Frozen, &told).unwrap();
         assert_eq!(std::fs::read_to_string(&said).unwrap(), "10-a\n20-b\nfrozen source abcdefgh 42 . host-b\n");
-        hooks.run(HookPoint::Running).expect("that is the other side's");
-        let failure = hooks.run(HookPoint::PreFreeze).unwrap_err();
+        let names: Vec<String> = told.take().into_iter().map(|(name, ended)| format!("{name} {ended:?}")).collect();
+        let file = |name: &str| point.join(name).display().to_string();
+        let echo = format!("echo {words} >> {}", said.display());
+        let wanted = [file("10-a"), file("20-b"), echo];
+        let wanted: Vec<String> =
+            wanted.iter().flat_map(|name| [format!("{name} None"), format!("{name} Some(Exit(0))")]).collect();
+        assert_eq!(names, wanted, "each begins, and ends before the next one begins");
+        hooks.run(HookPoint::Running, &told).expect("that is the other side's");
+        assert_eq!(told.take(), []);
+        let failure = hooks.run(HookPoint::PreFreeze, &told).unwrap_err();
+        let none = ("exit 7".to_owned(), None);
+        assert_eq!(told.take(), [none, ("exit 7".to_owned(), Some(How::Exit(7)))]);
         assert!(failure.to_string().contains("status 7"), "{failure}");
-        assert_eq!(hooks.run_all(HookPoint::PreFreeze).len(), 1);
+        assert_eq!(hooks.run_all(HookPoint::PreFreeze, &Quiet).len(), 1);
     }
 
     #[test]
@@ -379,7 +444,9 @@ mod tests {
         let script = "frozen=sleep 1013 & setsid sleep 1014 & (setsid sleep 1015 &) ; sleep 1016";
         let mut hooks = hooks(dir.path(), &[script]);
         hooks.patience = Duration::from_millis(300);
-        let failure = hooks.run(HookPoint::Frozen).unwrap_err();
+        let told = Told::default();
+        let failure = hooks.run(HookPoint::Frozen, &told).unwrap_err();
+        assert_eq!(told.take().pop().and_then(|(_, ended)| ended), Some(How::TimedOut));
         assert!(failure.to_string().contains("did not end"), "{failure}");
         let left = task::processes().unwrap().into_iter().filter(|pid| {
             let mut buf = Vec::new();

@@ -46,6 +46,7 @@ pub mod verify;
 pub mod words;
 
 use crate::blocker::Blocker;
+use hooks::{HookEnd, HookPoint};
 use std::time::Duration;
 
 /// Something that happens while an operation runs. `cli/` and `ui/` turn it into a progress bar, lines or JSON.
@@ -88,6 +89,15 @@ pub enum Event {
     Switched {
         /// From the last instruction on the source to the first on the destination.
         downtime: Duration,
+    },
+    /// A command at a point of the move begins, or has ended.
+    Hook {
+        /// Of which point.
+        point: HookPoint,
+        /// The command, or the path of the file.
+        name: String,
+        /// How it has ended; `None`: it begins.
+        ended: Option<HookEnd>,
     },
     /// Something a person should know; the operation goes on.
     Warning(String),

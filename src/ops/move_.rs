@@ -71,14 +71,13 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     let mut hooks =
         Hooks::new(Side::Source, options.state.hooks.clone(), options.session.to_string(), options.dest.to_string());
     hooks.target_pid = Some(root.0);
-    hooks.run(HookPoint::Preflight).map_err(|failure| failure.target(TargetState::Running))?;
+    hooks.run(HookPoint::Preflight, events).map_err(|failure| failure.target(TargetState::Running))?;
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
     let link = connect_to(&options.dest, &options.peer, Purpose::Send, streams, abort)
         .map_err(|error| peer_failure(&options.dest, &error))?;
-    let places = Places::here();
-    let journals = places.state.join("moves");
+    let journals = Places::here().state.join("moves");
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
     let link_again = || connect_to(&options.dest, &options.peer, Purpose::Send, 0, abort);
@@ -106,6 +105,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         put_off: false,
         at_once: Vec::new(),
         hooks: hooks.clone(),
+        events,
         guardian: None,
         untold: false,
     };
@@ -157,7 +157,7 @@ fn refuse_recoverable(options: &MoveOptions) -> Result<()> {
 /// The hooks of a move that has come to its end: whatever they say, it stays as it is.
 fn run_last(hooks: &Hooks, moved: bool, events: &dyn Events) {
     let point = if moved { HookPoint::Done } else { HookPoint::RolledBack };
-    hooks.run_all(point).into_iter().for_each(|text| events.event(Event::Warning(text)));
+    hooks.run_all(point, events).into_iter().for_each(|text| events.event(Event::Warning(text)));
 }
 
 /// Units that would start the target again.
@@ -314,6 +314,8 @@ struct Live<'a> {
     at_once: Vec<String>,
     /// Commands at points of the move.
     hooks: Hooks,
+    /// Who is told of them.
+    events: &'a dyn Events,
     /// Settles the move if this program dies in the handover.
     guardian: Option<Guardian>,
     /// The destination does not know yet that the target stays.
@@ -419,7 +421,7 @@ impl Target for Live<'_> {
     }
 
     fn freeze(&mut self) -> Result<Final> {
-        self.hooks.run(HookPoint::PreFreeze)?;
+        self.hooks.run(HookPoint::PreFreeze, self.events)?;
         let (frozen, Collection { mut model, sources, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
         let mut residual = match &mut self.tree {
@@ -465,8 +467,8 @@ impl Target for Live<'_> {
         let model = encoded(&model)?;
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
-        self.hooks.run(HookPoint::Frozen)?;
-        self.hooks.run(HookPoint::Network)?;
+        self.hooks.run(HookPoint::Frozen, self.events)?;
+        self.hooks.run(HookPoint::Network, self.events)?;
         Ok(Final { plan, model, spaces, later, files })
     }
 
@@ -517,7 +519,7 @@ impl Target for Live<'_> {
     }
 
     fn hold(&mut self) -> Result<()> {
-        self.hooks.run(HookPoint::PreCommit)?;
+        self.hooks.run(HookPoint::PreCommit, self.events)?;
         match &mut self.frozen {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
             None => return Err(Failure::new("the target is not frozen")),

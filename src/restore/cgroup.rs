@@ -2,8 +2,8 @@
 //! ssh session would end the tree with them.
 
 use super::{Error, Result};
-use crate::image::Pid;
-use crate::image::{Model, cgroup::Membership};
+use crate::image::task::Task;
+use crate::image::{Model, Pid, TaskId, cgroup::Membership};
 use crate::ops::options::Cgroup;
 use crate::proc::ProcDir;
 use crate::proc::cgroupfs::{self, Hierarchy, hierarchies};
@@ -101,6 +101,61 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// Processes that go from the root's cgroups to others of their own once the tree runs (`--cgroup same`): until then all of it is
+/// in one place, where it can be frozen.
+#[derive(Debug, Default)]
+pub struct Apart(Vec<(Pid, Vec<Membership>)>);
+
+impl Apart {
+    /// Those of a model; `pid` tells what they are called here.
+    pub fn of(model: &Model, choice: &Cgroup, pid: impl Fn(TaskId) -> Pid) -> Self {
+        let root = model.root().cgroups;
+        if *choice != Cgroup::Same {
+            return Self::default();
+        }
+        let alive = model.tasks.iter().enumerate().filter(|(_, task)| !task.threads.is_empty() && task.cgroups != root);
+        let theirs = |(n, task): (usize, &Task)| {
+            let shared = root.map_or(&[][..], |root| &model.cgroups[root.at()].memberships);
+            let own = &model.cgroups[task.cgroups?.at()].memberships;
+            let others = own.iter().filter(|membership| !shared.contains(membership));
+            Some((pid(TaskId::from(n)), others.cloned().collect()))
+        };
+        Self(alive.filter_map(theirs).collect())
+    }
+
+    /// Puts them there. What cannot be done is logged: they run where the root is.
+    pub fn settle(&self) {
+        if self.0.is_empty() {
+            return;
+        }
+        let hierarchies = hierarchies().unwrap_or_default();
+        for (pid, memberships) in &self.0 {
+            for membership in memberships {
+                let Some(hierarchy) = hierarchies.iter().find(|h| h.controllers == membership.controllers) else {
+                    continue;
+                };
+                if let Err(error) = join(*pid, hierarchy, membership) {
+                    tracing::warn!(%error, "process {pid} does not get into its cgroup {}", membership.path);
+                }
+            }
+        }
+    }
+}
+
+/// Puts a process into a cgroup, which is made if it is not there.
+fn join(pid: Pid, hierarchy: &Hierarchy, membership: &Membership) -> std::io::Result<()> {
+    let path = membership.path.as_path();
+    let path = path.strip_prefix("/").unwrap_or(path);
+    // The words of an image or of a peer.
+    if path.components().any(|part| !matches!(part, Component::Normal(_))) {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    let dir = hierarchy.mount.join(path);
+    make(&dir)?;
+    cgroupfs::inherit_sets(&hierarchy.mount, &dir)?;
+    std::fs::write(dir.join("cgroup.procs"), pid.to_string())
 }
 
 impl Other {

@@ -147,6 +147,8 @@ pub struct Restored<'m> {
     /// Removed again where a restore fails.
     segments: sysv::Segments,
     skeletons: skeleton::Skeletons,
+    /// Processes whose cgroups are not the root's, see [`cgroup::Apart`].
+    apart: cgroup::Apart,
     /// Things a person should know.
     pub warnings: Vec<String>,
 }
@@ -159,6 +161,7 @@ pub struct Armed<'m> {
     sleeping: Option<fd::sockets::Sleeping>,
     bequest: Bequest,
     segments: Option<sysv::Segments>,
+    apart: cgroup::Apart,
     tree: go::Armed,
 }
 
@@ -202,6 +205,7 @@ impl Armed<'_> {
         }
         self.tree.run()?;
         self.segments.take().into_iter().for_each(|mut segments| segments.keep());
+        self.apart.settle();
         Ok(())
     }
 }
@@ -266,7 +270,7 @@ impl<'m> Restored<'m> {
         let bequest = Bequest::of(&self.sleeping, self.model, &self.skeletons);
         let tree = go::arm(self.model, self.skeletons, note)?;
         let (sleeping, segments) = (Some(self.sleeping), Some(self.segments));
-        Ok(Armed { model: self.model, root, sleeping, bequest, segments, tree })
+        Ok(Armed { model: self.model, root, sleeping, bequest, segments, apart: self.apart, tree })
     }
 
     /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).
@@ -277,6 +281,7 @@ impl<'m> Restored<'m> {
         }
         go::go(self.model, self.skeletons, leave_stopped)?;
         self.segments.keep();
+        self.apart.settle();
         Ok(root)
     }
 }

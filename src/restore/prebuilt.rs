@@ -2,6 +2,7 @@
 //! back. A restore from disk completes it at once; the destination of a migration makes it while the source still runs,
 //! lets pages come in, and completes it in the pause, from the final model ([`super::reconcile`]).
 
+use super::cgroup::Apart;
 use super::material::Material;
 use super::plan::Plan;
 use super::skeleton::{self, Skeletons};
@@ -121,7 +122,8 @@ impl<'m> Prebuilt<'m> {
         }
         fault::at(Point::RestoreSignals)?;
         let segments = std::mem::take(&mut material.segments);
-        Ok(Restored { model, sleeping, segments, skeletons, warnings })
+        let apart = Apart::of(model, &options.cgroup, |task| skeletons.pid(task));
+        Ok(Restored { model, sleeping, segments, skeletons, apart, warnings })
     }
 
     /// The model that the tree stands for.

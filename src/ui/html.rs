@@ -134,8 +134,11 @@ impl Record {
                 Event::Round { number, .. } => format!("round {number} done"),
                 Event::Frozen => "frozen".to_owned(),
                 Event::Switched { downtime } => format!("switched after a pause of {}", time(*downtime)),
+                Event::Hook { point, name, ended: Some(ended) } => {
+                    format!("hook {}", report::hook(*point, name, *ended))
+                }
                 Event::Warning(text) => format!("warning: {text}"),
-                Event::Progress { .. } => continue,
+                Event::Progress { .. } | Event::Hook { ended: None, .. } => continue,
             };
             let _ = writeln!(rows, "<tr><td>{}</td><td>{}</td></tr>", time(*at), escaped(&text));
         }

@@ -8,6 +8,7 @@ use crate::failure::{Failure, TargetState};
 use crate::memory::lazy::Waits;
 use crate::memory::lazy::stalls::class_limit;
 use crate::migration::points::taking::Cost;
+use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Outcome, Round, State, Where};
 use crate::ops::words::SessionId;
 use serde::ser::{Serialize, Serializer};
@@ -119,6 +120,19 @@ impl Stamp {
         let mut line = serde_json::to_string(&event).expect("keys are text, and values came from text and numbers");
         line.push('\n');
         line
+    }
+}
+
+/// A hook that begins, or has ended.
+pub fn hook(point: HookPoint, name: &str, ended: Option<HookEnd>) -> Object {
+    let hook = Object::default().with("point", point.name()).with("name", name);
+    let Some(HookEnd { took, how }) = ended else { return hook.with("state", "begun") };
+    let hook = hook.with("state", "ended").with("took_us", us(took));
+    match how {
+        How::Exit(code) => hook.with("exit_code", code),
+        How::Signal(signal) => hook.with("signal", signal),
+        How::TimedOut => hook.with("timed_out", true),
+        How::NotRun => hook.with("not_run", true),
     }
 }
 

@@ -4,11 +4,23 @@ use super::style::clean;
 use super::units::{bytes, count, time};
 use crate::memory::lazy::Waits;
 use crate::migration::points::taking::Cost;
+use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Outcome, State, Where};
 use std::time::Duration;
 
 /// Threads that a person is told of one by one.
 const THREADS_NAMED: usize = 8;
+
+/// A hook that has ended, in a few words.
+pub fn hook(point: HookPoint, name: &str, HookEnd { took, how }: HookEnd) -> String {
+    let how = match how {
+        How::Exit(code) => format!("status {code}"),
+        How::Signal(signal) => format!("signal {signal}"),
+        How::TimedOut => "ended, as it took too long".to_owned(),
+        How::NotRun => "could not be run".to_owned(),
+    };
+    format!("at {}: {name}: {how} after {}", point.name(), time(took))
+}
 
 /// The report: what happened in one line, then the numbers that are known.
 pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {

@@ -162,6 +162,12 @@ impl Events for Session {
                 self.emit("switched", || Object::default().with("downtime_us", us(downtime)));
                 self.detail(|| format!("switched after a pause of {}", time(downtime)));
             }
+            Event::Hook { point, name, ended } => {
+                self.emit("hook", || json::hook(point, &name, ended));
+                if let Some(ended) = ended {
+                    self.detail(|| format!("hook {}", report::hook(point, &clean(&name), ended)));
+                }
+            }
             Event::Warning(text) => {
                 self.emit("warning", || Object::default().with("text", text.as_str()));
                 if !self.settings.json && !self.settings.quiet {

@@ -41,6 +41,7 @@ fn moved(more: &[&str], wanted: usize) -> (Counter, std::process::Output, Vec<St
     let counter = Counter::start(1);
     let given = POINTS.map(|point| format!("{point}={SAYS} >> {}", said.display()));
     let mut arguments = vec!["move".to_owned(), counter.pid(), address, "--json".to_owned()];
+    arguments.extend(["--report".to_owned(), dir.path().join("report.html").display().to_string()]);
     for hook in given.iter().map(String::as_str).chain(more.iter().copied()) {
         arguments.extend(["--hook".to_owned(), hook.to_owned()]);
     }
@@ -80,6 +81,26 @@ fn each_point_has_its_side_and_its_turn() {
         ]
     );
     let host = lines(&dir.path().join("host"), 1);
+    let events: Vec<serde_json::Value> =
+        text(&output).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let hooks: Vec<_> = events.iter().filter(|event| event["event"] == "hook").collect();
+    let (points, ends) = hooks
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|[begun, ended]| {
+            assert_eq!((&begun["state"], &begun["name"]), (&"begun".into(), &ended["name"]), "{hooks:?}");
+            assert!(begun["name"].as_str().is_some_and(|name| name.starts_with("echo $MIGRATE_HOOK")), "{begun}");
+            assert!(ended["state"] == "ended" && ended["took_us"].as_u64().is_some_and(|took| took > 0), "{ended}");
+            (ended["point"].as_str().unwrap(), ended["exit_code"].as_i64())
+        })
+        .unzip::<_, _, Vec<_>, Vec<_>>();
+    assert_eq!(points, ["preflight", "pre-freeze", "frozen", "network", "pre-commit", "done"]);
+    assert_eq!(ends, [Some(0); 6]);
+    let at = |kind: &str| events.iter().position(|event| event["event"] == kind).unwrap_or_else(|| panic!("no {kind}"));
+    let page = fs::read_to_string(dir.path().join("report.html")).unwrap();
+    assert!(page.contains("hook at pre-commit: echo $MIGRATE_HOOK"), "{page}");
+    assert!(at("hook") < at("switched"), "they are told as they happen");
     let session = host[0].strip_prefix("of the host, ").unwrap();
     assert!(text(&output).contains(&format!("\"session\":\"{session}\"")), "{host:?}");
 }

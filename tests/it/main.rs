@@ -4,7 +4,9 @@
 mod skip;
 
 mod agent;
+mod agent_ends;
 mod ahead;
+mod cgroups;
 mod choices;
 mod churn;
 mod cli;

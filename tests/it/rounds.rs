@@ -224,6 +224,43 @@ fn a_chain_of_pre_dumps_restores_byte_by_byte() {
     assert_eq!(restored(Path::new(&at(3)), |_| {}), Some(0));
 }
 
+/// It ends when nobody has come for what it knows, and when nobody is left of whom it knows anything.
+#[test]
+fn a_tracker_ends_with_its_time_or_its_target() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let ends = |session: &str| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while is_there(session) {
+            assert!(Instant::now() < deadline, "the tracker does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(!run(&["cancel", session]).status.success());
+    };
+    let session = |output: &Output| result(output)["session"].as_str().unwrap().to_owned();
+
+    let target = Target::start("writer", &["4", "100"]);
+    let pid = target.pid_text();
+    let kept = session(&ok(&["pre-dump", &pid, "-D", &at("a"), "--keep-tracking", "1s", "--json"]));
+    assert!(is_there(&kept), "there is no tracker");
+    ends(&kept);
+    assert!(is_untracked(target.pid()));
+
+    let kept = session(&ok(&["pre-dump", &pid, "-D", &at("b"), "--json"]));
+    assert!(is_there(&kept), "there is no tracker");
+    drop(target);
+    ends(&kept);
+}
+
+/// Whether somebody listens who has tracked since this session: its socket is named after it.
+fn is_there(session: &str) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().any(|line| line.ends_with(&format!("-{session}.sock")))
+}
+
 #[test]
 fn without_a_tracker_pages_are_compared_with_the_parent() {
     if !root() {
@@ -247,6 +284,18 @@ fn without_a_tracker_pages_are_compared_with_the_parent() {
     assert_eq!(restored(Path::new(&at("b")), |_| {}), Some(0));
 }
 
+/// How much a server has that forks its children first: a gigabyte where there is room for it, its image, and its copy.
+fn prefork_mib() -> &'static str {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    if kib > 8 << 20 {
+        return "1024";
+    }
+    crate::skip!("less than 8 GiB of memory is free: a server of 64 MiB instead of 1 GiB");
+    "64"
+}
+
 #[test]
 fn relatives_share_memory_after_a_restore_as_before() {
     if !root() {
@@ -254,7 +303,7 @@ fn relatives_share_memory_after_a_restore_as_before() {
     }
     for stop_first in [false, true] {
         let dir = tempfile::tempdir().unwrap();
-        let mut target = Target::start("prefork", &["64", "8"]);
+        let mut target = Target::start("prefork", &[prefork_mib(), "8"]);
         let family = |root: i32| -> Vec<i32> { children(root).into_iter().chain([root]).collect() };
         let before = pss_kib(&family(target.pid()));
         let image = dir.path().join("image");
@@ -294,7 +343,7 @@ fn relatives_share_memory_after_a_move_as_before() {
     nix::sys::prctl::set_child_subreaper(true).unwrap();
     for mode in ["pre-copy", "stop-and-copy"] {
         let host = tempfile::tempdir().unwrap();
-        let target = Target::start("prefork", &["64", "8"]);
+        let target = Target::start("prefork", &[prefork_mib(), "8"]);
         let family = |root: i32| -> Vec<i32> { children(root).into_iter().chain([root]).collect() };
         let before = pss_kib(&family(target.pid()));
         let result = moved(target.pid(), mode, host.path());

@@ -461,3 +461,85 @@ fn a_pipeline() {
     grows(&own, last(&log));
     assert!(fs::read_link(format!("/proc/{pid}/fd/1")).unwrap().ends_with("image.log"));
 }
+
+/// The same typed into an interactive shell, where job control gives the pipeline a process group of its own: who has the other end
+/// is named, the option that is proposed works as it is, and the shell with its whole job comes up at another terminal.
+#[test]
+fn a_pipeline_of_an_interactive_shell() {
+    if !can(&["python3", "tee", "bash"]) {
+        return;
+    }
+    let _lock = terminals_lock();
+    let place = Place::new();
+    fs::write(place.path("job.py"), JOB).unwrap();
+    let (job, log) = (place.text("job.py"), place.text("log"));
+    let numbers = |file: &str| -> Vec<u64> {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text[..text.rfind('\n').map_or(0, |end| end + 1)].lines().map(|line| line.parse().unwrap()).collect()
+    };
+    let last = |file: &str| numbers(file).last().copied().unwrap_or(0);
+    let grows = |file: &str, than: u64| until("more lines", || (last(file) > than + 5).then_some(()));
+    let first = Terminal::shell(&place, 24, 80);
+    first.types(&format!("/usr/bin/python3 {job} | tee {log}\n"));
+    grows(&log, 0);
+    let pid = place.process(&format!("/usr/bin/python3 {job}"));
+    let tee = place.process(&format!("tee {log}"));
+    let shell = place.process("bash --norc --noprofile -i");
+    let refused = migrate(place.0.path(), &["dump", &pid.to_string(), "-D", &place.image()]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+    assert_eq!(refused.status.code(), Some(3), "{said}");
+    for wanted in ["M0309", &format!("tee (pid {tee})"), "--stdio log", &format!("target {shell} (bash)")] {
+        assert!(said.contains(wanted), "no {wanted} in {said}");
+    }
+    // The whole job with its shell, which lives on at a terminal of ours.
+    succeeds(place.0.path(), &["dump", &shell.to_string(), "-D", &place.image(), "--stdio", "attach"]);
+    for ended in [pid, tee, shell] {
+        reap(ended);
+    }
+    let before = last(&log);
+    drop(first);
+    let second = Terminal::shell(&place, 30, 90);
+    second.types(&format!("{PROGRAM} restore -q -D {}\n", place.image()));
+    grows(&log, before);
+    // What tee writes comes to this terminal now, and the job obeys it.
+    second.shows(&format!("{}\r\n", last(&log) + 50));
+    second.types("\x1a");
+    second.shows("Stopped");
+    second.types("jobs; bg; echo shell-$((1+1))\n");
+    second.shows("shell-2");
+    grows(&log, last(&log));
+    let all = numbers(&log);
+    assert!(all.windows(2).all(|w| w[1] == w[0] + 1), "a line is missing or twice in the log");
+}
+
+/// A bar on a terminal, plain lines off it, and neither where none is wanted.
+#[test]
+fn long_work_shows_how_far_it_is() {
+    if !can(&["python3", "bash"]) {
+        return;
+    }
+    let _lock = terminals_lock();
+    let place = Place::new();
+    let program = "import os, time\nheld = os.urandom(64 << 20)\nopen(os.environ['ZOO'] + '/ready', 'w').close()\ntime.sleep(1000)";
+    let mut command = place.command("setsid");
+    command.args(["/usr/bin/python3", "-c", program]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let pid = command.spawn().unwrap().id() as i32;
+    until("the target", || place.path("ready").exists().then_some(()));
+    let terminal = Terminal::shell(&place, 24, 100);
+    let dump = |image: &str, more: &str| {
+        let image = place.text(image);
+        format!("{PROGRAM} dump {pid} -D {image} --leave-running --stop-first --bandwidth 60MB/s {more}")
+    };
+    terminal.types(&format!("{}; echo over-$?\n", dump("bar", "")));
+    // The same line again and again: how much of how much, and how fast.
+    for _ in 0..3 {
+        terminal.shows("MiB/s");
+    }
+    terminal.shows("over-0");
+    terminal.types(&format!("{} >/dev/null; echo over-$?\n", dump("none", "--progress none")));
+    terminal.shows("over-0\r\n");
+    let words: Vec<String> = dump("plain", "").split_whitespace().skip(1).map(str::to_owned).collect();
+    let said = migrate(place.0.path(), &words.iter().map(String::as_str).collect::<Vec<_>>());
+    let lines = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.success() && !lines.contains('\r') && !lines.contains('\x1b'), "{lines:?}");
+}

@@ -2,10 +2,10 @@
 
 use super::guard::{self, Guard};
 use super::lacks::{self, Lacks};
-use super::{GUARD_ENTRY, Kept, News, Origin, Ready, count, parcel, standstill};
+use super::{GUARD_ENTRY, Kept, KeptSpace, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
-use crate::image::{MmId, ShmemId};
+use crate::image::{MmId, Pid, ShmemId};
 use crate::memory::lazy::touches::{self, Touches};
 use crate::memory::lazy::{Area, Missing, Object, Objects, Order, Piece, Server, Source, Step, StoreSource, View};
 use crate::memory::store::{ImageDir, PageReader};
@@ -106,20 +106,13 @@ fn serve<S: Source>(
     let name = Name(&kept.socket);
     let guard = Guard::begin(guard, kept, &descriptors)?;
     let mut descriptors = descriptors.into_iter();
-    let members: Vec<_> = kept
-        .spaces
-        .iter()
-        .zip(&mut descriptors)
-        .map(|(space, uffd)| {
-            let mut missing = Missing::default();
-            let own = Space::Mm(MmId(space.mm));
-            space.pages().iter().for_each(|at| missing.insert(Piece { at, space: own, from: at.first }));
-            (uffd, missing)
-        })
-        .collect();
+    let members = kept.spaces.iter().map(missing_of).zip(&mut descriptors).map(|(missing, uffd)| (uffd, missing));
+    let members: Vec<_> = members.collect();
     let objects = objects(kept, &mut descriptors)?;
+    let owners = kept.spaces.iter().map(|space| Pid(space.pid));
+    let watched = (0..kept.spaces.len()).filter(|n| kept.spaces[*n].watched);
     let server = Server::new(source, members, Box::new(|uffd| guard.pass(uffd))).with_objects(objects);
-    let mut server = server.watching((0..kept.spaces.len()).filter(|n| kept.spaces[*n].watched));
+    let mut server = server.of_processes(owners).watching(watched);
     starter.write_all(b"A")?;
     drop(starter);
     // Standard input still refers to that socket.
@@ -162,6 +155,13 @@ fn serve<S: Source>(
     guard.end();
     clients.tell(&news);
     Ok(())
+}
+
+/// What an address space lacks in the beginning.
+fn missing_of(space: &KeptSpace) -> Missing {
+    let (mut missing, own) = (Missing::default(), Space::Mm(MmId(space.mm)));
+    space.pages().iter().for_each(|at| missing.insert(Piece { at, space: own, from: at.first }));
+    missing
 }
 
 /// Shared memory: the descriptors of views, then those of objects.

@@ -12,11 +12,14 @@
 //!   `EAGAIN`. So nothing is copied on the ground of an outdated [`missing::Missing`], if events that were read are applied
 //!   before anything is copied, and one thread does both. Faults are read before events that are older: they are looked at
 //!   last.
+//! - What a child does not inherit (`MADV_WIPEONFORK`, `MADV_DONTFORK`) no event says: it is looked up before the event of a
+//!   fork is read ([`forks`]), and events are read one by one for that.
 //! - `madvise` drops pages after its event was read: what is copied in between is dropped with them.
 //! - A page is made with its content and mapped in one step; whoever waits for it is woken by that.
 //! - When the last descriptor closes while pages are missing, they read as zeros. So it must not close before all are in or
 //!   the rest is poisoned ([`server::Server::poison`]), which [`crate::companion`] sees to.
 
+mod forks;
 pub mod missing;
 pub mod objects;
 pub mod order;

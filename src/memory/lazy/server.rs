@@ -1,14 +1,16 @@
 //! The fault server: one thread that reads what userfaultfds tell, and makes pages. See [`super`] for why this is right.
 
+use super::forks::Owner;
 use super::missing::{Missing, Piece};
 use super::objects::{Answer, Objects};
 use super::order::Fault;
 use super::source::{Lost, Source};
 use super::stalls::Stalls;
 use super::touches::Touches;
-use crate::image::ShmemId;
 use crate::image::mm::PAGE;
+use crate::image::{Pid, ShmemId};
 use crate::memory::{PageRange, RangeSet, Space};
+use crate::proc::fdinfo::faults_pending;
 use crate::sys::Errno;
 use crate::sys::userfaultfd::{self as sys, Message};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,11 +27,14 @@ pub const VIEWS: usize = 1 << 32;
 const SETTLING: u32 = 1 << 16;
 /// Between two looks whether an operation of the target has got as far as its event.
 const CHANGING: u16 = 5;
+/// Events of an address space that are applied before others are looked at.
+const EVENTS: usize = 32;
 
 /// One address space.
 #[derive(Debug)]
 struct Member {
     uffd: OwnedFd,
+    owner: Owner,
     missing: Missing,
     /// Pages come write-protected: which of them were written to since can be told.
     watched: bool,
@@ -40,6 +45,25 @@ struct Member {
 }
 
 impl Member {
+    fn new(uffd: OwnedFd, missing: Missing) -> Self {
+        let (owner, watched, moved, gone) = (Owner::default(), false, RangeSet::new(), false);
+        Self { uffd, owner, missing, watched, moved, gone }
+    }
+
+    /// What it has to tell: faults, or else one event, and what a child does not get if that is a fork.
+    fn hear(&mut self) -> (Vec<Message>, RangeSet) {
+        let uffd = self.uffd.as_fd();
+        let mut wanted = [PollFd::new(uffd, PollFlags::POLLIN)];
+        if !poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            return (Vec::new(), RangeSet::new());
+        }
+        let faults = faults_pending(uffd).unwrap_or(0);
+        // Nothing owed is nothing to keep from anybody.
+        let looks = faults == 0 && !self.missing.is_empty();
+        let withheld = if looks { self.owner.withheld(&self.missing) } else { RangeSet::new() };
+        (sys::first_messages(uffd, faults.max(1)).unwrap_or_default(), withheld)
+    }
+
     fn copy(&self, to: u64, content: &[u8]) -> (usize, Result<(), Errno>) {
         if self.watched {
             sys::copy_protected(self.uffd.as_fd(), to, content)
@@ -95,8 +119,7 @@ pub struct Server<'a, S> {
 impl<'a, S: Source> Server<'a, S> {
     /// Serves these address spaces.
     pub fn new(source: S, members: Vec<(OwnedFd, Missing)>, on_fork: Box<OnFork<'a>>) -> Self {
-        let member = |(uffd, missing)| Member { uffd, missing, watched: false, moved: RangeSet::new(), gone: false };
-        let members = members.into_iter().map(member).collect();
+        let members = members.into_iter().map(|(uffd, missing)| Member::new(uffd, missing)).collect();
         let (again, data, counts, touches) = (Vec::new(), Vec::new(), Counts::default(), Touches::default());
         let (objects, stalls) = (Objects::default(), Stalls::default());
         Self { source, members, objects, on_fork, again, again_shared: Vec::new(), data, counts, touches, stalls }
@@ -106,6 +129,13 @@ impl<'a, S: Source> Server<'a, S> {
     #[must_use]
     pub fn watching(mut self, watched: impl Iterator<Item = usize>) -> Self {
         watched.for_each(|n| self.members[n].watched = true);
+        self
+    }
+
+    /// These processes have the address spaces (in their order), as far as they are known.
+    #[must_use]
+    pub fn of_processes(mut self, processes: impl Iterator<Item = Pid>) -> Self {
+        self.members.iter_mut().zip(processes).for_each(|(member, pid)| member.owner = Owner::new(Some(pid)));
         self
     }
 
@@ -307,41 +337,50 @@ impl<'a, S: Source> Server<'a, S> {
 
     /// The same for one of them. Faults are kept for later, see [`super`].
     fn listen_to(&mut self, n: usize) -> bool {
-        if self.members[n].gone {
-            return false;
-        }
-        let messages = sys::messages(self.members[n].uffd.as_fd()).unwrap_or_default();
-        let told = !messages.is_empty();
-        for message in messages {
-            match message {
-                Message::Fault { address, thread } => self.again.push((n, address, thread)),
-                Message::Fork(uffd) => self.forked(n, uffd),
-                Message::Remap { from, to, len } => {
-                    self.members[n].missing.remap(from / PAGE, to / PAGE, len / PAGE);
-                    if self.members[n].watched {
-                        self.members[n].moved.insert(PageRange::new(to / PAGE, len / PAGE));
-                    }
-                    self.stalls.end(n, from / PAGE, len / PAGE, Instant::now());
-                    self.wake(n, from, len);
-                    self.wake(n, to, len);
-                }
-                Message::Remove { start, end } | Message::Unmap { start, end } => {
-                    let range = PageRange::of_bytes(start, end);
-                    self.members[n].missing.remove(range);
-                    self.stalls.end(n, range.first, range.count, Instant::now());
-                    self.wake(n, start, end - start);
-                }
+        for round in 0..EVENTS {
+            if self.members[n].gone {
+                return round > 0;
             }
+            let (messages, withheld) = self.members[n].hear();
+            if messages.is_empty() {
+                return round > 0;
+            }
+            messages.into_iter().for_each(|message| self.apply(n, message, &withheld));
         }
-        told
+        true
     }
 
-    fn forked(&mut self, n: usize, uffd: OwnedFd) {
+    fn apply(&mut self, n: usize, message: Message, withheld: &RangeSet) {
+        match message {
+            Message::Fault { address, thread } => self.again.push((n, address, thread)),
+            Message::Fork(uffd) => self.forked(n, uffd, withheld),
+            Message::Remap { from, to, len } => {
+                self.members[n].missing.remap(from / PAGE, to / PAGE, len / PAGE);
+                if self.members[n].watched {
+                    self.members[n].moved.insert(PageRange::new(to / PAGE, len / PAGE));
+                }
+                self.stalls.end(n, from / PAGE, len / PAGE, Instant::now());
+                self.wake(n, from, len);
+                self.wake(n, to, len);
+            }
+            Message::Remove { start, end } | Message::Unmap { start, end } => {
+                let range = PageRange::of_bytes(start, end);
+                self.members[n].missing.remove(range);
+                self.stalls.end(n, range.first, range.count, Instant::now());
+                self.wake(n, start, end - start);
+            }
+        }
+    }
+
+    fn forked(&mut self, n: usize, uffd: OwnedFd, withheld: &RangeSet) {
         self.counts.forks += 1;
         (self.on_fork)(uffd.as_fd());
-        let missing = self.members[n].missing.clone();
+        let mut missing = self.members[n].missing.clone();
+        for range in withheld.iter() {
+            missing.remove(range);
+        }
         // Whoever watches does not know its processes.
-        self.members.push(Member { uffd, missing, watched: false, moved: RangeSet::new(), gone: false });
+        self.members.push(Member::new(uffd, missing));
     }
 
     /// Whoever waits for a page of this range looks again.

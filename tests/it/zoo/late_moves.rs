@@ -93,7 +93,9 @@ impl Drop for Moving {
     fn drop(&mut self) {
         let _ = self.mover.kill();
         let _ = self.mover.wait();
-        for pid in [self.root, self.original].into_iter().chain(self.helpers()) {
+        // 0: no copy was found; it would be this process and its group.
+        let copy = (self.root > 0).then_some(self.root);
+        for pid in copy.into_iter().chain([self.original]).chain(self.helpers()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         self.run.reap();

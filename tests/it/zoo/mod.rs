@@ -253,7 +253,7 @@ zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory syst
 zoo!(mappings: huge_pages past_the_end sparse seals shared_for_reading keys ten_thousand);
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
     on_alternate_stack);
-late!(late = late: moved dropped forked in_kernel executed by_threads at_random);
+late!(late = late: moved dropped forked kept_from_children in_kernel executed by_threads at_random);
 late!(late_shared = late_shared: relatives unnamed_file open_file segment in_kernel forked moved dropped removed_first executed
     by_threads hugetlb);
 late!(late_memory = memory: anonymous stack heap file_mappings shared_memory system_v memory_files guards locked locked_future advice
