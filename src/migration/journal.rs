@@ -297,6 +297,11 @@ impl Journal {
         self.file.sync_data()
     }
 
+    /// What was written survives the death of this host when this returns.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Keeps what the copy's sockets need of whoever lets it run if this program is dead by then. Survives this program.
     pub fn bequeath(&self, bequest: &impl Serialize) -> io::Result<()> {
         let bytes = serde_json::to_vec(bequest).map_err(io::Error::other)?;

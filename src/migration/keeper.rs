@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 
 /// How often a guardian looks whether its copy is still whole, milliseconds.
 const LOOK_EVERY_MS: u16 = 1000;
+/// Between two attempts to park a copy, at most, where its lease is not longer.
+const TRY_AGAIN_MAX: Duration = Duration::from_secs(600);
 /// How long either end of the guardian's socket waits for the other.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Longest question or answer, bytes.
@@ -64,6 +66,8 @@ pub struct Keeper {
     door: Option<Door>,
     /// Without a word from the source for so long a prepared copy is parked.
     lease: Duration,
+    /// The same, and longer after it could not be parked.
+    pause: Duration,
     /// When the source was heard last, or it was last tried to park.
     heard: Instant,
     /// What could not be done.
@@ -91,7 +95,17 @@ impl Keeper {
 
     fn of(machine: Destination, journal: Journal, lease: Duration) -> Self {
         let attempt = journal.line().attempt;
-        Self { machine, journal, attempt, pid: None, door: None, lease, heard: Instant::now(), trouble: None }
+        Self {
+            machine,
+            journal,
+            attempt,
+            pid: None,
+            door: None,
+            lease,
+            pause: lease,
+            heard: Instant::now(),
+            trouble: None,
+        }
     }
 
     /// For an attempt whose programs are dead.
@@ -104,7 +118,7 @@ impl Keeper {
         let same_boot = last.is_of_this_boot();
         let mut heirloom = Heirloom {
             held: last.held.clone().filter(|_| same_boot).unwrap_or_default(),
-            addresses: last.addresses.clone(),
+            addresses: if same_boot { last.addresses.clone() } else { Vec::new() },
             pid: last.target_pid,
             files: (journals.to_owned(), attempt.to_string()),
             bequest: None,
@@ -213,9 +227,12 @@ impl Keeper {
         if let Err(failure) = &written {
             tracing::error!("the prepared copy stays in memory, as it is: {failure}");
             self.forget_image();
-            self.journal.set_not_parked(Some(failure.to_string()));
-            // For whoever looks at it; it decides nothing.
-            let _ = self.journal.write(Step::Prepared);
+            self.pause = (self.pause * 2).min(TRY_AGAIN_MAX.max(self.lease));
+            // For whoever looks at it; it decides nothing. Once: a journal has little room.
+            if self.journal.line().not_parked.is_none() {
+                self.journal.set_not_parked(Some(failure.to_string()));
+                let _ = self.journal.write(Step::Prepared);
+            }
         } else {
             self.journal.set_not_parked(None);
         }
@@ -282,6 +299,8 @@ impl Keeper {
             Record::Done => Step::Done,
         };
         let written = match sync {
+            // It is said again only to have it on the disk.
+            Sync::Now if step == Step::Prepared && self.journal.line().step == step => self.journal.sync(),
             Sync::Now => self.journal.write_synced(step),
             Sync::Later => self.journal.write(step),
         };
@@ -326,7 +345,7 @@ impl Keeper {
             tracing::warn!(attempt = %self.attempt, "the link is lost; the prepared copy waits for the source, or for a person");
         }
         while self.phase() == Phase::Prepared {
-            if self.heard.elapsed() >= self.lease {
+            if self.heard.elapsed() >= self.pause {
                 self.heard = Instant::now();
                 self.on(copy, Event::LeaseOver);
                 continue;

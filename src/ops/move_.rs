@@ -568,7 +568,7 @@ impl Target for Live<'_> {
             frozen.kill().map_err(|e| Failure::of("the original could not be ended", &e))?;
         }
         sysv::remove_left(&self.segments);
-        self.network.leave();
+        self.network.end();
         held.map_err(|e| Failure::of("segments for the original's sockets are answered with a reset", &e))?;
         Ok(())
     }

@@ -261,7 +261,13 @@ impl Leaving {
         self.surety.given_back();
     }
 
-    /// The target runs elsewhere and its original has ended: the last close of its sockets must be silent.
+    /// The target runs elsewhere and its original has ended: nothing is to be given back any more.
+    pub fn end(&mut self) {
+        self.surety.forget();
+        self.leave();
+    }
+
+    /// What was taken stays so: the last close of its sockets must be silent.
     pub fn leave(&mut self) {
         self.locks.drain(..).for_each(NetLock::keep);
         self.removed.clear();

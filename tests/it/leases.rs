@@ -25,6 +25,31 @@ fn others(play: &Play) -> Vec<i32> {
     play.counter.processes().into_iter().filter(|pid| pid.to_string() != play.counter.pid()).collect()
 }
 
+/// Who descends from this process.
+fn descendants(pid: i32) -> Vec<i32> {
+    children(pid as u32).into_iter().flat_map(|child| [vec![child], descendants(child)].concat()).collect()
+}
+
+/// It exists, and is not only waited for.
+fn lives(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+/// The one attempt that the destination knows of.
+fn attempt(play: &Play) -> String {
+    let names =
+        std::fs::read_dir(journals(play)).unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut attempts = names.filter_map(|name| name.strip_suffix(".destination.journal").map(str::to_owned));
+    attempts.next().expect("a journal")
+}
+
+/// Where pages of an attempt are stored that have no place yet.
+fn stores(attempt: &str) -> Vec<PathBuf> {
+    let entries = ["/dev/shm", "/var/tmp"].into_iter().flat_map(|dir| std::fs::read_dir(dir).unwrap().flatten());
+    entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains(attempt)).collect()
+}
+
 /// Until the copy is parked: nothing of it in memory, a complete image on the disk, and a person is told.
 fn is_parked(play: &Play) {
     let status = wait_for(|| Some(play.status("b")).filter(|status| status["phase"] == "parked"), "it is parked");
@@ -54,16 +79,23 @@ fn what_is_not_prepared_goes_without_a_word() {
     }
     let play = Play::begin("NOBODY", "");
     let mut mover = play.mover("NOBODY", "");
-    // Rounds that take longer than this test.
-    let mover = mover.args(LEASE).args(["--bandwidth", "20kB/s", "--compress", "off"]);
+    // Rounds that take a while.
+    let mover = mover.args(LEASE).args(["--bandwidth", "500kB/s", "--compress", "off"]);
     let mover = mover.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(mover.id() as i32);
     let session = wait_for(|| children(play.agent.pid()).first().copied(), "the session");
-    wait(|| !children(session as u32).is_empty() || !others(&play).is_empty(), "the tree is made ahead of time");
+    wait(|| !descendants(session).is_empty(), "the tree is made ahead of time");
     kill(pid, Signal::SIGSTOP).unwrap();
     wait(|| is_stopped(pid.as_raw()), "the source stands still");
+    let made = descendants(session);
+    let attempt = attempt(&play);
+    assert!(!stores(&attempt).is_empty(), "pages are stored");
     wait(|| children(play.agent.pid()).is_empty(), "the destination has given it up");
     wait(|| others(&play).is_empty(), "its tree is gone");
+    for pid in made {
+        assert!(!lives(pid), "{pid} is left");
+    }
+    assert_eq!(stores(&attempt), Vec::<PathBuf>::new());
     assert!(play.status("b").is_null());
     assert_eq!(images(&play), Vec::<PathBuf>::new());
     play.counter.check_runs();
@@ -158,6 +190,49 @@ fn whoever_parks_is_killed_and_the_copy_waits_in_memory() {
         }
         is_over(&play, moves, "killed while parking");
     }
+}
+
+#[test]
+fn an_image_outlives_a_reboot() {
+    if !can_move() {
+        return;
+    }
+    let play = Play::begin("NOBODY", "");
+    play.killed_with_guardian("source-committing", &LEASE);
+    is_parked(&play);
+    // As the journal is read on the next boot.
+    let journal = journals(&play).join(format!("{}.destination.journal", attempt(&play)));
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let lines = std::fs::read_to_string(&journal).unwrap();
+    assert!(lines.contains(boot.trim()));
+    std::fs::write(&journal, lines.replace(boot.trim(), "00000000-0000-4000-8000-000000000000")).unwrap();
+    is_parked(&play);
+    play.resolves("b", "--run");
+    play.resolves("a", "--discard");
+    is_over(&play, true, "after a reboot");
+}
+
+#[test]
+fn an_image_that_is_damaged_runs_nothing_and_is_not_given_up() {
+    if !can_move() {
+        return;
+    }
+    let play = Play::begin("NOBODY", "");
+    play.killed_with_guardian("source-committing", &LEASE);
+    is_parked(&play);
+    let image = PathBuf::from(play.status("b")["image"].as_str().unwrap());
+    let model = std::fs::read(image.join("model.bin")).unwrap();
+    std::fs::write(image.join("model.bin"), &model[..model.len() / 2]).unwrap();
+    let output = play.resolve("b", "--run");
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output));
+    assert!(text(&output).contains("stays parked"), "{}", text(&output));
+    assert_eq!(play.status("b")["phase"], "parked");
+    assert_eq!(others(&play), Vec::<i32>::new());
+    play.nobody_counts("damaged");
+    std::fs::write(image.join("model.bin"), model).unwrap();
+    play.resolves("b", "--run");
+    play.resolves("a", "--discard");
+    is_over(&play, true, "mended");
 }
 
 /// A file system of memory, and no room on it.

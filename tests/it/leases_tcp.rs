@@ -147,6 +147,9 @@ fn its_client_waits_until_it_runs_over_there() {
     assert!(output.status.success(), "{}", text(&output));
     play.is_answered("it runs over there");
     assert!(!image.exists());
+    let left = std::fs::read_dir(play.dir.path().join("a/run")).unwrap().flatten().map(|file| file.path());
+    let left: Vec<PathBuf> = left.filter(|path| path.extension().is_some_and(|end| end == "will")).collect();
+    assert!(left.is_empty(), "{left:?}");
     play.is_open();
 }
 
@@ -160,5 +163,33 @@ fn its_client_waits_until_it_goes_on_here() {
     mover.wait().unwrap();
     play.is_answered("it goes on here");
     wait(|| play.status(1).is_null() && !image.exists(), "the destination was told");
+    play.is_open();
+}
+
+#[test]
+fn its_client_waits_until_a_person_lets_it_go_on_here() {
+    let Some(play) = Play::begin() else { return };
+    let mut mover = play.stopped_move("source-committing");
+    let image = play.is_parked();
+    // Nobody of those who decide is left at the source; who has its connections in keeping gives nothing back unasked.
+    let is_guardian = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("move-guardian-process")
+    };
+    let guardian = children(mover.id()).into_iter().find(is_guardian).expect("a guardian");
+    kill(Pid::from_raw(guardian), Signal::SIGKILL).unwrap();
+    mover.kill().unwrap();
+    mover.wait().unwrap();
+    let wills = || {
+        let files = std::fs::read_dir(play.dir.path().join("a/run")).into_iter().flatten().flatten();
+        files.filter(|file| file.path().extension().is_some_and(|end| end == "will")).count()
+    };
+    assert_eq!(wills(), 1);
+    let session = play.status(0)["session"].as_str().unwrap().to_owned();
+    let output = play.on(0).args(["resolve", &session, "--run", "--yes"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    play.is_answered("it goes on here");
+    assert!(!image.exists());
+    assert_eq!(wills(), 0);
     play.is_open();
 }

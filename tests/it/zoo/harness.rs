@@ -45,12 +45,14 @@ pub enum Mode {
     /// Moved to another network of this kernel: both ends of the protocol, and a PID namespace of its own, as the frozen
     /// original has its ids.
     Move,
+    /// The same, and the source stands still for so long in the moment of handing over that the copy is parked.
+    Parked,
 }
 
 impl Mode {
     /// Whether the tree ends up in a PID namespace of its own, where a reader outside sees other ids.
     fn new_pids(self) -> bool {
-        matches!(self, Self::NewPids | Self::NewPidsChain | Self::Move | Self::PostCopy | Self::Hybrid)
+        matches!(self, Self::NewPids | Self::NewPidsChain | Self::Move | Self::Parked | Self::PostCopy | Self::Hybrid)
     }
 }
 
@@ -310,6 +312,10 @@ impl<'a> Run<'a> {
                 }
                 self.moved(self.pid())?
             }
+            Mode::Parked => {
+                self.dump(self.pid(), 0, &["--leave-running"])?;
+                self.parked(self.pid())?
+            }
         };
         // Mappings that are served say so, and what was not touched is not there.
         let before = before.filter(|_| !mode.new_pids() && mode != Mode::Late);
@@ -324,7 +330,7 @@ impl<'a> Run<'a> {
         if let (Some(before), Some(after)) = (before, after) {
             self.compare(&before, &after)?;
         }
-        if mode == Mode::Move && !self.scenario.timed {
+        if matches!(mode, Mode::Move | Mode::Parked) && !self.scenario.timed {
             self.compare_moved(root)?;
         }
         let images = if mode == Mode::Chain { 3 } else { 2 };
@@ -376,6 +382,11 @@ impl<'a> Run<'a> {
         let args = self.move_args(root, there, &[])?;
         let places = self.path("places").display().to_string();
         let said = self.wait_for(engine, &args, &[("MIGRATE_PLACES", &places)]).map_err(|e| format!("move: {e}"))?;
+        self.has_moved(&said)
+    }
+
+    /// What a move has said; the root's process id there.
+    fn has_moved(&self, said: &str) -> Result<i32, String> {
         let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let root =
             result.and_then(|r| i32::try_from(r["pid"].as_i64()?).ok()).ok_or_else(|| format!("no pid: {said}"))?;
@@ -385,6 +396,32 @@ impl<'a> Run<'a> {
         // Until everybody is in the wait for `go` again.
         std::thread::sleep(Duration::from_millis(20));
         Ok(root)
+    }
+
+    /// Moves it, by way of an image at the destination, which hears nothing for a while once it has all of it; the root's process
+    /// id there.
+    fn parked(&self, root: i32) -> Result<i32, String> {
+        self.note_tree(root);
+        let places = self.path("places").display().to_string();
+        let args = self.move_args(root, "", &["--lease", "1s"])?;
+        let env = [("MIGRATE_PLACES", places.as_str()), ("MIGRATE_STOP", "source-ready")];
+        let mover = self.spawn(crate::cli::migrate(&[]), &args, &env)?;
+        let (pid, began) = (nix::unistd::Pid::from_raw(mover.id() as i32), Instant::now());
+        while !self.is_parked(&places) {
+            if began.elapsed() > self.patience {
+                return Err(format!("it is not parked: {}", self.text("log").unwrap_or_default()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).map_err(|e| e.to_string())?;
+        let said = self.ended(mover).map_err(|e| format!("move: {e}"))?;
+        self.has_moved(&said)
+    }
+
+    fn is_parked(&self, places: &str) -> bool {
+        let mut status = crate::cli::migrate(&["status", "--json"]);
+        let said = status.env("MIGRATE_PLACES", places).output().map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&said).contains("\"phase\":\"parked\"")
     }
 
     /// Arguments of a move to what is another host but for its files, by way of a stand-in for ssh.

@@ -249,6 +249,15 @@ macro_rules! late {
     };
 }
 
+/// Cases that wait at their destination as an image.
+macro_rules! parked {
+    ($name:ident = $fixture:ident: $($case:ident)*) => {
+        mod $name {
+            $(row!($fixture, $case, parked = Parked);)*
+        }
+    };
+}
+
 /// Cases that measure time: one dump, one restore or one move is what they have time for.
 macro_rules! timed {
     ($name:ident = $fixture:ident: $($case:ident)*) => {
@@ -282,6 +291,13 @@ timed!(sleeps = waits: in_nanosleep in_clock_nanosleep in_absolute_sleep in_abso
     in_poll_of_clock_ahead in_poll_of_clock_behind in_timer in_timer_of_clock_ahead in_timer_of_clock_behind in_read_of_timer
     in_read_of_timer_of_clock_ahead in_read_of_timer_of_clock_behind);
 zoo!(clocks: as_the_host ahead behind);
+parked!(parked_tree = tree: three_generations zombies stopped);
+parked!(parked_threads = threads: few shares_vm);
+parked!(parked_memory = memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked
+    hugetlb sealed grows_down copy_on_write large);
+parked!(parked_descriptors = descriptors: regular deleted pipes fifos memory_files event_counters locks);
+parked!(parked_signals = signals: pending);
+parked!(parked_namespaces = namespaces: private_files);
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
     huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
     large);
