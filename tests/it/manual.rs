@@ -342,3 +342,21 @@ fn every_command_line_of_the_manual_works() {
     }
     assert!(ran > 10, "{ran}");
 }
+
+/// Every word that a program can find in `--json` output is in migrate-events(5).
+#[test]
+fn fields_of_events_are_in_the_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("man/migrate-events.5")).unwrap();
+    let known: std::collections::HashSet<&str> =
+        page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
+    let source = std::fs::read_to_string(root.join("src/ui/json.rs")).unwrap();
+    let source = source.split("#[cfg(test)]").next().unwrap();
+    let mut fields = Vec::new();
+    for call in [".with(\"", ".known(\"", ".list(\"", ".object(\""] {
+        fields.extend(source.split(call).skip(1).map(|rest| rest.split('"').next().unwrap()));
+    }
+    assert!(fields.len() > 60, "{fields:?}");
+    let missing: Vec<&str> = fields.into_iter().filter(|field| !known.contains(field)).collect();
+    assert!(missing.is_empty(), "not in migrate-events(5): {missing:?}");
+}
