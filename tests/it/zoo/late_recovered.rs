@@ -268,3 +268,36 @@ fn a_state_costs_what_was_written_since_the_one_before() {
     assert!(read > SETTLES_PAGES, "{points}");
     assert!(read < count * SETTLES_PAGES / 4, "{read} pages were read for {count} states: {points}");
 }
+
+#[test]
+fn what_a_resolve_that_is_killed_leaves_is_named() {
+    if !root() {
+        return;
+    }
+    let mut moving = Moving::begin_of(&COUNTER, &[], &["--mode", "post-copy", "--recoverable=300ms"]);
+    until("no states come back", || moving.last_point().filter(|n| *n >= 2));
+    moving.destination_dies();
+    let died = moving.counted().len();
+    moving.mover_ends();
+    let id = moving.session()["session"].as_str().expect("it has a session").to_owned();
+    let resolve = |kill: &str| {
+        let mut command = on_host(&moving.run.path("source"));
+        command.env("MIGRATE_KILL", kill).args(["resolve", &id, "--run", "--yes"]).output().expect("it is there")
+    };
+    let killed = resolve("recovering");
+    assert_eq!(killed.status.code(), None, "{}", text(&killed));
+    let session = moving.session();
+    let image = session["recovered_image"].as_str().unwrap_or_else(|| panic!("no image: {session}")).to_owned();
+    let said = on_host(&moving.run.path("source")).arg("status").output().expect("it is there");
+    assert!(text(&said).contains(&image), "{}", text(&said));
+    let again = resolve("");
+    assert_eq!(again.status.code(), Some(4), "{}", text(&again));
+    assert!(text(&again).contains(&image), "{}", text(&again));
+    assert_eq!(moving.counted().len(), died, "somebody counts although nobody has let it go on");
+    let mut command = on_host(&moving.run.path("source"));
+    let options = ["restore", "-D", &image, "--detach", "--files", "skip", "--stdio", "null", "--pids", "new"];
+    let restored = command.args(options).output().expect("it is there");
+    assert!(restored.status.success(), "{}", text(&restored));
+    moving.goes_on_from(died);
+    moving.run.verify().expect("its memory is of one piece");
+}
