@@ -173,8 +173,9 @@ impl Injector {
         self.send(to, &packet)
     }
 
-    /// Gives a datagram to the local UDP socket at `to` as if it came from `from`. It must fit one packet.
-    pub fn datagram(&self, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Result<()> {
+    /// Gives a datagram to the local socket of this protocol (UDP or UDP-Lite) at `to` as if it came from `from`. It must fit
+    /// one packet.
+    pub fn datagram(&self, protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Result<()> {
         let len = u16::try_from(data.len() + 8).map_err(|_| super::Error::Unsupported {
             kind: "UDP",
             reason: format!("a queued datagram of {} bytes is longer than a packet", data.len()),
@@ -182,10 +183,11 @@ impl Injector {
         let mut udp = Vec::with_capacity(usize::from(len));
         udp.extend(from.port().to_be_bytes());
         udp.extend(to.port().to_be_bytes());
+        // To UDP-Lite, how much of it the checksum covers (RFC 3828, 3.1).
         udp.extend(len.to_be_bytes());
         udp.extend([0, 0]);
         udp.extend(data);
-        let packet = ip_packet(from, to, libc::IPPROTO_UDP as u8, 6, udp).ok_or_else(two_families)?;
+        let packet = ip_packet(from, to, protocol as u8, 6, udp).ok_or_else(two_families)?;
         self.send(to, &packet)
     }
 

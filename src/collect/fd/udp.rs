@@ -76,7 +76,7 @@ fn no_queue(fd: BorrowedFd<'_>) -> Result<Vec<(Bytes, Bytes)>> {
 }
 
 /// The datagrams of the queue with their senders: `SO_PEEK_OFF` (Linux 4.8) walks over them. The kernel shows an empty
-/// datagram to the first such walk only; the program still gets it.
+/// datagram to the first such walk only (the program still gets it), but for one at the head to who has set no offset.
 fn queue(fd: BorrowedFd<'_>, offset: i32) -> Result<Vec<(Bytes, Bytes)>> {
     let set = |value| {
         socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value).map_err(failed("UDP", "SO_PEEK_OFF"))
@@ -95,6 +95,11 @@ fn queue(fd: BorrowedFd<'_>, offset: i32) -> Result<Vec<(Bytes, Bytes)>> {
             break Err(Error::Unsupported { kind: "UDP", reason: "its queue is longer than is looked at".to_owned() });
         }
     };
+    if datagrams.first().is_none_or(|(data, _)| !data.0.is_empty()) {
+        set(-1)?;
+        let head = socket::receive(fd, &mut [0; 1], libc::MSG_PEEK | libc::MSG_DONTWAIT).ok();
+        datagrams.splice(..0, head.filter(|head| head.len == 0).map(|head| (Bytes::default(), Bytes(head.from))));
+    }
     set(offset)?;
     outcome.map(|()| datagrams)
 }

@@ -73,8 +73,16 @@ fn queue(fd: BorrowedFd<'_>, seen: &sock_diag::Unix, offset: i32, around: &mut d
     let set = |value| {
         socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value).map_err(failed("UNIX", "SO_PEEK_OFF"))
     };
+    let stream = i32::from(seen.socket_type) == libc::SOCK_STREAM;
     set(0)?;
-    let messages = walk(fd, i32::from(seen.socket_type) == libc::SOCK_STREAM, around, &set);
+    let mut messages = walk(fd, stream, around, &set);
+    if let Ok(found) = &mut messages
+        && !stream
+        && found.first().is_none_or(|first| !first.data.0.is_empty())
+    {
+        let skipped = set(-1).and_then(|()| empty_at_the_head(fd, around))?;
+        found.splice(..0, skipped);
+    }
     set(offset)?;
     let messages = messages?;
     let bytes: usize = messages.iter().map(|m| m.data.0.len()).sum();
@@ -123,20 +131,37 @@ fn walk(
         if received.len == 0 && received.fds.is_empty() && received.from.is_empty() && is_end(fd)? {
             return Ok(messages);
         }
-        let creds = received.credentials.map(|c| creds_of(c, around));
-        let from = Bytes(sock_diag::plain_name(received.from.get(2..).unwrap_or(&[])));
         if plain > 0 {
+            let creds = received.credentials.map(|c| creds_of(c, around));
             let data = Bytes(data[..plain].to_vec());
             messages.push(Message { data, files: Vec::new(), creds, from: Bytes::default() });
         }
-        let files = received.fds.into_iter().map(|fd| around.in_flight(fd)).collect::<std::result::Result<_, _>>();
-        let files = files.map_err(|reason| Error::Unsupported { kind: "UNIX", reason })?;
-        messages.push(Message { data: Bytes(data[plain..].to_vec()), files, creds, from });
         at += received.len;
+        messages.push(message(received, Bytes(data[plain..].to_vec()), around)?);
         if messages.len() > 1 << 20 {
             return Err(too_much());
         }
     }
+}
+
+/// The first message if it is an empty one: a walk that is not the first skips those it has shown before
+/// (`__skb_try_recv_from_queue` in the kernel's net/core/datagram.c), but the head of a queue is always shown to who has set no
+/// offset. Those behind it stay skipped: only a first walk sees them.
+fn empty_at_the_head(fd: BorrowedFd<'_>, around: &mut dyn Around) -> Result<Option<Message>> {
+    let Ok(received) = socket::receive(fd, &mut [0; 1], libc::MSG_PEEK | libc::MSG_DONTWAIT) else { return Ok(None) };
+    if received.len > 0 || (received.fds.is_empty() && received.from.is_empty() && is_end(fd)?) {
+        return Ok(None);
+    }
+    message(received, Bytes::default(), around).map(Some)
+}
+
+/// A message with this data.
+fn message(received: socket::Received, data: Bytes, around: &mut dyn Around) -> Result<Message> {
+    let creds = received.credentials.map(|c| creds_of(c, around));
+    let from = Bytes(sock_diag::plain_name(received.from.get(2..).unwrap_or(&[])));
+    let files = received.fds.into_iter().map(|fd| around.in_flight(fd)).collect::<std::result::Result<_, _>>();
+    let files = files.map_err(|reason| Error::Unsupported { kind: "UNIX", reason })?;
+    Ok(Message { data, files, creds, from })
 }
 
 /// An empty read of a packet socket: an empty packet, or the end because the peer has gone. After the end nothing is readable

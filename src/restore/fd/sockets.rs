@@ -6,7 +6,7 @@ use super::{Maker, nsfd, taken_over, tcp, udp, unix};
 use crate::image::fd::tcp::TcpState;
 use crate::image::fd::unix::Creds;
 use crate::image::fd::{FileKind, udp::Udp};
-use crate::image::{FileId, Model, NsId, NsPid, Pid, UnixId};
+use crate::image::{FdTableId, FileId, Model, NsId, NsPid, Pid, UnixId};
 use crate::net::place::Waiting;
 use crate::net::segment::{Injector, parse_address};
 use crate::net::{self, nft};
@@ -187,6 +187,15 @@ impl unix::Around for Around<'_> {
     fn by_process(&self, creds: &Creds, net: NsId, call: &Call<'_>) -> Option<std::result::Result<Ends, Errno>> {
         let Tree { model, material, skeletons } = &self.tree;
         peers::by_process(model, &mut skeletons.borrow_mut(), material, creds, net, call)
+    }
+
+    fn holder(&self, socket: UnixId) -> Option<NsPid> {
+        let Model { files, fd_tables, tasks, .. } = self.tree.model;
+        let has = |table: &FdTableId| {
+            let kinds = fd_tables[table.at()].entries.iter().map(|entry| &files[entry.file.at()].kind);
+            kinds.into_iter().any(|kind| matches!(kind, FileKind::Unix(id) if *id == socket))
+        };
+        tasks.iter().find(|task| task.threads.iter().any(|thread| has(&thread.fd_table))).map(|task| task.pid)
     }
 
     fn file(&mut self, file: FileId) -> std::result::Result<OwnedFd, String> {

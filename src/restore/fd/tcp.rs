@@ -19,6 +19,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const SKIP: &[(i32, i32)] =
     &[(libc::SOL_TCP, libc::TCP_CORK), (libc::SOL_IP, libc::IP_TRANSPARENT), (libc::SOL_IPV6, libc::IPV6_TRANSPARENT)];
 
+/// `MAX_TCP_WINDOW`: the most that `TCP_MAXSEG` takes.
+const MSS_MAX: i32 = 32767;
+/// `TCP_MIN_MSS`: the least.
+const MSS_MIN: i32 = 88;
+
 /// How to make sockets.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Place<'a> {
@@ -191,7 +196,11 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, c: &Connection) -> Result<Waking> {
         tcp_repair::select(fd, queue).map_err(failed("TCP", "TCP_REPAIR_QUEUE"))?;
         tcp_repair::set_sequence(fd, sequence).map_err(failed("TCP", "TCP_QUEUE_SEQ"))?;
     }
+    let clamp =
+        |mss| socket::set_int_option(fd, libc::SOL_TCP, libc::TCP_MAXSEG, mss).map_err(failed("TCP", "TCP_MAXSEG"));
+    clamp(segment_size(c.mss, window.max_window))?;
     socket::connect(fd, &tcp.peer.0).map_err(failed("TCP", "connect in repair mode (no route to the peer?)"))?;
+    clamp(0)?;
     let negotiated =
         Negotiated { mss: c.mss, window_scale: c.window_scale, sack: c.sack, timestamps: c.timestamp.is_some() };
     tcp_repair::set_negotiated(fd, &negotiated).map_err(failed("TCP", "TCP_REPAIR_OPTIONS"))?;
@@ -220,6 +229,15 @@ fn connect(fd: BorrowedFd<'_>, tcp: &Tcp, c: &Connection) -> Result<Waking> {
             window: u16::try_from(window.snd_wnd >> scale).unwrap_or(u16::MAX),
         }),
     })
+}
+
+/// What `TCP_MAXSEG` is to be while a connection is made. The kernel computes the size of its segments then, and not again when
+/// it is told what was negotiated: they would stay at 536 bytes, or be larger than a peer with a small window ever takes at
+/// once (`tcp_connect_init` and `tcp_bound_to_half_wnd` in its net/ipv4/tcp_output.c).
+fn segment_size(negotiated: u32, largest_window: u32) -> i32 {
+    let bound = if largest_window > 536 { largest_window / 2 } else { largest_window };
+    let size = if bound == 0 { negotiated } else { negotiated.min(bound) };
+    i32::try_from(size).unwrap_or(MSS_MAX).clamp(MSS_MIN, MSS_MAX)
 }
 
 /// Fills the selected queue.
@@ -267,6 +285,8 @@ fn ended(tcp: &Tcp, place: Place<'_>, queue: &[u8], reset: bool) -> Result<Owned
             }
         }
         drop(giver);
+        let reuse = common::int(&tcp.options, libc::SO_REUSEADDR).unwrap_or(0);
+        common::set_if_differs(ours.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)?;
         Ok(ours)
     })?
 }

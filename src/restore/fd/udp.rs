@@ -69,7 +69,7 @@ fn fill(fd: BorrowedFd<'_>, udp: &Udp, injector: &Injector) -> Result<Option<Str
             missing += 1;
             continue;
         };
-        match injector.datagram(from, destination(local, from), &data.0) {
+        match injector.datagram(udp.protocol, from, destination(local, from), &data.0) {
             Ok(()) => {}
             Err(Error::Kernel { errno: Errno::EMSGSIZE | Errno::EINVAL | Errno::ENETUNREACH, .. }) => missing += 1,
             Err(e) => return Err(e),

@@ -33,6 +33,10 @@ pub trait Around {
     fn by_process(&self, _creds: &Creds, _net: NsId, _call: &Call<'_>) -> Option<std::result::Result<Ends, Errno>> {
         None
     }
+    /// A process of the tree that has a descriptor of this socket.
+    fn holder(&self, _socket: UnixId) -> Option<NsPid> {
+        None
+    }
     /// A descriptor of ours of a file of the model, for messages in flight.
     fn file(&mut self, file: FileId) -> std::result::Result<OwnedFd, String>;
 }
@@ -421,14 +425,13 @@ impl Made {
     ) -> Result<()> {
         let s = &sockets[n];
         if !pending.is_empty() {
-            let Reach { address, .. } = self.reach(s, n)?.ok_or_else(|| bad(s, "it listens without a name"))?;
+            let reach = self.reach(s, n)?.ok_or_else(|| bad(s, "it listens without a name"))?;
             for client in pending {
-                let client = client.at();
-                let owner = &sockets[client].options;
-                let creds = Creds { pid: NsPid(0), uid: owner.uid, gid: owner.gid };
-                let fd = self.fd(client)?;
-                run_as(Some(&creds), around.net(s.net), || socket::connect(fd, &address))?
-                    .map_err(unix("connect inside the tree"))?;
+                // Whom accept(2) will show the kernel tells nobody before: most likely who has the other end.
+                let pid = around.holder(*client).unwrap_or(NsPid(0));
+                let creds = Creds { pid, ..own_creds(&sockets[client.at()]) };
+                let call = Call::Connect(self.fd(client.at())?, &reach);
+                call_as(Some(&creds), s.net, around, &call)?.map_err(unix("connect inside the tree"))?;
             }
         }
         self.listen(s, n, backlog, around)

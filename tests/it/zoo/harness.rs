@@ -32,6 +32,8 @@ pub enum Mode {
     Chain,
     /// Restored in a PID namespace of its own.
     NewPids,
+    /// The same three times over, each in a namespace of its own again.
+    NewPidsChain,
     /// Restored with memory that comes only when it is touched.
     Late,
     /// The same, and dumped while most of it is missing.
@@ -48,7 +50,7 @@ pub enum Mode {
 impl Mode {
     /// Whether the tree ends up in a PID namespace of its own, where a reader outside sees other ids.
     fn new_pids(self) -> bool {
-        matches!(self, Self::NewPids | Self::Move | Self::PostCopy | Self::Hybrid)
+        matches!(self, Self::NewPids | Self::NewPidsChain | Self::Move | Self::PostCopy | Self::Hybrid)
     }
 }
 
@@ -292,6 +294,7 @@ impl<'a> Run<'a> {
             Mode::Once => self.rounds(1, &["--pids", "same"])?,
             Mode::Chain => self.rounds(3, &["--pids", "same"])?,
             Mode::NewPids => self.rounds(1, &["--pids", "new"])?,
+            Mode::NewPidsChain => self.rounds(3, &["--pids", "new"])?,
             Mode::Late => self.late()?,
             Mode::LateDumped => {
                 let root = self.late()?;
@@ -388,7 +391,7 @@ impl<'a> Run<'a> {
     fn move_args(&self, root: i32, there: &str, options: &[&str]) -> Result<Vec<String>, String> {
         use std::os::unix::fs::PermissionsExt;
         let rsh = self.path("ssh");
-        let script = format!("#!/bin/sh\nshift\nexec {there}unshare --net sh -c \"$*\"\n");
+        let script = format!("#!/bin/sh\nshift\nexec {there}unshare --net sh -c \"ip link set lo up; $*\"\n");
         fs::write(&rsh, script).map_err(|e| e.to_string())?;
         fs::set_permissions(&rsh, fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
         let (root, rsh) = (root.to_string(), rsh.display().to_string());
