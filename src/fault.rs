@@ -75,6 +75,8 @@ points! {
     PagerImpatient = "pager-impatient",
     /// Pager: it serves.
     PagerServes = "pager-serves",
+    /// Source: a state that came back is about to go on, the original has ended.
+    Recovering = "recovering",
     /// Destination: a state of the target was asked for that is to go back.
     DestinationPoint = "destination-point",
     /// Source: a pass of files is there, the target runs.

@@ -375,6 +375,9 @@ pub enum FromDestination {
         whole: bool,
         /// How long the target stood still for it, microseconds.
         pause_us: u64,
+        /// Pages that were read for it while the target stood still.
+        #[serde(default)]
+        pages_read: u64,
         /// Length of the model.
         model_bytes: u64,
         /// Length of the index.

@@ -4,6 +4,10 @@
 //! The target is stopped, and its pager says what is missing: those pages are the original's. Of what is there, pages that the
 //! pager has brought and nobody has written to are the original's as well; all others are read, and given if their digest is not
 //! that of the point before. Pages come in meanwhile, but nobody writes.
+//!
+//! What was written to is protected again then, so that the next point reads only what was written to since this one. The pager
+//! keeps which pages those are ([`lacks::Written`]): the kernel does not know it any more, and they are not the original's. Where pages
+//! were moved to by mremap(2) they are read each time.
 
 use super::surety::Surety;
 use super::{move_, standstill};
@@ -20,7 +24,7 @@ use crate::migration::postcopy;
 use crate::migration::protocol::AttemptId;
 use crate::ops::options::Tcp;
 use crate::proc::ProcDir;
-use crate::sys::pagemap::{self, Query, category};
+use crate::sys::pagemap::{self, Query, WP_MATCHING, category};
 use crate::trace::pages::TargetPages;
 use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, HashMap};
@@ -49,6 +53,11 @@ pub struct Given {
     names: HashMap<Key, Space>,
     /// Digests of pages.
     pages: HashMap<(Space, u64), u128>,
+    /// These pages, by the names of their spaces.
+    known: HashMap<Space, RangeSet>,
+    /// What was written to was protected again by the last point, and that was the so-many-th time. A page that the kernel says
+    /// nobody has written to is as that point has it, if nobody has done so since.
+    protected: Option<u64>,
 }
 
 impl Given {
@@ -79,6 +88,7 @@ impl Given {
                 let pages = TargetPages::new(sources.mms, shmems);
                 let plan = private.plan.into_iter().chain(shared.plan);
                 reading.read(self, whole, keys, plan, &pages)?;
+                reading.protect(&socket, &pages);
                 Ok(Some(reading))
             }),
             Ok(None) => Ok(None),
@@ -108,13 +118,39 @@ fn keys(mms: &[Pid], shmems: &[ShmemSource]) -> Result<BTreeMap<Space, Key>> {
     Ok(keys)
 }
 
+/// An address space of which it is known what was written to.
+#[derive(Debug)]
+struct Watched {
+    /// Its position among those of the pager.
+    at: usize,
+    /// What it is at the original.
+    original: MmId,
+    /// Where other pages lie by now.
+    moved: RangeSet,
+    /// What was written to before it was protected again.
+    written: RangeSet,
+}
+
+/// Pages that are there and that the original does not have.
+struct Own {
+    all: RangeSet,
+    /// Those that may not be as the point before has them, if that has protected them.
+    fresh: RangeSet,
+}
+
 /// A point in the making, of a target that stands still.
 #[derive(Debug, Default)]
 struct Reading {
     /// Pages that the original has, and which they are there.
     missing: BTreeMap<Space, Vec<(PageRange, MmId, u64)>>,
-    /// Address spaces of which it is known what was written to: what they are there, and where other pages lie by now.
-    watched: BTreeMap<Space, (MmId, RangeSet)>,
+    watched: BTreeMap<Space, Watched>,
+    /// How often pages were protected before.
+    protected: u64,
+    /// What has been written to since.
+    written: Vec<(Space, RangeSet)>,
+    /// It was protected again.
+    again: Option<u64>,
+    pages_read: u64,
     names: HashMap<Key, Space>,
     index: Vec<Row>,
     changed: Vec<(Space, PageRange)>,
@@ -128,7 +164,7 @@ impl Reading {
         if lacks.others > 0 {
             return Err(Failure::new("a process that was forked while memory was missing still lacks some of it"));
         }
-        let mut reading = Self::default();
+        let mut reading = Self { protected: lacks.protected, ..Self::default() };
         let mut homes = Vec::new();
         for &(_, pid) in &lacks.spaces {
             let at = mms.iter().position(|owner| owner.0 == pid).filter(|at| *at < model.mms.len());
@@ -144,9 +180,13 @@ impl Reading {
             reading.missing.entry(space).or_default().push((PageRange::new(first, count), MmId(mm), from));
         }
         for (n, space) in lacks.watched.iter().filter_map(|n| Some((*n, home(*n)?))) {
-            let moved = lacks.moved.iter().filter(|(of, ..)| *of == n);
-            let moved = moved.map(|&(_, first, count)| PageRange::new(first, count)).collect();
-            reading.watched.insert(space, (MmId(lacks.spaces[n].0), moved));
+            let of = |all: &[(usize, u64, u64)]| -> RangeSet {
+                let own = all.iter().filter(|(of, ..)| *of == n);
+                own.map(|&(_, first, count)| PageRange::new(first, count)).collect()
+            };
+            let (moved, written) = (of(&lacks.moved), of(&lacks.written));
+            let watched = Watched { at: n, original: MmId(lacks.spaces[n].0), moved, written };
+            reading.watched.insert(space, watched);
         }
         for (space, pieces) in &reading.missing {
             let row = |&(range, mm, from): &_| Row { space: *space, range, place: Place::Original(mm, from) };
@@ -186,22 +226,30 @@ impl Reading {
             let name = name.ok_or_else(|| Failure::new(format!("{space} has no name")))?;
             // They may have come by now: as they are at the original.
             let missing = self.missing.get(&space).into_iter().flatten().map(|(range, ..)| *range).collect();
-            let here = self.without_unwritten(space, there.difference(&missing), pages)?;
-            for piece in here.iter().flat_map(|range| range.pieces(PIECE_PAGES)) {
+            let own = self.own(space, there.difference(&missing), pages)?;
+            let mut wanted = own.all.clone();
+            if !whole && given.protected == Some(self.protected) {
+                let known = given.known.get(&name).cloned().unwrap_or_default();
+                wanted = own.fresh.union(&own.all.difference(&known));
+            }
+            for piece in wanted.iter().flat_map(|range| range.pieces(PIECE_PAGES)) {
                 buffer.resize(piece.bytes() as usize, 0);
                 pages
                     .read(space, &[piece], &mut buffer)
                     .map_err(|e| Failure::of("the target's memory cannot be read", &e))?;
                 self.note(given, whole, name, piece, &buffer)?;
             }
-            self.index.extend(here.iter().map(|range| Row { space, range, place: Place::Points(name) }));
+            self.pages_read += wanted.pages();
+            self.index.extend(own.all.iter().map(|range| Row { space, range, place: Place::Points(name) }));
         }
         Ok(())
     }
 
     /// Of pages that are there those that the original does not have: the others go into the index.
-    fn without_unwritten(&mut self, space: Space, here: RangeSet, pages: &TargetPages) -> Result<RangeSet> {
-        let (Space::Mm(mm), Some((original, moved))) = (space, self.watched.get(&space)) else { return Ok(here) };
+    fn own(&mut self, space: Space, here: RangeSet, pages: &TargetPages) -> Result<Own> {
+        let (Space::Mm(mm), Some(watched)) = (space, self.watched.get(&space)) else {
+            return Ok(Own { fresh: here.clone(), all: here });
+        };
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("what was written to cannot be told", e);
         let dir = ProcDir::open(pages.mms[mm.at()]).map_err(|e| failed(&e))?;
         let pagemap = File::from(dir.open_file("pagemap", OFlag::O_RDONLY).map_err(|e| failed(&e))?);
@@ -216,10 +264,42 @@ impl Reading {
             })
             .map_err(|e| failed(&e))?;
         }
-        let unwritten = unwritten.difference(moved);
-        let row = |range: PageRange| Row { space, range, place: Place::Original(*original, range.first) };
-        self.index.extend(unwritten.iter().map(row));
-        Ok(here.difference(&unwritten))
+        let written = here.difference(&unwritten);
+        let fresh = written.union(&here.intersection(&watched.moved));
+        let all = fresh.union(&here.intersection(&watched.written));
+        let row = |range: PageRange| Row { space, range, place: Place::Original(watched.original, range.first) };
+        self.index.extend(here.difference(&all).iter().map(row));
+        self.written.push((space, written));
+        Ok(Own { all, fresh })
+    }
+
+    /// Protects again what was written to, so that the next point sees what was written to after this one. Where that is not
+    /// possible, it will read it all.
+    fn protect(&mut self, socket: &Path, pages: &TargetPages) {
+        let of = |(space, ranges): &(Space, RangeSet)| {
+            let at = self.watched.get(space).map_or(usize::MAX, |watched| watched.at);
+            ranges.iter().map(move |range| (at, range.first, range.count)).collect::<Vec<_>>()
+        };
+        let all = lacks::Written(self.written.iter().flat_map(of).collect());
+        if all.0.is_empty() {
+            self.again = Some(self.protected);
+            return;
+        }
+        match all.note(socket) {
+            // Else somebody else has done so meanwhile.
+            Ok(count) => self.again = Some(count).filter(|count| *count == self.protected + 1),
+            Err(error) => {
+                tracing::debug!(%error, "what was written to is not protected again");
+                return;
+            }
+        }
+        for (space, ranges) in &self.written {
+            let Space::Mm(mm) = space else { continue };
+            // What is not protected counts as written to, as before.
+            if let Err(error) = protect(pages.mms[mm.at()], ranges) {
+                tracing::debug!(%error, %space, "not everything that was written to is protected again");
+            }
+        }
     }
 
     /// Takes of these pages what was not given yet.
@@ -248,9 +328,26 @@ impl Reading {
         if whole {
             *given = Given::default();
         }
+        given.protected = self.again;
         given.names.extend(self.names);
+        for (space, range) in &self.changed {
+            given.known.entry(*space).or_default().insert(*range);
+        }
         given.pages.extend(self.digests);
-        let Self { index, changed, content, .. } = self;
-        Taken { index, changed, content, whole, ..Taken::default() }
+        let Self { index, changed, content, pages_read, .. } = self;
+        Taken { index, changed, content, whole, pages_read, ..Taken::default() }
     }
+}
+
+/// Protects pages where they are registered for that; others are passed over (`pagemap_scan_test_walk()`, fs/proc/task_mmu.c).
+fn protect(pid: Pid, ranges: &RangeSet) -> std::io::Result<()> {
+    let dir = ProcDir::open(pid).map_err(std::io::Error::other)?;
+    let pagemap = File::from(dir.open_file("pagemap", OFlag::O_RDONLY).map_err(std::io::Error::other)?);
+    let there = category::PRESENT | category::SWAPPED;
+    let query =
+        Query { flags: WP_MATCHING, all_of: category::WRITTEN, any_of: there, report: there, ..Query::default() };
+    for range in ranges.iter() {
+        pagemap::scan(pagemap.as_fd(), range.start_byte(), range.end_byte(), query, &mut Vec::new(), |_| {})?;
+    }
+    Ok(())
 }

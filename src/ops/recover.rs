@@ -10,6 +10,7 @@ use super::{Quiet, choices, restore as images};
 use crate::companion::held::Held;
 use crate::companion::lock_guard::will;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
+use crate::fault::{self, Point};
 use crate::image::MmId;
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
@@ -69,7 +70,7 @@ impl Recovery {
             let what = "the newest state of the target cannot be resumed here";
             return Err(Failure::blocked(what, blockers).target(TargetState::Held));
         }
-        write_image(&newest, &dir.join("image")).map_err(|e| failed(&e))?;
+        write_image(&newest, &kept::image(&dir)).map_err(|e| failed(&e))?;
         Ok(Some(Self { dir, taken: newest.taken }))
     }
 
@@ -84,8 +85,8 @@ impl Recovery {
     /// It cannot be restored after all: the failure says where the image is.
     pub fn resume(&self, held: Option<&Held>, run: &Path) -> Result<i32> {
         // Under another name nobody resumes it a second time.
-        let kept = self.dir.with_extension("recovered");
-        let image = kept.join("image");
+        let kept = kept::taken_up(&self.dir);
+        let image = kept::image(&kept);
         fs::rename(&self.dir, &kept).map_err(|e| {
             Failure::of("the newest state of the target cannot be resumed", &e).target(TargetState::Held)
         })?;
@@ -97,6 +98,7 @@ impl Recovery {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
+        fault::strike(Point::Recovering);
         let options =
             RestoreOptions { detach: true, state: state(), ..RestoreOptions::new(ImagePlace::Dir(image.clone())) };
         let running = images::run(&options, &Quiet).map_err(|failure| {

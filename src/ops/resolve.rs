@@ -37,6 +37,9 @@ pub fn run(options: &ResolveOptions) -> Result<Resolved> {
     let journals = places.state.join("moves");
     let lines = resolve::lines(&journals, Some(&options.session))
         .map_err(|e| Failure::of("the journals of moves cannot be read", &e))?;
+    if let Some(image) = lines.iter().find_map(|line| kept::left(&journals, line.attempt)) {
+        return Err(left(&image));
+    }
     let line = only(&options.session, lines)?;
     if !options.yes {
         let mut hint = risk(&line, options.choice);
@@ -50,6 +53,14 @@ pub fn run(options: &ResolveOptions) -> Result<Resolved> {
         Role::Source => at_source(&journals, &places.run, &line, options.choice),
         Role::Destination => at_destination(&journals, &places.run, &line, options.choice),
     }
+}
+
+/// Another resolve has decided, and has not come to the end.
+fn left(image: &Path) -> Failure {
+    Failure::new("a state of the target was about to go on here when another resolve was ended")
+        .hint(format!("if it does not run, migrate restore -D {} lets it go on", image.display()))
+        .kind(FailureKind::NeedsPerson)
+        .target(TargetState::Ended(format!("its image is complete: {}", image.display())))
 }
 
 fn only(session: &str, mut lines: Vec<Line>) -> Result<Line> {

@@ -13,6 +13,7 @@ use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
 use nix::poll::{PollFd, PollFlags, poll};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// How long the other host is looked for.
@@ -34,6 +35,8 @@ pub struct Entry {
     pub busy: bool,
     /// When the newest state of the target was taken that can be resumed here instead of the original.
     pub recoverable: Option<SystemTime>,
+    /// The image of a state that somebody has begun to resume here, and has not come to the end.
+    pub left: Option<PathBuf>,
     /// Where the copy here waits as an image.
     pub parked: Option<Parked>,
     /// What the destination says, where this host is in doubt and it answers.
@@ -80,7 +83,8 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         return Err(Failure::new(format!("there is no session {id} on this host")));
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    lines.retain(|line| options.session.is_some() || is_shown(line, options.all, now));
+    let has_left = |line: &Line| kept::left(&journals, line.attempt).is_some();
+    lines.retain(|line| options.session.is_some() || is_shown(line, options.all, now) || has_left(line));
     let entry = |line: Line| {
         let busy = journal::is_decided(&journals, &line);
         let mut owner = resolve::owner(&line);
@@ -94,7 +98,8 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         let recoverable =
             (line.step == Step::Committing).then(|| kept::newest(&kept::directory(&journals, line.attempt)));
         let parked = (line.step == Step::Parked).then(|| parked::look(&journals, line.attempt)).flatten();
-        Entry { line, owner, busy, recoverable: recoverable.flatten(), parked, said }
+        let left = kept::left(&journals, line.attempt).filter(|_| !busy);
+        Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said }
     };
     Ok(lines.into_iter().map(entry).collect())
 }

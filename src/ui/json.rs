@@ -174,6 +174,7 @@ fn points(cost: &Cost) -> Object {
         .with("paused_us", us(cost.paused))
         .with("longest_us", us(cost.longest))
         .with("bytes", cost.bytes)
+        .with("pages_read", cost.pages_read)
         .with("failed", cost.failed.0)
         .known("failure", cost.failed.1.as_deref())
 }

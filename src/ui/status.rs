@@ -96,6 +96,12 @@ fn phase(entry: &Entry) -> &'static str {
 fn words(entry: &Entry) -> String {
     let seconds = |then: SystemTime| then.elapsed().unwrap_or_default().as_secs();
     let who = owner(entry);
+    if let Some(image) = &entry.left {
+        return format!(
+            "this host: its later state was about to go on from {}; if it does not run, migrate restore -D does that",
+            image.display()
+        );
+    }
     match (entry.recoverable, &entry.parked, &entry.line.not_parked) {
         (Some(taken), ..) => format!("{who} (a state {} s old can be resumed here)", seconds(taken)),
         (_, Some(parked), _) => {
@@ -163,6 +169,7 @@ fn about(entry: &Entry) -> Object {
             "recoverable_age_ms",
             entry.recoverable.map(|taken| taken.elapsed().unwrap_or_default().as_millis() as u64),
         )
+        .known("recovered_image", entry.left.as_ref().map(|image| image.display().to_string()))
         .known("image", entry.parked.as_ref().map(|parked| parked.image.display().to_string()))
         .known("image_bytes", entry.parked.as_ref().map(|parked| parked.bytes))
         .known(

@@ -2,6 +2,10 @@
 //!
 //! A client of the pager's socket sends `L` (lacks), and gets a description ([`parcel`]). What the target has done to its
 //! mappings until it was stopped is known by then: whoever changes them goes on only when the pager has read of it.
+//!
+//! Who has looked which pages were written to may protect them again, to see the next writes alone. Before that it sends `W` and
+//! these pages ([`Written`]): the pager keeps what the kernel then no longer knows, also for whoever looks after it, and counts
+//! how often that was done, so that nobody takes what another has protected for pages that nobody has written to.
 
 use super::{KeptSpace, PATIENCE, parcel};
 use crate::companion::held::Held;
@@ -9,13 +13,15 @@ use crate::image::MmId;
 use crate::memory::lazy::{Piece, Server, Source};
 use crate::memory::{PageRange, Space};
 use serde::{Deserialize, Serialize};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 /// First byte of a client that asks for this.
 pub(super) const QUESTION: u8 = b'L';
+/// First byte of a client that says what was written to.
+pub(super) const NOTE: u8 = b'W';
 /// Somebody stands still meanwhile.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -33,13 +39,19 @@ pub struct Lacks {
     pub watched: Vec<usize>,
     /// But where a page came to lie that is not the page of this address at the origin: the address space, first page, how many.
     pub moved: Vec<(usize, u64, u64)>,
+    /// Which were written to, before they were protected again: the address space, first page, how many.
+    #[serde(default)]
+    pub written: Vec<(usize, u64, u64)>,
+    /// How often pages were protected again.
+    #[serde(default)]
+    pub protected: u64,
     /// Missing pages that are none of these: of children forked since, and of shared memory.
     pub others: u64,
 }
 
 impl Lacks {
     /// Of what a server has still to bring.
-    pub(super) fn of<S: Source>(server: &mut Server<'_, S>, tree: &Held, spaces: &[KeptSpace]) -> Self {
+    pub(super) fn of<S: Source>(server: &mut Server<'_, S>, tree: &Held, spaces: &[KeptSpace], protected: u64) -> Self {
         let mut missing = Vec::new();
         for (n, piece) in server.settled() {
             let Piece { at: PageRange { first, count }, space: Space::Mm(MmId(mm)), from } = piece else { continue };
@@ -50,9 +62,10 @@ impl Lacks {
         let named: u64 = missing.iter().map(|(_, _, count, ..)| count).sum();
         let others = server.missing().saturating_sub(named);
         let moved = server.moved().map(|(n, range)| (n, range.first, range.count)).collect();
+        let written = server.written().map(|(n, range)| (n, range.first, range.count)).collect();
         let watched = (0..spaces.len()).filter(|n| spaces[*n].watched).collect();
         let spaces = spaces.iter().map(|space| (space.mm, space.pid)).collect();
-        Self { tree: tree.clone(), spaces, missing, watched, moved, others }
+        Self { tree: tree.clone(), spaces, missing, watched, moved, written, protected, others }
     }
 
     /// Tells a client.
@@ -64,6 +77,42 @@ impl Lacks {
     /// Whether this process has one of the address spaces, and has had it from the beginning.
     pub fn is_original(&self, pid: i32, start_time: u64) -> bool {
         self.tree.processes.contains(&(pid, start_time)) && self.spaces.iter().any(|(_, owner)| *owner == pid)
+    }
+}
+
+/// Pages that were written to: the position of their address space in [`Lacks::spaces`], the first page, how many.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written(pub Vec<(usize, u64, u64)>);
+
+impl Written {
+    /// Tells the pager that listens here, which has noted it when this returns; how often that was done, with this time.
+    ///
+    /// # Errors
+    /// It does not answer: they must not be protected.
+    pub fn note(&self, socket: &Path) -> io::Result<u64> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        stream.write_all(&[NOTE])?;
+        parcel::send(&mut stream, self, &[])?;
+        let mut count = [0; 8];
+        stream.read_exact(&mut count)?;
+        Ok(u64::from_le_bytes(count))
+    }
+
+    /// Notes what a client says.
+    pub(super) fn take<S: Source>(
+        server: &mut Server<'_, S>,
+        client: &mut UnixStream,
+        protected: &mut u64,
+    ) -> io::Result<()> {
+        let (Self(all), _) = parcel::receive(client, |_| 0)?;
+        for (n, first, count) in all {
+            server.note_written(n, PageRange::new(first, count));
+        }
+        *protected += 1;
+        client.set_write_timeout(Some(ANSWER))?;
+        client.write_all(&protected.to_le_bytes())
     }
 }
 

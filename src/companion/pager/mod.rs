@@ -6,8 +6,8 @@
 //! [`guard`]), which has the same descriptors, does. What is missing and why stands in a file in the state directory.
 //!
 //! Conversation, over a UNIX stream socket in the run-time directory (which is private): a client sends `F` (finish), and
-//! gets a line of JSON ([`News`]) about every second, and a last one when all pages are in, or lost; or it asks what is missing
-//! ([`lacks`]).
+//! gets a line of JSON ([`News`]) about every second, and a last one when all pages are in, or lost; or it asks what is missing,
+//! or says what was written to ([`lacks`]).
 
 mod guard;
 pub mod lacks;

@@ -1,7 +1,7 @@
 //! The pager process itself, with pages from anywhere.
 
 use super::guard::{self, Guard};
-use super::lacks::{self, Lacks};
+use super::lacks::{self, Lacks, Written};
 use super::{GUARD_ENTRY, Kept, KeptSpace, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
@@ -118,13 +118,14 @@ fn serve<S: Source>(
     // Standard input still refers to that socket.
     fd::replace_stdin(std::fs::File::open("/dev/null")?.as_fd()).map_err(io::Error::from)?;
     fault::strike(Point::PagerServes);
+    let mut protected = 0;
     let mut clients = Clients { listener, clients: Vec::new(), told: Instant::now() };
     let news = loop {
         match step(&mut server, &clients.listener) {
             Ok(false) => {
-                for mut client in clients.look(server.missing()) {
-                    // Whoever asks stands still for it, and asks again where there is no answer.
-                    let _ = Lacks::of(&mut server, &kept.tree, &kept.spaces).tell(&mut client);
+                for client in clients.look(server.missing()) {
+                    // Whoever asks has stopped the target for it, and asks again where there is no answer.
+                    let _ = client.answer(&mut server, kept, &mut protected);
                 }
                 if !clients.clients.is_empty() {
                     server.source().hurry();
@@ -234,8 +235,8 @@ struct Clients {
 }
 
 impl Clients {
-    /// Whoever asks what is missing.
-    fn look(&mut self, missing: u64) -> Vec<UnixStream> {
+    /// Whoever wants to know something, or knows it.
+    fn look(&mut self, missing: u64) -> Vec<Asking> {
         let asking = self.accept();
         if self.told.elapsed() >= NEWS_EVERY {
             self.told = Instant::now();
@@ -244,7 +245,7 @@ impl Clients {
         asking
     }
 
-    fn accept(&mut self) -> Vec<UnixStream> {
+    fn accept(&mut self) -> Vec<Asking> {
         let mut asking = Vec::new();
         while let Ok((client, _)) = self.listener.accept() {
             let ready = client.set_nonblocking(false).and_then(|()| client.set_write_timeout(Some(CLIENT)));
@@ -254,7 +255,7 @@ impl Clients {
                 continue;
             }
             match what {
-                [lacks::QUESTION] => asking.push(client),
+                [what @ (lacks::QUESTION | lacks::NOTE)] => asking.push(Asking { client, what }),
                 _ if self.clients.len() < CLIENTS => self.clients.push(client),
                 _ => {}
             }
@@ -266,6 +267,21 @@ impl Clients {
         let Ok(mut line) = serde_json::to_vec(news) else { return };
         line.push(b'\n');
         self.clients.retain_mut(|client| client.write_all(&line).is_ok());
+    }
+}
+
+/// A client that stands still for its answer.
+struct Asking {
+    client: UnixStream,
+    what: u8,
+}
+
+impl Asking {
+    fn answer<S: Source>(mut self, server: &mut Server<'_, S>, kept: &Kept, protected: &mut u64) -> io::Result<()> {
+        match self.what {
+            lacks::NOTE => Written::take(server, &mut self.client, protected),
+            _ => Lacks::of(server, &kept.tree, &kept.spaces, *protected).tell(&mut self.client),
+        }
     }
 }
 

@@ -40,14 +40,16 @@ struct Member {
     watched: bool,
     /// Where pages came to lie by mremap(2), as far as they are watched.
     moved: RangeSet,
+    /// Which were written to, before they were protected anew.
+    written: RangeSet,
     /// The address space is gone: its last process has ended, or executes another program.
     gone: bool,
 }
 
 impl Member {
     fn new(uffd: OwnedFd, missing: Missing) -> Self {
-        let (owner, watched, moved, gone) = (Owner::default(), false, RangeSet::new(), false);
-        Self { uffd, owner, missing, watched, moved, gone }
+        let (owner, watched, gone) = (Owner::default(), false, false);
+        Self { uffd, owner, missing, watched, moved: RangeSet::new(), written: RangeSet::new(), gone }
     }
 
     /// What it has to tell: faults, or else one event, and what a child does not get if that is a fork.
@@ -194,6 +196,18 @@ impl<'a, S: Source> Server<'a, S> {
     /// Where pages of watched address spaces lie that are not the pages of these addresses where they come from.
     pub fn moved(&self) -> impl Iterator<Item = (usize, PageRange)> + '_ {
         self.members.iter().enumerate().flat_map(|(n, member)| member.moved.iter().map(move |range| (n, range)))
+    }
+
+    /// Pages of watched address spaces that were [noted](Self::note_written) as written to.
+    pub fn written(&self) -> impl Iterator<Item = (usize, PageRange)> + '_ {
+        self.members.iter().enumerate().flat_map(|(n, member)| member.written.iter().map(move |range| (n, range)))
+    }
+
+    /// Somebody is about to protect these pages anew, which were written to: the kernel will not know that any more.
+    pub fn note_written(&mut self, n: usize, range: PageRange) {
+        if let Some(member) = self.members.get_mut(n).filter(|member| member.watched) {
+            member.written.insert(range);
+        }
     }
 
     /// Whether shared memory is missing, whose marks ([`Self::poison`]) children do not inherit.

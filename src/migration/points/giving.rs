@@ -69,6 +69,7 @@ fn send(control: &mut Channel, attempt: AttemptId, taken: &Taken, level: Option<
         attempt,
         whole: taken.whole,
         pause_us: u64::try_from(taken.pause.as_micros()).unwrap_or(u64::MAX),
+        pages_read: taken.pages_read,
         model_bytes: taken.model.len() as u64,
         index_bytes: index.len() as u64,
     };

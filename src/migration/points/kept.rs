@@ -40,6 +40,23 @@ pub fn directory(journals: &Path, attempt: AttemptId) -> PathBuf {
     journals.join(format!("{attempt}.points"))
 }
 
+/// Where those of an attempt are once one of them is resumed, so that nobody resumes another.
+pub fn taken_up(points: &Path) -> PathBuf {
+    points.with_extension("recovered")
+}
+
+/// The image of a point in a directory of these.
+pub fn image(dir: &Path) -> PathBuf {
+    dir.join("image")
+}
+
+/// The image of a point that somebody has begun to resume, and has not come to the end.
+pub fn left(journals: &Path, attempt: AttemptId) -> Option<PathBuf> {
+    let image = image(&taken_up(&directory(journals, attempt)));
+    // It has this name when it is complete.
+    image.is_dir().then_some(image)
+}
+
 /// Removes them, if there are any.
 pub fn remove(dir: &Path) {
     match fs::remove_dir_all(dir) {

@@ -46,6 +46,8 @@ pub struct Taken {
     pub whole: bool,
     /// How long the target stood still for it.
     pub pause: Duration,
+    /// Pages that were read meanwhile, to see whether they are those of the point before.
+    pub pages_read: u64,
 }
 
 /// Where pages of a space of the model have their content.

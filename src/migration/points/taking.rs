@@ -23,8 +23,18 @@ pub struct Cost {
     pub longest: Duration,
     /// Bytes that came back, headers included.
     pub bytes: u64,
+    /// Pages that were read at the destination while the target stood still, in all.
+    pub pages_read: u64,
     /// Points that did not come to be, and why the last of them.
     pub failed: (u64, Option<String>),
+}
+
+/// What is said of a point.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    whole: bool,
+    pause: Duration,
+    pages_read: u64,
 }
 
 #[derive(Debug, Default)]
@@ -118,7 +128,7 @@ impl Taking {
         let wanted = FromSource::Point { attempt: self.attempt, whole: new || kept.is_long() };
         protocol::send(control, &wanted)?;
         let mut writing = kept.begin(asked).map_err(failed)?;
-        let Some((whole, pause)) = self.receive(control, kept, &mut writing)? else { return Ok(()) };
+        let Some(Told { whole, pause, pages_read }) = self.receive(control, kept, &mut writing)? else { return Ok(()) };
         if new && !whole {
             return Err(MoveError::Point { reason: "it needs points that were sent over another link".into() });
         }
@@ -128,22 +138,17 @@ impl Taking {
         cost.points += 1;
         cost.paused += pause;
         cost.longest = cost.longest.max(pause);
+        cost.pages_read += pages_read;
         cost.bytes += control.bytes_received() - before;
         Ok(())
     }
 
-    /// Writes one as it comes; whether it is whole, and how long the target stood still for it. `None`: it has all of its
-    /// memory, and none is needed any more.
-    fn receive(
-        &self,
-        control: &mut Channel,
-        kept: &Kept,
-        writing: &mut Writing,
-    ) -> Result<Option<(bool, Duration)>, MoveError> {
+    /// Writes one as it comes; what is said of it. `None`: the target has all of its memory, and none is needed any more.
+    fn receive(&self, control: &mut Channel, kept: &Kept, writing: &mut Writing) -> Result<Option<Told>, MoveError> {
         let peer = control.peer().to_owned();
         let mut buffer = Vec::new();
         let mut pages = 0;
-        let (whole, pause_us, model_bytes, index_bytes) = loop {
+        let (told, model_bytes, index_bytes) = loop {
             let frame = control.receive()?;
             match frame.kind {
                 FrameKind::PAGES => {
@@ -156,10 +161,11 @@ impl Taking {
                     writing.pages(frame.body).map_err(failed)?;
                 }
                 FrameKind::MESSAGE => match protocol::decode(frame.body, &peer)? {
-                    FromDestination::Point { attempt, whole, pause_us, model_bytes, index_bytes }
+                    FromDestination::Point { attempt, whole, pause_us, pages_read, model_bytes, index_bytes }
                         if attempt == self.attempt =>
                     {
-                        break (whole, pause_us, model_bytes, index_bytes);
+                        let pause = Duration::from_micros(pause_us);
+                        break (Told { whole, pause, pages_read }, model_bytes, index_bytes);
                     }
                     FromDestination::Failed { failure: WireFailure { blockers, what, mut causes, hint }, .. } => {
                         causes.extend(blockers.into_iter().map(|blocker| {
@@ -186,7 +192,7 @@ impl Taking {
             return Err(MoveError::Point { reason: "it names memory that the original does not have".into() });
         }
         writing.end(&model, &index).map_err(failed)?;
-        Ok(Some((whole, Duration::from_micros(pause_us))))
+        Ok(Some(told))
     }
 }
 

@@ -17,6 +17,9 @@ use std::time::{Duration, SystemTime};
 /// Writes, moves and gives back pages all the time, and counts.
 const COUNTER: Scenario =
     Scenario { fixture: "recovered", case: "counts", ignore: &[], allow: "", busy: true, timed: false };
+/// Writes to [`SETTLES_PAGES`] of its pages when it is told to, and else to few.
+const SETTLES: Scenario = Scenario { case: "settles", ..COUNTER };
+const SETTLES_PAGES: u64 = 2048;
 /// A machine under load is late.
 const LATE_MS: u64 = 8000;
 
@@ -234,4 +237,67 @@ fn states_cost_what_the_report_says_and_are_gone_in_the_end() {
     assert!(number("count") >= 4 && number("bytes") > 0, "{points}");
     assert!(number("longest_us") > 0 && number("paused_us") >= number("longest_us"), "{points}");
     assert_eq!(moving.last_point(), None, "states were left behind");
+}
+
+#[test]
+fn a_state_costs_what_was_written_since_the_one_before() {
+    if !root() || !writes_can_be_told() {
+        return;
+    }
+    let mut moving = Moving::begin_of(&SETTLES, &[], &["--mode", "post-copy", "--recoverable=100ms"]);
+    until("no states come back", || moving.last_point());
+    let counted = moving.counted().len();
+    fs::write(moving.run.path("write"), "").expect("it is ours");
+    // It does not count while it writes.
+    until("it does not go on", || moving.counted().get(counted + 100).map(drop));
+    let before = moving.last_point().expect("there were some before");
+    until("few states come back", || moving.last_point().filter(|n| *n >= before + 20));
+    // From the points of a target that writes little, the state that has everything is made.
+    let newest = moving.points().and_then(|dir| Newest::open(&dir).ok().flatten()).expect("it is complete");
+    let held: u64 =
+        newest.index.iter().filter(|row| matches!(row.place, Place::Points(_))).map(|row| row.range.count).sum();
+    assert!(held > SETTLES_PAGES, "{held} pages are in points");
+    moving.run.verify().expect("it has all of its memory");
+    let status = moving.mover.wait().expect("it is ours");
+    let said = moving.said();
+    assert!(status.success(), "{said}");
+    let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let points = result.map(|result| result["points"].clone()).expect("it has a result");
+    let number = |key: &str| points[key].as_u64().unwrap_or_else(|| panic!("no {key}: {said}"));
+    let (count, read) = (number("count"), number("pages_read"));
+    assert!(read > SETTLES_PAGES, "{points}");
+    assert!(read < count * SETTLES_PAGES / 4, "{read} pages were read for {count} states: {points}");
+}
+
+#[test]
+fn what_a_resolve_that_is_killed_leaves_is_named() {
+    if !root() {
+        return;
+    }
+    let mut moving = Moving::begin_of(&COUNTER, &[], &["--mode", "post-copy", "--recoverable=300ms"]);
+    until("no states come back", || moving.last_point().filter(|n| *n >= 2));
+    moving.destination_dies();
+    let died = moving.counted().len();
+    moving.mover_ends();
+    let id = moving.session()["session"].as_str().expect("it has a session").to_owned();
+    let resolve = |kill: &str| {
+        let mut command = on_host(&moving.run.path("source"));
+        command.env("MIGRATE_KILL", kill).args(["resolve", &id, "--run", "--yes"]).output().expect("it is there")
+    };
+    let killed = resolve("recovering");
+    assert_eq!(killed.status.code(), None, "{}", text(&killed));
+    let session = moving.session();
+    let image = session["recovered_image"].as_str().unwrap_or_else(|| panic!("no image: {session}")).to_owned();
+    let said = on_host(&moving.run.path("source")).arg("status").output().expect("it is there");
+    assert!(text(&said).contains(&image), "{}", text(&said));
+    let again = resolve("");
+    assert_eq!(again.status.code(), Some(4), "{}", text(&again));
+    assert!(text(&again).contains(&image), "{}", text(&again));
+    assert_eq!(moving.counted().len(), died, "somebody counts although nobody has let it go on");
+    let mut command = on_host(&moving.run.path("source"));
+    let options = ["restore", "-D", &image, "--detach", "--files", "skip", "--stdio", "null", "--pids", "new"];
+    let restored = command.args(options).output().expect("it is there");
+    assert!(restored.status.success(), "{}", text(&restored));
+    moving.goes_on_from(died);
+    moving.run.verify().expect("its memory is of one piece");
 }
