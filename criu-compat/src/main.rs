@@ -2,7 +2,10 @@
 //! images directory, beside the log.
 
 mod actions;
+mod config;
+mod features;
 mod getopt;
+mod log;
 mod options;
 
 use std::process::ExitCode;
@@ -18,15 +21,21 @@ Usage: criu dump|pre-dump -t PID [options]
   -S, --restore-sibling    -j, --shell-job          --tcp-established
   --tcp-close              -l, --file-locks         --link-remap
   -x, --ext-unix-sk        --track-mem              --prev-images-dir DIR
-  --pre-dump-mode MODE     --timeout SECONDS        --no-default-config
-  --feature NAME           -V, --version            -h, --help
+  --pre-dump-mode MODE     --timeout SECONDS        --config FILE
+  --no-default-config      --feature NAME           --extra, --all
+  -V, --version            -h, --help
 ";
 
 fn main() -> ExitCode {
-    // Without it some things take longer.
-    let _ = migrate_engine::sys::fd::make_room();
-    migrate_engine::trace::sleepers::keep_in(migrate_engine::ops::places::Places::here().run);
-    let settings = match options::Settings::of(std::env::args().skip(1)) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let Some(code) = migrate_engine::cli::companions::begin(&arguments) {
+        return code.into();
+    }
+    let words: Result<Vec<String>, _> = arguments.into_iter().skip(1).map(std::ffi::OsString::into_string).collect();
+    let settings = words
+        .map_err(|word| format!("{} is not UTF-8", word.display()))
+        .and_then(|words| options::Settings::of(words, &config::Places::of_this_process()));
+    let settings = match settings {
         Ok(settings) => settings,
         Err(wrong) => {
             eprintln!("criu: {wrong}\nTry 'criu --help'.");

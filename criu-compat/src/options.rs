@@ -1,7 +1,9 @@
 //! What the command line asks for, with CRIU's defaults.
 
+use crate::config::Places;
 use crate::getopt::{self, Item, Kind, Option_};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Every option that is understood. What is not here is refused by name.
 pub const TABLE: &[Option_] = &[
@@ -27,7 +29,7 @@ pub const TABLE: &[Option_] = &[
     option("pre-dump-mode", None, Kind::Value),
     option("timeout", None, Kind::Value),
     option("config", None, Kind::Value),
-    option("no-default-config", None, Kind::Optional),
+    option("no-default-config", None, Kind::Switch),
     option("feature", None, Kind::Value),
     option("extra", None, Kind::Switch),
     option("all", None, Kind::Switch),
@@ -76,6 +78,8 @@ pub struct Settings {
     pub prev_images: Option<PathBuf>,
     /// `--track-mem`.
     pub track_mem: bool,
+    /// `--timeout`: for so long it is tried to stop the tree; `None` = as the engine does.
+    pub timeout: Option<Duration>,
     /// `--feature` of check.
     pub feature: Option<String>,
     /// `--version`.
@@ -89,16 +93,38 @@ impl Settings {
     ///
     /// # Errors
     /// One line for the person who typed it.
-    pub fn of(arguments: impl IntoIterator<Item = String>) -> Result<Self, String> {
+    pub fn of(arguments: impl IntoIterator<Item = String>, files: &Places) -> Result<Self, String> {
         let mut settings = Self { images: PathBuf::from("."), verbosity: 2, ..Self::default() };
-        for item in getopt::parse(TABLE, arguments)? {
+        let line = getopt::parse(TABLE, arguments)?;
+        let options = line.iter().filter_map(|item| match item {
+            Item::Option(name, value) => Some((*name, value.as_deref())),
+            Item::Word(_) => None,
+        });
+        let (mut defaults, mut named) = (true, None);
+        for (name, value) in options {
+            match name {
+                "config" => named = value.map(PathBuf::from),
+                "no-default-config" => defaults = value == Some("no"),
+                _ => {}
+            }
+        }
+        let from_files = getopt::parse(TABLE, files.words(defaults, named.as_deref())?)?;
+        for item in from_files.into_iter().chain(line) {
             match item {
                 Item::Word(word) if settings.action.is_empty() => settings.action = word,
                 Item::Word(word) => return Err(format!("excessive parameter {word}")),
                 Item::Option(name, value) => settings.set(name, value)?,
             }
         }
-        Ok(settings)
+        settings.checked()
+    }
+
+    /// What cannot be meant.
+    fn checked(self) -> Result<Self, String> {
+        if self.action == "restore" && self.sibling && !self.detached {
+            return Err("--restore-sibling only makes sense with --restore-detached".to_owned());
+        }
+        Ok(self)
     }
 
     fn set(&mut self, name: &str, value: Option<String>) -> Result<(), String> {
@@ -118,16 +144,22 @@ impl Settings {
             "shell-job" => self.shell_job = on,
             "tcp-established" => self.tcp_established = on,
             "tcp-close" => self.tcp_close = on,
+            "ext-unix-sk" if value.is_some() => {
+                return Err(format!("--ext-unix-sk={text}: sockets cannot be chosen; without a value it is about all"));
+            }
             "ext-unix-sk" => self.ext_unix = true,
             "track-mem" => self.track_mem = on,
             "prev-images-dir" => self.prev_images = Some(text.into()),
             "pre-dump-mode" if text == "splice" || text == "read" => {}
             "pre-dump-mode" => return Err(format!("unable to parse value of '--pre-dump-mode {text}'")),
-            "timeout" => drop(text.parse::<u32>().map_err(|_| "invalid value of --timeout")?),
+            "timeout" => {
+                let seconds: u32 = text.parse().map_err(|_| format!("--timeout {text} is no number of seconds"))?;
+                self.timeout = (seconds > 0).then_some(Duration::from_secs(seconds.into()));
+            }
             "feature" => self.feature = Some(text),
             "version" => self.version = true,
             "help" => self.help = true,
-            // Locks and links are always kept; configuration files are read by nobody yet.
+            // Locks and links are always kept; files were read before; a check looks at everything.
             "file-locks" | "link-remap" | "config" | "no-default-config" | "extra" | "all" => {}
             other => return Err(format!("unrecognized option '--{other}'")),
         }
@@ -153,9 +185,43 @@ fn verbosity(value: Option<&str>, now: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::Settings;
+    use crate::config::Places;
+    use std::time::Duration;
 
     fn of(line: &str) -> Result<Settings, String> {
-        Settings::of(line.split_whitespace().map(str::to_owned))
+        Settings::of(line.split_whitespace().map(str::to_owned), &Places::default())
+    }
+
+    #[test]
+    fn files_come_before_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            dir.path().join(name)
+        };
+        let default = file("default.conf", "tcp-established\nlog-file default.log\ntimeout 3\n");
+        let environment = file("environment.conf", "log-file \"environment.log\"\n");
+        let named = file("named.conf", "shell-job # of a person\ntimeout 5\n");
+        let places = Places { defaults: vec![default, dir.path().join("none")], environment: Some(environment) };
+        let of = |line: &str| Settings::of(line.split_whitespace().map(str::to_owned), &places);
+        let line = format!("restore -d --config {} --timeout 7", named.display());
+        let s = of(&line).unwrap();
+        assert!(s.tcp_established && s.shell_job && s.detached);
+        assert_eq!((s.timeout, s.log), (Some(Duration::from_secs(7)), Some("environment.log".into())));
+        let s = of("restore --no-default-config").unwrap();
+        assert!(!s.tcp_established && s.timeout.is_none());
+        assert!(of("restore --config /nowhere").unwrap_err().contains("/nowhere"));
+        file("named.conf", "lazy-pages\n");
+        assert!(of(&line).unwrap_err().contains("lazy-pages"));
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_by_name() {
+        assert!(of("dump -t 7 --ext-unix-sk=4711").unwrap_err().contains("--ext-unix-sk=4711"));
+        assert!(of("dump -t 7 -x").unwrap().ext_unix);
+        assert!(of("dump -t 7 --timeout soon").unwrap_err().contains("--timeout soon"));
+        assert_eq!(of("dump -t 7 --timeout 0").unwrap().timeout, None);
+        assert!(of("restore -S").unwrap_err().contains("--restore-detached"));
     }
 
     #[test]

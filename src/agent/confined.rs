@@ -9,6 +9,7 @@
 //! target does not get it. It speaks as over ssh: one stream.
 
 use super::session::{Carrier, SessionSpec};
+use crate::companion::OWN_PROGRAM;
 use crate::sys::user;
 use crate::transport::preamble::Preamble;
 use crate::transport::pump::pump;
@@ -105,7 +106,7 @@ pub fn run(control: Channel, spec: &SessionSpec, user: User, max_memory_bytes: O
         ..spec.clone()
     };
     let output = OwnedFd::from(theirs.try_clone().map_err(failed)?);
-    let mut child = super::command(&inner, Path::new(super::OWN_PROGRAM))
+    let mut child = super::command(&inner, Path::new(OWN_PROGRAM))
         .env("MIGRATE_PLACES", &dir)
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::from(output))

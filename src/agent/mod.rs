@@ -16,6 +16,7 @@ mod notify;
 mod route;
 pub mod session;
 
+use crate::companion::OWN_PROGRAM;
 use crate::failure::{Failure, FailureKind, Result};
 use crate::ops::options::{AgentOptions, AgentPlace};
 use crate::ops::places::Places;
@@ -26,9 +27,6 @@ use session::{Carrier, SessionSpec};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-
-/// The program that session processes run: this one, also after its file was replaced.
-const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// What an agent needs besides its options; tests choose their own.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 //! One file a verb: its options as the parser sees them, and how they become the plain options of `ops/`. Groups of
 //! options that verbs share are in `options/`. A verb that is not in [`Verb`] does not exist for a person.
 
+pub mod companions;
 mod config;
 pub mod everywhere;
 pub mod generate;

@@ -125,7 +125,7 @@ impl Guard {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let (ours, theirs) = socket::socketpair(libc::SOCK_SEQPACKET)?;
         let will_path = will::path(run, std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(super::OWN_PROGRAM);
         command.arg0("migrate").arg(ENTRY).arg(&will_path);
         command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.current_dir("/").spawn()?;

@@ -18,6 +18,9 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 
+/// What a companion is started from: the program that runs, also when its file was replaced since, as in an upgrade.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// A process of ours that was just started.
 #[derive(Debug)]
 pub(crate) struct Started(Pid);
@@ -40,7 +43,7 @@ impl Started {
 pub(crate) fn spawn(entry: &str) -> io::Result<(Started, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     let string = |bytes: Vec<u8>| CString::new(bytes).map_err(io::Error::other);
-    let path = string(std::env::current_exe()?.into_os_string().into_vec())?;
+    let path = string(OWN_PROGRAM.into())?;
     let arguments = [string(b"migrate".to_vec())?, string(entry.into())?];
     let setting = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         string([name.into_vec(), value.into_vec()].join(&b'='))

@@ -69,6 +69,12 @@ fn read() -> Facts {
     }
 }
 
+/// Whether the kernel is of this release or a later one, for what no probe can try.
+pub fn is_at_least(major: u32, minor: u32) -> bool {
+    let mut numbers = facts().release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
 /// Facts of this host, read once. What cannot be read is empty or 0.
 pub fn facts() -> &'static Facts {
     static FACTS: OnceLock<Facts> = OnceLock::new();

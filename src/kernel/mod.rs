@@ -10,7 +10,7 @@ mod facts;
 mod run;
 mod table;
 
-pub use facts::{Facts, facts};
+pub use facts::{Facts, facts, is_at_least};
 pub use table::{Need, Probe};
 
 use std::{collections::BTreeSet, sync::OnceLock};

@@ -266,7 +266,7 @@ pub(crate) fn connect_to(
         rsh: peer.rsh.clone(),
         remote: peer.remote.clone(),
         bootstrap: peer.bootstrap,
-        program: "/proc/self/exe".into(),
+        program: crate::companion::OWN_PROGRAM.into(),
     };
     connect::connect(&address(dest), &connection, Request { purpose, streams }, abort)
 }

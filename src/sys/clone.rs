@@ -6,6 +6,9 @@ use crate::image::Pid;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+/// The child becomes one of the caller's parent. It has the exit signal of its maker then; the kernel takes no other.
+const SIBLING: u64 = libc::CLONE_PARENT as u64;
+
 /// Makes a child that does nothing but wait (`pause`) for its tracer. `set_tid` holds its ids, innermost PID namespace
 /// first (needs CAP_CHECKPOINT_RESTORE; Linux 5.5). `EEXIST`: the id is in use.
 ///
@@ -26,15 +29,15 @@ pub fn reaper(flags: u64, root: i32, cgroup: Option<i32>) -> Result<Pid> {
 }
 
 /// A [`reaper`] in a session that was begun outside its PID namespace (by a child of ours that has ended): all who inherit
-/// it see session 0.
+/// it see session 0. With `CLONE_PARENT` both are children of our parent, which reaps the one that has ended.
 pub fn reaper_of_outer_session(flags: u64, root: i32, cgroup: Option<i32>) -> Result<Pid> {
     let (told, tells) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let fd = tells.as_raw_fd();
-    let leader = make(0, libc::SIGCHLD, &[], None, || {
+    let leader = make(flags & SIBLING, libc::SIGCHLD, &[], None, || {
         // SAFETY: no arguments.
         unsafe { libc::syscall(libc::SYS_setsid) };
-        // Our own child, though it is made here: a sibling has its maker's exit signal, and clone3(2) takes no other.
-        let made = make(flags | libc::CLONE_PARENT as u64, 0, &[], cgroup, || reap(root));
+        // The child of its maker's parent, though it is made here.
+        let made = make(flags | SIBLING, libc::SIGCHLD, &[], cgroup, || reap(root));
         let answer = made.map_or_else(|errno| -(errno as i32), |pid| pid.0).to_ne_bytes();
         // SAFETY: pointer and length belong together; the descriptor is this process's copy.
         unsafe { libc::syscall(libc::SYS_write, fd, answer.as_ptr(), answer.len()) };
@@ -44,7 +47,9 @@ pub fn reaper_of_outer_session(flags: u64, root: i32, cgroup: Option<i32>) -> Re
     drop(tells);
     let mut answer = [0; 4];
     let read = nix::unistd::read(&told, &mut answer);
-    super::wait::wait(leader)?;
+    if flags & SIBLING == 0 {
+        super::wait::wait(leader)?;
+    }
     match (read?, i32::from_ne_bytes(answer)) {
         (4, pid) if pid > 0 => Ok(Pid(pid)),
         (4, errno) => Err(super::Errno::from_raw(-errno)),
@@ -104,7 +109,7 @@ fn reap(root: i32) {
 fn make(flags: u64, exit_signal: i32, set_tid: &[i32], cgroup: Option<i32>, child: impl Fn()) -> Result<Pid> {
     let args = CloneArgs {
         flags: flags | if cgroup.is_some() { 0x2_0000_0000 } else { 0 },
-        exit_signal: exit_signal as u64,
+        exit_signal: if flags & SIBLING == 0 { exit_signal as u64 } else { 0 },
         set_tid: if set_tid.is_empty() { 0 } else { set_tid.as_ptr() as u64 },
         set_tid_size: set_tid.len() as u64,
         cgroup: cgroup.unwrap_or(0) as u64,

@@ -13,6 +13,7 @@ use crate::sys::fd::pidfd_open;
 use crate::sys::{Errno, pidfd};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a tree may take to stop before all of it goes on again.
@@ -23,6 +24,27 @@ pub const ATTEMPTS: u32 = 8;
 
 /// How long a task that was asked to stop, and did not, may take to come round so that it can be let go.
 const STRAGGLER: Duration = Duration::from_secs(1);
+
+/// See [`give_up_after`]; milliseconds, 0 = not set.
+static PATIENCE: AtomicU64 = AtomicU64::new(0);
+
+/// Trees of this process are tried to be stopped for so long, instead of [`ATTEMPTS`] times. Zero: as often as that again.
+pub fn give_up_after(patience: Duration) {
+    PATIENCE.store(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+/// When a tree that does not stop is given up: `None` after [`ATTEMPTS`].
+fn until() -> Option<Instant> {
+    let patience = PATIENCE.load(Ordering::Relaxed);
+    (patience > 0).then(|| Instant::now() + Duration::from_millis(patience))
+}
+
+/// How long the tree runs between this attempt, which has failed, and the next; `None`: it is given up.
+fn pause(attempt: u32, until: Option<Instant>, now: Instant) -> Option<Duration> {
+    let pause = attempt.min(ATTEMPTS) * DEADLINE;
+    let again = until.map_or(attempt < ATTEMPTS, |until| now + pause < until);
+    again.then_some(pause)
+}
 
 /// A stopped tree. Dropping it thaws every task as it was.
 #[derive(Debug)]
@@ -70,7 +92,7 @@ impl Frozen {
     /// its state needs. Everybody is asked to stop before the cgroup is thawed, so nothing of the tree runs.
     ///
     /// # Errors
-    /// [`Error::DoesNotStop`] after [`ATTEMPTS`]; a task that another program traces; the tree runs then.
+    /// [`Error::DoesNotStop`] after [`ATTEMPTS`] (see also [`give_up_after`]); a task that another program traces; the tree runs then.
     pub fn tree(root: Pid) -> Result<Self> {
         Self::tree_of(root, &[])
     }
@@ -82,7 +104,7 @@ impl Frozen {
     /// As for [`Self::tree`].
     pub fn tree_of(root: Pid, known: &[Pid]) -> Result<Self> {
         let freezers = cgroupfs::frozen(root)?;
-        let mut attempt = 1;
+        let (mut attempt, until) = (1, until());
         loop {
             let found =
                 if attempt == 1 && known.first() == Some(&root) { still_there(known) } else { descendants(root) };
@@ -97,12 +119,13 @@ impl Frozen {
                     let since = frozen.since;
                     drop(frozen);
                     let all_run = stopping::let_go(root, stragglers, since, Instant::now() + STRAGGLER);
-                    if !matches!(error, Error::DoesNotStop { .. }) || !all_run || attempt == ATTEMPTS {
-                        return Err(error);
+                    let pause = pause(attempt, until, Instant::now());
+                    match pause.filter(|_| matches!(error, Error::DoesNotStop { .. }) && all_run) {
+                        Some(pause) => std::thread::sleep(pause),
+                        None => return Err(error),
                     }
                 }
             }
-            std::thread::sleep(attempt * DEADLINE);
             attempt += 1;
         }
     }
@@ -510,5 +533,22 @@ impl FrozenProcess {
             // Another may have been faster: it has ended all the same.
             let _ = crate::sys::wait::wait(thread.pid());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_tried_as_often_or_for_as_long_as_was_asked_for() {
+        let now = Instant::now();
+        assert_eq!(pause(1, None, now), Some(DEADLINE));
+        assert_eq!(pause(ATTEMPTS - 1, None, now), Some((ATTEMPTS - 1) * DEADLINE));
+        assert_eq!(pause(ATTEMPTS, None, now), None);
+        let until = Some(now + Duration::from_secs(60));
+        assert_eq!(pause(100, until, now), Some(ATTEMPTS * DEADLINE));
+        assert_eq!(pause(2, until, now + Duration::from_secs(60) - DEADLINE), None);
+        assert_eq!(pause(1, Some(now), now), None);
     }
 }

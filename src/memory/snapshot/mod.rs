@@ -85,10 +85,7 @@ pub struct Snapshot {
 
 /// Whether this kernel takes the protection off pages that mremap(2) moves (6.13): without that nothing proves a content.
 pub fn is_possible() -> bool {
-    let Ok(uname) = nix::sys::utsname::uname() else { return false };
-    let release = uname.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 13)
+    crate::kernel::is_at_least(6, 13)
 }
 
 impl Snapshot {

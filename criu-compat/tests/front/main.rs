@@ -1,0 +1,8 @@
+//! The program `criu`, as its callers use it: real programs are saved and restored, and exit codes, logs and pid files are
+//! looked at.
+
+mod companions;
+mod dump;
+mod restore;
+mod sockets;
+mod stage;
