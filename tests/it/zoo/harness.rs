@@ -138,13 +138,13 @@ pub fn run(scenario: &Scenario, mode: Mode) {
 const WAITS: [Duration; 3] = [Duration::from_millis(2000), Duration::from_secs(8), Duration::from_secs(32)];
 
 /// Huge pages for a fixture, besides those that others have; given back when it is dropped.
-struct HugePages(u64);
+pub(super) struct HugePages(u64);
 
 impl HugePages {
     const FILE: &'static str = "/proc/sys/vm/nr_hugepages";
     const MORE: u64 = 12;
 
-    fn reserve() -> Self {
+    pub(super) fn reserve() -> Self {
         // Where none can be had the fixture says so.
         Self(Self::change(|before| before + Self::MORE).map_or(0, |()| Self::MORE))
     }

@@ -14,6 +14,7 @@ mod mutation;
 mod other_clocks;
 mod other_kernel;
 mod pids;
+mod schema;
 pub mod tools;
 
 use harness::{Mode, Scenario, run};

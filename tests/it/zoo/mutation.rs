@@ -7,9 +7,9 @@
 //! Takes more than two minutes, so it runs where MIGRATE_MUTATION is set: `MIGRATE_MUTATION=1 cargo test --test it mutation`. A word
 //! there instead of the 1 looks at the fields that contain it, `WORD@FIXTURE:CASE` in that case only.
 
-use super::harness::{Run, Scenario, marked, terminals_lock};
-use super::scenario;
+use super::harness::{HugePages, Run, Scenario, marked, terminals_lock};
 use super::tools::{adopt_orphans, compiled};
+use super::{scenario, schema};
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::Ignore;
 use migrate_engine::image::forget::{fields, forget};
@@ -99,6 +99,45 @@ const CASES: &[(&str, &str)] = &[
     ("descriptors", "leases"),
     ("descriptors", "timer_descriptors"),
     ("clocks", "ahead"),
+    ("unix_sockets", "stream_pair"),
+    ("unix_sockets", "packet_pair"),
+    ("unix_sockets", "in_flight"),
+    ("unix_sockets", "credentials"),
+    ("unix_sockets", "shut_down"),
+    ("unix_sockets", "listening"),
+    ("unix_sockets", "datagrams_with_names"),
+    ("sockets", "options"),
+    ("sockets", "udp"),
+    ("sockets", "udp_six"),
+    ("sockets", "tcp_listening"),
+    ("sockets", "tcp_listening_six"),
+    ("sockets", "tcp"),
+    ("sockets", "tcp_half_closed"),
+    ("sockets", "tcp_ended"),
+    ("sockets", "netlink"),
+    ("namespaces", "private_files"),
+    ("namespaces", "bound"),
+    ("namespaces", "layers"),
+    ("namespaces", "different"),
+    ("namespaces", "users"),
+    ("namespaces", "users_and_mounts"),
+    ("namespaces", "host_name"),
+    ("processor", "rseq_registered"),
+    ("processor", "protection_keys"),
+    ("processor", "segment_bases"),
+    ("processor", "avx"),
+    ("memory", "hugetlb"),
+    ("memory", "sealed"),
+    ("memory", "no_new_code"),
+    ("memory", "huge_pages_off"),
+    ("memory", "barriers"),
+    ("memory", "locked_future"),
+    ("memory", "droppable"),
+    ("identity", "seccomp_strict"),
+    ("descriptors", "packets"),
+    ("terminals", "sides"),
+    ("terminals", "hung_up"),
+    ("waits", "in_recv"),
 ];
 
 /// Fields that are no state of the tree, each with what it is there for.
@@ -200,6 +239,99 @@ fn every_field_of_the_model_is_missed() {
     report(&all.into_inner().unwrap_or_else(|e| e.into_inner()), &filter);
 }
 
+/// What no case has, each with the reason.
+const NO_CASE: &[(&str, &str)] = &[
+    ("**.mnt", "the number of the host's own namespace is 0, which says nothing"),
+    ("files[*].kind.Ghost.ghost", "the first one's number is 0, which says nothing"),
+    ("files[*].kind.Tty.pty", "the first one's number is 0, which says nothing"),
+    ("mms[*].vmas[*].backing.Ghost", "the first one's number is 0, which says nothing"),
+    ("mms[*].vmas[*].backing.Descriptor", "the first one's number is 0, which says nothing"),
+    ("namespaces[*].kind.Pid.parent", "the first one's number is 0, which says nothing"),
+    ("ptys[*].index", "where it is the only terminal its number is 0, which says nothing"),
+    ("files[*].kind.External", "tests of --external and of ttys outside the tree have it"),
+    ("unix_sockets[*].state.External", "its peer is no part of a fixture: tests of --external-unix have it"),
+    ("files[*].kind.Netlink.options", "those that all sockets have are the others'"),
+    (
+        "files[*].kind.Tcp.state=Connecting",
+        "on loopback there is always an answer: tests of sockets in process have it",
+    ),
+    ("mms[*].old_vdsos", "only a tree from another kernel has one: `zoo::other_kernel`"),
+    ("mms[*].pkeys", "not on every processor"),
+    ("mms[*].vmas[*].pkey", "not on every processor"),
+    ("mms[*].vmas[*].anon_name", "not in every kernel"),
+    ("namespaces[*].kind.Net", "networks of a tree's own are refused: `networks`"),
+    ("tasks[*].inner_pids", "a tree with a PID namespace of its own in it: tests of containers have it"),
+    ("tasks[*].threads[*].inner_tids", "a tree with a PID namespace of its own in it: tests of containers have it"),
+    ("tasks[*].threads[*].cgroups", "a threaded cgroup is the second version's"),
+    ("tasks[*].dead.creds", "what a zombie's were is not compared"),
+    ("files[*].lease", "a read lease is number 0, which says nothing"),
+    ("files[*].kind.Inotify.queue", "never collected: one with unread events is refused"),
+    ("mms[*].vmas[*].numa", "never collected: policies of memory are lost"),
+    ("namespaces[*].kind.Cgroup.roots", "never collected"),
+    ("namespaces[*].kind.User", "maps to the host's user 0 and an owner that is 0 say nothing"),
+    ("mms[*].vmas[*].backing.Device", "no case yet: a mapped device node"),
+    ("namespaces[*].kind.Mnt.mounts", "no case yet: a device node in a tmpfs, shared and unbindable mounts"),
+    ("shmems[*].kind.Memfd.huge_page", "no case yet: a memfd of huge pages"),
+    ("shmems[*].kind.SysV", "no case yet: huge pages and SHM_LOCK"),
+    ("tasks[*].posix_timers[*].overrun", "no case yet: a timer that went off more often than its signal was taken"),
+    ("ptys[*].uid", "no case yet: a terminal of another user"),
+    ("ptys[*].gid", "no case yet: a terminal of another user"),
+];
+
+/// A type that is new in the model comes with a case in which it says something.
+#[test]
+fn every_kind_of_state_is_in_a_case() {
+    if std::env::var_os("MIGRATE_MUTATION").is_none() || !nix::unistd::geteuid().is_root() {
+        return crate::skip!("mutation: needs root and MIGRATE_MUTATION=1, and a minute");
+    }
+    adopt_orphans();
+    let mut seen = BTreeSet::new();
+    for (fixture, case) in CASES {
+        let scenario = scenario(fixture, case);
+        let program = compiled(fixture).expect("gcc is there");
+        let _terminals = (*fixture == "terminals").then(terminals_lock);
+        let _huge_pages = (*case == "hugetlb").then(HugePages::reserve);
+        let stage = Stage::set_up(&scenario, &program, &format!("{fixture}:{case}"));
+        if let Some(stage) = stage.unwrap_or_else(|e| panic!("{fixture}:{case}: {e}")) {
+            seen.extend(fields(&stage.model));
+            variants(&serde_json::to_value(&stage.model).expect("it is data"), &mut String::new(), &mut seen);
+        }
+    }
+    let covers = |row: &(&str, &str), path: &str| Ignore::new([row.0]).covers(path);
+    let all = schema::paths::<Model>();
+    let left: Vec<_> = all.iter().filter(|path| !seen.contains(*path)).collect();
+    let unexplained: Vec<_> =
+        left.iter().filter(|path| !NOT_STATE.iter().chain(NO_CASE).any(|row| covers(row, path))).collect();
+    say(&format!("{} of {} fields and variants are in a case", all.len() - left.len(), all.len()));
+    assert!(unexplained.is_empty(), "no case has {unexplained:#?}");
+    // The number of a terminal is the host's, and may be the first one.
+    let steady = NO_CASE.iter().filter(|row| !row.1.ends_with("says nothing"));
+    let unused: Vec<_> = steady.filter(|row| !left.iter().any(|path| covers(row, path))).collect();
+    assert!(unused.is_empty(), "some case has {unused:#?}");
+}
+
+/// Texts with their paths: one of them may be the name of a variant.
+fn variants(value: &serde_json::Value, path: &mut String, seen: &mut BTreeSet<String>) {
+    let length = path.len();
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                path.push_str(if length == 0 { "" } else { "." });
+                path.push_str(name);
+                variants(value, path, seen);
+                path.truncate(length);
+            }
+        }
+        serde_json::Value::Array(values) => {
+            path.push_str("[*]");
+            values.iter().for_each(|value| variants(value, path, seen));
+            path.truncate(length);
+        }
+        serde_json::Value::String(text) => drop(seen.insert(format!("{path}={text}"))),
+        _ => {}
+    }
+}
+
 fn report(all: &Fields, filter: &Filter) {
     let left: Vec<_> = all.unnoticed.iter().filter(|(field, _)| !all.noticed.contains_key(*field)).collect();
     say(&format!("{} fields are missed, {} are not", all.noticed.len(), left.len()));
@@ -220,6 +352,7 @@ fn case_by_fields(
     let scenario = scenario(fixture, case);
     let program = compiled(fixture)?;
     let _terminals = (fixture == "terminals").then(terminals_lock);
+    let _huge_pages = (case == "hugetlb").then(HugePages::reserve);
     let name = format!("{fixture}:{case}");
     let Some(mut stage) = Stage::set_up(&scenario, &program, &name)? else { return Ok(()) };
     let mut left = wanted(&stage.model, filter, &mut locked(all));
