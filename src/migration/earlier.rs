@@ -76,22 +76,25 @@ impl Earlier {
         self.places.keys().flatten().copied().collect()
     }
 
-    /// Appends the page that may have this digest; whether there is one. The caller checks it.
+    /// Where the page lies that may have this digest: neighbours in this order share a frame, which is unpacked as a whole.
+    pub fn place(&self, digest: &[u8; DIGEST_BYTES]) -> Option<(u32, u32)> {
+        self.places.get(&hint(digest)).copied()
+    }
+
+    /// Reads the page that may have this digest; whether there is one. The caller checks it.
     ///
     /// # Errors
     /// The image is damaged, or cannot be read any more.
     pub fn read(
         &self,
         digest: &[u8; DIGEST_BYTES],
-        content: &mut Vec<u8>,
+        content: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<bool, MoveError> {
-        let Some((run, page)) = self.places.get(&hint(digest)) else { return Ok(false) };
-        let run = &self.runs[*run as usize];
-        let page = run.cut(PageRange::new(run.range.first + u64::from(*page), 1), &self.reader);
-        let from = content.len();
-        content.resize(from + PAGE as usize, 0);
-        self.reader.read_into(&page, &mut content[from..], scratch)?;
+        let Some((run, page)) = self.place(digest) else { return Ok(false) };
+        let run = &self.runs[run as usize];
+        let page = run.cut(PageRange::new(run.range.first + u64::from(page), 1), &self.reader);
+        self.reader.read_into(&page, content, scratch)?;
         Ok(true)
     }
 }
@@ -109,7 +112,7 @@ pub fn read_hints(bytes: &[u8]) -> Result<impl Iterator<Item = Hint> + '_, Strin
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::image::MmId;
     use crate::memory::Space;
@@ -126,11 +129,16 @@ mod tests {
 
     /// An image with pages of these contents, and zero ones; it is gone with the store.
     fn image(place: &Path, fills: &[u8]) -> (Store, std::path::PathBuf) {
+        let content: Vec<u8> = fills.iter().flat_map(|fill| page(*fill)).collect();
+        image_of(place, &content)
+    }
+
+    /// The same with pages as they are.
+    pub fn image_of(place: &Path, content: &[u8]) -> (Store, std::path::PathBuf) {
         let mut store = Store::begin(&[place], AttemptId([3; 16]), 0, None).unwrap();
         let mut taker = store.taker();
-        let content: Vec<u8> = fills.iter().flat_map(|fill| page(*fill)).collect();
-        let range = PageRange::new(16, fills.len() as u64);
-        taker.store(Run::new(SPACE, range, What::Data), &content).unwrap();
+        let range = PageRange::new(16, content.len() as u64 / PAGE);
+        taker.store(Run::new(SPACE, range, What::Data), content).unwrap();
         taker.store(Run::new(SPACE, PageRange::new(range.end(), 9), What::Zero), &[]).unwrap();
         drop(taker);
         let names = [SpaceName { sent_as: SPACE.into(), model: Some(SPACE.into()), cow_parent: None }];
@@ -139,7 +147,7 @@ mod tests {
     }
 
     fn read(earlier: &Earlier, fill: u8) -> Result<Option<Vec<u8>>, MoveError> {
-        let mut content = Vec::new();
+        let mut content = page(0);
         Ok(earlier
             .read(blake3::hash(&page(fill)).as_bytes(), &mut content, &mut Scratch::default())?
             .then_some(content))
@@ -160,6 +168,20 @@ mod tests {
         }
         assert!(read(&earlier, 4).unwrap().is_none());
         assert!(read_hints(&earlier.hints()[1..]).is_err());
+    }
+
+    #[test]
+    fn frames_that_take_turns_are_unpacked_once() {
+        let place = tempfile::tempdir().unwrap();
+        let fills: Vec<u8> = (1..=250).collect();
+        let (_store, path) = image(place.path(), &fills);
+        let earlier = Earlier::open(&path).unwrap();
+        let (mut content, mut scratch) = (page(0), Scratch::default());
+        for fill in (0..62).flat_map(|n| [1 + n, 65 + n, 129 + n, 193 + n]).filter(|fill| *fill <= 250) {
+            assert!(earlier.read(blake3::hash(&page(fill)).as_bytes(), &mut content, &mut scratch).unwrap());
+            assert_eq!(content, page(fill));
+        }
+        assert_eq!(scratch.frames_read(), 4, "of 64 pages each");
     }
 
     #[test]

@@ -295,37 +295,39 @@ impl Shelf {
         each: &mut Each<'_>,
     ) -> Result<(), MoveError> {
         let (digests, _) = digests.as_chunks::<DIGEST_BYTES>();
-        let mut content = Vec::with_capacity(digests.len().min(BATCH_PAGES) * PAGE_BYTES);
+        let mut content = vec![0; digests.len().min(BATCH_PAGES) * PAGE_BYTES];
         let mut first = run.range.first;
         for digests in digests.chunks(BATCH_PAGES) {
-            content.clear();
-            for (page, wanted) in (first..).zip(digests) {
+            let content = &mut content[..digests.len() * PAGE_BYTES];
+            let mut wanted: Vec<_> = (first..).zip(digests).zip(content.chunks_exact_mut(PAGE_BYTES)).collect();
+            // What lies together in an image is unpacked together, wherever it is here.
+            wanted.sort_by_key(|((_, digest), _)| self.earlier.as_ref().and_then(|earlier| earlier.place(digest)));
+            for ((page, wanted), content) in wanted {
                 let name = |reason: &str| lie(format!("page {page} of {} is named by a digest {reason}", run.space));
-                let from = content.len();
-                self.find(wanted, fetching, &mut content, &|| name("of which nothing is known"))?;
+                self.find(wanted, fetching, content, &|| name("of which nothing is known"))?;
                 // Never a wrong page, whatever has happened to it here.
-                if digest(&content[from..]) != *wanted {
+                if digest(content) != *wanted {
                     return Err(name("that what was kept under it no longer has"));
                 }
             }
             let range = PageRange::new(first, digests.len() as u64);
             first = range.end();
-            each(Run::new(run.space, range, What::Data), &content)?;
+            each(Run::new(run.space, range, What::Data), content)?;
         }
         Ok(())
     }
 
-    /// Appends the content with that digest.
+    /// Reads the content with that digest.
     fn find(
         &self,
         wanted: &Digest,
         Fetching { patience, scratch }: &mut Fetching,
-        content: &mut Vec<u8>,
+        content: &mut [u8],
         unknown: &dyn Fn() -> MoveError,
     ) -> Result<(), MoveError> {
         let mut kept = self.lock();
         if let Some(page) = kept.pages.get(wanted) {
-            content.extend_from_slice(page);
+            content.copy_from_slice(page);
             return Ok(());
         }
         if let Some(earlier) = &self.earlier {
@@ -339,7 +341,7 @@ impl Shelf {
         let until = Instant::now() + patience.silence;
         let found = loop {
             if let Some(page) = kept.pages.get(wanted) {
-                content.extend_from_slice(page);
+                content.copy_from_slice(page);
                 break Ok(());
             }
             if patience.abort.is_triggered() {

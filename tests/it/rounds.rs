@@ -521,3 +521,44 @@ fn a_full_disk_leaves_the_target_running_and_nothing_behind() {
         assert!(is_untracked(target.pid()));
     }
 }
+
+/// A deleted file that finds no room here is found out before the tree runs, nothing of it stays, and the image is as good as before.
+#[test]
+fn a_disk_that_is_full_at_a_restore_leaves_nothing_behind() {
+    if !root() || !Path::new("/usr/bin/python3").exists() {
+        return crate::skip!("needs root and /usr/bin/python3");
+    }
+    let (small, dir) = (Small::of(24), tempfile::tempdir().unwrap());
+    let (file, image) = (small.0.path().join("file"), dir.path().join("image"));
+    let program = "import os, sys, time\nf = open(sys.argv[1], 'w+b')\nf.write(os.urandom(12 << 20))\nf.flush()\nos.unlink(sys.argv[1])\n\
+                   print('ready', flush=True)\nos.close(1)\ntime.sleep(1000)";
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-c", program]).arg(&file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.current_dir("/").spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut target = Target(child);
+    ok(&["dump", &target.pid_text(), "-D", image.to_str().unwrap()]);
+    target.reap();
+    let filler = small.0.path().join("filler");
+    std::fs::write(&filler, vec![1; 16 << 20]).unwrap();
+    let pidfile = dir.path().join("pid");
+    let args = ["restore", "-D", image.to_str().unwrap(), "--detach", "--pidfile", pidfile.to_str().unwrap()];
+    let refused = run(&args);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left") && said.contains("not started"), "{said}");
+    let left: Vec<_> = std::fs::read_dir(small.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["filler"]);
+    assert!(!Path::new(&format!("/proc/{}", target.pid())).exists(), "something of it runs");
+    std::fs::remove_file(filler).unwrap();
+    ok(&args);
+    let pid: i32 = std::fs::read_to_string(pidfile).unwrap().trim().parse().unwrap();
+    let held = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let sizes = held.filter(|entry| {
+        std::fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().contains("(deleted)"))
+    });
+    assert_eq!(sizes.map(|entry| std::fs::metadata(entry.path()).unwrap().len()).collect::<Vec<_>>(), [12 << 20]);
+    end_tree(pid);
+    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+}

@@ -267,3 +267,27 @@ fn a_program_moves_to_a_host_without_migrate() {
     assert_eq!(processes.len(), 1);
     assert_ne!(processes[0].to_string(), pid, "the one over there");
 }
+
+/// Over a real sshd, with a program that is there already.
+#[test]
+fn a_program_moves_over_a_real_ssh() {
+    let Some(sshd) = Sshd::start() else { return };
+    if !crate::moves::can_move() {
+        return;
+    }
+    let counter = crate::moves::Counter::start(4);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_migrate"));
+    command.env("MIGRATE_PLACES", sshd.dir.path().join("a"));
+    let (pid, rsh) = (counter.pid(), sshd.rsh());
+    // Through env(1), as it would be through sudo(8).
+    let remote =
+        format!("env MIGRATE_PLACES={} {}", sshd.dir.path().join("b").display(), env!("CARGO_BIN_EXE_migrate"));
+    let output =
+        crate::moves::run(command, &["move", &pid, "over-there", "--json", "--rsh", &rsh, "--remote", &remote]);
+    assert!(output.status.success(), "port {}: {}", sshd.port, crate::moves::text(&output));
+    drop(sshd);
+    counter.check_runs();
+    let processes = counter.processes();
+    assert_eq!(processes.len(), 1);
+    assert_ne!(processes[0].to_string(), pid, "the one over there");
+}

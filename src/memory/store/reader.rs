@@ -63,12 +63,51 @@ pub struct ResolvedRun {
     pub source: Source,
 }
 
-/// Buffers of one reading thread: the last frame that was unpacked or read whole.
+/// Frames that a [`Scratch`] keeps: at most a MiB each.
+const FRAMES_KEPT: usize = 4;
+
+/// Buffers of one reading thread: the last few frames that were unpacked or read whole.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    at: Option<(u16, u32)>,
-    pages: Vec<u8>,
+    /// The one that was used last comes last.
+    kept: Vec<Unpacked>,
     packed: Vec<u8>,
+    frames_read: u64,
+}
+
+/// A frame of a layer, and its pages.
+#[derive(Debug, Default)]
+struct Unpacked {
+    at: (u16, u32),
+    pages: Vec<u8>,
+}
+
+impl Scratch {
+    /// Frames that were read whole so far.
+    pub fn frames_read(&self) -> u64 {
+        self.frames_read
+    }
+
+    /// The pages of a frame, which `load` reads if they are not kept.
+    fn frame(
+        &mut self,
+        at: (u16, u32),
+        load: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) -> Result<(), StoreError>,
+    ) -> Result<&[u8], StoreError> {
+        let frame = match self.kept.iter().position(|frame| frame.at == at) {
+            Some(found) => self.kept.remove(found),
+            None => {
+                // Its buffer is used again.
+                let full = self.kept.len() == FRAMES_KEPT;
+                let mut frame = if full { self.kept.remove(0) } else { Unpacked::default() };
+                load(&mut frame.pages, &mut self.packed)?;
+                self.frames_read += 1;
+                Unpacked { at, ..frame }
+            }
+        };
+        self.kept.push(frame);
+        Ok(&self.kept[self.kept.len() - 1].pages)
+    }
 }
 
 /// How inherited pages are shown.
@@ -309,12 +348,8 @@ impl PageReader {
                 return layer.read(frame.file, frame.offset + (page * PAGE_BYTES) as u64, buf);
             }
         }
-        if scratch.at != Some((layer_number, number)) {
-            scratch.at = None;
-            layer.load(number, scratch)?;
-            scratch.at = Some((layer_number, number));
-        }
-        buf.copy_from_slice(&scratch.pages[page * PAGE_BYTES..][..buf.len()]);
+        let pages = scratch.frame((layer_number, number), |pages, packed| layer.load(number, pages, packed))?;
+        buf.copy_from_slice(&pages[page * PAGE_BYTES..][..buf.len()]);
         Ok(())
     }
 
@@ -326,8 +361,8 @@ impl PageReader {
 
     /// Reads, checks and unpacks one frame; gives its length in the file.
     pub fn verify_frame(&self, (layer, frame): (u16, u32), scratch: &mut Scratch) -> Result<u64, StoreError> {
-        scratch.at = None;
-        self.layers[usize::from(layer)].load(frame, scratch)?;
+        let mut pages = Vec::new();
+        self.layers[usize::from(layer)].load(frame, &mut pages, &mut scratch.packed)?;
         Ok(u64::from(self.frame(layer, frame).stored))
     }
 }
@@ -427,19 +462,19 @@ impl Layer {
         Ok(())
     }
 
-    /// Reads, checks and unpacks a frame.
-    fn load(&self, number: u32, scratch: &mut Scratch) -> Result<(), StoreError> {
+    /// Reads, checks and unpacks a frame into `pages`.
+    fn load(&self, number: u32, pages: &mut Vec<u8>, packed: &mut Vec<u8>) -> Result<(), StoreError> {
         let frame = &self.index.frames[number as usize];
         let raw = frame.pages as usize * PAGE_BYTES;
-        let into = if frame.packing == Packing::Raw { &mut scratch.pages } else { &mut scratch.packed };
+        let into = if frame.packing == Packing::Raw { &mut *pages } else { &mut *packed };
         into.resize(frame.stored as usize, 0);
         self.read(frame.file, frame.offset, into)?;
         self.check(number, into)?;
         if frame.packing == Packing::Zstd {
-            scratch.pages.clear();
-            scratch.pages.reserve(raw);
-            let unpacked = zstd::zstd_safe::decompress(&mut scratch.pages, &scratch.packed);
-            if unpacked != Ok(raw) || scratch.pages.len() != raw {
+            pages.clear();
+            pages.reserve(raw);
+            let unpacked = zstd::zstd_safe::decompress(pages, packed);
+            if unpacked != Ok(raw) || pages.len() != raw {
                 let what = format!("the {} bytes at {} do not unpack to {raw}", frame.stored, frame.offset);
                 return Err(StoreError::Damaged { path: self.path(frame.file), what });
             }

@@ -273,3 +273,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn pages_of_an_image_are_asked_for_in_its_order() {
+    let place = tempfile::tempdir().unwrap();
+    let pages: Vec<Vec<u8>> = (1..=640).map(page).collect();
+    let (_store, path) = earlier::tests::image_of(place.path(), &pages.concat());
+    let mut shelf = Shelf::of(0);
+    shelf.add_earlier(Earlier::open(&path).unwrap());
+    // Each batch has pages of all ten frames, in turn.
+    let mixed: Vec<Vec<u8>> = (0..64).flat_map(|n| pages[n..].iter().step_by(64).cloned()).collect();
+    let (run, digests) = named(&mixed);
+    let mut fetching = Fetching::of(&patience(Duration::from_secs(5)));
+    let mut came = Vec::new();
+    let each = &mut |_: Run, content: &[u8]| {
+        came.extend_from_slice(content);
+        Ok(())
+    };
+    shelf.fetch(run, &digests, &mut fetching, each).unwrap();
+    assert!(came == mixed.concat(), "each content is where its digest was");
+    let read = fetching.scratch.frames_read();
+    assert!(read <= 5 * 10, "{read} frames were unpacked for 640 pages in five batches");
+}
