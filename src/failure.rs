@@ -1,6 +1,6 @@
 //! What a command says when it could not do its work: object, causes, remedy, and the state the target is in.
 
-use crate::blocker::Blocker;
+use crate::blocker::{Blocker, Code};
 
 /// The result of every operation that can fail.
 pub type Result<T> = std::result::Result<T, Failure>;
@@ -18,6 +18,8 @@ pub struct Failure {
     pub target: TargetState,
     /// Decides the exit code.
     pub kind: FailureKind,
+    /// What `migrate explain` says more about, where that is no blocker.
+    pub code: Option<Code>,
     /// Everything that stands in the way, when `kind` is [`FailureKind::Blocked`].
     pub blockers: Vec<Blocker>,
 }
@@ -80,6 +82,7 @@ impl Failure {
             hint: None,
             target: TargetState::Untouched,
             kind: FailureKind::Failed,
+            code: None,
             blockers: Vec::new(),
         }
     }
@@ -116,6 +119,17 @@ impl Failure {
     pub fn kind(mut self, kind: FailureKind) -> Self {
         self.kind = kind;
         self
+    }
+
+    /// Names what `migrate explain` says more about.
+    pub fn code(mut self, code: impl Into<Option<Code>>) -> Self {
+        self.code = code.into();
+        self
+    }
+
+    /// What `migrate explain` says more about: the code of the failure, or of the first of its blockers.
+    pub fn explained(&self) -> Option<Code> {
+        self.code.or_else(|| self.blockers.first().map(|blocker| blocker.code))
     }
 
     /// The exit code of the command.

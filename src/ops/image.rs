@@ -1,5 +1,6 @@
 //! What operations on images have in common: errors of the page store as failures.
 
+use crate::blocker::codes;
 use crate::failure::{Failure, FailureKind};
 use crate::image::manifest::ManifestError;
 use crate::memory::store::StoreError;
@@ -9,7 +10,8 @@ use std::{error::Error, path::Path};
 /// system refused.
 pub fn image_failure(dir: &Path, error: &(dyn Error + 'static)) -> Failure {
     let failure = Failure::of(format!("the image {} cannot be used", dir.display()), error).kind(FailureKind::Image);
-    let Some(error) = error.downcast_ref::<StoreError>() else { return failure };
+    let Some(error) = error.downcast_ref::<StoreError>() else { return failure.code(codes::IMAGE_DAMAGED) };
+    let failure = failure.code(error.code());
     match error {
         StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             failure.kind(FailureKind::Failed).hint("run it as the user that made the image, or as root")
@@ -20,7 +22,9 @@ pub fn image_failure(dir: &Path, error: &(dyn Error + 'static)) -> Failure {
         StoreError::NoImage { .. } => {
             failure.hint("a dump that did not end leaves no image; is this the directory given with -D?")
         }
-        StoreError::WrongParent { .. } => failure.hint("put the parent image back where it was when this one was made"),
+        StoreError::NoParent { .. } | StoreError::WrongParent { .. } => {
+            failure.hint("put the parent image back where it was when this one was made")
+        }
         StoreError::Manifest { source: ManifestError::Version { .. }, .. } | StoreError::IndexVersion { .. } => {
             failure.hint("use the version of migrate that made it, or a newer one")
         }

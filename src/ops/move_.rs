@@ -665,6 +665,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>)
 /// No link: nothing has happened to the target.
 pub(crate) fn peer_failure(dest: &Dest, error: &TransportError) -> Failure {
     let failure = Failure::of(format!("{dest} cannot be reached"), error).kind(FailureKind::Peer);
+    let failure = failure.code(error.code());
     let failure = match error {
         TransportError::Aborted { .. } => failure.kind(interrupt::requested().unwrap_or(FailureKind::Interrupted)),
         _ => failure,

@@ -91,7 +91,7 @@ pub fn run(options: &PreDumpOptions, events: &dyn Events) -> Result<Outcome> {
 
 /// Gives the address spaces their names in the image: in the order in which they were found.
 fn name(sink: &Sink<'_>, place: &Place, tree: &mut Tree) -> Result<HashMap<Space, Space>> {
-    let failed = |e: crate::memory::store::StoreError| Failure::of("cannot write the image", &e);
+    let failed = |e: crate::memory::store::StoreError| Failure::of("cannot write the image", &e).code(e.code());
     let spaces: Vec<Space> = tree.watched().iter().map(|w| w.space).collect();
     let names: HashMap<Space, Space> =
         spaces.iter().enumerate().map(|(n, space)| (*space, Space::Mm(MmId::from(n)))).collect();

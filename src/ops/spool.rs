@@ -67,7 +67,8 @@ fn spool_place() -> PathBuf {
 }
 
 fn failure(place: &Path, error: &StoreError) -> Failure {
-    let failure = Failure::of("the image stream cannot be used", error).target(TargetState::NotStarted);
+    let failure =
+        Failure::of("the image stream cannot be used", error).code(error.code()).target(TargetState::NotStarted);
     match error {
         StoreError::Full { .. } => failure.hint(format!(
             "the stream is kept in {} while it is restored: name a directory with more room in TMPDIR",

@@ -9,7 +9,7 @@ use crate::collect::{self, Collection, Policy, mm::Mappings};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::{Model, Pid};
 use crate::net::lock::{NetLock, Terms};
-use crate::trace::freeze::Frozen;
+use crate::trace::{self, freeze::Frozen};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -49,8 +49,7 @@ pub fn reach(
     for attempt in 1.. {
         // Copied while the target runs.
         let known = known.clone();
-        let mut frozen = Frozen::tree_of(root, processes)
-            .map_err(|e| running(Failure::of(format!("cannot stop process {root}"), &e)))?;
+        let mut frozen = Frozen::tree_of(root, processes).map_err(|e| running(not_stopped(root, &e)))?;
         stopped(&frozen)?;
         let mut surety = |frozen: &mut Frozen, sockets: &[(BorrowedFd<'_>, Terms)]| connections.locks(frozen, sockets);
         let collection = match collect::collect(&mut frozen, policy, known, &mut surety) {
@@ -80,6 +79,12 @@ pub fn reach(
         interrupt::check().map_err(running)?;
     }
     unreachable!("the last attempt returns")
+}
+
+/// The failure of a freeze; the caller adds the state of the target.
+pub(super) fn not_stopped(root: Pid, error: &trace::Error) -> Failure {
+    let code = matches!(error, trace::Error::DoesNotStop { .. }).then_some(codes::DOES_NOT_STOP);
+    Failure::of(format!("cannot stop process {root}"), error).code(code)
 }
 
 fn pass_by_themselves(blockers: &[Blocker]) -> bool {

@@ -110,6 +110,7 @@ struct Damage;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocker::codes;
     use crate::image::{MmId, Model, tests::sample};
     use crate::memory::{
         Space,
@@ -144,11 +145,40 @@ mod tests {
     }
 
     #[test]
+    fn what_an_image_lacks_has_a_code() {
+        let at = tempfile::tempdir().unwrap();
+        let dir = |name: &str| at.path().join(name);
+        let code = |name: &str| run(&ImageOptions { dir: dir(name) }, &Quiet).unwrap_err().explained();
+        std::fs::create_dir(dir("empty")).unwrap();
+        assert_eq!(code("empty"), Some(codes::IMAGE_INCOMPLETE));
+        written(&dir("parent"), &sample(), 8);
+        let mut child = ImageWriter::create(&dir("child"), false).unwrap();
+        child.set_parent(&ImageDir::open(&dir("parent")).unwrap()).unwrap();
+        let pages = child.pages(PageOptions::default());
+        child.write_model(&sample()).unwrap();
+        let pages = pages.finish().unwrap();
+        child.commit(Draft::of(&sample(), &pages), pages).unwrap();
+        assert!(run(&ImageOptions { dir: dir("child") }, &Quiet).is_ok());
+        std::fs::rename(dir("parent"), dir("gone")).unwrap();
+        assert_eq!(code("child"), Some(codes::PARENT_MISSING));
+        written(&dir("parent"), &sample(), 9);
+        assert_eq!(code("child"), Some(codes::PARENT_MISSING), "another image in its place");
+
+        let exists = ImageWriter::create(&dir("gone"), false).unwrap_err();
+        assert_eq!(exists.code(), Some(codes::IMAGE_EXISTS));
+        std::fs::write(dir("empty").join("letter"), "x").unwrap();
+        assert_eq!(ImageWriter::create(&dir("empty"), true).unwrap_err().code(), Some(codes::DIRECTORY_USED));
+        let full = StoreError::Full { path: dir("x"), source: std::io::ErrorKind::StorageFull.into() };
+        assert_eq!(full.code(), Some(codes::DISK_SPACE));
+    }
+
+    #[test]
     fn everything_wrong_is_told_at_once() {
         let at = tempfile::tempdir().unwrap();
         let options = ImageOptions { dir: at.path().join("image") };
         let missing = run(&options, &Quiet).unwrap_err();
         assert_eq!((missing.exit_code(), missing.hint.is_some()), (7, true));
+        assert_eq!(missing.explained(), Some(codes::IMAGE_INCOMPLETE));
 
         let mut model = sample();
         model.tasks[0].threads[0].tid.0 = 99;
@@ -156,7 +186,7 @@ mod tests {
         let path = options.dir.join("pages-0.bin");
         std::fs::write(&path, [8; 8192]).unwrap();
         let failure = run(&options, &Quiet).unwrap_err();
-        assert_eq!(failure.exit_code(), 7);
+        assert_eq!((failure.exit_code(), failure.explained()), (7, Some(codes::IMAGE_DAMAGED)));
         for (cause, part) in failure.causes.iter().zip(["threads[0].tid", "no memory for page 0x5000000", "checksum"]) {
             assert!(cause.contains(part), "{cause}");
         }

@@ -1,6 +1,7 @@
 //! Everything that can go wrong between two hosts.
 
 use super::frame::FrameKind;
+use crate::blocker::{Code, codes};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -254,6 +255,18 @@ impl TransportError {
             }
             Self::Ssh { .. } => Some("try the same ssh command by hand; it must not ask for a password (BatchMode)".into()),
             _ => None,
+        }
+    }
+
+    /// What `migrate explain` says more about it.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::NoProgram { .. } | Self::NotMigrate { .. } => Some(codes::PEER_MISSING),
+            Self::NoCommonVersion { .. } => Some(codes::PEER_VERSION),
+            Self::Tls { .. } | Self::NotAuthorised { .. } => Some(codes::PEER_AUTH),
+            Self::PlainNotAllowed { .. } => Some(codes::PLAIN),
+            Self::Connect { .. } | Self::Ssh { .. } => Some(codes::PEER_UNREACHABLE),
+            error => error.is_link_lost().then_some(codes::PEER_UNREACHABLE),
         }
     }
 

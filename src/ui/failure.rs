@@ -56,8 +56,8 @@ pub(super) fn blockers(blockers: &[Blocker], coloured: bool) -> String {
 }
 
 fn default_hint(failure: &Failure) -> Option<String> {
-    let first = failure.blockers.first().filter(|_| failure.kind == FailureKind::Blocked)?;
-    Some(format!("migrate explain {} says more", first.code))
+    let blocked = || failure.explained().filter(|_| failure.kind == FailureKind::Blocked);
+    Some(format!("migrate explain {} says more", failure.code.or_else(blocked)?))
 }
 
 #[cfg(test)]

@@ -253,7 +253,7 @@ pub fn failure(failure: &Failure) -> Object {
         TargetState::InDoubt => (Some("in-doubt"), None),
         TargetState::Ended(_) | TargetState::NotStarted => (Some("ended"), Some("nowhere")),
     };
-    let code = failure.blockers.first().map(|blocker| blocker.code.to_string());
+    let code = failure.explained().map(|code| code.to_string());
     let what = Object::default()
         .with("what", failure.what.as_str())
         .with("causes", failure.causes.clone())

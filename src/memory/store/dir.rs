@@ -360,7 +360,14 @@ impl ImageDir {
     /// The image that pages may refer to, found to be the one that was there when this one was written.
     pub fn open_parent(&self) -> Result<Option<Self>, StoreError> {
         let Some(link) = &self.manifest.parent else { return Ok(None) };
-        let parent = Self::open(&self.path.join(&link.path))?;
+        let path = self.path.join(&link.path);
+        let parent = Self::open(&path).map_err(|error| match error {
+            StoreError::NoImage { path } => StoreError::NoParent { path },
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                StoreError::NoParent { path }
+            }
+            error => error,
+        })?;
         if parent.id != link.id {
             return Err(StoreError::WrongParent { path: parent.path, found: parent.id, wanted: link.id.clone() });
         }

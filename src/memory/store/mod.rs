@@ -28,6 +28,7 @@ pub use stream::{Head, Item, StreamError, StreamReader, StreamWriter, receive, s
 pub use writer::{Compression, Mark, PageOptions, PageWriter, SpaceInfo, StoredPages};
 
 use super::{PageRange, Space};
+use crate::blocker::{Code, codes};
 use crate::image::{codec::CodecError, manifest::ManifestError};
 use std::{io, path::PathBuf};
 
@@ -72,6 +73,12 @@ pub enum StoreError {
     /// There is no image.
     #[error("{} is not an image: it has no manifest.json", path.display())]
     NoImage {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// There is no parent where this image has its own.
+    #[error("the parent image {} is not there", path.display())]
+    NoParent {
         /// The directory.
         path: PathBuf,
     },
@@ -179,6 +186,26 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What `migrate explain` says more about it; `None` where the operating system has refused.
+    pub fn code(&self) -> Option<Code> {
+        Some(match self {
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => codes::IMAGE_INCOMPLETE,
+            Self::Io { .. } | Self::NotText { .. } | Self::TooMany { .. } | Self::Stream(StreamError::Io { .. }) => {
+                return None;
+            }
+            Self::Encode(_) | Self::EncodeManifest(_) => return None,
+            Self::Full { .. } => codes::DISK_SPACE,
+            Self::Exists { .. } => codes::IMAGE_EXISTS,
+            Self::NotEmpty { .. } => codes::DIRECTORY_USED,
+            Self::NoImage { .. } => codes::IMAGE_INCOMPLETE,
+            Self::NoParent { .. } | Self::WrongParent { .. } => codes::PARENT_MISSING,
+            Self::Manifest { source: ManifestError::Version { .. }, .. } | Self::IndexVersion { .. } => {
+                codes::IMAGE_VERSION
+            }
+            _ => codes::IMAGE_DAMAGED,
+        })
+    }
+
     pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| match source.kind() {

@@ -282,7 +282,7 @@ fn parents_are_found_through_a_chain() {
 
     // Another image at the parent's place is not taken for it, and neither is none.
     std::fs::remove_dir_all(&first).unwrap();
-    assert!(matches!(PageReader::open(&third), Err(StoreError::NoImage { .. })));
+    assert!(matches!(PageReader::open(&third), Err(StoreError::NoParent { .. })));
     dumped(&first, &sample(), Compression::Off);
     assert!(matches!(PageReader::open(&third), Err(StoreError::WrongParent { .. })));
 }

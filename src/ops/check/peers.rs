@@ -1,7 +1,7 @@
 //! `check --to`: the other ends. Each host says what it is; with targets, each is asked what the destination of a move would
 //! be asked before anything is stopped.
 
-use crate::blocker::{Blocker, Code, codes};
+use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, FailureKind, Result};
 use crate::ops::options::{CheckOptions, MoveOptions};
 use crate::ops::words::{Dest, Target};
@@ -73,11 +73,7 @@ fn unfit(here: &HostFacts, there: &HostFacts) -> Vec<Blocker> {
 }
 
 fn unreachable(dest: &Dest, error: &TransportError) -> Blocker {
-    let code: Code = match error {
-        TransportError::NoProgram { .. } | TransportError::NotMigrate { .. } => codes::PEER_MISSING,
-        TransportError::NoCommonVersion { .. } => codes::PEER_VERSION,
-        _ => codes::PEER_UNREACHABLE,
-    };
+    let code = error.code().unwrap_or(codes::PEER_UNREACHABLE);
     Blocker::new(code, dest.to_string()).because(error.to_string())
 }
 

@@ -6,7 +6,7 @@ use crate::memory::snapshot::ahead::Ahead;
 use crate::memory::snapshot::eager;
 use crate::memory::track::uffd;
 use crate::memory::{PageRange, RangeSet};
-use crate::ops::interrupt;
+use crate::ops::{interrupt, standstill};
 use crate::proc::maps::Special;
 use crate::sys::eventfd::eventfd;
 use crate::sys::sched;
@@ -108,8 +108,7 @@ pub(super) fn protect(job: &Job<'_>, ahead: &Ahead) -> Result<Cost> {
 }
 
 fn stopped(job: &Job<'_>) -> Result<Frozen> {
-    let what = || format!("cannot stop process {}", job.root);
-    Frozen::tree_of(job.root, job.known).map_err(|e| Failure::of(what(), &e))
+    Frozen::tree_of(job.root, job.known).map_err(|e| standstill::not_stopped(job.root, &e))
 }
 
 fn thaw(frozen: Frozen) -> Result<()> {

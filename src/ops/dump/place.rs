@@ -1,5 +1,6 @@
 //! Where an image goes: a directory or a stream, with or without a parent image.
 
+use crate::blocker::codes;
 use crate::collect::{ShmemSource, Sources, host};
 use crate::failure::{Failure, FailureKind, Result};
 use crate::image::manifest::{HostSummary, Kind, Wishes};
@@ -82,13 +83,14 @@ impl Compare<'_> {
 }
 
 fn cannot_write(dir: &Path, e: &StoreError) -> Failure {
-    Failure::of(format!("cannot write an image to {}", dir.display()), e)
+    Failure::of(format!("cannot write an image to {}", dir.display()), e).code(e.code())
 }
 
 /// Opens a parent image.
 pub(crate) fn parent_of(dir: &Path) -> Result<(ImageDir, Arc<PageReader>, bool)> {
     let failed = |e: StoreError| {
-        Failure::of(format!("cannot use {} as the parent image", dir.display()), &e).kind(FailureKind::Image)
+        let code = e.code();
+        Failure::of(format!("cannot use {} as the parent image", dir.display()), &e).kind(FailureKind::Image).code(code)
     };
     let image = ImageDir::open(dir).map_err(failed)?;
     let reader = PageReader::of(&image).map_err(failed)?;
@@ -238,7 +240,7 @@ impl Place {
     /// # Errors
     /// A full disk; then there is no image.
     pub fn finish(self, model: &Model, wishes: Wishes) -> Result<()> {
-        let failed = |e: StoreError| Failure::of("cannot write the image", &e);
+        let failed = |e: StoreError| Failure::of("cannot write the image", &e).code(e.code());
         match self.out {
             Out::Dir { mut image, pages } => {
                 let stored = pages.finish().map_err(failed)?;
@@ -258,7 +260,7 @@ impl Place {
     /// # Errors
     /// A full disk; then there is no image.
     pub fn finish_memory(self, draft: impl FnOnce(&StoredPages) -> Draft) -> Result<String> {
-        let failed = |e: StoreError| Failure::of("cannot write the image", &e);
+        let failed = |e: StoreError| Failure::of("cannot write the image", &e).code(e.code());
         let Out::Dir { image, pages } = self.out else {
             return Err(Failure::new("memory alone cannot be sent as a stream").kind(FailureKind::Usage));
         };
@@ -286,7 +288,7 @@ fn check_room(image: &ImageWriter, dir: &Path, processes: &[Pid]) -> Result<()> 
         return Ok(());
     }
     let what = format!("the image needs about {needed} bytes, {} has {free} bytes free", dir.display());
-    Err(Failure::new(what).hint("make room there, or choose another directory with -D"))
+    Err(Failure::new(what).code(codes::DISK_SPACE).hint("make room there, or choose another directory with -D"))
 }
 
 /// The sink of a dump, with what stands in front of it.
