@@ -316,9 +316,12 @@ fn refuse_unsupported(cx: &mut Cx<'_>, at: usize, flagged: &Flagged) {
     } else {
         return;
     };
-    let pid = cx.frozen.processes[at].pid;
-    let object = format!("pid {pid} mapping {:#x}-{:#x} {}", mapping.start, mapping.end, mapping.name);
-    cx.block(code, object, reason, remedy);
+    cx.block(code, object(cx.frozen.processes[at].pid, mapping), reason, remedy);
+}
+
+/// How messages name a mapping.
+fn object(pid: Pid, mapping: &Mapping) -> String {
+    format!("pid {pid} mapping {:#x}-{:#x} {}", mapping.start, mapping.end, mapping.name)
 }
 
 /// What lies behind a mapping of a task in this mount namespace; `None` where a blocker has been noted.
@@ -341,8 +344,7 @@ fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged, mnt: NsId) -> Result<O
     let process = &cx.frozen.processes[at];
     let link = mapping.map_file();
     let Some((name, stat)) = mapped::file_of(&process.dir, mapping)? else {
-        let object = format!("pid {} mapping {:#x}-{:#x} {}", process.pid, mapping.start, mapping.end, mapping.name);
-        cx.blockers.push(Blocker::new(codes::MAPPED_FILE, object));
+        cx.blockers.push(Blocker::new(codes::MAPPED_FILE, object(process.pid, mapping)));
         return Ok(None);
     };
     if let Some(key) = sysv::key_of(&name.0) {

@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 
 /// How long processes may go on being born in the old place.
 const PATIENCE: Duration = Duration::from_secs(10);
-const MANAGER: [&str; 3] =
-    ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"];
 /// No limit on the number of tasks: the default for scopes is less than a tree may have.
 const NO_LIMIT: &str = "18446744073709551615";
 
@@ -55,7 +53,7 @@ fn adopt(manager: &Manager, name: &str, home: &Path) -> io::Result<()> {
     if pids.is_empty() {
         return Ok(());
     }
-    manager.call(&[&MANAGER[..], &starting(&unit, &pids).iter().map(String::as_str).collect::<Vec<_>>()].concat())?;
+    manager.call(&starting(&unit, &pids))?;
     loop {
         // The manager answers before it has moved anybody; a process may have had a child meanwhile.
         std::thread::sleep(Duration::from_millis(10));
@@ -67,8 +65,7 @@ fn adopt(manager: &Manager, name: &str, home: &Path) -> io::Result<()> {
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{} processes were not taken", left.len())));
         }
         if left != pids {
-            let call = attaching(&unit, &left);
-            manager.call(&[&MANAGER[..], &call.iter().map(String::as_str).collect::<Vec<_>>()].concat())?;
+            manager.call(&attaching(&unit, &left))?;
             pids = left;
         }
     }
@@ -94,8 +91,7 @@ fn starting(unit: &str, pids: &[u32]) -> Vec<String> {
     let collected = ["CollectMode", "s", "inactive-or-failed"];
     let mut call: Vec<String> = head.iter().chain(&described).chain(&collected).map(ToString::to_string).collect();
     call.extend(["TasksMax", "t", NO_LIMIT, "PIDs", "au"].map(str::to_owned));
-    call.push(pids.len().to_string());
-    call.extend(pids.iter().map(ToString::to_string));
+    call.extend(listed(pids));
     call.push("0".to_owned());
     call
 }
@@ -103,9 +99,13 @@ fn starting(unit: &str, pids: &[u32]) -> Vec<String> {
 /// `AttachProcessesToUnit` of org.freedesktop.systemd1(5), systemd 238.
 fn attaching(unit: &str, pids: &[u32]) -> Vec<String> {
     let mut call: Vec<String> = ["AttachProcessesToUnit", "ssau", unit, ""].map(str::to_owned).into();
-    call.push(pids.len().to_string());
-    call.extend(pids.iter().map(ToString::to_string));
+    call.extend(listed(pids));
     call
+}
+
+/// An array in words of busctl(1): how many, then each.
+fn listed(pids: &[u32]) -> impl Iterator<Item = String> {
+    std::iter::once(pids.len().to_string()).chain(pids.iter().map(ToString::to_string))
 }
 
 #[cfg(test)]

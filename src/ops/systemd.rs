@@ -72,12 +72,15 @@ impl Manager {
         said_by(&self.systemctl, arguments)
     }
 
-    /// Calls a method of it by D-Bus, in words of busctl(1).
+    /// Calls a method of it by D-Bus: the name, the signature and the arguments in words of busctl(1).
     ///
     /// # Errors
     /// It refuses, or cannot be asked.
-    pub fn call(&self, words: &[&str]) -> io::Result<String> {
-        said_by(&self.busctl, &[&["call"], words].concat())
+    pub fn call(&self, words: &[String]) -> io::Result<String> {
+        const OBJECT: [&str; 4] =
+            ["call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"];
+        let words: Vec<&str> = OBJECT.into_iter().chain(words.iter().map(String::as_str)).collect();
+        said_by(&self.busctl, &words)
     }
 
     /// Keeps units from being started again when their main process ends; released when dropped.

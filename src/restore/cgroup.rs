@@ -40,12 +40,10 @@ pub fn prepare(model: &Model, choice: &Cgroup, name: &str, warnings: &mut Vec<St
     for hierarchy in hierarchies()? {
         let ours = own.iter().find(|m| m.controllers == hierarchy.controllers);
         let Some(path) = wanted(model, choice, name, &hierarchy, ours) else { continue };
-        // The words of an image or of a peer.
-        if path.components().any(|part| !matches!(part, Component::Normal(_))) {
+        let Some(dir) = below(&hierarchy, &path) else {
             return Err(failed("use the cgroup", &path, crate::sys::Errno::EINVAL));
-        }
-        let dir = hierarchy.mount.join(&path);
-        if let Err(errno) = make(&dir).and_then(|()| cgroupfs::inherit_sets(&hierarchy.mount, &dir)) {
+        };
+        if let Err(errno) = make(&hierarchy, &dir) {
             warnings.push(format!("cgroup {} could not be made: {errno}", dir.display()));
             continue;
         }
@@ -147,14 +145,8 @@ impl Apart {
 /// Puts a process into a cgroup, which is made if it is not there.
 fn join(pid: Pid, hierarchy: &Hierarchy, membership: &Membership) -> std::io::Result<()> {
     let path = membership.path.as_path();
-    let path = path.strip_prefix("/").unwrap_or(path);
-    // The words of an image or of a peer.
-    if path.components().any(|part| !matches!(part, Component::Normal(_))) {
-        return Err(std::io::ErrorKind::InvalidInput.into());
-    }
-    let dir = hierarchy.mount.join(path);
-    make(&dir)?;
-    cgroupfs::inherit_sets(&hierarchy.mount, &dir)?;
+    let dir = below(hierarchy, path.strip_prefix("/").unwrap_or(path)).ok_or(std::io::ErrorKind::InvalidInput)?;
+    make(hierarchy, &dir)?;
     std::fs::write(dir.join("cgroup.procs"), pid.to_string())
 }
 
@@ -212,8 +204,14 @@ fn remove_empty(above: &Path) {
     }
 }
 
-fn make(dir: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)
+/// The directory of a cgroup; `None` for a path that leads elsewhere. It may be in the words of an image or of a peer.
+fn below(hierarchy: &Hierarchy, path: &Path) -> Option<PathBuf> {
+    path.components().all(|part| matches!(part, Component::Normal(_))).then(|| hierarchy.mount.join(path))
+}
+
+fn make(hierarchy: &Hierarchy, dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    cgroupfs::inherit_sets(&hierarchy.mount, dir)
 }
 
 fn failed(operation: &'static str, path: &Path, errno: crate::sys::Errno) -> Error {
