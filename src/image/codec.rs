@@ -247,8 +247,8 @@ const HOST: u16 = 1;
 const HOST_VERSION: u16 = 1;
 
 sections! {
-    tasks = 2, version 1, limit limits::SECTION_BYTES;
-    mms = 3, version 2, limit limits::SECTION_BYTES;
+    tasks = 2, version 2, limit limits::SECTION_BYTES;
+    mms = 3, version 3, limit limits::SECTION_BYTES;
     shmems = 4, version 1, limit limits::SECTION_BYTES;
     fd_tables = 5, version 1, limit limits::SECTION_BYTES;
     files = 6, version 1, limit limits::SECTION_BYTES;
