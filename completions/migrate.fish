@@ -482,6 +482,7 @@ function __fish_migrate_codes
         M0211 'protection keys that this CPU does not have' \
         M0212 'address not available here' \
         M0213 'mapping of an unknown kind' \
+        M0214 'NUMA memory policy that cannot be given here' \
         M0301 'io_uring instance' \
         M0302 'userfaultfd' \
         M0303 'performance counter' \

@@ -139,6 +139,6 @@ table! { MEMORY:
     NUMA_NODE = 214, "NUMA memory policy that cannot be given here",
         object: "a thread or a mapping with a policy (set_mempolicy, mbind) that names a node without memory for us here",
         why: "The kernel would leave the node out of the policy for good, and memory would come from elsewhere than the program asked for.",
-        remedy: "choose a destination with memory on these nodes (numactl -H lists them), or start the program without numactl or its option for NUMA",
+        remedy: "choose a destination with memory on these nodes (numactl -H), or start the program without them",
         kernel: "all";
 }
