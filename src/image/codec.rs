@@ -251,7 +251,7 @@ sections! {
     mms = 3, version 3, limit limits::SECTION_BYTES;
     shmems = 4, version 1, limit limits::SECTION_BYTES;
     fd_tables = 5, version 1, limit limits::SECTION_BYTES;
-    files = 6, version 1, limit limits::SECTION_BYTES;
+    files = 6, version 2, limit limits::SECTION_BYTES;
     pipes = 7, version 1, limit limits::SECTION_BYTES;
     ptys = 8, version 1, limit limits::SECTION_BYTES;
     unix_sockets = 9, version 1, limit limits::SECTION_BYTES;

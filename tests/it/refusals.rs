@@ -164,50 +164,118 @@ while True:
         time.sleep(0.04)
 ";
 
-/// Dumps without ending it; the output of the last.
-fn dump_watcher(word: &str, times: usize) -> Option<(Output, bool)> {
-    let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
-    if !root || !python {
-        crate::skip!("refusals: needs root ({root}) and /usr/bin/python3 ({python})");
-        return None;
+/// A program with a queue of events, and what has become of it.
+struct Watcher {
+    dir: tempfile::TempDir,
+    child: Child,
+}
+
+impl Watcher {
+    /// `None`, said, where it cannot be tried. `reads`: `soon`, or `never`.
+    fn start(reads: &str) -> Option<Self> {
+        let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
+        if !root || !python {
+            crate::skip!("refusals: needs root ({root}) and /usr/bin/python3 ({python})");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new("setsid");
+        child.args(["/usr/bin/python3", "-c", WATCHER]).arg(dir.path()).arg(reads).env("ZOO", dir.path());
+        let child = child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let watcher = Self { dir, child };
+        assert!(watcher.goes_on(2), "the watcher does not get ready");
+        Some(watcher)
     }
-    let dir = tempfile::tempdir().unwrap();
-    let mut child = Command::new("setsid");
-    child.args(["/usr/bin/python3", "-c", WATCHER]).arg(dir.path()).arg(word);
-    child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = crate::networks::Killed(child.spawn().unwrap());
-    let counted = || std::fs::read_to_string(dir.path().join("ready")).ok().and_then(|text| text.parse::<u64>().ok());
-    let goes_on = |than: u64| {
+
+    fn counted(&self) -> Option<u64> {
+        std::fs::read_to_string(self.dir.path().join("ready")).ok()?.parse().ok()
+    }
+
+    /// Whether it counts past this.
+    fn goes_on(&self, than: u64) -> bool {
         let until = Instant::now() + Duration::from_secs(30);
-        while counted().is_none_or(|n| n <= than) && Instant::now() < until {
+        while self.counted().is_none_or(|n| n <= than) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        counted().is_some_and(|n| n > than)
-    };
-    assert!(goes_on(2), "the watcher does not get ready");
-    let mut last = None;
-    for n in 0..times {
-        let image = dir.path().join(n.to_string());
-        let pid = child.0.id().to_string();
-        let output =
-            migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--json"]).output().unwrap();
-        let stop = !output.status.success();
-        last = Some(output);
-        if stop {
-            break;
-        }
+        self.counted().is_some_and(|n| n > than)
     }
-    let unharmed = goes_on(counted().unwrap_or(0)) && child.0.try_wait().unwrap().is_none();
-    Some((last.unwrap(), unharmed))
+
+    /// Its output is in a file: what has moved must not have our pipe.
+    fn run(&self, args: &[&str]) -> Output {
+        let out = std::fs::File::create(self.dir.path().join("out")).unwrap();
+        let mut command = crate::moves::on_host(&self.dir.path().join("host"));
+        command.args(args).stdin(Stdio::null());
+        let status = command.stdout(out.try_clone().unwrap()).stderr(out).status().unwrap();
+        Output { status, stdout: std::fs::read(self.dir.path().join("out")).unwrap(), stderr: Vec::new() }
+    }
+
+    /// Dumps without ending it; the output of the last.
+    fn dumped(&self, times: usize) -> Output {
+        let dump = |n: usize| {
+            let image = self.dir.path().join(n.to_string());
+            let pid = self.child.id().to_string();
+            self.run(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--json"])
+        };
+        let mut last = dump(0);
+        for n in 1..times {
+            if !last.status.success() {
+                break;
+            }
+            last = dump(n);
+        }
+        last
+    }
+
+    /// It neither ended nor stands, and has read every event that there was.
+    fn is_unharmed(&mut self) -> bool {
+        self.goes_on(self.counted().unwrap_or(0) + 2) && self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Every process that runs it.
+    fn copies(&self) -> Vec<i32> {
+        crate::zoo::marked(self.dir.path())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        crate::moves::end_all(self.copies(), &mut self.child);
+    }
 }
 
 #[test]
 fn what_is_in_the_way_for_a_moment_is_waited_for() {
-    let Some((output, unharmed)) = dump_watcher("soon", 6) else { return };
+    let Some(mut soon) = Watcher::start("soon") else { return };
+    let output = soon.dumped(6);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    assert!(unharmed);
-    let Some((output, unharmed)) = dump_watcher("never", 1) else { return };
+    assert!(soon.is_unharmed());
+    let Some(mut never) = Watcher::start("never") else { return };
+    let output = never.dumped(1);
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stdout));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("M0324"));
-    assert!(unharmed, "a refused program runs on");
+    assert_eq!(codes(&output), ["M0324"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("bytes of events"));
+    assert!(never.is_unharmed(), "a refused program runs on");
+}
+
+#[test]
+fn a_move_waits_for_what_is_in_the_way_for_a_moment() {
+    if !crate::moves::can_move() {
+        return;
+    }
+    let Some(soon) = Watcher::start("soon") else { return };
+    let pid = soon.child.id().to_string();
+    for mode in ["pre-copy", "stop-and-copy"] {
+        let root = soon.copies().first().copied().map_or(pid.clone(), |root| root.to_string());
+        let output = soon.run(&["move", &root, "local", "--mode", mode, "--json"]);
+        assert!(output.status.success(), "{mode}: {}", String::from_utf8_lossy(&output.stdout));
+        // It would have ended if an event were missing.
+        assert!(soon.goes_on(soon.counted().unwrap_or(0) + 2), "{mode}");
+        assert_eq!(soon.copies().len(), 1, "{mode}");
+    }
+    let Some(mut never) = Watcher::start("never") else { return };
+    let pid = never.child.id().to_string();
+    let output = never.run(&["move", &pid, "local", "--mode", "pre-copy", "--json"]);
+    assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0324".to_owned()]));
+    assert!(never.is_unharmed(), "a refused program runs on");
+    assert_eq!(never.copies(), [never.child.id() as i32]);
 }

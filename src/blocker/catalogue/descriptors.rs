@@ -120,8 +120,8 @@ table! { DESCRIPTORS:
         kernel: "all";
     INOTIFY_EVENTS = 324, "file events that were not read yet",
         object: "an inotify descriptor with events in its queue",
-        why: "Events cannot be put into the queue of another instance, and cannot be looked at without taking them out.",
-        remedy: "try again when the program has read its events",
+        why: "An event can only be seen by taking it out of the queue, and only what happens to a watched file puts one in: a program that goes on after all would miss those that were taken. It is tried again for a quarter of a second.",
+        remedy: "let the program read its events (it may hang, or be stopped), then try again",
         kernel: "all";
     OWNER_OUTSIDE = 325, "signals of a descriptor go to a process outside",
         object: "a descriptor with F_SETOWN to a process or group that is not in the tree",

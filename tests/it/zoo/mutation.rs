@@ -269,7 +269,6 @@ const NO_CASE: &[(&str, &str)] = &[
     ("tasks[*].threads[*].cgroups", "a threaded cgroup is the second version's"),
     ("tasks[*].dead.creds", "what a zombie's were is not compared"),
     ("files[*].lease", "a read lease is number 0, which says nothing"),
-    ("files[*].kind.Inotify.queue", "never collected: one with unread events is refused"),
     ("namespaces[*].kind.Cgroup.roots", "never collected"),
     ("namespaces[*].kind.User", "maps to the host's user 0 and an owner that is 0 say nothing"),
     ("mms[*].vmas[*].backing.Device", "no case yet: a mapped device node"),
