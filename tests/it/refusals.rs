@@ -164,15 +164,20 @@ while True:
         time.sleep(0.04)
 ";
 
-/// A program with a queue of events, and what has become of it.
+/// A program that counts in a file, and what has become of it.
 struct Watcher {
     dir: tempfile::TempDir,
     child: Child,
 }
 
 impl Watcher {
-    /// `None`, said, where it cannot be tried. `reads`: `soon`, or `never`.
+    /// `reads`: `soon`, or `never`.
     fn start(reads: &str) -> Option<Self> {
+        Self::of(WATCHER, reads)
+    }
+
+    /// `None`, said, where it cannot be tried.
+    fn of(script: &str, word: &str) -> Option<Self> {
         let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
         if !root || !python {
             crate::skip!("refusals: needs root ({root}) and /usr/bin/python3 ({python})");
@@ -180,7 +185,7 @@ impl Watcher {
         }
         let dir = tempfile::tempdir().unwrap();
         let mut child = Command::new("setsid");
-        child.args(["/usr/bin/python3", "-c", WATCHER]).arg(dir.path()).arg(reads).env("ZOO", dir.path());
+        child.args(["/usr/bin/python3", "-c", script]).arg(dir.path()).arg(word).env("ZOO", dir.path());
         let child = child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let watcher = Self { dir, child };
         assert!(watcher.goes_on(2), "the watcher does not get ready");
@@ -226,7 +231,7 @@ impl Watcher {
         last
     }
 
-    /// It neither ended nor stands, and has read every event that there was.
+    /// It neither ended nor stands: one that reads has read every event that there was.
     fn is_unharmed(&mut self) -> bool {
         self.goes_on(self.counted().unwrap_or(0) + 2) && self.child.try_wait().unwrap().is_none()
     }
@@ -278,4 +283,40 @@ fn a_move_waits_for_what_is_in_the_way_for_a_moment() {
     assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0324".to_owned()]));
     assert!(never.is_unharmed(), "a refused program runs on");
     assert_eq!(never.copies(), [never.child.id() as i32]);
+}
+
+/// Gets urgent data in the middle of other data, and reads none of it before a file is there; then all of it has to be as sent.
+const URGENT: &str = "
+import os, socket, sys, time
+os.closerange(3, 1024)
+listener = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(listener.getsockname())
+server = listener.accept()[0]
+listener.close()
+client.sendall(b'before')
+client.send(b'!', socket.MSG_OOB)
+client.sendall(b'after')
+time.sleep(0.05)
+open(sys.argv[1] + '/ready', 'w').write('9')
+while not os.path.exists(sys.argv[1] + '/go'):
+    time.sleep(0.01)
+found = server.recv(100), server.recv(1, socket.MSG_OOB), server.recv(100)
+assert found == (b'before', b'!', b'after'), found
+open(sys.argv[1] + '/ready', 'w').write('99')
+time.sleep(1000)
+";
+
+#[test]
+fn urgent_data_is_in_the_way_and_stays_as_it_is() {
+    let Some(mut program) = Watcher::of(URGENT, "") else { return };
+    let image = program.dir.path().join("image");
+    let args = ["-D", image.to_str().unwrap(), "--tcp", "keep", "--leave-running", "--json"];
+    let pid = program.child.id().to_string();
+    let dump = |program: &Watcher| program.run(&[&["dump", &pid], &args[..]].concat());
+    let output = dump(&program);
+    assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0419".to_owned()]));
+    std::fs::write(program.dir.path().join("go"), "").unwrap();
+    assert!(program.goes_on(90), "a byte is missing or was doubled: {:?}", program.child.try_wait());
+    let output = dump(&program);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

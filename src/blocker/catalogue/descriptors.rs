@@ -222,4 +222,9 @@ table! { SOCKETS:
             processes would not be the new tree's.",
         remedy: "try again when its messages are read, or dump and restore instead",
         kernel: "all";
+    TCP_URGENT = 419, "urgent data in a TCP connection",
+        object: "a TCP connection with an urgent byte (MSG_OOB) that was not read, or whose mark is not behind it yet",
+        why: "No call makes the mark of urgent data in another socket, and without it the program would take the byte for an ordinary one, or miss the place where it was. It is tried again for a quarter of a second.",
+        remedy: "let the program read what has come, past the urgent byte, then try again; or --tcp close",
+        kernel: "all";
 }
