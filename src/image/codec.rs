@@ -257,7 +257,7 @@ sections! {
     unix_sockets = 9, version 1, limit limits::SECTION_BYTES;
     ghosts = 10, version 1, limit limits::GHOST_BYTES;
     locks = 11, version 1, limit limits::SECTION_BYTES;
-    fs = 12, version 1, limit limits::SECTION_BYTES;
+    fs = 12, version 2, limit limits::SECTION_BYTES;
     sighands = 13, version 1, limit limits::SECTION_BYTES;
     seccomp_filters = 14, version 1, limit limits::SECTION_BYTES;
     namespaces = 15, version 2, limit limits::SECTION_BYTES;
