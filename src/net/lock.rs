@@ -140,7 +140,8 @@ impl NetLock {
             return count();
         }
         let set = |inline| {
-            socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, inline).map_err(failed("TCP", "SO_OOBINLINE"))
+            socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, inline)
+                .map_err(failed("TCP", "SO_OOBINLINE"))
         };
         set(1)?;
         let counted = count();

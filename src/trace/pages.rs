@@ -126,11 +126,7 @@ pub fn read_padded(file: &std::fs::File, mut offset: u64, mut part: &mut [u8]) -
 ///
 /// # Errors
 /// One of them is not there.
-pub fn read_private(
-    (pid, sharing): (Pid, &Sharing),
-    ranges: &[PageRange],
-    buf: &mut [u8],
-) -> Result<(), PageError> {
+pub fn read_private((pid, sharing): (Pid, &Sharing), ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
     if ranges.len() <= mem::PIECES_MAX && !sharing.of(pid) {
         let pieces: Vec<(u64, usize)> = ranges.iter().map(|r| (r.first * PAGE, r.bytes() as usize)).collect();
         if mem::read_pieces(pid, &pieces, buf) == Ok(buf.len()) {

@@ -1,8 +1,8 @@
 //! Where pages are read from: the running tree, the stopped one, or a copy that was made in the pause.
 
 use super::Objects;
-use crate::image::mm::PAGE;
 use crate::image::Pid;
+use crate::image::mm::PAGE;
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, Space};
 use crate::trace::pages::{Sharing, TargetPages, read_private};
