@@ -5,7 +5,7 @@ use super::fd::set::fs_magic;
 use super::fd::{ghost, views};
 use super::seen::{self, Seen};
 use super::sharing::{Bare, Shared};
-use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
+use super::{Cx, Error, Result, cgroup, creds, mm, ns, numa, restart, signals, timers};
 use crate::blocker::{Blocker, codes};
 use crate::image::fd::PathRef;
 use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Task, TaskState, Thread};
@@ -75,6 +75,7 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         cx.process_of.push(at);
     }
     number_io_contexts(&mut cx.model.tasks);
+    numa::settle(&mut cx.model);
     unread_stops(cx)?;
     Ok(())
 }
@@ -218,7 +219,7 @@ fn fill_process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Ta
     let itimers = timers::ask(&mut batch);
     let subreaper = batch.out(4);
     batch.may_prctl(libc::PR_GET_CHILD_SUBREAPER, subreaper, 0u64);
-    let mm_query = mappings.is_some().then(|| mm::ask(&mut batch));
+    let mm_query = mappings.as_ref().map(|mappings| mm::ask(&mut batch, mappings));
     let results = cx.frozen.processes[at].leader().run(&scratch, &batch)?;
     task.child_subreaper = results.value::<u32>(subreaper) != 0;
     task.itimers = timers::answer(&results, &itimers);
@@ -319,6 +320,7 @@ fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, (numbers, seen
         seccomp,
         pdeath_signal: answer.pdeath_signal,
         sched: seen.sched,
+        numa: answer.numa,
         timer_slack_ns: answer.timer_slack_ns,
         clear_child_tid: answer.clear_child_tid,
         robust_list: seen.robust_list,

@@ -4,7 +4,7 @@
 //! the target that still runs over there.
 
 use super::fd::{regular, roots, taken_over};
-use super::{Options, creds, ns, root, vdso};
+use super::{Options, creds, ns, numa, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::creds::Creds;
@@ -39,6 +39,7 @@ pub struct Scope {
 pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     let mut blockers = processor(model, scope.cpu);
     blockers.extend(vdso::blockers(model));
+    blockers.extend(numa::blockers(model));
     blockers.extend(credentials(model));
     blockers.extend(connections(model));
     if options.pids == Pids::Same {

@@ -301,8 +301,9 @@ parked!(parked_signals = signals: pending);
 parked!(parked_namespaces = namespaces: private_files);
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
     huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write shared_pages
-    barriers
-    large);
+    barriers large);
+zoo!(numa: of_mappings of_threads of_relatives of_segment);
+late!(late_numa = numa: of_mappings of_threads of_relatives);
 zoo!(mappings: no_vdso huge_pages past_the_end sparse seals shared_for_reading keys ten_thousand);
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
     on_alternate_stack);
