@@ -119,6 +119,10 @@ pub struct Line {
     /// At the destination: why the prepared copy could not be parked, and is still in memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_parked: Option<String>,
+    /// At the destination, once it is this host's: it was let go. Whoever comes later lets nobody go a second time, who may be held
+    /// by somebody else by then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ran: bool,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
@@ -195,6 +199,7 @@ impl Journal {
             downtime_us: None,
             bytes_sent: None,
             not_parked: None,
+            ran: false,
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -248,6 +253,11 @@ impl Journal {
     /// Notes why the copy could not be parked, for later lines; `None`: it is.
     pub fn set_not_parked(&mut self, reason: Option<String>) {
         self.line.not_parked = reason;
+    }
+
+    /// Notes that the copy was let go, for later lines.
+    pub fn set_ran(&mut self) {
+        self.line.ran = true;
     }
 
     /// Notes addresses that are here for the copy.
@@ -317,10 +327,16 @@ impl Journal {
         }
     }
 
-    /// Nobody needs it any more.
+    /// Nobody needs it any more, nor an inventory of the copy.
     pub fn forget_bequest(&self) {
         // Most copies have none.
         let _ = fs::remove_file(self.beside());
+        let _ = fs::remove_file(self.inventory());
+    }
+
+    /// Where it stands what the copy is, once that is written down ([`super::inventory`]).
+    pub fn inventory(&self) -> PathBuf {
+        self.path.with_extension("inventory")
     }
 
     fn beside(&self) -> PathBuf {
@@ -336,7 +352,7 @@ impl Journal {
 /// Reads a journal; a last line that was cut off by a crash is not counted.
 pub fn read(path: &Path) -> io::Result<Vec<Line>> {
     let mut text = String::new();
-    File::open(path)?.take(FILE_LIMIT_BYTES).read_to_string(&mut text)?;
+    open(path)?.take(FILE_LIMIT_BYTES).read_to_string(&mut text)?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().map(|line| serde_json::from_str(line).map_err(io::Error::other)).collect()
 }
@@ -345,7 +361,12 @@ pub fn read(path: &Path) -> io::Result<Vec<Line>> {
 pub fn is_decided(dir: &Path, line: &Line) -> bool {
     let path = dir.join(format!("{}.{}.journal", line.attempt, line.role.name()));
     let free = |file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok();
-    !File::open(path).is_ok_and(free)
+    !open(&path).is_ok_and(free)
+}
+
+/// For reading. Also in a directory of a user, by whoever has more rights: nothing there makes the opening wait, or leads elsewhere.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
 /// The last line of every journal in `dir` that is not decided yet.
