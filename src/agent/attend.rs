@@ -11,7 +11,7 @@ use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::protocol::AttemptId;
 use crate::transport::Abort;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 /// Between two looks when no session of this agent ends.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How soon the end of the agent is noticed.
 const TICK: Duration = Duration::from_millis(500);
 /// Most copies that are attended at a time, and of these most for which one look at the journals of a user starts a process.
@@ -68,12 +68,14 @@ pub struct Attendants {
     template: SessionSpec,
     program: PathBuf,
     running: HashMap<AttemptId, Child>,
+    /// Journals of what is over.
+    over: HashSet<PathBuf>,
 }
 
 impl Attendants {
     /// Processes are made after `template`. Dropped, those that run go on.
     pub fn new(template: SessionSpec, program: PathBuf) -> Self {
-        Self { template, program, running: HashMap::new() }
+        Self { template, program, running: HashMap::new(), over: HashSet::new() }
     }
 
     /// Starts a process for each copy that nobody attends.
@@ -81,7 +83,7 @@ impl Attendants {
         self.running.retain(|_, child| matches!(child.try_wait(), Ok(None)));
         for place in self.places() {
             let journals = place.state.join("moves");
-            let lines = match journal::undecided(&journals) {
+            let lines = match journal::undecided_of(&journals, Role::Destination, &mut self.over) {
                 Ok(lines) => lines,
                 Err(error) => {
                     tracing::warn!(%error, dir = %journals.display(), "the journals of moves cannot be read");

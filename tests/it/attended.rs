@@ -138,10 +138,10 @@ fn what_was_not_prepared_is_ended_and_what_was_this_hosts_runs() {
         let mut mover = play.mover("NOBODY", "").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let session = wait_for(|| stopped_session(&play), point);
         // Nobody of the source comes back.
-        let guardians = children(mover.id());
-        mover.kill().unwrap();
+        for pid in children(mover.id()).into_iter().chain([mover.id() as i32]) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
         mover.wait().unwrap();
-        guardians.into_iter().for_each(|pid| drop(kill(Pid::from_raw(pid), Signal::SIGKILL)));
         renewed(&mut play, session);
         match point {
             "destination-armed" => wait(|| others(&play).is_empty(), "nobody counts on it: it is ended"),

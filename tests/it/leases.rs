@@ -1,7 +1,7 @@
 //! A source that says nothing for a whole lease: what is not prepared at the destination goes, and what is prepared waits there
 //! as an image, without memory and process ids, until it is told what holds.
 
-use crate::handover::{Play, children, is_stopped, stopped_session, wait, wait_for};
+use crate::handover::{Play, children, is_stopped, wait, wait_for};
 use crate::moves::{can_move, result, run, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -52,7 +52,11 @@ fn stores(attempt: &str) -> Vec<PathBuf> {
 
 /// Until the copy is parked: nothing of it in memory, a complete image on the disk, and a person is told.
 pub fn is_parked(play: &Play) {
-    let status = wait_for(|| Some(play.status("b")).filter(|status| status["phase"] == "parked"), "it is parked");
+    let looked = |status: &serde_json::Value| {
+        assert!(!status["not_parked"].is_string(), "{status}");
+        status["phase"] == "parked"
+    };
+    let status = wait_for(|| Some(play.status("b")).filter(looked), "it is parked");
     assert_eq!(others(play), Vec::<i32>::new(), "process ids are free");
     let image = status["image"].as_str().unwrap_or_else(|| panic!("{status}"));
     assert!(Path::new(image).join("manifest.json").exists(), "{status}");
