@@ -155,7 +155,7 @@ mod tests {
     fn what_is_prepared_or_half_done_needs_somebody_and_what_is_settled_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::begin(dir.path(), Role::Destination, AttemptId([1; 16]), "a", None).unwrap();
-        let mut needs = |step, journal: &mut Journal| {
+        let needs = |step, journal: &mut Journal| {
             journal.write(step).unwrap();
             needs_somebody(journal.line())
         };
