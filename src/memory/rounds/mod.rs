@@ -16,7 +16,7 @@ use watched::Look;
 pub use watched::{Kinship, Watched, inherit_at_once};
 
 use super::shared::{LastShared, Objects};
-use super::track::{Backend, TrackError, Tracking, areas_of_maps, areas_of_mm, hash, soft_dirty, uffd};
+use super::track::{Backend, TrackError, Tracking, areas_of_mm, hash, soft_dirty, uffd};
 use super::{PageRange, RangeSet, Space};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid};
@@ -352,15 +352,13 @@ impl Tree {
         if !tracks(child) || !tracks(parent) {
             return None;
         }
-        let areas = |w: &Watched, buf: &mut Vec<u8>| w.dir.maps(buf).map(|maps| areas_of_maps(&maps)).ok();
-        let (ours, theirs) = (areas(child, buf)?, areas(parent, buf)?);
-        let found = super::cow::shared((&child.dir, &ours), (&parent.dir, &theirs)).ok()?;
         // Only what this round takes, or what the image has already: all of it was armed before the look.
         let in_image = |w: &Watched| match taken.get(&w.space) {
             Some(now) => w.shipped.union(now),
             None => w.shipped.clone(),
         };
-        let shared = found.intersection(&in_image(child)).intersection(&in_image(parent));
+        let both = in_image(child).intersection(&in_image(parent));
+        let shared = super::cow::shared(&child.dir, &parent.dir, &both).ok()?;
         Some(Kinship { parent: Some(parent.space), shared })
     }
 
