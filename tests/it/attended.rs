@@ -6,15 +6,10 @@ use crate::leases::{LEASE, images, is_over, is_parked, journals, others};
 use crate::moves::{Agent, can_move, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// No lease of these tests ends by itself.
 const LONG: [&str; 2] = ["--lease", "1h"];
-
-/// The process that takes the target at the destination.
-fn session(play: &Play) -> Pid {
-    Pid::from_raw(wait_for(|| children(play.agent.pid()).first().copied(), "a session"))
-}
 
 /// What a copy is was written down beside its journal.
 fn inventory(play: &Play) -> bool {
@@ -23,23 +18,55 @@ fn inventory(play: &Play) -> bool {
 }
 
 /// The agent and this session are killed, and another agent takes its place.
-fn renewed(play: &mut Play, session: Pid) {
+fn renewed(play: &mut Play, session: Option<Pid>) {
     play.agent.kill();
-    let _ = kill(session, Signal::SIGKILL);
+    if let Some(session) = session {
+        let _ = kill(session, Signal::SIGKILL);
+    }
     let listen = play.agent.address.clone();
     let _ = std::fs::remove_file(listen.trim_start_matches("unix:"));
     play.agent = Agent::start(&play.dir.path().join("b"), &listen);
 }
 
-/// A move that stands still before COMMIT, its copy being prepared and described.
-fn stopped_move(play: &Play, lease: &[&str]) -> Child {
+/// A move that stands still before COMMIT. Dropped, it is ended: who is traced by one that stands still cannot end.
+struct Mover(Option<Child>);
+
+impl Mover {
+    fn spawn(command: &mut Command) -> Self {
+        let mover = Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()));
+        wait(|| is_stopped(mover.pid().as_raw()), "the source stands still");
+        mover
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.as_ref().unwrap().id() as i32)
+    }
+
+    /// It goes on, and comes to its end.
+    fn succeeds(mut self, what: &str) {
+        kill(self.pid(), Signal::SIGCONT).unwrap();
+        let output = self.0.take().unwrap().wait_with_output().unwrap();
+        assert!(output.status.success(), "{what}: {}", text(&output));
+    }
+}
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Its copy is prepared and described, besides.
+fn stopped_move(play: &Play, lease: &[&str]) -> Mover {
     let mut mover = play.mover("MIGRATE_STOP", "source-ready");
     let stopped = play.dir.path().join("stopped");
     std::fs::write(&stopped, "").unwrap();
-    let mover = mover.args(lease).env("MIGRATE_ONCE", &stopped);
-    let mover = mover.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait(|| is_stopped(mover.id() as i32), "the source stands still");
-    wait(|| inventory(play), "what the copy is was written down");
+    let mover = Mover::spawn(mover.args(lease).env("MIGRATE_ONCE", &stopped));
+    // With a short lease it may be parked already, on a slow day.
+    wait(|| inventory(play) || !images(play).is_empty(), "what the copy is was written down");
     mover
 }
 
@@ -58,20 +85,18 @@ fn a_source_that_comes_back_is_answered_by_whoever_attends_the_copy() {
     for (with_agent, lease) in [(false, LONG), (true, LONG), (false, LEASE), (true, LEASE)] {
         let mut play = Play::begin("NOBODY", "");
         let mover = stopped_move(&play, &lease);
-        let session = session(&play);
+        let session = children(play.agent.pid()).first().copied().map(Pid::from_raw);
         if with_agent {
             renewed(&mut play, session);
-        } else {
-            kill(session, Signal::SIGKILL).unwrap();
+        } else if let Some(session) = session {
+            let _ = kill(session, Signal::SIGKILL);
         }
         if lease == LONG {
             is_attended(&play);
         } else {
             is_parked(&play);
         }
-        kill(Pid::from_raw(mover.id() as i32), Signal::SIGCONT).unwrap();
-        let output = mover.wait_with_output().unwrap();
-        assert!(output.status.success(), "{with_agent} {lease:?}: {}", text(&output));
+        mover.succeeds(&format!("{with_agent} {lease:?}"));
         is_over(&play, true, "it came back");
         wait(|| play.status("a").is_null() && play.status("b").is_null(), "it is over");
         assert!(!inventory(&play));
@@ -87,8 +112,8 @@ fn a_copy_whose_session_was_killed_waits_for_a_person_and_is_parked() {
         let mut play = Play::begin("NOBODY", "");
         play.killed_with_guardian("source-committing", &["--lease", "3s"]);
         wait(|| inventory(&play), "what the copy is was written down");
-        let session = session(&play);
-        renewed(&mut play, session);
+        let session = wait_for(|| children(play.agent.pid()).first().copied(), "a session");
+        renewed(&mut play, Some(Pid::from_raw(session)));
         is_attended(&play);
         play.nobody_counts("attended");
         if moves {
@@ -114,17 +139,13 @@ fn a_copy_that_nobody_has_described_stays_in_memory() {
     let mut mover = play.mover("MIGRATE_STOP", "source-ready");
     let stopped = play.dir.path().join("stopped");
     std::fs::write(&stopped, "").unwrap();
-    let mover = mover.args(LEASE).env("MIGRATE_ONCE", &stopped);
-    let mover = mover.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mover = Mover::spawn(mover.args(LEASE).env("MIGRATE_ONCE", &stopped));
     let session = wait_for(|| stopped_session(&play), "PREPARED is sent");
-    wait(|| is_stopped(mover.id() as i32), "the source stands still");
     kill(session, Signal::SIGKILL).unwrap();
     is_attended(&play);
     // The lease that is usual where nobody has said another holds, which nobody waits for here.
     assert_eq!(images(&play).len(), 0);
-    kill(Pid::from_raw(mover.id() as i32), Signal::SIGCONT).unwrap();
-    let output = mover.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
+    mover.succeeds("not described");
     is_over(&play, true, "not described");
 }
 
@@ -142,7 +163,7 @@ fn what_was_not_prepared_is_ended_and_what_was_this_hosts_runs() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         mover.wait().unwrap();
-        renewed(&mut play, session);
+        renewed(&mut play, Some(session));
         match point {
             "destination-armed" => wait(|| others(&play).is_empty(), "nobody counts on it: it is ended"),
             // PREPARED may have been sent, as far as the journal knows.
