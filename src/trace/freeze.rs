@@ -608,6 +608,16 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_that_keeps_forking_is_told_from_a_task_that_does_not_stop() {
+        let pid = Pid(std::process::id() as i32);
+        let root = FrozenProcess::new(pid, ProcDir::open(pid).unwrap());
+        let frozen = Frozen { processes: vec![root], since: Instant::now(), freezers: Vec::new() };
+        let error = || Error::DoesNotStop { pid: Pid(7), ms: 100, wchan: String::new() };
+        assert!(matches!(frozen.blamed(error(), 2, 9), Error::DoesNotStop { pid: Pid(7), .. }));
+        assert!(matches!(frozen.blamed(error(), 3, 9), Error::KeepsForking { root, tasks: 9, .. } if root == pid));
+    }
+
+    #[test]
     fn a_tree_is_tried_as_often_or_for_as_long_as_was_asked_for() {
         let now = Instant::now();
         assert_eq!(pause(1, None, now), Some(DEADLINE));
