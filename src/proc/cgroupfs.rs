@@ -220,8 +220,9 @@ fn is_of_tree(pid: i32, root: Pid, seen: &mut HashMap<i32, bool>) -> bool {
     let mut next = pid;
     let mut answer = false;
     for _ in 0..STEPS {
-        answer = next == root.0 || seen.get(&next).copied().unwrap_or(false);
-        if answer || next <= 1 || next == std::process::id() as i32 {
+        let ours = next == std::process::id() as i32;
+        answer = !ours && (next == root.0 || seen.get(&next).copied().unwrap_or(false));
+        if answer || ours || next <= 1 {
             break;
         }
         match ProcDir::open(Pid(next)).and_then(|dir| dir.stat(&mut buf).map(|stat| stat.ppid)) {
@@ -320,6 +321,27 @@ mod tests {
         assert_eq!(inner.dir(b"/docker/2"), None);
         assert_eq!(unified()[0].dir(b"/../x"), None);
         assert!(is_within(b"/a/b", b"/a") && is_within(b"/a", b"/a/") && !is_within(b"/ab", b"/a"));
+    }
+
+    #[test]
+    fn nobody_but_the_tree_is_of_the_tree() {
+        let mut shell = std::process::Command::new("sh");
+        let mut root = shell.args(["-c", "sleep 60 & read _"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = Pid(root.id() as i32);
+        let child = || ProcDir::open(pid).and_then(|dir| dir.children_of(&[pid], &mut Vec::new())).unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while child().is_empty() && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let child = child()[0];
+        let is = |of: i32, root: Pid| is_of_tree(of, root, &mut HashMap::new());
+        assert!(is(pid.0, pid) && is(child.0, pid) && is(child.0, child));
+        assert!(!is(pid.0, child) && !is(1, pid) && !is(std::process::id() as i32, pid));
+        // What descends from us only by way of us is not looked at further.
+        assert!(!is(child.0, Pid(1)) && freezer_around(Pid(std::process::id() as i32)).unwrap().is_none());
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.0), nix::sys::signal::SIGKILL).unwrap();
+        root.kill().unwrap();
+        root.wait().unwrap();
     }
 
     #[test]
