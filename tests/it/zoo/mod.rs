@@ -5,7 +5,7 @@
 
 mod back_and_forth;
 mod faults;
-mod frozen;
+pub mod frozen;
 mod harness;
 mod late_lost;
 mod late_moves;
