@@ -1,11 +1,14 @@
 //! Keeps a TCP socket as it is from the moment it is read: a filter that drops everything (`SO_ATTACH_FILTER`) keeps
-//! segments of the peer away, `TCP_REPAIR` keeps ours from going out.
+//! segments of the peer away, `TCP_REPAIR` and a window of nothing keep ours from going out. Repair mode alone does not: the timers
+//! for window probes and for pacing go on, and what a probe sends is new data where the window has room for a little. The peer
+//! would acknowledge what the copy believes it has not sent, and neither would ever hear the other again.
 //!
 //! It holds as long as the socket is open; closing a socket in repair mode is silent. What comes in after the close would
 //! be answered with a reset: [`super::nft`] holds that off.
 
 use super::filter::{DROP_ALL, ONLY_MARKED, is_ours};
 use super::{Result, failed};
+use crate::sys::tcp_repair::Window;
 use crate::sys::{Errno, socket, tcp_repair};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -72,6 +75,8 @@ pub struct NetLock {
     repair: bool,
     reuse: i32,
     urgent_inline: i32,
+    /// What the peer takes, while the socket believes that it takes nothing. `None` where that is not known here.
+    window: Option<Window>,
 }
 
 impl NetLock {
@@ -91,7 +96,8 @@ impl NetLock {
     pub fn lock_as(socket: OwnedFd, terms: Terms) -> Result<Self> {
         let Terms { filter, filtered, repair, reuse, urgent_inline } = terms;
         // From here on a failure undoes what was done.
-        let mut lock = Self { socket: Some(socket), filter, filtered: false, repair: false, reuse, urgent_inline };
+        let mut lock =
+            Self { socket: Some(socket), filter, filtered: false, repair: false, reuse, urgent_inline, window: None };
         let Some(fd) = lock.socket.as_ref().map(AsFd::as_fd) else { return Ok(lock) };
         if filtered {
             socket::attach_filter(fd, &DROP_ALL).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
@@ -102,6 +108,9 @@ impl NetLock {
             let _ = tcp_repair::send_delayed_acknowledgement(fd);
             tcp_repair::enter(fd).map_err(failed("TCP", "TCP_REPAIR"))?;
             lock.repair = true;
+            let window = tcp_repair::window(fd).map_err(failed("TCP", "TCP_REPAIR_WINDOW"))?;
+            lock.window = Some(window);
+            tcp_repair::set_window(fd, &Window { snd_wnd: 0, ..window }).map_err(failed("TCP", "TCP_REPAIR_WINDOW"))?;
         }
         Ok(lock)
     }
@@ -111,7 +120,8 @@ impl NetLock {
         let reuse = socket::int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR)
             .map_err(failed("TCP", "SO_REUSEADDR"))?;
         let urgent_inline = urgent_inline(socket.as_fd())?;
-        Ok(Self { socket: Some(socket), filter: Vec::new(), filtered: false, repair: false, reuse, urgent_inline })
+        let filter = Vec::new();
+        Ok(Self { socket: Some(socket), filter, filtered: false, repair: false, reuse, urgent_inline, window: None })
     }
 
     /// The locked socket.
@@ -122,6 +132,11 @@ impl NetLock {
     /// The program's own filter, which the lock has replaced.
     pub fn own_filter(&self) -> &[u64] {
         &self.filter
+    }
+
+    /// The window before the lock; `None` of what is no connection.
+    pub fn own_window(&self) -> Option<Window> {
+        self.window
     }
 
     /// The value of `SO_REUSEADDR` before the lock, which forces it.
@@ -162,7 +177,7 @@ impl NetLock {
     /// The same lock in other hands: whoever drops it first unlocks the socket.
     pub fn of_terms(socket: OwnedFd, terms: Terms) -> Self {
         let Terms { filter, filtered, repair, reuse, urgent_inline } = terms;
-        Self { socket: Some(socket), filter, filtered, repair, reuse, urgent_inline }
+        Self { socket: Some(socket), filter, filtered, repair, reuse, urgent_inline, window: None }
     }
 
     /// Whether nobody has taken the lock off who has the socket as well.
@@ -200,7 +215,7 @@ impl NetLock {
             socket::attach_filter(fd, &ONLY_MARKED).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
         }
         if std::mem::take(&mut self.repair) {
-            tcp_repair::leave(fd, false).map_err(failed("TCP", "TCP_REPAIR"))?;
+            leave(fd, self.window)?;
             socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)
                 .map_err(failed("TCP", "SO_REUSEADDR"))?;
             socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, self.urgent_inline)
@@ -262,13 +277,22 @@ pub fn open_ears(fd: BorrowedFd<'_>) -> Result<()> {
     socket::detach_filter(fd).map_err(failed("TCP", "SO_DETACH_FILTER"))
 }
 
+/// Ends repair mode with the window there was. Where that is not known the peer is asked: it tells what it takes now.
+fn leave(fd: BorrowedFd<'_>, window: Option<Window>) -> Result<()> {
+    let known = window.is_some_and(|window| tcp_repair::set_window(fd, &window).is_ok());
+    tcp_repair::leave(fd, !known).map_err(failed("TCP", "TCP_REPAIR"))
+}
+
 /// A socket that was kept locked ([`NetLock::keep`]) and has a new owner speaks again, and takes what is injected; `reuse`
-/// is what its program had set.
-pub fn admit_injected_again(fd: BorrowedFd<'_>, reuse: i32) -> Result<()> {
+/// and `window` are what it had before.
+pub fn admit_injected_again(fd: BorrowedFd<'_>, reuse: i32, window: Option<Window>) -> Result<()> {
     if socket::filter(fd).is_ok_and(|found| found == DROP_ALL) {
         admit_injected(fd)?;
     }
     if tcp_repair::is_on(fd).unwrap_or(false) {
+        if let Some(window) = window {
+            tcp_repair::set_window(fd, &window).map_err(failed("TCP", "TCP_REPAIR_WINDOW"))?;
+        }
         tcp_repair::leave(fd, true).map_err(failed("TCP", "TCP_REPAIR"))?;
         socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)
             .map_err(failed("TCP", "SO_REUSEADDR"))?;

@@ -191,6 +191,10 @@ fn connection(lock: &NetLock, fd: BorrowedFd<'_>, info: &tcp_repair::Info) -> Re
     let send_queue = peek(fd, outstanding)?;
     tcp_repair::select(fd, Queue::None).map_err(failed("TCP", "TCP_REPAIR_QUEUE"))?;
 
+    let window = match lock.own_window() {
+        Some(window) => window,
+        None => tcp_repair::window(fd).map_err(failed("TCP", "TCP_REPAIR_WINDOW"))?,
+    };
     let connection = Connection {
         state: info.state,
         recv_seq,
@@ -206,7 +210,7 @@ fn connection(lock: &NetLock, fd: BorrowedFd<'_>, info: &tcp_repair::Info) -> Re
             .then(|| tcp_repair::timestamp(fd))
             .transpose()
             .map_err(failed("TCP", "TCP_TIMESTAMP"))?,
-        window: Bytes(tcp_repair::window(fd).map_err(failed("TCP", "TCP_REPAIR_WINDOW"))?.to_bytes().to_vec()),
+        window: Bytes(window.to_bytes().to_vec()),
     };
     let fin = u32::from(connection.we_finished());
     let expected = outstanding - (fin as usize).min(outstanding);

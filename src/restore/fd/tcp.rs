@@ -55,8 +55,8 @@ enum Rest {
     Connect { peer: Vec<u8> },
     /// Wakes up in the middle of a connection.
     Connection(Box<Waking>),
-    /// The original's own socket, as its lock has left it.
-    TakenOver,
+    /// The original's own socket, as its lock has left it; the window there was before, if it is a connection.
+    TakenOver { window: Vec<u8> },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -294,18 +294,22 @@ fn ended(tcp: &Tcp, place: Place<'_>, queue: &[u8], reset: bool) -> Result<Owned
 impl Unfinished {
     /// Nothing comes in.
     pub(super) fn is_deaf(&self) -> bool {
-        self.deaf || matches!(self.rest, Rest::TakenOver)
+        self.deaf || matches!(self.rest, Rest::TakenOver { .. })
     }
 
     /// In the middle of a connection.
     pub(super) fn is_connection(&self) -> bool {
-        matches!(self.rest, Rest::Connection(_) | Rest::TakenOver)
+        matches!(self.rest, Rest::Connection(_) | Rest::TakenOver { .. })
     }
 
     /// A socket that is not made but taken over from the frozen original.
     pub(crate) fn of_the_original(tcp: &Tcp) -> Self {
         let reuse = common::int(&tcp.options, libc::SO_REUSEADDR).unwrap_or(0);
-        Self { rest: Rest::TakenOver, transparent: None, reuse, cork: false, deaf: false }
+        let window = match &tcp.state {
+            TcpState::Connected(connection) => connection.window.0.clone(),
+            _ => Vec::new(),
+        };
+        Self { rest: Rest::TakenOver { window }, transparent: None, reuse, cork: false, deaf: false }
     }
 
     /// Lets the socket speak, and take what is injected. `injector` works in the socket's network namespace.
@@ -321,7 +325,9 @@ impl Unfinished {
             common::set_if_differs(fd, libc::SOL_TCP, libc::TCP_CORK, cork)
         };
         match &self.rest {
-            Rest::TakenOver => return lock::admit_injected_again(fd, self.reuse),
+            Rest::TakenOver { window } => {
+                return lock::admit_injected_again(fd, self.reuse, Window::from_bytes(window));
+            }
             Rest::Options => set_cork()?,
             Rest::Connect { peer } => {
                 set_cork()?;
@@ -340,7 +346,7 @@ impl Unfinished {
 
     /// Lets the socket hear, with everything its program has set.
     pub fn hear(self, fd: BorrowedFd<'_>, tcp: &Tcp) -> Result<()> {
-        if matches!(self.rest, Rest::TakenOver) {
+        if matches!(self.rest, Rest::TakenOver { .. }) {
             return lock::take_off(fd, &tcp.options.filter);
         }
         if self.deaf {
