@@ -212,6 +212,7 @@ impl Keeper {
                     Action::Discard => {
                         copy.discard();
                         self.forget_image();
+                        self.discarded();
                     }
                     Action::Park => written = self.park(copy),
                     Action::Unpark => written = self.unpark(copy),
@@ -288,6 +289,19 @@ impl Keeper {
         self.journal.forget_bequest();
         if let Err(error) = self.journal.write(Step::Parked) {
             tracing::warn!(%error, "the journal still names what has ended");
+        }
+    }
+
+    /// What was discarded is discarded once: a later attempt may have brought the same address.
+    fn discarded(&mut self) {
+        let line = self.journal.line();
+        if line.held.is_none() && line.addresses.is_empty() {
+            return;
+        }
+        let is_recorded = line.step == Step::Aborted;
+        self.journal.forget_copy();
+        if is_recorded && let Err(error) = self.journal.write(Step::Aborted) {
+            tracing::warn!(%error, "the journal still names what was discarded");
         }
     }
 
@@ -476,9 +490,11 @@ pub fn answer(
     question: Question,
     builder: &mut dyn Builder,
 ) -> Answer {
-    // Looked at first: what was complete stays so.
-    let lacks_pages = !postcopy::is_complete(run, attempt);
-    Answer { lacks_pages, ..decided(journals, run, attempt, question, builder) }
+    // Looked at first: what was complete stays so. And then: what was parked may have become a tree, which lacks what it lacked.
+    let lacked_pages = !postcopy::is_complete(run, attempt);
+    let answer = decided(journals, run, attempt, question, builder);
+    let lacks_pages = lacked_pages || !postcopy::is_complete(run, attempt);
+    Answer { lacks_pages, ..answer }
 }
 
 fn decided(journals: &Path, run: &Path, attempt: AttemptId, question: Question, builder: &mut dyn Builder) -> Answer {
@@ -586,6 +602,10 @@ impl Copy for Heirloom<'_> {
             return self.builder.free();
         }
         self.remove_addresses();
+        // Before: with nobody left it would say that everything is in.
+        if let Some(late) = inventory::read(&self.inventory).ok().and_then(|found| found.terms.late) {
+            late.end_pager();
+        }
         self.held.kill();
         self.held.wait_until_gone(ENDING);
     }

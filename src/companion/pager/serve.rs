@@ -2,7 +2,7 @@
 
 use super::guard::{self, Guard};
 use super::lacks::{self, Lacks, Written};
-use super::{GUARD_ENTRY, Kept, KeptSpace, News, Origin, Ready, count, parcel, standstill};
+use super::{END, GUARD_ENTRY, Kept, KeptSpace, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
 use crate::image::{MmId, Pid, ShmemId};
@@ -120,10 +120,17 @@ fn serve<S: Source>(
     fault::strike(Point::PagerServes);
     let mut protected = 0;
     let mut clients = Clients { listener, clients: Vec::new(), told: Instant::now() };
+    let mut ending = None;
     let news = loop {
         match step(&mut server, &clients.listener) {
             Ok(false) => {
-                for client in clients.look(server.missing()) {
+                let asking = clients.look(server.missing());
+                let (end, asking): (Vec<_>, Vec<_>) = asking.into_iter().partition(|client| client.what == END);
+                if !end.is_empty() {
+                    ending = Some(end);
+                    break News::Missing(server.missing());
+                }
+                for client in asking {
                     // Whoever asks has stopped the target for it, and asks again where there is no answer.
                     let _ = client.answer(&mut server, kept, &mut protected);
                 }
@@ -139,6 +146,12 @@ fn serve<S: Source>(
             Err(why) => break lost(kept, &mut server, &why),
         }
     };
+    if ending.is_some() {
+        // Nothing is said of it to anybody; whoever asked for it sees their link end with us.
+        drop((server, name));
+        guard.end();
+        return Ok(());
+    }
     ended(kept, server.touches());
     drop(name);
     // Whoever has found it before is told as well; whoever asks what is missing finds out by the end.
@@ -255,7 +268,7 @@ impl Clients {
                 continue;
             }
             match what {
-                [what @ (lacks::QUESTION | lacks::NOTE)] => asking.push(Asking { client, what }),
+                [what @ (lacks::QUESTION | lacks::NOTE | END)] => asking.push(Asking { client, what }),
                 _ if self.clients.len() < CLIENTS => self.clients.push(client),
                 _ => {}
             }
