@@ -209,6 +209,9 @@ fn a_copy_whose_memory_follows_is_parked_too() {
         assert!(!restored.status.success(), "{}", text(&restored));
         assert_eq!(others(&play), Vec::<i32>::new());
         mover.succeeds(&format!("killed: {killed}"));
+        // Every page is read.
+        let before = *play.counter.numbers().last().unwrap();
+        play.counter.wait_for_more(before + 256);
         is_over(&play, true, "post-copy");
         wait(|| play.status("a").is_null() && play.status("b").is_null(), "it is over");
     }
