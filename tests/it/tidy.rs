@@ -325,7 +325,6 @@ const WITHOUT_USE: &[&str] = &[
     "PEER_PRIVILEGE",
     "SESSION_OUTSIDE",
     "PID_ABOVE_MAX",
-    "KEEPS_FORKING",
     "SCHEDULING",
     "HUGETLB_SHORT",
     "MEMORY_SHORT",

@@ -25,6 +25,7 @@ use crate::proc::ProcDir;
 use crate::proc::smaps::Flagged;
 use crate::sys::fd::{Kcmp, kcmp};
 use crate::trace::freeze::{Frozen, FrozenProcess};
+use crate::trace::pages::Sharing;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
@@ -222,6 +223,7 @@ impl Tree {
                 tracking,
                 shipped: RangeSet::new(),
                 owed: RangeSet::new(),
+                sharing: Sharing::default(),
                 kinship: None,
             });
         }
@@ -405,6 +407,11 @@ impl Tree {
         Ok(residual)
     }
 
+    /// What the rounds have found of how a process is to be read.
+    pub fn sharing(&self, pid: Pid) -> Option<Sharing> {
+        self.watched.iter().find(|w| w.dir.pid() == pid).map(|w| w.sharing.clone())
+    }
+
     /// Ends the watching, in small steps, so that a target that runs on is not held up.
     pub fn end(&mut self) {
         for watched in self.watched.drain(..) {
@@ -460,7 +467,7 @@ impl Round<'_> {
 
     /// Where they are read: what has vanished meanwhile is passed over and taken again, if it still exists then.
     pub fn source(&self) -> Live<'_> {
-        let mms = self.tree.watched.iter().map(|w| (w.space, w.dir.pid()));
+        let mms = self.tree.watched.iter().map(|w| (w.space, (w.dir.pid(), &w.sharing)));
         Live { mms: mms.collect(), shared: self.tree.shared.as_ref(), unread: &self.unread }
     }
 

@@ -5,6 +5,7 @@ use crate::image::{MmId, Model, Pid};
 use crate::memory::track::{Area, Last, TrackError, Tracking, areas_of_maps, hash};
 use crate::memory::{RangeSet, Space};
 use crate::proc::ProcDir;
+use crate::trace::pages::Sharing;
 use std::collections::HashMap;
 
 /// One address space that is watched.
@@ -22,6 +23,8 @@ pub struct Watched {
     pub shipped: RangeSet,
     /// Pages that were taken and did not make it: taken again.
     pub owed: RangeSet,
+    /// How it is to be read.
+    pub sharing: Sharing,
     /// What it shares with its parent process; `None` = not looked for yet.
     pub kinship: Option<Kinship>,
 }
