@@ -120,19 +120,15 @@ fn serve<S: Source>(
     fault::strike(Point::PagerServes);
     let mut protected = 0;
     let mut clients = Clients { listener, clients: Vec::new(), told: Instant::now() };
-    let mut ending = None;
     let news = loop {
         match step(&mut server, &clients.listener) {
             Ok(false) => {
-                let asking = clients.look(server.missing());
-                let (end, asking): (Vec<_>, Vec<_>) = asking.into_iter().partition(|client| client.what == END);
-                if !end.is_empty() {
-                    ending = Some(end);
-                    break News::Missing(server.missing());
-                }
-                for client in asking {
-                    // Whoever asks has stopped the target for it, and asks again where there is no answer.
-                    let _ = client.answer(&mut server, kept, &mut protected);
+                let ends = clients.answer(&mut server, kept, &mut protected);
+                if !ends.is_empty() {
+                    // Nothing is said of it to anybody; whoever asked for it sees their link end with us.
+                    drop((server, name));
+                    guard.end();
+                    return Ok(());
                 }
                 if !clients.clients.is_empty() {
                     server.source().hurry();
@@ -146,12 +142,6 @@ fn serve<S: Source>(
             Err(why) => break lost(kept, &mut server, &why),
         }
     };
-    if ending.is_some() {
-        // Nothing is said of it to anybody; whoever asked for it sees their link end with us.
-        drop((server, name));
-        guard.end();
-        return Ok(());
-    }
     ended(kept, server.touches());
     drop(name);
     // Whoever has found it before is told as well; whoever asks what is missing finds out by the end.
@@ -256,6 +246,17 @@ impl Clients {
             self.tell(&News::Missing(missing));
         }
         asking
+    }
+
+    /// Answers whoever asks; those who want the end.
+    fn answer<S: Source>(&mut self, server: &mut Server<'_, S>, kept: &Kept, protected: &mut u64) -> Vec<Asking> {
+        let asking = self.look(server.missing());
+        let (ends, asking): (Vec<_>, Vec<_>) = asking.into_iter().partition(|client| client.what == END);
+        for client in asking {
+            // Whoever asks has stopped the target for it, and asks again where there is no answer.
+            let _ = client.answer(server, kept, protected);
+        }
+        ends
     }
 
     fn accept(&mut self) -> Vec<Asking> {
