@@ -310,7 +310,6 @@ const WITHOUT_USE: &[&str] = &[
     "PIPE_SIZE",
     "LOCK_CONFLICT",
     "TCP_SIGNED",
-    "DIRECTORY_REMOVED",
     "USERNS_NESTED",
     "PIDNS_NESTED",
     "CLOCK_BACK",
