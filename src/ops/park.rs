@@ -158,7 +158,9 @@ fn without(plan: Vec<(Space, PageRange)>, late: &[(Space, RangeSet)]) -> Vec<(Sp
     let left = |(space, range): (Space, PageRange)| {
         let mut left: RangeSet = [range].into_iter().collect();
         let of_space = late.iter().filter(|(of, _)| *of == space);
-        of_space.flat_map(|(_, pages)| pages.within(range).iter().collect::<Vec<_>>()).for_each(|part| left.remove(part));
+        of_space
+            .flat_map(|(_, pages)| pages.within(range).iter().collect::<Vec<_>>())
+            .for_each(|part| left.remove(part));
         left.iter().map(move |part| (space, part)).collect::<Vec<_>>()
     };
     plan.into_iter().flat_map(left).collect()
