@@ -135,6 +135,7 @@ impl Keeper {
             files: (journals.to_owned(), attempt.to_string()),
             bequest: None,
             inventory: journal.inventory(),
+            copy: parked::copy(&parked::directory(journals, attempt)),
             builder,
             ran: same_boot && last.ran,
             risen: false,
@@ -540,6 +541,8 @@ struct Heirloom<'b> {
     bequest: Option<Bequest>,
     /// Where it stands what it is.
     inventory: PathBuf,
+    /// The same, once it is parked and some of its memory is still at the source.
+    copy: PathBuf,
     /// Makes a tree of what is parked, and an image of what stands here.
     builder: &'b mut dyn Builder,
     /// It was let go.
@@ -603,7 +606,8 @@ impl Copy for Heirloom<'_> {
         }
         self.remove_addresses();
         // Before: with nobody left it would say that everything is in.
-        if let Some(late) = inventory::read(&self.inventory).ok().and_then(|found| found.terms.late) {
+        let found = inventory::read(&self.inventory).or_else(|_| inventory::read(&self.copy));
+        if let Some(late) = found.ok().and_then(|found| found.terms.late) {
             late.end_pager();
         }
         self.held.kill();

@@ -217,6 +217,25 @@ fn a_copy_whose_memory_follows_is_parked_too() {
     }
 }
 
+/// Whoever parks it, or makes a tree of it, is killed: the pager of the tree that is left ends with that.
+#[test]
+fn a_copy_whose_memory_follows_outlives_whoever_parks_it() {
+    if !can_move() {
+        return;
+    }
+    for point in ["destination-parking", "destination-parked", "destination-unparked"] {
+        let play = Play::begin("MIGRATE_KILL", point);
+        let mover = stopped_move(&play, &["--lease", "1s", "--mode", "post-copy"]);
+        wait(|| play.status("b")["phase"] == "parked", "it is parked");
+        wait(|| others(&play).is_empty(), "process ids are free");
+        mover.succeeds(point);
+        assert!(!play.once.exists(), "{point} was not reached");
+        let before = *play.counter.numbers().last().unwrap();
+        play.counter.wait_for_more(before + 256);
+        is_over(&play, true, point);
+    }
+}
+
 /// As long as COMMIT is not out, the whole one goes on.
 #[test]
 fn a_parked_copy_whose_source_is_dead_is_given_up_where_its_memory_would_follow() {
