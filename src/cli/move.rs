@@ -54,7 +54,7 @@ pub struct Args {
     peer: PeerArgs,
     /// What the destination waits for this side when it hears nothing before it deletes what it has of the target
     ///
-    /// A destination that has already said that it is prepared deletes nothing on its own: after this time it parks the target, that is, it writes it as an image, ends its stopped processes there, and keeps the image until it is told what holds, by this side or by migrate resolve.
+    /// A destination that has already said that it is prepared deletes nothing on its own: after this time it parks the target, that is, it writes it as an image, ends its stopped processes there, and keeps the image until it is told what holds, by this side or by migrate resolve. This holds also where memory follows when the target runs (post-copy): what is still here is asked for when the image becomes a tree. Once the order to run is out such a move cannot be given up any more: both hosts have a part of the target.
     #[arg(long, value_name = "TIME", default_value = "60s", help_heading = "Peer")]
     lease: Time,
 }

@@ -4,11 +4,13 @@
 //! ```text
 //! {"terms":{...},"model_bytes":...}     a line of JSON
 //! ...                                   the model that the copy was made of ([`codec`])
+//! ...                                   pages that are still at the source ([`postcopy`]), if any are
 //! ```
 //! Written as soon as the order to run does not come at once, and off the pause therefore. It need only survive the death of the
 //! program: with the host the copy ends, too. Where it is cut off, or missing, the copy waits in memory.
 
 use super::parked::Terms;
+use super::postcopy;
 use crate::image::{Model, codec};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -52,25 +54,32 @@ pub struct Inventory {
     pub mms: Vec<i32>,
     /// For each shared memory object of the model how it is reached; `None`: it is in a queue, say.
     pub shmems: Vec<Option<Way>>,
-    /// Length of what follows.
+    /// Length of the model, which follows.
     pub model_bytes: u64,
+    /// Length of what follows that.
+    #[serde(default)]
+    pub late_bytes: u64,
 }
 
-/// Writes it. Half of it, if we die, is none.
+/// Writes it. Half of it, if we die, is none. The file, to be synced by whoever needs that.
 ///
 /// # Errors
 /// A full disk; a model that is too large.
-pub fn write(path: &Path, inventory: Inventory, model: &Model) -> io::Result<()> {
+pub fn write(path: &Path, inventory: Inventory, model: &Model) -> io::Result<File> {
     let model = codec::encode(model).map_err(io::Error::other)?;
-    let inventory = Inventory { model_bytes: model.len() as u64, ..inventory };
+    let late = inventory.terms.late.as_ref().map(|late| postcopy::encode(&late.pages)).unwrap_or_default();
+    let (model_bytes, late_bytes) = (model.len() as u64, late.len() as u64);
+    let inventory = Inventory { model_bytes, late_bytes, ..inventory };
     let mut bytes = serde_json::to_vec(&inventory).map_err(io::Error::other)?;
     bytes.push(b'\n');
     bytes.extend(model);
+    bytes.extend(late);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(&bytes)
+    file.write_all(&bytes)?;
+    Ok(file)
 }
 
-/// Reads it, without the model.
+/// Reads it, without the model and the pages.
 ///
 /// # Errors
 /// There is none, or it was cut off.
@@ -83,12 +92,18 @@ pub fn read(path: &Path) -> io::Result<Inventory> {
 /// # Errors
 /// There is none, or it was cut off.
 pub fn read_whole(path: &Path) -> io::Result<(Inventory, Model)> {
-    let (inventory, rest) = head(path)?;
-    if inventory.model_bytes > super::protocol::MODEL_BYTES_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
+    let (mut inventory, mut rest) = head(path)?;
+    let mut part = |bytes: u64| {
+        let mut part = Vec::new();
+        if bytes <= super::protocol::MODEL_BYTES_MAX {
+            (&mut rest).take(bytes).read_to_end(&mut part)?;
+        }
+        if part.len() as u64 == bytes { Ok(part) } else { Err(io::Error::from(io::ErrorKind::InvalidData)) }
+    };
+    let (model, pages) = (part(inventory.model_bytes)?, part(inventory.late_bytes)?);
+    if let Some(late) = &mut inventory.terms.late {
+        late.pages = postcopy::decode(&pages, &late.peer).map_err(io::Error::other)?;
     }
-    let mut model = Vec::new();
-    rest.take(inventory.model_bytes).read_to_end(&mut model)?;
     Ok((inventory, codec::decode(&model).map_err(io::Error::other)?))
 }
 
@@ -101,26 +116,40 @@ fn head(path: &Path) -> io::Result<(Inventory, BufReader<File>)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::parked::Late;
     use super::*;
+    use crate::image::{MmId, ShmemId};
+    use crate::memory::{PageRange, RangeSet, Space};
+    use crate::migration::protocol::AttemptId;
 
     #[test]
     fn what_was_written_whole_is_read_and_what_was_cut_off_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("inventory");
+        let pages: RangeSet = [PageRange::new(7, 3), PageRange::new(90, 1)].into_iter().collect();
+        let late = Late {
+            attempt: AttemptId([3; 16]),
+            run: "/run/x".into(),
+            peer: "a".into(),
+            watched: true,
+            pages: vec![(Space::Mm(MmId(0)), pages.clone()), (Space::Shmem(ShmemId(1)), pages)],
+        };
         let written = Inventory {
-            terms: Terms { state: serde_json::json!({ "pids": "auto" }), held_off: None },
+            terms: Terms { state: serde_json::json!({ "pids": "auto" }), held_off: None, late: Some(late.clone()) },
             same_network: true,
             lease_ms: 60_000,
             mms: vec![42, 43],
             shmems: vec![None, Some(Way::Mapped { pid: 42, at: 0x7000 }), Some(Way::Open { pid: 43, fd: 9 })],
-            model_bytes: 0,
+            ..Inventory::default()
         };
         let model = crate::image::tests::sample();
         write(&path, written.clone(), &model).unwrap();
         let (found, again) = read_whole(&path).unwrap();
-        assert_eq!(found, Inventory { model_bytes: found.model_bytes, ..written });
+        let lengths = (found.model_bytes, found.late_bytes);
+        assert_eq!(found, Inventory { model_bytes: lengths.0, late_bytes: lengths.1, ..written });
         assert_eq!(again, model);
-        assert_eq!(read(&path).unwrap(), found);
+        let head = read(&path).unwrap();
+        assert_eq!(head.terms.late.unwrap(), Late { pages: Vec::new(), ..late });
         let whole = std::fs::read(&path).unwrap();
         for cut in (1..whole.len()).step_by(7) {
             std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();

@@ -135,6 +135,7 @@ impl Keeper {
             files: (journals.to_owned(), attempt.to_string()),
             bequest: None,
             inventory: journal.inventory(),
+            copy: parked::copy(&parked::directory(journals, attempt)),
             builder,
             ran: same_boot && last.ran,
             risen: false,
@@ -212,6 +213,7 @@ impl Keeper {
                     Action::Discard => {
                         copy.discard();
                         self.forget_image();
+                        self.discarded();
                     }
                     Action::Park => written = self.park(copy),
                     Action::Unpark => written = self.unpark(copy),
@@ -288,6 +290,19 @@ impl Keeper {
         self.journal.forget_bequest();
         if let Err(error) = self.journal.write(Step::Parked) {
             tracing::warn!(%error, "the journal still names what has ended");
+        }
+    }
+
+    /// What was discarded is discarded once: a later attempt may have brought the same address.
+    fn discarded(&mut self) {
+        let line = self.journal.line();
+        if line.held.is_none() && line.addresses.is_empty() {
+            return;
+        }
+        let is_recorded = line.step == Step::Aborted;
+        self.journal.forget_copy();
+        if is_recorded && let Err(error) = self.journal.write(Step::Aborted) {
+            tracing::warn!(%error, "the journal still names what was discarded");
         }
     }
 
@@ -476,9 +491,11 @@ pub fn answer(
     question: Question,
     builder: &mut dyn Builder,
 ) -> Answer {
-    // Looked at first: what was complete stays so.
-    let lacks_pages = !postcopy::is_complete(run, attempt);
-    Answer { lacks_pages, ..decided(journals, run, attempt, question, builder) }
+    // Looked at first: what was complete stays so. And then: what was parked may have become a tree, which lacks what it lacked.
+    let lacked_pages = !postcopy::is_complete(run, attempt);
+    let answer = decided(journals, run, attempt, question, builder);
+    let lacks_pages = lacked_pages || !postcopy::is_complete(run, attempt);
+    Answer { lacks_pages, ..answer }
 }
 
 fn decided(journals: &Path, run: &Path, attempt: AttemptId, question: Question, builder: &mut dyn Builder) -> Answer {
@@ -524,6 +541,8 @@ struct Heirloom<'b> {
     bequest: Option<Bequest>,
     /// Where it stands what it is.
     inventory: PathBuf,
+    /// The same, once it is parked and some of its memory is still at the source.
+    copy: PathBuf,
     /// Makes a tree of what is parked, and an image of what stands here.
     builder: &'b mut dyn Builder,
     /// It was let go.
@@ -586,6 +605,11 @@ impl Copy for Heirloom<'_> {
             return self.builder.free();
         }
         self.remove_addresses();
+        // Before: with nobody left it would say that everything is in.
+        let found = inventory::read(&self.inventory).or_else(|_| inventory::read(&self.copy));
+        if let Some(late) = found.ok().and_then(|found| found.terms.late) {
+            late.end_pager();
+        }
         self.held.kill();
         self.held.wait_until_gone(ENDING);
     }

@@ -4,13 +4,18 @@
 //! ```text
 //! ATTEMPT.parked/terms.json   what the tree is made with
 //! ATTEMPT.parked/image/       the target before its first instruction here; it appears under this name when it is complete
+//! ATTEMPT.parked/copy         where memory is still at the source: the model, and which pages ([`super::inventory`])
 //! ```
+//! In the last case the image is one of memory alone, so that nobody takes it for a whole one.
+//!
 //! Written by [`super::destination::Builder::park`]; [`unpark`] makes of it a copy that stands still again, which can fail and be
 //! tried again, and comes before `owner` is recorded.
 
 use super::destination::Builder;
 use super::journal::{Journal, Step};
+use super::postcopy::{self, Later};
 use super::protocol::AttemptId;
+use crate::companion::pager;
 use crate::failure::{Failure, Result};
 use crate::fault::{self, Point};
 use crate::memory::store::ImageDir;
@@ -34,6 +39,42 @@ pub struct Terms {
     pub state: serde_json::Value,
     /// What holds off segments for its connections while nobody has them ([`nft`]), if anything does.
     pub held_off: Option<String>,
+    /// Some of its memory follows when it runs ([`postcopy`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<Late>,
+}
+
+/// Memory that is still at the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// The attempt, which names what belongs to it.
+    pub attempt: AttemptId,
+    /// Directory of sockets.
+    pub run: PathBuf,
+    /// Who has it.
+    pub peer: String,
+    /// It is to be known which pages were written to since they came.
+    pub watched: bool,
+    /// Which: in a file of its own.
+    #[serde(skip)]
+    pub pages: Later,
+}
+
+impl Late {
+    /// Ends the pager of a copy that stands still and is about to end: what it serves is in an image, or nobody's. It says nothing to
+    /// the source.
+    pub fn end_pager(&self) {
+        let name = postcopy::name(self.attempt);
+        if let Err(error) = pager::end(&pager::socket_path(&self.run, &name)) {
+            tracing::error!(%error, attempt = %self.attempt, "the pager of a copy that ends stays");
+            return;
+        }
+        if let Err(error) = fs::remove_file(postcopy::socket_path(&self.run, &name))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::error!(%error, "where a pager took links");
+        }
+    }
 }
 
 /// Where the copy of this attempt is parked.
@@ -52,6 +93,11 @@ pub fn image(dir: &Path) -> PathBuf {
 /// That cannot be told: nothing may be decided.
 pub fn is_there(dir: &Path) -> io::Result<bool> {
     image(dir).try_exists()
+}
+
+/// Where it stands what a copy is whose memory is not all in its image.
+pub fn copy(dir: &Path) -> PathBuf {
+    dir.join("copy")
 }
 
 /// Begins: the directory and the terms are on the disk when this returns.
@@ -154,7 +200,7 @@ mod tests {
     fn what_is_begun_is_no_image_and_is_gone_once_removed() {
         let journals = tempfile::tempdir().unwrap();
         let dir = directory(journals.path(), AttemptId([5; 16]));
-        let written = Terms { state: serde_json::json!({ "pids": "auto" }), held_off: None };
+        let written = Terms { state: serde_json::json!({ "pids": "auto" }), ..Terms::default() };
         begin(&dir, &written).unwrap();
         assert_eq!(terms(&dir).unwrap(), written);
         assert!(!is_there(&dir).unwrap() && look(journals.path(), AttemptId([5; 16])).is_none());

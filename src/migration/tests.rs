@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+mod left_tests;
 mod named;
 
 type Memory = BTreeMap<(Space, u64), Vec<u8>>;

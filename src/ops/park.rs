@@ -9,13 +9,14 @@ use crate::failure::{Failure, Result};
 use crate::fault::{self, Point};
 use crate::image::fd::FileKind;
 use crate::image::fd::tcp::TcpState;
+use crate::image::manifest::Kind;
 use crate::image::mm::Backing;
 use crate::image::{Model, Pid, ShmemId};
 use crate::memory::pipeline::{default_workers, dump_pages};
 use crate::memory::scan::{private_pages, shared_pages};
 use crate::memory::store::{Compression, Draft, ImageWriter, PageOptions, free_bytes};
-use crate::memory::{PageRange, Space};
-use crate::migration::inventory::{Inventory, Way};
+use crate::memory::{PageRange, RangeSet, Space};
+use crate::migration::inventory::{self, Inventory, Way};
 use crate::migration::parked::{self, Terms};
 use crate::net::nft::{self, Lifetime, PacketLock};
 use crate::net::segment::parse_address;
@@ -37,16 +38,19 @@ const RESERVE_BYTES: u64 = 16 << 20;
 /// A full disk, or memory that cannot be read: what was written is for the caller to remove.
 pub(super) fn write(
     (model, pages): (&Model, &TargetPages),
-    state: serde_json::Value,
+    terms: Terms,
     same_network: bool,
     dir: &Path,
 ) -> Result<()> {
     let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("the prepared copy cannot be parked", e);
     let connections = if same_network { Vec::new() } else { connections(model) };
     let held_off = (!connections.is_empty()).then(|| nft::name_of(&connections));
-    parked::begin(dir, &Terms { state, held_off }).map_err(|e| failed(&e))?;
-    let plan = plan(model, pages).map_err(|e| failed(&e))?;
+    let terms = Terms { held_off, ..terms };
+    parked::begin(dir, &terms).map_err(|e| failed(&e))?;
+    let late = terms.late.as_ref().map(|late| late.pages.as_slice());
+    let plan = without(plan(model, pages).map_err(|e| failed(&e))?, late.unwrap_or_default());
     room(&plan, dir)?;
+    let kind = if late.is_some() { Kind::Memory } else { Kind::Full };
     let mut image = ImageWriter::create(&parked::image(dir), false).map_err(|e| failed(&e))?;
     let out = image.pages(PageOptions { compression: Compression::Auto, parent: None });
     dump_pages(pages, &plan, &out, default_workers(), &|_| {}).map_err(|e| failed(&e))?;
@@ -54,12 +58,19 @@ pub(super) fn write(
     // Every address space is written whole.
     let mut model = model.clone();
     model.mms.iter_mut().for_each(|mm| mm.cow_parent = None);
-    image.write_model(&model).map_err(|e| failed(&e))?;
+    if kind == Kind::Full {
+        image.write_model(&model).map_err(|e| failed(&e))?;
+    } else {
+        // An image of memory alone: it is not whole, and nobody but us knows what it lacks.
+        let copy = Inventory { terms, ..Inventory::default() };
+        let written = inventory::write(&parked::copy(dir), copy, &model).and_then(|file| file.sync_all());
+        written.and_then(|()| File::open(dir)?.sync_all()).map_err(|e| failed(&e))?;
+    }
     // What comes for its connections once they are gone must not be answered; until then it is repeated by its senders.
     let packets = hold_off(&connections).map_err(|e| failed(&e))?;
     fault::strike(Point::DestinationParking);
     fault::at(Point::DestinationParking).map_err(|e| failed(&e))?;
-    image.commit(Draft::of(&model, &stored), stored).map_err(|e| failed(&e))?;
+    image.commit(Draft { kind, ..Draft::of(&model, &stored) }, stored).map_err(|e| failed(&e))?;
     packets.into_iter().for_each(PacketLock::keep);
     Ok(())
 }
@@ -68,12 +79,12 @@ pub(super) fn write(
 pub(super) fn inventory(
     (model, pages): (&Model, &TargetPages),
     held: &Held,
-    state: serde_json::Value,
+    terms: Terms,
     same_network: bool,
 ) -> Inventory {
     let shmems = (0..model.shmems.len()).map(|n| way((model, pages), held, n.into()));
     Inventory {
-        terms: Terms { state, held_off: None },
+        terms,
         same_network,
         mms: pages.mms.iter().map(|pid| pid.0).collect(),
         shmems: shmems.collect(),
@@ -140,6 +151,19 @@ fn plan(model: &Model, pages: &TargetPages) -> io::Result<Vec<(Space, PageRange)
         plan.extend(shared_pages(n.into(), shmem.size, file.as_fd())?);
     }
     Ok(plan)
+}
+
+/// But for pages that are still to come: whatever stands in their places.
+fn without(plan: Vec<(Space, PageRange)>, late: &[(Space, RangeSet)]) -> Vec<(Space, PageRange)> {
+    let left = |(space, range): (Space, PageRange)| {
+        let mut left: RangeSet = [range].into_iter().collect();
+        let of_space = late.iter().filter(|(of, _)| *of == space);
+        of_space
+            .flat_map(|(_, pages)| pages.within(range).iter().collect::<Vec<_>>())
+            .for_each(|part| left.remove(part));
+        left.iter().map(move |part| (space, part)).collect::<Vec<_>>()
+    };
+    plan.into_iter().flat_map(left).collect()
 }
 
 /// Refuses what cannot fit before a disk is filled that others need.

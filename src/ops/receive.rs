@@ -25,7 +25,7 @@ use crate::migration::destination::{self, Builder, Contents, Expected, Introduct
 use crate::migration::inventory::{self, Inventory};
 use crate::migration::keeper;
 use crate::migration::landing::Memory;
-use crate::migration::parked::Terms;
+use crate::migration::parked::{self, Terms};
 use crate::migration::points::Taken;
 use crate::migration::postcopy::{self, Later, receiver};
 use crate::migration::protocol::AttemptId;
@@ -92,8 +92,8 @@ struct Engine {
     same_network: bool,
     /// The memory of the tree that stands still, until it runs.
     memory: Option<TargetPages>,
-    /// Some of it comes later.
-    lacks_pages: bool,
+    /// Some of it comes later, and this is known of that.
+    lacks: Option<parked::Late>,
     /// Of this host: where it is written if pages are lost.
     state_dir: PathBuf,
     /// Pages that come later, and what the process that brings them is to know.
@@ -222,6 +222,13 @@ impl Builder for Engine {
 
     fn expect(&mut self, later: Expected<'_>) -> Result<()> {
         let name = postcopy::name(later.attempt);
+        self.lacks = Some(parked::Late {
+            attempt: later.attempt,
+            run: later.run.to_owned(),
+            peer: later.peer.to_owned(),
+            watched: later.watched,
+            pages: later.pages.clone(),
+        });
         let kept = Kept {
             origin: Origin::Source { peer: later.peer.to_owned() },
             tree: Held::default(),
@@ -244,19 +251,11 @@ impl Builder for Engine {
         self.hooks.begun();
         self.mask()?;
         let late = self.late.as_ref().map(|(pages, _)| pages.clone()).unwrap_or_default();
-        self.lacks_pages = !late.is_empty();
         // Sockets are bound to these. The source has given them up.
         let restored = match contents {
             Contents::Stored(image) => {
-                // Its ids are free only now.
-                self.prebuilt = None;
-                let model: &'static Model = Box::leak(Box::new(image.model().map_err(|e| failed(&e))?));
-                self.network.take_addresses(self.addresses(), model).map_err(|e| failed(&e))?;
-                let pages = PageReader::of(image).map_err(|e| failed(&e))?;
-                let options = self.options(model);
-                let made = Prebuilt::make(model, Some(&pages), &options, &|_| {}).map_err(|e| failed(&e))?;
-                self.memory = Some(made.memory().map_err(|e| failed(&e))?);
-                expecting(made, &late, self.watched).and_then(|prebuilt| prebuilt.complete(&options))
+                let model = image.model().map_err(|e| failed(&e))?;
+                return self.prepare_stored(image, model, &late);
             }
             Contents::Landed(stale) => {
                 let Some(mut prebuilt) = self.prebuilt.take() else {
@@ -271,16 +270,7 @@ impl Builder for Engine {
                 expecting(prebuilt, &late, self.watched).and_then(|prebuilt| prebuilt.complete(&options))
             }
         };
-        let mut restored = restored.map_err(|e| failed(&e))?;
-        if let Some((_, kept)) = self.late.take() {
-            let pager = self.pager.take().map_or_else(receiver::ready, Ok).map_err(|e| failed(&e))?;
-            leave_to_pager(pager, &mut restored, kept)?;
-        }
-        for warning in &restored.warnings {
-            tracing::warn!(warning, "restore");
-        }
-        self.restored = Some(restored);
-        Ok(())
+        self.prepared(restored.map_err(|e| failed(&e))?)
     }
 
     fn bequest(&self) -> Option<&Bequest> {
@@ -333,12 +323,7 @@ impl Builder for Engine {
         let (Some(armed), Some(memory)) = (&self.armed, &self.memory) else {
             return Err(Failure::new("there is nothing to park"));
         };
-        if self.lacks_pages {
-            return Err(Failure::new("memory of the target is still at the source: an image would not be complete"));
-        }
-        let state = serde_json::to_value(&self.state)
-            .map_err(|e| Failure::of("the choices of the source cannot be written", &e))?;
-        park::write((armed.model(), memory), state, self.same_network, dir)
+        park::write((armed.model(), memory), self.terms()?, self.same_network, dir)
     }
 
     fn describe(&self, path: &Path, lease: Duration) -> Result<()> {
@@ -346,21 +331,24 @@ impl Builder for Engine {
         let (Some(armed), Some(memory)) = (&self.armed, &self.memory) else {
             return Err(Failure::new("there is nothing that could be parked"));
         };
-        let state = serde_json::to_value(&self.state).map_err(|e| failed(&e))?;
-        let what = park::inventory((armed.model(), memory), armed.held(), state, self.same_network);
+        let what = park::inventory((armed.model(), memory), armed.held(), self.terms()?, self.same_network);
         let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-        inventory::write(path, Inventory { lease_ms, ..what }, armed.model()).map_err(|e| failed(&e))
+        inventory::write(path, Inventory { lease_ms, ..what }, armed.model()).map(drop).map_err(|e| failed(&e))
     }
 
     fn park_left(&mut self, left: &Inventory, model: &Model, dir: &Path) -> Result<()> {
         let memory = park::memory(left, model)
             .map_err(|e| Failure::of("the memory of the copy cannot be reached from outside", &e))?;
-        park::write((model, &memory), left.terms.state.clone(), left.same_network, dir)
+        park::write((model, &memory), left.terms.clone(), left.same_network, dir)
     }
 
     fn free(&mut self) {
         // First, as in `discard`.
         self.network.discard();
+        // Before: with nobody left it would say that everything is in.
+        if self.armed.is_some() || self.restored.is_some() {
+            self.lacks.iter().for_each(parked::Late::end_pager);
+        }
         let held = self.armed.as_ref().map(|armed| armed.held().clone());
         (self.prebuilt, self.restored, self.memory, self.armed) = (None, None, None, None);
         held.iter().for_each(|held| held.wait_until_gone(ENDING));
@@ -372,10 +360,22 @@ impl Builder for Engine {
         self.state = serde_json::from_value(terms.state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
         self.name = SessionId::random().to_string();
-        let model = image.model().map_err(|e| failed(&e))?;
+        let (model, late) = match &terms.late {
+            None => (image.model().map_err(|e| failed(&e))?, None),
+            Some(_) => {
+                let dir = image.path().parent().unwrap_or(image.path());
+                let (copy, model) = inventory::read_whole(&parked::copy(dir)).map_err(|e| failed(&e))?;
+                (model, copy.terms.late)
+            }
+        };
         crate::image::verify::model(&model).map_err(|e| failed(&e))?;
         self.begin_network(&model);
-        self.prepare(Contents::Stored(image))
+        if let Some(parked::Late { attempt, run, peer, watched, pages }) = &late {
+            let (attempt, watched) = (*attempt, *watched);
+            self.expect(Expected { attempt, run, peer, pages: pages.clone(), watched })?;
+        }
+        let late = late.map(|late| late.pages).unwrap_or_default();
+        self.prepare_stored(image, model, &late)
     }
 
     fn discard(&mut self) {
@@ -415,6 +415,41 @@ fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {
 const ENDING: Duration = Duration::from_secs(10);
 
 impl Engine {
+    /// What a copy of this target is made with, once more.
+    fn terms(&self) -> Result<Terms> {
+        let state = serde_json::to_value(&self.state)
+            .map_err(|e| Failure::of("the choices of the source cannot be written", &e))?;
+        Ok(Terms { state, held_off: None, late: self.lacks.clone() })
+    }
+
+    /// Completes a target whose memory is in an image, but for these pages.
+    fn prepare_stored(&mut self, image: &ImageDir, model: Model, late: &Later) -> Result<()> {
+        // Its ids are free only now.
+        self.prebuilt = None;
+        let model: &'static Model = Box::leak(Box::new(model));
+        // Sockets are bound to these. The source has given them up.
+        self.network.take_addresses(self.addresses(), model).map_err(|e| failed(&e))?;
+        let pages = PageReader::of(image).map_err(|e| failed(&e))?;
+        let options = self.options(model);
+        let made = Prebuilt::make(model, Some(&pages), &options, &|_| {}).map_err(|e| failed(&e))?;
+        self.memory = Some(made.memory().map_err(|e| failed(&e))?);
+        let restored = expecting(made, late, self.watched).and_then(|prebuilt| prebuilt.complete(&options));
+        self.prepared(restored.map_err(|e| failed(&e))?)
+    }
+
+    /// It is complete, but for what its pager brings.
+    fn prepared(&mut self, mut restored: Restored<'static>) -> Result<()> {
+        if let Some((_, kept)) = self.late.take() {
+            let pager = self.pager.take().map_or_else(receiver::ready, Ok).map_err(|e| failed(&e))?;
+            leave_to_pager(pager, &mut restored, kept)?;
+        }
+        for warning in &restored.warnings {
+            tracing::warn!(warning, "restore");
+        }
+        self.restored = Some(restored);
+        Ok(())
+    }
+
     fn begin_network(&mut self, model: &Model) {
         self.same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
         self.network = Arriving::begin(&self.addresses(), model, self.same_network);

@@ -138,7 +138,8 @@ impl<'m> Prebuilt<'m> {
     /// No descriptors are left.
     pub fn memory(&self) -> Result<TargetPages> {
         let shared = self.material.shared_pages()?;
-        Ok(TargetPages { mms: self.skeletons.pids_of_mms(self.model), ..shared })
+        let private = TargetPages::new(self.skeletons.pids_of_mms(self.model), Vec::new());
+        Ok(TargetPages { shmems: shared.shmems, ..private })
     }
 
     /// Pages that have a place now: of mappings that stay what they are when the tree is completed, and of shared memory.

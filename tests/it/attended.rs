@@ -3,7 +3,7 @@
 
 use crate::handover::{Play, children, is_stopped, stopped_session, wait, wait_for};
 use crate::leases::{LEASE, images, is_over, is_parked, journals, others};
-use crate::moves::{Agent, can_move, text};
+use crate::moves::{Agent, can_move, run, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::{Child, Command, Stdio};
@@ -181,4 +181,72 @@ fn what_was_not_prepared_is_ended_and_what_was_this_hosts_runs() {
         }
         is_over(&play, runs, point);
     }
+}
+
+/// Memory that follows when it runs: what is there is parked, and what is not is still asked of the source, by a tree that was made
+/// anew.
+#[test]
+fn a_copy_whose_memory_follows_is_parked_too() {
+    if !can_move() {
+        return;
+    }
+    for killed in [false, true] {
+        let mut play = Play::begin("NOBODY", "");
+        let mover = stopped_move(&play, &["--lease", "3s", "--mode", "post-copy"]);
+        if killed {
+            let session = children(play.agent.pid()).first().copied().map(Pid::from_raw);
+            renewed(&mut play, session);
+        }
+        let looked = |status: &serde_json::Value| {
+            assert!(!status["not_parked"].is_string(), "{status}");
+            status["phase"] == "parked"
+        };
+        let status = wait_for(|| Some(play.status("b")).filter(looked), "it is parked");
+        wait(|| others(&play).is_empty(), "process ids are free");
+        // Nobody takes it for a whole one.
+        let image = status["image"].as_str().unwrap();
+        let restored = run(play.host("b"), &["restore", "-D", image]);
+        assert!(!restored.status.success(), "{}", text(&restored));
+        assert_eq!(others(&play), Vec::<i32>::new());
+        mover.succeeds(&format!("killed: {killed}"));
+        // Every page is read.
+        let before = *play.counter.numbers().last().unwrap();
+        play.counter.wait_for_more(before + 256);
+        is_over(&play, true, "post-copy");
+        wait(|| play.status("a").is_null() && play.status("b").is_null(), "it is over");
+    }
+}
+
+/// Whoever parks it, or makes a tree of it, is killed: the pager of the tree that is left ends with that.
+#[test]
+fn a_copy_whose_memory_follows_outlives_whoever_parks_it() {
+    if !can_move() {
+        return;
+    }
+    for point in ["destination-parking", "destination-parked", "destination-unparked"] {
+        let play = Play::begin("MIGRATE_KILL", point);
+        let mover = stopped_move(&play, &["--lease", "1s", "--mode", "post-copy"]);
+        wait(|| play.status("b")["phase"] == "parked", "it is parked");
+        wait(|| others(&play).is_empty(), "process ids are free");
+        mover.succeeds(point);
+        assert!(!play.once.exists(), "{point} was not reached");
+        let before = *play.counter.numbers().last().unwrap();
+        play.counter.wait_for_more(before + 256);
+        is_over(&play, true, point);
+    }
+}
+
+/// As long as COMMIT is not out, the whole one goes on.
+#[test]
+fn a_parked_copy_whose_source_is_dead_is_given_up_where_its_memory_would_follow() {
+    if !can_move() {
+        return;
+    }
+    let play = Play::begin("NOBODY", "");
+    let mover = stopped_move(&play, &["--lease", "1s", "--mode", "post-copy"]);
+    wait(|| play.status("b")["phase"] == "parked", "it is parked");
+    // Its guardian decides.
+    drop(mover);
+    wait(|| play.status("b").is_null(), "the destination knows");
+    is_over(&play, false, "the source was killed");
 }

@@ -31,7 +31,7 @@ impl Play {
             &listen,
             &[(variable, point), ("MIGRATE_ONCE", once.to_str().unwrap())],
         );
-        Self { counter: Counter::start(1), dir, agent, once }
+        Self { counter: Counter::on_ground(1, 256), dir, agent, once }
     }
 
     pub fn host(&self, name: &str) -> Command {

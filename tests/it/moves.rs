@@ -14,17 +14,22 @@ use std::time::{Duration, Instant};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_migrate");
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Counts in a file, a line every 2 ms, never the same number twice; some memory that it keeps writing to.
+/// Counts in a file, a line every 2 ms, never the same number twice; some memory that it keeps writing to, and some pages that it
+/// only reads, each of which holds what only it can.
 const COUNTER: &str = "
 import os, sys, time
 os.closerange(3, 1024)  # what the test runner's shell has left open
 out = open(sys.argv[1], 'a', buffering=1)
 memory = bytearray(int(sys.argv[2]) << 20)
+pages = int(sys.argv[3])
+ground = bytearray(b''.join(bytes([page % 251 + 1]) * 4096 for page in range(pages)))
 n = 0
 while True:
     n += 1
     memory[n * 4096 % len(memory)] = n % 251 + 1
     assert memory[(n - 1) * 4096 % len(memory)] in ((n - 1) % 251 + 1, 0), 'memory is not what it was'
+    page = n % pages if pages else 0
+    assert ground[page * 4096:(page + 1) * 4096] == bytes([page % 251 + 1]) * (4096 if pages else 0), 'pages are lost'
     out.write('%d\\n' % n)
     time.sleep(0.002)
 ";
@@ -47,11 +52,16 @@ pub struct Counter {
 
 impl Counter {
     pub fn start(mib: u32) -> Self {
+        Self::on_ground(mib, 0)
+    }
+
+    /// With so many pages that it only reads.
+    pub fn on_ground(mib: u32, pages: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let child = Command::new("setsid")
             .args(["/usr/bin/python3", "-c", COUNTER])
             .arg(dir.path().join("count"))
-            .arg(mib.to_string())
+            .args([mib.to_string(), pages.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -7,7 +7,7 @@
 //!
 //! Conversation, over a UNIX stream socket in the run-time directory (which is private): a client sends `F` (finish), and
 //! gets a line of JSON ([`News`]) about every second, and a last one when all pages are in, or lost; or it asks what is missing,
-//! or says what was written to ([`lacks`]).
+//! or says what was written to ([`lacks`]); or has the pager end ([`end`]).
 
 mod guard;
 pub mod lacks;
@@ -231,6 +231,28 @@ impl Ready {
             return Err(error);
         }
         Ok(socket)
+    }
+}
+
+/// First byte of a client that has the pager end, see [`end`].
+const END: u8 = b'E';
+
+/// Ends the pager that listens here, whatever is missing; nothing where there is none. Only for a tree that stands still and is about
+/// to be ended: what is missing is zero from here on.
+///
+/// # Errors
+/// It does not end.
+pub fn end(socket: &Path) -> io::Result<()> {
+    let mut stream = match UnixStream::connect(socket) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&[END])?;
+    match stream.read(&mut [0])? {
+        0 => Ok(()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 

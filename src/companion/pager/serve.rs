@@ -2,7 +2,7 @@
 
 use super::guard::{self, Guard};
 use super::lacks::{self, Lacks, Written};
-use super::{GUARD_ENTRY, Kept, KeptSpace, News, Origin, Ready, count, parcel, standstill};
+use super::{END, GUARD_ENTRY, Kept, KeptSpace, News, Origin, Ready, count, parcel, standstill};
 use crate::companion::detach;
 use crate::fault::{self, Point};
 use crate::image::{MmId, Pid, ShmemId};
@@ -123,9 +123,12 @@ fn serve<S: Source>(
     let news = loop {
         match step(&mut server, &clients.listener) {
             Ok(false) => {
-                for client in clients.look(server.missing()) {
-                    // Whoever asks has stopped the target for it, and asks again where there is no answer.
-                    let _ = client.answer(&mut server, kept, &mut protected);
+                let ends = clients.answer(&mut server, kept, &mut protected);
+                if !ends.is_empty() {
+                    // Nothing is said of it to anybody; whoever asked for it sees their link end with us.
+                    drop((server, name));
+                    guard.end();
+                    return Ok(());
                 }
                 if !clients.clients.is_empty() {
                     server.source().hurry();
@@ -245,6 +248,17 @@ impl Clients {
         asking
     }
 
+    /// Answers whoever asks; those who want the end.
+    fn answer<S: Source>(&mut self, server: &mut Server<'_, S>, kept: &Kept, protected: &mut u64) -> Vec<Asking> {
+        let asking = self.look(server.missing());
+        let (ends, asking): (Vec<_>, Vec<_>) = asking.into_iter().partition(|client| client.what == END);
+        for client in asking {
+            // Whoever asks has stopped the target for it, and asks again where there is no answer.
+            let _ = client.answer(server, kept, protected);
+        }
+        ends
+    }
+
     fn accept(&mut self) -> Vec<Asking> {
         let mut asking = Vec::new();
         while let Ok((client, _)) = self.listener.accept() {
@@ -255,7 +269,7 @@ impl Clients {
                 continue;
             }
             match what {
-                [what @ (lacks::QUESTION | lacks::NOTE)] => asking.push(Asking { client, what }),
+                [what @ (lacks::QUESTION | lacks::NOTE | END)] => asking.push(Asking { client, what }),
                 _ if self.clients.len() < CLIENTS => self.clients.push(client),
                 _ => {}
             }

@@ -47,6 +47,11 @@ fn main() -> u8 {
     serve::run(Receiver::begin, |_, _| ())
 }
 
+/// Nobody listens there any more.
+fn is_deaf(path: &std::path::Path) -> bool {
+    UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+}
+
 /// Pages from the source.
 struct Receiver {
     path: PathBuf,
@@ -74,7 +79,14 @@ impl Receiver {
     fn begin(kept: &Kept) -> io::Result<Self> {
         let run = kept.socket.parent().unwrap_or(std::path::Path::new("/"));
         let path = socket_path(run, &kept.session);
-        let listener = UnixListener::bind(&path)?;
+        let listener = match UnixListener::bind(&path) {
+            // Left behind by one whose tree was ended before it served, or with it.
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_deaf(&path) => {
+                std::fs::remove_file(&path)?;
+                UnixListener::bind(&path)?
+            }
+            bound => bound?,
+        };
         listener.set_nonblocking(true)?;
         let peer = match &kept.origin {
             Origin::Source { peer } => peer.clone(),
