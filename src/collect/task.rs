@@ -370,6 +370,8 @@ fn note_fs(cx: &mut Cx<'_>, (at, n): (usize, usize), status: &Status) -> Result<
     let removed_cwd = if cwd.path.0.ends_with(views::DELETED) && dir.stat_of("cwd")?.st_nlink == 0 {
         let named = cwd.path.0.len() - views::DELETED.len();
         cwd.path.0.truncate(named);
+        // Nothing is there to be found again.
+        (cwd.device, cwd.inode) = (0, 0);
         removed_directory(cx, &dir, &cwd, n > 0)?
     } else {
         None

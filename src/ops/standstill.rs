@@ -84,7 +84,11 @@ pub fn reach(
 
 /// The failure of a freeze; the caller adds the state of the target.
 pub(super) fn not_stopped(root: Pid, error: &trace::Error) -> Failure {
-    let code = matches!(error, trace::Error::DoesNotStop { .. }).then_some(codes::DOES_NOT_STOP);
+    let code = match error {
+        trace::Error::DoesNotStop { .. } => Some(codes::DOES_NOT_STOP),
+        trace::Error::KeepsForking { .. } => Some(codes::KEEPS_FORKING),
+        _ => None,
+    };
     Failure::of(format!("cannot stop process {root}"), error).code(code)
 }
 
