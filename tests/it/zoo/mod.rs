@@ -331,9 +331,13 @@ mod timers_again {
 zoo!(descriptors: regular appended directories shared_between_processes deleted deleted_and_replaced deleted_directory
     other_name pipes packets dead_ends pipe_between_processes fifos event_counters signal_descriptors polled
     polled_numbers watched process_descriptors namespace_descriptors devices memory_files proc_files locks owners leases
-zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v segments_of_others of_device memory_files
-    guards locked locked_future advice huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down
-    thousand_mappings copy_on_write shared_pages barriers large);
+    executed_memory_file removed_working_directory three_thousand table_of_a_thread nothing_open temporary timer_descriptors timer_descriptors_of_clock_ahead);
+// On a file system that both hosts have nobody opens a file while it is under a lease to write.
+mod leases_to_write {
+    row!(descriptors, broken_leases, restored = Once, dumped = LeaveRunning, chain = Chain, new_pids = NewPids);
+}
+zoo!(terminals: pair of_another_user lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
+zoo!(namespaces: private_files nodes_and_propagation bound layers different users users_and_threads users_and_mounts host_name
     taken_from_child taken_from_parent);
 zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight watching_in_flight in_flight_of_each_other credentials shut_down listening
     listening_abstract listening_for_packets datagrams_with_names between_processes);
