@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 /// A mapping whose pages belong to the address space and travel with it.
 pub fn carries_pages(vma: &Vma) -> bool {
-    vma.owns_pages() && !matches!(vma.backing, Backing::Droppable | Backing::Device(_) | Backing::Descriptor(_))
+    vma.owns_pages() && !matches!(vma.backing, Backing::Droppable | Backing::Descriptor(_))
 }
 
 /// The pages of an address space that hold something of its own: populated anonymous memory, and pages of private file

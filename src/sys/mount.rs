@@ -65,13 +65,14 @@ pub fn attach(mount: impl AsFd, at: impl AsFd) -> Result<()> {
 }
 
 /// A detached copy of the mount at a path of a mount namespace, without what is mounted below. `covers` mounts that lie over it
-/// there are taken away in a passing copy of the namespace first. A thread of its own does it: it changes places.
-pub fn copy_in(ns: BorrowedFd<'_>, path: &[u8], covers: u32) -> Result<OwnedFd> {
+/// there are taken away in a passing copy of the namespace first; in that one also an `unbindable` mount can be copied. A thread
+/// of its own does it: it changes places.
+pub fn copy_in(ns: BorrowedFd<'_>, path: &[u8], covers: u32, unbindable: bool) -> Result<OwnedFd> {
     let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
     let there = || {
         thread_ids::own_fs()?;
         thread_ids::enter_mnt(ns)?;
-        if covers > 0 {
+        if covers > 0 || unbindable {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
             let alone = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
             nix::mount::mount(None::<&str>, "/", None::<&str>, alone, None::<&str>)?;

@@ -52,7 +52,7 @@ pub fn fill(cx: &mut Cx<'_>) -> Result<()> {
 /// The files of a mount; `None` where a blocker was noted.
 fn carried(mount: &Mount, covers: u32, ns: &OwnedFd, of: &str, blockers: &mut Vec<Blocker>) -> Result<Option<Content>> {
     let object = format!("{of}: {} mounted on {}", String::from_utf8_lossy(&mount.fs_type.0), mount.mount_point);
-    let found = mount::copy_in(ns.as_fd(), &mount.mount_point.0, covers).and_then(|copy| {
+    let found = mount::copy_in(ns.as_fd(), &mount.mount_point.0, covers, mount.unbindable).and_then(|copy| {
         // Something else hides it: a mount further up.
         if nix::sys::stat::fstat(&copy)?.st_dev == mount.device { content::read(copy) } else { Err(Errno::ESTALE) }
     });

@@ -234,7 +234,7 @@ impl Builder {
             thread_ids::enter_mnt(self.host_ns.as_fd()).map_err(failed("setns", "the host's mount namespace"))?;
             let found = path_fd(&self.host_root, &path.0).map_err(|errno| missing(&path.to_string(), errno))?;
             if of.covers > 0 {
-                return mount::copy_in(self.host_ns.as_fd(), &path.0, of.covers)
+                return mount::copy_in(self.host_ns.as_fd(), &path.0, of.covers, of.unbindable)
                     .map(Some)
                     .map_err(failed("open_tree", path.to_string()));
             }

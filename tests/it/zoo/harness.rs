@@ -117,7 +117,7 @@ pub fn run(scenario: &Scenario, mode: Mode) {
     }
     adopt_orphans();
     let _terminals = (scenario.fixture == "terminals" || scenario.case.ends_with("_terminal")).then(terminals_lock);
-    let _huge_pages = (scenario.case == "hugetlb").then(HugePages::reserve);
+    let _huge_pages = HugePages::of(scenario.case);
     let fixture = match compiled(scenario.fixture) {
         Ok(path) => path,
         Err(reason) => return skipped(scenario, mode, &reason),
@@ -144,7 +144,12 @@ impl HugePages {
     const FILE: &'static str = "/proc/sys/vm/nr_hugepages";
     const MORE: u64 = 12;
 
-    pub(super) fn reserve() -> Self {
+    /// Those that a case needs.
+    pub(super) fn of(case: &str) -> Option<Self> {
+        ["hugetlb", "segments_of_others"].contains(&case).then(Self::reserve)
+    }
+
+    fn reserve() -> Self {
         // Where none can be had the fixture says so.
         Self(Self::change(|before| before + Self::MORE).map_or(0, |()| Self::MORE))
     }

@@ -51,7 +51,7 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("sockets", "tcp_ended") => Scenario { ignore: ENDED, allow: ENDED_SEEN, ..plain },
         ("sockets" | "unix_sockets", _) => Scenario { ignore: SOCKETS, allow: SOCKETS_SEEN, ..plain },
         ("memory", "deleted_files") => Scenario { ignore: DESCRIPTORS, ..plain },
-        ("memory" | "late_shared", "hugetlb") => Scenario { allow: HUGE_PAGES, ..plain },
+        ("memory" | "late_shared", "hugetlb" | "segments_of_others") => Scenario { allow: HUGE_PAGES, ..plain },
         _ => plain,
     }
 }
@@ -299,9 +299,9 @@ parked!(parked_memory = memory: anonymous stack heap file_mappings deleted_files
 parked!(parked_descriptors = descriptors: regular deleted pipes fifos memory_files event_counters locks);
 parked!(parked_signals = signals: pending);
 parked!(parked_namespaces = namespaces: private_files);
-zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
-    huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write shared_pages
-    barriers large);
+zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v segments_of_others of_device memory_files
+    guards locked locked_future advice huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down
+    thousand_mappings copy_on_write shared_pages barriers large);
 zoo!(numa: of_mappings of_threads of_relatives of_segment);
 late!(late_numa = numa: of_mappings of_threads of_relatives);
 zoo!(mappings: no_vdso huge_pages past_the_end sparse seals shared_for_reading keys ten_thousand);
@@ -310,7 +310,8 @@ zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_whi
 late!(late = late: moved dropped forked kept_from_children in_kernel executed by_threads at_random);
 late!(late_shared = late_shared: relatives unnamed_file open_file segment in_kernel forked moved dropped removed_first executed
     by_threads hugetlb);
-late!(late_memory = memory: anonymous stack heap file_mappings shared_memory system_v memory_files guards locked locked_future advice
+late!(late_memory = memory: anonymous stack heap file_mappings shared_memory system_v segments_of_others of_device memory_files
+    guards locked locked_future advice
     huge_pages_off hugetlb sealed no_new_code named droppable grows_down thousand_mappings copy_on_write large);
 // Pages that come one by one are small ones: `huge_pages` looks for large ones.
 late!(late_mappings = mappings: past_the_end sparse keys ten_thousand);
@@ -335,8 +336,8 @@ zoo!(descriptors: regular appended directories shared_between_processes deleted 
 mod leases_to_write {
     row!(descriptors, broken_leases, restored = Once, dumped = LeaveRunning, chain = Chain, new_pids = NewPids);
 }
-zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
-zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name
+zoo!(terminals: pair of_another_user lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
+zoo!(namespaces: private_files nodes_and_propagation bound layers different users users_and_threads users_and_mounts host_name
     taken_from_child taken_from_parent);
 zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight watching_in_flight in_flight_of_each_other credentials shut_down listening
     listening_abstract listening_for_packets datagrams_with_names between_processes);
