@@ -1,5 +1,6 @@
 //! Processes and threads.
 
+use super::preflight::tasks::removed;
 use super::seen::{self, Seen};
 use super::sharing::{Bare, Shared};
 use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
@@ -359,6 +360,9 @@ fn note_fs(cx: &mut Cx<'_>, (at, n): (usize, usize), status: &Status) -> Result<
     let mnt = ns::of_task(cx, at)?.mnt;
     let process = &cx.frozen.processes[at];
     let dir = process.dir.thread(process.threads[n].pid())?;
+    for link in ["cwd", "root"] {
+        cx.blockers.extend(removed(&dir, link, &format!("pid {}", process.pid))?);
+    }
     let fs = Fs {
         umask: status.umask.unwrap_or(0o022),
         cwd: path_ref(&dir, "cwd", mnt)?,

@@ -13,6 +13,8 @@ pub struct Lock {
     pub kind: Kind,
     /// `MANDATORY` (before 5.15) as opposed to advisory.
     pub mandatory: bool,
+    /// A lease that somebody waits for (`BREAKING`).
+    pub breaking: bool,
     /// `F_RDLCK` = 0, `F_WRLCK` = 1, `F_UNLCK` = 2 (a lease that is being broken).
     pub mode: i32,
     /// Owner in the reader's PID namespace; -1 for locks that belong to a description, 0 where it is not visible.
@@ -57,7 +59,8 @@ pub(super) fn line(text: &[u8]) -> Option<Lock> {
         b"DELEG" => Kind::Delegation,
         _ => Kind::Other,
     };
-    let mandatory = words.next()? == b"MANDATORY";
+    let word = words.next()?;
+    let (mandatory, breaking) = (word == b"MANDATORY", word == b"BREAKING");
     let mode = match words.next()? {
         b"READ" => libc::F_RDLCK,
         b"WRITE" | b"RW" => libc::F_WRLCK,
@@ -73,7 +76,7 @@ pub(super) fn line(text: &[u8]) -> Option<Lock> {
         b"EOF" => None,
         n => Some(scan::dec(n)?),
     };
-    Some(Lock { id, blocked, kind, mandatory, mode: i32::from(mode as i16), pid, device, inode, start, end })
+    Some(Lock { id, blocked, kind, mandatory, breaking, mode: i32::from(mode as i16), pid, device, inode, start, end })
 }
 
 /// Reads the locks of the whole system.
@@ -119,7 +122,8 @@ pub(super) mod tests {
             (locks[2].kind, locks[2].device, locks[2].inode),
             (Kind::Flock, nix::sys::stat::makedev(0xfd, 1), 7)
         );
-        assert_eq!(locks[3].kind, Kind::Lease);
+        assert!(locks[3].kind == Kind::Lease && !locks[3].breaking);
+        assert!(parse(b"3: LEASE  BREAKING  UNLCK 12 08:01:8 0 EOF\n").unwrap()[0].breaking);
         assert!(locks[4].kind == Kind::Ofd && locks[4].mandatory);
         assert!(parse(b"1: POSIX ADVISORY\n").is_err());
     }

@@ -55,7 +55,10 @@ impl Host {
             hard_limits: limits.map(|all| all.iter().map(|limit| limit.hard).collect()).unwrap_or_default(),
             cpu_features: sys::cpu_features().unwrap_or_default(),
             cpus: sys::online_cpus().unwrap_or_default(),
-            huge_pages: wanted_huge_pages(model).keys().filter_map(|size| Some((*size, sys::huge_pages(*size)?))).collect(),
+            huge_pages: wanted_huge_pages(model)
+                .keys()
+                .filter_map(|size| Some((*size, sys::huge_pages(*size)?)))
+                .collect(),
         }
     }
 
@@ -163,9 +166,11 @@ fn pipes(model: &Model, host: &Host) -> Vec<Blocker> {
     if host.may(SYS_RESOURCE) {
         return Vec::new();
     }
-    let too_large = model.pipes.iter().zip(0..).filter(|(pipe, _)| {
-        u64::from(pipe.capacity) > host.pipe_max && pipe.data.0.len() as u64 > host.pipe_max
-    });
+    let too_large = model
+        .pipes
+        .iter()
+        .zip(0..)
+        .filter(|(pipe, _)| u64::from(pipe.capacity) > host.pipe_max && pipe.data.0.len() as u64 > host.pipe_max);
     let blocker = |(pipe, n): (&crate::image::fd::pipe::Pipe, i32)| {
         let (held, max) = (pipe.data.0.len(), host.pipe_max);
         let reason = format!("it holds {held} bytes, and a pipe here has at most {max} (fs.pipe-max-size)");

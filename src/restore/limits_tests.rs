@@ -21,7 +21,10 @@ fn ample() -> Host {
 /// What is in the way of this model here; each names its object, and says why and what to do.
 fn found(model: &Model, host: &Host) -> Vec<(Code, String)> {
     let blockers = blockers(model, host);
-    assert!(blockers.iter().all(|b| !b.object.is_empty() && !b.reason.is_empty() && !b.remedy.is_empty()), "{blockers:?}");
+    assert!(
+        blockers.iter().all(|b| !b.object.is_empty() && !b.reason.is_empty() && !b.remedy.is_empty()),
+        "{blockers:?}"
+    );
     blockers.into_iter().map(|blocker| (blocker.code, blocker.object)).collect()
 }
 
@@ -86,10 +89,8 @@ fn policies_and_processors() {
 
 #[test]
 fn addresses_keys_and_locked_memory() {
-    let without = |features: &[&str]| Host {
-        cpu_features: features.iter().map(|f| (*f).to_owned()).collect(),
-        ..ample()
-    };
+    let without =
+        |features: &[&str]| Host { cpu_features: features.iter().map(|f| (*f).to_owned()).collect(), ..ample() };
     let mut model = modest();
     model.mms[0].vmas[0].start = 0x800;
     assert_eq!(codes_of(&model, &Host { caps: 0, ..ample() }), [codes::ADDRESS_SPACE]);

@@ -4,7 +4,7 @@
 //! the target that still runs over there.
 
 use super::fd::{regular, roots, taken_over};
-use super::{Options, clock, creds, limits, ns, root, vdso};
+use super::{Options, cgroup, clock, creds, limits, ns, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::creds::Creds;
@@ -61,6 +61,7 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     blockers.extend(ns::missing(model, &scope.judged));
     blockers.extend(limits::blockers(model, &limits::Host::here(model)));
     blockers.extend(clock::goes_back(model));
+    blockers.extend(cgroup::missing(&options.cgroup));
     if !scope.original_runs {
         blockers.extend(locks(model));
     }
@@ -328,8 +329,14 @@ mod tests {
         assert!(!excludes(&flock, &wanted(LockKind::Ofd, write, 0, 0)), "flock(2) is a world of its own");
         let posix = held(b"4: POSIX ADVISORY WRITE 7 fd:01:7 100 199\n");
         assert!(excludes(&posix, &wanted(LockKind::Ofd, read, 150, 1)));
-        assert!(excludes(&posix, &wanted(LockKind::Ofd, read, 0, 0)) && excludes(&posix, &wanted(LockKind::Ofd, read, 0, 101)));
-        assert!(!excludes(&posix, &wanted(LockKind::Ofd, read, 0, 100)) && !excludes(&posix, &wanted(LockKind::Ofd, read, 200, 0)));
+        assert!(
+            excludes(&posix, &wanted(LockKind::Ofd, read, 0, 0))
+                && excludes(&posix, &wanted(LockKind::Ofd, read, 0, 101))
+        );
+        assert!(
+            !excludes(&posix, &wanted(LockKind::Ofd, read, 0, 100))
+                && !excludes(&posix, &wanted(LockKind::Ofd, read, 200, 0))
+        );
         assert!(!excludes(&locks::Lock { blocked: true, ..posix }, &wanted(LockKind::Ofd, write, 0, 0)));
     }
 

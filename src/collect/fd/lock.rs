@@ -1,6 +1,7 @@
 //! Read from fdinfo: flock(2), POSIX and OFD locks, leases.
 
 use super::State;
+use crate::blocker::{Blocker, codes};
 use crate::collect::Cx;
 use crate::image::TaskId;
 use crate::image::fd::lock::{Lock, LockKind};
@@ -11,6 +12,13 @@ use std::collections::HashSet;
 /// The lease of a description: `F_RDLCK` or `F_WRLCK`.
 pub fn lease(info: &FdInfo) -> Option<i32> {
     info.locks.iter().find(|l| l.kind == Kind::Lease).map(|l| l.mode)
+}
+
+/// What is in the way of saving a lease.
+pub fn in_the_way(info: &FdInfo, object: &str) -> Option<Blocker> {
+    let breaking = info.locks.iter().any(|lock| lock.kind == Kind::Lease && lock.breaking);
+    let reason = "somebody waits until it gives the lease up";
+    breaking.then(|| Blocker::new(codes::LEASE, object).because(reason))
 }
 
 /// Adds every lock that a description or a table of the tree holds, each once.

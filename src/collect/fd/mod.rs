@@ -101,6 +101,7 @@ fn file(cx: &mut Cx<'_>, state: &mut State, id: FileId) -> Result<File> {
     let kind = kind(cx, state, id, &fd)?;
     let d = &state.set[id];
     let owner = owner::collect(cx, d, &fd)?;
+    cx.blockers.extend(lock::in_the_way(&d.info, &d.object()));
     Ok(File {
         flags: d.flags(),
         offset: d.info.pos as u64,

@@ -4,7 +4,7 @@ use super::{Member, reach::object};
 use crate::{
     blocker::{Blocker, codes},
     kernel::{Answer, Probe},
-    proc::Result,
+    proc::{ProcDir, Result},
 };
 use std::io::Read;
 
@@ -27,7 +27,21 @@ pub(super) fn look(member: &Member<'_>, buf: &mut Vec<u8>, found: &mut Vec<Block
         found.push(Blocker::new(code, object(member.row)).because(why.clone()));
     }
     found.extend(label(member, buf));
+    for link in ["cwd", "root"] {
+        found.extend(removed(member.dir, link, &object(member.row))?);
+    }
     Ok(())
+}
+
+/// A working directory or root (`cwd`, `root`) that has no name any more: there is nothing to go to at the destination.
+pub fn removed(dir: &ProcDir, link: &str, object: &str) -> Result<Option<Blocker>> {
+    let stat = dir.stat_of(link)?;
+    if stat.st_nlink > 0 {
+        return Ok(None);
+    }
+    let text = dir.readlink(link)?;
+    let gone = text.0.ends_with(b" (deleted)");
+    Ok(gone.then(|| Blocker::new(codes::DIRECTORY_REMOVED, format!("{object} {link} {text}"))))
 }
 
 fn is_32bit(member: &Member<'_>) -> bool {
