@@ -68,8 +68,8 @@ fn access(row: &Row, own: &Own) -> Option<Blocker> {
     if others && own.euid != 0 {
         return Some(Blocker::new(codes::NO_PRIVILEGE, format!("{}, user {}", object(row), row.uids[0])));
     }
-    // A process that is not dumpable shows its directory as root's.
-    let owner = nix::sys::stat::fstat(&dir).map_or(own.euid, |stat| stat.st_uid);
+    // A process that is not dumpable shows its files as root's, but not its directory (task_dump_owner(), fs/proc/base.c).
+    let owner = dir.stat_of("status").map_or(own.euid, |stat| stat.st_uid);
     if owner != row.uids[1] && own.euid != 0 {
         return Some(Blocker::new(codes::NOT_DUMPABLE, object(row)));
     }
