@@ -5,6 +5,7 @@
 use crate::cli::{events, migrate};
 use crate::networks::Killed;
 use migrate_engine::blocker::entries;
+use migrate_engine::image::manifest::Manifest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -428,7 +429,7 @@ beat()",
     ),
     ("NAMESPACE_KIND", "call(272, 0x08000000)\nbeat()", "pid ", &[]),
     ("NETNS_OUTSIDE", "call(272, 0x40000000)\napart()\nbeat()", "pid ", &[]),
-    ("USERNS_NESTED", "call(272, 0x10000000)\nopen('/proc/self/uid_map', 'w').write('0 0 1')\ncall(272, 0x10000000)\nbeat()", "pid ", &[]),
+    ("USERNS_NESTED", "call(272, 0x10000000)\nopen('/proc/self/uid_map', 'w').write('0 0 1')\nopen('/proc/self/setgroups', 'w').write('deny')\nopen('/proc/self/gid_map', 'w').write('0 0 1')\ncall(272, 0x10000000)\nbeat()", "pid ", &[]),
 ];
 
 /// What stands in the way of restoring [`RESTORABLE`] here, and what is to be done to have it so.
@@ -440,7 +441,6 @@ const RESTORED: &[&str] = &[
     "FILE_CHANGED",
     "FILE_ACCESS",
     "CODE_DIFFERS",
-    "CGROUP_MISSING",
     "IMAGE_TRUST",
     "IMAGE_INCOMPLETE",
     "IMAGE_DAMAGED",
@@ -451,8 +451,16 @@ const RESTORED: &[&str] = &[
 ];
 
 /// What is said of a target, or of a peer, without any script.
-const ASKED: &[&str] =
-    &["OWN_ANCESTOR", "KERNEL_THREAD", "PEER_UNREACHABLE", "PLAIN", "NO_PRIVILEGE", "NOT_DUMPABLE", "CGROUP_FROZEN"];
+const ASKED: &[&str] = &[
+    "OWN_ANCESTOR",
+    "KERNEL_THREAD",
+    "PEER_UNREACHABLE",
+    "PLAIN",
+    "NO_PRIVILEGE",
+    "NOT_DUMPABLE",
+    "CGROUP_FROZEN",
+    "CGROUP_MISSING",
+];
 
 /// Codes that are not provoked here, and why.
 const NOT_HERE: &[(&str, &str)] = &[
@@ -613,7 +621,9 @@ fn code(name: &str) -> String {
 
 fn names(output: &Output, name: &str, object: &str) {
     let found = said(output);
-    let objects = found.get(&code(name)).unwrap_or_else(|| panic!("{name} is not said: {found:?}"));
+    let objects = found
+        .get(&code(name))
+        .unwrap_or_else(|| panic!("{name} is not said: {found:?} {}", events(output).pop().unwrap()["failure"]));
     assert!(objects.iter().any(|text| text.contains(object)), "{name} does not name {object:?}: {objects:?}");
     assert!(matches!(output.status.code(), Some(1 | 2 | 3 | 5 | 7)), "{:?} after {name}", output.status);
 }
@@ -741,7 +751,6 @@ fn what_cannot_be_restored_is_said_before_anything_is_made() {
     std::os::unix::fs::symlink("sub", path("sub")).unwrap();
     names(&restore(&[]), "FILE_ACCESS", &path("sub"));
     back("sub");
-    names(&restore(&["--cgroup", "../outside"]), "CGROUP_MISSING", "../outside");
     let mode = |mode| fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     mode(0o777);
     names(&restore(&[]), "IMAGE_TRUST", &image);
@@ -752,9 +761,9 @@ fn what_cannot_be_restored_is_said_before_anything_is_made() {
     swap("image/manifest.json");
     names(&restore(&[]), "IMAGE_INCOMPLETE", &image);
     let text = fs::read_to_string(&away).unwrap();
-    let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
-    manifest["version"] = 9999.into();
-    fs::write(path("image/manifest.json"), manifest.to_string()).unwrap();
+    let (mut manifest, _) = Manifest::decode(text.as_bytes()).unwrap();
+    manifest.version = 9999;
+    fs::write(path("image/manifest.json"), manifest.encode().unwrap().0).unwrap();
     names(&restore(&[]), "IMAGE_VERSION", &image);
     back("image/manifest.json");
     let mut model = fs::read(path("image/model.bin")).unwrap();
@@ -784,12 +793,13 @@ fn who_may_not_be_asked_is_named() {
     let place = tempfile::tempdir().unwrap();
     fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     fs::copy(env!("CARGO_BIN_EXE_migrate"), place.path().join("migrate")).unwrap();
-    let asked = |pid: &str| {
+    let as_nobody = |args: &[&str]| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all"]);
-        command.arg(place.path().join("migrate")).args(["check", pid, "--json"]).stdin(Stdio::null()).current_dir("/");
+        command.arg(place.path().join("migrate")).args(args).arg("--json").stdin(Stdio::null()).current_dir("/");
         command.env("XDG_CONFIG_HOME", "/nonexistent").env_remove("XDG_RUNTIME_DIR").output().unwrap()
     };
+    let asked = |pid: &str| as_nobody(&["check", pid]);
     let target = Target::start("beat()", None).unwrap();
     names(&asked(&target.pid()), "NO_PRIVILEGE", &target.pid());
     target.goes_on();
@@ -806,4 +816,10 @@ fn who_may_not_be_asked_is_named() {
         freezer.set(false);
         target.goes_on();
     }
+    let target = Target::start("call(157, 4, 1)\nbeat()", Some(NOBODY)).unwrap();
+    let image = target.path("image").to_str().unwrap().to_owned();
+    let dump = as_nobody(&["dump", &target.pid(), "-D", &image, "--leave-running"]);
+    assert!(dump.status.success(), "{:?}", said(&dump));
+    let output = as_nobody(&["restore", "-D", &image, "--dry-run", "--cgroup", "/migrate-nobody/has/this"]);
+    names(&output, "CGROUP_MISSING", "/migrate-nobody/has/this");
 }

@@ -50,7 +50,7 @@ pub struct Findings {
 /// `/proc` cannot be read. A process that ends meanwhile is none.
 pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings> {
     super::host::prepare();
-    let own = reach::Own::of(table);
+    let own = reach::Own::now();
     let mut blockers = Vec::new();
     let mut dirs = Vec::new();
     let mut living = Vec::new();

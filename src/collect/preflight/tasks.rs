@@ -35,11 +35,14 @@ pub(super) fn look(member: &Member<'_>, buf: &mut Vec<u8>, found: &mut Vec<Block
 
 /// A working directory or root (`cwd`, `root`) that has no name any more: there is nothing to go to at the destination.
 pub fn removed(dir: &ProcDir, link: &str, object: &str) -> Result<Option<Blocker>> {
-    let stat = dir.stat_of(link)?;
+    // Who is ending has none any more, while it is still there.
+    let (stat, text) = match (dir.stat_of(link), dir.readlink(link)) {
+        (Err(e), _) | (_, Err(e)) if e.is_absent() => return Ok(None),
+        (stat, text) => (stat?, text?),
+    };
     if stat.st_nlink > 0 {
         return Ok(None);
     }
-    let text = dir.readlink(link)?;
     let gone = text.0.ends_with(b" (deleted)");
     Ok(gone.then(|| Blocker::new(codes::DIRECTORY_REMOVED, format!("{object} {link} {text}"))))
 }
