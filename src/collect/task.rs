@@ -1,12 +1,15 @@
 //! Processes and threads.
 
-use super::preflight::tasks::removed;
+use super::fd::classify::magic;
+use super::fd::set::fs_magic;
+use super::fd::{ghost, views};
 use super::seen::{self, Seen};
 use super::sharing::{Bare, Shared};
-use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
+use super::{Cx, Error, Result, cgroup, creds, mm, ns, numa, restart, signals, timers};
+use crate::blocker::{Blocker, codes};
 use crate::image::fd::PathRef;
 use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Task, TaskState, Thread};
-use crate::image::{Bytes, FdTableId, FsId, MmId, NsPid, Pid, SighandId, TaskId};
+use crate::image::{Bytes, FdTableId, FsId, GhostId, MmId, NsPid, Pid, SighandId, TaskId};
 use crate::proc::ProcDir;
 use crate::proc::status::Status;
 use crate::sys::XSTATE_MAX;
@@ -16,6 +19,7 @@ use crate::trace::Batch;
 use crate::trace::calls::{ThreadAnswer, ThreadQuery};
 use crate::trace::freeze::FrozenProcess;
 use crate::trace::remote::{Remote, Scratch};
+use nix::fcntl::OFlag;
 use zerocopy::IntoBytes;
 
 /// The objects that tasks may share.
@@ -71,6 +75,7 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         cx.process_of.push(at);
     }
     number_io_contexts(&mut cx.model.tasks);
+    numa::settle(&mut cx.model);
     unread_stops(cx)?;
     Ok(())
 }
@@ -214,7 +219,7 @@ fn fill_process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Ta
     let itimers = timers::ask(&mut batch);
     let subreaper = batch.out(4);
     batch.may_prctl(libc::PR_GET_CHILD_SUBREAPER, subreaper, 0u64);
-    let mm_query = mappings.is_some().then(|| mm::ask(&mut batch));
+    let mm_query = mappings.as_ref().map(|mappings| mm::ask(&mut batch, mappings));
     let results = cx.frozen.processes[at].leader().run(&scratch, &batch)?;
     task.child_subreaper = results.value::<u32>(subreaper) != 0;
     task.itimers = timers::answer(&results, &itimers);
@@ -315,6 +320,7 @@ fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, (numbers, seen
         seccomp,
         pdeath_signal: answer.pdeath_signal,
         sched: seen.sched,
+        numa: answer.numa,
         timer_slack_ns: answer.timer_slack_ns,
         clear_child_tid: answer.clear_child_tid,
         robust_list: seen.robust_list,
@@ -360,16 +366,59 @@ fn note_fs(cx: &mut Cx<'_>, (at, n): (usize, usize), status: &Status) -> Result<
     let mnt = ns::of_task(cx, at)?.mnt;
     let process = &cx.frozen.processes[at];
     let dir = process.dir.thread(process.threads[n].pid())?;
-    for link in ["cwd", "root"] {
-        cx.blockers.extend(removed(&dir, link, &format!("pid {}", process.pid))?);
-    }
-    let fs = Fs {
-        umask: status.umask.unwrap_or(0o022),
-        cwd: path_ref(&dir, "cwd", mnt)?,
-        root: path_ref(&dir, "root", mnt)?,
+    cx.blockers.extend(removed_root(&dir, &format!("pid {}: its root directory", process.pid))?);
+    let (mut cwd, root) = (path_ref(&dir, "cwd", mnt)?, path_ref(&dir, "root", mnt)?);
+    let removed_cwd = if cwd.path.0.ends_with(views::DELETED) && dir.stat_of("cwd")?.st_nlink == 0 {
+        let named = cwd.path.0.len() - views::DELETED.len();
+        cwd.path.0.truncate(named);
+        // Nothing is there to be found again.
+        (cwd.device, cwd.inode) = (0, 0);
+        removed_directory(cx, &dir, &cwd, n > 0)?
+    } else {
+        None
     };
-    cx.model.fs.push(fs);
+    cx.model.fs.push(Fs { umask: status.umask.unwrap_or(0o022), cwd, removed_cwd, root });
     Ok(())
+}
+
+/// A working directory that was removed, as one of the deleted files. `None`: a blocker was noted.
+fn removed_directory(cx: &mut Cx<'_>, dir: &ProcDir, cwd: &PathRef, of_thread: bool) -> Result<Option<GhostId>> {
+    let object = format!("pid {}: its working directory {}", dir.pid(), cwd.path);
+    if of_thread {
+        let reason = "it is a thread's own, beside that of its process";
+        cx.blockers.push(Blocker::new(codes::DIRECTORY_REMOVED, object).because(reason));
+        return Ok(None);
+    }
+    if let Some(blocker) = gone_with_its_process(dir, &object)? {
+        cx.blockers.push(blocker);
+        return Ok(None);
+    }
+    let stat = dir.stat_of("cwd")?;
+    let file = dir.open_file("cwd", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let found = ghost::Found { stat: &stat, path: cwd.path.clone(), mnt: cwd.mnt, file: &file, object: &object };
+    ghost::collect(cx, &mut views::Views::default(), found)
+}
+
+/// A directory of `/proc` of a process that is gone cannot be made again. Looked for in the preflight as well.
+pub fn gone_with_its_process(dir: &ProcDir, object: &str) -> crate::proc::Result<Option<Blocker>> {
+    let link = match dir.readlink("cwd") {
+        // Who is ending has none any more, while it is still there.
+        Err(e) if e.is_absent() => return Ok(None),
+        link => link?,
+    };
+    let gone = link.0.ends_with(views::DELETED) && fs_magic(dir, "cwd") == magic::PROC;
+    let reason = "it is in /proc, of a process that has ended";
+    Ok(gone.then(|| Blocker::new(codes::DIRECTORY_REMOVED, object).because(reason)))
+}
+
+/// A root directory that has no name any more. Looked for in the preflight as well.
+pub fn removed_root(dir: &ProcDir, object: &str) -> crate::proc::Result<Option<Blocker>> {
+    let (stat, link) = match (dir.stat_of("root"), dir.readlink("root")) {
+        (Err(e), _) | (_, Err(e)) if e.is_absent() => return Ok(None),
+        (stat, link) => (stat?, link?),
+    };
+    let removed = stat.st_nlink == 0 && link.0.ends_with(views::DELETED);
+    Ok(removed.then(|| Blocker::new(codes::DIRECTORY_REMOVED, format!("{object} {link}"))))
 }
 
 /// A path that a link of /proc shows, with what identifies the file behind it.

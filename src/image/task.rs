@@ -1,9 +1,10 @@
 //! Processes and threads.
 
 use super::{
-    Bytes, CgroupSetId, FdTableId, FsId, MmId, NsId, NsPid, SighandId, TaskId,
+    Bytes, CgroupSetId, FdTableId, FsId, GhostId, MmId, NsId, NsPid, SighandId, TaskId,
     creds::{Creds, Seccomp},
     fd::PathRef,
+    numa::Policy,
     signals::{AltStack, SigInfo},
     timers::{IntervalTimers, PosixTimer},
 };
@@ -124,6 +125,8 @@ pub struct Thread {
     pub pdeath_signal: i32,
     /// Scheduling.
     pub sched: Sched,
+    /// `set_mempolicy(2)`.
+    pub numa: Option<Policy>,
     /// `PR_SET_TIMERSLACK`, nanoseconds.
     pub timer_slack_ns: u64,
     /// `set_tid_address(2)`: where the kernel writes 0 and wakes when the thread ends.
@@ -216,8 +219,18 @@ pub struct Fs {
     pub umask: u32,
     /// Working directory.
     pub cwd: PathRef,
+    /// The same where it was removed: it is made anew and removed again.
+    pub removed_cwd: Option<GhostId>,
     /// Root directory.
     pub root: PathRef,
+}
+
+impl Fs {
+    /// The paths that have to exist: of a directory that was removed it is made anew.
+    pub fn places(&self) -> impl Iterator<Item = &PathRef> {
+        let cwd = self.removed_cwd.is_none().then_some(&self.cwd);
+        cwd.into_iter().chain([&self.root])
+    }
 }
 
 /// The namespaces a process is in.

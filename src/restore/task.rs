@@ -1,6 +1,6 @@
 //! What a process and its threads have besides memory, descriptors and credentials.
 
-use super::{Error, Result, creds, signals, skeleton::Skeletons, timers};
+use super::{Error, Result, creds, material::Material, numa, signals, skeleton::Skeletons, timers};
 use crate::image::task::{Dead, Sched, Task, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
@@ -8,6 +8,7 @@ use crate::sys::abi::{SchedAttr, StackT};
 use crate::sys::{Errno, sched, wait};
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
+use std::os::fd::AsRawFd;
 
 /// Capabilities this program may give: those it has, of its own bounding set.
 pub fn own_caps() -> u64 {
@@ -156,6 +157,7 @@ pub fn last_calls(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread
     batch.must(libc::SYS_sigaltstack, &[stack, 0u64.into()]);
     let comm = batch.c_string(&thread.comm.0);
     batch.prctl(libc::PR_SET_NAME, comm, 0u64);
+    numa::of_thread(batch, thread.numa.as_ref());
     batch.prctl(PR_SET_TIMERSLACK, thread.timer_slack_ns, 0u64);
     batch.must(libc::SYS_personality, &[thread.personality.into()]);
     let own_fs = model.tasks.iter().flat_map(|t| &t.threads).find(|t| t.fs == thread.fs).map(|t| t.tid);
@@ -167,14 +169,31 @@ pub fn last_calls(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread
     }
 }
 
+/// Enters working directories that were removed: as long as tasks have what we have opened for them.
+pub fn enter_removed(model: &Model, skeletons: &mut Skeletons, material: &Material) -> Result<()> {
+    for (n, task) in model.tasks.iter().enumerate() {
+        let Some(thread) = task.threads.first() else { continue };
+        let first = model.tasks.iter().position(|t| t.threads.first().is_some_and(|t| t.fs == thread.fs)) == Some(n);
+        let removed = model.fs[thread.fs.at()].removed_cwd.filter(|_| first);
+        let Some(directory) = removed.and_then(|ghost| material.ghost_file(ghost)) else { continue };
+        let (remote, scratch) = skeletons.leader(TaskId::from(n));
+        let mut batch = Batch::new();
+        let fd = material.fetch(&mut batch, directory.as_raw_fd());
+        batch.must(libc::SYS_fchdir, &[fd.into()]);
+        batch.must(libc::SYS_close, &[fd.into()]);
+        remote.run_all(&scratch, &batch)?;
+    }
+    Ok(())
+}
+
 fn file_system(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread) {
     let fs = &model.fs[thread.fs.at()];
     batch.must(libc::SYS_umask, &[fs.umask.into()]);
-    let cwd = batch.c_string(&fs.cwd.path.0);
     let root = &fs.root.path.0;
     let in_user_ns = super::ns::ids::namespace(model, task).is_some();
     // The path of the working directory is seen from the outer root, so it is entered first.
-    if !in_user_ns || thread.tid != task.pid {
+    if fs.removed_cwd.is_none() && (!in_user_ns || thread.tid != task.pid) {
+        let cwd = batch.c_string(&fs.cwd.path.0);
         batch.must(libc::SYS_chdir, &[cwd]);
     }
     if root != b"/" {

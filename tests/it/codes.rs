@@ -214,23 +214,6 @@ beat()",
     ),
     ("PIDFD_OUTSIDE", "apart()\nfd = os.pidfd_open(os.getppid())\nbeat()", "pidfd", &[]),
     (
-        "LEASE",
-        "
-signal.signal(signal.SIGIO, lambda *_: None)
-open(path('leased'), 'w').close()
-fd = os.open(path('leased'), os.O_RDONLY)
-fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-if os.fork() == 0:
-    os.close(fd)
-    try: os.open(path('leased'), os.O_WRONLY | os.O_NONBLOCK)
-    except OSError: os._exit(0)
-    os._exit(1)
-if os.wait()[1] != 0: unavailable('nobody waits for the lease')
-beat()",
-        "leased",
-        &[],
-    ),
-    (
         "MESSAGE_QUEUE",
         "
 name = 'migrate-%d' % os.getpid()
@@ -360,6 +343,17 @@ beat()",
         &["--tcp", "refuse"],
     ),
     (
+        "TCP_URGENT",
+        "
+server = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(server.getsockname())
+s, _ = server.accept()
+client.send(b'x', socket.MSG_OOB)
+beat()",
+        "",
+        &[],
+    ),
+    (
         "TCP_ULP",
         "
 try: s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
@@ -421,10 +415,20 @@ beat()",
         "DIRECTORY_REMOVED",
         "
 os.mkdir(path('gone'))
-os.chdir(path('gone'))
-os.rmdir(path('gone'))
-beat()",
-        "gone",
+held, out = os.open(home, os.O_RDONLY), os.open(path('beat'), os.O_WRONLY | os.O_CREAT)
+os.chroot(path('gone'))
+os.rmdir('gone', dir_fd=held)
+file = os.open('new', os.O_WRONLY | os.O_CREAT, dir_fd=held)
+os.write(file, b'%d' % os.getpid())
+os.close(file)
+os.rename('new', 'pid', src_dir_fd=held, dst_dir_fd=held)
+os.close(held)
+n = 0
+while True:
+    n += 1
+    os.pwrite(out, b'%12d' % n, 0)
+    time.sleep(0.005)",
+        "root directory",
         &[],
     ),
     ("NAMESPACE_KIND", "call(272, 0x08000000)\nbeat()", "pid ", &[]),
@@ -482,6 +486,7 @@ const NOT_HERE: &[(&str, &str)] = &[
     ("DMABUF", "takes a graphics device; src/collect/fd/classify.rs"),
     ("DESCRIPTOR_LIMIT", "takes another host; src/restore/limits.rs"),
     ("PIPE_SIZE", "takes another host; src/restore/limits.rs"),
+    ("LEASE", "not in use"),
     ("TCP_STATE", "lasts for a moment of a handshake; src/collect/fd/tcp.rs"),
     ("UNIX_QUEUE", "takes more messages than are looked at; src/collect/fd/unix.rs"),
     ("TCP_REPAIR", "takes a user with half of root's rights; src/restore/preflight.rs"),

@@ -6,7 +6,7 @@ use super::set::fs_magic;
 use super::socket_preflight::Sockets;
 use super::tty_preflight::Terminals;
 use super::views::DELETED;
-use super::{ghost, lock, pidfd};
+use super::{ghost, pidfd};
 use crate::blocker::{Blocker, codes};
 use crate::collect::{Policy, Result};
 use crate::image::Pid;
@@ -64,7 +64,6 @@ pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<(Vec<Blocker>, boo
             } else if seen.class == Class::Socket {
                 found.extend(sockets.look(dir, fd, seen.stat.st_ino, &seen.object, policy));
             } else {
-                found.extend(lock::in_the_way(&seen.info, &seen.object));
                 found.extend(judge(&seen, &pids));
             }
         }

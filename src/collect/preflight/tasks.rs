@@ -3,8 +3,9 @@
 use super::{Member, reach::object};
 use crate::{
     blocker::{Blocker, codes},
+    collect::task,
     kernel::{Answer, Probe},
-    proc::{ProcDir, Result},
+    proc::Result,
 };
 use std::io::Read;
 
@@ -27,24 +28,11 @@ pub(super) fn look(member: &Member<'_>, buf: &mut Vec<u8>, found: &mut Vec<Block
         found.push(Blocker::new(code, object(member.row)).because(why.clone()));
     }
     found.extend(label(member, buf));
-    for link in ["cwd", "root"] {
-        found.extend(removed(member.dir, link, &object(member.row))?);
-    }
+    let cwd = format!("{}: its working directory", object(member.row));
+    found.extend(task::gone_with_its_process(member.dir, &cwd)?);
+    let root = format!("{}: its root directory", object(member.row));
+    found.extend(task::removed_root(member.dir, &root)?);
     Ok(())
-}
-
-/// A working directory or root (`cwd`, `root`) that has no name any more: there is nothing to go to at the destination.
-pub fn removed(dir: &ProcDir, link: &str, object: &str) -> Result<Option<Blocker>> {
-    // Who is ending has none any more, while it is still there.
-    let (stat, text) = match (dir.stat_of(link), dir.readlink(link)) {
-        (Err(e), _) | (_, Err(e)) if e.is_absent() => return Ok(None),
-        (stat, text) => (stat?, text?),
-    };
-    if stat.st_nlink > 0 {
-        return Ok(None);
-    }
-    let gone = text.0.ends_with(b" (deleted)");
-    Ok(gone.then(|| Blocker::new(codes::DIRECTORY_REMOVED, format!("{object} {link} {text}"))))
 }
 
 fn is_32bit(member: &Member<'_>) -> bool {

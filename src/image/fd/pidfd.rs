@@ -8,4 +8,6 @@ use serde::{Deserialize, Serialize};
 pub struct PidFd {
     /// The process (or thread), as the target sees it; `None` where it has ended and was reaped.
     pub pid: Option<NsPid>,
+    /// Of one that is gone: a number from 1, the same for all descriptors of that process (before Linux 6.9, of any). Else 0.
+    pub gone: u32,
 }

@@ -53,6 +53,12 @@ pub(super) fn check(c: &mut Checker<'_>) {
     });
     c.each("fs", &model.fs, |c, _, fs| {
         c.path_ref(&fs.cwd, "cwd");
+        if let Some(ghost) = fs.removed_cwd
+            && c.index(ghost.at(), model.ghosts.len(), "removed_cwd")
+        {
+            let directory = model.ghosts[ghost.at()].path.mode & libc::S_IFMT == libc::S_IFDIR;
+            c.must(directory, "removed_cwd", "is no directory");
+        }
         c.path_ref(&fs.root, "root");
     });
     c.each("seccomp_filters", &model.seccomp_filters, |c, _, filter| {
@@ -140,6 +146,9 @@ fn pending(c: &mut Checker<'_>, signals: &[SigInfo]) {
 }
 
 fn check_thread(c: &mut Checker<'_>, thread: &Thread) {
+    if let Some(policy) = &thread.numa {
+        c.policy(policy, "numa");
+    }
     id(c, thread.tid, "tid");
     for tid in &thread.inner_tids {
         id(c, *tid, "inner_tids");
