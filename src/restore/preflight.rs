@@ -342,7 +342,7 @@ mod tests {
     fn locks_that_exclude_each_other() {
         let held = |text: &[u8]| locks::parse(text).unwrap()[0];
         let wanted = |kind, mode, start, len| Lock { kind, file: crate::image::FileId(0), mode, start, len };
-        let (read, write) = (libc::F_RDLCK as i32, libc::F_WRLCK as i32);
+        let (read, write) = (libc::F_RDLCK, libc::F_WRLCK);
         let flock = held(b"2: FLOCK  ADVISORY  READ 7 fd:01:7 0 EOF\n");
         assert!(excludes(&flock, &wanted(LockKind::Flock, write, 0, 0)));
         assert!(!excludes(&flock, &wanted(LockKind::Flock, read, 0, 0)));
