@@ -45,9 +45,10 @@ fn open(root: &OwnedFd, path: &PathRef, flags: u32, options: &Options) -> Result
     // with the others that are set later.
     let at_once = if regular { libc::O_NONBLOCK as u32 } else { 0 };
     match roots::open(root, &path.path.0, flags | noctty | at_once) {
-        Err(Error::System { errno: Errno::EAGAIN, .. }) if regular => {
-            Err(Error::File { path: path.path.to_string(), reason: "another process here has a lease for it".to_owned() })
-        }
+        Err(Error::System { errno: Errno::EAGAIN, .. }) if regular => Err(Error::File {
+            path: path.path.to_string(),
+            reason: "another process here has a lease for it".to_owned(),
+        }),
         opened => opened,
     }
 }
