@@ -495,7 +495,7 @@ function __fish_migrate_codes
         M0310 'seccomp notification listener' \
         M0311 'buffer shared with a device' \
         M0312 'pidfd of a process outside the tree' \
-        M0313 'file lease or directory notification' \
+        M0313 'file lease that is being broken' \
         M0314 'POSIX message queue' \
         M0315 'descriptor of an unknown kind' \
         M0316 'epoll set watches a file nobody has open' \
@@ -543,7 +543,7 @@ function __fish_migrate_codes
         M0603 'PID namespace that begins inside the tree' \
         M0604 'monotonic clock would go back' \
         M0605 'no new namespace allowed here' \
-        M0606 'cgroup does not exist here' \
+        M0606 'cgroup does not exist here and cannot be made' \
         M0607 'no cgroup can be made here' \
         M0608 'System V semaphores or queues of the host' \
         M0609 'network namespace of another program' \

@@ -2,6 +2,7 @@
 
 use super::attend::Bell;
 use super::session::{Carrier, SessionSpec, socket_path};
+use crate::blocker::codes;
 use crate::proc::ProcDir;
 use crate::sys::pass_fd;
 use crate::transport::preamble::{ChannelRole, SessionNumber};
@@ -108,8 +109,9 @@ impl Router {
     fn session(&self, carrier: Carrier, peer: String, connection: OwnedFd) -> Result<()> {
         let place = Counted::within(&self.sessions, self.sessions_max);
         // The refusal must be said inside TLS, therefore by a process as well.
-        let refusal =
-            place.is_none().then(|| format!("there are {} sessions already (--max-sessions)", self.sessions_max));
+        let full =
+            || format!("{} sessions are here already, see --max-sessions ({})", self.sessions_max, codes::PEER_BUSY);
+        let refusal = place.is_none().then(full);
         let spec = SessionSpec { carrier, peer, session: link::random_bits()?, refusal, ..self.template.clone() };
         let number = SessionNumber(spec.session);
         let failed = |source| TransportError::Io { operation: "start a process for", peer: spec.peer.clone(), source };

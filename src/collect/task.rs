@@ -366,6 +366,7 @@ fn note_fs(cx: &mut Cx<'_>, (at, n): (usize, usize), status: &Status) -> Result<
     let mnt = ns::of_task(cx, at)?.mnt;
     let process = &cx.frozen.processes[at];
     let dir = process.dir.thread(process.threads[n].pid())?;
+    cx.blockers.extend(removed_root(&dir, &format!("pid {}: its root directory", process.pid))?);
     let (mut cwd, root) = (path_ref(&dir, "cwd", mnt)?, path_ref(&dir, "root", mnt)?);
     let removed_cwd = if cwd.path.0.ends_with(views::DELETED) && dir.stat_of("cwd")?.st_nlink == 0 {
         let named = cwd.path.0.len() - views::DELETED.len();
@@ -400,9 +401,24 @@ fn removed_directory(cx: &mut Cx<'_>, dir: &ProcDir, cwd: &PathRef, of_thread: b
 
 /// A directory of `/proc` of a process that is gone cannot be made again. Looked for in the preflight as well.
 pub fn gone_with_its_process(dir: &ProcDir, object: &str) -> crate::proc::Result<Option<Blocker>> {
-    let gone = dir.readlink("cwd")?.0.ends_with(views::DELETED) && fs_magic(dir, "cwd") == magic::PROC;
+    let link = match dir.readlink("cwd") {
+        // Who is ending has none any more, while it is still there.
+        Err(e) if e.is_absent() => return Ok(None),
+        link => link?,
+    };
+    let gone = link.0.ends_with(views::DELETED) && fs_magic(dir, "cwd") == magic::PROC;
     let reason = "it is in /proc, of a process that has ended";
     Ok(gone.then(|| Blocker::new(codes::DIRECTORY_REMOVED, object).because(reason)))
+}
+
+/// A root directory that has no name any more. Looked for in the preflight as well.
+pub fn removed_root(dir: &ProcDir, object: &str) -> crate::proc::Result<Option<Blocker>> {
+    let (stat, link) = match (dir.stat_of("root"), dir.readlink("root")) {
+        (Err(e), _) | (_, Err(e)) if e.is_absent() => return Ok(None),
+        (stat, link) => (stat?, link?),
+    };
+    let removed = stat.st_nlink == 0 && link.0.ends_with(views::DELETED);
+    Ok(removed.then(|| Blocker::new(codes::DIRECTORY_REMOVED, format!("{object} {link}"))))
 }
 
 /// A path that a link of /proc shows, with what identifies the file behind it.

@@ -1,6 +1,6 @@
 //! What operations on images have in common: errors of the page store as failures.
 
-use crate::blocker::codes;
+use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, FailureKind};
 use crate::image::manifest::ManifestError;
 use crate::memory::store::StoreError;
@@ -30,6 +30,28 @@ pub fn image_failure(dir: &Path, error: &(dyn Error + 'static)) -> Failure {
         }
         _ => failure,
     }
+}
+
+/// Parts of an image that others than its owner may write to, or whose owner is somebody else than root and us: who writes an image
+/// decides what runs here, and as whom.
+pub fn not_to_be_trusted(dir: &Path) -> Vec<Blocker> {
+    use std::os::unix::fs::MetadataExt;
+    let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let judge = |path: std::path::PathBuf| {
+        let found = std::fs::metadata(&path).ok()?;
+        let reason = if found.uid() != 0 && found.uid() != own.0 {
+            format!("it belongs to user {}", found.uid())
+        } else if found.mode() & 0o002 != 0 {
+            "everybody may write to it".to_owned()
+        } else if found.mode() & 0o020 != 0 && found.gid() != 0 && found.gid() != own.1 {
+            format!("group {} may write to it", found.gid())
+        } else {
+            return None;
+        };
+        Some(Blocker::new(codes::IMAGE_TRUST, path.display().to_string()).because(reason))
+    };
+    std::iter::once(dir.to_owned()).chain(files).filter_map(judge).collect()
 }
 
 /// An error with its causes in one line.

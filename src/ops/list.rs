@@ -66,7 +66,7 @@ pub struct Listing {
 /// `/proc` cannot be read.
 pub fn run(_options: &ListOptions) -> Result<Listing> {
     let table = Table::read().map_err(|e| Failure::of("Cannot list processes", &e))?;
-    Ok(listing(&table, &reach::Own::of(&table)))
+    Ok(listing(&table, &reach::Own::now()))
 }
 
 fn listing(table: &Table, own: &reach::Own) -> Listing {

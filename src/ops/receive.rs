@@ -132,6 +132,7 @@ impl Builder for Engine {
         let options = restore::Options {
             pids: self.state.pids.unwrap_or_default(),
             files: self.state.files.unwrap_or_default(),
+            cgroup: self.state.cgroup.clone().unwrap_or_default(),
             ..Default::default()
         };
         let mut blockers = restore::preflight::look(model, &options, &scope);

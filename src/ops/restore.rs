@@ -80,6 +80,8 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     blockers.extend(addresses::blockers(&places));
     blockers.extend(restore::preflight::look(&model, &settings, &scope(&state, &places)));
     blockers.extend(not_given(&model, stdio));
+    blockers.extend(super::image::not_to_be_trusted(dir));
+    blockers.extend(if options.lazy { None } else { memory_short(&image) });
     let (units, to_mask) = supervisor::beside(&model, state.supervisor);
     blockers.extend(units);
     if !blockers.is_empty() {
@@ -163,6 +165,14 @@ fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
     pages.fits(&model).map_err(|e| damaged(&e))?;
     Ok((image, model, pages))
+}
+
+/// Less memory is free here than the contents of the image take.
+fn memory_short(image: &ImageDir) -> Option<Blocker> {
+    let here = crate::proc::sys::meminfo().ok()?;
+    let (needed, free) = (image.manifest().pages.data * crate::image::mm::PAGE, here.available + here.swap_free);
+    let reason = || format!("{needed} bytes are needed, {free} are free with swap");
+    (needed > free).then(|| Blocker::new(codes::MEMORY_SHORT, "memory of this host").because(reason()))
 }
 
 /// What of an image could not come later, for the report.

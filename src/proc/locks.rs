@@ -70,7 +70,9 @@ pub(super) fn line(text: &[u8]) -> Option<Lock> {
     let pid = scan::int32(words.next()?)?;
     let file = words.next()?;
     let colon = file.iter().rposition(|&b| b == b':')?;
-    let (device, inode) = (scan::device(&file[..colon], 16)?, scan::dec(&file[colon + 1..])?);
+    // Who waits for a lease to be broken is shown without a file (lock_get_status(), fs/locks.c).
+    let device = if file.starts_with(b"<none>:") { 0 } else { scan::device(&file[..colon], 16)? };
+    let inode = scan::dec(&file[colon + 1..])?;
     let start = scan::dec(words.next()?)?;
     let end = match words.next()? {
         b"EOF" => None,
@@ -125,6 +127,8 @@ pub(super) mod tests {
         );
         assert_eq!(locks[3].kind, Kind::Lease);
         assert!(locks[4].kind == Kind::Ofd && locks[4].mandatory);
+        let breaker = parse(b"2: -> LEASE  BREAKER   WRITE 1745 <none>:0 0 EOF\n").unwrap()[0];
+        assert!(breaker.blocked && (breaker.device, breaker.inode) == (0, 0));
         assert!(parse(b"1: POSIX ADVISORY\n").is_err());
     }
 

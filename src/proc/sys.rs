@@ -186,6 +186,38 @@ pub fn cpu_features() -> Result<Vec<String>> {
     Ok(parse_cpu_features(&read("/proc/cpuinfo")?))
 }
 
+/// Processors that are on line, by number.
+///
+/// # Errors
+/// `/sys` cannot be read, or holds something else than a list.
+pub fn online_cpus() -> Result<BTreeSet<u32>> {
+    parsed("/sys/devices/system/cpu/online", |text| {
+        cpu_list(scan::trim(text)).ok_or_else(|| Syntax::new(1, "expected a list of processors", text))
+    })
+}
+
+/// `0-3,6`; numbers are below 2^16.
+fn cpu_list(text: &[u8]) -> Option<BTreeSet<u32>> {
+    let number = |text: &[u8]| scan::dec(text).and_then(|n| u16::try_from(n).ok()).map(u32::from);
+    let ranges = text.split(|b| *b == b',').map(|range| {
+        let (first, last) = scan::cut(range, b'-').unwrap_or((range, range));
+        Some(number(first)?..=number(last)?)
+    });
+    ranges.collect::<Option<Vec<_>>>().map(|ranges| ranges.into_iter().flatten().collect())
+}
+
+/// Huge pages of this size, bytes, that a new mapping can have: those that are free and not promised to another, and those that
+/// the kernel may make. `None`: there are none of this size.
+pub fn huge_pages(size: u64) -> Option<u64> {
+    let count = |what: &str| {
+        let file = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/{what}_hugepages", size >> 10);
+        scan::dec(scan::trim(&std::fs::read(file).ok()?))
+    };
+    let free = count("free")?.saturating_sub(count("resv").unwrap_or(0));
+    let may_be_made = count("nr_overcommit").unwrap_or(0).saturating_sub(count("surplus").unwrap_or(0));
+    Some(free.saturating_add(may_be_made))
+}
+
 /// Does the kernel use huge pages for every mapping that does not refuse them (transparent huge pages, "always")?
 pub fn huge_pages_everywhere() -> bool {
     std::fs::read("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| text.starts_with(b"[always]"))
@@ -208,6 +240,13 @@ pub(super) mod tests {
 
     pub(in crate::proc) const MEMINFO: &[u8] =
         b"MemTotal:       24669508 kB\nMemAvailable:   2000 kB\nSwapFree: 0 kB\nHugePages_Free:        3\nHugepagesize:       2048 kB\n";
+
+    #[test]
+    fn processors_are_listed() {
+        assert_eq!(cpu_list(b"0-2,5"), Some(BTreeSet::from([0, 1, 2, 5])));
+        assert!(cpu_list(b"0-x").is_none() && cpu_list(b"").is_none() && cpu_list(b"99999999").is_none());
+        assert!(!online_cpus().unwrap().is_empty());
+    }
 
     #[test]
     fn values_of_this_host() {

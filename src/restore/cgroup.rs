@@ -2,6 +2,7 @@
 //! ssh session would end the tree with them.
 
 use super::{Error, Result};
+use crate::blocker::{Blocker, codes};
 use crate::image::task::Task;
 use crate::image::{Model, Pid, TaskId, cgroup::Membership};
 use crate::ops::options::Cgroup;
@@ -164,6 +165,24 @@ fn in_a_thread<T: Send>(work: impl FnOnce() -> Option<T> + Send) -> Option<T> {
         let thread = std::thread::Builder::new().spawn_scoped(scope, work).ok()?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// A path that was asked for and that cannot be had: it leads out of every hierarchy, or it is not there and may not be made.
+pub fn missing(choice: &Cgroup) -> Option<Blocker> {
+    use nix::unistd::{AccessFlags, access};
+    let Cgroup::Path(path) = choice else { return None };
+    let blocker = |reason: &str| Some(Blocker::new(codes::CGROUP_MISSING, path.display().to_string()).because(reason));
+    let inner = path.strip_prefix("/").unwrap_or(path);
+    let hierarchies = hierarchies().unwrap_or_default();
+    let dirs: Vec<PathBuf> = hierarchies.iter().filter_map(|hierarchy| below(hierarchy, inner)).collect();
+    if dirs.is_empty() {
+        return blocker("it is no path below the mount of a hierarchy");
+    }
+    let may_be_made = |dir: &PathBuf| {
+        let above = dir.ancestors().find(|above| above.exists());
+        above.is_some_and(|above| access(above, AccessFlags::W_OK).is_ok())
+    };
+    if dirs.iter().any(may_be_made) { None } else { blocker("it does not exist here, or is not ours to use") }
 }
 
 /// The path below the mount of a hierarchy; `None` = as the engine.

@@ -3,8 +3,10 @@
 
 use super::skeleton::Skeletons;
 use super::{Error, Result};
+use crate::blocker::{Blocker, codes};
 use crate::image::Model;
 use crate::image::host::Host;
+use crate::kernel::Probe;
 use crate::proc::ProcDir;
 use crate::proc::timens::{self, Offsets};
 use crate::sys::Errno;
@@ -13,6 +15,8 @@ use crate::trace::remote::{Remote, Scratch};
 use std::time::{Duration, Instant};
 
 const NS: i64 = 1_000_000_000;
+/// CAP_SYS_ADMIN, which a time namespace takes.
+const SYS_ADMIN: u64 = 1 << 21;
 /// Below this the clocks count as the same: nobody makes a namespace for it.
 const SAME_NS: i64 = 1_000_000;
 /// Longest wait for the clock of a tree that was made ahead of time.
@@ -36,6 +40,22 @@ fn offsets(image: &Host, seen: (i64, i64), here: &Host, own: Offsets) -> Option<
     let far = |wanted: i64, own: i64| (wanted - own).abs() > SAME_NS;
     let is_far = far(wanted.monotonic_ns, own.monotonic_ns) || far(wanted.boottime_ns, own.boottime_ns);
     is_far.then_some(wanted)
+}
+
+/// The target's clocks, where they would go back here: this host has run for less long, and a time namespace cannot be made.
+pub fn goes_back(model: &Model) -> Option<Blocker> {
+    let here = crate::collect::host::collect(Some((0, 0))).ok()?;
+    let own = timens::own();
+    let seen = model.clock_offsets(model.root().namespaces.time);
+    let back = steps_back_ns(offsets(&model.host, seen, &here, own)?, own);
+    let stays = back <= SAME_NS || super::task::own_caps() & SYS_ADMIN != 0 && Probe::TimeNamespace.works();
+    let reason = format!("CLOCK_MONOTONIC or CLOCK_BOOTTIME would go back by {} s", back / NS);
+    (!stays).then(|| Blocker::new(codes::CLOCK_BACK, format!("clocks of process {}", model.root().pid)).because(reason))
+}
+
+/// By how much the clocks go back where they are left as we have them, nanoseconds.
+fn steps_back_ns(wanted: Offsets, own: Offsets) -> i64 {
+    (wanted.monotonic_ns - own.monotonic_ns).max(wanted.boottime_ns - own.boottime_ns)
 }
 
 /// How far the clock of a tree that was made ahead of time is behind what the target saw last, nanoseconds. As a rule it is
@@ -167,6 +187,15 @@ mod tests {
                 assert_eq!(now.boottime_ns + found.boottime_ns, image.boottime_ns + 3 * NS);
             }
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_left_as_it_is_goes_back_or_not() {
+        let (old, young) = (host("b", 1_000_000, 5000), host("a", 50, 5000));
+        let back = |image: &Host, here: &Host| offsets(image, (0, 0), here, INITIAL).map(|w| steps_back_ns(w, INITIAL));
+        assert_eq!(back(&old, &young), Some(999_950 * NS));
+        assert!(back(&young, &old).unwrap() < 0);
+        assert_eq!(back(&young, &young), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod creds;
 pub mod fd;
 pub mod go;
 pub mod lazy;
+pub mod limits;
 pub mod material;
 pub mod mm;
 mod newcomers;

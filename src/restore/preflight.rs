@@ -4,10 +4,11 @@
 //! the target that still runs over there.
 
 use super::fd::{regular, roots, taken_over};
-use super::{Options, creds, ns, numa, root, vdso};
+use super::{Options, cgroup, clock, creds, limits, ns, numa, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::creds::Creds;
+use crate::image::fd::lock::{Lock, LockKind};
 use crate::image::fd::tcp::TcpState;
 use crate::image::fd::{FileKind, PathRef, SocketOptions};
 use crate::image::mm::Backing;
@@ -15,7 +16,7 @@ use crate::image::task::{Task, TaskState};
 use crate::image::{Bytes, Model, NsId};
 use crate::net::segment;
 use crate::ops::options::{Cpu, Pids};
-use crate::proc::sys;
+use crate::proc::{locks, sys};
 use crate::sys::{Errno, socket};
 use nix::sys::stat::fstat;
 use std::collections::{BTreeSet, HashSet};
@@ -59,6 +60,12 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
         blockers.extend(taken_over::blockers(model));
     }
     blockers.extend(ns::missing(model, &scope.judged));
+    blockers.extend(limits::blockers(model, &limits::Host::here(model)));
+    blockers.extend(clock::goes_back(model));
+    blockers.extend(cgroup::missing(&options.cgroup));
+    if !scope.original_runs {
+        blockers.extend(locks(model));
+    }
     blockers
 }
 
@@ -204,6 +211,37 @@ fn file(
     blocker(if code { codes::CODE_DIFFERS } else { codes::FILE_CHANGED }, reason)
 }
 
+/// Locks of the tree that somebody here has already. A file that another file system shows by other numbers in `/proc/locks` is
+/// found when its lock is taken.
+fn locks(model: &Model) -> Vec<Blocker> {
+    let held = if model.locks.is_empty() { Vec::new() } else { locks::all().unwrap_or_default() };
+    let Ok(own) = roots::own() else { return Vec::new() };
+    let blocker = |lock: &Lock| {
+        let FileKind::Regular(regular) = &model.files.get(lock.file.at())?.kind else { return None };
+        let path = Some(&regular.path).filter(|path| of_host(model, path.mnt))?;
+        let seen = crate::sys::openat2::open_in_root(&own, &path.path.0, libc::O_PATH as u32, 0).ok()?;
+        let stat = fstat(&seen).ok()?;
+        let of_file = |held: &&locks::Lock| (held.device, held.inode) == (stat.st_dev, stat.st_ino);
+        let holder = held.iter().filter(of_file).find(|held| excludes(held, lock))?;
+        let who = if holder.pid > 0 { format!("process {}", holder.pid) } else { "another process".to_owned() };
+        Some(Blocker::new(codes::LOCK_CONFLICT, path.path.to_string()).because(format!("{who} has it locked")))
+    };
+    model.locks.iter().filter_map(blocker).collect()
+}
+
+/// Both cannot be held: flock(2) knows nothing of the others, and two that only read go together.
+fn excludes(held: &locks::Lock, wanted: &Lock) -> bool {
+    let alike = match held.kind {
+        locks::Kind::Flock => wanted.kind == LockKind::Flock,
+        locks::Kind::Posix | locks::Kind::Ofd => wanted.kind != LockKind::Flock,
+        _ => false,
+    };
+    let writes = |mode: i32| mode == i32::from(libc::F_WRLCK as i16);
+    let end = if wanted.len == 0 { u64::MAX } else { wanted.start.saturating_add(wanted.len - 1) };
+    let overlap = held.start <= end && held.end.unwrap_or(u64::MAX) >= wanted.start;
+    alike && !held.blocked && overlap && (writes(held.mode) || writes(wanted.mode))
+}
+
 fn of_host(model: &Model, ns: NsId) -> bool {
     model.namespaces.get(ns.at()).is_none_or(|ns| ns.of_host)
 }
@@ -298,6 +336,28 @@ mod tests {
             bound(taken.local_addr().unwrap(), libc::SOCK_DGRAM, true, &SocketOptions::default()).unwrap().code,
             codes::PORT_IN_USE
         );
+    }
+
+    #[test]
+    fn locks_that_exclude_each_other() {
+        let held = |text: &[u8]| locks::parse(text).unwrap()[0];
+        let wanted = |kind, mode, start, len| Lock { kind, file: crate::image::FileId(0), mode, start, len };
+        let (read, write) = (libc::F_RDLCK, libc::F_WRLCK);
+        let flock = held(b"2: FLOCK  ADVISORY  READ 7 fd:01:7 0 EOF\n");
+        assert!(excludes(&flock, &wanted(LockKind::Flock, write, 0, 0)));
+        assert!(!excludes(&flock, &wanted(LockKind::Flock, read, 0, 0)));
+        assert!(!excludes(&flock, &wanted(LockKind::Ofd, write, 0, 0)), "flock(2) is a world of its own");
+        let posix = held(b"4: POSIX ADVISORY WRITE 7 fd:01:7 100 199\n");
+        assert!(excludes(&posix, &wanted(LockKind::Ofd, read, 150, 1)));
+        assert!(
+            excludes(&posix, &wanted(LockKind::Ofd, read, 0, 0))
+                && excludes(&posix, &wanted(LockKind::Ofd, read, 0, 101))
+        );
+        assert!(
+            !excludes(&posix, &wanted(LockKind::Ofd, read, 0, 100))
+                && !excludes(&posix, &wanted(LockKind::Ofd, read, 200, 0))
+        );
+        assert!(!excludes(&locks::Lock { blocked: true, ..posix }, &wanted(LockKind::Ofd, write, 0, 0)));
     }
 
     #[test]

@@ -266,6 +266,10 @@ impl TransportError {
             Self::Tls { .. } | Self::NotAuthorised { .. } => Some(codes::PEER_AUTH),
             Self::PlainNotAllowed { .. } => Some(codes::PLAIN),
             Self::Connect { .. } | Self::Ssh { .. } => Some(codes::PEER_UNREACHABLE),
+            // It may say which, as the last word.
+            Self::Refused { reason, .. } => {
+                reason.strip_suffix(')').and_then(|text| text.rsplit('(').next()).and_then(|word| word.parse().ok())
+            }
             error => error.is_link_lost().then_some(codes::PEER_UNREACHABLE),
         }
     }

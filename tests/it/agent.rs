@@ -142,6 +142,7 @@ fn one_session_too_many_is_refused_in_words() {
         matches!(&refused, TransportError::Refused { reason, .. } if reason.contains("--max-sessions")),
         "{refused}"
     );
+    assert_eq!(refused.code(), Some(migrate_engine::blocker::codes::PEER_BUSY));
     ask(&mut first);
     drop(first);
     let until = Instant::now() + LIMIT;

@@ -63,8 +63,8 @@ table! { DESCRIPTORS:
         why: "The process it names is not at the destination.",
         remedy: "name the common ancestor as the target",
         kernel: "since 5.3";
-    LEASE = 313, "file lease or directory notification",
-        object: "a descriptor with F_SETLEASE or F_NOTIFY",
+    LEASE = 313, "file lease that is being broken",
+        object: "a descriptor with a lease (F_SETLEASE) that somebody else waits for",
         why: "A lease that is being broken cannot be carried over.",
         remedy: "let the program release it (Samba: kernel oplocks = no), then try again",
         kernel: "all";
@@ -99,8 +99,8 @@ table! { DESCRIPTORS:
         remedy: "let the program remove the watch, then try again",
         kernel: "all";
     PIPE_SIZE = 320, "pipe larger than allowed here",
-        object: "a pipe with a capacity above fs.pipe-max-size, where CAP_SYS_RESOURCE is missing",
-        why: "The content might not fit, and a writer could block where it did not before.",
+        object: "a pipe that holds more than fs.pipe-max-size, where CAP_SYS_RESOURCE is missing",
+        why: "What is in it does not fit into a pipe that can be made here.",
         remedy: "sysctl fs.pipe-max-size=SIZE on the destination",
         kernel: "all";
     PROC_OUTSIDE = 321, "open file in /proc of a process outside the tree",

@@ -19,8 +19,8 @@ table! { FILES:
         remedy: "free space, choose another directory, or use --stream or --compress 3",
         kernel: "all";
     DIRECTORY_REMOVED = 504, "directory was removed",
-        object: "a working directory, root or descriptor of a directory that has no name any more",
-        why: "An empty directory without a name cannot be made.",
+        object: "a working directory or root that has no name any more",
+        why: "A restored program could not be put into it.",
         remedy: "create the directory again and let the program change into it (mkdir, cd)",
         kernel: "all";
     FILE_HIDDEN = 505, "file cannot be reached by its name",
@@ -67,7 +67,7 @@ table! { NAMESPACES:
         remedy: "start the program without it, or stop it and start it on the destination",
         kernel: "all";
     USERNS_NESTED = 602, "user namespace that begins inside the tree",
-        object: "a user namespace with tasks that did not make it",
+        object: "a user namespace that was made in another one than the host's",
         why: "Only the first task of a user namespace keeps its id outside when it is made again.",
         remedy: "name the task in the inner namespace as the target",
         kernel: "all";
@@ -86,7 +86,7 @@ table! { NAMESPACES:
         why: "The target needs a namespace of its own and the host allows no more.",
         remedy: "raise user.max_KIND_namespaces, or run as root",
         kernel: "all";
-    CGROUP_MISSING = 606, "cgroup does not exist here",
+    CGROUP_MISSING = 606, "cgroup does not exist here and cannot be made",
         object: "the path named by --cgroup",
         why: "A restored tree has to be in its cgroup before its first page.",
         remedy: "mkdir the cgroup, or use --cgroup scope",
@@ -112,8 +112,8 @@ table! { NAMESPACES:
         remedy: "unmount it, then try again",
         kernel: "all";
     CGROUP_FROZEN = 611, "cgroup is frozen by someone else",
-        object: "a cgroup of the target and its freezer state",
-        why: "The tasks cannot be brought to run a single system call until the cgroup is thawed, and somebody froze it for a reason.",
+        object: "a frozen cgroup of the target, where we may not thaw it for a moment",
+        why: "The tasks cannot be brought to run a single system call until the cgroup is thawed.",
         remedy: "thaw it first (docker unpause, echo 0 > cgroup.freeze)",
         kernel: "all";
 }

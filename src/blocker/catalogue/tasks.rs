@@ -51,7 +51,7 @@ table! { TASKS:
     PID_ABOVE_MAX = 110, "process id above the limit here",
         object: "an id in the image that is not below kernel.pid_max of this host",
         why: "The kernel gives no ids above kernel.pid_max.",
-        remedy: "sysctl kernel.pid_max=4194304 on the destination, or --pids new",
+        remedy: "sysctl kernel.pid_max=4194304 on the destination",
         kernel: "all";
     SHARES_OUTSIDE = 111, "shares memory or descriptors with a process outside",
         object: "a task that shares its address space, descriptor table, file-system state or signal handlers with a process outside the tree",

@@ -8,13 +8,17 @@ mod memory;
 mod namespaces;
 pub mod reach;
 mod sharing;
-mod tasks;
+pub mod tasks;
 
 use super::{Policy, Result, fd};
 use crate::{
-    blocker::Blocker,
+    blocker::{Blocker, codes},
     image::Pid,
-    proc::{self, ProcDir, table::Table},
+    proc::{
+        self, ProcDir,
+        cgroupfs::{self, Freezer},
+        table::Table,
+    },
 };
 
 /// A process of the tree, with its directory held open.
@@ -46,7 +50,7 @@ pub struct Findings {
 /// `/proc` cannot be read. A process that ends meanwhile is none.
 pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings> {
     super::host::prepare();
-    let own = reach::Own::of(table);
+    let own = reach::Own::now();
     let mut blockers = Vec::new();
     let mut dirs = Vec::new();
     let mut living = Vec::new();
@@ -75,13 +79,14 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
             tasks::look(member, &mut buf, &mut blockers)?;
             let mappings = memory::mappings(member, depth, &mut buf)?;
             memory::look(member, &mappings, &mut shared, &mut blockers);
-            namespaces::look(member, members[0].dir, &mut buf, &mut blockers)
+            namespaces::look(member, (members[0].dir, processes), &mut buf, &mut blockers)
         };
         match look() {
             Err(e) if !e.is_gone() => return Err(e.into()),
             _ => {}
         }
     }
+    blockers.extend(members.first().map(|root| frozen(root)).transpose()?.into_iter().flatten());
     blockers.extend(of_descriptors);
     sharing::tables(table, &members, &mut blockers);
     sharing::places(&members, &mut blockers)?;
@@ -95,6 +100,21 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
         warnings: ipc::left_behind(processes)?,
         memory_bytes: rows.iter().filter_map(|row| row.memory).map(|m| m.rss).sum(),
     })
+}
+
+/// Cgroups that hold the tree frozen and that we may not thaw, not even for the moment in which it is read.
+fn frozen(root: &Member<'_>) -> Result<Vec<Blocker>> {
+    use nix::unistd::{AccessFlags, access};
+    let freezers = match cgroupfs::frozen(root.row.pid) {
+        Err(e) if e.is_gone() => return Ok(Vec::new()),
+        freezers => freezers?.into_iter(),
+    };
+    let ours = |file: &std::path::Path| access(file, AccessFlags::W_OK).is_ok();
+    let blocker = |freezer: Freezer| {
+        let object = format!("cgroup {} of {}", freezer.dir.display(), reach::object(root.row));
+        Blocker::new(codes::CGROUP_FROZEN, object)
+    };
+    Ok(freezers.filter(|freezer| !ours(&freezer.file())).map(blocker).collect())
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use super::{Member, reach::object};
 use crate::{
     blocker::{Blocker, codes},
     collect::ns::mnt,
-    proc::{ProcDir, Result},
+    image::Pid,
+    proc::{ProcDir, Result, task::processes},
     sys::nsfs,
 };
 use nix::fcntl::OFlag;
@@ -13,7 +14,13 @@ use nix::fcntl::OFlag;
 /// the tasks, mount and user namespaces below, one time namespace for the whole tree by its clocks.
 const REFUSED: [(&str, &str); 3] = [("net", "network"), ("ipc", "IPC"), ("cgroup", "cgroup")];
 
-pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found: &mut Vec<Blocker>) -> Result<()> {
+/// `tree`: its processes, the root first; `root`: the directory of that one.
+pub(super) fn look(
+    member: &Member<'_>,
+    (root, tree): (&ProcDir, &[Pid]),
+    buf: &mut Vec<u8>,
+    found: &mut Vec<Blocker>,
+) -> Result<()> {
     let own = ProcDir::of_self()?;
     for (kind, name) in REFUSED {
         let theirs = member.dir.ns(kind)?;
@@ -22,13 +29,18 @@ pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found
             return Ok(());
         }
         if theirs != own.ns(kind)? {
+            if let Some(user) = (kind == "net").then(|| outside(theirs, tree)).flatten() {
+                let reason = format!("process {user}, which is not in the tree, is in its network namespace as well");
+                found.push(Blocker::new(codes::NETNS_OUTSIDE, object(member.row)).because(reason));
+                continue;
+            }
             let reason = format!("its {name} namespace is not the host's");
             found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
         }
     }
     if member.dir.ns("user")? != own.ns("user")? && !is_below_ours(member, &own)? {
         let reason = "its user namespace is inside another one that is not the host's";
-        found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
+        found.push(Blocker::new(codes::USERNS_NESTED, object(member.row)).because(reason));
     }
     let time = root.ns("time")?;
     if member.dir.ns("time")? != time || member.dir.ns("time_for_children")? != time {
@@ -39,6 +51,14 @@ pub(super) fn look(member: &Member<'_>, root: &ProcDir, buf: &mut Vec<u8>, found
         mnt::look(member.dir, &object(member.row), buf, found)?;
     }
     Ok(())
+}
+
+/// A process outside the tree that is in this network namespace.
+fn outside(ns: u64, tree: &[Pid]) -> Option<Pid> {
+    let others = processes().unwrap_or_default().into_iter().filter(|pid| !tree.contains(pid));
+    let mut in_it =
+        others.filter(|pid| ProcDir::open(*pid).and_then(|dir| dir.ns("net")).is_ok_and(|theirs| theirs == ns));
+    in_it.next()
 }
 
 /// Its user namespace was made in ours.

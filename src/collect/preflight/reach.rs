@@ -24,10 +24,18 @@ pub struct Own {
 }
 
 impl Own {
-    /// This process, in a table that was just read.
-    pub fn of(table: &Table) -> Self {
+    /// This process now. A table of processes may lack it: the kernel's list of children of a running process leaves some out while
+    /// others end (proc_pid_children(5)), and its ancestors must be known for sure.
+    pub fn now() -> Self {
+        const LEVELS: usize = 1000;
         let pid = Pid(nix::unistd::getpid().as_raw());
-        Self { pid, ancestors: table.ancestors(pid), euid: nix::unistd::geteuid().as_raw() }
+        let mut buf = Vec::new();
+        let mut parent = |pid: &Pid| {
+            let stat = ProcDir::open(*pid).and_then(|dir| dir.stat(&mut buf)).ok()?;
+            (stat.ppid > 0).then_some(Pid(stat.ppid))
+        };
+        let ancestors = std::iter::successors(parent(&pid), |pid| parent(pid)).take(LEVELS).collect();
+        Self { pid, ancestors, euid: nix::unistd::geteuid().as_raw() }
     }
 }
 
@@ -68,8 +76,8 @@ fn access(row: &Row, own: &Own) -> Option<Blocker> {
     if others && own.euid != 0 {
         return Some(Blocker::new(codes::NO_PRIVILEGE, format!("{}, user {}", object(row), row.uids[0])));
     }
-    // A process that is not dumpable shows its directory as root's.
-    let owner = nix::sys::stat::fstat(&dir).map_or(own.euid, |stat| stat.st_uid);
+    // A process that is not dumpable shows its files as root's, but not its directory (task_dump_owner(), fs/proc/base.c).
+    let owner = dir.stat_of("status").map_or(own.euid, |stat| stat.st_uid);
     if owner != row.uids[1] && own.euid != 0 {
         return Some(Blocker::new(codes::NOT_DUMPABLE, object(row)));
     }
@@ -83,7 +91,7 @@ fn access(row: &Row, own: &Own) -> Option<Blocker> {
 
 /// What stands in the way of stopping and reading any of these processes: everything, in their order.
 pub fn blockers(table: &Table, processes: &[Pid]) -> Vec<Blocker> {
-    let own = Own::of(table);
+    let own = Own::now();
     let mut seen = HashSet::new();
     let rows = processes.iter().filter(|pid| seen.insert(**pid)).filter_map(|pid| table.get(*pid));
     rows.filter_map(|row| of_process(row, &own)).collect()

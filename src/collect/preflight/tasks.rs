@@ -3,6 +3,7 @@
 use super::{Member, reach::object};
 use crate::{
     blocker::{Blocker, codes},
+    collect::task,
     kernel::{Answer, Probe},
     proc::Result,
 };
@@ -28,7 +29,9 @@ pub(super) fn look(member: &Member<'_>, buf: &mut Vec<u8>, found: &mut Vec<Block
     }
     found.extend(label(member, buf));
     let cwd = format!("{}: its working directory", object(member.row));
-    found.extend(crate::collect::task::gone_with_its_process(member.dir, &cwd)?);
+    found.extend(task::gone_with_its_process(member.dir, &cwd)?);
+    let root = format!("{}: its root directory", object(member.row));
+    found.extend(task::removed_root(member.dir, &root)?);
     Ok(())
 }
 
