@@ -6,6 +6,7 @@ use crate::image::creds::{Creds, Seccomp};
 use crate::image::ns::user::UserNs;
 use crate::image::task::{Task, Thread};
 use crate::image::{Model, TaskId};
+use crate::proc::ProcDir;
 use crate::sys::abi::UserRegs;
 use crate::trace::Batch;
 use crate::trace::remote::Remote;
@@ -17,12 +18,49 @@ const PR_CAP_AMBIENT_RAISE: u64 = 2;
 const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
 const CAPS: u64 = 41;
 
+/// CAP_SETUID and CAP_SETGID: by which a task becomes whoever it was.
+const BECOME_ANYBODY: u64 = 1 << 6 | 1 << 7;
+
+/// What this program may give to tasks. Read once for all threads of a process.
+#[derive(Debug)]
+pub struct Own {
+    /// Capabilities that it has, of its own bounding set.
+    pub caps: u64,
+    /// Its supplementary groups, ascending; `None` where that cannot be seen.
+    groups: Option<Vec<u32>>,
+}
+
+impl Own {
+    /// As it is now.
+    pub fn read() -> Self {
+        let status = ProcDir::of_self().and_then(|d| d.status(&mut Vec::new()));
+        let groups = status.as_ref().ok().map(|s| sorted(&s.groups));
+        Self { caps: status.map_or(u64::MAX, |s| s.caps.bounding & s.caps.permitted), groups }
+    }
+
+    /// Whether it can make tasks of any user, not only of the one that it runs as.
+    pub fn becomes_anybody(&self) -> bool {
+        self.caps & BECOME_ANYBODY == BECOME_ANYBODY
+    }
+
+    /// Whether these are its own supplementary groups.
+    pub fn has_groups(&self, groups: &[u32]) -> bool {
+        self.groups.as_ref().is_some_and(|own| *own == sorted(groups))
+    }
+}
+
+fn sorted(groups: &[u32]) -> Vec<u32> {
+    let mut groups = groups.to_vec();
+    groups.sort_unstable();
+    groups
+}
+
 /// Gives every thread of a task its filters and ids, then the process what those would have reset. The first thread comes
 /// first, as it installs filters for all. The others, which have nothing more to do for us as a rule, get their registers and mask
 /// while the next ones are still at work.
 pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
     let of = &model.tasks[task.at()];
-    let own = super::task::own_caps();
+    let own = Own::read();
     let scratch = skeletons.scratch;
     let skeleton = skeletons.task(task);
     let common = common_filters(of);
@@ -34,8 +72,8 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         }
         filters(&mut batch, model, thread, n == 0, common);
         match super::ns::ids::namespace(model, of) {
-            None => ids(&mut batch, &thread.creds, own),
-            Some(user) => ids_inside(&mut batch, of, thread, (user, own))?,
+            None => ids(&mut batch, &thread.creds, &own),
+            Some(user) => ids_inside(&mut batch, of, thread, (user, &own))?,
         }
         if n == 0 {
             mm::seal(&mut batch, model, task);
@@ -69,7 +107,7 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         }
     }
     let host = super::ns::ids::namespace(model, of).is_none();
-    if host && of.threads.iter().any(|t| t.creds.caps.permitted & !own != 0) {
+    if host && of.threads.iter().any(|t| t.creds.caps.permitted & !own.caps != 0) {
         warnings.push(format!("process {}: capabilities that this program lacks itself could not be given", of.pid));
     }
     Ok(())
@@ -118,16 +156,16 @@ fn filters(batch: &mut Batch, model: &Model, thread: &Thread, leader: bool, comm
     }
 }
 
-/// User, groups, capabilities, of which only those in `own` can be given.
-pub fn ids(batch: &mut Batch, creds: &Creds, own: u64) {
-    bounding(batch, creds, own);
+/// User, groups, capabilities, of which only our own can be given.
+pub fn ids(batch: &mut Batch, creds: &Creds, own: &Own) {
+    bounding(batch, creds, own.caps);
     users(batch, creds, own);
     batch.may_prctl(PR_SET_SECUREBITS, u64::from(creds.securebits), 0u64);
-    capabilities(batch, creds, own);
+    capabilities(batch, creds, own.caps);
 }
 
-/// In a user namespace of its own a thread has all capabilities that there are, and mostly its users and groups already. `own`: ours.
-fn ids_inside(batch: &mut Batch, task: &Task, thread: &Thread, (user, own): (&UserNs, u64)) -> Result<()> {
+/// In a user namespace of its own a thread has all capabilities that there are, and mostly its users and groups already.
+fn ids_inside(batch: &mut Batch, task: &Task, thread: &Thread, (user, own): (&UserNs, &Own)) -> Result<()> {
     const ALL: u64 = (1 << CAPS) - 1;
     let creds = &thread.creds;
     bounding(batch, creds, ALL);
@@ -152,22 +190,12 @@ fn bounding(batch: &mut Batch, creds: &Creds, own: u64) {
     }
 }
 
-/// Whether these are our own supplementary groups.
-pub(super) fn has_groups(groups: &[u32]) -> bool {
-    let sorted = |mut groups: Vec<u32>| {
-        groups.sort_unstable();
-        groups
-    };
-    let own = nix::unistd::getgroups().map(|own| own.iter().map(|gid| gid.as_raw()).collect());
-    own.is_ok_and(|own| sorted(own) == sorted(groups.to_vec()))
-}
-
-/// User and groups; capabilities stay. `own`: capabilities of this program.
-pub fn users(batch: &mut Batch, creds: &Creds, own: u64) {
+/// User and groups; capabilities stay.
+pub fn users(batch: &mut Batch, creds: &Creds, own: &Own) {
     const KEEP_CAPS: u64 = 1 << 4;
     const NO_SETUID_FIXUP: u64 = 1 << 2;
     // Those it was born with, ours, are not set: in some user namespaces nobody may (user_namespaces(7), "setgroups").
-    if super::task::becomes_anybody(own) && !has_groups(&creds.groups) {
+    if own.becomes_anybody() && !own.has_groups(&creds.groups) {
         let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
         let at = batch.bytes(&groups);
         batch.must(libc::SYS_setgroups, &[creds.groups.len().into(), at]);
