@@ -81,7 +81,7 @@ mod tests {
             assert!(mapping.name.0.contains(&b'\\') || link == mapping.name, "{link} {}", mapping.name);
         }
         let (path, stat) = by_name(&dir, mapping).unwrap();
-        assert_eq!((path, stat.st_ino), (mapping.name.clone(), mapping.inode));
+        assert_eq!((&path, stat.st_ino), (&mapping.name, mapping.inode));
         if let Some((path, stat)) = file_of(&dir, mapping).unwrap() {
             assert_eq!((path, stat.st_ino), (mapping.name.clone(), mapping.inode));
         }

@@ -58,9 +58,14 @@ fn sorted(groups: &[u32]) -> Vec<u32> {
 /// Gives every thread of a task its filters and ids, then the process what those would have reset. The first thread comes
 /// first, as it installs filters for all. The others, which have nothing more to do for us as a rule, get their registers and mask
 /// while the next ones are still at work.
-pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
+pub fn set(
+    model: &Model,
+    task: TaskId,
+    own: &Own,
+    skeletons: &mut Skeletons,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     let of = &model.tasks[task.at()];
-    let own = Own::read();
     let scratch = skeletons.scratch;
     let skeleton = skeletons.task(task);
     let common = common_filters(of);
@@ -72,11 +77,14 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         }
         filters(&mut batch, model, thread, n == 0, common);
         match super::ns::ids::namespace(model, of) {
-            None => ids(&mut batch, &thread.creds, &own),
-            Some(user) => ids_inside(&mut batch, of, thread, (user, &own))?,
+            None => ids(&mut batch, &thread.creds, own),
+            Some(user) => ids_inside(&mut batch, of, thread, (user, own))?,
         }
         if n == 0 {
             mm::seal(&mut batch, model, task);
+            if of.threads.len() == 1 {
+                was_reset(&mut batch, model, of);
+            }
         }
         Ok(batch)
     };
@@ -92,14 +100,13 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         };
         super::task::run_each(threads, &scratch, others, &mut ended)?;
     }
-    if let Some(mm) = of.mm {
+    if of.threads.len() > 1 {
+        // Of all that share the address space the last to change its ids has reset it.
         let mut batch = Batch::new();
-        let dumpable = model.mms[mm.at()].dumpable;
-        // 2 (readable by root only) cannot be set, only come about by a change of ids: 0 is the same to everybody but root.
-        batch.may_prctl(libc::PR_SET_DUMPABLE, u64::from(dumpable == 1), 0u64);
-        skeleton.threads[0].run(&scratch, &batch)?;
+        was_reset(&mut batch, model, of);
+        skeleton.threads[0].run_all(&scratch, &batch)?;
     }
-    for (thread, remote) in of.threads.iter().zip(&mut skeleton.threads) {
+    for (thread, remote) in of.threads.iter().zip(&mut skeleton.threads).skip(1) {
         if thread.pdeath_signal != 0 {
             let mut batch = Batch::new();
             batch.prctl(libc::PR_SET_PDEATHSIG, thread.pdeath_signal, 0u64);
@@ -111,6 +118,18 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         warnings.push(format!("process {}: capabilities that this program lacks itself could not be given", of.pid));
     }
     Ok(())
+}
+
+/// What the change of ids has reset, of the process and of its first thread.
+fn was_reset(batch: &mut Batch, model: &Model, of: &Task) {
+    if let Some(mm) = of.mm {
+        let dumpable = model.mms[mm.at()].dumpable;
+        // 2 (readable by root only) cannot be set, only come about by a change of ids: 0 is the same to everybody but root.
+        batch.may_prctl(libc::PR_SET_DUMPABLE, u64::from(dumpable == 1), 0u64);
+    }
+    if let Some(signal) = of.threads.first().map(|first| first.pdeath_signal).filter(|signal| *signal != 0) {
+        batch.prctl(libc::PR_SET_PDEATHSIG, signal, 0u64);
+    }
 }
 
 /// How many filters, from the oldest on, all threads of a process have in common: installed for all at once, so that the
