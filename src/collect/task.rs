@@ -1,11 +1,15 @@
 //! Processes and threads.
 
+use super::fd::classify::magic;
+use super::fd::set::fs_magic;
+use super::fd::{ghost, views};
 use super::seen::{self, Seen};
 use super::sharing::{Bare, Shared};
 use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
+use crate::blocker::{Blocker, codes};
 use crate::image::fd::PathRef;
 use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Task, TaskState, Thread};
-use crate::image::{Bytes, FdTableId, FsId, MmId, NsPid, Pid, SighandId, TaskId};
+use crate::image::{Bytes, FdTableId, FsId, GhostId, MmId, NsPid, Pid, SighandId, TaskId};
 use crate::proc::ProcDir;
 use crate::proc::status::Status;
 use crate::sys::XSTATE_MAX;
@@ -15,6 +19,7 @@ use crate::trace::Batch;
 use crate::trace::calls::{ThreadAnswer, ThreadQuery};
 use crate::trace::freeze::FrozenProcess;
 use crate::trace::remote::{Remote, Scratch};
+use nix::fcntl::OFlag;
 use zerocopy::IntoBytes;
 
 /// The objects that tasks may share.
@@ -360,13 +365,41 @@ fn note_fs(cx: &mut Cx<'_>, (at, n): (usize, usize), status: &Status) -> Result<
     let mnt = ns::of_task(cx, at)?.mnt;
     let process = &cx.frozen.processes[at];
     let dir = process.dir.thread(process.threads[n].pid())?;
-    let fs = Fs {
-        umask: status.umask.unwrap_or(0o022),
-        cwd: path_ref(&dir, "cwd", mnt)?,
-        root: path_ref(&dir, "root", mnt)?,
+    let (mut cwd, root) = (path_ref(&dir, "cwd", mnt)?, path_ref(&dir, "root", mnt)?);
+    let removed_cwd = if cwd.path.0.ends_with(views::DELETED) && dir.stat_of("cwd")?.st_nlink == 0 {
+        let named = cwd.path.0.len() - views::DELETED.len();
+        cwd.path.0.truncate(named);
+        removed_directory(cx, &dir, &cwd, n > 0)?
+    } else {
+        None
     };
-    cx.model.fs.push(fs);
+    cx.model.fs.push(Fs { umask: status.umask.unwrap_or(0o022), cwd, removed_cwd, root });
     Ok(())
+}
+
+/// A working directory that was removed, as one of the deleted files. `None`: a blocker was noted.
+fn removed_directory(cx: &mut Cx<'_>, dir: &ProcDir, cwd: &PathRef, of_thread: bool) -> Result<Option<GhostId>> {
+    let object = format!("pid {}: its working directory {}", dir.pid(), cwd.path);
+    if of_thread {
+        let reason = "it is a thread's own, beside that of its process";
+        cx.blockers.push(Blocker::new(codes::DIRECTORY_REMOVED, object).because(reason));
+        return Ok(None);
+    }
+    if let Some(blocker) = gone_with_its_process(dir, &object)? {
+        cx.blockers.push(blocker);
+        return Ok(None);
+    }
+    let stat = dir.stat_of("cwd")?;
+    let file = dir.open_file("cwd", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let found = ghost::Found { stat: &stat, path: cwd.path.clone(), mnt: cwd.mnt, file: &file, object: &object };
+    ghost::collect(cx, &mut views::Views::default(), found)
+}
+
+/// A directory of `/proc` of a process that is gone cannot be made again. Looked for in the preflight as well.
+pub fn gone_with_its_process(dir: &ProcDir, object: &str) -> crate::proc::Result<Option<Blocker>> {
+    let gone = dir.readlink("cwd")?.0.ends_with(views::DELETED) && fs_magic(dir, "cwd") == magic::PROC;
+    let reason = "it is in /proc, of a process that has ended";
+    Ok(gone.then(|| Blocker::new(codes::DIRECTORY_REMOVED, object).because(reason)))
 }
 
 /// A path that a link of /proc shows, with what identifies the file behind it.

@@ -193,7 +193,7 @@ fn uses(model: &Model) -> impl Iterator<Item = (&PathRef, Use, bool, bool)> {
     });
     let alive = |task: &&Task| !matches!(task.state, TaskState::Zombie(_));
     let states = model.tasks.iter().filter(alive).flat_map(|task| &task.threads).map(|thread| thread.fs);
-    let places = states.filter_map(|id| model.fs.get(id.at())).flat_map(|fs| [&fs.cwd, &fs.root]);
+    let places = states.filter_map(|id| model.fs.get(id.at())).flat_map(crate::image::task::Fs::places);
     mapped.chain(open).chain(places.map(|path| (path, Use::Place, false, false)))
 }
 

@@ -1,7 +1,7 @@
 //! Processes and threads.
 
 use super::{
-    Bytes, CgroupSetId, FdTableId, FsId, MmId, NsId, NsPid, SighandId, TaskId,
+    Bytes, CgroupSetId, FdTableId, FsId, GhostId, MmId, NsId, NsPid, SighandId, TaskId,
     creds::{Creds, Seccomp},
     fd::PathRef,
     signals::{AltStack, SigInfo},
@@ -216,8 +216,18 @@ pub struct Fs {
     pub umask: u32,
     /// Working directory.
     pub cwd: PathRef,
+    /// The same where it was removed: it is made anew and removed again.
+    pub removed_cwd: Option<GhostId>,
     /// Root directory.
     pub root: PathRef,
+}
+
+impl Fs {
+    /// The paths that have to exist: of a directory that was removed it is made anew.
+    pub fn places(&self) -> impl Iterator<Item = &PathRef> {
+        let cwd = self.removed_cwd.is_none().then_some(&self.cwd);
+        cwd.into_iter().chain([&self.root])
+    }
 }
 
 /// The namespaces a process is in.

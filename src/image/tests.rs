@@ -56,7 +56,7 @@ pub(crate) fn sample() -> Model {
         task(111, Some(0), task::TaskState::Zombie(256), vec![]),
     ];
     model.sighands = vec![signals::Sighand { actions: vec![signals::SigAction::default(); 64] }];
-    model.fs = vec![task::Fs { umask: 0o22, cwd: path.clone(), root: path.clone() }];
+    model.fs = vec![task::Fs { umask: 0o22, cwd: path.clone(), removed_cwd: None, root: path.clone() }];
     let vma = |start, end, backing| mm::Vma { start, end, backing, ..arbitrary::value(&[]) };
     let mut memory: mm::Mm = arbitrary::value(&[]);
     memory.exe = path.clone();

@@ -448,7 +448,8 @@ impl Target for Live<'_> {
         all_notes.extend(notes(&residual.inherited, What::Inherit));
         let plan = Plan { pages: residual.plan, notes: all_notes, spaces: Vec::new() };
         let shmems = sources.shmems.into_iter().map(|ShmemSource::File(file)| file).collect();
-        self.pages = TargetPages::new(sources.mms, shmems);
+        let known = |pid| self.tree.as_ref().and_then(|tree| tree.sharing(pid));
+        self.pages = TargetPages::new(sources.mms, shmems).sharing(known);
         self.names = residual.names;
         self.segments = sysv::ids(&model);
         let spaces = space_names(&model, &self.names);
@@ -486,7 +487,8 @@ impl Target for Live<'_> {
     fn later_pages(&self) -> Result<Box<dyn ReadPages + std::marker::Send>> {
         let shmems: std::io::Result<_> = self.pages.shmems.iter().map(|file| Ok(file.try_clone()?.into())).collect();
         let shmems = shmems.map_err(|e| Failure::of("cannot read the target's shared memory later", &e))?;
-        Ok(Box::new(TargetPages::new(self.pages.mms.clone(), shmems)))
+        let (mms, known) = (self.pages.mms.clone(), self.pages.sharing.clone());
+        Ok(Box::new(TargetPages { sharing: known, ..TargetPages::new(mms, shmems) }))
     }
 
     fn owners(&self) -> Vec<Pid> {

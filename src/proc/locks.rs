@@ -13,6 +13,8 @@ pub struct Lock {
     pub kind: Kind,
     /// `MANDATORY` (before 5.15) as opposed to advisory.
     pub mandatory: bool,
+    /// A lease that somebody waits for: it is about to become what `mode` says.
+    pub breaking: bool,
     /// `F_RDLCK` = 0, `F_WRLCK` = 1, `F_UNLCK` = 2 (a lease that is being broken).
     pub mode: i32,
     /// Owner in the reader's PID namespace; -1 for locks that belong to a description, 0 where it is not visible.
@@ -57,7 +59,8 @@ pub(super) fn line(text: &[u8]) -> Option<Lock> {
         b"DELEG" => Kind::Delegation,
         _ => Kind::Other,
     };
-    let mandatory = words.next()? == b"MANDATORY";
+    let state = words.next()?;
+    let (mandatory, breaking) = (state == b"MANDATORY", state == b"BREAKING");
     let mode = match words.next()? {
         b"READ" => libc::F_RDLCK,
         b"WRITE" | b"RW" => libc::F_WRLCK,
@@ -73,7 +76,8 @@ pub(super) fn line(text: &[u8]) -> Option<Lock> {
         b"EOF" => None,
         n => Some(scan::dec(n)?),
     };
-    Some(Lock { id, blocked, kind, mandatory, mode: i32::from(mode as i16), pid, device, inode, start, end })
+    let mode = i32::from(mode as i16);
+    Some(Lock { id, blocked, kind, mandatory, breaking, mode, pid, device, inode, start, end })
 }
 
 /// Reads the locks of the whole system.

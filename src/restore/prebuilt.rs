@@ -99,6 +99,7 @@ impl<'m> Prebuilt<'m> {
         }
         fault::at(Point::RestoreThreads)?;
         let mut opened = fd::make_all(model, &mut skeletons, &material, options, &mut warnings)?;
+        task::enter_removed(model, &mut skeletons, &material)?;
         fd::install_all(model, &opened, &mut skeletons, &material)?;
         fault::at(Point::RestoreFiles)?;
         task::end_zombies(model, &mut skeletons)?;

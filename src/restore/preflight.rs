@@ -177,7 +177,7 @@ fn wanted(model: &Model) -> impl Iterator<Item = Wanted<'_>> {
     });
     let alive = |task: &&Task| !matches!(task.state, TaskState::Zombie(_));
     let states = model.tasks.iter().filter(alive).flat_map(|task| &task.threads).map(|thread| thread.fs);
-    let places = states.filter_map(|id| model.fs.get(id.at())).flat_map(|fs| [&fs.cwd, &fs.root]);
+    let places = states.filter_map(|id| model.fs.get(id.at())).flat_map(crate::image::task::Fs::places);
     mapped.chain(open).chain(places.map(|path| (path, PLACE, false)))
 }
 
@@ -225,12 +225,31 @@ fn addresses(model: &Model, scope: &Scope) -> Vec<Blocker> {
             _ => continue,
         };
         let Some(address) = segment::parse_address(&local.0) else { continue };
+        if binds_anywhere(&file.kind) {
+            continue;
+        }
         if of_host(model, net) && !scope.coming.contains(&address.ip()) && seen.insert((kind, address, listens)) {
             let port = listens && !scope.original_runs;
             blockers.extend(bound(address, kind, port, options));
         }
     }
     blockers
+}
+
+/// A socket whose address need not be on any host (`IP_FREEBIND`, `IP_TRANSPARENT`).
+fn binds_anywhere(kind: &FileKind) -> bool {
+    let ints = match kind {
+        FileKind::Tcp(tcp) => &tcp.ints,
+        FileKind::Udp(udp) => &udp.ints,
+        _ => return false,
+    };
+    let options = [
+        (libc::SOL_IP, libc::IP_FREEBIND, 1),
+        (libc::SOL_IP, libc::IP_TRANSPARENT, 1),
+        (libc::SOL_IPV6, libc::IPV6_FREEBIND, 1),
+        (libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1),
+    ];
+    ints.iter().any(|int| options.contains(int))
 }
 
 /// Tries to have the address for a moment, sharing it as the socket does; with its port if `port`.

@@ -1,7 +1,7 @@
 //! What a process and its threads have besides memory, descriptors and credentials.
 
 use super::creds::{self, Own};
-use super::{Error, Result, signals, skeleton::Skeletons, timers};
+use super::{Error, Result, material::Material, signals, skeleton::Skeletons, timers};
 use crate::image::task::{Dead, Sched, Task, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
@@ -9,6 +9,7 @@ use crate::sys::abi::{SchedAttr, StackT};
 use crate::sys::{Errno, sched, wait};
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
+use std::os::fd::AsRawFd;
 
 /// Ends the tasks that were zombies, the way they had ended.
 pub fn end_zombies(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
@@ -154,14 +155,31 @@ pub fn last_calls(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread
     }
 }
 
+/// Enters working directories that were removed: as long as tasks have what we have opened for them.
+pub fn enter_removed(model: &Model, skeletons: &mut Skeletons, material: &Material) -> Result<()> {
+    for (n, task) in model.tasks.iter().enumerate() {
+        let Some(thread) = task.threads.first() else { continue };
+        let first = model.tasks.iter().position(|t| t.threads.first().is_some_and(|t| t.fs == thread.fs)) == Some(n);
+        let removed = model.fs[thread.fs.at()].removed_cwd.filter(|_| first);
+        let Some(directory) = removed.and_then(|ghost| material.ghost_file(ghost)) else { continue };
+        let (remote, scratch) = skeletons.leader(TaskId::from(n));
+        let mut batch = Batch::new();
+        let fd = material.fetch(&mut batch, directory.as_raw_fd());
+        batch.must(libc::SYS_fchdir, &[fd.into()]);
+        batch.must(libc::SYS_close, &[fd.into()]);
+        remote.run_all(&scratch, &batch)?;
+    }
+    Ok(())
+}
+
 fn file_system(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread) {
     let fs = &model.fs[thread.fs.at()];
     batch.must(libc::SYS_umask, &[fs.umask.into()]);
-    let cwd = batch.c_string(&fs.cwd.path.0);
     let root = &fs.root.path.0;
     let in_user_ns = super::ns::ids::namespace(model, task).is_some();
     // The path of the working directory is seen from the outer root, so it is entered first.
-    if !in_user_ns || thread.tid != task.pid {
+    if fs.removed_cwd.is_none() && (!in_user_ns || thread.tid != task.pid) {
+        let cwd = batch.c_string(&fs.cwd.path.0);
         batch.must(libc::SYS_chdir, &[cwd]);
     }
     if root != b"/" {

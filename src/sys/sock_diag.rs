@@ -1,4 +1,4 @@
-//! sock_diag(7) over netlink(7): what `/proc/net/unix` does not say of UNIX sockets. Linux 3.3.
+//! sock_diag(7) over netlink(7): what `/proc/net/unix` does not say of UNIX sockets, and nothing else of UDP's. Linux 3.3.
 
 use super::{Errno, Result, socket};
 use std::os::fd::AsFd;
@@ -39,18 +39,49 @@ const SHOW: u32 = 0x1f;
 
 /// All UNIX sockets of this thread's network namespace that somebody holds or listens with.
 pub fn unix_sockets() -> Result<Vec<Unix>> {
+    let mut wanted = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    wanted.extend(u32::MAX.to_ne_bytes());
+    wanted.extend(0u32.to_ne_bytes());
+    wanted.extend(SHOW.to_ne_bytes());
+    wanted.extend([0xff; 8]);
+    dump(&wanted, unix)
+}
+
+/// What of the UDP (or UDP-Lite) sockets of this thread's network namespace was shut down: `RCV_SHUTDOWN` = 1, `SEND_SHUTDOWN` = 2,
+/// by inode. Needs the kernel's `udp_diag`; `ENOENT` without.
+pub fn udp_shutdowns(domain: i32, protocol: i32) -> Result<Vec<(u32, u8)>> {
+    // struct inet_diag_req_v2: family, protocol, attributes, padding, states, struct inet_diag_sockid.
+    let mut wanted = vec![domain as u8, protocol as u8, 1 << (INET_DIAG_SHUTDOWN - 1), 0];
+    wanted.extend(u32::MAX.to_ne_bytes());
+    wanted.extend([0; 48]);
+    dump(&wanted, udp_shutdown)
+}
+
+const INET_DIAG_SHUTDOWN: u16 = 8;
+
+/// `struct inet_diag_msg` with its attributes.
+fn udp_shutdown(message: &[u8]) -> Option<(u32, u8)> {
+    let inode = word(message, 68)?;
+    let mut shutdown = 0;
+    attributes(message.get(72..)?, |kind, value| {
+        if kind == INET_DIAG_SHUTDOWN {
+            shutdown = *value.first()?;
+        }
+        Some(())
+    })?;
+    Some((inode, shutdown))
+}
+
+/// Asks for all sockets of a kind; `read` makes one of each message.
+fn dump<T>(wanted: &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Result<Vec<T>> {
     let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)?;
-    let mut request = Vec::with_capacity(40);
-    request.extend(40u32.to_ne_bytes());
+    let mut request = Vec::with_capacity(16 + wanted.len());
+    request.extend((16 + wanted.len() as u32).to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     request.extend(1u32.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
-    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
-    request.extend(u32::MAX.to_ne_bytes());
-    request.extend(0u32.to_ne_bytes());
-    request.extend(SHOW.to_ne_bytes());
-    request.extend([0xff; 8]);
+    request.extend(wanted);
     socket::send(netlink.as_fd(), &request, &[], &[], None, 0)?;
     let mut sockets = Vec::new();
     let mut room = vec![0u8; 1 << 16];
@@ -59,7 +90,7 @@ pub fn unix_sockets() -> Result<Vec<Unix>> {
         if received.truncated {
             return Err(Errno::EMSGSIZE);
         }
-        if messages(&room[..received.len], &mut sockets)? {
+        if messages(&room[..received.len], &mut sockets, &read)? {
             return Ok(sockets);
         }
     }
@@ -74,7 +105,7 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// Takes one datagram of netlink messages; true at the end of the answer.
-fn messages(mut bytes: &[u8], sockets: &mut Vec<Unix>) -> Result<bool> {
+fn messages<T>(mut bytes: &[u8], sockets: &mut Vec<T>, read: impl Fn(&[u8]) -> Option<T>) -> Result<bool> {
     while let (Some(len), Some(kind)) = (word(bytes, 0), half(bytes, 4)) {
         let message = bytes.get(16..len as usize).ok_or(Errno::EBADMSG)?;
         match kind {
@@ -83,7 +114,7 @@ fn messages(mut bytes: &[u8], sockets: &mut Vec<Unix>) -> Result<bool> {
                 let errno = word(message, 0).ok_or(Errno::EBADMSG)? as i32;
                 return Err(Errno::from_raw(errno.checked_neg().unwrap_or(libc::EBADMSG)));
             }
-            SOCK_DIAG_BY_FAMILY => sockets.push(unix(message).ok_or(Errno::EBADMSG)?),
+            SOCK_DIAG_BY_FAMILY => sockets.push(read(message).ok_or(Errno::EBADMSG)?),
             _ => {}
         }
         bytes = bytes.get((len as usize).next_multiple_of(4)..).unwrap_or(&[]);
@@ -103,9 +134,7 @@ pub fn plain_name(sun_path: &[u8]) -> Vec<u8> {
 fn unix(message: &[u8]) -> Option<Unix> {
     let mut socket =
         Unix { socket_type: *message.get(1)?, state: *message.get(2)?, inode: word(message, 4)?, ..Unix::default() };
-    let mut rest = message.get(16..)?;
-    while let (Some(len), Some(kind)) = (half(rest, 0), half(rest, 2)) {
-        let value = rest.get(4..usize::from(len))?;
+    attributes(message.get(16..)?, |kind, value| {
         match kind {
             0 => socket.name = plain_name(value),
             1 => socket.node = Some((word(value, 4)?, word(value, 0)?)),
@@ -115,9 +144,18 @@ fn unix(message: &[u8]) -> Option<Unix> {
             6 => socket.shutdown = *value.first()?,
             _ => {}
         }
+        Some(())
+    })?;
+    Some(socket)
+}
+
+/// Each attribute (`struct rtattr`): its kind and value.
+fn attributes(mut rest: &[u8], mut each: impl FnMut(u16, &[u8]) -> Option<()>) -> Option<()> {
+    while let (Some(len), Some(kind)) = (half(rest, 0), half(rest, 2)) {
+        each(kind, rest.get(4..usize::from(len))?)?;
         rest = rest.get(usize::from(len).next_multiple_of(4)..).unwrap_or(&[]);
     }
-    Some(socket)
+    Some(())
 }
 
 #[cfg(test)]
@@ -146,6 +184,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_shut_down_of_udp_is_seen() {
+        let [one, other] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        one.connect(other.local_addr().unwrap()).unwrap();
+        let seen = || {
+            let inode = nix::sys::stat::fstat(&one).unwrap().st_ino as u32;
+            let all = udp_shutdowns(libc::AF_INET, libc::IPPROTO_UDP).unwrap();
+            all.into_iter().find(|(of, _)| *of == inode).unwrap().1
+        };
+        assert_eq!(seen(), 0);
+        for (how, shut) in [(1, 2), (0, 3)] {
+            socket::shutdown(one.as_fd(), how).unwrap();
+            assert_eq!(seen(), shut);
+        }
+    }
+
+    #[test]
     fn damaged_answers_are_errors_not_panics() {
         let mut sockets = Vec::new();
         for len in 0..64 {
@@ -154,8 +208,9 @@ mod tests {
                 bytes[..4].copy_from_slice(&(len as u32).to_ne_bytes());
                 bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
             }
-            let _ = messages(&bytes, &mut sockets);
+            let _ = messages(&bytes, &mut sockets, unix);
+            let _ = messages(&bytes, &mut Vec::new(), udp_shutdown);
         }
-        assert!(messages(&[8, 0, 0, 0, 20, 0, 0, 0], &mut sockets).is_err());
+        assert!(messages(&[8, 0, 0, 0, 20, 0, 0, 0], &mut sockets, unix).is_err());
     }
 }

@@ -383,8 +383,15 @@ impl FrozenProcess {
         }
         let pid = self.pid;
         let no_way = || Error::Call { pid, call: "first system call (no vDSO)".to_owned(), errno: Errno::ENOEXEC };
-        let text = vdso.ok_or_else(no_way)?;
         self.throw_lifelines()?;
+        let Some(text) = vdso else {
+            // It has unmapped it. There is no room then that nobody else executes: if we die in these two calls, so does it.
+            let call = self.any_call()?.ok_or_else(no_way)?;
+            let scratch = self.leader().make_scratch(call, None)?;
+            self.leader().give_back()?;
+            self.scratch = Some(scratch);
+            return Ok(scratch);
+        };
         self.anchor = Anchor::new(pid, text)?;
         let scratch = match &self.anchor {
             Some(anchor) => self.threads[0].make_scratch_from(anchor)?,
@@ -396,6 +403,22 @@ impl FrozenProcess {
         };
         self.scratch = Some(scratch);
         Ok(scratch)
+    }
+
+    /// A system call instruction of the program's own.
+    fn any_call(&mut self) -> Result<Option<u64>> {
+        const SYSCALL: [u8; 2] = [0x0f, 0x05];
+        const LOOKED_AT: u64 = 16 << 20;
+        let maps = self.dir.maps(&mut Vec::new())?;
+        for text in maps.iter().filter(|m| m.read && m.exec && m.special().is_none()) {
+            let mut bytes = vec![0; (text.end - text.start).min(LOOKED_AT) as usize];
+            if super::memory::read(self.pid, text.start, &mut bytes).is_ok()
+                && let Some(at) = bytes.windows(2).position(|two| two == SYSCALL)
+            {
+                return Ok(Some(text.start + at as u64));
+            }
+        }
+        Ok(None)
     }
 
     /// Runs a batch in each thread, all at the same time, as the last thing that they do for us; see [`Remote::run_each`]. Where

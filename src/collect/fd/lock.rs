@@ -3,15 +3,27 @@
 use super::State;
 use crate::collect::Cx;
 use crate::image::TaskId;
-use crate::image::fd::lock::{Lock, LockKind};
+use crate::image::fd::lock::{Lease, Lock, LockKind};
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::locks::Kind;
 use std::collections::HashSet;
 
-/// The lease of a description: `F_RDLCK` or `F_WRLCK`.
-pub fn lease(info: &FdInfo) -> Option<i32> {
-    info.locks.iter().find(|l| l.kind == Kind::Lease).map(|l| l.mode)
+/// The lease of a description. What one was that is being broken is told by what it becomes: only one to write becomes one to
+/// read, and none to read is had by who may write.
+pub fn lease(info: &FdInfo) -> Option<Lease> {
+    let seen = info.locks.iter().find(|l| l.kind == Kind::Lease)?;
+    let read_only = info.flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
+    let was = if seen.mode == UNLOCKED && read_only { READ } else { WRITE };
+    Some(if seen.breaking {
+        Lease { mode: was, breaks_to: Some(seen.mode) }
+    } else {
+        Lease { mode: seen.mode, breaks_to: None }
+    })
 }
+
+const READ: i32 = libc::F_RDLCK as i32;
+const WRITE: i32 = libc::F_WRLCK as i32;
+const UNLOCKED: i32 = libc::F_UNLCK as i32;
 
 /// Adds every lock that a description or a table of the tree holds, each once.
 ///

@@ -11,10 +11,10 @@ use crate::proc::fdinfo::Detail;
 pub fn collect(cx: &mut Cx<'_>, d: &Description) -> Option<FileKind> {
     let Detail::PidFd { pid, .. } = d.info.detail else { return None };
     if pid == -1 {
-        return Some(FileKind::PidFd(PidFd { pid: None }));
+        return Some(FileKind::PidFd(PidFd { pid: None, inode: d.stat.st_ino }));
     }
     match cx.ids.get(&Pid(pid)) {
-        Some(id) => Some(FileKind::PidFd(PidFd { pid: Some(*id) })),
+        Some(id) => Some(FileKind::PidFd(PidFd { pid: Some(*id), inode: 0 })),
         None => {
             cx.blockers.push(outside(&d.object(), pid));
             None

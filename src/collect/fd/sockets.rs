@@ -25,6 +25,8 @@ pub struct Sockets {
     unix: HashMap<NsId, HashMap<u32, sock_diag::Unix>>,
     /// Those of the tree, with their description.
     seen: Vec<(FileId, NsId, unix::Seen)>,
+    /// What was shut down of the UDP sockets of each network namespace, domain and protocol.
+    udp: HashMap<(NsId, i32, i32), HashMap<u32, u8>>,
     /// TCP sockets of the tree.
     pub(super) tcp: Vec<tcp_sockets::Noted>,
 }
@@ -48,7 +50,9 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
                 cx.blockers.extend(found);
                 return Ok(None);
             }
-            udp::read(fd.as_fd(), identity, net).map(|udp| Some(FileKind::Udp(udp))).map_err(failed)
+            let shutdown =
+                udp_shutdown(state, fd.as_fd(), &identity, net, state.set[id].stat.st_ino).map_err(failed)?;
+            udp::read(fd.as_fd(), identity, net, shutdown).map(|udp| Some(FileKind::Udp(udp))).map_err(failed)
         }
         Family::Netlink => netlink::read(fd.as_fd(), identity, net).map(|n| Some(FileKind::Netlink(n))).map_err(failed),
         Family::Unsupported => {
@@ -99,6 +103,34 @@ fn namespace_of(cx: &mut Cx<'_>, fd: BorrowedFd<'_>, object: &str) -> Result<Opt
 
 pub(super) fn system(operation: &'static str, object: &str, errno: Errno) -> Error {
     Error::System { operation, object: object.to_owned(), errno }
+}
+
+/// What was shut down of a UDP socket. Only one that is connected can be.
+fn udp_shutdown(
+    state: &mut State,
+    fd: BorrowedFd<'_>,
+    identity: &common::Identity,
+    net: NsId,
+    inode: u64,
+) -> net::Result<u8> {
+    let udp = matches!(identity.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
+    if !udp || socket::peer_address(fd).is_err() {
+        return Ok(0);
+    }
+    let all = match state.sockets.udp.entry((net, identity.domain, identity.protocol)) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(room) => {
+            let ns = socket::namespace_of(fd).ok();
+            let list = || sock_diag::udp_shutdowns(identity.domain, identity.protocol);
+            match namespace::inside(ns.as_ref().map(AsFd::as_fd), list)? {
+                Ok(all) => room.insert(all.into_iter().collect()),
+                // A kernel without udp_diag does not tell.
+                Err(Errno::ENOENT) => room.insert(HashMap::new()),
+                Err(errno) => return Err(net::failed("UDP", "listing sockets (sock_diag)")(errno)),
+            }
+        }
+    };
+    Ok(all.get(&(inode as u32)).copied().unwrap_or(0))
 }
 
 fn collect_unix(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd, net: NsId) -> Result<Option<FileKind>> {

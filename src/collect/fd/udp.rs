@@ -22,8 +22,8 @@ const UDP_INTS: &[(i32, i32, Option<i32>)] = &[
     (libc::SOL_UDP, 104, Some(0)), // UDP_GRO
 ];
 
-/// Reads a socket of a stopped target, with its queue, which stays as it is.
-pub fn read(fd: BorrowedFd<'_>, identity: common::Identity, net: NsId) -> Result<Udp> {
+/// Reads a socket of a stopped target, with its queue, which stays as it is. `shutdown`: see [`Udp::shutdown`].
+pub fn read(fd: BorrowedFd<'_>, identity: common::Identity, net: NsId, shutdown: u8) -> Result<Udp> {
     let mut options = common::options(fd)?;
     let peek_offset = common::take(&mut options, libc::SO_PEEK_OFF);
     let udp = matches!(identity.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
@@ -50,6 +50,7 @@ pub fn read(fd: BorrowedFd<'_>, identity: common::Identity, net: NsId) -> Result
         peer: Bytes(socket::peer_address(fd).unwrap_or_default()),
         options,
         ints,
+        shutdown,
         queue,
     })
 }

@@ -27,6 +27,8 @@ pub(super) fn look(member: &Member<'_>, buf: &mut Vec<u8>, found: &mut Vec<Block
         found.push(Blocker::new(code, object(member.row)).because(why.clone()));
     }
     found.extend(label(member, buf));
+    let cwd = format!("{}: its working directory", object(member.row));
+    found.extend(crate::collect::task::gone_with_its_process(member.dir, &cwd)?);
     Ok(())
 }
 

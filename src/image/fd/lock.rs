@@ -18,6 +18,15 @@ pub struct Lock {
     pub len: u64,
 }
 
+/// A lease for the file of a description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// `F_RDLCK` = 0, `F_WRLCK` = 1.
+    pub mode: i32,
+    /// Somebody waits for it: what it is about to become, `F_RDLCK` or `F_UNLCK` = 2.
+    pub breaks_to: Option<i32>,
+}
+
 /// Kinds of locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LockKind {

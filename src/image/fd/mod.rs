@@ -47,8 +47,8 @@ pub struct File {
     pub offset: u64,
     /// `F_SETOWN_EX` and `F_SETSIG`.
     pub owner: Option<FileOwner>,
-    /// `F_GETLEASE`: `F_RDLCK`, `F_WRLCK`, or `None`.
-    pub lease: Option<i32>,
+    /// `F_SETLEASE`.
+    pub lease: Option<lock::Lease>,
     /// What it is.
     pub kind: FileKind,
 }

@@ -23,6 +23,8 @@ pub struct Udp {
     pub options: SocketOptions,
     /// Integer options as (level, number, value).
     pub ints: Vec<(i32, i32, i32)>,
+    /// What was shut down: `RCV_SHUTDOWN` = 1, `SEND_SHUTDOWN` = 2.
+    pub shutdown: u8,
     /// Datagrams received and not read, with their senders' raw addresses.
     pub queue: Vec<(Bytes, Bytes)>,
 }

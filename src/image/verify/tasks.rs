@@ -53,6 +53,12 @@ pub(super) fn check(c: &mut Checker<'_>) {
     });
     c.each("fs", &model.fs, |c, _, fs| {
         c.path_ref(&fs.cwd, "cwd");
+        if let Some(ghost) = fs.removed_cwd
+            && c.index(ghost.at(), model.ghosts.len(), "removed_cwd")
+        {
+            let directory = model.ghosts[ghost.at()].path.mode & libc::S_IFMT == libc::S_IFDIR;
+            c.must(directory, "removed_cwd", "is no directory");
+        }
         c.path_ref(&fs.root, "root");
     });
     c.each("seccomp_filters", &model.seccomp_filters, |c, _, filter| {

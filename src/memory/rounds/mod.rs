@@ -16,7 +16,7 @@ use watched::Look;
 pub use watched::{Kinship, Watched, inherit_at_once};
 
 use super::shared::{LastShared, Objects};
-use super::track::{Backend, TrackError, Tracking, areas_of_maps, areas_of_mm, hash, soft_dirty, uffd};
+use super::track::{Backend, TrackError, Tracking, areas_of_mm, hash, soft_dirty, uffd};
 use super::{PageRange, RangeSet, Space};
 use crate::image::mm::PAGE;
 use crate::image::{MmId, Model, Pid};
@@ -25,6 +25,7 @@ use crate::proc::ProcDir;
 use crate::proc::smaps::Flagged;
 use crate::sys::fd::{Kcmp, kcmp};
 use crate::trace::freeze::{Frozen, FrozenProcess};
+use crate::trace::pages::Sharing;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
@@ -222,6 +223,7 @@ impl Tree {
                 tracking,
                 shipped: RangeSet::new(),
                 owed: RangeSet::new(),
+                sharing: Sharing::default(),
                 kinship: None,
             });
         }
@@ -352,15 +354,13 @@ impl Tree {
         if !tracks(child) || !tracks(parent) {
             return None;
         }
-        let areas = |w: &Watched, buf: &mut Vec<u8>| w.dir.maps(buf).map(|maps| areas_of_maps(&maps)).ok();
-        let (ours, theirs) = (areas(child, buf)?, areas(parent, buf)?);
-        let found = super::cow::shared((&child.dir, &ours), (&parent.dir, &theirs)).ok()?;
         // Only what this round takes, or what the image has already: all of it was armed before the look.
         let in_image = |w: &Watched| match taken.get(&w.space) {
             Some(now) => w.shipped.union(now),
             None => w.shipped.clone(),
         };
-        let shared = found.intersection(&in_image(child)).intersection(&in_image(parent));
+        let both = in_image(child).intersection(&in_image(parent));
+        let shared = super::cow::shared(&child.dir, &parent.dir, &both).ok()?;
         Some(Kinship { parent: Some(parent.space), shared })
     }
 
@@ -405,6 +405,11 @@ impl Tree {
             }
         }
         Ok(residual)
+    }
+
+    /// What the rounds have found of how a process is to be read.
+    pub fn sharing(&self, pid: Pid) -> Option<Sharing> {
+        self.watched.iter().find(|w| w.dir.pid() == pid).map(|w| w.sharing.clone())
     }
 
     /// Ends the watching, in small steps, so that a target that runs on is not held up.
@@ -462,7 +467,7 @@ impl Round<'_> {
 
     /// Where they are read: what has vanished meanwhile is passed over and taken again, if it still exists then.
     pub fn source(&self) -> Live<'_> {
-        let mms = self.tree.watched.iter().map(|w| (w.space, w.dir.pid()));
+        let mms = self.tree.watched.iter().map(|w| (w.space, (w.dir.pid(), &w.sharing)));
         Live { mms: mms.collect(), shared: self.tree.shared.as_ref(), unread: &self.unread }
     }
 

@@ -1,18 +1,18 @@
 //! Where pages are read from: the running tree, the stopped one, or a copy that was made in the pause.
 
 use super::Objects;
+use crate::image::Pid;
 use crate::image::mm::PAGE;
-use crate::image::{MmId, Pid};
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, Space};
-use crate::trace::pages::TargetPages;
+use crate::trace::pages::{Sharing, TargetPages, read_private};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Memory of a running tree.
 #[derive(Debug)]
 pub struct Live<'r> {
-    pub(super) mms: HashMap<Space, Pid>,
+    pub(super) mms: HashMap<Space, (Pid, &'r Sharing)>,
     pub(super) shared: Option<&'r Objects>,
     pub(super) unread: &'r Mutex<Vec<(Space, PageRange)>>,
 }
@@ -22,16 +22,14 @@ impl ReadPages for Live<'_> {
         if let Some(read) = self.shared.and_then(|objects| objects.read(space, ranges, buf)) {
             return read;
         }
-        let pages = TargetPages::new(self.mms.get(&space).copied().into_iter().collect(), Vec::new());
-        let only = Space::Mm(MmId(0));
-        let known = !pages.mms.is_empty();
-        if known && pages.read(only, ranges, buf).is_ok() {
+        let from = self.mms.get(&space);
+        if from.is_some_and(|from| read_private(*from, ranges, buf).is_ok()) {
             return Ok(());
         }
         let mut rest = buf;
         for page in ranges.iter().flat_map(|r| r.pieces(1)) {
             let (part, later) = rest.split_at_mut(PAGE as usize);
-            if !known || pages.read(only, &[page], part).is_err() {
+            if from.is_none_or(|from| read_private(*from, &[page], part).is_err()) {
                 part.fill(0);
                 self.unread.lock().unwrap_or_else(PoisonError::into_inner).push((space, page));
             }
@@ -121,6 +119,7 @@ impl ReadPages for Copied {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::MmId;
 
     #[test]
     fn copied_pages_come_back_in_any_pieces() {

@@ -2,9 +2,10 @@
 
 use super::Residual;
 use crate::image::{MmId, Model, Pid};
-use crate::memory::track::{Area, Last, TrackError, Tracking, areas_of_maps, areas_of_mm, hash};
+use crate::memory::track::{Area, Last, TrackError, Tracking, areas_of_maps, hash};
 use crate::memory::{RangeSet, Space};
 use crate::proc::ProcDir;
+use crate::trace::pages::Sharing;
 use std::collections::HashMap;
 
 /// One address space that is watched.
@@ -22,6 +23,8 @@ pub struct Watched {
     pub shipped: RangeSet,
     /// Pages that were taken and did not make it: taken again.
     pub owed: RangeSet,
+    /// How it is to be read.
+    pub sharing: Sharing,
     /// What it shares with its parent process; `None` = not looked for yet.
     pub kinship: Option<Kinship>,
 }
@@ -96,7 +99,6 @@ pub fn inherit_at_once(model: &Model, processes: &[Pid], residual: &mut Residual
         let id = MmId::from(n);
         let parent = owner(id).and_then(|t| t.parent).and_then(|p| model.tasks[p.at()].mm).filter(|p| *p != id);
         let Some(parent) = parent else { continue };
-        let (ours, theirs) = (areas_of_mm(&model.mms[n]), areas_of_mm(&model.mms[parent.at()]));
         let (dir, of_parent) = (ProcDir::open(processes[n])?, ProcDir::open(processes[parent.at()])?);
         let planned = |id: MmId| -> RangeSet {
             residual.plan.iter().filter(|(s, _)| *s == Space::Mm(id)).map(|(_, r)| *r).collect()
@@ -105,8 +107,7 @@ pub fn inherit_at_once(model: &Model, processes: &[Pid], residual: &mut Residual
         let inherited: RangeSet =
             residual.inherited.iter().filter(|(s, _)| *s == Space::Mm(parent)).map(|(_, r)| *r).collect();
         let in_parent = planned(parent).union(&inherited);
-        let shared = crate::memory::cow::shared((&dir, &ours), (&of_parent, &theirs))?.intersection(&own);
-        let shared = shared.intersection(&in_parent);
+        let shared = crate::memory::cow::shared(&dir, &of_parent, &own.intersection(&in_parent))?;
         if shared.is_empty() {
             continue;
         }

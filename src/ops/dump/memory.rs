@@ -19,6 +19,7 @@ use crate::ops::outcome::Round;
 use crate::ops::places::Places;
 use crate::ops::{Event, Events};
 use crate::proc::ProcDir;
+use crate::trace::pages::Sharing;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -143,6 +144,7 @@ impl Taken {
                 tracking: Some(Box::new(tracker::tracking(&space, fd))),
                 shipped: RangeSet::new(),
                 owed: tracker::set(&space.owed),
+                sharing: Sharing::default(),
                 kinship: None,
             });
         }

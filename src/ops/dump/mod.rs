@@ -296,7 +296,8 @@ fn pause(
     residual.kin.iter().for_each(|(child, parent)| model.mms[child.at()].cow_parent = Some(*parent));
     let identities = place.identities(&model, &sources);
     let shmems = sources.shmems.into_iter().map(|collect::ShmemSource::File(f)| f).collect();
-    let pages = TargetPages::new(sources.mms, shmems);
+    let known = |pid| rounds.tree.as_ref().and_then(|tree| tree.sharing(pid));
+    let pages = TargetPages::new(sources.mms, shmems).sharing(known);
     let source = Named::new(&pages, &residual.names);
     let bytes = residual.plan.iter().map(|(_, r)| r.bytes()).sum::<u64>();
     counted(outcome, &model);

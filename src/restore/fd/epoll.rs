@@ -85,7 +85,9 @@ pub(crate) fn add(batch: &mut Batch, table: &Table<'_>, all: &[Membership]) -> A
         } else if table.is_open(member.fd) {
             let saved = batch.must(libc::SYS_dup, &[member.fd.into()]);
             batch.dup3(source, member.fd, false);
-            batch.must(libc::SYS_epoll_ctl, &ctl);
+            // The number may have become the instance's own.
+            let instance = if member.fd == epoll { saved.into() } else { epoll.into() };
+            batch.must(libc::SYS_epoll_ctl, &[instance, ADD.into(), member.fd.into(), event]);
             batch.dup3(saved, member.fd, table.is_cloexec(member.fd));
             batch.close(saved);
         } else {

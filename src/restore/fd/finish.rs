@@ -53,6 +53,7 @@ impl Inside {
 /// # Errors
 /// A lock that somebody else has here is named by its file.
 pub fn finish(model: &Model, opened: &Opened, skeletons: &mut Skeletons) -> Result<()> {
+    broken_leases(model, opened, skeletons)?;
     let mut by_table: Vec<Inside> = model.fd_tables.iter().map(|_| Inside::default()).collect();
     for (n, file) in model.files.iter().enumerate() {
         let id = FileId::from(n);
@@ -64,8 +65,8 @@ pub fn finish(model: &Model, opened: &Opened, skeletons: &mut Skeletons) -> Resu
         if let Some(set) = &file.owner {
             owner::set(inside, fd, set);
         }
-        if let Some(mode) = file.lease {
-            lock::lease(inside, fd, mode);
+        if let Some(lease) = file.lease.filter(|lease| lease.breaks_to.is_none()) {
+            lock::lease(inside, fd, lease);
         }
         if file.flags & libc::O_ASYNC as u32 != 0 && !matches!(file.kind, FileKind::External(_)) {
             owner::asynchronous(inside, fd, file.flags);
@@ -78,13 +79,41 @@ pub fn finish(model: &Model, opened: &Opened, skeletons: &mut Skeletons) -> Resu
         };
         lock::take(by_table[table.at()].about(lock.file), fd, lock);
     }
+    run_each(by_table, model, opened, skeletons)?;
+    inotify::watch_all(model, opened, skeletons)
+}
+
+fn run_each(by_table: Vec<Inside>, model: &Model, opened: &Opened, skeletons: &mut Skeletons) -> Result<()> {
     for (n, inside) in by_table.into_iter().enumerate() {
         if let Some((task, thread)) = opened.holders.tables[n] {
             let scratch = skeletons.scratch;
             inside.run(model, &mut skeletons.task(task).threads[thread], scratch)?;
         }
     }
-    inotify::watch_all(model, opened, skeletons)
+    Ok(())
+}
+
+/// Takes the leases that are being broken, and breaks them: before their descriptions have somebody to send signals to.
+fn broken_leases(model: &Model, opened: &Opened, skeletons: &mut Skeletons) -> Result<()> {
+    let files = model.files.iter().enumerate();
+    let broken: Vec<_> =
+        files.filter_map(|(n, file)| Some((FileId::from(n), file.lease?, file.lease?.breaks_to?))).collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    let mut by_table: Vec<Inside> = model.fd_tables.iter().map(|_| Inside::default()).collect();
+    for (id, lease, _) in &broken {
+        let Some((table, fd)) = opened.holders.any(*id) else { continue };
+        lock::lease(by_table[table.at()].about(*id), fd, *lease);
+    }
+    run_each(by_table, model, opened, skeletons)?;
+    for (id, _, to) in broken {
+        lock::break_lease(opened.file(id), to).map_err(|errno| {
+            let object = describe(&model.files[id.at()].kind);
+            Error::System { operation: "breaking a lease", object, errno }
+        })?;
+    }
+    Ok(())
 }
 
 /// The table and descriptor through which a lock is taken.

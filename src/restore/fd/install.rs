@@ -29,7 +29,7 @@ const ALWAYS_ALLOWED: u32 = 1000;
 #[derive(Debug)]
 pub(crate) struct Table<'a> {
     entries: &'a [FdEntry],
-    /// Files that only epoll instances need: number they lie under until the end.
+    /// Files that only epoll instances need, and instances that nobody has open: number they lie under until the end.
     extras: HashMap<FileId, u32>,
     /// Lowest number of each file.
     fds: HashMap<FileId, u32>,
@@ -51,18 +51,30 @@ impl<'a> Table<'a> {
             .iter()
             .filter(|e| is_epoll(e.file) && holders.first.get(&e.file) == Some(&id) && fds[&e.file] == e.fd)
             .map(|e| (e.fd, e.file));
-        let memberships = epoll::memberships(model, instances);
-        let mut table = Self { entries, extras: HashMap::new(), fds, memberships, hub: 0 };
-        table.place_extras();
+        let mut memberships = epoll::memberships(model, instances);
+        let mut table = Self { entries, extras: HashMap::new(), fds, memberships: Vec::new(), hub: 0 };
+        // Those that are in flight, in the queue of a socket, get theirs in whatever table is the first.
+        let in_flight = |file: &FileId| is_epoll(*file) && !holders.first.contains_key(file);
+        let first = holders.tables.iter().position(Option::is_some) == Some(id.at());
+        let in_flight: Vec<FileId> =
+            (0..model.files.len()).filter(|_| first).map(FileId::from).filter(in_flight).collect();
+        let watched = |file: &FileId| match &model.files[file.at()].kind {
+            FileKind::Epoll(instance) => instance.members.iter().map(|m| m.file).collect(),
+            _ => Vec::new(),
+        };
+        let members = memberships.iter().map(|m| m.member.file);
+        table
+            .place_extras(members.chain(in_flight.iter().flat_map(watched)).chain(in_flight.iter().copied()).collect());
+        memberships.extend(epoll::memberships(model, in_flight.iter().map(|file| (table.source(*file), *file))));
+        table.memberships = memberships;
         let highest = entries.last().map_or(0, |e| e.fd + 1);
         let members = table.memberships.iter().map(|m| m.member.fd + 1).max().unwrap_or(0);
         table.hub = highest.max(members).max((entries.len() + table.extras.len()) as u32);
         table
     }
 
-    /// Files that are watched but not in the table any more lie in its lowest gaps.
-    fn place_extras(&mut self) {
-        let mut wanted: Vec<FileId> = self.memberships.iter().map(|m| m.member.file).collect();
+    /// Files that are wanted but not in the table any more lie in its lowest gaps.
+    fn place_extras(&mut self, mut wanted: Vec<FileId>) {
         wanted.retain(|file| !self.fds.contains_key(file));
         wanted.sort();
         wanted.dedup();

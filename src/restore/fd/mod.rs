@@ -114,6 +114,8 @@ pub(crate) struct Maker<'a> {
     pub(crate) roots: roots::Roots,
     pub(crate) pipes: pipe::Pipes,
     pub(crate) sockets: sockets::Sockets,
+    /// Descriptors of processes that are gone, see [`pidfd`].
+    pub(crate) dead: pidfd::Dead,
     /// Lives on this kernel until this tree runs.
     pub(crate) original: Option<taken_over::Original>,
 }
@@ -130,9 +132,9 @@ pub fn make_all(
     warnings: &mut Vec<String>,
 ) -> Result<Opened> {
     allow_many(model)?;
-    let (roots, pipes, sockets) = Default::default();
+    let (roots, pipes, sockets, dead) = Default::default();
     let original = options.original_here.then(|| taken_over::Original::of(model));
-    let mut maker = Maker { model, skeletons, material, options, warnings, roots, pipes, sockets, original };
+    let mut maker = Maker { model, skeletons, material, options, warnings, roots, pipes, sockets, dead, original };
     sockets::begin(&mut maker)?;
     let mut files = Vec::with_capacity(model.files.len());
     for (id, file) in crate::image::fd::enumerate(&model.files) {
@@ -163,7 +165,7 @@ fn make(maker: &mut Maker<'_>, id: FileId, file: &File) -> Result<OwnedFd> {
         FileKind::SignalFd(signals) => signalfd::make(signals),
         FileKind::TimerFd(timer) => timerfd::make(timer),
         FileKind::Inotify(_) => inotify::make(),
-        FileKind::Shmem(shmem) => shmem::make(maker, shmem.shmem, file.flags),
+        FileKind::Shmem(shmem) => shmem::make(maker, id, shmem.shmem, file.flags),
         FileKind::Device(device) => device::make(maker, device, file.flags),
         FileKind::PidFd(pidfd) => pidfd::make(maker, pidfd, file.flags),
         FileKind::Namespace(ns) => nsfd::make(maker, ns.ns, file.flags),

@@ -1,17 +1,30 @@
 //! Made by the engine, before the skeletons, which map it: memfds and other shared memory with a descriptor.
 
-use super::Maker;
+use super::{Maker, SETTABLE};
+use crate::image::fd::{File, FileKind};
 use crate::image::mm::ShmemKind;
-use crate::image::{Model, ShmemId};
+use crate::image::{FileId, Model, ShmemId};
 use crate::restore::{Error, Result, material::Material};
 use crate::sys::openat2::reopen;
 use crate::sys::{Errno, fcntl};
 use std::os::fd::OwnedFd;
 
-/// A description of the object.
-pub(crate) fn make(maker: &mut Maker<'_>, id: ShmemId, flags: u32) -> Result<OwnedFd> {
+/// A description of the object. The first that could be memfd_create(2)'s own is the one we have made it with: to the kernel
+/// that is no writer, and the file can be executed; one that is opened again for writing is (`ETXTBSY`).
+pub(crate) fn make(maker: &mut Maker<'_>, file: FileId, id: ShmemId, flags: u32) -> Result<OwnedFd> {
+    let object = maker.material.shmem_file(id);
+    if matches!(maker.model.shmems[id.at()].kind, ShmemKind::Memfd { .. }) {
+        let has = fcntl::flags(object).map_err(failed("fcntl F_GETFL"))?;
+        let own = |file: &File| {
+            matches!(file.kind, FileKind::Shmem(of) if of.shmem == id) && (file.flags ^ has) & !SETTABLE == 0
+        };
+        if maker.model.files.iter().position(own) == Some(file.at()) {
+            let fd = object.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE)));
+            return fd.map_err(failed("dup (memfd)"));
+        }
+    }
     let once = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW | libc::O_ASYNC) as u32;
-    reopen(maker.material.shmem_file(id), flags & !once).map_err(failed("open (memfd)"))
+    reopen(object, flags & !once).map_err(failed("open (memfd)"))
 }
 
 /// `F_SEAL_WRITE`: set when nobody can have it mapped for writing, so before anything is mapped.

@@ -47,6 +47,10 @@ pub fn finish(fd: BorrowedFd<'_>, udp: &Udp, injector: &Injector) -> Result<Opti
         socket::connect(fd, &udp.peer.0).map_err(failed("UDP", "connect"))?;
     }
     common::late(fd, &udp.options)?;
+    // SHUT_RD, SHUT_WR, SHUT_RDWR.
+    if let how @ 1..=3 = udp.shutdown {
+        socket::shutdown(fd, i32::from(how) - 1).map_err(failed("UDP", "shutdown"))?;
+    }
     Ok(warning)
 }
 

@@ -35,8 +35,11 @@ pub fn enter(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()>
     let (remote, scratch) = skeletons.leader(id);
     let mut batch = Batch::new();
     // Its user may not reach it later on.
-    let cwd = batch.c_string(&model.fs[first.fs.at()].cwd.path.0);
-    batch.must(libc::SYS_chdir, &[cwd]);
+    let fs = &model.fs[first.fs.at()];
+    if fs.removed_cwd.is_none() {
+        let cwd = batch.c_string(&fs.cwd.path.0);
+        batch.must(libc::SYS_chdir, &[cwd]);
+    }
     creds::users(&mut batch, &first.creds, &Own::read());
     batch.must(libc::SYS_setns, &[fd.into(), libc::CLONE_NEWUSER.into()]);
     remote.run_all(&scratch, &batch)?;

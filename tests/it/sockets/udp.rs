@@ -14,13 +14,13 @@ use std::time::Duration;
 
 fn renew(socket: UdpSocket) -> (Udp, UdpSocket) {
     let identity = common::identify(socket.as_fd()).unwrap();
-    let model = collect::read(socket.as_fd(), identity, NsId(0)).unwrap();
-    assert_eq!(model, collect::read(socket.as_fd(), identity, NsId(0)).unwrap(), "reading changes nothing");
+    let model = collect::read(socket.as_fd(), identity, NsId(0), 0).unwrap();
+    assert_eq!(model, collect::read(socket.as_fd(), identity, NsId(0), 0).unwrap(), "reading changes nothing");
     drop(socket);
     let fd = restore::make(&model, Place::default()).unwrap();
     let injector = Injector::open(None).unwrap();
     assert_eq!(restore::finish(fd.as_fd(), &model, &injector).unwrap(), None);
-    assert_eq!(model, collect::read(fd.as_fd(), identity, NsId(0)).unwrap(), "equal afterwards");
+    assert_eq!(model, collect::read(fd.as_fd(), identity, NsId(0), 0).unwrap(), "equal afterwards");
     let socket = UdpSocket::from(fd);
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     (model, socket)
@@ -84,6 +84,6 @@ fn a_corked_socket_is_refused() {
         let s = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket::set_int_option(s.as_fd(), libc::SOL_UDP, 1, 1).unwrap();
         let identity = common::identify(s.as_fd()).unwrap();
-        assert!(collect::read(s.as_fd(), identity, NsId(0)).unwrap_err().to_string().contains("corked"));
+        assert!(collect::read(s.as_fd(), identity, NsId(0), 0).unwrap_err().to_string().contains("corked"));
     });
 }
