@@ -482,6 +482,7 @@ function __fish_migrate_codes
         M0211 'protection keys that this CPU does not have' \
         M0212 'address not available here' \
         M0213 'mapping of an unknown kind' \
+        M0214 'NUMA memory policy that cannot be given here' \
         M0301 'io_uring instance' \
         M0302 'userfaultfd' \
         M0303 'performance counter' \
@@ -525,6 +526,7 @@ function __fish_migrate_codes
         M0416 'TCP connection with signatures' \
         M0417 'UNIX socket with messages that cannot be read' \
         M0418 'socket that cannot stay while its program moves' \
+        M0419 'urgent data in a TCP connection' \
         M0501 'file differs from the one that was open' \
         M0502 'file does not exist here' \
         M0503 'not enough space for the image' \

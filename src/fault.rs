@@ -31,6 +31,8 @@ macro_rules! points {
 }
 
 points! {
+    /// The cgroup of the target stands still, nobody has been asked to stop.
+    CgroupFrozen = "cgroup-frozen",
     /// Every task is stopped.
     DumpFrozen = "dump-frozen",
     /// The model is complete.

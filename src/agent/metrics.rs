@@ -284,6 +284,7 @@ mod tests {
             downtime_us: (step == Step::Done && role == Role::Source).then_some(7_500),
             bytes_sent: (step == Step::Done && role == Role::Source).then_some(4096),
             not_parked: None,
+            ran: false,
             unix_ms: 0,
         }
     }

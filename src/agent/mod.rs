@@ -7,8 +7,10 @@
 //! agent --stdio  ─────────────────────────────────> session process on standard input and output
 //! ```
 //! So neither stopping, killing or upgrading the agent, nor the end of ssh, ends a session, and still less a target that
-//! was restored by one. TLS is spoken by the session process; the agent holds no key in its memory.
+//! was restored by one; and a prepared copy whose session was killed is attended by a process of its own, which an agent starts that
+//! finds it ([`attend`]). TLS is spoken by the session process; the agent holds no key in its memory.
 
+mod attend;
 mod confined;
 mod listen;
 mod metrics;
@@ -21,6 +23,7 @@ use crate::failure::{Failure, FailureKind, Result};
 use crate::ops::options::{AgentOptions, AgentPlace};
 use crate::ops::places::Places;
 use crate::transport::{Abort, TransportError};
+use attend::Attendants;
 use metrics::Metrics;
 use route::Router;
 use session::{Carrier, SessionSpec};
@@ -60,6 +63,7 @@ pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &m
         max_memory_bytes: options.max_memory,
         refusal: None,
         user: None,
+        attend: None,
         verbose: u8::from(tracing::enabled!(tracing::Level::INFO)) + u8::from(tracing::enabled!(tracing::Level::DEBUG)),
     };
     match &options.place {
@@ -78,7 +82,9 @@ pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &m
                     .spawn(move || metrics.serve(&until))
                     .map_err(|e| Failure::of("the agent cannot serve", &e))?;
             }
-            let router = Arc::new(Router::new(spec, here.program.clone(), options.max_sessions));
+            let attendants = attend::begin(&spec, &here.program, abort);
+            let attendants = attendants.map_err(|e| Failure::of("the agent cannot serve", &e))?;
+            let router = Arc::new(Router::new(spec, here.program.clone(), options.max_sessions, attendants));
             ready(&names);
             notify::ready();
             listen::accept_all(listeners, &router, abort).map_err(|e| failed(&e))
@@ -104,6 +110,7 @@ fn stdio(spec: &SessionSpec, here: &Surroundings) -> Result<()> {
         .stdout(Stdio::inherit())
         .status()
         .map_err(|e| Failure::of("the session process cannot be started", &e))?;
+    Attendants::new(spec, here.program.clone()).look();
     match status.success() {
         true => Ok(()),
         false => Err(Failure::new(format!("the session ended with {status}")).kind(FailureKind::Peer)),

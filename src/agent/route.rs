@@ -1,5 +1,6 @@
 //! What becomes of an accepted connection: a session process of its own, or a way to the one it joins.
 
+use super::attend::Bell;
 use super::session::{Carrier, SessionSpec, socket_path};
 use crate::proc::ProcDir;
 use crate::sys::pass_fd;
@@ -41,6 +42,8 @@ pub struct Router {
     sessions_max: u32,
     sessions: AtomicU32,
     waiting: AtomicU32,
+    /// Who looks after what a session leaves that was killed.
+    attendants: Bell,
 }
 
 /// Counts while it lives.
@@ -63,8 +66,9 @@ impl Drop for Counted<'_> {
 
 impl Router {
     /// Sessions are made after `template`, at most `sessions_max` at a time.
-    pub fn new(template: SessionSpec, program: PathBuf, sessions_max: u32) -> Self {
-        Self { template, program, sessions_max, sessions: AtomicU32::new(0), waiting: AtomicU32::new(0) }
+    pub fn new(template: SessionSpec, program: PathBuf, sessions_max: u32, attendants: Bell) -> Self {
+        let (sessions, waiting) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { template, program, sessions_max, sessions, waiting, attendants }
     }
 
     /// Takes care of a connection, in a thread of its own.
@@ -117,6 +121,7 @@ impl Router {
         tracing::info!(peer = spec.peer, session = %number, pid = child.id(), "session");
         let status = child.wait().map_err(failed)?;
         tracing::info!(session = %number, %status, "session ended");
+        self.attendants.ring();
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 use super::confined::{self, User};
 use crate::companion::detach;
 use crate::migration::MoveError;
+use crate::migration::protocol::AttemptId;
 use crate::ops::receive;
 use crate::sys::pass_fd;
 use crate::transport::frame::FrameKind;
@@ -76,6 +77,9 @@ pub struct SessionSpec {
     pub user: Option<User>,
     /// Say this to the client, once it is authenticated, and end.
     pub refusal: Option<String>,
+    /// Nobody is served: the copy of this attempt, whose session is dead, is attended ([`super::attend`]).
+    #[serde(default)]
+    pub attend: Option<AttemptId>,
     /// How much of its log goes to standard error: as `-v` and `-vv`.
     pub verbose: u8,
 }
@@ -115,6 +119,16 @@ pub fn main(argument: &OsStr) -> u8 {
     if let Some(Err(error)) = spec.user.as_ref().map(User::become_it) {
         tracing::error!(peer = spec.peer, %error, "cannot become the user that the peers file names");
         return 5;
+    }
+    if let Some(attempt) = spec.attend {
+        return match receive::attend(&spec.state, &spec.run, attempt) {
+            Ok(()) => 0,
+            // Somebody decides about it by now.
+            Err(error) => {
+                tracing::info!(%error, %attempt, "not attended");
+                5
+            }
+        };
     }
     match run(&spec) {
         Ok(()) => 0,

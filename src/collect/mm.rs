@@ -1,9 +1,10 @@
 //! Address spaces: layout, mappings and their attributes.
 
-use super::{Cx, Error, Result, ShmemSource, ns, pkeys, sysv, task::path_of, task::path_ref};
+use super::{Cx, Error, Result, ShmemSource, ns, numa, pkeys, sysv, task::path_of, task::path_ref};
 use crate::arch::vdso;
 use crate::blocker::{Blocker, codes};
 use crate::image::mm::{Advice, Backing, Layout, Mm, OldVdso, Shmem, ShmemKind, VdsoBlock, Vma};
+use crate::image::numa::Policy;
 use crate::image::{Bytes, NsId, Pid, ShmemId, limits};
 use crate::memory::pipeline::default_workers;
 use crate::proc::ProcDir;
@@ -13,6 +14,7 @@ use crate::sys::Errno;
 use crate::sys::pagemap::{self, category};
 use crate::trace::batch::{Ref, Results};
 use crate::trace::{Batch, memory};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -148,10 +150,11 @@ pub struct Query {
     thp_disable: Ref,
     mdwe: Ref,
     membarrier: Ref,
+    policies: numa::Query,
 }
 
 /// Adds the calls that ask for what /proc does not show.
-pub fn ask(batch: &mut Batch) -> Query {
+pub fn ask(batch: &mut Batch, mappings: &Mappings) -> Query {
     const PR_GET_THP_DISABLE: i32 = 42;
     const PR_GET_MDWE: i32 = 66;
     const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 512;
@@ -161,6 +164,7 @@ pub fn ask(batch: &mut Batch) -> Query {
         thp_disable: batch.may_prctl(PR_GET_THP_DISABLE, 0u64, 0u64),
         mdwe: batch.may_prctl(PR_GET_MDWE, 0u64, 0u64),
         membarrier: batch.may(libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS.into()]),
+        policies: numa::ask(batch, mappings),
     }
 }
 
@@ -183,7 +187,8 @@ pub fn collect(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, results: &Result
     let auxv = Bytes(cx.frozen.processes[at].dir.read_into("auxv", &mut cx.buf)?.to_vec());
     let mnt = ns::of_task(cx, at)?.mnt;
     let exe = path_ref(&cx.frozen.processes[at].dir, "exe", mnt)?;
-    let vmas = vmas(cx, at, mappings, mnt)?;
+    let policies = numa::answer(cx, at, results, &query.policies)?;
+    let vmas = vmas(cx, at, mappings, policies, mnt)?;
     refuse_torn_vdso(cx, at, mappings);
     let scratch = cx.frozen.processes[at].scratch;
     let pkeys = scratch.map_or(Ok(0), |scratch| pkeys::in_use(cx, at, &vmas, &scratch))?;
@@ -228,7 +233,13 @@ fn vdso_block(mappings: &Mappings) -> Option<VdsoBlock> {
     Some(VdsoBlock { start, text: text.mapping.start, end })
 }
 
-fn vmas(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, mnt: NsId) -> Result<Vec<Vma>> {
+fn vmas(
+    cx: &mut Cx<'_>,
+    at: usize,
+    mappings: &Mappings,
+    mut policies: HashMap<u64, Policy>,
+    mnt: NsId,
+) -> Result<Vec<Vma>> {
     let mut vmas = Vec::with_capacity(mappings.len());
     for flagged in mappings {
         if flagged.mapping.special() == Some(Special::Vsyscall) {
@@ -236,7 +247,7 @@ fn vmas(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, mnt: NsId) -> Result<Ve
         }
         refuse_unsupported(cx, at, flagged);
         let Some(backing) = backing(cx, at, flagged, mnt)? else { continue };
-        let vma = vma(flagged, backing);
+        let vma = vma(flagged, backing, policies.remove(&flagged.mapping.start));
         if vmas.last_mut().is_none_or(|last| !join(last, &vma)) {
             vmas.push(vma);
         }
@@ -245,7 +256,7 @@ fn vmas(cx: &mut Cx<'_>, at: usize, mappings: &Mappings, mnt: NsId) -> Result<Ve
     Ok(vmas)
 }
 
-fn vma(flagged: &Flagged, backing: Backing) -> Vma {
+fn vma(flagged: &Flagged, backing: Backing, numa: Option<Policy>) -> Vma {
     let (m, flags) = (&flagged.mapping, flagged.flags);
     let has = |flag| flags.contains(flag);
     let anon_name = match m.special() {
@@ -278,7 +289,7 @@ fn vma(flagged: &Flagged, backing: Backing) -> Vma {
             random: has(VmFlags::RANDOM),
         },
         may_write: has(VmFlags::MAY_WRITE),
-        numa: None,
+        numa,
         sealed: has(VmFlags::SEALED),
         pkey: flagged.pkey,
         guards: Vec::new(),

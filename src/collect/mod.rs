@@ -10,6 +10,7 @@ pub mod host;
 pub mod mapped;
 pub mod mm;
 pub mod ns;
+mod numa;
 pub mod pkeys;
 pub mod preflight;
 pub mod restart;

@@ -5,7 +5,7 @@ use super::fd::set::fs_magic;
 use super::fd::{ghost, views};
 use super::seen::{self, Seen};
 use super::sharing::{Bare, Shared};
-use super::{Cx, Error, Result, cgroup, creds, mm, ns, restart, signals, timers};
+use super::{Cx, Error, Result, cgroup, creds, mm, ns, numa, restart, signals, timers};
 use crate::blocker::{Blocker, codes};
 use crate::image::fd::PathRef;
 use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Task, TaskState, Thread};
@@ -76,6 +76,7 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         cx.process_of.push(at);
     }
     number_io_contexts(&mut cx.model.tasks);
+    numa::settle(&mut cx.model);
     unread_stops(cx)?;
     Ok(())
 }
@@ -219,7 +220,7 @@ fn fill_process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Ta
     let itimers = timers::ask(&mut batch);
     let subreaper = batch.out(4);
     batch.may_prctl(libc::PR_GET_CHILD_SUBREAPER, subreaper, 0u64);
-    let mm_query = mappings.is_some().then(|| mm::ask(&mut batch));
+    let mm_query = mappings.as_ref().map(|mappings| mm::ask(&mut batch, mappings));
     let results = cx.frozen.processes[at].leader().run(&scratch, &batch)?;
     task.child_subreaper = results.value::<u32>(subreaper) != 0;
     task.itimers = timers::answer(&results, &itimers);
@@ -320,6 +321,7 @@ fn thread(cx: &mut Cx<'_>, (at, n): (usize, usize), asked: Asked, (numbers, seen
         seccomp,
         pdeath_signal: answer.pdeath_signal,
         sched: seen.sched,
+        numa: answer.numa,
         timer_slack_ns: answer.timer_slack_ns,
         clear_child_tid: answer.clear_child_tid,
         robust_list: seen.robust_list,
@@ -369,6 +371,8 @@ fn note_fs(cx: &mut Cx<'_>, (at, n): (usize, usize), status: &Status) -> Result<
     let removed_cwd = if cwd.path.0.ends_with(views::DELETED) && dir.stat_of("cwd")?.st_nlink == 0 {
         let named = cwd.path.0.len() - views::DELETED.len();
         cwd.path.0.truncate(named);
+        // Nothing is there to be found again.
+        (cwd.device, cwd.inode) = (0, 0);
         removed_directory(cx, &dir, &cwd, n > 0)?
     } else {
         None

@@ -247,17 +247,17 @@ const HOST: u16 = 1;
 const HOST_VERSION: u16 = 1;
 
 sections! {
-    tasks = 2, version 1, limit limits::SECTION_BYTES;
-    mms = 3, version 2, limit limits::SECTION_BYTES;
+    tasks = 2, version 2, limit limits::SECTION_BYTES;
+    mms = 3, version 3, limit limits::SECTION_BYTES;
     shmems = 4, version 1, limit limits::SECTION_BYTES;
     fd_tables = 5, version 1, limit limits::SECTION_BYTES;
-    files = 6, version 1, limit limits::SECTION_BYTES;
+    files = 6, version 2, limit limits::SECTION_BYTES;
     pipes = 7, version 1, limit limits::SECTION_BYTES;
     ptys = 8, version 1, limit limits::SECTION_BYTES;
     unix_sockets = 9, version 1, limit limits::SECTION_BYTES;
     ghosts = 10, version 1, limit limits::GHOST_BYTES;
     locks = 11, version 1, limit limits::SECTION_BYTES;
-    fs = 12, version 1, limit limits::SECTION_BYTES;
+    fs = 12, version 2, limit limits::SECTION_BYTES;
     sighands = 13, version 1, limit limits::SECTION_BYTES;
     seccomp_filters = 14, version 1, limit limits::SECTION_BYTES;
     namespaces = 15, version 2, limit limits::SECTION_BYTES;

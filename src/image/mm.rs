@@ -1,5 +1,6 @@
 //! Address spaces and shared memory objects: layout and attributes. Contents lie in the page store.
 
+use super::numa::Policy;
 use super::{Bytes, FileId, GhostId, MmId, ShmemId, fd::PathRef};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -132,8 +133,8 @@ pub struct Vma {
     pub advice: Advice,
     /// May be made writable later (`VM_MAYWRITE`: flag `mw`).
     pub may_write: bool,
-    /// NUMA policy of the mapping: `mbind(2)` mode with flags and node mask, if not the default.
-    pub numa: Option<(u32, u64)>,
+    /// `mbind(2)`. Of shared memory it is the object's, for a part of it: of several mappings of that part one has it.
+    pub numa: Option<Policy>,
     /// `mseal(2)`.
     pub sealed: bool,
     /// Protection key.

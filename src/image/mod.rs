@@ -20,6 +20,7 @@ pub mod limits;
 pub mod manifest;
 pub mod mm;
 pub mod ns;
+pub mod numa;
 pub mod signals;
 pub mod task;
 #[cfg(test)]

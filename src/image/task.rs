@@ -4,6 +4,7 @@ use super::{
     Bytes, CgroupSetId, FdTableId, FsId, GhostId, MmId, NsId, NsPid, SighandId, TaskId,
     creds::{Creds, Seccomp},
     fd::PathRef,
+    numa::Policy,
     signals::{AltStack, SigInfo},
     timers::{IntervalTimers, PosixTimer},
 };
@@ -124,6 +125,8 @@ pub struct Thread {
     pub pdeath_signal: i32,
     /// Scheduling.
     pub sched: Sched,
+    /// `set_mempolicy(2)`.
+    pub numa: Option<Policy>,
     /// `PR_SET_TIMERSLACK`, nanoseconds.
     pub timer_slack_ns: u64,
     /// `set_tid_address(2)`: where the kernel writes 0 and wakes when the thread ends.

@@ -105,6 +105,10 @@ impl Copy for Built<'_> {
         self.0.park(dir)
     }
 
+    fn describe(&self, path: &Path, lease: Duration) -> Result<(), Failure> {
+        self.0.describe(path, lease)
+    }
+
     fn free(&mut self) {
         self.0.free();
     }

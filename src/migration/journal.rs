@@ -16,6 +16,7 @@ use crate::sys::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
@@ -119,6 +120,10 @@ pub struct Line {
     /// At the destination: why the prepared copy could not be parked, and is still in memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_parked: Option<String>,
+    /// At the destination, once it is this host's: it was let go. Whoever comes later lets nobody go a second time, who may be held
+    /// by somebody else by then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ran: bool,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
@@ -195,6 +200,7 @@ impl Journal {
             downtime_us: None,
             bytes_sent: None,
             not_parked: None,
+            ran: false,
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -248,6 +254,11 @@ impl Journal {
     /// Notes why the copy could not be parked, for later lines; `None`: it is.
     pub fn set_not_parked(&mut self, reason: Option<String>) {
         self.line.not_parked = reason;
+    }
+
+    /// Notes that the copy was let go, for later lines.
+    pub fn set_ran(&mut self) {
+        self.line.ran = true;
     }
 
     /// Notes addresses that are here for the copy.
@@ -317,10 +328,16 @@ impl Journal {
         }
     }
 
-    /// Nobody needs it any more.
+    /// Nobody needs it any more, nor an inventory of the copy.
     pub fn forget_bequest(&self) {
         // Most copies have none.
         let _ = fs::remove_file(self.beside());
+        let _ = fs::remove_file(self.inventory());
+    }
+
+    /// Where it stands what the copy is, once that is written down ([`super::inventory`]).
+    pub fn inventory(&self) -> PathBuf {
+        self.path.with_extension("inventory")
     }
 
     fn beside(&self) -> PathBuf {
@@ -336,7 +353,7 @@ impl Journal {
 /// Reads a journal; a last line that was cut off by a crash is not counted.
 pub fn read(path: &Path) -> io::Result<Vec<Line>> {
     let mut text = String::new();
-    File::open(path)?.take(FILE_LIMIT_BYTES).read_to_string(&mut text)?;
+    open(path)?.take(FILE_LIMIT_BYTES).read_to_string(&mut text)?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().map(|line| serde_json::from_str(line).map_err(io::Error::other)).collect()
 }
@@ -345,7 +362,12 @@ pub fn read(path: &Path) -> io::Result<Vec<Line>> {
 pub fn is_decided(dir: &Path, line: &Line) -> bool {
     let path = dir.join(format!("{}.{}.journal", line.attempt, line.role.name()));
     let free = |file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok();
-    !File::open(path).is_ok_and(free)
+    !open(&path).is_ok_and(free)
+}
+
+/// For reading. Also in a directory of a user, by whoever has more rights: nothing there makes the opening wait, or leads elsewhere.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
 /// The last line of every journal in `dir` that is not decided yet.
@@ -353,24 +375,41 @@ pub fn undecided(dir: &Path) -> io::Result<Vec<Line>> {
     Ok(all(dir)?.into_iter().filter(|line| !line.step.is_final()).collect())
 }
 
-/// The last line of every journal in `dir`, the oldest first.
-pub fn all(dir: &Path) -> io::Result<Vec<Line>> {
-    let mut found: Vec<Line> = Vec::new();
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        entries => entries?,
-    };
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "journal")
-            && let Ok(lines) = read(&path)
-            && let Some(last) = lines.into_iter().next_back()
-        {
-            found.push(last);
+/// The same of one side, at little cost where it is asked again and again: `over` is the caller's to keep, and has the journals that
+/// need not be read any more.
+pub fn undecided_of(dir: &Path, role: Role, over: &mut HashSet<PathBuf>) -> io::Result<Vec<Line>> {
+    let end = format!(".{}.journal", role.name());
+    let mut paths = paths(dir)?;
+    paths.retain(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().ends_with(end.as_bytes())));
+    over.retain(|path| path.parent() != Some(dir) || paths.contains(path));
+    paths.retain(|path| !over.contains(path));
+    let mut found = Vec::new();
+    for path in paths {
+        match read(&path).ok().and_then(|lines| lines.into_iter().next_back()) {
+            Some(last) if last.step.is_final() => drop(over.insert(path)),
+            last => found.extend(last),
         }
     }
+    Ok(found)
+}
+
+/// The last line of every journal in `dir`, the oldest first.
+pub fn all(dir: &Path) -> io::Result<Vec<Line>> {
+    let last = |path: PathBuf| read(&path).ok()?.pop();
+    let mut found: Vec<Line> = paths(dir)?.into_iter().filter_map(last).collect();
     found.sort_by_key(|line| line.unix_ms);
     Ok(found)
+}
+
+/// Journals in `dir`; none if that is not there.
+fn paths(dir: &Path) -> io::Result<HashSet<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
+        entries => entries?,
+    };
+    let is_journal = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "journal");
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    paths.filter(|path| path.as_ref().map_or(true, is_journal)).collect()
 }
 
 #[cfg(test)]
@@ -389,8 +428,17 @@ mod tests {
         let open = undecided(&state).unwrap();
         assert_eq!((open[0].attempt, open[0].target_pid, open[0].peer.as_str()), (attempt, Some(42), "host-b"));
         assert_eq!(open[0].boot_id.len(), 36);
+        let mut over = HashSet::new();
+        assert_eq!(undecided_of(&state, Role::Source, &mut over).unwrap(), open);
+        assert!(over.is_empty() && undecided_of(&state, Role::Destination, &mut over).unwrap().is_empty());
         journal.write(Step::Done).unwrap();
         assert!(undecided(&state).unwrap().is_empty());
+        for _ in 0..2 {
+            assert!(undecided_of(&state, Role::Source, &mut over).unwrap().is_empty());
+            assert_eq!(over.len(), 1);
+        }
+        fs::remove_file(journal.path()).unwrap();
+        assert!(undecided_of(&state, Role::Source, &mut over).unwrap().is_empty() && over.is_empty());
     }
 
     #[test]

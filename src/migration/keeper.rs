@@ -9,6 +9,7 @@
 use super::destination::Builder;
 use super::handover::destination::{Action, Destination, Event, Left, Phase, Record};
 use super::handover::{Choice, Reply, Request, Rules, Sync};
+use super::inventory;
 use super::journal::{Journal, Role, Step};
 use super::parked;
 use super::postcopy;
@@ -29,6 +30,8 @@ use std::time::{Duration, Instant};
 
 /// How often a guardian looks whether its copy is still whole, milliseconds.
 const LOOK_EVERY_MS: u16 = 1000;
+/// An order that has not come for so long does not come at once, milliseconds: then what the copy is can be written down.
+const SOON_MS: u16 = 20;
 /// Between two attempts to park a copy, at most, where its lease is not longer.
 const TRY_AGAIN_MAX: Duration = Duration::from_secs(600);
 /// How long either end of the guardian's socket waits for the other.
@@ -46,6 +49,12 @@ pub trait Copy {
 
     /// Writes it as an image into this directory ([`parked`]): complete, synced and renamed. It stands as before.
     fn park(&mut self, dir: &Path) -> Result<(), Failure>;
+
+    /// Writes into this file what it is ([`inventory`]), with this lease; nothing is to be done where that is known.
+    ///
+    /// # Errors
+    /// A full disk: whoever comes after us keeps it in memory.
+    fn describe(&self, path: &Path, lease: Duration) -> Result<(), Failure>;
 
     /// Ends it, silently, and waits until memory and process ids are free: its image is on the disk.
     fn free(&mut self);
@@ -70,6 +79,8 @@ pub struct Keeper {
     pause: Duration,
     /// When the source was heard last, or it was last tried to park.
     heard: Instant,
+    /// It was tried to write down what the copy is.
+    described: bool,
     /// What could not be done.
     trouble: Option<Failure>,
 }
@@ -104,6 +115,7 @@ impl Keeper {
             lease,
             pause: lease,
             heard: Instant::now(),
+            described: false,
             trouble: None,
         }
     }
@@ -122,7 +134,9 @@ impl Keeper {
             pid: last.target_pid,
             files: (journals.to_owned(), attempt.to_string()),
             bequest: None,
+            inventory: journal.inventory(),
             builder,
+            ran: same_boot && last.ran,
             risen: false,
         };
         let dir = parked::directory(journals, attempt);
@@ -137,7 +151,9 @@ impl Keeper {
             tracing::warn!(%error, "what the sockets of the copy need cannot be read");
             None
         });
-        let mut keeper = Self::of(machine, journal, Duration::MAX);
+        let lease = inventory::read(&heirloom.inventory).map(|found| Duration::from_millis(found.lease_ms));
+        let mut keeper = Self::of(machine, journal, lease.unwrap_or(super::destination::LEASE));
+        keeper.described = true;
         // What the last line says of the copy holds until it is ended.
         keeper.journal.set_not_parked(last.not_parked);
         keeper.perform(&mut heirloom, actions);
@@ -215,6 +231,13 @@ impl Keeper {
             Ok(pid) => {
                 self.pid = Some(pid);
                 fault::strike(Point::DestinationRunning);
+                let line = self.journal.line();
+                if line.step == Step::Owner && !line.ran {
+                    self.journal.set_ran();
+                    if let Err(error) = self.journal.write(Step::Owner) {
+                        tracing::warn!(%error, "the journal does not say that it was let go");
+                    }
+                }
             }
             Err(failure) => tracing::error!("the target is this host's, and is held: {failure}"),
         }
@@ -353,13 +376,15 @@ impl Keeper {
             let Some(door) = &self.door else { return Err(io::ErrorKind::NotConnected.into()) };
             let ears = std::iter::once(door.listener.as_fd()).chain(link);
             let mut fds: Vec<PollFd<'_>> = ears.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-            let came = poll(&mut fds, PollTimeout::from(LOOK_EVERY_MS));
+            let patience = if self.described { LOOK_EVERY_MS } else { SOON_MS };
+            let came = poll(&mut fds, PollTimeout::from(patience));
             let heard = |n: usize| fds.get(n).and_then(PollFd::any).unwrap_or(false);
             if heard(1) {
                 self.heard = Instant::now();
                 return Ok(());
             }
             if !matches!(came, Ok(1..)) {
+                self.describe(copy);
                 self.on(copy, Event::Silent);
                 continue;
             }
@@ -370,6 +395,16 @@ impl Keeper {
         }
         self.door = None;
         Ok(())
+    }
+
+    /// Once: whoever attends the copy after our death can park it then.
+    fn describe(&mut self, copy: &dyn Copy) {
+        if std::mem::replace(&mut self.described, true) || self.phase() != Phase::Prepared {
+            return;
+        }
+        if let Err(failure) = copy.describe(&self.journal.inventory(), self.lease) {
+            tracing::warn!("only this process can park the copy: {failure}");
+        }
     }
 
     fn serve(&mut self, copy: &mut dyn Copy, mut client: UnixStream) -> io::Result<()> {
@@ -415,6 +450,21 @@ pub struct Answer {
     /// Why what was asked for was not done.
     #[serde(default)]
     pub trouble: Option<String>,
+}
+
+/// Attends a copy whose session is dead: what was not prepared is ended, what is this host's runs, and what is prepared waits for a word
+/// of the source, or of a person, and is parked when nothing was heard for the whole lease, which begins anew. Nothing to do where
+/// somebody decides already. What it has come to; `builder` as for [`answer`].
+///
+/// # Errors
+/// The journal cannot be read; nobody could ask.
+pub fn attend(journals: &Path, run: &Path, attempt: AttemptId, builder: &mut dyn Builder) -> io::Result<Phase> {
+    let (mut keeper, mut copy) = Keeper::recover(journals, attempt, builder)?;
+    if keeper.phase() == Phase::Prepared {
+        keeper.listen(run)?;
+        keeper.wait(&mut copy, None)?;
+    }
+    Ok(keeper.phase())
 }
 
 /// Answers for an attempt whose session is over, or waits: through its guardian, else from the journal. `builder` makes a tree of
@@ -472,9 +522,13 @@ struct Heirloom<'b> {
     files: (PathBuf, String),
     /// What its sockets need.
     bequest: Option<Bequest>,
-    /// Makes a tree of what is parked.
+    /// Where it stands what it is.
+    inventory: PathBuf,
+    /// Makes a tree of what is parked, and an image of what stands here.
     builder: &'b mut dyn Builder,
-    /// It has made one.
+    /// It was let go.
+    ran: bool,
+    /// The builder has made one.
     risen: bool,
 }
 
@@ -499,10 +553,14 @@ impl Copy for Heirloom<'_> {
             record::conclude(&self.files.0, &self.files.1, Fate::Keep);
             return Ok(pid);
         }
+        let unknown = || Failure::new("the journal does not say who it is");
+        if self.ran {
+            return self.held.root().or(self.pid).ok_or_else(unknown);
+        }
         self.bequest.take().into_iter().for_each(Bequest::wake);
         self.held.release().map_err(|e| Failure::of("the held copy cannot be let go", &e))?;
         record::conclude(&self.files.0, &self.files.1, Fate::Keep);
-        self.held.root().or(self.pid).ok_or_else(|| Failure::new("the journal does not say who it is"))
+        self.held.root().or(self.pid).ok_or_else(unknown)
     }
 
     fn discard(&mut self) {
@@ -512,8 +570,15 @@ impl Copy for Heirloom<'_> {
         record::conclude(&self.files.0, &self.files.1, Fate::Undo);
     }
 
-    fn park(&mut self, _: &Path) -> Result<(), Failure> {
-        Err(Failure::new("only who has made a copy can write it as an image"))
+    fn park(&mut self, dir: &Path) -> Result<(), Failure> {
+        let whole = inventory::read_whole(&self.inventory);
+        let (inventory, model) =
+            whole.map_err(|e| Failure::of("its session was killed before it had written down what the copy is", &e))?;
+        self.builder.park_left(&inventory, &model, dir)
+    }
+
+    fn describe(&self, _: &Path, _: Duration) -> Result<(), Failure> {
+        Ok(())
     }
 
     fn free(&mut self) {

@@ -16,6 +16,7 @@ pub mod effort;
 pub mod handover;
 pub mod heir;
 mod intake;
+pub mod inventory;
 pub mod journal;
 pub mod keeper;
 pub mod landing;

@@ -21,6 +21,7 @@ pub struct Terms {
     filtered: bool,
     repair: bool,
     reuse: i32,
+    urgent_inline: i32,
 }
 
 impl Terms {
@@ -33,13 +34,19 @@ impl Terms {
         let (filtered, filter) = if state == CLOSE { (false, Vec::new()) } else { own_filter(fd)? };
         let reuse =
             socket::int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).map_err(failed("TCP", "SO_REUSEADDR"))?;
-        Ok(Self { filter, filtered, repair: !matches!(state, CLOSE | LISTEN), reuse })
+        let urgent_inline = urgent_inline(fd)?;
+        Ok(Self { filter, filtered, repair: !matches!(state, CLOSE | LISTEN), reuse, urgent_inline })
     }
 
     /// Whether anything is changed.
     pub fn change_anything(&self) -> bool {
         self.filtered || self.repair
     }
+}
+
+/// Whether urgent data is read with the other data.
+fn urgent_inline(fd: BorrowedFd<'_>) -> Result<i32> {
+    socket::int_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE).map_err(failed("TCP", "SO_OOBINLINE"))
 }
 
 /// Whether a filter of ours can take the place of the program's, and that one.
@@ -64,6 +71,7 @@ pub struct NetLock {
     filtered: bool,
     repair: bool,
     reuse: i32,
+    urgent_inline: i32,
 }
 
 impl NetLock {
@@ -81,9 +89,9 @@ impl NetLock {
     /// # Errors
     /// The socket is as it was.
     pub fn lock_as(socket: OwnedFd, terms: Terms) -> Result<Self> {
-        let Terms { filter, filtered, repair, reuse } = terms;
+        let Terms { filter, filtered, repair, reuse, urgent_inline } = terms;
         // From here on a failure undoes what was done.
-        let mut lock = Self { socket: Some(socket), filter, filtered: false, repair: false, reuse };
+        let mut lock = Self { socket: Some(socket), filter, filtered: false, repair: false, reuse, urgent_inline };
         let Some(fd) = lock.socket.as_ref().map(AsFd::as_fd) else { return Ok(lock) };
         if filtered {
             socket::attach_filter(fd, &DROP_ALL).map_err(failed("TCP", "SO_ATTACH_FILTER"))?;
@@ -102,7 +110,8 @@ impl NetLock {
     pub fn look(socket: OwnedFd) -> Result<Self> {
         let reuse = socket::int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR)
             .map_err(failed("TCP", "SO_REUSEADDR"))?;
-        Ok(Self { socket: Some(socket), filter: Vec::new(), filtered: false, repair: false, reuse })
+        let urgent_inline = urgent_inline(socket.as_fd())?;
+        Ok(Self { socket: Some(socket), filter: Vec::new(), filtered: false, repair: false, reuse, urgent_inline })
     }
 
     /// The locked socket.
@@ -120,6 +129,26 @@ impl NetLock {
         self.reuse
     }
 
+    /// Bytes that have come and were not read, also those past urgent data, at which reading stops and the count ends.
+    ///
+    /// # Errors
+    /// The socket cannot be asked. Whoever undoes the lock also undoes what is changed for a moment here.
+    pub fn unread(&self) -> Result<i32> {
+        let Some(fd) = self.fd() else { return Ok(0) };
+        let count = || socket::ioctl_int(fd, socket::SIOCINQ).map_err(failed("TCP", "SIOCINQ"));
+        if self.urgent_inline != 0 {
+            return count();
+        }
+        let set = |inline| {
+            socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, inline)
+                .map_err(failed("TCP", "SO_OOBINLINE"))
+        };
+        set(1)?;
+        let counted = count();
+        set(0)?;
+        counted
+    }
+
     /// Whether it is a connection, locked.
     pub fn is_connection(&self) -> bool {
         self.repair
@@ -132,8 +161,8 @@ impl NetLock {
 
     /// The same lock in other hands: whoever drops it first unlocks the socket.
     pub fn of_terms(socket: OwnedFd, terms: Terms) -> Self {
-        let Terms { filter, filtered, repair, reuse } = terms;
-        Self { socket: Some(socket), filter, filtered, repair, reuse }
+        let Terms { filter, filtered, repair, reuse, urgent_inline } = terms;
+        Self { socket: Some(socket), filter, filtered, repair, reuse, urgent_inline }
     }
 
     /// Whether nobody has taken the lock off who has the socket as well.
@@ -174,6 +203,8 @@ impl NetLock {
             tcp_repair::leave(fd, false).map_err(failed("TCP", "TCP_REPAIR"))?;
             socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse)
                 .map_err(failed("TCP", "SO_REUSEADDR"))?;
+            socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, self.urgent_inline)
+                .map_err(failed("TCP", "SO_OOBINLINE"))?;
         }
         Ok(())
     }

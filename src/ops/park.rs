@@ -1,17 +1,21 @@
 //! A prepared target that stands still here becomes an image ([`crate::migration::parked`]).
 //!
 //! The model is the one it was made of, and nothing of it has run since: only its pages are read, beside it, as those of any
-//! stopped target. Nobody is traced and nobody is thawed.
+//! stopped target. Nobody is traced and nobody is thawed. Who attends a copy that another process has made knows the same from its
+//! [inventory](crate::migration::inventory), and reaches its memory from outside.
 
+use crate::companion::held::Held;
 use crate::failure::{Failure, Result};
 use crate::fault::{self, Point};
-use crate::image::Model;
 use crate::image::fd::FileKind;
 use crate::image::fd::tcp::TcpState;
+use crate::image::mm::Backing;
+use crate::image::{Model, Pid, ShmemId};
 use crate::memory::pipeline::{default_workers, dump_pages};
 use crate::memory::scan::{private_pages, shared_pages};
 use crate::memory::store::{Compression, Draft, ImageWriter, PageOptions, free_bytes};
 use crate::memory::{PageRange, Space};
+use crate::migration::inventory::{Inventory, Way};
 use crate::migration::parked::{self, Terms};
 use crate::net::nft::{self, Lifetime, PacketLock};
 use crate::net::segment::parse_address;
@@ -19,6 +23,8 @@ use crate::proc::ProcDir;
 use crate::sys::Errno;
 use crate::trace::pages::TargetPages;
 use nix::fcntl::OFlag;
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -58,12 +64,76 @@ pub(super) fn write(
     Ok(())
 }
 
+/// What a copy that is held is, for whoever parks it when we are dead.
+pub(super) fn inventory(
+    (model, pages): (&Model, &TargetPages),
+    held: &Held,
+    state: serde_json::Value,
+    same_network: bool,
+) -> Inventory {
+    let shmems = (0..model.shmems.len()).map(|n| way((model, pages), held, n.into()));
+    Inventory {
+        terms: Terms { state, held_off: None },
+        same_network,
+        mms: pages.mms.iter().map(|pid| pid.0).collect(),
+        shmems: shmems.collect(),
+        ..Inventory::default()
+    }
+}
+
+/// How a shared memory object is reached from outside.
+fn way((model, pages): (&Model, &TargetPages), held: &Held, id: ShmemId) -> Option<Way> {
+    let mapped = model.mms.iter().zip(&pages.mms).find_map(|(mm, pid)| {
+        let vma = mm.vmas.iter().find(|vma| matches!(vma.backing, Backing::Shmem(of) if of == id))?;
+        Some(Way::Mapped { pid: pid.0, at: vma.start })
+    });
+    let live = model.tasks.iter().filter(|task| !task.threads.is_empty());
+    let open = || {
+        live.zip(&held.processes).find_map(|(task, (pid, _))| {
+            let table = &model.fd_tables[task.threads.first()?.fd_table.at()];
+            let is_it = |kind: &FileKind| matches!(kind, FileKind::Shmem(file) if file.shmem == id);
+            let entry = table.entries.iter().find(|entry| is_it(&model.files[entry.file.at()].kind))?;
+            Some(Way::Open { pid: *pid, fd: entry.fd })
+        })
+    };
+    mapped.or_else(open)
+}
+
+/// The memory of a copy that another process has made.
+///
+/// # Errors
+/// Some of it cannot be reached.
+pub(super) fn memory(inventory: &Inventory, model: &Model) -> io::Result<TargetPages> {
+    if (inventory.mms.len(), inventory.shmems.len()) != (model.mms.len(), model.shmems.len()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the inventory is not that of this model"));
+    }
+    let open = |way: &Option<Way>| match way {
+        Some(way) => open(*way),
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "a shared memory object has no name that could be opened")),
+    };
+    let shmems = inventory.shmems.iter().map(|way| open(way).map(Into::into)).collect::<io::Result<_>>()?;
+    Ok(TargetPages::new(inventory.mms.iter().copied().map(Pid).collect(), shmems))
+}
+
+fn open(way: Way) -> io::Result<File> {
+    let (pid, name) = match way {
+        Way::Open { pid, fd } => (pid, format!("fd/{fd}")),
+        Way::Mapped { pid, at } => {
+            let maps = ProcDir::open(Pid(pid)).and_then(|dir| dir.maps(&mut Vec::new())).map_err(io::Error::other)?;
+            let mapping = maps.iter().find(|mapping| mapping.start <= at && at < mapping.end);
+            (pid, mapping.ok_or(io::ErrorKind::NotFound)?.map_file())
+        }
+    };
+    let opened = ProcDir::open(Pid(pid)).and_then(|dir| dir.open_file(&name, OFlag::O_RDONLY));
+    opened.map(File::from).map_err(io::Error::other)
+}
+
 /// Everything it has.
-fn plan(model: &Model, pages: &TargetPages) -> std::io::Result<Vec<(Space, PageRange)>> {
+fn plan(model: &Model, pages: &TargetPages) -> io::Result<Vec<(Space, PageRange)>> {
     let mut plan = Vec::new();
     for (n, (mm, pid)) in model.mms.iter().zip(&pages.mms).enumerate() {
         let opened = ProcDir::open(*pid).and_then(|dir| dir.open_file("pagemap", OFlag::O_RDONLY));
-        let pagemap = opened.map_err(std::io::Error::other)?;
+        let pagemap = opened.map_err(io::Error::other)?;
         plan.extend(private_pages(n.into(), mm, &pagemap.into())?);
     }
     for (n, (shmem, file)) in model.shmems.iter().zip(&pages.shmems).enumerate() {

@@ -22,6 +22,8 @@ use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
+use crate::migration::inventory::{self, Inventory};
+use crate::migration::keeper;
 use crate::migration::landing::Memory;
 use crate::migration::parked::Terms;
 use crate::migration::points::Taken;
@@ -56,6 +58,17 @@ pub fn run(
     let received = destination::run(link, &mut engine, around);
     engine.hooks.end(received.is_ok());
     received
+}
+
+/// Attends a copy whose session is dead, see [`keeper::attend`].
+///
+/// # Errors
+/// Those of that.
+pub fn attend(state_dir: &Path, run: &Path, attempt: AttemptId) -> std::io::Result<()> {
+    let mut engine = Engine { state_dir: state_dir.to_owned(), ..Engine::default() };
+    let phase = keeper::attend(&state_dir.join("moves"), run, attempt, &mut engine)?;
+    tracing::info!(%attempt, ?phase, "a copy whose session is dead was attended");
+    Ok(())
 }
 
 /// What makes trees of what is parked here.
@@ -326,6 +339,23 @@ impl Builder for Engine {
         let state = serde_json::to_value(&self.state)
             .map_err(|e| Failure::of("the choices of the source cannot be written", &e))?;
         park::write((armed.model(), memory), state, self.same_network, dir)
+    }
+
+    fn describe(&self, path: &Path, lease: Duration) -> Result<()> {
+        let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("what the copy is cannot be written down", e);
+        let (Some(armed), Some(memory)) = (&self.armed, &self.memory) else {
+            return Err(Failure::new("there is nothing that could be parked"));
+        };
+        let state = serde_json::to_value(&self.state).map_err(|e| failed(&e))?;
+        let what = park::inventory((armed.model(), memory), armed.held(), state, self.same_network);
+        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        inventory::write(path, Inventory { lease_ms, ..what }, armed.model()).map_err(|e| failed(&e))
+    }
+
+    fn park_left(&mut self, left: &Inventory, model: &Model, dir: &Path) -> Result<()> {
+        let memory = park::memory(left, model)
+            .map_err(|e| Failure::of("the memory of the copy cannot be reached from outside", &e))?;
+        park::write((model, &memory), left.terms.state.clone(), left.same_network, dir)
     }
 
     fn free(&mut self) {

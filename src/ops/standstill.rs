@@ -15,7 +15,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// What a program changes by itself when it runs.
-const TRANSIENT: &[Code] = &[codes::INOTIFY_EVENTS, codes::ACCEPT_QUEUE, codes::TCP_STATE, codes::NETLINK];
+const TRANSIENT: &[Code] =
+    &[codes::INOTIFY_EVENTS, codes::ACCEPT_QUEUE, codes::TCP_STATE, codes::TCP_URGENT, codes::NETLINK];
 
 /// How often the target is stopped.
 const ATTEMPTS: u32 = 8;
@@ -83,7 +84,11 @@ pub fn reach(
 
 /// The failure of a freeze; the caller adds the state of the target.
 pub(super) fn not_stopped(root: Pid, error: &trace::Error) -> Failure {
-    let code = matches!(error, trace::Error::DoesNotStop { .. }).then_some(codes::DOES_NOT_STOP);
+    let code = match error {
+        trace::Error::DoesNotStop { .. } => Some(codes::DOES_NOT_STOP),
+        trace::Error::KeepsForking { .. } => Some(codes::KEEPS_FORKING),
+        _ => None,
+    };
     Failure::of(format!("cannot stop process {root}"), error).code(code)
 }
 

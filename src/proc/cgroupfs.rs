@@ -6,7 +6,7 @@ use super::{
 };
 use crate::image::{Pid, ns::mnt::Mount};
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -106,11 +106,31 @@ impl Freezer {
     /// # Errors
     /// No privilege, or the cgroup is gone.
     pub fn set(&self, frozen: bool) -> std::io::Result<()> {
+        std::fs::write(self.file(), self.word(frozen))
+    }
+
+    /// The file that freezes and thaws it.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join(if self.v2 { "cgroup.freeze" } else { "freezer.state" })
+    }
+
+    /// What is written to [`Self::file`].
+    pub fn word(&self, frozen: bool) -> &'static str {
         match (self.v2, frozen) {
-            (true, _) => std::fs::write(self.dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
-            (false, true) => std::fs::write(self.dir.join("freezer.state"), "FROZEN"),
-            (false, false) => std::fs::write(self.dir.join("freezer.state"), "THAWED"),
+            (true, true) => "1",
+            (true, false) => "0",
+            (false, true) => "FROZEN",
+            (false, false) => "THAWED",
         }
+    }
+
+    /// Whether all of its tasks stand still by now; a task in the kernel may take its time, or never do.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn all_stand(&self) -> std::io::Result<bool> {
+        let (file, line) = if self.v2 { ("cgroup.events", "frozen 1") } else { ("freezer.state", "FROZEN") };
+        Ok(std::fs::read_to_string(self.dir.join(file))?.lines().any(|found| found == line))
     }
 }
 
@@ -157,6 +177,63 @@ pub fn own_freezer(processes: &[Pid]) -> Result<Option<Freezer>> {
         (inside? == wanted).then_some(Freezer { dir, v2: hierarchy.is_v2() })
     });
     Ok(found)
+}
+
+/// A cgroup with a freezer that the root of a tree is in, and nobody who is not of that tree, nor this process: the highest one of
+/// its hierarchy, version 2 preferred. Unlike for [`own_freezer`] the tree may change meanwhile, and part of it be elsewhere.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn freezer_around(root: Pid) -> Result<Option<Freezer>> {
+    let mut buf = Vec::new();
+    let lines = ProcDir::open(root)?.cgroup(&mut buf)?;
+    let mut usable = hierarchies()?;
+    usable.retain(|h| h.is_v2() || h.controllers.split(',').any(|c| c == "freezer"));
+    usable.sort_by_key(|h| !h.is_v2());
+    let found = usable.iter().find_map(|hierarchy| {
+        let line = lines.iter().find(|line| line.controllers == hierarchy.controllers)?;
+        let dir = hierarchy.dir(&line.path.0)?;
+        let mut seen = HashMap::new();
+        let levels =
+            dir.ancestors().take_while(|level| *level != hierarchy.mount && level.starts_with(&hierarchy.mount));
+        let highest = levels.take_while(|level| holds_only(level, root, &mut seen)).last()?;
+        Some(Freezer { dir: highest.to_owned(), v2: hierarchy.is_v2() })
+    });
+    Ok(found)
+}
+
+/// All processes of a cgroup and those below it descend from `root` or are it, and not from this one. `seen`: who does, as far as known.
+fn holds_only(dir: &Path, root: Pid, seen: &mut HashMap<i32, bool>) -> bool {
+    let Ok(inside) = std::fs::read_to_string(dir.join("cgroup.procs")) else { return false };
+    // 0: a process that has no number here.
+    let ours = inside.lines().all(|line| line.parse().is_ok_and(|pid| pid > 0 && is_of_tree(pid, root, seen)));
+    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    ours && dirs.map(|entry| entry.path()).all(|below| holds_only(&below, root, seen))
+}
+
+/// Whoever has ended by now is nobody's hindrance.
+fn is_of_tree(pid: i32, root: Pid, seen: &mut HashMap<i32, bool>) -> bool {
+    // Longer chains of parents are not followed; one of which a link ends meanwhile is looked at again.
+    const STEPS: usize = 1000;
+    let mut buf = Vec::new();
+    let mut next = pid;
+    let mut answer = false;
+    for _ in 0..STEPS {
+        let ours = next == std::process::id() as i32;
+        answer = !ours && (next == root.0 || seen.get(&next).copied().unwrap_or(false));
+        if answer || ours || next <= 1 {
+            break;
+        }
+        match ProcDir::open(Pid(next)).and_then(|dir| dir.stat(&mut buf).map(|stat| stat.ppid)) {
+            Ok(parent) => next = parent,
+            Err(error) if error.is_gone() && next == pid => return true,
+            Err(error) if error.is_gone() => next = pid,
+            Err(_) => break,
+        }
+    }
+    seen.insert(pid, answer);
+    answer
 }
 
 /// `path` is `prefix` or lies below it.
@@ -244,6 +321,27 @@ mod tests {
         assert_eq!(inner.dir(b"/docker/2"), None);
         assert_eq!(unified()[0].dir(b"/../x"), None);
         assert!(is_within(b"/a/b", b"/a") && is_within(b"/a", b"/a/") && !is_within(b"/ab", b"/a"));
+    }
+
+    #[test]
+    fn nobody_but_the_tree_is_of_the_tree() {
+        let mut shell = std::process::Command::new("sh");
+        let mut root = shell.args(["-c", "sleep 60 & read _"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = Pid(root.id() as i32);
+        let child = || ProcDir::open(pid).and_then(|dir| dir.children_of(&[pid], &mut Vec::new())).unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while child().is_empty() && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let child = child()[0];
+        let is = |of: i32, root: Pid| is_of_tree(of, root, &mut HashMap::new());
+        assert!(is(pid.0, pid) && is(child.0, pid) && is(child.0, child));
+        assert!(!is(pid.0, child) && !is(1, pid) && !is(std::process::id() as i32, pid));
+        // What descends from us only by way of us is not looked at further.
+        assert!(!is(child.0, Pid(1)) && freezer_around(Pid(std::process::id() as i32)).unwrap().is_none());
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.0), nix::sys::signal::SIGKILL).unwrap();
+        root.kill().unwrap();
+        root.wait().unwrap();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::Syntax;
 use crate::image::Bytes;
+use std::collections::BTreeSet;
 
 /// Lines with their numbers (1 for the first), without the newline. A last line without newline counts; an empty rest does not.
 pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
@@ -78,6 +79,20 @@ pub(super) fn dec32(text: &[u8]) -> Option<u32> {
 /// A decimal number that may be negative and fits 32 bits.
 pub(super) fn int32(text: &[u8]) -> Option<i32> {
     int(text).and_then(|n| i32::try_from(n).ok())
+}
+
+/// A list of numbers below `limit` as the kernel writes those of processors and nodes: `0-3,8`. Empty is a list, too.
+pub(super) fn number_list(text: &[u8], limit: u32) -> Option<BTreeSet<u32>> {
+    let mut numbers = BTreeSet::new();
+    for part in text.split(|&b| b == b',').filter(|_| !text.is_empty()) {
+        let (first, last) = cut(part, b'-').unwrap_or((part, part));
+        let (first, last) = (dec32(first)?, dec32(last)?);
+        if first > last || last >= limit {
+            return None;
+        }
+        numbers.extend(first..=last);
+    }
+    Some(numbers)
 }
 
 /// `MAJOR:MINOR` in the given radix (16 in maps, 10 in mountinfo) as `makedev(3)` encodes it.
@@ -171,6 +186,14 @@ mod tests {
         assert_eq!(lines(b"\n").count(), 0);
         assert_eq!(lines(b"a\n\nb").map(|(n, l)| (n, l.len())).collect::<Vec<_>>(), [(1, 1), (2, 0), (3, 1)]);
         assert_eq!(lines(b"a\n").count(), 1);
+    }
+
+    #[test]
+    fn lists_are_bounded() {
+        let list = |text: &[u8]| number_list(text, 8).map(|numbers| numbers.into_iter().collect::<Vec<_>>());
+        assert_eq!(list(b"0-2,5").as_deref(), Some(&[0, 1, 2, 5][..]));
+        assert_eq!(list(b"").as_deref(), Some(&[][..]));
+        assert_eq!([&b"0-8"[..], b"2-1", b"1,", b"a", b"1-"].map(list), [const { None }; 5]);
     }
 
     #[test]

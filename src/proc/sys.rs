@@ -1,6 +1,8 @@
 //! `/proc/sys` and other files of the whole system: limits and identities of this host.
 
-use super::{Error, Result, Syntax, scan};
+use super::{Error, ProcDir, Result, Syntax, scan};
+use crate::image::numa::NODES;
+use std::collections::BTreeSet;
 
 fn read(file: &str) -> Result<Vec<u8>> {
     std::fs::read(file).map_err(|source| Error::Io { operation: "read", file: file.into(), source })
@@ -37,6 +39,26 @@ pub fn number_if_any(name: &str) -> Result<Option<u64>> {
     match number(name) {
         Err(e) if e.is_absent() => Ok(None),
         other => other.map(Some),
+    }
+}
+
+/// Numbers of the NUMA nodes that have memory and that this program may take it from; `None` where the kernel knows no nodes.
+///
+/// # Errors
+/// A file cannot be read, or holds something else than a list.
+pub fn memory_nodes() -> Result<Option<BTreeSet<u32>>> {
+    const HAVE_MEMORY: &str = "/sys/devices/system/node/has_memory";
+    const STATUS: &str = "/proc/self/status";
+    let list = |text: &[u8]| {
+        scan::number_list(scan::trim(text), NODES).ok_or_else(|| Syntax::new(1, "expected a list of nodes", text))
+    };
+    match parsed(HAVE_MEMORY, list) {
+        Err(e) if e.is_absent() => Ok(None),
+        have_memory => {
+            let allowed = ProcDir::of_self()?.status(&mut Vec::new())?.mems_allowed_list;
+            let allowed = list(allowed.as_bytes()).map_err(|syntax| Error::Syntax { file: STATUS.into(), syntax })?;
+            Ok(Some(have_memory?.intersection(&allowed).copied().collect()))
+        }
     }
 }
 

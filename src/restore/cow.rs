@@ -8,6 +8,7 @@
 
 use super::material::Material;
 use super::mm;
+use super::numa;
 use super::skeleton::{Skeletons, clear};
 use super::sysv;
 use super::{Options, Result, lazy};
@@ -287,9 +288,9 @@ fn alike(a: &Vma, b: &Vma) -> bool {
         }
         _ => false,
     };
-    // Of a shared object one may have what the other may only read.
+    // Of a shared object one may have what the other may only read, and a policy of one is for both.
     kept && a.backing == b.backing
-        && (!a.shared || a.may_write == b.may_write)
+        && (!a.shared || (a.may_write, &a.numa) == (b.may_write, &b.numa))
         && (a.shared, a.grows_down, a.no_reserve, a.advice.huge, a.guarded)
             == (b.shared, b.grows_down, b.no_reserve, b.advice.huge, b.guarded)
 }
@@ -354,9 +355,13 @@ pub(super) fn adapted(batch: &mut Batch, theirs: &Mm, ours: &Mm, parts: &[Part],
     }
     for part in parts {
         let vma = &ours.vmas[part.ours];
+        let length = grown(part, parts, vma).unwrap_or(part.end) - part.start;
         let (from, to) = (mm::first_prot(&theirs.vmas[part.theirs]), mm::first_prot(vma));
         if from != to {
-            batch.mprotect(part.start, grown(part, parts, vma).unwrap_or(part.end) - part.start, to);
+            batch.mprotect(part.start, length, to);
+        }
+        if theirs.vmas[part.theirs].numa != vma.numa {
+            numa::bind(batch, (part.start, length), vma.numa.as_ref());
         }
     }
 }

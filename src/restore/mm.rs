@@ -1,6 +1,6 @@
 //! Address spaces: mappings before their contents, attributes after them.
 
-use super::{Result, material::Material, skeleton::Skeletons, sysv};
+use super::{Result, material::Material, numa, skeleton::Skeletons, sysv};
 use crate::arch::vdso::ARCH_MAP_VDSO_64;
 use crate::image::mm::{Backing, Mm, OldVdso, PAGE, VdsoBlock, Vma};
 use crate::image::{Model, Pid, TaskId};
@@ -47,6 +47,13 @@ pub(super) fn first_prot(vma: &Vma) -> u32 {
 
 /// Maps one mapping, or a piece of one.
 pub(super) fn map(batch: &mut Batch, vma: &Vma, material: &Material) {
+    map_bare(batch, vma, material);
+    if let Some(policy) = &vma.numa {
+        numa::bind(batch, (vma.start, vma.len()), Some(policy));
+    }
+}
+
+fn map_bare(batch: &mut Batch, vma: &Vma, material: &Material) {
     let (flags, fd) = match &vma.backing {
         Backing::Vdso | Backing::Vvar => return,
         Backing::Anon => (libc::MAP_ANONYMOUS, -1),

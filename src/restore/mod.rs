@@ -16,6 +16,7 @@ pub mod material;
 pub mod mm;
 mod newcomers;
 pub mod ns;
+mod numa;
 pub mod pidns;
 pub mod plan;
 pub mod prebuilt;

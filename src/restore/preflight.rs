@@ -5,7 +5,7 @@
 
 use super::creds::Own;
 use super::fd::{regular, roots, taken_over};
-use super::{Options, ns, root, vdso};
+use super::{Options, ns, numa, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::creds::Creds;
@@ -40,6 +40,7 @@ pub struct Scope {
 pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     let mut blockers = processor(model, scope.cpu);
     blockers.extend(vdso::blockers(model));
+    blockers.extend(numa::blockers(model));
     blockers.extend(credentials(model));
     blockers.extend(connections(model));
     if options.pids == Pids::Same {

@@ -57,6 +57,7 @@ impl Fit {
         }
         let fit = Self { tasks, mms, shmems };
         fit.segments_stay(old, new)?;
+        fit.policies_stay(old, new)?;
         Ok(fit)
     }
 
@@ -112,6 +113,19 @@ impl Fit {
             }
         }
         Ok(())
+    }
+
+    /// A part of a shared object keeps its NUMA policy, whoever maps it: none is taken away.
+    fn policies_stay(&self, old: &Model, new: &Model) -> std::result::Result<(), Unfit> {
+        let policy = |v: &Vma| match (&v.backing, &v.numa) {
+            (Backing::Shmem(id), Some(policy)) if v.shared => Some((*id, v.offset, v.len(), policy.clone())),
+            _ => None,
+        };
+        let after: Vec<_> = new.mms.iter().flat_map(|mm| &mm.vmas).filter_map(policy).collect();
+        let before = old.mms.iter().flat_map(|mm| self.translated(mm, old, new).vmas);
+        let there = before.filter_map(|v| policy(&v)).filter(|(id, ..)| id.at() < new.shmems.len());
+        let mut gone = there.filter(|policy| !after.contains(policy));
+        gone.next().map_or(Ok(()), |_| Err("shared memory has another NUMA policy"))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a process and its threads have besides memory, descriptors and credentials.
 
 use super::creds::{self, Own};
-use super::{Error, Result, material::Material, signals, skeleton::Skeletons, timers};
+use super::{Error, Result, material::Material, numa, signals, skeleton::Skeletons, timers};
 use crate::image::task::{Dead, Sched, Task, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
@@ -144,6 +144,7 @@ pub fn last_calls(batch: &mut Batch, model: &Model, task: &Task, thread: &Thread
     batch.must(libc::SYS_sigaltstack, &[stack, 0u64.into()]);
     let comm = batch.c_string(&thread.comm.0);
     batch.prctl(libc::PR_SET_NAME, comm, 0u64);
+    numa::of_thread(batch, thread.numa.as_ref());
     batch.prctl(PR_SET_TIMERSLACK, thread.timer_slack_ns, 0u64);
     batch.must(libc::SYS_personality, &[thread.personality.into()]);
     let own_fs = model.tasks.iter().flat_map(|t| &t.threads).find(|t| t.fs == thread.fs).map(|t| t.tid);

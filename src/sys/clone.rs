@@ -164,6 +164,33 @@ pub fn placed_child(place: Placed) -> Result<Pid> {
     }
 }
 
+/// Makes a child that writes `text` to `file` when the process of `owner` (a pidfd) has ended, and ends then. It is no part of the
+/// caller's session or process group, so that a signal to all of that does not meet it, and blocks every other signal. Returns once
+/// it watches. `SIGCHLD` does not tell of its end.
+pub fn heir(owner: BorrowedFd<'_>, file: BorrowedFd<'_>, text: &'static [u8]) -> Result<Pid> {
+    let (ready, told) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let (owner, file, tells) = (owner.as_raw_fd(), file.as_raw_fd(), told.as_raw_fd());
+    let every_signal = [u64::MAX; 1];
+    let child = make(0, 0, &[], None, || {
+        // SAFETY: pointers and lengths belong together, and live on this copy of the stack or for ever; descriptors are this
+        // process's copies. None of these calls allocates or takes a lock.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, every_signal.as_ptr(), 0usize, 8usize);
+            libc::syscall(libc::SYS_setsid);
+            libc::syscall(libc::SYS_write, tells, c"r".as_ptr(), 1);
+            let mut watched = libc::pollfd { fd: owner, events: libc::POLLIN, revents: 0 };
+            while libc::syscall(libc::SYS_poll, &raw mut watched, 1, -1) != 1 {}
+            let written = libc::syscall(libc::SYS_write, file, text.as_ptr(), text.len());
+            libc::syscall(libc::SYS_exit_group, i32::from(written < 0));
+        }
+    })?;
+    drop(told);
+    match nix::unistd::read(&ready, &mut [0]) {
+        Ok(1) => Ok(child),
+        _ => super::wait::wait(child).and(Err(super::Errno::ECHILD)),
+    }
+}
+
 /// Has the next process or thread of a PID namespace (`None`: ours) get the id after `last`, if it is free then.
 pub fn set_last_pid(pid_ns: Option<BorrowedFd<'_>>, last: i32) -> Result<()> {
     let failed = |e: std::io::Error| super::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));

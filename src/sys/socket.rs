@@ -11,6 +11,8 @@ const CONTROL_MAX: usize = 4096;
 
 /// `SIOCINQ`: bytes received and not read.
 pub const SIOCINQ: u64 = 0x541B;
+/// `SIOCATMARK`: whether the next byte to be read is the urgent one.
+pub const SIOCATMARK: u64 = 0x8905;
 /// `SIOCOUTQ`: bytes written and not acknowledged.
 pub const SIOCOUTQ: u64 = 0x5411;
 /// `SIOCOUTQNSD`: bytes written and not yet sent.
@@ -135,7 +137,7 @@ pub fn set_int_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> 
 /// An ioctl(2) that writes one `int`.
 pub fn ioctl_int(fd: BorrowedFd<'_>, request: u64) -> Result<i32> {
     let mut value = 0i32;
-    // SAFETY: the requests used (SIOC*Q*) write one int.
+    // SAFETY: the requests used (SIOC*Q*, SIOCATMARK) write one int.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::c_ulong, &mut value) }.into())?;
     Ok(value)
 }

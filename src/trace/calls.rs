@@ -1,6 +1,7 @@
 //! System calls by name, with typed arguments, for batches.
 
 use super::batch::{Arg, Batch, Out, Ref, Results};
+use crate::image::numa::{NODES, Policy};
 use crate::image::signals::AltStack;
 use crate::sys::abi::{CloneArgs, StackT};
 
@@ -73,6 +74,17 @@ impl Batch {
     }
 }
 
+/// get_mempolicy(2) of the thread, or of what is mapped at `address`; the returned room gets the mode, `mask` the nodes: one bit
+/// each, of [`NODES`]. Where the kernel has no such call the mode is 0.
+pub fn get_mempolicy(batch: &mut Batch, mask: Option<Out>, address: Option<u64>) -> Out {
+    const MPOL_F_ADDR: u32 = 1 << 1;
+    let mode = batch.out(4);
+    let (mask, bits) = mask.map_or((0u64.into(), 0), |mask| (mask.into(), NODES + 1));
+    let (address, flags) = address.map_or((0, 0), |address| (address, MPOL_F_ADDR));
+    batch.may(libc::SYS_get_mempolicy, &[mode.into(), mask, bits.into(), address.into(), flags.into()]);
+    mode
+}
+
 /// What a thread tells about itself that nobody else can see.
 #[derive(Debug)]
 pub struct ThreadQuery {
@@ -80,6 +92,7 @@ pub struct ThreadQuery {
     alt_stack: Out,
     pdeath_signal: Out,
     securebits: Ref,
+    policy: (Out, Out),
     timer_slack: Ref,
     personality: Ref,
     name: Out,
@@ -96,6 +109,8 @@ pub struct ThreadAnswer {
     pub pdeath_signal: i32,
     /// `PR_GET_SECUREBITS`.
     pub securebits: u32,
+    /// get_mempolicy(2).
+    pub numa: Option<Policy>,
     /// `PR_GET_TIMERSLACK`, nanoseconds.
     pub timer_slack_ns: u64,
     /// personality(2).
@@ -114,10 +129,13 @@ impl ThreadQuery {
         batch.may_prctl(PR_GET_TID_ADDRESS, tid_address, 0u64);
         batch.may(libc::SYS_sigaltstack, &[0u64.into(), alt_stack.into()]);
         batch.may_prctl(libc::PR_GET_PDEATHSIG, pdeath_signal, 0u64);
+        let nodes = batch.out(NODES as usize / 8);
+        let policy = (get_mempolicy(batch, Some(nodes), None), nodes);
         let name = batch.out(NAME_BYTES);
         batch.may_prctl(libc::PR_GET_NAME, name, 0u64);
         Self {
             name,
+            policy,
             personality: batch.may(libc::SYS_personality, &[ASK_PERSONALITY.into()]),
             tid_address,
             alt_stack,
@@ -137,6 +155,7 @@ impl ThreadQuery {
             alt_stack,
             pdeath_signal: results.value(self.pdeath_signal),
             securebits: results.get(self.securebits).unwrap_or(0) as u32,
+            numa: Policy::of_mask(results.value(self.policy.0), results.bytes(self.policy.1)),
             timer_slack_ns: results.get(self.timer_slack).unwrap_or(50_000),
             personality: results.get(self.personality).unwrap_or(0) as u32,
             name: results.bytes(self.name).split(|b| *b == 0).next().unwrap_or_default().to_vec(),

@@ -1,5 +1,6 @@
 //! Stopping a whole tree, to a fixpoint: no thread and no child is missed however fast they come and go.
 
+use super::frost::{self, Frost};
 use super::lifeline::{Anchor, Reactions};
 use super::remote::{Remote, Scratch, Then, is_held, vdso_syscall};
 use super::sleepers::Asleep;
@@ -46,6 +47,31 @@ fn pause(attempt: u32, until: Option<Instant>, now: Instant) -> Option<Duration>
     again.then_some(pause)
 }
 
+/// How the tasks of a tree are met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// All that are found are asked before anybody is waited for.
+    AtOnce,
+    /// The same, while nobody of them runs ([`Frost`]), where that can be had.
+    Frozen,
+    /// Parents first: one in vfork(2) stops only when its child goes on, which a child that was asked first does not.
+    Generations,
+}
+
+impl Way {
+    /// For this attempt to stop so many threads. `stands`: somebody else has them frozen. Nobody of a frozen tree makes or loses
+    /// children then, and none can be waited for before all have been asked.
+    fn of(attempt: u32, threads: usize, stands: bool) -> Self {
+        let first = u32::from(threads >= frost::MANY);
+        match (attempt - 1 + first) % 3 {
+            _ if stands => Self::AtOnce,
+            0 => Self::AtOnce,
+            1 => Self::Frozen,
+            _ => Self::Generations,
+        }
+    }
+}
+
 /// A stopped tree. Dropping it thaws every task as it was.
 #[derive(Debug)]
 pub struct Frozen {
@@ -88,11 +114,13 @@ impl Frozen {
     /// A tree that is not stopped whole within [`DEADLINE`] runs on for a while before it is tried again: a busy machine
     /// lets a task wait for its turn, and half a tree must not stand still for longer.
     ///
+    /// Where it has a cgroup to itself, a tree of many tasks, or one that did not stop, is frozen by it while its tasks are asked.
+    ///
     /// A tree that somebody holds frozen in a cgroup is taken over: a frozen task cannot make the system calls that reading
     /// its state needs. Everybody is asked to stop before the cgroup is thawed, so nothing of the tree runs.
     ///
     /// # Errors
-    /// [`Error::DoesNotStop`] after [`ATTEMPTS`] (see also [`give_up_after`]); a task that another program traces; the tree runs then.
+    /// [`Error::DoesNotStop`] or [`Error::KeepsForking`] after [`ATTEMPTS`] (see also [`give_up_after`]); a task that another program traces; the tree runs then.
     pub fn tree(root: Pid) -> Result<Self> {
         Self::tree_of(root, &[])
     }
@@ -105,24 +133,36 @@ impl Frozen {
     pub fn tree_of(root: Pid, known: &[Pid]) -> Result<Self> {
         let freezers = cgroupfs::frozen(root)?;
         let (mut attempt, until) = (1, until());
+        let mut blamed = None;
         loop {
-            let found =
+            let mut found =
                 if attempt == 1 && known.first() == Some(&root) { still_there(known) } else { descendants(root) };
             let slept = sleepers::look(root, &found);
+            let way = Way::of(attempt, found.iter().map(|(_, threads)| threads.len()).sum(), !freezers.is_empty());
+            let frost = if way == Way::Frozen { Frost::over(root) } else { None };
+            if frost.is_some() {
+                found = descendants(root);
+            }
             let everybody = found.iter().map(|(dir, _)| dir.pid()).collect();
-            let mut frozen = Self { processes: Vec::new(), since: Instant::now(), freezers: freezers.clone() };
-            // Nobody of a frozen tree makes or loses children, and none can be waited for before all have been asked.
-            let at_once = attempt % 2 == 1 || !freezers.is_empty();
-            match frozen.stop_all(if at_once { everybody } else { vec![root] }, &slept) {
+            let since = frost.as_ref().map_or_else(Instant::now, |frost| frost.since);
+            let mut frozen = Self { processes: Vec::new(), since, freezers: freezers.clone() };
+            let first = if way == Way::Generations { vec![root] } else { everybody };
+            match frozen.stop_all(first, &slept, way, frost) {
                 Ok(()) => return Ok(frozen),
                 Err((error, stragglers)) => {
-                    let since = frozen.since;
                     drop(frozen);
                     let all_run = stopping::let_go(root, stragglers, since, Instant::now() + STRAGGLER);
                     let pause = pause(attempt, until, Instant::now());
-                    match pause.filter(|_| matches!(error, Error::DoesNotStop { .. }) && all_run) {
+                    match pause.filter(|_| error.is_of_the_moment() && all_run) {
                         Some(pause) => std::thread::sleep(pause),
+                        // Going by generations tells less than the attempt before.
+                        None if way == Way::Generations && error.is_of_the_moment() => {
+                            return Err(blamed.unwrap_or(error));
+                        }
                         None => return Err(error),
+                    }
+                    if way != Way::Generations {
+                        blamed = Some(error);
                     }
                 }
             }
@@ -130,22 +170,30 @@ impl Frozen {
         }
     }
 
-    /// Asks everybody there is (`found`) before anybody is waited for, then whoever has come since. Or, given the root alone,
-    /// generation by generation: a parent in vfork(2) stops only when its child goes on, which a child that was asked first
-    /// does not.
+    /// Asks everybody there is (`found`) before anybody is waited for, then whoever has come since; `frost` is over when all have
+    /// been asked. Or, given the root alone, generation by generation.
     fn stop_all<'a>(
         &mut self,
         mut found: Vec<Pid>,
         slept: &'a HashMap<Pid, Asleep>,
+        way: Way,
+        mut frost: Option<Frost>,
     ) -> std::result::Result<(), (Error, Vec<Stopping<'a>>)> {
         let deadline = Instant::now() + DEADLINE;
         let mut known: HashSet<Pid> = found.iter().copied().collect();
         let freezers = self.freezers.clone();
         // A stopped process makes no children, so each pass can only find those of processes that were still running in the
         // pass before; orphans that moved to a stopped subreaper are found by the last, empty pass.
+        let mut looks_with_new = 0;
         while !found.is_empty() {
-            let mut thaw = || freezers.iter().try_for_each(|freezer| set(freezer, false));
-            self.processes.extend(stopping::stop(&found, slept, deadline, &mut thaw)?);
+            looks_with_new += u32::from(way != Way::Generations);
+            let mut thaw = || {
+                let ours = frost.as_mut().map_or(Ok(()), Frost::thaw);
+                freezers.iter().try_for_each(|freezer| set(freezer, false)).and(ours)
+            };
+            let stopped = stopping::stop(&found, slept, deadline, &mut thaw);
+            self.processes
+                .extend(stopped.map_err(|(error, all)| (self.blamed(error, looks_with_new, known.len()), all))?);
             found = self.children().map_err(|e| (e, Vec::new()))?;
             found.retain(|pid| known.insert(*pid));
         }
@@ -153,6 +201,17 @@ impl Frozen {
         let mut buf = Vec::new();
         self.processes.retain(|p| !p.zombie || !p.dir.stat(&mut buf).is_err_and(|e| e.is_gone()));
         Ok(())
+    }
+
+    /// Why a tree has not stopped in time: one of its tasks does not, or at each of several looks there were new ones, in all so many.
+    fn blamed(&self, error: Error, looks: u32, tasks: usize) -> Error {
+        const SEVERAL: u32 = 3;
+        match (error, self.processes.first()) {
+            (Error::DoesNotStop { ms, .. }, Some(root)) if looks >= SEVERAL => {
+                Error::KeepsForking { root: root.pid, tasks, ms }
+            }
+            (error, _) => error,
+        }
     }
 
     fn children(&self) -> Result<Vec<Pid>> {
@@ -562,6 +621,24 @@ impl FrozenProcess {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trees_of_many_tasks_and_those_that_did_not_stop_are_frozen() {
+        let ways = |threads, stands| [1, 2, 3, 4].map(|attempt| Way::of(attempt, threads, stands));
+        assert_eq!(ways(1, false), [Way::AtOnce, Way::Frozen, Way::Generations, Way::AtOnce]);
+        assert_eq!(ways(frost::MANY, false), [Way::Frozen, Way::Generations, Way::AtOnce, Way::Frozen]);
+        assert_eq!(ways(frost::MANY, true), [Way::AtOnce; 4]);
+    }
+
+    #[test]
+    fn a_tree_that_keeps_forking_is_told_from_a_task_that_does_not_stop() {
+        let pid = Pid(std::process::id() as i32);
+        let root = FrozenProcess::new(pid, ProcDir::open(pid).unwrap());
+        let frozen = Frozen { processes: vec![root], since: Instant::now(), freezers: Vec::new() };
+        let error = || Error::DoesNotStop { pid: Pid(7), ms: 100, wchan: String::new() };
+        assert!(matches!(frozen.blamed(error(), 2, 9), Error::DoesNotStop { pid: Pid(7), .. }));
+        assert!(matches!(frozen.blamed(error(), 3, 9), Error::KeepsForking { root, tasks: 9, .. } if root == pid));
+    }
 
     #[test]
     fn a_tree_is_tried_as_often_or_for_as_long_as_was_asked_for() {

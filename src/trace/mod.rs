@@ -8,6 +8,7 @@ pub mod batch;
 pub mod calls;
 pub mod fill;
 pub mod freeze;
+mod frost;
 pub mod group_stop;
 pub mod lifeline;
 pub mod memory;
@@ -64,6 +65,16 @@ pub enum Error {
         /// `/proc/PID/wchan`.
         wchan: String,
     },
+    /// Each look at a tree found tasks that had not been there before.
+    #[error("the tree of process {root} makes new tasks faster than they can be stopped: {tasks} were met in {ms} ms")]
+    KeepsForking {
+        /// Its first process.
+        root: Pid,
+        /// Processes that were met.
+        tasks: usize,
+        /// Deadline.
+        ms: u64,
+    },
     /// Memory of a task could not be read or written.
     #[error("{operation} {len} bytes at {address:#x} of task {pid}: {errno}")]
     Memory {
@@ -109,6 +120,13 @@ pub enum Error {
     /// `/proc` could not be read.
     #[error(transparent)]
     Proc(#[from] crate::proc::Error),
+}
+
+impl Error {
+    /// The tree did not stop this time, and may at another.
+    pub fn is_of_the_moment(&self) -> bool {
+        matches!(self, Self::DoesNotStop { .. } | Self::KeepsForking { .. })
+    }
 }
 
 /// Result of this room.

@@ -6,6 +6,7 @@ mod skip;
 mod agent;
 mod agent_ends;
 mod ahead;
+mod attended;
 mod cgroups;
 mod choices;
 mod churn;

@@ -164,50 +164,159 @@ while True:
         time.sleep(0.04)
 ";
 
-/// Dumps without ending it; the output of the last.
-fn dump_watcher(word: &str, times: usize) -> Option<(Output, bool)> {
-    let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
-    if !root || !python {
-        crate::skip!("refusals: needs root ({root}) and /usr/bin/python3 ({python})");
-        return None;
+/// A program that counts in a file, and what has become of it.
+struct Watcher {
+    dir: tempfile::TempDir,
+    child: Child,
+}
+
+impl Watcher {
+    /// `reads`: `soon`, or `never`.
+    fn start(reads: &str) -> Option<Self> {
+        Self::of(WATCHER, reads)
     }
-    let dir = tempfile::tempdir().unwrap();
-    let mut child = Command::new("setsid");
-    child.args(["/usr/bin/python3", "-c", WATCHER]).arg(dir.path()).arg(word);
-    child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = crate::networks::Killed(child.spawn().unwrap());
-    let counted = || std::fs::read_to_string(dir.path().join("ready")).ok().and_then(|text| text.parse::<u64>().ok());
-    let goes_on = |than: u64| {
+
+    /// `None`, said, where it cannot be tried.
+    fn of(script: &str, word: &str) -> Option<Self> {
+        let (root, python) = (nix::unistd::geteuid().is_root(), Path::new("/usr/bin/python3").exists());
+        if !root || !python {
+            crate::skip!("refusals: needs root ({root}) and /usr/bin/python3 ({python})");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new("setsid");
+        child.args(["/usr/bin/python3", "-c", script]).arg(dir.path()).arg(word).env("ZOO", dir.path());
+        let child = child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let watcher = Self { dir, child };
+        assert!(watcher.goes_on(2), "the watcher does not get ready");
+        Some(watcher)
+    }
+
+    fn counted(&self) -> Option<u64> {
+        std::fs::read_to_string(self.dir.path().join("ready")).ok()?.parse().ok()
+    }
+
+    /// Whether it counts past this.
+    fn goes_on(&self, than: u64) -> bool {
         let until = Instant::now() + Duration::from_secs(30);
-        while counted().is_none_or(|n| n <= than) && Instant::now() < until {
+        while self.counted().is_none_or(|n| n <= than) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        counted().is_some_and(|n| n > than)
-    };
-    assert!(goes_on(2), "the watcher does not get ready");
-    let mut last = None;
-    for n in 0..times {
-        let image = dir.path().join(n.to_string());
-        let pid = child.0.id().to_string();
-        let output =
-            migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--json"]).output().unwrap();
-        let stop = !output.status.success();
-        last = Some(output);
-        if stop {
-            break;
-        }
+        self.counted().is_some_and(|n| n > than)
     }
-    let unharmed = goes_on(counted().unwrap_or(0)) && child.0.try_wait().unwrap().is_none();
-    Some((last.unwrap(), unharmed))
+
+    /// Its output is in a file: what has moved must not have our pipe.
+    fn run(&self, args: &[&str]) -> Output {
+        let out = std::fs::File::create(self.dir.path().join("out")).unwrap();
+        let mut command = crate::moves::on_host(&self.dir.path().join("host"));
+        command.args(args).stdin(Stdio::null());
+        let status = command.stdout(out.try_clone().unwrap()).stderr(out).status().unwrap();
+        Output { status, stdout: std::fs::read(self.dir.path().join("out")).unwrap(), stderr: Vec::new() }
+    }
+
+    /// Dumps without ending it; the output of the last.
+    fn dumped(&self, times: usize) -> Output {
+        let dump = |n: usize| {
+            let image = self.dir.path().join(n.to_string());
+            let pid = self.child.id().to_string();
+            self.run(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--json"])
+        };
+        let mut last = dump(0);
+        for n in 1..times {
+            if !last.status.success() {
+                break;
+            }
+            last = dump(n);
+        }
+        last
+    }
+
+    /// It neither ended nor stands: one that reads has read every event that there was.
+    fn is_unharmed(&mut self) -> bool {
+        self.goes_on(self.counted().unwrap_or(0) + 2) && self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Every process that runs it.
+    fn copies(&self) -> Vec<i32> {
+        crate::zoo::marked(self.dir.path())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        crate::moves::end_all(self.copies(), &mut self.child);
+    }
 }
 
 #[test]
 fn what_is_in_the_way_for_a_moment_is_waited_for() {
-    let Some((output, unharmed)) = dump_watcher("soon", 6) else { return };
+    let Some(mut soon) = Watcher::start("soon") else { return };
+    let output = soon.dumped(6);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    assert!(unharmed);
-    let Some((output, unharmed)) = dump_watcher("never", 1) else { return };
+    assert!(soon.is_unharmed());
+    let Some(mut never) = Watcher::start("never") else { return };
+    let output = never.dumped(1);
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stdout));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("M0324"));
-    assert!(unharmed, "a refused program runs on");
+    assert_eq!(codes(&output), ["M0324"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("bytes of events"));
+    assert!(never.is_unharmed(), "a refused program runs on");
+}
+
+#[test]
+fn a_move_waits_for_what_is_in_the_way_for_a_moment() {
+    if !crate::moves::can_move() {
+        return;
+    }
+    let Some(soon) = Watcher::start("soon") else { return };
+    let pid = soon.child.id().to_string();
+    for mode in ["pre-copy", "stop-and-copy"] {
+        let root = soon.copies().first().copied().map_or(pid.clone(), |root| root.to_string());
+        let output = soon.run(&["move", &root, "local", "--mode", mode, "--json"]);
+        assert!(output.status.success(), "{mode}: {}", String::from_utf8_lossy(&output.stdout));
+        // It would have ended if an event were missing.
+        assert!(soon.goes_on(soon.counted().unwrap_or(0) + 2), "{mode}");
+        assert_eq!(soon.copies().len(), 1, "{mode}");
+    }
+    let Some(mut never) = Watcher::start("never") else { return };
+    let pid = never.child.id().to_string();
+    let output = never.run(&["move", &pid, "local", "--mode", "pre-copy", "--json"]);
+    assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0324".to_owned()]));
+    assert!(never.is_unharmed(), "a refused program runs on");
+    assert_eq!(never.copies(), [never.child.id() as i32]);
+}
+
+/// Gets urgent data in the middle of other data, and reads none of it before a file is there; then all of it has to be as sent.
+const URGENT: &str = "
+import os, socket, sys, time
+os.closerange(3, 1024)
+listener = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(listener.getsockname())
+server = listener.accept()[0]
+listener.close()
+client.sendall(b'before')
+client.send(b'!', socket.MSG_OOB)
+client.sendall(b'after')
+time.sleep(0.05)
+open(sys.argv[1] + '/ready', 'w').write('9')
+while not os.path.exists(sys.argv[1] + '/go'):
+    time.sleep(0.01)
+found = server.recv(100), server.recv(1, socket.MSG_OOB), server.recv(100)
+assert found == (b'before', b'!', b'after'), found
+open(sys.argv[1] + '/ready', 'w').write('99')
+time.sleep(1000)
+";
+
+#[test]
+fn urgent_data_is_in_the_way_and_stays_as_it_is() {
+    let Some(mut program) = Watcher::of(URGENT, "") else { return };
+    let image = program.dir.path().join("image");
+    let args = ["-D", image.to_str().unwrap(), "--tcp", "keep", "--leave-running", "--json"];
+    let pid = program.child.id().to_string();
+    let dump = |program: &Watcher| program.run(&[&["dump", &pid], &args[..]].concat());
+    let output = dump(&program);
+    assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0419".to_owned()]));
+    std::fs::write(program.dir.path().join("go"), "").unwrap();
+    assert!(program.goes_on(90), "a byte is missing or was doubled: {:?}", program.child.try_wait());
+    let output = dump(&program);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

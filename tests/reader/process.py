@@ -161,7 +161,13 @@ def thread(pid, tid, ids, devices):
     facts["affinity"] = sorted(attempt(os.sched_getaffinity, tid))
     facts["io_priority"] = attempt(io_priority, tid)
     facts["robust_list"] = attempt(robust_list, tid)
+    facts["policies"] = attempt(policies, base)
     return facts
+
+
+def policies(base):
+    """Memory policies as one thread sees them: where a mapping has none of its own, that of the thread is shown."""
+    return sorted({line.split()[1] for line in text(read(f"{base}/numa_maps")).split("\n") if line.strip()})
 
 
 def cgroup(base):

@@ -120,8 +120,8 @@ table! { DESCRIPTORS:
         kernel: "all";
     INOTIFY_EVENTS = 324, "file events that were not read yet",
         object: "an inotify descriptor with events in its queue",
-        why: "Events cannot be put into the queue of another instance, and cannot be looked at without taking them out.",
-        remedy: "try again when the program has read its events",
+        why: "An event can only be seen by taking it out of the queue, and only what happens to a watched file puts one in: a program that goes on after all would miss those that were taken. It is tried again for a quarter of a second.",
+        remedy: "let the program read its events (it may hang, or be stopped), then try again",
         kernel: "all";
     OWNER_OUTSIDE = 325, "signals of a descriptor go to a process outside",
         object: "a descriptor with F_SETOWN to a process or group that is not in the tree",
@@ -221,5 +221,10 @@ table! { SOCKETS:
         why: "Two sockets cannot have one address, so the original's own is taken over; what in it belongs to the original's \
             processes would not be the new tree's.",
         remedy: "try again when its messages are read, or dump and restore instead",
+        kernel: "all";
+    TCP_URGENT = 419, "urgent data in a TCP connection",
+        object: "a TCP connection with an urgent byte (MSG_OOB) that was not read, or whose mark is not behind it yet",
+        why: "No call makes the mark of urgent data in another socket, and without it the program would take the byte for an ordinary one, or miss the place where it was. It is tried again for a quarter of a second.",
+        remedy: "let the program read what has come, past the urgent byte, then try again; or --tcp close",
         kernel: "all";
 }

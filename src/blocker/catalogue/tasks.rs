@@ -136,4 +136,9 @@ table! { MEMORY:
         why: "What it is backed by is not known, so it cannot be made again.",
         remedy: "report the line of /proc/PID/maps; let the program unmap it",
         kernel: "all";
+    NUMA_NODE = 214, "NUMA memory policy that cannot be given here",
+        object: "a thread or a mapping with a policy (set_mempolicy, mbind) that names a node without memory for us here",
+        why: "The kernel would leave the node out of the policy for good, and memory would come from elsewhere than the program asked for.",
+        remedy: "choose a destination with memory on these nodes (numactl -H), or start the program without them",
+        kernel: "all";
 }

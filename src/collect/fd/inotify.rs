@@ -17,7 +17,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// Mounts of one file system that are tried.
 const MOUNTS_MAX: usize = 64;
 
-/// Watches with their paths. Events that were not read cannot be carried over.
+/// Watches with their paths. Events that were not read are in the way: to look at one is to take it out of the queue (read(2)
+/// has no way to peek, fdinfo shows none), and nothing puts it back for a program that goes on after all.
 pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<Option<FileKind>> {
     let State { set, views, .. } = state;
     let d = &set[id];
@@ -28,7 +29,7 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
         return Ok(None);
     }
     let Detail::Inotify(found) = &d.info.detail else {
-        return Ok(Some(FileKind::Inotify(Inotify { watches: Vec::new(), queue: Bytes::default() })));
+        return Ok(Some(FileKind::Inotify(Inotify { watches: Vec::new() })));
     };
     let mut watches = Vec::with_capacity(found.len());
     let own = mnt_of(cx, d.at);
@@ -45,7 +46,7 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
         }
     }
     watches.sort_by_key(|w| w.wd);
-    Ok(Some(FileKind::Inotify(Inotify { watches, queue: Bytes::default() })))
+    Ok(Some(FileKind::Inotify(Inotify { watches })))
 }
 
 /// Finds a path of a watched file, in the task's own mount namespace or another one of the tree.

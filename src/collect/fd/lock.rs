@@ -21,9 +21,9 @@ pub fn lease(info: &FdInfo) -> Option<Lease> {
     })
 }
 
-const READ: i32 = libc::F_RDLCK as i32;
-const WRITE: i32 = libc::F_WRLCK as i32;
-const UNLOCKED: i32 = libc::F_UNLCK as i32;
+const READ: i32 = libc::F_RDLCK;
+const WRITE: i32 = libc::F_WRLCK;
+const UNLOCKED: i32 = libc::F_UNLCK;
 
 /// Adds every lock that a description or a table of the tree holds, each once.
 ///

@@ -60,6 +60,8 @@ pub struct State {
     pub views: views::Views,
     /// Terminals met so far.
     pub ttys: Vec<FileId>,
+    /// Processes that pidfds are still there of.
+    pub gone: pidfd::Gone,
     /// Pipes by device and inode.
     pub pipes: pipe::Pipes,
     /// What the kernel says of sockets.
@@ -121,7 +123,7 @@ fn kind(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<
         Class::SignalFd => Ok(signalfd::collect(&state.set[id])),
         Class::TimerFd => timerfd::collect(cx, &state.set[id], fd),
         Class::Inotify => inotify::collect(cx, state, id, fd),
-        Class::PidFd => Ok(pidfd::collect(cx, &state.set[id])),
+        Class::PidFd => Ok(pidfd::collect(cx, &state.set[id], &mut state.gone)),
         Class::Namespace => Ok(nsfd::collect(cx, &state.set[id])),
         Class::Shmem => shmem::collect(cx, state, id, fd),
         Class::Device => device::collect(cx, state, id),

@@ -7,14 +7,22 @@ use crate::image::Pid;
 use crate::image::fd::{FileKind, pidfd::PidFd};
 use crate::proc::fdinfo::Detail;
 
+/// The inodes of pidfds of processes that are gone, each once: since Linux 6.9 those of one process have one.
+pub type Gone = Vec<u64>;
+
 /// The process a pidfd refers to, which has to be of the tree, or gone.
-pub fn collect(cx: &mut Cx<'_>, d: &Description) -> Option<FileKind> {
+pub fn collect(cx: &mut Cx<'_>, d: &Description, gone: &mut Gone) -> Option<FileKind> {
     let Detail::PidFd { pid, .. } = d.info.detail else { return None };
     if pid == -1 {
-        return Some(FileKind::PidFd(PidFd { pid: None, inode: d.stat.st_ino }));
+        let known = gone.iter().position(|inode| *inode == d.stat.st_ino);
+        let at = known.unwrap_or_else(|| {
+            gone.push(d.stat.st_ino);
+            gone.len() - 1
+        });
+        return Some(FileKind::PidFd(PidFd { pid: None, gone: at as u32 + 1 }));
     }
     match cx.ids.get(&Pid(pid)) {
-        Some(id) => Some(FileKind::PidFd(PidFd { pid: Some(*id), inode: 0 })),
+        Some(id) => Some(FileKind::PidFd(PidFd { pid: Some(*id), gone: 0 })),
         None => {
             cx.blockers.push(outside(&d.object(), pid));
             None

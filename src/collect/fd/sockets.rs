@@ -71,6 +71,7 @@ pub(super) fn unless_unsupported<T>(cx: &mut Cx<'_>, object: &str, kind: Result<
             let code = match kind {
                 "UNIX" => codes::UNIX_QUEUE,
                 "TCP" => codes::TCP_STATE,
+                super::tcp::URGENT => codes::TCP_URGENT,
                 "netlink" => codes::NETLINK,
                 _ => codes::SOCKET_FAMILY,
             };

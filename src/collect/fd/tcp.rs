@@ -33,6 +33,9 @@ const TCP_INTS: &[(i32, i32, Option<i32>)] = &[
     (libc::SOL_TCP, 37, Some(0)), // TCP_TX_DELAY
 ];
 
+/// What [`Error::Unsupported`] calls urgent data.
+pub(super) const URGENT: &str = "TCP urgent data";
+
 const TCP_ULP: i32 = 31;
 /// `TCP_MSS_DEFAULT`: what `TCP_MAXSEG` says of a socket nobody has set it on.
 const MSS_DEFAULT: i32 = 536;
@@ -112,7 +115,7 @@ pub fn read(lock: &NetLock, net: NsId, policy: Policy) -> Result<Tcp> {
         v6_only: v6 && socket::int_option(fd, libc::SOL_IPV6, libc::IPV6_V6ONLY).unwrap_or(0) != 0,
         local: Bytes(if is_bound(&local) { local } else { Vec::new() }),
         peer: Bytes(peer),
-        state: state(fd, &info, policy)?,
+        state: state(lock, fd, &info, policy)?,
         options,
         ints,
         congestion: congestion(fd)?,
@@ -128,19 +131,19 @@ fn congestion(fd: BorrowedFd<'_>) -> Result<String> {
     Ok(raw.iter().take_while(|b| **b != 0).map(|b| char::from(*b)).collect())
 }
 
-fn state(fd: BorrowedFd<'_>, info: &tcp_repair::Info, policy: Policy) -> Result<TcpState> {
+fn state(lock: &NetLock, fd: BorrowedFd<'_>, info: &tcp_repair::Info, policy: Policy) -> Result<TcpState> {
     match info.state {
         LISTEN => Ok(TcpState::Listen { backlog: info.sacked }),
-        CLOSE => closed(fd),
+        CLOSE => closed(lock, fd),
         _ if policy != Policy::Keep => Ok(TcpState::Ended { recv_queue: Bytes::default(), reset: true }),
         SYN_SENT => Ok(TcpState::Connecting),
         SYN_RECV => Err(Error::Unsupported { kind: "TCP", reason: "a simultaneous open is under way".to_owned() }),
-        _ => connection(fd, info).map(|c| TcpState::Connected(Box::new(c))),
+        _ => connection(lock, fd, info).map(|c| TcpState::Connected(Box::new(c))),
     }
 }
 
 /// A socket in state CLOSE is new, or its connection has ended; then there may be data that the program has not read yet.
-fn closed(fd: BorrowedFd<'_>) -> Result<TcpState> {
+fn closed(lock: &NetLock, fd: BorrowedFd<'_>) -> Result<TcpState> {
     // An error that waits (the connection was reset) is reported once: do not take it from the program by reading.
     let events = socket::poll_now(fd, libc::POLLIN | libc::POLLRDHUP).map_err(failed("TCP", "poll"))?;
     let reset = events & libc::POLLERR != 0;
@@ -149,13 +152,33 @@ fn closed(fd: BorrowedFd<'_>) -> Result<TcpState> {
         return Ok(TcpState::Closed);
     }
     let queued = socket::ioctl_int(fd, socket::SIOCINQ).unwrap_or(0);
+    refuse_urgent(lock, fd, queued)?;
     let recv_queue = if queued > 0 { peek(fd, queued as usize)? } else { Vec::new() };
     Ok(TcpState::Ended { recv_queue: Bytes(recv_queue), reset })
 }
 
-fn connection(fd: BorrowedFd<'_>, info: &tcp_repair::Info) -> Result<Connection> {
+/// A connection with a mark of urgent data at its next unread byte or past it: repair mode has no way to make a mark, and reading
+/// stops there. A mark that was passed is gone.
+fn refuse_urgent(lock: &NetLock, fd: BorrowedFd<'_>, queued: i32) -> Result<()> {
+    let events = socket::poll_now(fd, libc::POLLPRI).map_err(failed("TCP", "poll"))?;
+    let at_mark = socket::ioctl_int(fd, socket::SIOCATMARK).map_err(failed("TCP", "SIOCATMARK"))? != 0;
+    let reason = if events & libc::POLLPRI != 0 {
+        "an urgent byte was not read"
+    } else if at_mark {
+        "it stands at the mark of an urgent byte: no data after it was read"
+    } else if lock.unread()? != queued {
+        "an urgent byte was read, but not what came before it"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Unsupported { kind: URGENT, reason: reason.to_owned() })
+}
+
+fn connection(lock: &NetLock, fd: BorrowedFd<'_>, info: &tcp_repair::Info) -> Result<Connection> {
     let queued = |request, what| socket::ioctl_int(fd, request).map_err(failed("TCP", what));
-    let received = queued(socket::SIOCINQ, "SIOCINQ")?.max(0) as usize;
+    let received = queued(socket::SIOCINQ, "SIOCINQ")?;
+    refuse_urgent(lock, fd, received)?;
+    let received = received.max(0) as usize;
     let outstanding = queued(socket::SIOCOUTQ, "SIOCOUTQ")?.max(0) as usize;
     let not_sent = queued(socket::SIOCOUTQNSD, "SIOCOUTQNSD")?.max(0) as u32;
     let mss = socket::int_option(fd, libc::SOL_TCP, libc::TCP_MAXSEG).map_err(failed("TCP", "TCP_MAXSEG"))? as u32;
@@ -189,7 +212,7 @@ fn connection(fd: BorrowedFd<'_>, info: &tcp_repair::Info) -> Result<Connection>
     let expected = outstanding - (fin as usize).min(outstanding);
     if connection.recv_queue.0.len() != received || connection.send_queue.0.len() < expected {
         let reason = format!(
-            "its queues hold {} and {} bytes where {received} and {expected} were announced (urgent data?)",
+            "its queues hold {} and {} bytes where {received} and {expected} were announced",
             connection.recv_queue.0.len(),
             connection.send_queue.0.len()
         );

@@ -1,16 +1,13 @@
 //! inotify(7).
 
 use super::PathRef;
-use crate::image::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// An inotify instance.
+/// An inotify instance without unread events: nothing but what happens to a watched file fills a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inotify {
     /// Watches, by watch descriptor.
     pub watches: Vec<Watch>,
-    /// Events not read yet, as `read(2)` would give them.
-    pub queue: Bytes,
 }
 
 /// One watch.

@@ -8,6 +8,6 @@ use serde::{Deserialize, Serialize};
 pub struct PidFd {
     /// The process (or thread), as the target sees it; `None` where it has ended and was reaped.
     pub pid: Option<NsPid>,
-    /// Of one that is gone: its inode, which all descriptors of that process share (since Linux 6.9; before, all of any).
-    pub inode: u64,
+    /// Of one that is gone: a number from 1, the same for all descriptors of that process (before Linux 6.9, of any). Else 0.
+    pub gone: u32,
 }

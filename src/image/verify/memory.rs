@@ -77,6 +77,9 @@ fn check_vma(c: &mut Checker<'_>, vma: &Vma) {
         c.must(inside, "guards", "are not ranges of pages within the mapping");
         end = *to;
     }
+    if let Some(policy) = &vma.numa {
+        c.policy(policy, "numa");
+    }
     if let Some(name) = &vma.anon_name {
         c.text(name, "anon_name", ANON_NAME);
     }

@@ -9,6 +9,7 @@ mod memory;
 mod namespaces;
 mod tasks;
 
+use super::numa::{NODES, Policy};
 use super::{Bytes, Model, limits, ns::NsKind};
 use std::fmt::Write;
 
@@ -111,6 +112,13 @@ impl<'a> Checker<'a> {
             self.flaw(step, format!("refers to number {n} of {length}"));
         }
         n < length
+    }
+
+    /// A NUMA policy.
+    fn policy(&mut self, policy: &Policy, step: &str) {
+        let in_order = policy.nodes.is_sorted_by(|a, b| a < b);
+        let known = policy.nodes.last().is_none_or(|node| *node < NODES);
+        self.must(policy.mode != 0 && in_order && known, step, "is no policy");
     }
 
     /// A namespace of a certain kind.

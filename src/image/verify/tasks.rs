@@ -146,6 +146,9 @@ fn pending(c: &mut Checker<'_>, signals: &[SigInfo]) {
 }
 
 fn check_thread(c: &mut Checker<'_>, thread: &Thread) {
+    if let Some(policy) = &thread.numa {
+        c.policy(policy, "numa");
+    }
     id(c, thread.tid, "tid");
     for tid in &thread.inner_tids {
         id(c, *tid, "inner_tids");

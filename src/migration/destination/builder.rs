@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::image::{Bytes, Model};
 use crate::memory::store::ImageDir;
 use crate::memory::{RangeSet, Space};
+use crate::migration::inventory::Inventory;
 use crate::migration::landing::Memory;
 use crate::migration::parked;
 use crate::migration::points;
@@ -15,7 +16,7 @@ use crate::restore::fd::bequest::Bequest;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The rebuilding side of the engine. Called from one thread.
 pub trait Builder {
@@ -123,6 +124,24 @@ pub trait Builder {
     /// A full disk; memory of it is still to come. What was written is for the caller to remove.
     fn park(&mut self, dir: &Path) -> Result<(), Failure> {
         let _ = dir;
+        Err(Failure::new("nothing can be parked here"))
+    }
+
+    /// Writes into this file what is armed, and its lease: whoever attends it after our death can park it by that ([`crate::migration::inventory`]).
+    ///
+    /// # Errors
+    /// A full disk.
+    fn describe(&self, path: &Path, lease: Duration) -> Result<(), Failure> {
+        let _ = (path, lease);
+        Err(Failure::new("nothing can be parked here"))
+    }
+
+    /// As [`Builder::park`], of a copy that another process has made and armed, and of which this is known.
+    ///
+    /// # Errors
+    /// Those of [`Builder::park`]; memory of it cannot be reached from outside.
+    fn park_left(&mut self, left: &Inventory, model: &Model, dir: &Path) -> Result<(), Failure> {
+        let _ = (left, model, dir);
         Err(Failure::new("nothing can be parked here"))
     }
 

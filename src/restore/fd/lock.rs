@@ -40,7 +40,7 @@ pub(crate) fn lease(inside: &mut Inside, fd: u32, lease: Lease) {
 /// begins anew.
 pub(crate) fn break_lease(file: BorrowedFd<'_>, to: i32) -> crate::sys::Result<()> {
     let how = if to == i32::from(libc::F_RDLCK as i16) { libc::O_RDONLY } else { libc::O_WRONLY };
-    match reopen(&file, (how | libc::O_NONBLOCK) as u32) {
+    match reopen(file, (how | libc::O_NONBLOCK) as u32) {
         Ok(_) | Err(Errno::EAGAIN) => Ok(()),
         Err(errno) => Err(errno),
     }

@@ -35,20 +35,20 @@ fn pid_of(maker: &mut Maker<'_>, id: NsPid) -> Option<Pid> {
     maker.skeletons.task(task).threads.get(thread).map(crate::trace::remote::Remote::pid)
 }
 
-/// Descriptors that are yet to be given out of processes that have ended, by the inode they had.
-pub(crate) type Dead = HashMap<u64, Vec<OwnedFd>>;
+/// Descriptors that are yet to be given out of processes that have ended, by their number in the model.
+pub(crate) type Dead = HashMap<u32, Vec<OwnedFd>>;
 
 /// A descriptor of a process that has ended and was reaped. It was of the tree's own PID namespace, from where alone it
 /// can be used; so where the tree gets a new one, the process is made there. All descriptors of the same process are opened
 /// while it lives: their inode tells that they are of the same.
 fn of_the_dead(maker: &mut Maker<'_>, model: &PidFd) -> Result<OwnedFd> {
-    if let Some(fd) = maker.dead.get_mut(&model.inode).and_then(Vec::pop) {
+    if let Some(fd) = maker.dead.get_mut(&model.gone).and_then(Vec::pop) {
         return Ok(fd);
     }
     let same = maker.model.files.iter().filter(|file| matches!(&file.kind, FileKind::PidFd(other) if other == model));
     let mut fds = open_and_end(maker, same.count().max(1))?;
     let fd = fds.pop().expect("there is one at least");
-    maker.dead.insert(model.inode, fds);
+    maker.dead.insert(model.gone, fds);
     Ok(fd)
 }
 

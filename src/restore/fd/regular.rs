@@ -4,6 +4,7 @@ use super::{Maker, TMPFILE, roots};
 use crate::image::fd::{PathRef, regular::Regular};
 use crate::ops::options::Files;
 use crate::restore::{Error, Options, Result, ns::Made};
+use crate::sys::Errno;
 use nix::sys::stat::{FileStat, fstat};
 use std::os::fd::OwnedFd;
 
@@ -39,7 +40,17 @@ fn open(root: &OwnedFd, path: &PathRef, flags: u32, options: &Options) -> Result
     }
     let flags = flags & !ONCE;
     let noctty = if flags & libc::O_PATH as u32 == 0 { libc::O_NOCTTY as u32 } else { 0 };
-    roots::open(root, &path.path.0, flags | noctty)
+    let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG && flags & libc::O_PATH as u32 == 0;
+    // Where somebody has a lease against it an opening would wait for as long as that may take, 45 s by default. The flag goes
+    // with the others that are set later.
+    let at_once = if regular { libc::O_NONBLOCK as u32 } else { 0 };
+    match roots::open(root, &path.path.0, flags | noctty | at_once) {
+        Err(Error::System { errno: Errno::EAGAIN, .. }) if regular => Err(Error::File {
+            path: path.path.to_string(),
+            reason: "another process here has a lease for it".to_owned(),
+        }),
+        opened => opened,
+    }
 }
 
 /// What is different from the file that was open.

@@ -411,6 +411,81 @@ fn unconnected_and_ended_sockets() {
     });
 }
 
+/// Sends `before`, an urgent byte and `after`.
+fn send_urgent(socket: &mut TcpStream, before: &[u8], after: &[u8]) {
+    socket.write_all(before).unwrap();
+    socket::send(socket.as_fd(), b"!", &[], &[], None, libc::MSG_OOB).unwrap();
+    socket.write_all(after).unwrap();
+}
+
+fn urgent_byte(socket: &TcpStream) -> Vec<u8> {
+    let mut room = [0; 4];
+    let received = socket::receive(socket.as_fd(), &mut room, libc::MSG_OOB).unwrap();
+    room[..received.len].to_vec()
+}
+
+/// What is said of a socket that cannot be saved, which is then as it was.
+fn refused(socket: &TcpStream) -> String {
+    let inline = || socket::int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE).unwrap();
+    let queued = || socket::ioctl_int(socket.as_fd(), socket::SIOCINQ).unwrap();
+    let before = (inline(), queued());
+    let lock = NetLock::lock(socket.try_clone().unwrap().into()).unwrap();
+    let said = collect::read(&lock, NsId(0), Policy::Keep).unwrap_err().to_string();
+    lock.unlock().unwrap();
+    assert_eq!((inline(), queued()), before);
+    said
+}
+
+#[test]
+fn urgent_data_is_refused_until_it_is_behind() {
+    in_new_net(|| {
+        for host in HOSTS {
+            let (mut client, mut server) = pair(host, false);
+            send_urgent(&mut client, b"abc", b"def");
+            wait_for("the urgent byte", || socket::poll_now(server.as_fd(), libc::POLLPRI).unwrap() != 0);
+            // All of it, not only what comes before the mark.
+            wait_for("the data after it", || tcp_repair::info(server.as_fd()).is_ok() && unread(&server) == 7);
+            assert!(refused(&server).contains("urgent byte was not read"), "{}", refused(&server));
+            assert_eq!(urgent_byte(&server), b"!");
+            assert!(refused(&server).contains("not what came before it"), "{}", refused(&server));
+            assert_eq!(exactly(&mut server, 3), b"abc");
+            assert!(refused(&server).contains("at the mark"), "{}", refused(&server));
+            assert_eq!(exactly(&mut server, 1), b"d");
+            let (model, mut server) = renew(server);
+            assert_eq!(connection(&model).recv_queue.0, b"ef");
+            assert_eq!(exactly(&mut server, 2), b"ef");
+            both_ways(&mut client, &mut server);
+        }
+    });
+}
+
+#[test]
+fn urgent_data_among_the_other_is_refused_until_it_is_behind() {
+    in_new_net(|| {
+        let (mut client, mut server) = pair("127.0.0.1:0", false);
+        socket::set_int_option(server.as_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE, 1).unwrap();
+        send_urgent(&mut client, b"abc", b"def");
+        wait_for("all of it", || socket::ioctl_int(server.as_fd(), socket::SIOCINQ) == Ok(7));
+        assert!(refused(&server).contains("urgent byte was not read"), "{}", refused(&server));
+        assert_eq!(exactly(&mut server, 3), b"abc");
+        assert!(refused(&server).contains("urgent byte was not read"), "{}", refused(&server));
+        assert_eq!(exactly(&mut server, 1), b"!");
+        let (model, mut server) = renew(server);
+        assert_eq!(connection(&model).recv_queue.0, b"def");
+        assert_eq!(exactly(&mut server, 3), b"def");
+        // The option came along: the next one is among the other data, too.
+        send_urgent(&mut client, b"g", b"h");
+        wait_for("all of it", || socket::ioctl_int(server.as_fd(), socket::SIOCINQ) == Ok(3));
+        assert_eq!((exactly(&mut server, 1), exactly(&mut server, 2)), (b"g".to_vec(), b"!h".to_vec()));
+        both_ways(&mut client, &mut server);
+    });
+}
+
+/// Bytes in the queue, the urgent one and those after it as well.
+fn unread(socket: &TcpStream) -> i32 {
+    NetLock::look(socket.try_clone().unwrap().into()).unwrap().unread().unwrap()
+}
+
 #[test]
 fn packets_are_held_off_between_dump_and_restore() {
     use migrate_engine::net::nft::{Lifetime, PacketLock, leftovers, name_of, remove};

@@ -4,26 +4,29 @@ use super::harness::{Run, Scenario, marked};
 use super::tools::compiled;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const TARGET: Scenario = Scenario { fixture: "tree", case: "plain", ignore: &[], allow: "", busy: false, timed: false };
 
 /// A cgroup of ours, thawed and removed when dropped.
-struct Freezer {
-    dir: PathBuf,
+pub struct Freezer {
+    pub dir: PathBuf,
     v2: bool,
 }
 
 impl Freezer {
     /// `None`, said, where there is no such hierarchy or it is not ours to use.
-    fn make(v2: bool) -> Option<Self> {
+    pub fn make(v2: bool) -> Option<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let fits = |line: &&str| {
             let words: Vec<&str> = line.split(' ').collect();
             if v2 { words[2] == "cgroup2" } else { words[2] == "cgroup" && words[3].split(',').any(|o| o == "freezer") }
         };
         let mount = mounts.lines().find(fits).and_then(|line| line.split(' ').nth(1).map(PathBuf::from));
-        let dir = mount.map(|mount| mount.join(format!("migrate-frozen-test-{}", std::process::id())));
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let n = MADE.fetch_add(1, Ordering::Relaxed);
+        let dir = mount.map(|mount| mount.join(format!("migrate-frozen-test-{}-{n}", std::process::id())));
         match dir {
             Some(dir) if nix::unistd::geteuid().is_root() && fs::create_dir(&dir).is_ok() => Some(Self { dir, v2 }),
             _ => {
@@ -33,7 +36,7 @@ impl Freezer {
         }
     }
 
-    fn set(&self, frozen: bool) {
+    pub fn set(&self, frozen: bool) {
         let (file, text) = match (self.v2, frozen) {
             (true, true) => ("cgroup.freeze", "1"),
             (true, false) => ("cgroup.freeze", "0"),
@@ -43,8 +46,14 @@ impl Freezer {
         fs::write(self.dir.join(file), text).expect("it is ours");
     }
 
+    /// Whether it was told to stand still.
+    pub fn is_set(&self) -> bool {
+        let file = if self.v2 { "cgroup.freeze" } else { "freezer.self_freezing" };
+        fs::read_to_string(self.dir.join(file)).expect("it is ours").trim() == "1"
+    }
+
     /// Waits until everybody in it stands still.
-    fn is_frozen(&self) -> bool {
+    pub fn is_frozen(&self) -> bool {
         let (file, text) = if self.v2 { ("cgroup.events", "frozen 1") } else { ("freezer.state", "FROZEN") };
         let until = Instant::now() + Duration::from_secs(5);
         while Instant::now() < until {

@@ -5,7 +5,7 @@
 
 mod back_and_forth;
 mod faults;
-mod frozen;
+pub mod frozen;
 mod harness;
 mod late_lost;
 mod late_moves;
@@ -300,9 +300,11 @@ parked!(parked_descriptors = descriptors: regular deleted pipes fifos memory_fil
 parked!(parked_signals = signals: pending);
 parked!(parked_namespaces = namespaces: private_files);
 zoo!(memory: anonymous stack heap file_mappings deleted_files shared_memory system_v memory_files guards locked locked_future advice
-    huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write barriers
-    large);
-zoo!(mappings: huge_pages past_the_end sparse seals shared_for_reading keys ten_thousand);
+    huge_pages_off hugetlb layout sealed no_new_code named droppable grows_down thousand_mappings copy_on_write shared_pages
+    barriers large);
+zoo!(numa: of_mappings of_threads of_relatives of_segment);
+late!(late_numa = numa: of_mappings of_threads of_relatives);
+zoo!(mappings: no_vdso huge_pages past_the_end sparse seals shared_for_reading keys ten_thousand);
 zoo!(signals: handlers trap_handled masks pending pending_of_threads pending_while_stopped alternate_stack
     on_alternate_stack);
 late!(late = late: moved dropped forked kept_from_children in_kernel executed by_threads at_random);
@@ -328,11 +330,15 @@ mod timers_again {
 zoo!(descriptors: regular appended directories shared_between_processes deleted deleted_and_replaced deleted_directory
     other_name pipes packets dead_ends pipe_between_processes fifos event_counters signal_descriptors polled
     polled_numbers watched process_descriptors namespace_descriptors devices memory_files proc_files locks owners leases
-    three_thousand table_of_a_thread nothing_open temporary timer_descriptors timer_descriptors_of_clock_ahead);
+    executed_memory_file removed_working_directory three_thousand table_of_a_thread nothing_open temporary timer_descriptors timer_descriptors_of_clock_ahead);
+// On a file system that both hosts have nobody opens a file while it is under a lease to write.
+mod leases_to_write {
+    row!(descriptors, broken_leases, restored = Once, dumped = LeaveRunning, chain = Chain, new_pids = NewPids);
+}
 zoo!(terminals: pair lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
 zoo!(namespaces: private_files bound layers different users users_and_threads users_and_mounts host_name
     taken_from_child taken_from_parent);
-zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight in_flight_of_each_other credentials shut_down listening
+zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight watching_in_flight in_flight_of_each_other credentials shut_down listening
     listening_abstract listening_for_packets datagrams_with_names between_processes);
-zoo!(sockets: options udp udp_six udp_lite tcp_listening tcp_listening_six tcp tcp_six tcp_half_closed tcp_ended
+zoo!(sockets: options udp udp_shut_down udp_six udp_lite tcp_listening tcp_listening_six tcp tcp_six tcp_half_closed tcp_ended
     netlink);

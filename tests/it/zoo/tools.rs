@@ -28,6 +28,7 @@ pub const NOT_MOVED: &[(&str, &str, &str)] = &[
 /// What has moved of these cannot be saved from outside, so that the models are not compared; their own checks are made.
 pub const NOT_COMPARED: &[(&str, &str, &str)] = &[
     ("identity", "changed_root", "it has a mount namespace of its own and another root in it"),
+    ("numa", "of_segment", "its segment is in an IPC namespace of its own, as the original has its id"),
     ("memory", "system_v", "its segments are in an IPC namespace of its own, as the original has their ids"),
     ("terminals", "foreground_gone", "a process group that has gone has no number in a new PID namespace"),
 ];

@@ -1,0 +1,184 @@
+//! A prepared copy whose session was killed is attended by another process of ours, also one that a later agent starts: it is shown,
+//! answers a source that comes back, is parked when its lease is over; and what was not prepared is ended, what was this host's runs.
+
+use crate::handover::{Play, children, is_stopped, stopped_session, wait, wait_for};
+use crate::leases::{LEASE, images, is_over, is_parked, journals, others};
+use crate::moves::{Agent, can_move, text};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::process::{Child, Command, Stdio};
+
+/// No lease of these tests ends by itself.
+const LONG: [&str; 2] = ["--lease", "1h"];
+
+/// What a copy is was written down beside its journal.
+fn inventory(play: &Play) -> bool {
+    let entries = std::fs::read_dir(journals(play)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "inventory"))
+}
+
+/// The agent and this session are killed, and another agent takes its place.
+fn renewed(play: &mut Play, session: Option<Pid>) {
+    play.agent.kill();
+    if let Some(session) = session {
+        let _ = kill(session, Signal::SIGKILL);
+    }
+    let listen = play.agent.address.clone();
+    let _ = std::fs::remove_file(listen.trim_start_matches("unix:"));
+    play.agent = Agent::start(&play.dir.path().join("b"), &listen);
+}
+
+/// A move that stands still before COMMIT. Dropped, it is ended: who is traced by one that stands still cannot end.
+struct Mover(Option<Child>);
+
+impl Mover {
+    fn spawn(command: &mut Command) -> Self {
+        let mover = Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()));
+        wait(|| is_stopped(mover.pid().as_raw()), "the source stands still");
+        mover
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.as_ref().unwrap().id() as i32)
+    }
+
+    /// It goes on, and comes to its end.
+    fn succeeds(mut self, what: &str) {
+        kill(self.pid(), Signal::SIGCONT).unwrap();
+        let output = self.0.take().unwrap().wait_with_output().unwrap();
+        assert!(output.status.success(), "{what}: {}", text(&output));
+    }
+}
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Its copy is prepared and described, besides.
+fn stopped_move(play: &Play, lease: &[&str]) -> Mover {
+    let mut mover = play.mover("MIGRATE_STOP", "source-ready");
+    let stopped = play.dir.path().join("stopped");
+    std::fs::write(&stopped, "").unwrap();
+    let mover = Mover::spawn(mover.args(lease).env("MIGRATE_ONCE", &stopped));
+    // With a short lease it may be parked already, on a slow day.
+    wait(|| inventory(play) || !images(play).is_empty(), "what the copy is was written down");
+    mover
+}
+
+/// Somebody has the journal, and the copy stands in memory.
+fn is_attended(play: &Play) {
+    wait(|| play.status("b")["phase"] == "prepared, waits", "it is attended");
+    assert_eq!(others(play).len(), 1, "it stands in memory");
+}
+
+#[test]
+fn a_source_that_comes_back_is_answered_by_whoever_attends_the_copy() {
+    if !can_move() {
+        return;
+    }
+    // The session alone, and the agent with it; until the lease is over, and after that.
+    for (with_agent, lease) in [(false, LONG), (true, LONG), (false, LEASE), (true, LEASE)] {
+        let mut play = Play::begin("NOBODY", "");
+        let mover = stopped_move(&play, &lease);
+        let session = children(play.agent.pid()).first().copied().map(Pid::from_raw);
+        if with_agent {
+            renewed(&mut play, session);
+        } else if let Some(session) = session {
+            let _ = kill(session, Signal::SIGKILL);
+        }
+        if lease == LONG {
+            is_attended(&play);
+        } else {
+            is_parked(&play);
+        }
+        mover.succeeds(&format!("{with_agent} {lease:?}"));
+        is_over(&play, true, "it came back");
+        wait(|| play.status("a").is_null() && play.status("b").is_null(), "it is over");
+        assert!(!inventory(&play));
+    }
+}
+
+#[test]
+fn a_copy_whose_session_was_killed_waits_for_a_person_and_is_parked() {
+    if !can_move() {
+        return;
+    }
+    for moves in [true, false] {
+        let mut play = Play::begin("NOBODY", "");
+        play.killed_with_guardian("source-committing", &["--lease", "3s"]);
+        wait(|| inventory(&play), "what the copy is was written down");
+        let session = wait_for(|| children(play.agent.pid()).first().copied(), "a session");
+        renewed(&mut play, Some(Pid::from_raw(session)));
+        is_attended(&play);
+        play.nobody_counts("attended");
+        if moves {
+            is_parked(&play);
+            play.resolves("b", "--run");
+            play.resolves("a", "--discard");
+        } else {
+            play.resolves("a", "--run");
+            wait(|| play.status("b").is_null(), "the destination knows");
+        }
+        is_over(&play, moves, "attended");
+    }
+}
+
+/// Where the session was killed before what the copy is could be written down, it is attended nevertheless, and says why it stays in
+/// memory.
+#[test]
+fn a_copy_that_nobody_has_described_stays_in_memory() {
+    if !can_move() {
+        return;
+    }
+    let play = Play::begin("MIGRATE_STOP", "destination-prepared");
+    let mut mover = play.mover("MIGRATE_STOP", "source-ready");
+    let stopped = play.dir.path().join("stopped");
+    std::fs::write(&stopped, "").unwrap();
+    let mover = Mover::spawn(mover.args(LEASE).env("MIGRATE_ONCE", &stopped));
+    let session = wait_for(|| stopped_session(&play), "PREPARED is sent");
+    kill(session, Signal::SIGKILL).unwrap();
+    is_attended(&play);
+    // The lease that is usual where nobody has said another holds, which nobody waits for here.
+    assert_eq!(images(&play).len(), 0);
+    mover.succeeds("not described");
+    is_over(&play, true, "not described");
+}
+
+#[test]
+fn what_was_not_prepared_is_ended_and_what_was_this_hosts_runs() {
+    if !can_move() {
+        return;
+    }
+    for (point, runs) in [("destination-armed", false), ("destination-recorded", false), ("destination-owner", true)] {
+        let mut play = Play::begin("MIGRATE_STOP", point);
+        let mut mover = play.mover("NOBODY", "").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let session = wait_for(|| stopped_session(&play), point);
+        // Nobody of the source comes back.
+        for pid in children(mover.id()).into_iter().chain([mover.id() as i32]) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        mover.wait().unwrap();
+        renewed(&mut play, Some(session));
+        match point {
+            "destination-armed" => wait(|| others(&play).is_empty(), "nobody counts on it: it is ended"),
+            // PREPARED may have been sent, as far as the journal knows.
+            "destination-recorded" => is_attended(&play),
+            _ => {
+                wait(|| play.status("b")["owner"] == "here", "it is this host's");
+                let line = play.counter.numbers().len();
+                wait(|| play.counter.numbers().len() > line, "it runs");
+            }
+        }
+        if runs {
+            play.resolves("a", "--discard");
+        } else if point == "destination-recorded" {
+            play.resolves("b", "--discard");
+        }
+        is_over(&play, runs, point);
+    }
+}
