@@ -1,6 +1,6 @@
 //! Address spaces: layout, mappings and their attributes.
 
-use super::{Cx, Error, Result, ShmemSource, mapped, ns, numa, pkeys, sysv, task::path_of, task::path_ref};
+use super::{Cx, Error, Result, ShmemSource, ns, numa, pkeys, sysv, task::path_of, task::path_ref};
 use crate::arch::vdso;
 use crate::blocker::{Blocker, codes};
 use crate::image::mm::{Advice, Backing, Layout, Mm, OldVdso, Shmem, ShmemKind, VdsoBlock, Vma};
@@ -354,7 +354,7 @@ fn backing(cx: &mut Cx<'_>, at: usize, flagged: &Flagged, mnt: NsId) -> Result<O
     }
     let process = &cx.frozen.processes[at];
     let link = mapping.map_file();
-    let Some((name, stat)) = mapped::file_of(&process.dir, mapping)? else {
+    let Some((name, stat)) = cx.mapped.file_of(&process.dir, mapping, mnt)? else {
         cx.blockers.push(Blocker::new(codes::MAPPED_FILE, object(process.pid, mapping)));
         return Ok(None);
     };

@@ -130,6 +130,8 @@ pub struct Cx<'a> {
     pub segments: sysv::Segments,
     /// Deleted files by (device, inode), for mappings and descriptors of the same one.
     pub ghost_by_inode: fd::Ghosts,
+    /// Files behind mappings, as far as they were looked at.
+    pub mapped: mapped::Known,
     /// Mappings with their flags, read before the tree was stopped: used where `maps` still says the same.
     pub known_mappings: HashMap<Pid, mm::Mappings>,
     /// Mappings with their flags, read from the stopped tree.
@@ -185,6 +187,7 @@ pub fn collect<'a>(
         shmem_by_inode: HashMap::new(),
         segments: sysv::Segments::default(),
         ghost_by_inode: HashMap::new(),
+        mapped: mapped::Known::default(),
         known_mappings,
         stopped_mappings: HashMap::new(),
         surety,

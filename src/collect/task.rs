@@ -69,8 +69,9 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
         io: Shared::beside(Kcmp::Io, bare.tid),
         bare: bare.tid,
     };
+    let level = statuses.first().map_or(0, |root| root.ns_pid.len().saturating_sub(1));
     for (at, status) in statuses.iter().enumerate() {
-        let task = process(cx, &mut sharing, at, status)?;
+        let task = process(cx, &mut sharing, at, (status, level))?;
         cx.model.tasks.push(task);
         cx.process_of.push(at);
     }
@@ -145,8 +146,8 @@ fn id_at(ids: &[i32], level: usize) -> NsPid {
     NsPid(ids.get(level).copied().unwrap_or(0))
 }
 
-fn process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, status: &Status) -> Result<Task> {
-    let level = cx.frozen.processes[0].dir.status(&mut cx.buf)?.ns_pid.len() - 1;
+/// `level`: of the PID namespace of the first process.
+fn process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, (status, level): (&Status, usize)) -> Result<Task> {
     let process = &cx.frozen.processes[at];
     let (pid, zombie, stopped_by) = (process.pid, process.zombie, process.stopped_by);
     let stat = process.dir.stat(&mut cx.buf)?;

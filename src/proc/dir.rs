@@ -141,7 +141,10 @@ impl ProcDir {
     /// thrown away, and made again for the next read. Less is asked for than fits, so that there is none.
     fn read_in_pieces<'b>(&self, mut file: File, name: &str, buf: &'b mut Vec<u8>) -> Result<&'b [u8]> {
         const PIECE: usize = 2048;
+        // Of a program with many mappings; memory that is not touched costs nothing.
+        const MUCH: usize = 1 << 20;
         buf.clear();
+        buf.reserve(MUCH);
         loop {
             let len = buf.len();
             buf.resize(len + PIECE, 0);

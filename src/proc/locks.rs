@@ -70,9 +70,11 @@ pub(super) fn line(text: &[u8]) -> Option<Lock> {
     let pid = scan::int32(words.next()?)?;
     let file = words.next()?;
     let colon = file.iter().rposition(|&b| b == b':')?;
-    // Who waits for a lease to be broken is shown without a file (lock_get_status(), fs/locks.c).
-    let device = if file.starts_with(b"<none>:") { 0 } else { scan::device(&file[..colon], 16)? };
-    let inode = scan::dec(&file[colon + 1..])?;
+    let (device, inode) = match &file[..colon] {
+        // Of somebody who waits until a lease is given back: no file is noted there.
+        b"<none>" => (0, 0),
+        device => (scan::device(device, 16)?, scan::dec(&file[colon + 1..])?),
+    };
     let start = scan::dec(words.next()?)?;
     let end = match words.next()? {
         b"EOF" => None,
@@ -111,7 +113,8 @@ pub(super) mod tests {
 1: -> POSIX  ADVISORY  READ  360 00:13:11691 5 9
 2: FLOCK  ADVISORY  WRITE -1 fd:01:7 0 EOF
 3: LEASE  ACTIVE    READ  12 08:01:8 0 EOF
-4: OFDLCK MANDATORY READ -1 08:01:9 100 199\n";
+4: OFDLCK MANDATORY READ -1 08:01:9 100 199
+3: -> LEASE  BREAKER   WRITE 1745 <none>:0 0 EOF\n";
 
     #[test]
     fn kinds_and_ranges() {
@@ -127,8 +130,7 @@ pub(super) mod tests {
         );
         assert_eq!(locks[3].kind, Kind::Lease);
         assert!(locks[4].kind == Kind::Ofd && locks[4].mandatory);
-        let breaker = parse(b"2: -> LEASE  BREAKER   WRITE 1745 <none>:0 0 EOF\n").unwrap()[0];
-        assert!(breaker.blocked && (breaker.device, breaker.inode) == (0, 0));
+        assert_eq!((locks[5].blocked, locks[5].kind, locks[5].inode, locks[5].end), (true, Kind::Lease, 0, None));
         assert!(parse(b"1: POSIX ADVISORY\n").is_err());
     }
 

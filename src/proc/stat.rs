@@ -125,6 +125,12 @@ impl Stat {
         nix::sys::stat::makedev(major, minor)
     }
 
+    /// A thread of the kernel.
+    pub fn is_of_kernel(&self) -> bool {
+        const PF_KTHREAD: u32 = 0x0020_0000;
+        self.flags & PF_KTHREAD != 0
+    }
+
     /// It has ended and waits for its parent.
     pub fn is_zombie(&self) -> bool {
         matches!(self.state, b'Z' | b'X')

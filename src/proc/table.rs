@@ -7,9 +7,6 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-/// `PF_KTHREAD`: belongs to the kernel.
-const PF_KTHREAD: u32 = 0x0020_0000;
-
 /// One process. Kernel threads, and processes outside the tree in a table made by [`Table::around`], have `stat` alone; what
 /// else is here is then empty.
 #[derive(Debug, Clone)]
@@ -40,7 +37,7 @@ impl Row {
 
     /// A thread of the kernel.
     pub fn is_kernel(&self) -> bool {
-        self.stat.flags & PF_KTHREAD != 0
+        self.stat.is_of_kernel()
     }
 
     /// First process of a PID namespace below the reader's: of a container, as a rule.
@@ -77,18 +74,6 @@ fn brief(pid: Pid, buf: &mut Vec<u8>) -> Result<Row> {
     let stat = ProcDir::stat_of_process(pid, buf)?;
     let (ns_pid, cgroups) = (vec![pid.0], Vec::new());
     Ok(Row { pid, stat, uids: [0; 4], memory: None, ns_pid, tracer: 0, seccomp: 0, cgroups })
-}
-
-/// Threads of the kernel, ascending, as far as one read tells them: the children of kthreadd, which are half of the processes of an
-/// idle host.
-fn kernel_threads(buf: &mut Vec<u8>) -> Vec<Pid> {
-    const KTHREADD: Pid = Pid(2);
-    // In a PID namespace of its own that number is anybody's.
-    let is_there = brief(KTHREADD, buf).is_ok_and(|row| row.is_kernel() && row.parent() == Pid(0));
-    let mut children = || ProcDir::open(KTHREADD)?.thread(KTHREADD)?.children(buf);
-    let mut found = if is_there { children().unwrap_or_default() } else { Vec::new() };
-    found.sort_unstable();
-    found
 }
 
 /// Reads the rest. Kernel threads are half of the processes of an idle host, and nothing else of them is of interest.
@@ -139,7 +124,7 @@ impl Table {
     pub fn around(root: Pid) -> Result<Self> {
         let mut buf = Vec::new();
         let mut rows = Vec::new();
-        let kernel = kernel_threads(&mut buf);
+        let kernel = task::kernel_threads(&mut buf);
         for pid in task::processes()?.into_iter().filter(|pid| *pid == root || kernel.binary_search(pid).is_err()) {
             rows.extend(unless_gone(brief(pid, &mut buf))?);
         }
@@ -228,7 +213,7 @@ pub(crate) mod tests {
 
     #[test]
     fn around_a_process_only_its_tree_is_complete() {
-        let kernel = kernel_threads(&mut Vec::new());
+        let kernel = task::kernel_threads(&mut Vec::new());
         assert!(kernel.iter().all(|pid| brief(*pid, &mut Vec::new()).is_ok_and(|row| row.is_kernel())));
         let own = Pid(std::process::id() as i32);
         let table = Table::around(own).unwrap();

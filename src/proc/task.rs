@@ -50,6 +50,18 @@ pub fn about_how_many(process: Pid) -> u64 {
     links.map_or(0, |stat| stat.st_nlink)
 }
 
+/// Threads of the kernel, ascending, as far as one read tells them: the children of kthreadd, which are half of the processes of an
+/// idle host.
+pub(super) fn kernel_threads(buf: &mut Vec<u8>) -> Vec<Pid> {
+    const KTHREADD: Pid = Pid(2);
+    // In a PID namespace of its own that number is anybody's.
+    let is_there = ProcDir::stat_of_process(KTHREADD, buf).is_ok_and(|stat| stat.is_of_kernel() && stat.ppid == 0);
+    let mut children = || ProcDir::open(KTHREADD)?.thread(KTHREADD)?.children(buf);
+    let mut found = if is_there { children().unwrap_or_default() } else { Vec::new() };
+    found.sort_unstable();
+    found
+}
+
 /// Is `/proc` mounted without `hidepid` (proc(5), "Mount options")?
 fn shows_everybody() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
@@ -77,9 +89,16 @@ impl ProcDir {
     /// As [`Self::tasks`].
     pub fn all_tasks(&self) -> Result<(Vec<Pid>, bool)> {
         let tids = self.tasks()?;
-        let there = self.stat_of("task")?.st_nlink.saturating_sub(2);
-        let whole = there == tids.len() as u64;
+        let whole = self.count_tasks()? == tids.len() as u64;
         Ok((tids, whole))
+    }
+
+    /// How many threads the process has, with those that have ended and whose end nobody has taken yet.
+    ///
+    /// # Errors
+    /// See [`ProcDir::stat_of`].
+    pub fn count_tasks(&self) -> Result<u64> {
+        Ok(self.stat_of("task")?.st_nlink.saturating_sub(2))
     }
 
     /// Children whose creator is the thread this directory belongs to (for a process: call it on [`ProcDir::thread`] of
@@ -119,7 +138,9 @@ impl ProcDir {
             return None;
         }
         let mut found = Vec::new();
-        for pid in processes().ok()? {
+        let all = processes().ok()?;
+        let kernel = kernel_threads(buf);
+        for pid in all.into_iter().filter(|pid| kernel.binary_search(pid).is_err()) {
             match Self::stat_of_process(pid, buf) {
                 Ok(stat) if stat.ppid == self.pid().0 => found.push(pid),
                 Ok(_) => {}

@@ -48,7 +48,7 @@ pub fn goes_back(model: &Model) -> Option<Blocker> {
     let own = timens::own();
     let seen = model.clock_offsets(model.root().namespaces.time);
     let back = steps_back_ns(offsets(&model.host, seen, &here, own)?, own);
-    let stays = back <= SAME_NS || super::task::own_caps() & SYS_ADMIN != 0 && Probe::TimeNamespace.works();
+    let stays = back <= SAME_NS || super::creds::Own::read().caps & SYS_ADMIN != 0 && Probe::TimeNamespace.works();
     let reason = format!("CLOCK_MONOTONIC or CLOCK_BOOTTIME would go back by {} s", back / NS);
     (!stays).then(|| Blocker::new(codes::CLOCK_BACK, format!("clocks of process {}", model.root().pid)).because(reason))
 }

@@ -6,6 +6,7 @@ use crate::image::creds::{Creds, Seccomp};
 use crate::image::ns::user::UserNs;
 use crate::image::task::{Task, Thread};
 use crate::image::{Model, TaskId};
+use crate::proc::ProcDir;
 use crate::sys::abi::UserRegs;
 use crate::trace::Batch;
 use crate::trace::remote::Remote;
@@ -17,12 +18,54 @@ const PR_CAP_AMBIENT_RAISE: u64 = 2;
 const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
 const CAPS: u64 = 41;
 
+/// CAP_SETUID and CAP_SETGID: by which a task becomes whoever it was.
+const BECOME_ANYBODY: u64 = 1 << 6 | 1 << 7;
+
+/// What this program may give to tasks. Read once for all threads of a process.
+#[derive(Debug)]
+pub struct Own {
+    /// Capabilities that it has, of its own bounding set.
+    pub caps: u64,
+    /// Its supplementary groups, ascending; `None` where that cannot be seen.
+    groups: Option<Vec<u32>>,
+}
+
+impl Own {
+    /// As it is now.
+    pub fn read() -> Self {
+        let status = ProcDir::of_self().and_then(|d| d.status(&mut Vec::new()));
+        let groups = status.as_ref().ok().map(|s| sorted(&s.groups));
+        Self { caps: status.map_or(u64::MAX, |s| s.caps.bounding & s.caps.permitted), groups }
+    }
+
+    /// Whether it can make tasks of any user, not only of the one that it runs as.
+    pub fn becomes_anybody(&self) -> bool {
+        self.caps & BECOME_ANYBODY == BECOME_ANYBODY
+    }
+
+    /// Whether these are its own supplementary groups.
+    pub fn has_groups(&self, groups: &[u32]) -> bool {
+        self.groups.as_ref().is_some_and(|own| *own == sorted(groups))
+    }
+}
+
+fn sorted(groups: &[u32]) -> Vec<u32> {
+    let mut groups = groups.to_vec();
+    groups.sort_unstable();
+    groups
+}
+
 /// Gives every thread of a task its filters and ids, then the process what those would have reset. The first thread comes
 /// first, as it installs filters for all. The others, which have nothing more to do for us as a rule, get their registers and mask
 /// while the next ones are still at work.
-pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mut Vec<String>) -> Result<()> {
+pub fn set(
+    model: &Model,
+    task: TaskId,
+    own: &Own,
+    skeletons: &mut Skeletons,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     let of = &model.tasks[task.at()];
-    let own = super::task::own_caps();
     let scratch = skeletons.scratch;
     let skeleton = skeletons.task(task);
     let common = common_filters(of);
@@ -39,6 +82,9 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         }
         if n == 0 {
             mm::seal(&mut batch, model, task);
+            if of.threads.len() == 1 {
+                was_reset(&mut batch, model, of);
+            }
         }
         Ok(batch)
     };
@@ -54,14 +100,13 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         };
         super::task::run_each(threads, &scratch, others, &mut ended)?;
     }
-    if let Some(mm) = of.mm {
+    if of.threads.len() > 1 {
+        // Of all that share the address space the last to change its ids has reset it.
         let mut batch = Batch::new();
-        let dumpable = model.mms[mm.at()].dumpable;
-        // 2 (readable by root only) cannot be set, only come about by a change of ids: 0 is the same to everybody but root.
-        batch.may_prctl(libc::PR_SET_DUMPABLE, u64::from(dumpable == 1), 0u64);
-        skeleton.threads[0].run(&scratch, &batch)?;
+        was_reset(&mut batch, model, of);
+        skeleton.threads[0].run_all(&scratch, &batch)?;
     }
-    for (thread, remote) in of.threads.iter().zip(&mut skeleton.threads) {
+    for (thread, remote) in of.threads.iter().zip(&mut skeleton.threads).skip(1) {
         if thread.pdeath_signal != 0 {
             let mut batch = Batch::new();
             batch.prctl(libc::PR_SET_PDEATHSIG, thread.pdeath_signal, 0u64);
@@ -69,10 +114,22 @@ pub fn set(model: &Model, task: TaskId, skeletons: &mut Skeletons, warnings: &mu
         }
     }
     let host = super::ns::ids::namespace(model, of).is_none();
-    if host && of.threads.iter().any(|t| t.creds.caps.permitted & !own != 0) {
+    if host && of.threads.iter().any(|t| t.creds.caps.permitted & !own.caps != 0) {
         warnings.push(format!("process {}: capabilities that this program lacks itself could not be given", of.pid));
     }
     Ok(())
+}
+
+/// What the change of ids has reset, of the process and of its first thread.
+fn was_reset(batch: &mut Batch, model: &Model, of: &Task) {
+    if let Some(mm) = of.mm {
+        let dumpable = model.mms[mm.at()].dumpable;
+        // 2 (readable by root only) cannot be set, only come about by a change of ids: 0 is the same to everybody but root.
+        batch.may_prctl(libc::PR_SET_DUMPABLE, u64::from(dumpable == 1), 0u64);
+    }
+    if let Some(signal) = of.threads.first().map(|first| first.pdeath_signal).filter(|signal| *signal != 0) {
+        batch.prctl(libc::PR_SET_PDEATHSIG, signal, 0u64);
+    }
 }
 
 /// How many filters, from the oldest on, all threads of a process have in common: installed for all at once, so that the
@@ -118,16 +175,16 @@ fn filters(batch: &mut Batch, model: &Model, thread: &Thread, leader: bool, comm
     }
 }
 
-/// User, groups, capabilities, of which only those in `own` can be given.
-pub fn ids(batch: &mut Batch, creds: &Creds, own: u64) {
-    bounding(batch, creds, own);
+/// User, groups, capabilities, of which only our own can be given.
+pub fn ids(batch: &mut Batch, creds: &Creds, own: &Own) {
+    bounding(batch, creds, own.caps);
     users(batch, creds, own);
     batch.may_prctl(PR_SET_SECUREBITS, u64::from(creds.securebits), 0u64);
-    capabilities(batch, creds, own);
+    capabilities(batch, creds, own.caps);
 }
 
-/// In a user namespace of its own a thread has all capabilities that there are, and mostly its users and groups already. `own`: ours.
-fn ids_inside(batch: &mut Batch, task: &Task, thread: &Thread, (user, own): (&UserNs, u64)) -> Result<()> {
+/// In a user namespace of its own a thread has all capabilities that there are, and mostly its users and groups already.
+fn ids_inside(batch: &mut Batch, task: &Task, thread: &Thread, (user, own): (&UserNs, &Own)) -> Result<()> {
     const ALL: u64 = (1 << CAPS) - 1;
     let creds = &thread.creds;
     bounding(batch, creds, ALL);
@@ -152,22 +209,12 @@ fn bounding(batch: &mut Batch, creds: &Creds, own: u64) {
     }
 }
 
-/// Whether these are our own supplementary groups.
-pub(super) fn has_groups(groups: &[u32]) -> bool {
-    let sorted = |mut groups: Vec<u32>| {
-        groups.sort_unstable();
-        groups
-    };
-    let own = nix::unistd::getgroups().map(|own| own.iter().map(|gid| gid.as_raw()).collect());
-    own.is_ok_and(|own| sorted(own) == sorted(groups.to_vec()))
-}
-
-/// User and groups; capabilities stay. `own`: capabilities of this program.
-pub fn users(batch: &mut Batch, creds: &Creds, own: u64) {
+/// User and groups; capabilities stay.
+pub fn users(batch: &mut Batch, creds: &Creds, own: &Own) {
     const KEEP_CAPS: u64 = 1 << 4;
     const NO_SETUID_FIXUP: u64 = 1 << 2;
     // Those it was born with, ours, are not set: in some user namespaces nobody may (user_namespaces(7), "setgroups").
-    if super::task::becomes_anybody(own) && !has_groups(&creds.groups) {
+    if own.becomes_anybody() && !own.has_groups(&creds.groups) {
         let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
         let at = batch.bytes(&groups);
         batch.must(libc::SYS_setgroups, &[creds.groups.len().into(), at]);

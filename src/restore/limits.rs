@@ -1,6 +1,6 @@
 //! What this host has too little of for a tree: numbers, sizes, privileges. A pure comparison of a model with a [`Host`].
 
-use super::task::own_caps;
+use super::creds::Own;
 use crate::blocker::{Blocker, codes};
 use crate::image::mm::{Backing, Mm, ShmemKind, Vma};
 use crate::image::task::{Sched, Task, Thread};
@@ -47,7 +47,7 @@ impl Host {
         let limits = ProcDir::of_self().and_then(|dir| dir.limits(&mut Vec::new()));
         // What cannot be read is no limit.
         Self {
-            caps: own_caps(),
+            caps: Own::read().caps,
             pid_max: sys::pid_max().unwrap_or(u64::MAX),
             nr_open: sys::number("fs/nr_open").unwrap_or(u64::MAX),
             pipe_max: sys::pipe_max_size().unwrap_or(u64::MAX),

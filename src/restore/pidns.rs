@@ -20,7 +20,7 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
     let failed = |errno| Error::System { operation: "clone3 (new PID namespace)", object: format!("pid {pid}"), errno };
     let flags = flags | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     // Whoever may not make one makes it in a user namespace.
-    let alone = super::task::own_caps() & SYS_ADMIN == 0;
+    let alone = super::creds::Own::read().caps & SYS_ADMIN == 0;
     let flags = if alone { flags | libc::CLONE_NEWUSER as u64 } else { flags };
     if pid.0 == 1 {
         let child = place.child(|cgroup| clone::paused_child(flags, libc::SIGCHLD, &[1], cgroup).map_err(failed))?;

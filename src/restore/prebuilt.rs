@@ -111,8 +111,9 @@ impl<'m> Prebuilt<'m> {
         let sleeping = std::mem::take(&mut opened.sleeping);
         drop(opened);
         fault::at(Point::RestoreTasks)?;
+        let own = creds::Own::read();
         for task in plan.order.iter().copied() {
-            creds::set(model, task, &mut skeletons, &mut warnings)?;
+            creds::set(model, task, &own, &mut skeletons, &mut warnings)?;
         }
         fault::at(Point::RestoreCreds)?;
         for task in plan.order.iter().copied() {

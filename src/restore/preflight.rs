@@ -3,8 +3,9 @@
 //! A restore asks before it begins, `restore --dry-run` only asks, and the destination of a move asks about the model of
 //! the target that still runs over there.
 
+use super::creds::Own;
 use super::fd::{regular, roots, taken_over};
-use super::{Options, cgroup, clock, creds, limits, ns, numa, root, vdso};
+use super::{Options, cgroup, clock, limits, ns, numa, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::creds::Creds;
@@ -72,8 +73,9 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
 /// Whoever may not start programs as somebody else makes tasks of their own user, without capabilities, with their own groups of
 /// this host. An image that asks for more asks for what the user has not.
 fn credentials(model: &Model) -> Vec<Blocker> {
-    if super::task::becomes_anybody(super::task::own_caps()) {
-        return groups(model);
+    let own = Own::read();
+    if own.becomes_anybody() {
+        return groups(model, &own);
     }
     let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let tasks = model.tasks.iter().filter_map(|task| Some((task, &task.threads.first()?.creds)));
@@ -94,11 +96,11 @@ fn credentials(model: &Model) -> Vec<Blocker> {
 }
 
 /// In a user namespace whose maker had no privileges nobody may change supplementary groups.
-fn groups(model: &Model) -> Vec<Blocker> {
+fn groups(model: &Model, own: &Own) -> Vec<Blocker> {
     if std::fs::read("/proc/self/setgroups").is_ok_and(|text| text != b"deny\n") {
         return Vec::new();
     }
-    let others = |task: &&Task| task.threads.iter().any(|thread| !creds::has_groups(&thread.creds.groups));
+    let others = |task: &&Task| task.threads.iter().any(|thread| !own.has_groups(&thread.creds.groups));
     let reason = "its supplementary groups are not ours, and this user namespace lets nobody set them";
     let blocker = |task: &Task| Blocker::new(codes::CREDENTIALS, format!("pid {}", task.pid)).because(reason);
     model.tasks.iter().filter(others).map(blocker).collect()
@@ -107,7 +109,7 @@ fn groups(model: &Model) -> Vec<Blocker> {
 /// TCP connections, where this program may not make any in the state they were in.
 fn connections(model: &Model) -> Vec<Blocker> {
     const NET_ADMIN: u64 = 1 << 12;
-    if super::task::own_caps() & NET_ADMIN != 0 {
+    if Own::read().caps & NET_ADMIN != 0 {
         return Vec::new();
     }
     let connected =

@@ -57,7 +57,7 @@ pub(super) fn may_choose_ids() -> bool {
     const ABLE: u64 = 1 << 21 | 1 << 40;
     // EPERM: the owner is further out, where we have no capabilities.
     let owned = || ProcDir::of_self().ok()?.open_file("ns/pid", OFlag::O_RDONLY).ok().map(|ns| nsfs::owner(ns).is_ok());
-    super::task::own_caps() & ABLE != 0 && owned().unwrap_or(true)
+    super::creds::Own::read().caps & ABLE != 0 && owned().unwrap_or(true)
 }
 
 /// Whether the tree gets the ids it had.

@@ -1,6 +1,7 @@
 //! What a process and its threads have besides memory, descriptors and credentials.
 
-use super::{Error, Result, creds, material::Material, numa, signals, skeleton::Skeletons, timers};
+use super::creds::{self, Own};
+use super::{Error, Result, material::Material, numa, signals, skeleton::Skeletons, timers};
 use crate::image::task::{Dead, Sched, Task, TaskState, Thread};
 use crate::image::{Model, Pid, TaskId};
 use crate::proc::ProcDir;
@@ -9,20 +10,6 @@ use crate::sys::{Errno, sched, wait};
 use crate::trace::Batch;
 use crate::trace::remote::{Remote, Scratch};
 use std::os::fd::AsRawFd;
-
-/// Capabilities this program may give: those it has, of its own bounding set.
-pub fn own_caps() -> u64 {
-    let status = ProcDir::of_self().and_then(|d| d.status(&mut Vec::new()));
-    status.map_or(u64::MAX, |s| s.caps.bounding & s.caps.permitted)
-}
-
-/// CAP_SETUID and CAP_SETGID: by which a task becomes whoever it was.
-const BECOME_ANYBODY: u64 = 1 << 6 | 1 << 7;
-
-/// Whether a program with these capabilities can make tasks of any user, not only of the one that it runs as.
-pub fn becomes_anybody(own: u64) -> bool {
-    own & BECOME_ANYBODY == BECOME_ANYBODY
-}
 
 /// Ends the tasks that were zombies, the way they had ended.
 pub fn end_zombies(model: &Model, skeletons: &mut Skeletons) -> Result<()> {
@@ -46,7 +33,7 @@ fn end(skeletons: &mut Skeletons, id: TaskId, status: i32, dead: Option<&Dead>) 
     if let Some(dead) = dead {
         let comm = batch.c_string(&dead.comm.0);
         batch.prctl(libc::PR_SET_NAME, comm, 0u64);
-        creds::ids(&mut batch, &dead.creds, own_caps());
+        creds::ids(&mut batch, &dead.creds, &Own::read());
     }
     let signal = status & 0x7f;
     if signal == 0 {

@@ -395,7 +395,7 @@ fn still_there(known: &[Pid]) -> Vec<(ProcDir, Vec<Pid>)> {
             continue;
         }
         there.insert(*pid);
-        let threads = dir.tasks().unwrap_or_default();
+        let threads = sleepers::listed(&dir).unwrap_or_else(|| dir.tasks().unwrap_or_default());
         found.push((dir, threads));
     }
     found

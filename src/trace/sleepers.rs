@@ -7,7 +7,7 @@
 
 mod ahead;
 
-pub use ahead::look_ahead;
+pub use ahead::{listed, look_ahead};
 
 use crate::arch::restart;
 use crate::image::Pid;

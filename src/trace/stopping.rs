@@ -105,6 +105,9 @@ impl<'a> Stopping<'a> {
 
     /// Seizes the threads that have not been met yet; whether there were any, or may be.
     fn seize_new(&mut self, witness: &Witness) -> Result<bool> {
+        if self.stands_whole() {
+            return Ok(false);
+        }
         let (tids, whole) = match self.process.dir.all_tasks() {
             Ok(found) => found,
             Err(e) if e.is_gone() && self.process.threads.is_empty() => return Ok(false),
@@ -124,6 +127,19 @@ impl<'a> Stopping<'a> {
         });
         seized.and(asked.fold(Ok(()), Result::and))?;
         Ok(!whole || !self.running.is_empty() || !self.known.contains(&self.process.pid))
+    }
+
+    /// Whether all threads that there are have stopped: none of those that we hold can have ended unnoticed, so where the kernel
+    /// counts no more there is no other. A list of them costs more.
+    fn stands_whole(&mut self) -> bool {
+        let held = self.process.threads.len();
+        let all_stand = self.running.is_empty() && !self.process.zombie && self.known.contains(&self.process.pid);
+        if held == 0 || !all_stand || !self.process.dir.count_tasks().is_ok_and(|there| there == held as u64) {
+            return false;
+        }
+        // Afterwards: one who has replaced all others by then is not taken for its leader.
+        self.look_at_leader();
+        self.running.is_empty() && self.process.threads.len() == held
     }
 
     /// Seizes those of these threads that have not been met yet.

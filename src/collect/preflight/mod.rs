@@ -70,27 +70,10 @@ pub fn run(table: &Table, processes: &[Pid], policy: &Policy) -> Result<Findings
         }
     }
     let members: Vec<Member<'_>> = living.into_iter().zip(&dirs).map(|(row, dir)| Member { row, dir }).collect();
-    let mut buf = Vec::new();
-    let mut shared = memory::Shared::default();
-    let (of_descriptors, tcp) = fd::preflight(&dirs, policy)?;
-    let depth = memory::Depth::fitting(&members, &of_descriptors);
-    for member in &members {
-        let mut look = || -> proc::Result<()> {
-            tasks::look(member, &mut buf, &mut blockers)?;
-            let mappings = memory::mappings(member, depth, &mut buf)?;
-            memory::look(member, &mappings, &mut shared, &mut blockers);
-            namespaces::look(member, (members[0].dir, processes), &mut buf, &mut blockers)
-        };
-        match look() {
-            Err(e) if !e.is_gone() => return Err(e.into()),
-            _ => {}
-        }
-    }
-    blockers.extend(members.first().map(|root| frozen(root)).transpose()?.into_iter().flatten());
-    blockers.extend(of_descriptors);
-    sharing::tables(table, &members, &mut blockers);
-    sharing::places(&members, &mut blockers)?;
-    memory::mapped_outside(table, processes, &shared, &mut buf, &mut blockers);
+    let (of_members, shared, tcp) = look_at(table, (&members, &dirs), processes, policy)?;
+    blockers.extend(of_members);
+    blockers.extend(members.first().map(frozen).transpose()?.into_iter().flatten());
+    memory::mapped_outside(table, processes, &shared, &mut Vec::new(), &mut blockers);
     let threads: i64 = rows.iter().map(|row| row.stat.num_threads.max(1)).sum();
     Ok(Findings {
         blockers,
@@ -115,6 +98,84 @@ fn frozen(root: &Member<'_>) -> Result<Vec<Blocker>> {
         Blocker::new(codes::CGROUP_FROZEN, object)
     };
     Ok(freezers.filter(|freezer| !ours(&freezer.file())).map(blocker).collect())
+}
+
+/// Fewer processes than this are looked at by the calling thread: to make another costs as much.
+const FEW: usize = 8;
+
+/// What is in the way of these processes, their shared memory, and whether they have TCP sockets. Of many one half is looked for by
+/// another thread.
+fn look_at(
+    table: &Table,
+    (members, dirs): (&[Member<'_>], &[ProcDir]),
+    processes: &[Pid],
+    policy: &Policy,
+) -> Result<(Vec<Blocker>, memory::Shared, bool)> {
+    let Some(first) = members.first() else { return Ok(Default::default()) };
+    let here = unless_gone(namespaces::Here::look(first.dir, processes).map(Some))?;
+    let kinds = || Kinds::of(table, members, here.as_ref());
+    let (kinds, (of_descriptors, tcp), (of_memory, shared)) = std::thread::scope(|scope| {
+        let begin = || std::thread::Builder::new().name("preflight".to_owned()).spawn_scoped(scope, kinds).ok();
+        let helper = (members.len() >= FEW).then(begin).flatten();
+        let (of_descriptors, tcp) = fd::preflight(dirs, policy)?;
+        let of_memory = memory(members, &of_descriptors)?;
+        let kinds = helper.map_or_else(kinds, |helper| helper.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        Ok::<_, super::Error>((kinds?, (of_descriptors, tcp), of_memory))
+    })?;
+    let mut blockers = Vec::new();
+    for ((task, namespaces), memory) in kinds.of_members.into_iter().zip(of_memory) {
+        blockers.extend(task.into_iter().chain(memory).chain(namespaces));
+    }
+    blockers.extend(of_descriptors.into_iter().chain(kinds.sharing));
+    Ok((blockers, shared, tcp))
+}
+
+/// What is in the way of each, of its memory.
+fn memory(members: &[Member<'_>], of_descriptors: &[Blocker]) -> Result<(Vec<Vec<Blocker>>, memory::Shared)> {
+    let depth = memory::Depth::fitting(members, of_descriptors);
+    let (mut shared, mut buf) = (memory::Shared::default(), Vec::new());
+    let mut look = |member: &Member<'_>| -> proc::Result<Vec<Blocker>> {
+        let mut found = Vec::new();
+        let mappings = memory::mappings(member, depth, &mut buf)?;
+        memory::look(member, &mappings, &mut shared, &mut found);
+        Ok(found)
+    };
+    let found = members.iter().map(|member| unless_gone(look(member))).collect::<Result<_>>()?;
+    Ok((found, shared))
+}
+
+/// Nothing of a process that has ended meanwhile.
+fn unless_gone<T: Default>(found: proc::Result<T>) -> Result<T> {
+    match found {
+        Err(e) if e.is_gone() => Ok(T::default()),
+        found => Ok(found?),
+    }
+}
+
+/// Kinds of programs and of namespaces that are in the way, and what is shared with others.
+struct Kinds {
+    /// Of each its program and confinement, and its namespaces.
+    of_members: Vec<(Vec<Blocker>, Vec<Blocker>)>,
+    sharing: Vec<Blocker>,
+}
+
+impl Kinds {
+    fn of(table: &Table, members: &[Member<'_>], here: Option<&namespaces::Here<'_>>) -> Result<Self> {
+        let mut buf = Vec::new();
+        let mut look = |member: &Member<'_>| -> proc::Result<(Vec<Blocker>, Vec<Blocker>)> {
+            let (mut task, mut namespaces) = (Vec::new(), Vec::new());
+            tasks::look(member, &mut buf, &mut task)?;
+            if let Some(here) = here {
+                namespaces::look(member, here, &mut buf, &mut namespaces)?;
+            }
+            Ok((task, namespaces))
+        };
+        let of_members = members.iter().map(|member| unless_gone(look(member))).collect::<Result<_>>()?;
+        let mut sharing = Vec::new();
+        sharing::tables(table, members, &mut sharing);
+        sharing::places(members, &mut sharing)?;
+        Ok(Self { of_members, sharing })
+    }
 }
 
 #[cfg(test)]

@@ -14,22 +14,37 @@ use nix::fcntl::OFlag;
 /// the tasks, mount and user namespaces below, one time namespace for the whole tree by its clocks.
 const REFUSED: [(&str, &str); 3] = [("net", "network"), ("ipc", "IPC"), ("cgroup", "cgroup")];
 
-/// `tree`: its processes, the root first; `root`: the directory of that one.
-pub(super) fn look(
-    member: &Member<'_>,
-    (root, tree): (&ProcDir, &[Pid]),
-    buf: &mut Vec<u8>,
-    found: &mut Vec<Blocker>,
-) -> Result<()> {
-    let own = ProcDir::of_self()?;
-    for (kind, name) in REFUSED {
+/// The namespaces of this program, and the clocks of the first process of the tree.
+pub(super) struct Here<'t> {
+    tree: &'t [Pid],
+    own: ProcDir,
+    refused: [u64; REFUSED.len()],
+    user: u64,
+    mnt: u64,
+    time: u64,
+}
+
+impl<'t> Here<'t> {
+    /// `tree`: its processes; `root`: the directory of the first.
+    pub(super) fn look(root: &ProcDir, tree: &'t [Pid]) -> Result<Self> {
+        let own = ProcDir::of_self()?;
+        let mut refused = [0; REFUSED.len()];
+        for (inode, (kind, _)) in refused.iter_mut().zip(REFUSED) {
+            *inode = own.ns(kind)?;
+        }
+        Ok(Self { tree, refused, user: own.ns("user")?, mnt: own.ns("mnt")?, time: root.ns("time")?, own })
+    }
+}
+
+pub(super) fn look(member: &Member<'_>, here: &Here<'_>, buf: &mut Vec<u8>, found: &mut Vec<Blocker>) -> Result<()> {
+    for ((kind, name), ours) in REFUSED.into_iter().zip(here.refused) {
         let theirs = member.dir.ns(kind)?;
         if theirs == 0 {
             // It is ending at this moment.
             return Ok(());
         }
-        if theirs != own.ns(kind)? {
-            if let Some(user) = (kind == "net").then(|| outside(theirs, tree)).flatten() {
+        if theirs != ours {
+            if let Some(user) = (kind == "net").then(|| outside(theirs, here.tree)).flatten() {
                 let reason = format!("process {user}, which is not in the tree, is in its network namespace as well");
                 found.push(Blocker::new(codes::NETNS_OUTSIDE, object(member.row)).because(reason));
                 continue;
@@ -38,16 +53,15 @@ pub(super) fn look(
             found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
         }
     }
-    if member.dir.ns("user")? != own.ns("user")? && !is_below_ours(member, &own)? {
+    if member.dir.ns("user")? != here.user && !is_below_ours(member, &here.own)? {
         let reason = "its user namespace is inside another one that is not the host's";
         found.push(Blocker::new(codes::USERNS_NESTED, object(member.row)).because(reason));
     }
-    let time = root.ns("time")?;
-    if member.dir.ns("time")? != time || member.dir.ns("time_for_children")? != time {
+    if member.dir.ns("time")? != here.time || member.dir.ns("time_for_children")? != here.time {
         let reason = "it, or what it starts, has another time namespace than the first process of the tree";
         found.push(Blocker::new(codes::NAMESPACE_KIND, object(member.row)).because(reason));
     }
-    if member.dir.ns("mnt")? != own.ns("mnt")? {
+    if member.dir.ns("mnt")? != here.mnt {
         mnt::look(member.dir, &object(member.row), buf, found)?;
     }
     Ok(())

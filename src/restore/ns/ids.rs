@@ -7,8 +7,9 @@
 use crate::image::ns::{NsKind, user::UserNs};
 use crate::image::task::{Task, Thread};
 use crate::image::{Model, TaskId};
+use crate::restore::Result;
+use crate::restore::creds::{self, Own};
 use crate::restore::skeleton::Skeletons;
-use crate::restore::{Result, creds};
 use crate::trace::Batch;
 
 /// The user namespace of a task, if it is not the host's.
@@ -39,7 +40,7 @@ pub fn enter(model: &Model, id: TaskId, skeletons: &mut Skeletons) -> Result<()>
         let cwd = batch.c_string(&fs.cwd.path.0);
         batch.must(libc::SYS_chdir, &[cwd]);
     }
-    creds::users(&mut batch, &first.creds, crate::restore::task::own_caps());
+    creds::users(&mut batch, &first.creds, &Own::read());
     batch.must(libc::SYS_setns, &[fd.into(), libc::CLONE_NEWUSER.into()]);
     remote.run_all(&scratch, &batch)?;
     Ok(())

@@ -62,6 +62,17 @@ pub fn look_ahead(processes: Vec<Pid>) {
     AHEAD.set(helper.map(|helper| Ahead { began, job, helper }));
 }
 
+/// The threads of a process as they were listed by the last [`look_ahead`] of this thread, where the process has as many now. That
+/// one has ended since and another begun costs no more than that one not being looked at.
+pub fn listed(process: &ProcDir) -> Option<Vec<Pid>> {
+    AHEAD.with_borrow(|ahead| {
+        let found = ahead.as_ref().filter(|ahead| ahead.began.elapsed() < FRESH)?.job.found.get()?;
+        let at = found.dirs.iter().position(|dir| dir.pid() == process.pid())?;
+        let tids: Vec<Pid> = found.threads.iter().filter(|(n, _)| *n == at).map(|(_, tid)| *tid).collect();
+        process.count_tasks().is_ok_and(|there| there == tids.len() as u64).then_some(tids)
+    })
+}
+
 /// What has been seen since the last [`look_ahead`] of this thread; threads that nobody has looked at yet are looked at now.
 pub(super) fn seen() -> HashMap<Pid, Option<Sleeper>> {
     let Some(ahead) = AHEAD.take() else { return HashMap::new() };
@@ -116,14 +127,18 @@ mod tests {
         let ahead = (0..2000).map(|_| {
             look_ahead(vec![own.pid()]);
             std::thread::sleep(Duration::from_millis(2));
-            seen()
+            (listed(&own), seen())
         });
-        let ahead = ahead.into_iter().find(|seen| seen.contains_key(&tid)).expect("it is seen once");
+        let has_both = |(list, seen): &(Option<Vec<Pid>>, HashMap<Pid, Option<Sleeper>>)| {
+            list.as_ref().is_some_and(|list| list.contains(&tid)) && seen.contains_key(&tid)
+        };
+        let (_, ahead) = ahead.into_iter().find(has_both).expect("it is listed and seen once");
         // Of the rest much is the process's, which goes on.
         let what =
             |sleeper: Option<Sleeper>| sleeper.map(|(tid, stat, ran, function)| (tid, stat.state, ran, function));
         assert_eq!(what(ahead[&tid].clone()), what(sleeper(&own, tid, &mut Vec::new())));
         assert!(seen().is_empty(), "it is taken once");
+        assert_eq!(listed(&own), None, "and the list with it");
         drop(end);
         sleeps.join().unwrap();
     }
