@@ -110,37 +110,32 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use std::process::Command;
 
     #[test]
     fn what_is_seen_ahead_is_what_is_seen_then() {
-        let (tell, told) = mpsc::channel();
-        let (end, ended) = mpsc::channel::<()>();
-        let sleeps = std::thread::spawn(move || {
-            tell.send(Pid(nix::unistd::gettid().as_raw())).expect("it is waited for");
-            let _ = ended.recv_timeout(Duration::from_secs(60));
-        });
-        let tid = told.recv().expect("it tells");
+        // Of this process itself the helper would be one of the threads.
+        let mut sleeps = Command::new("sleep").arg("60").spawn().unwrap();
+        let tid = Pid(sleeps.id().cast_signed());
         std::thread::sleep(Duration::from_millis(20));
-        let own = ProcDir::of_self().unwrap();
+        let dir = ProcDir::open(tid).unwrap();
         // On a busy machine what was seen may be too old by then.
         let ahead = (0..2000).map(|_| {
-            look_ahead(vec![own.pid()]);
+            look_ahead(vec![tid]);
             std::thread::sleep(Duration::from_millis(2));
-            (listed(&own), seen())
+            (listed(&dir), seen())
         });
         let has_both = |(list, seen): &(Option<Vec<Pid>>, HashMap<Pid, Option<Sleeper>>)| {
             list.as_ref().is_some_and(|list| list.contains(&tid)) && seen.contains_key(&tid)
         };
         let (_, ahead) = ahead.into_iter().find(has_both).expect("it is listed and seen once");
-        // Of the rest much is the process's, which goes on.
         let what =
             |sleeper: Option<Sleeper>| sleeper.map(|(tid, stat, ran, function)| (tid, stat.state, ran, function));
-        assert_eq!(what(ahead[&tid].clone()), what(sleeper(&own, tid, &mut Vec::new())));
+        assert_eq!(what(ahead[&tid].clone()), what(sleeper(&dir, tid, &mut Vec::new())));
         assert!(seen().is_empty(), "it is taken once");
-        assert_eq!(listed(&own), None, "and the list with it");
-        drop(end);
-        sleeps.join().unwrap();
+        assert_eq!(listed(&dir), None, "and the list with it");
+        sleeps.kill().unwrap();
+        sleeps.wait().unwrap();
     }
 
     #[test]
