@@ -131,6 +131,12 @@ impl Stat {
         self.flags & PF_KTHREAD != 0
     }
 
+    /// It ends, or has: it has given up its memory and tables already, or is about to.
+    pub fn is_ending(&self) -> bool {
+        const PF_EXITING: u32 = 0x4;
+        self.is_zombie() || self.flags & PF_EXITING != 0
+    }
+
     /// It has ended and waits for its parent.
     pub fn is_zombie(&self) -> bool {
         matches!(self.state, b'Z' | b'X')

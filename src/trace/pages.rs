@@ -6,6 +6,7 @@ use crate::image::{MmId, Pid};
 use crate::memory::pipeline::{PageError, ReadPages, WritePages};
 use crate::memory::{PageRange, Space};
 use crate::proc::ProcDir;
+use crate::proc::pagemap::{self, Entry, offset_of};
 use crate::sys::{Errno, mapping, mem};
 use nix::fcntl::OFlag;
 use std::collections::HashMap;
@@ -127,28 +128,102 @@ pub fn read_padded(file: &std::fs::File, mut offset: u64, mut part: &mut [u8]) -
 /// # Errors
 /// One of them is not there.
 pub fn read_private((pid, sharing): (Pid, &Sharing), ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
-    if ranges.len() <= mem::PIECES_MAX && !sharing.of(pid) {
-        let pieces: Vec<(u64, usize)> = ranges.iter().map(|r| (r.first * PAGE, r.bytes() as usize)).collect();
-        if mem::read_pieces(pid, &pieces, buf) == Ok(buf.len()) {
-            return Ok(());
+    if !sharing.of(pid) {
+        return read_pieces(pid, ranges, buf);
+    }
+    let mut rest = buf;
+    for (pieces, shared) in by_sharing(pid, ranges)? {
+        let bytes = pieces.iter().map(|r| r.bytes() as usize).sum();
+        let (part, later) = rest.split_at_mut(bytes);
+        let read = if shared { read_slowly } else { read_pieces };
+        read(pid, &pieces, part)?;
+        rest = later;
+    }
+    Ok(())
+}
+
+/// These ranges in their order, in groups that are read in one way: whether others have their pages, too.
+fn by_sharing(pid: Pid, ranges: &[PageRange]) -> Result<Vec<(Vec<PageRange>, bool)>, PageError> {
+    let failed = |page: u64| move |source| PageError { page, source };
+    let pagemap = pagemap_of(pid).map_err(failed(ranges[0].first))?;
+    let mut groups: Vec<(Vec<PageRange>, bool)> = Vec::new();
+    let mut entries = Vec::new();
+    for range in ranges {
+        entries.resize(range.count as usize * Entry::SIZE, 0);
+        pagemap.read_exact_at(&mut entries, offset_of(range.start_byte())).map_err(failed(range.first))?;
+        let shared = |entry: Entry| entry.is_present() && !entry.is_file() && !entry.is_exclusive();
+        for (page, entry) in (range.first..).zip(pagemap::entries(&entries)) {
+            let shared = shared(entry);
+            match groups.last_mut() {
+                Some((pieces, of)) if *of == shared => match pieces.last_mut() {
+                    Some(last) if last.end() == page => last.count += 1,
+                    _ => pieces.push(PageRange::new(page, 1)),
+                },
+                _ => groups.push((vec![PageRange::new(page, 1)], shared)),
+            }
         }
     }
-    // Also where there is a page its owner may not read (PROT_NONE with contents): a tracer may.
-    let mem = crate::proc::open_mem(pid).map_err(|source| PageError { page: ranges[0].first, source })?;
+    Ok(groups)
+}
+
+fn pagemap_of(pid: Pid) -> io::Result<std::fs::File> {
+    let opened = ProcDir::open(pid).and_then(|dir| dir.open_file("pagemap", OFlag::O_RDONLY));
+    opened.map(Into::into).map_err(io::Error::other)
+}
+
+/// Reads what nobody else has.
+fn read_pieces(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+    let pieces: Vec<(u64, usize)> = ranges.iter().map(|r| (r.first * PAGE, r.bytes() as usize)).collect();
+    if pieces.len() <= mem::PIECES_MAX && mem::read_pieces(pid, &pieces, buf) == Ok(buf.len()) {
+        return Ok(());
+    }
+    // Somewhere in there is a page its owner may not read (PROT_NONE with contents): a tracer may.
+    read_slowly(pid, ranges, buf)
+}
+
+/// Reads what others may have as well, and what its owner may not read.
+fn read_slowly(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+    let memory = crate::proc::open_mem(pid).map_err(|source| PageError { page: ranges[0].first, source })?;
     let mut rest = buf;
     for range in ranges {
         let (part, later) = rest.split_at_mut(range.bytes() as usize);
-        if mem.read_exact_at(part, range.first * PAGE).is_err() {
+        let whole = is_there(pid, *range) && memory.read_exact_at(part, range.start_byte()).is_ok();
+        if !whole {
             for (page, content) in (range.first..range.end()).zip(part.chunks_exact_mut(PAGE as usize)) {
-                match mem.read_exact_at(content, page * PAGE) {
-                    Err(_) if is_behind_file(pid, page) => content.fill(0),
-                    read => read.map_err(|source| PageError { page, source })?,
-                }
+                read_page(pid, &memory, page, content)?;
             }
         }
         rest = later;
     }
     Ok(())
+}
+
+fn read_page(pid: Pid, memory: &std::fs::File, page: u64, content: &mut [u8]) -> Result<(), PageError> {
+    if !is_there(pid, PageRange::new(page, 1)) {
+        if mem::read(pid, page * PAGE, content) == Ok(content.len()) {
+            return Ok(());
+        }
+        if is_behind_file(pid, page) {
+            content.fill(0);
+            return Ok(());
+        }
+        return Err(at(page)(Errno::EFAULT));
+    }
+    match memory.read_exact_at(content, page * PAGE) {
+        Err(_) if is_behind_file(pid, page) => {
+            content.fill(0);
+            Ok(())
+        }
+        read => read.map_err(|source| PageError { page, source }),
+    }
+}
+
+/// Whether all of these pages have contents at this moment. `/proc/PID/mem` is not asked for what is not: below a stack the kernel
+/// would take it for a touch of the stack, and extend it (`__access_remote_vm`, mm/memory.c, Linux 6.5).
+fn is_there(pid: Pid, range: PageRange) -> bool {
+    let mut entries = vec![0; range.count as usize * Entry::SIZE];
+    let read = pagemap_of(pid).and_then(|pagemap| pagemap.read_exact_at(&mut entries, offset_of(range.start_byte())));
+    read.is_ok() && pagemap::entries(&entries).all(Entry::has_content)
 }
 
 /// Is this a page of a mapping that lies behind the end of the mapped file? It has no content: whoever touches it gets
@@ -246,4 +321,34 @@ fn write_mm(pid: Pid, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError
         rest = later;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::maps::Special;
+    use std::process::Command;
+
+    #[test]
+    fn what_is_not_there_is_an_error_and_no_touch_of_the_stack() {
+        let mut sleeps = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid(sleeps.id().cast_signed());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let stack = || {
+            let maps = ProcDir::open(pid).unwrap().maps(&mut Vec::new()).unwrap();
+            let stack = maps.iter().find(|m| m.special() == Some(Special::Stack)).unwrap();
+            (stack.start, stack.end)
+        };
+        let (start, end) = stack();
+        let mut page = [0; PAGE as usize];
+        for below in [1, 16, 256] {
+            let range = PageRange::new(start / PAGE - below, 1);
+            assert!(read_private((pid, &Sharing::default()), &[range], &mut page).is_err());
+        }
+        assert_eq!(stack(), (start, end));
+        read_private((pid, &Sharing::default()), &[PageRange::new(end / PAGE - 1, 1)], &mut page).unwrap();
+        assert!(page.iter().any(|byte| *byte != 0), "its name is there");
+        sleeps.kill().unwrap();
+        sleeps.wait().unwrap();
+    }
 }

@@ -23,15 +23,24 @@ pub(super) fn tables(table: &Table, members: &[Member<'_>], found: &mut Vec<Bloc
     for (kind, name) in KINDS {
         let compare = |a: Pid, b: Pid| kcmp(a, b, kind, 0, 0).ok();
         let inside = ordered(members, compare);
-        let outside = table.rows().iter().filter(|r| !tree.contains(&r.pid) && !r.is_kernel() && !r.stat.is_zombie());
+        let outside = table.rows().iter().filter(|r| !tree.contains(&r.pid) && !r.is_kernel() && !r.stat.is_ending());
         for row in outside {
             let at = inside.binary_search_by(|member| compare(member.row.pid, row.pid).unwrap_or(Ordering::Less));
-            if let Ok(at) = at {
+            if let Ok(at) = at
+                && is_there(inside[at].row.pid)
+                && is_there(row.pid)
+            {
                 let reason = format!("shares its {name} with {}", object(row));
                 found.push(Blocker::new(codes::SHARES_OUTSIDE, object(inside[at].row)).because(reason));
             }
         }
     }
+}
+
+/// Whether a process has anything to share. Whoever ends has no tables any more, and is in that like everybody else who ends, also
+/// like the first of a PID namespace, which then waits for the others.
+fn is_there(pid: Pid) -> bool {
+    ProcDir::stat_of_process(pid, &mut Vec::new()).is_ok_and(|stat| !stat.is_ending())
 }
 
 /// Names members of a user namespace of their own that share working directory and umask with one another: whoever does

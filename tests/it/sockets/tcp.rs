@@ -306,6 +306,30 @@ fn a_lock_that_is_dropped_changes_nothing() {
     });
 }
 
+/// What a cork holds back the timer for window probes sends after 200 ms (tcp(7), `TCP_CORK`), repair mode or not.
+#[test]
+fn a_locked_connection_sends_nothing_new() {
+    in_new_net(|| {
+        for host in HOSTS {
+            let (mut client, mut server) = pair(host, false);
+            socket::set_int_option(server.as_fd(), libc::SOL_TCP, libc::TCP_CORK, 1).unwrap();
+            server.write_all(b"corked").unwrap();
+            let not_sent = || socket::ioctl_int(server.as_fd(), socket::SIOCOUTQNSD).unwrap();
+            let lock = NetLock::lock(server.try_clone().unwrap().into()).unwrap();
+            assert_eq!(not_sent(), 6);
+            std::thread::sleep(Duration::from_millis(700));
+            assert_eq!(not_sent(), 6);
+            client.set_nonblocking(true).unwrap();
+            assert_eq!(client.read(&mut [0; 6]).unwrap_err().kind(), ErrorKind::WouldBlock);
+            client.set_nonblocking(false).unwrap();
+            lock.unlock().unwrap();
+            assert_eq!(exactly(&mut client, 6), b"corked");
+            socket::set_int_option(server.as_fd(), libc::SOL_TCP, libc::TCP_CORK, 0).unwrap();
+            both_ways(&mut client, &mut server);
+        }
+    });
+}
+
 #[test]
 fn a_listener_beside_its_connections() {
     in_new_net(|| {
