@@ -5,6 +5,7 @@ use crate::networks::Killed;
 use crate::zoo::frozen::Freezer;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Starts a process, waits for its end, counts.
@@ -80,7 +81,8 @@ impl Drop for Ended {
     }
 }
 
-/// Seventy members, each of which makes a child and waits for it, all the time, for at most ten minutes; all of them count in one file.
+/// Seventy members, each of which makes a child and waits for it, some six times a second, for at most ten minutes; all of them count
+/// in one file. Other tests need a processor, too.
 const BOMB: &str = "
 import os, struct, sys, time
 os.closerange(3, 1024)
@@ -96,6 +98,7 @@ for member in range(70):
             assert os.waitpid(child, 0) == (child, n % 100 << 8), 'a child is missing'
             n += 1
             os.pwrite(count, struct.pack('=Q', n), 8 * member)
+            time.sleep(0.15)
         os._exit(0)
 for member in range(70):
     os.wait()
@@ -106,11 +109,16 @@ struct Bomb {
     dir: tempfile::TempDir,
     child: Option<Killed>,
     freezer: Freezer,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One such tree at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Bomb {
     /// `None`, said, where it cannot be tried.
     fn start(v2: bool) -> Option<Self> {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let python = Path::new("/usr/bin/python3").exists();
         if !python {
             crate::skip!("churn: needs /usr/bin/python3");
@@ -125,7 +133,7 @@ impl Bomb {
         command.args(["/bin/sh", "-c", &script, "sh", "-c", BOMB]).arg(dir.path().join("count"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = Some(Killed(command.spawn().unwrap()));
-        let bomb = Self { dir, child, freezer };
+        let bomb = Self { dir, child, freezer, _alone: alone };
         bomb.goes_on();
         Some(bomb)
     }
