@@ -99,6 +99,8 @@ def wait_until(condition, seconds, what):
             raise Failed(what)
         reap()
         time.sleep(0.01)
+    # Who has just ended keeps its number until then.
+    reap()
 
 
 class Test:
