@@ -495,7 +495,7 @@ function __fish_migrate_codes
         M0310 'seccomp notification listener' \
         M0311 'buffer shared with a device' \
         M0312 'pidfd of a process outside the tree' \
-        M0313 'file lease that is being broken' \
+        M0313 'file lease of the original' \
         M0314 'POSIX message queue' \
         M0315 'descriptor of an unknown kind' \
         M0316 'epoll set watches a file nobody has open' \

@@ -9,7 +9,7 @@ use super::{Options, cgroup, clock, limits, ns, numa, root, vdso};
 use crate::arch;
 use crate::blocker::{Blocker, Code, codes};
 use crate::image::creds::Creds;
-use crate::image::fd::lock::{Lock, LockKind};
+use crate::image::fd::lock::{Lease, Lock, LockKind};
 use crate::image::fd::tcp::TcpState;
 use crate::image::fd::{FileKind, PathRef, SocketOptions};
 use crate::image::mm::Backing;
@@ -23,6 +23,7 @@ use nix::sys::stat::fstat;
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 
 /// What is looked at.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +60,7 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     }
     if scope.original_runs && crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id) {
         blockers.extend(taken_over::blockers(model));
+        blockers.extend(leases(model));
     }
     blockers.extend(ns::missing(model, &scope.judged));
     blockers.extend(limits::blockers(model, &limits::Host::here(model)));
@@ -68,6 +70,22 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
         blockers.extend(locks(model));
     }
     blockers
+}
+
+/// Files that the original has leases for, to write or such as are being broken: to open one here breaks the original's, with a
+/// signal that ends most programs. Looked at without being opened.
+fn leases(model: &Model) -> Vec<Blocker> {
+    let against = |lease: &Lease| lease.mode == i32::from(libc::F_WRLCK as i16) || lease.breaks_to.is_some();
+    let leased = model.files.iter().filter(|file| file.lease.as_ref().is_some_and(against));
+    let paths = leased.filter_map(|file| match &file.kind {
+        FileKind::Regular(regular) => Some(&regular.path),
+        _ => None,
+    });
+    let same = |path: &&PathRef| {
+        let here = nix::sys::stat::stat(std::ffi::OsStr::from_bytes(&path.path.0));
+        here.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (path.device, path.inode))
+    };
+    paths.filter(same).map(|path| Blocker::new(codes::LEASE, path.path.to_string())).collect()
 }
 
 /// Whoever may not start programs as somebody else makes tasks of their own user, without capabilities, with their own groups of

@@ -320,3 +320,32 @@ fn urgent_data_is_in_the_way_and_stays_as_it_is() {
     let output = dump(&program);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
+
+/// Has a lease to write; SIGIO, which its break would send, would end it.
+const LEASE: &str = "
+import fcntl, os, sys, time
+os.closerange(3, 1024)
+file = os.open(sys.argv[1] + '/leased', os.O_RDWR | os.O_CREAT)
+fcntl.fcntl(file, 1024, fcntl.F_WRLCK)
+n = 0
+while True:
+    n += 1
+    open(sys.argv[1] + '/ready.new', 'w').write('%d' % n)
+    os.rename(sys.argv[1] + '/ready.new', sys.argv[1] + '/ready')
+    time.sleep(0.01)
+";
+
+#[test]
+fn a_lease_is_not_broken_by_a_move_within_one_kernel() {
+    if !crate::moves::can_move() {
+        return;
+    }
+    let Some(mut program) = Watcher::of(LEASE, "") else { return };
+    let pid = program.child.id().to_string();
+    let output = program.run(&["move", &pid, "local", "--mode", "pre-copy", "--json"]);
+    assert_eq!((output.status.code(), codes(&output)), (Some(3), vec!["M0313".to_owned()]));
+    assert!(program.is_unharmed(), "a refused program runs on");
+    let image = program.dir.path().join("image");
+    let output = program.run(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -305,7 +305,6 @@ fn a_kind_of_resource_has_the_same_name_in_every_room() {
 /// Codes that no blocker and no failure has yet: the state is found, if at all, by what the kernel refuses, and the message has no
 /// code. A row goes when its code is used.
 const WITHOUT_USE: &[(&str, &str)] = &[
-    ("LEASE", "leases are saved, also those that are being broken"),
     ("PIDNS_NESTED", "PID namespaces that begin inside the tree are saved and restored"),
     ("IPC_OBJECTS", "a warning: who saves and restores on one host loses nothing, but for undo values"),
     (

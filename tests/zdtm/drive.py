@@ -6,7 +6,6 @@ A test is a program that sets up some state, writes its process id to a file, wa
 what it was and writes PASS or what is wrong. Its `.desc` says what it needs. What is left out is listed with the reason."""
 
 import argparse
-import ast
 import collections
 import ctypes
 import json
@@ -115,7 +114,8 @@ class Test:
         open(self.log, "w").close()
         try:
             with open(self.path(".desc")) as file:
-                self.desc = ast.literal_eval(file.read())
+                # Some of these make choices of their own.
+                self.desc = eval(file.read(), {"__builtins__": {}})
         except FileNotFoundError:
             self.desc = {}
         self.flags = self.desc.get("flags", "").split()
@@ -224,6 +224,10 @@ class Test:
         return True
 
     def moved(self, mode):
+        if self.name.startswith("file_lease"):
+            raise LeftOut("a lease to write is refused within one kernel (M0313)")
+        if "--manage-cgroups" in self.desc.get("opts", ""):
+            raise LeftOut("--manage-cgroups is an option of restores")
         if any("tcp-close" in option for option in self.options("dopts", "ropts")):
             raise LeftOut("a move keeps connections")
         self.hook("--pre-dump")

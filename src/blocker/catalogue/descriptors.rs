@@ -63,9 +63,9 @@ table! { DESCRIPTORS:
         why: "The process it names is not at the destination.",
         remedy: "name the common ancestor as the target",
         kernel: "since 5.3";
-    LEASE = 313, "file lease that is being broken",
-        object: "a descriptor with a lease (F_SETLEASE) that somebody else waits for",
-        why: "A lease that is being broken cannot be carried over.",
+    LEASE = 313, "file lease of the original",
+        object: "a file with a lease to write (F_SETLEASE), or one that is being broken, which a move within one kernel would open",
+        why: "Whoever opens such a file breaks the lease, and its holder, the original, gets a signal that ends most programs.",
         remedy: "let the program release it (Samba: kernel oplocks = no), then try again",
         kernel: "all";
     MESSAGE_QUEUE = 314, "POSIX message queue",

@@ -412,7 +412,7 @@ pub const NOT_HERE: &[(&str, &str)] = &[
     ("DMABUF", "takes a graphics device; src/collect/fd/classify.rs"),
     ("DESCRIPTOR_LIMIT", "takes another host; src/restore/limits.rs"),
     ("PIPE_SIZE", "takes another host; src/restore/limits.rs"),
-    ("LEASE", "not in use"),
+    ("LEASE", "takes a move; tests/it/refusals.rs"),
     ("TCP_STATE", "lasts for a moment of a handshake; src/collect/fd/tcp.rs"),
     ("UNIX_QUEUE", "takes more messages than are looked at; src/collect/fd/unix.rs"),
     ("TCP_REPAIR", "takes a user with half of root's rights; src/restore/preflight.rs"),
