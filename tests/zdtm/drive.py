@@ -115,7 +115,7 @@ class Test:
         try:
             with open(self.path(".desc")) as file:
                 # Some of these make choices of their own.
-                self.desc = eval(file.read(), {"__builtins__": {}})
+                self.desc = eval(file.read(), {"os": os})
         except FileNotFoundError:
             self.desc = {}
         self.flags = self.desc.get("flags", "").split()
