@@ -301,7 +301,7 @@ def main():
     parser.add_argument("suite"), parser.add_argument("binaries"), parser.add_argument("work")
     parser.add_argument("--how", choices=WAYS, action="append")
     parser.add_argument("tests", nargs="*")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     # PR_SET_CHILD_SUBREAPER: what a test or a restore leaves behind is ours to wait for.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     failed = 0
