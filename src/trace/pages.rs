@@ -183,14 +183,15 @@ fn read_pieces(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), Pag
 
 /// Reads what others may have as well, and what its owner may not read.
 fn read_slowly(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
-    let memory = crate::proc::open_mem(pid).map_err(|source| PageError { page: ranges[0].first, source })?;
+    let failed = |source| PageError { page: ranges[0].first, source };
+    let (memory, pagemap) = (crate::proc::open_mem(pid).map_err(failed)?, pagemap_of(pid).map_err(failed)?);
     let mut rest = buf;
     for range in ranges {
         let (part, later) = rest.split_at_mut(range.bytes() as usize);
-        let whole = is_there(pid, *range) && memory.read_exact_at(part, range.start_byte()).is_ok();
+        let whole = is_there(&pagemap, *range) && memory.read_exact_at(part, range.start_byte()).is_ok();
         if !whole {
             for (page, content) in (range.first..range.end()).zip(part.chunks_exact_mut(PAGE as usize)) {
-                read_page(pid, &memory, page, content)?;
+                read_page(pid, (&memory, &pagemap), page, content)?;
             }
         }
         rest = later;
@@ -198,18 +199,20 @@ fn read_slowly(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), Pag
     Ok(())
 }
 
-fn read_page(pid: Pid, memory: &std::fs::File, page: u64, content: &mut [u8]) -> Result<(), PageError> {
-    if !is_there(pid, PageRange::new(page, 1)) {
-        if mem::read(pid, page * PAGE, content) == Ok(content.len()) {
-            return Ok(());
-        }
-        if is_behind_file(pid, page) {
-            content.fill(0);
-            return Ok(());
-        }
-        return Err(at(page)(Errno::EFAULT));
-    }
-    match memory.read_exact_at(content, page * PAGE) {
+fn read_page(
+    pid: Pid,
+    (memory, pagemap): (&std::fs::File, &std::fs::File),
+    page: u64,
+    content: &mut [u8],
+) -> Result<(), PageError> {
+    let read = if is_there(pagemap, PageRange::new(page, 1)) {
+        memory.read_exact_at(content, page * PAGE)
+    } else if mem::read(pid, page * PAGE, content) == Ok(content.len()) {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EFAULT))
+    };
+    match read {
         Err(_) if is_behind_file(pid, page) => {
             content.fill(0);
             Ok(())
@@ -220,9 +223,9 @@ fn read_page(pid: Pid, memory: &std::fs::File, page: u64, content: &mut [u8]) ->
 
 /// Whether all of these pages have contents at this moment. `/proc/PID/mem` is not asked for what is not: below a stack the kernel
 /// would take it for a touch of the stack, and extend it (`__access_remote_vm`, mm/memory.c, Linux 6.5).
-fn is_there(pid: Pid, range: PageRange) -> bool {
+fn is_there(pagemap: &std::fs::File, range: PageRange) -> bool {
     let mut entries = vec![0; range.count as usize * Entry::SIZE];
-    let read = pagemap_of(pid).and_then(|pagemap| pagemap.read_exact_at(&mut entries, offset_of(range.start_byte())));
+    let read = pagemap.read_exact_at(&mut entries, offset_of(range.start_byte()));
     read.is_ok() && pagemap::entries(&entries).all(Entry::has_content)
 }
 
