@@ -8,6 +8,7 @@ use crate::image::task::{Task, Thread};
 use crate::image::{Model, TaskId};
 use crate::proc::ProcDir;
 use crate::sys::abi::UserRegs;
+use crate::sys::thread_ids;
 use crate::trace::Batch;
 use crate::trace::remote::Remote;
 
@@ -26,16 +27,23 @@ const BECOME_ANYBODY: u64 = 1 << 6 | 1 << 7;
 pub struct Own {
     /// Capabilities that it has, of its own bounding set.
     pub caps: u64,
-    /// Its supplementary groups, ascending; `None` where that cannot be seen.
-    groups: Option<Vec<u32>>,
+    /// Its own, with which tasks are born; `None` where they cannot be seen.
+    creds: Option<Creds>,
 }
 
 impl Own {
     /// As it is now.
     pub fn read() -> Self {
-        let status = ProcDir::of_self().and_then(|d| d.status(&mut Vec::new()));
-        let groups = status.as_ref().ok().map(|s| sorted(&s.groups));
-        Self { caps: status.map_or(u64::MAX, |s| s.caps.bounding & s.caps.permitted), groups }
+        let status = ProcDir::of_this_thread().and_then(|d| d.status(&mut Vec::new()));
+        let creds = status.as_ref().ok().zip(thread_ids::securebits().ok()).map(|(status, securebits)| Creds {
+            uids: status.uids,
+            gids: status.gids,
+            groups: sorted(&status.groups),
+            caps: status.caps,
+            securebits,
+            no_new_privs: status.no_new_privs,
+        });
+        Self { caps: status.map_or(u64::MAX, |s| s.caps.bounding & s.caps.permitted), creds }
     }
 
     /// Whether it can make tasks of any user, not only of the one that it runs as.
@@ -45,7 +53,13 @@ impl Own {
 
     /// Whether these are its own supplementary groups.
     pub fn has_groups(&self, groups: &[u32]) -> bool {
-        self.groups.as_ref().is_some_and(|own| *own == sorted(groups))
+        self.creds.as_ref().is_some_and(|own| own.groups == sorted(groups))
+    }
+
+    /// Whether a task that was born with ours has these already: [`ids`] would change nothing of them.
+    fn are(&self, creds: &Creds) -> bool {
+        let wanted = Creds { groups: sorted(&creds.groups), no_new_privs: false, ..creds.clone() };
+        self.creds.as_ref().is_some_and(|own| Creds { no_new_privs: false, ..own.clone() } == wanted)
     }
 }
 
@@ -77,6 +91,8 @@ pub fn set(
         }
         filters(&mut batch, model, thread, n == 0, common);
         match super::ns::ids::namespace(model, of) {
+            // Most programs of root's: each change is a copy of all of them to the kernel.
+            None if n > 0 && own.are(&thread.creds) => {}
             None => ids(&mut batch, &thread.creds, own),
             Some(user) => ids_inside(&mut batch, of, thread, (user, own))?,
         }
@@ -243,5 +259,40 @@ fn capabilities(batch: &mut Batch, creds: &Creds, own: u64) {
     batch.may_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0u64);
     for cap in (0..CAPS).filter(|c| caps.ambient & own & 1 << c != 0) {
         batch.may_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_differs_from_us_in_nothing_is_left_as_it_was_born() {
+        let own = Own::read();
+        let ours = own.creds.clone().expect("our own can be seen");
+        assert!(own.are(&ours));
+        // Filters come with it, not with the ids.
+        assert!(own.are(&Creds { no_new_privs: !ours.no_new_privs, ..ours.clone() }));
+        let caps = |change: fn(&mut crate::image::creds::Capabilities)| {
+            let mut other = ours.clone();
+            change(&mut other.caps);
+            other
+        };
+        let mut others = vec![
+            Creds { securebits: ours.securebits ^ 1, ..ours.clone() },
+            Creds { groups: [ours.groups.as_slice(), &[4_000_000]].concat(), ..ours.clone() },
+            caps(|caps| caps.inheritable ^= 1),
+            caps(|caps| caps.permitted ^= 1),
+            caps(|caps| caps.effective ^= 1),
+            caps(|caps| caps.bounding ^= 1),
+            caps(|caps| caps.ambient ^= 1),
+        ];
+        for n in 0..4 {
+            let (mut user, mut group) = (ours.clone(), ours.clone());
+            user.uids[n] ^= 1;
+            group.gids[n] ^= 1;
+            others.extend([user, group]);
+        }
+        assert!(others.iter().all(|other| !own.are(other)));
     }
 }

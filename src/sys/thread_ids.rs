@@ -15,6 +15,12 @@ pub fn act_as(uid: u32, gid: u32) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, -1, uid, -1) }).map(drop)
 }
 
+/// Flags by which the kernel treats user id 0 and capabilities of the calling thread (`PR_GET_SECUREBITS`).
+pub fn securebits() -> Result<u32> {
+    // SAFETY: integers only.
+    check(unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) }.into()).map(|bits| bits as u32)
+}
+
 /// Gives the calling thread a root, working directory and umask of its own.
 pub fn own_fs() -> Result<()> {
     // SAFETY: integers only.
