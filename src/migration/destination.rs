@@ -2,6 +2,7 @@
 //! target is in the end, running. Mirror of [`super::source`].
 
 use super::bases::Bases;
+use super::conventions::Conventions;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
@@ -12,7 +13,7 @@ use super::pages::{Run, What};
 use super::parked;
 use super::points;
 use super::postcopy::{self, relay};
-use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure, WireSpace};
+use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure, WireSpace};
 use super::shelf::Shelf;
 use super::store::Store;
 use super::{MoveError, while_alive};
@@ -148,6 +149,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         files,
         base,
         lease_ms,
+        conventions,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
@@ -183,7 +185,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if follows && !dry_run {
         attempt.builder.may_lack_pages();
     }
-    let result = attempt.whole(bulk, target.memory_bytes, model_bytes, dry_run);
+    let result = attempt.whole(bulk, (&target, &conventions), model_bytes, dry_run);
     if let Err(error) = &result {
         attempt.fail(error);
     }
@@ -217,11 +219,11 @@ impl Attempt<'_> {
     fn whole(
         &mut self,
         bulk: Vec<Channel>,
-        memory_bytes: u64,
+        (target, conventions): (&TargetSummary, &Conventions),
         model_bytes: u64,
         dry_run: bool,
     ) -> Result<(), MoveError> {
-        let may_come = self.verdict(memory_bytes, model_bytes, dry_run)?;
+        let may_come = self.verdict(target, conventions, model_bytes, dry_run)?;
         if dry_run || !may_come {
             self.wait_for_abort()?;
             self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);

@@ -10,6 +10,7 @@
 //! [`source::Target`] and [`destination::Builder`].
 
 pub mod bases;
+pub mod conventions;
 pub mod destination;
 pub mod earlier;
 pub mod effort;

@@ -32,6 +32,7 @@
 //! Messages are JSON in MESG frames, so that a newer program may add fields. Each names the attempt; a message of another
 //! attempt is refused. The model is sent in MODL frames, in pieces; how many bytes there will be is in the message before.
 
+use super::conventions::Conventions;
 use super::handover::Reply;
 use crate::blocker::{Blocker, Code};
 use crate::files::{Answer, Order, Question, Wish};
@@ -76,8 +77,11 @@ pub struct TargetSummary {
     pub comm: String,
     /// Processes and threads.
     pub tasks: u32,
-    /// Resident memory, bytes.
+    /// Memory it can come to take, bytes: pages that relatives share copy-on-write count for each.
     pub memory_bytes: u64,
+    /// Memory it takes as it is, bytes: each page counts once. 0 = unknown.
+    #[serde(default)]
+    pub once_bytes: u64,
 }
 
 /// A blocker on the wire.
@@ -192,6 +196,9 @@ pub enum FromSource {
         /// prepared; `None` = the usual time.
         #[serde(default)]
         lease_ms: Option<u64>,
+        /// What both hosts should mean by the same numbers.
+        #[serde(default)]
+        conventions: Conventions,
     },
     /// To what was asked about files.
     Answers {
@@ -314,6 +321,9 @@ pub enum FromDestination {
         /// Length of the list of pages that it has in an image ([`super::earlier`]), which follows.
         #[serde(default)]
         earlier_bytes: u64,
+        /// What a person should know, though it is not in the way.
+        #[serde(default)]
+        warnings: Vec<String>,
     },
     /// Something about files, before the verdict.
     Asks {

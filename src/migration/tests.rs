@@ -166,8 +166,8 @@ impl Target for FakeTarget {
     fn survey(&mut self) -> Result<Survey, Failure> {
         self.fails(Fault::Survey)?;
         let blockers = if self.fault == Fault::Blocker { vec![too_large(1, 0)] } else { Vec::new() };
-        let summary = TargetSummary { pid: 42, comm: "fake".into(), tasks: 3, memory_bytes: 1 << 20 };
-        Ok(Survey { summary, model: model(), blockers, is_single: true, files: Vec::new() })
+        let summary = TargetSummary { pid: 42, comm: "fake".into(), tasks: 3, memory_bytes: 1 << 20, once_bytes: 1 };
+        Ok(Survey { summary, model: model(), blockers, is_single: true, files: Vec::new(), conventions: Default::default() })
     }
 
     fn round(&mut self, send: &mut source::Send<'_>) -> Result<Taken, MoveError> {
@@ -716,7 +716,7 @@ fn messages_of_another_attempt_are_refused() {
     let (id, other) = (AttemptId([1; 16]), AttemptId([2; 16]));
     let error = std::thread::scope(|scope| {
         let destination = scope.spawn(|| arrives(server, &mut builder, stores.path()));
-        let target = TargetSummary { pid: 1, comm: "x".into(), tasks: 1, memory_bytes: 1 };
+        let target = TargetSummary { pid: 1, comm: "x".into(), tasks: 1, memory_bytes: 1, once_bytes: 1 };
         let state = serde_json::json!({ "pids": "auto" });
         let offer = protocol::FromSource::Offer {
             attempt: id,
@@ -731,6 +731,7 @@ fn messages_of_another_attempt_are_refused() {
             files: None,
             base: None,
             lease_ms: None,
+            conventions: Default::default(),
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

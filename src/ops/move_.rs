@@ -14,7 +14,7 @@ use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::words::Dest;
 use super::{Event, Events, addresses, fence, interrupt, late, luggage, outside, preflight, standstill};
-use crate::collect::preflight::Findings;
+use crate::collect::preflight::{Findings, size::Size};
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -26,6 +26,7 @@ use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
 use crate::migration::MoveError;
+use crate::migration::conventions::Conventions;
 use crate::migration::pages::{Run, What};
 use crate::migration::protocol::{AttemptId, SpaceName, TargetSummary};
 use crate::migration::report::Report;
@@ -353,11 +354,13 @@ fn encoded(model: &Model) -> Result<Vec<u8>> {
 
 impl Target for Live<'_> {
     fn survey(&mut self) -> Result<Survey> {
+        let size = Size::of(&self.resolved.processes);
         let mut summary = TargetSummary {
             pid: self.resolved.root(&self.options.target)?.0,
             comm: String::new(),
             tasks: self.findings.threads,
-            memory_bytes: self.findings.memory_bytes,
+            memory_bytes: if size.once > 0 { size.unshared } else { self.findings.memory_bytes },
+            once_bytes: size.once,
         };
         let (frozen, Collection { model, sources, .. }) = self.freeze_and_collect()?;
         self.network.resume();
@@ -366,7 +369,8 @@ impl Target for Live<'_> {
         summary.comm = comm(&model);
         let is_single = model.mms.len() == 1;
         let files = files::wanted(&model);
-        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new(), is_single, files })
+        let conventions = Conventions::of(&model);
+        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new(), is_single, files, conventions })
     }
 
     fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {

@@ -123,9 +123,11 @@ impl Builder for Engine {
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
         self.hooks.preflight(&self.state.hooks)?;
         let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
+        self.begin_network(model);
         let scope = restore::preflight::Scope {
             cpu: self.state.cpu.unwrap_or_default(),
             original_runs: true,
+            original_has_ports: self.same_network,
             coming,
             judged: judged.clone(),
         };
@@ -136,7 +138,6 @@ impl Builder for Engine {
             ..Default::default()
         };
         let mut blockers = restore::preflight::look(model, &options, &scope);
-        self.begin_network(model);
         blockers.extend(addresses::blockers(&self.addresses()));
         // On one host it is the unit that the target leaves, which the source looks after.
         if !original_here(model) {

@@ -64,7 +64,7 @@ impl Recovery {
         let mut model = newest.model.clone();
         let (_, mut blockers) = choices::apply(&mut model, &state());
         let options = restore::Options { pids: Pids::Auto, files: Files::Skip, ..Default::default() };
-        let scope = preflight::Scope { original_runs: true, ..Default::default() };
+        let scope = preflight::Scope { original_runs: true, original_has_ports: true, ..Default::default() };
         blockers.extend(preflight::look(&model, &options, &scope));
         if !blockers.is_empty() {
             let what = "the newest state of the target cannot be resumed here";

@@ -165,6 +165,10 @@ pub struct Sizes {
     pub rss: u64,
     /// `Pss`: resident, each page divided by the number of its users.
     pub pss: u64,
+    /// `Pss_Anon`: of that, pages that belong to no file.
+    pub pss_anon: u64,
+    /// `Pss_Shmem`: of that, pages of shared memory and memfds.
+    pub pss_shmem: u64,
     /// `Shared_Clean`
     pub shared_clean: u64,
     /// `Shared_Dirty`
@@ -183,6 +187,8 @@ pub struct Sizes {
     pub private_hugetlb: u64,
     /// `Swap`
     pub swap: u64,
+    /// `SwapPss`: swapped out, each page divided by the number of its users.
+    pub swap_pss: u64,
     /// `Locked`
     pub locked: u64,
 }
@@ -192,6 +198,8 @@ impl Sizes {
         Some(match key {
             b"Rss" => &mut self.rss,
             b"Pss" => &mut self.pss,
+            b"Pss_Anon" => &mut self.pss_anon,
+            b"Pss_Shmem" => &mut self.pss_shmem,
             b"Shared_Clean" => &mut self.shared_clean,
             b"Shared_Dirty" => &mut self.shared_dirty,
             b"Private_Clean" => &mut self.private_clean,
@@ -201,6 +209,7 @@ impl Sizes {
             b"Shared_Hugetlb" => &mut self.shared_hugetlb,
             b"Private_Hugetlb" => &mut self.private_hugetlb,
             b"Swap" => &mut self.swap,
+            b"SwapPss" => &mut self.swap_pss,
             b"Locked" => &mut self.locked,
             _ => return None,
         })

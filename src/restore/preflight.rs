@@ -30,8 +30,10 @@ use std::os::unix::ffi::OsStrExt;
 pub struct Scope {
     /// Features the processor must have.
     pub cpu: Cpu,
-    /// The original may still hold its ports and ids: it runs, here or on another host.
+    /// The original may still hold its ids and locks: it runs, here or on another host.
     pub original_runs: bool,
+    /// The original is in this very network, and has its ports.
+    pub original_has_ports: bool,
     /// Addresses that are put on this host with the tree.
     pub coming: Vec<IpAddr>,
     /// Paths that somebody has compared already, or that come along.
@@ -286,7 +288,7 @@ fn addresses(model: &Model, scope: &Scope) -> Vec<Blocker> {
             continue;
         }
         if of_host(model, net) && !scope.coming.contains(&address.ip()) && seen.insert((kind, address, listens)) {
-            let port = listens && !scope.original_runs;
+            let port = listens && !scope.original_has_ports;
             blockers.extend(bound(address, kind, port, options));
         }
     }

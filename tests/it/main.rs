@@ -32,6 +32,7 @@ mod moves;
 mod named_pages;
 mod networks;
 mod ordinary;
+mod other_end;
 mod outside;
 mod peer_user;
 mod programs;

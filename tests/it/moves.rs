@@ -57,11 +57,16 @@ impl Counter {
 
     /// With so many pages that it only reads.
     pub fn on_ground(mib: u32, pages: u32) -> Self {
+        Self::of(COUNTER, &[&mib.to_string(), &pages.to_string()])
+    }
+
+    /// Another program that counts in the file of its first argument, with further ones.
+    pub fn of(script: &str, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let child = Command::new("setsid")
-            .args(["/usr/bin/python3", "-c", COUNTER])
+            .args(["/usr/bin/python3", "-c", script])
             .arg(dir.path().join("count"))
-            .args([mib.to_string(), pages.to_string()])
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -155,9 +160,17 @@ impl Agent {
 
     /// With this environment.
     pub fn start_with(host: &Path, listen: &str, environment: &[(&str, &str)]) -> Self {
-        let mut child = on_host(host)
-            .envs(environment.iter().copied())
-            .args(["agent", "--listen", listen])
+        let mut command = Command::new("env");
+        command.envs(environment.iter().copied());
+        Self::start_by(command, host, listen)
+    }
+
+    /// By a command that executes the one in its further arguments.
+    pub fn start_by(mut command: Command, host: &Path, listen: &str) -> Self {
+        std::fs::create_dir_all(host).unwrap();
+        let mut child = command
+            .args([PROGRAM, "agent", "--listen", listen])
+            .env("MIGRATE_PLACES", host)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -8,6 +8,7 @@ mod memory;
 mod namespaces;
 pub mod reach;
 mod sharing;
+pub mod size;
 pub mod tasks;
 
 use super::{Policy, Result, fd};

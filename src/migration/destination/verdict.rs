@@ -4,20 +4,36 @@ use super::Attempt;
 use crate::blocker::{Blocker, codes};
 use crate::memory::store::ImageDir;
 use crate::migration::earlier::Earlier;
-use crate::migration::protocol::{self, FromDestination};
+use crate::migration::conventions::Conventions;
+use crate::migration::protocol::{self, FromDestination, TargetSummary};
 use crate::migration::{MoveError, too_large, while_alive};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// Less memory is free here than the target takes. What cannot be found out is not in the way.
+fn memory_short(needed: u64) -> Option<Blocker> {
+    let here = crate::proc::sys::meminfo().ok()?;
+    let free = here.available + here.swap_free;
+    let reason = format!("{needed} bytes are needed, {free} are free with swap");
+    (needed > free).then(|| Blocker::new(codes::MEMORY_SHORT, "memory of the destination").because(reason))
+}
+
 impl Attempt<'_> {
     /// This side's preflight. Whether there is nothing in the way.
-    pub(super) fn verdict(&mut self, memory_bytes: u64, model_bytes: u64, dry_run: bool) -> Result<bool, MoveError> {
+    pub(super) fn verdict(
+        &mut self,
+        target: &TargetSummary,
+        conventions: &Conventions,
+        model_bytes: u64,
+        dry_run: bool,
+    ) -> Result<bool, MoveError> {
         let model = self.model(model_bytes)?;
         let mut blockers = match &self.around.max_memory_bytes {
-            Some(max) if memory_bytes > *max => vec![too_large(memory_bytes, *max)],
+            Some(max) if target.memory_bytes > *max => vec![too_large(target.memory_bytes, *max)],
             _ => Vec::new(),
         };
+        blockers.extend(memory_short(target.once_bytes));
         blockers.extend(self.judge(&model)?);
         let (state, judged) = (self.state.clone(), self.luggage.paths());
         blockers.extend(while_alive(&mut self.control, || self.builder.preflight(&model, &state, judged))?);
@@ -26,7 +42,16 @@ impl Attempt<'_> {
         let blockers = blockers.iter().map(Into::into).collect();
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
         let (shelf_pages, earlier_bytes) = (self.shelf.max() as u32, earlier.len() as u64);
-        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order, shelf_pages, earlier_bytes })?;
+        let warnings = conventions.differences();
+        self.send(&FromDestination::Verdict {
+            attempt,
+            blockers,
+            room_bytes,
+            order,
+            shelf_pages,
+            earlier_bytes,
+            warnings,
+        })?;
         protocol::send_model(&mut self.control, &earlier)?;
         if may_come {
             self.offered = Some(self.builder.adapted(model)?);

@@ -49,7 +49,16 @@ impl Attempt<'_> {
                     let answer = self.answer(&question, &mut nonces)?;
                     protocol::send(&mut self.link.control, &FromSource::Answers { attempt: self.id, answer })?;
                 }
-                FromDestination::Verdict { blockers, room_bytes, order, shelf_pages, earlier_bytes, .. } => {
+                FromDestination::Verdict {
+                    blockers,
+                    room_bytes,
+                    order,
+                    shelf_pages,
+                    earlier_bytes,
+                    warnings,
+                    ..
+                } => {
+                    warnings.into_iter().for_each(|text| self.events.event(Event::Warning(text)));
                     self.room_bytes = room_bytes;
                     let shelf_pages = usize::try_from(shelf_pages).unwrap_or(usize::MAX);
                     self.catalogue = Catalogue::new(shelf_pages, self.link.bulk.len().max(1));

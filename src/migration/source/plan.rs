@@ -3,6 +3,7 @@
 use crate::blocker::Blocker;
 use crate::files::Wanted;
 use crate::memory::{PageRange, Space};
+use crate::migration::conventions::Conventions;
 use crate::migration::pages::Run;
 use crate::migration::postcopy::Later;
 use crate::migration::protocol::{SpaceName, TargetSummary};
@@ -21,6 +22,8 @@ pub struct Survey {
     pub is_single: bool,
     /// What it has open or mapped.
     pub files: Vec<Wanted>,
+    /// What the destination should mean by the same numbers.
+    pub conventions: Conventions,
 }
 
 /// Pages to send.

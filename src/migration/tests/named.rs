@@ -61,7 +61,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
         let offer = FromSource::Offer {
             attempt,
             session: "abcdefgh".into(),
-            target: TargetSummary { pid: 1, comm: "x".into(), tasks: 1, memory_bytes: 3 * PAGE },
+            target: TargetSummary { pid: 1, comm: "x".into(), tasks: 1, memory_bytes: 3 * PAGE, once_bytes: 1 },
             state: serde_json::json!({ "pids": "auto" }),
             dry_run: false,
             model_bytes: bytes.len() as u64,
@@ -71,6 +71,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             files: Some(no_files()),
             base: None,
             lease_ms: None,
+            conventions: Default::default(),
         };
         protocol::send(control, &offer).unwrap();
         protocol::send_model(control, &bytes).unwrap();
