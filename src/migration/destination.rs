@@ -225,7 +225,8 @@ impl Attempt<'_> {
     ) -> Result<(), MoveError> {
         let may_come = self.verdict(target, conventions, model_bytes, dry_run)?;
         if dry_run || !may_come {
-            self.wait_for_abort()?;
+            let looked = if may_come { self.sample(bulk) } else { self.wait_for_abort() };
+            looked?;
             self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);
             return Ok(());
         }
@@ -246,6 +247,22 @@ impl Attempt<'_> {
             Ok(FromSource::Abort { .. }) | Err(TransportError::Closed { .. }) => Ok(()),
             Ok(other) => Err(self.out_of_turn(&other, "the end of the look")),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes pages that are thrown away, so that the source sees how fast that goes.
+    fn sample(&mut self, mut bulk: Vec<Channel>) -> Result<(), MoveError> {
+        loop {
+            match protocol::receive(&mut self.control) {
+                Ok(FromSource::Round { attempt, number }) if attempt == self.id => {
+                    self.round(&mut bulk, number)?;
+                    let room_bytes = self.store.room_bytes();
+                    self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;
+                }
+                Ok(FromSource::Abort { .. }) | Err(TransportError::Closed { .. }) => return Ok(()),
+                Ok(other) => return Err(self.out_of_turn(&other, "pages of a sample, or the end of the look")),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 

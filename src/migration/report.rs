@@ -4,7 +4,7 @@ use super::pages::Unsent;
 use super::points::taking::Cost;
 use super::postcopy::serving::Served;
 use super::protocol::TargetSummary;
-use super::switchover::ExitCondition;
+use super::switchover::{ExitCondition, forecast::Forecast};
 use crate::ops::outcome::Round;
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,10 @@ pub struct Report {
     pub exit: Option<ExitCondition>,
     /// From the first stopped task to the word that it runs there: an upper bound of what the target feels.
     pub downtime: Option<Duration>,
+    /// What that was expected to be when the rounds ended.
+    pub expected_downtime: Option<Duration>,
+    /// What a move would cost that was only asked about.
+    pub forecast: Option<Forecast>,
     /// The same in parts.
     pub downtime_parts: Vec<(&'static str, Duration)>,
     /// How long the destination took to rebuild it.
@@ -81,6 +85,8 @@ impl Report {
             rounds: Vec::new(),
             exit: None,
             downtime: None,
+            expected_downtime: None,
+            forecast: None,
             downtime_parts: Vec::new(),
             rebuild: None,
             pid: None,

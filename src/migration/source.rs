@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 pub mod again;
 mod late;
+mod foresee;
 mod luggage;
 mod plan;
 mod rounds;
@@ -208,6 +209,10 @@ struct Attempt<'a> {
     journal: Journal,
     /// Not after the model of the survey was read.
     surveyed: Instant,
+    /// How long the target stood still for that.
+    look: Duration,
+    /// The least time that an answer has taken.
+    round_trip: Option<Duration>,
     /// The destination has been told to make the tree ahead of time.
     built: bool,
     /// The destination may have a prepared copy, which waits until it is told something.
@@ -257,6 +262,8 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         number: 1,
         journal,
         surveyed: Instant::now(),
+        look: Duration::ZERO,
+        round_trip: None,
         built: false,
         prepare_sent: false,
         lost: false,
@@ -280,10 +287,11 @@ impl Attempt<'_> {
     fn whole(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
         self.offer(target)?;
         if self.wishes.dry_run {
+            let foreseen = self.foresee(target).map(|forecast| self.report.forecast = Some(forecast));
             self.happened(target, Happened::Failed);
             return match self.not_resumed.take() {
                 Some(failure) => Err(failure.into()),
-                None => Ok(()),
+                None => foreseen,
             };
         }
         let exit = self.rounds(target)?;
@@ -296,6 +304,7 @@ impl Attempt<'_> {
         self.surveyed = Instant::now();
         let survey = target.survey()?;
         let is_single = survey.is_single;
+        self.look = survey.look;
         self.link.control.during("the preflight");
         let offer = FromSource::Offer {
             attempt: self.id,
@@ -369,7 +378,7 @@ impl Attempt<'_> {
     /// The last pages, and the target with them.
     fn hand_over(&mut self, target: &mut dyn Target, last: &Final, mut pause: Pause) -> Result<(), MoveError> {
         let journey = self.round(&last.plan, &*target.frozen_pages(), true)?;
-        self.note_round(journey.sent.pages, &journey.stats());
+        self.note_round(journey.sent.pages, &journey.stats(), None);
         pause.part("residual");
         self.prepared()?;
         pause.part("rebuild");

@@ -167,7 +167,7 @@ impl Target for FakeTarget {
         self.fails(Fault::Survey)?;
         let blockers = if self.fault == Fault::Blocker { vec![too_large(1, 0)] } else { Vec::new() };
         let summary = TargetSummary { pid: 42, comm: "fake".into(), tasks: 3, memory_bytes: 1 << 20, once_bytes: 1 };
-        Ok(Survey { summary, model: model(), blockers, is_single: true, files: Vec::new(), conventions: Default::default() })
+        Ok(Survey { summary, model: model(), blockers, is_single: true, files: Vec::new(), look: Duration::ZERO, conventions: Default::default() })
     }
 
     fn round(&mut self, send: &mut source::Send<'_>) -> Result<Taken, MoveError> {

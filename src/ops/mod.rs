@@ -73,6 +73,8 @@ pub enum Event {
         took: Duration,
         /// Dirty rate seen during it, bytes a second.
         dirty_bytes_per_s: u64,
+        /// How long the pause would be now; `None` = unknown.
+        expected_pause: Option<Duration>,
     },
     /// Bytes of memory done so far in the phase that runs, of how many.
     Progress {

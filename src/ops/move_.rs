@@ -363,14 +363,16 @@ impl Target for Live<'_> {
             once_bytes: size.once,
         };
         let (frozen, Collection { model, sources, .. }) = self.freeze_and_collect()?;
+        let since = frozen.since;
         self.network.resume();
         self.offered = Offered::of(&model, sources).map_err(|e| Failure::of("cannot read the target's state", &e))?;
         frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
+        let look = since.elapsed();
         summary.comm = comm(&model);
         let is_single = model.mms.len() == 1;
         let files = files::wanted(&model);
         let conventions = Conventions::of(&model);
-        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new(), is_single, files, conventions })
+        Ok(Survey { summary, model: encoded(&model)?, blockers: Vec::new(), is_single, files, look, conventions })
     }
 
     fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {
@@ -662,6 +664,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>)
     }
     outcome.exit_condition = report.exit.map(|exit| exit.name());
     outcome.downtime = report.downtime;
+    (outcome.expected_downtime, outcome.forecast) = (report.expected_downtime.filter(|_| moved), report.forecast);
     outcome.downtime_parts = report.downtime_parts;
     outcome.total = report.total;
     outcome.rounds = report.rounds;

@@ -3,6 +3,7 @@
 use super::words::SessionId;
 use crate::memory::lazy::Waits;
 use crate::migration::points::taking::Cost;
+use crate::migration::switchover::forecast::Forecast;
 use std::time::Duration;
 
 /// The state of a target, for programs.
@@ -69,6 +70,10 @@ pub struct Outcome {
     pub downtime: Option<Duration>,
     /// Named parts of the pause, in their order.
     pub downtime_parts: Vec<(&'static str, Duration)>,
+    /// What that was expected to be when the rounds ended.
+    pub expected_downtime: Option<Duration>,
+    /// What it would cost, where that was only asked about.
+    pub forecast: Option<Forecast>,
     /// The whole operation.
     pub total: Option<Duration>,
     /// Rounds over dirty pages, the one inside the pause last.
@@ -109,6 +114,8 @@ impl Outcome {
             exit_condition: None,
             downtime: None,
             downtime_parts: Vec::new(),
+            expected_downtime: None,
+            forecast: None,
             total: None,
             rounds: Vec::new(),
             bytes: None,

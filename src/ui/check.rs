@@ -3,11 +3,12 @@
 use super::json::{self, Object};
 use super::style::{Style, clean, paint};
 use super::units::{bytes, count};
-use super::{Settings, Stream, failure, result_with, table};
+use super::{Settings, Stream, failure, report, result_with, table};
 use crate::failure::FailureKind;
 use crate::kernel::{Answer, Need};
-use crate::ops::check::peers::PeerReport;
+use crate::ops::check::peers::{PeerReport, There};
 use crate::ops::check::{ProbeLine, Report, TargetReport};
+use crate::ops::words::Target;
 
 /// Shows the report; returns the exit code.
 pub fn report(report: &Report, settings: &Settings) -> u8 {
@@ -70,7 +71,16 @@ fn peer(peer: &PeerReport) -> Object {
         .known("kernel", text(&peer.host.kernel))
         .known("machine", text(&peer.host.arch))
         .known("memory_available_bytes", Some(peer.host.memory_available_bytes).filter(|n| *n > 0))
+        .list("targets", peer.targets.iter().map(there).collect())
         .list("blockers", peer.all_blockers().map(json::blocker).collect())
+}
+
+fn there((target, there): &(Target, There)) -> Object {
+    let object = Object::default().with("target", target.to_string()).with("blockers", there.blockers.len() as u64);
+    match &there.forecast {
+        Some(forecast) => object.object("forecast", json::forecast(forecast)),
+        None => object,
+    }
 }
 
 fn answer(answer: &Answer) -> &'static str {
@@ -141,6 +151,8 @@ fn peer_text(peer: &PeerReport, coloured: bool) -> String {
         (true, false) => {
             let names: Vec<_> = peer.targets.iter().map(|(target, _)| target.to_string()).collect();
             text += &format!("could go there: {}\n", names.join(", "));
+            let known = peer.targets.iter().filter_map(|(target, there)| Some((target, there.forecast.as_ref()?)));
+            known.for_each(|(target, cost)| text += &format!("  {target}: {}\n", report::forecast(cost)));
         }
     }
     text

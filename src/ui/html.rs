@@ -99,15 +99,16 @@ impl Record {
     fn rounds(&self) -> String {
         let mut rows = String::new();
         for (_, event) in &self.events {
-            if let Event::Round { number, pages, bytes: sent, took, dirty_bytes_per_s } = event {
+            if let Event::Round { number, pages, bytes: sent, took, dirty_bytes_per_s, expected_pause } = event {
                 let rate = (*sent as f64 / took.as_secs_f64().max(1e-9)) as u64;
                 let _ = writeln!(
                     rows,
-                    "<tr><td>{number}</td><td>{pages}</td><td>{}</td><td>{}</td><td>{}/s</td><td>{}/s</td></tr>",
+                    "<tr><td>{number}</td><td>{pages}</td><td>{}</td><td>{}</td><td>{}/s</td><td>{}/s</td><td>{}</td></tr>",
                     bytes(*sent),
                     time(*took),
                     bytes(rate),
-                    bytes(*dirty_bytes_per_s)
+                    bytes(*dirty_bytes_per_s),
+                    expected_pause.map(time).unwrap_or_default()
                 );
             }
         }
@@ -115,7 +116,7 @@ impl Record {
             return String::new();
         }
         format!(
-            "<h2>Rounds</h2>\n<table><tr><th>round</th><th>pages</th><th>sent</th><th>time</th><th>rate</th><th>written meanwhile</th></tr>\n{rows}</table>\n"
+            "<h2>Rounds</h2>\n<table><tr><th>round</th><th>pages</th><th>sent</th><th>time</th><th>rate</th><th>written meanwhile</th><th>pause expected</th></tr>\n{rows}</table>\n"
         )
     }
 
@@ -181,10 +182,12 @@ fn budget(outcome: &Outcome) -> String {
         );
     }
     let sum = parts.iter().map(|(_, took)| *took).sum();
+    let expected = outcome.expected_downtime.map(|expected| format!("<p>expected: {}</p>\n", time(expected)));
     format!(
-        "<h2>Downtime budget</h2>\n<table>{rows}<tr><th>pause</th><th>{}</th><th>parts: {}</th></tr></table>\n",
+        "<h2>Downtime budget</h2>\n<table>{rows}<tr><th>pause</th><th>{}</th><th>parts: {}</th></tr></table>\n{}",
         time(downtime),
-        time(sum)
+        time(sum),
+        expected.unwrap_or_default()
     )
 }
 
@@ -253,7 +256,7 @@ mod tests {
     fn record() -> Record {
         let ms = Duration::from_millis;
         let mut record = Record::default();
-        let round = Event::Round { number: 1, pages: 256, bytes: 1 << 20, took: ms(10), dirty_bytes_per_s: 4096 };
+        let round = Event::Round { number: 1, pages: 256, bytes: 1 << 20, took: ms(10), dirty_bytes_per_s: 4096, expected_pause: Some(ms(7)) };
         record.note(ms(12), &round);
         record.note(ms(20), &Event::Frozen);
         record.note(ms(26), &Event::Switched { downtime: ms(6) });

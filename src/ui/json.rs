@@ -8,6 +8,7 @@ use crate::failure::{Failure, TargetState};
 use crate::memory::lazy::Waits;
 use crate::memory::lazy::stalls::class_limit;
 use crate::migration::points::taking::Cost;
+use crate::migration::switchover::forecast::Forecast;
 use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Outcome, Round, State, Where};
 use crate::ops::words::SessionId;
@@ -167,6 +168,14 @@ fn stall(waits: &Waits) -> Object {
         .list("classes", counts.map(class).collect())
 }
 
+/// What a move would cost.
+pub fn forecast(forecast: &Forecast) -> Object {
+    Object::default()
+        .with("bytes", forecast.bytes)
+        .with("total_us", us(forecast.total))
+        .known("downtime_us", forecast.downtime.map(us))
+}
+
 /// States of a target that came back while it lacked memory.
 fn points(cost: &Cost) -> Object {
     Object::default()
@@ -198,7 +207,11 @@ pub fn outcome(outcome: &Outcome) -> Object {
         .known("pid", outcome.pid)
         .known("mode", outcome.mode)
         .known("exit_condition", outcome.exit_condition)
-        .known("downtime_us", outcome.downtime.map(us));
+        .known("downtime_us", outcome.downtime.map(us))
+        .known("expected_downtime_us", outcome.expected_downtime.map(us));
+    if let Some(forecast) = &outcome.forecast {
+        fields = fields.object("forecast", self::forecast(forecast));
+    }
     if !outcome.downtime_parts.is_empty() {
         fields = fields.object("downtime_parts", parts);
     }

@@ -21,6 +21,7 @@ pub struct Display {
     last_line: Instant,
     phase: &'static str,
     round: u32,
+    expected_pause: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +43,12 @@ impl Display {
             Progress::Auto => Kind::Plain,
         };
         let now = Instant::now();
-        Self { kind, begun: now, bar: None, last_line: now, phase: "", round: 0 }
+        Self { kind, begun: now, bar: None, last_line: now, phase: "", round: 0, expected_pause: None }
     }
 
-    /// A round has ended; what follows belongs to the next one.
-    pub fn round(&mut self, number: u32) {
-        self.round = number;
+    /// A round has ended; what follows belongs to the next one. The pause would be so long now.
+    pub fn round(&mut self, number: u32, expected_pause: Option<Duration>) {
+        (self.round, self.expected_pause) = (number, expected_pause);
     }
 
     /// Bytes done of bytes in all (0 = unknown).
@@ -88,7 +89,8 @@ impl Display {
             0 => String::new(),
             round => format!(", after round {round}"),
         };
-        format!("{phase}: {}{share}, {}{round}\n", bytes(done), time(self.begun.elapsed()))
+        let pause = self.expected_pause.map_or_else(String::new, |pause| format!(", a pause of {}", time(pause)));
+        format!("{phase}: {}{share}, {}{round}{pause}\n", bytes(done), time(self.begun.elapsed()))
     }
 
     fn bar(&mut self, phase: &'static str, done: u64, total: u64) {
@@ -105,7 +107,10 @@ impl Display {
         }
         bar.set_message(match self.round {
             0 => phase.to_owned(),
-            round => format!("{phase}, round {}", round + 1),
+            round => {
+                let pause = self.expected_pause.map_or_else(String::new, |pause| format!(", pause {}", time(pause)));
+                format!("{phase}, round {}{pause}", round + 1)
+            }
         });
         bar.set_position(done);
     }
@@ -135,8 +140,11 @@ mod tests {
     fn a_plain_line_says_how_much() {
         let mut display = Display::new(&Settings { progress: Progress::Plain, ..Settings::default() });
         assert!(display.line("memory", 1 << 20, 4 << 20).starts_with("memory: 1.00 MiB of 4.00 MiB (25 %), "));
-        display.round(2);
+        display.round(2, None);
         let line = display.line("memory", 5, 0);
         assert!(line.starts_with("memory: 5 B, ") && line.ends_with(", after round 2\n"), "{line}");
+        display.round(3, Some(Duration::from_millis(7)));
+        let line = display.line("memory", 5, 0);
+        assert!(line.ends_with(", after round 3, a pause of 7.00 ms\n"), "{line}");
     }
 }

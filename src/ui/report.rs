@@ -4,6 +4,7 @@ use super::style::clean;
 use super::units::{bytes, count, time};
 use crate::memory::lazy::Waits;
 use crate::migration::points::taking::Cost;
+use crate::migration::switchover::forecast::Forecast;
 use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Outcome, State, Where};
 use std::time::Duration;
@@ -37,6 +38,12 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     }
     if let Some(downtime) = outcome.downtime {
         row("pause", format!("{}{}", time(downtime), parts(outcome)));
+    }
+    if let Some(expected) = outcome.expected_downtime {
+        row("expected", format!("a pause of {}", time(expected)));
+    }
+    if let Some(forecast) = &outcome.forecast {
+        row("expected", self::forecast(forecast));
     }
     if let Some(total) = outcome.total {
         row("total", format!("{}{}", time(total), rounds(outcome)));
@@ -73,6 +80,15 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         text += &format!("{}\n", clean(note));
     }
     text
+}
+
+/// What a move would cost, in a line.
+pub fn forecast(forecast: &Forecast) -> String {
+    let pause = match forecast.downtime {
+        Some(downtime) => format!("a pause of {}", time(downtime)),
+        None => "and then it would stay, as it writes too much".to_owned(),
+    };
+    format!("about {} in {}, {pause}", bytes(forecast.bytes), time(forecast.total))
 }
 
 /// States of the target that came back while it lacked memory.
@@ -191,6 +207,23 @@ mod tests {
     fn a_dry_run_is_no_dump() {
         let outcome = Outcome::new(SessionId::random(), State::Running, Where::Source);
         assert_eq!(text("dump", Some("7"), &outcome), "nothing is in the way of a dump of 7\n");
+    }
+
+    #[test]
+    fn what_is_expected_is_told() {
+        let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Source);
+        let forecast =
+            Forecast { bytes: 3 << 20, total: Duration::from_secs(2), downtime: Some(Duration::from_millis(7)) };
+        outcome.forecast = Some(forecast);
+        let said = text("move", Some("7"), &outcome);
+        assert!(said.ends_with("\n  expected  about 3.00 MiB in 2.00 s, a pause of 7.00 ms\n"), "{said}");
+        outcome.forecast = Some(Forecast { downtime: None, ..forecast });
+        assert!(text("move", Some("7"), &outcome).contains("it would stay"));
+        let mut moved = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
+        moved.downtime = Some(Duration::from_millis(8));
+        moved.expected_downtime = Some(Duration::from_millis(7));
+        let said = text("move", Some("7"), &moved);
+        assert!(said.ends_with("\n  pause     8.00 ms\n  expected  a pause of 7.00 ms\n"), "{said}");
     }
 
     #[test]

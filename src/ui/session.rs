@@ -138,7 +138,7 @@ impl Events for Session {
                     format!("preflight: {size}, {}", count(blockers.len() as u64, "blocker"))
                 });
             }
-            Event::Round { number, pages, bytes: sent, took, dirty_bytes_per_s } => {
+            Event::Round { number, pages, bytes: sent, took, dirty_bytes_per_s, expected_pause } => {
                 self.emit("round", || {
                     Object::default()
                         .with("number", number)
@@ -146,11 +146,13 @@ impl Events for Session {
                         .with("bytes", sent)
                         .with("took_us", us(took))
                         .with("dirty_bytes_per_s", dirty_bytes_per_s)
+                        .known("expected_downtime_us", expected_pause.map(us))
                 });
-                self.with_display(|display| display.round(number));
+                self.with_display(|display| display.round(number, expected_pause));
                 self.detail(|| {
                     let volume = format!("{}, {} in {}", count(pages, "page"), bytes(sent), time(took));
-                    format!("round {number}: {volume}, {}/s written meanwhile", bytes(dirty_bytes_per_s))
+                    let pause = expected_pause.map_or_else(String::new, |p| format!(", the pause would be {}", time(p)));
+                    format!("round {number}: {volume}, {}/s written meanwhile{pause}", bytes(dirty_bytes_per_s))
                 });
             }
             Event::Progress { phase, done, total } => self.with_display(|display| display.advance(phase, done, total)),

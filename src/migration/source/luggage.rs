@@ -110,6 +110,16 @@ impl Attempt<'_> {
         self.propose();
     }
 
+    /// Bytes of the files that the destination has ordered, as they lie here.
+    pub(super) fn luggage_bytes(&self) -> u64 {
+        let (named, files) = (&self.luggage.named, &self.wishes.files);
+        let trees = named.len() - files.with.len();
+        let (single, whole): (Vec<u32>, Vec<u32>) =
+            self.luggage.order.send.iter().partition(|n| (**n as usize) < trees);
+        let single: u64 = single.iter().filter_map(|n| named.get(*n as usize)).map(|wanted| wanted.file.size).sum();
+        single + if whole.is_empty() { 0 } else { files.with_bytes }
+    }
+
     /// Only what is open travels by itself: of a database that is not all.
     fn propose(&self) {
         let named = &self.luggage.named;

@@ -8,6 +8,7 @@ use crate::migration::pages::Run;
 use crate::migration::postcopy::Later;
 use crate::migration::protocol::{SpaceName, TargetSummary};
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// What the source knows of a target before it moves: read in a short freeze, after which it runs on.
 #[derive(Debug)]
@@ -22,9 +23,14 @@ pub struct Survey {
     pub is_single: bool,
     /// What it has open or mapped.
     pub files: Vec<Wanted>,
+    /// How long it stood still for that.
+    pub look: Duration,
     /// What the destination should mean by the same numbers.
     pub conventions: Conventions,
 }
+
+/// Pages of a sample that lie side by side.
+const PIECE: u64 = 16;
 
 /// Pages to send.
 #[derive(Debug, Default)]
@@ -41,6 +47,24 @@ impl Plan {
     /// Bytes of the pages to be read.
     pub fn bytes(&self) -> u64 {
         self.pages.iter().map(|(_, range)| range.bytes()).sum()
+    }
+
+    /// About so many of its pages, from everywhere; others in the second `turn` (1) than in the first (0).
+    pub(super) fn sample(&self, pages: u64, turn: u64) -> Self {
+        let total: u64 = self.pages.iter().map(|(_, range)| range.pages).sum();
+        let stride = (total / pages.div_ceil(PIECE).max(1)).max(PIECE);
+        let (mut before, mut sample) = (0, Self::default());
+        let mut next = turn * stride / 2;
+        for (space, range) in &self.pages {
+            while next < before + range.pages {
+                let at = next - before;
+                let piece = PageRange::new(range.first + at, PIECE.min(range.pages - at));
+                sample.pages.push((*space, piece));
+                next += stride;
+            }
+            before += range.pages;
+        }
+        sample
     }
 
     /// Whether the model of the survey has all of its spaces.
@@ -76,4 +100,34 @@ pub enum Taken {
     },
     /// Nobody took them.
     GivenBack,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::MmId;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_sample_is_of_the_plan_and_as_large_as_wanted(
+            lens in prop::collection::vec(1u64..3000, 0..40), wanted in 1u64..3000, turn in 0u64..2,
+        ) {
+            let mut first = 0;
+            let pages: Vec<_> = lens.iter().map(|len| {
+                first += len + 1;
+                (Space::Mm(MmId(0)), PageRange::new(first - len, *len))
+            }).collect();
+            let plan = Plan { pages, ..Plan::default() };
+            let sample = plan.sample(wanted, turn);
+            let total: u64 = lens.iter().sum();
+            let taken: u64 = sample.pages.iter().map(|(_, range)| range.pages).sum();
+            prop_assert!(taken <= wanted * 2 + 2 * PIECE && (taken > 0 || total < 2 * PIECE), "{taken} of {total}");
+            let within = |piece: &PageRange| {
+                plan.pages.iter().any(|(_, range)| range.first <= piece.first && piece.end() <= range.end())
+            };
+            prop_assert!(sample.pages.iter().all(|(_, piece)| within(piece)));
+            prop_assert!(sample.pages.windows(2).all(|two| two[0].1.end() <= two[1].1.first));
+        }
+    }
 }

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 /// How a round went.
 pub(super) struct Journey {
     /// Bytes that travelled.
-    wire_bytes: u64,
+    pub wire_bytes: u64,
     pub sent: Sent,
-    took: Duration,
+    pub took: Duration,
 }
 
 impl Journey {
@@ -40,6 +40,7 @@ impl Attempt<'_> {
     /// Rounds while it runs, until the policy says that it is enough.
     pub(super) fn rounds(&mut self, target: &mut dyn Target) -> Result<ExitCondition, MoveError> {
         if self.wishes.stop_and_copy {
+            self.report.expected_downtime = self.expected_pause(0).filter(|_| self.wishes.follows);
             return Ok(ExitCondition::StopAndCopy);
         }
         let mut sent: Option<Journey> = None;
@@ -54,6 +55,7 @@ impl Attempt<'_> {
                     let text = "the target writes as fast as it is sent: what is left follows when it runs";
                     self.events.event(Event::Warning(text.to_owned()));
                     target.put_off();
+                    self.report.expected_downtime = self.expected_pause(0);
                     return Ok(exit);
                 }
                 Decision::Abort(exit) => {
@@ -96,8 +98,9 @@ impl Attempt<'_> {
         let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.room_bytes);
         let dirty_bytes = self.effort.dirty_bytes(residual_bytes);
         let stats = RoundStats { residual_bytes, dirty_bytes, lacking_room_bytes, ..last.stats() };
-        self.note_round(last.sent.pages, &stats);
         self.rounds.push(stats);
+        self.report.expected_downtime = self.expected_pause(if self.wishes.follows { 0 } else { residual_bytes });
+        self.note_round(last.sent.pages, &stats, self.report.expected_downtime);
         switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
     }
 
@@ -119,7 +122,7 @@ impl Attempt<'_> {
         self.effort.tried.push((self.rounds.len(), step));
     }
 
-    pub(super) fn note_round(&mut self, pages: u64, stats: &RoundStats) {
+    pub(super) fn note_round(&mut self, pages: u64, stats: &RoundStats, expected_pause: Option<Duration>) {
         let number = self.number - 1;
         self.report.rounds.push(Round { number, pages, bytes: stats.sent_bytes, took: stats.took });
         self.events.event(Event::Round {
@@ -128,6 +131,7 @@ impl Attempt<'_> {
             bytes: stats.sent_bytes,
             took: stats.took,
             dirty_bytes_per_s: stats.dirty_rate(),
+            expected_pause,
         });
     }
 
@@ -161,9 +165,12 @@ impl Attempt<'_> {
         }
         protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
         if !in_pause {
+            let asked = Instant::now();
             match self.receive()? {
                 FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => {
-                    self.room_bytes = room_bytes
+                    self.room_bytes = room_bytes;
+                    let answer = asked.elapsed();
+                    self.round_trip = Some(self.round_trip.map_or(answer, |least| least.min(answer)));
                 }
                 other => return Err(self.unexpected(&other, "the end of the round")),
             }

@@ -7,6 +7,7 @@
 //! in their order, each given a few rounds. A limit (rounds, time, bytes) that is reached before the promise can be kept
 //! leaves the last word to the end of that list: pause anyway, or leave the target where it is.
 
+pub mod forecast;
 pub mod history;
 
 #[cfg(test)]
@@ -269,7 +270,7 @@ impl RoundStats {
 }
 
 /// How long so many bytes take; `None` where nothing is known of the rate.
-fn pause_of(bytes: u64, rate: u64) -> Option<Duration> {
+pub fn pause_of(bytes: u64, rate: u64) -> Option<Duration> {
     if bytes == 0 {
         return Some(Duration::ZERO);
     }

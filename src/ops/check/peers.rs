@@ -3,12 +3,22 @@
 
 use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, FailureKind, Result};
+use crate::migration::switchover::forecast::Forecast;
 use crate::ops::options::{CheckOptions, MoveOptions};
 use crate::ops::words::{Dest, Target};
 use crate::ops::{Quiet, move_};
 use crate::transport::hello::{HostFacts, Purpose};
 use crate::transport::link::Link;
 use crate::transport::{Abort, TransportError};
+
+/// What was found of one target there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct There {
+    /// What is in its way.
+    pub blockers: Vec<Blocker>,
+    /// What its move would cost, if nothing is.
+    pub forecast: Option<Forecast>,
+}
 
 /// What was found of one destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,14 +31,14 @@ pub struct PeerReport {
     pub host: HostFacts,
     /// What keeps every target of this host from going there.
     pub blockers: Vec<Blocker>,
-    /// What keeps each of the targets from going there.
-    pub targets: Vec<(Target, Vec<Blocker>)>,
+    /// What keeps each of the targets from going there, or what it would cost.
+    pub targets: Vec<(Target, There)>,
 }
 
 impl PeerReport {
     /// Everything in the way there.
     pub fn all_blockers(&self) -> impl Iterator<Item = &Blocker> {
-        self.blockers.iter().chain(self.targets.iter().flat_map(|(_, blockers)| blockers))
+        self.blockers.iter().chain(self.targets.iter().flat_map(|(_, there)| &there.blockers))
     }
 }
 
@@ -78,12 +88,12 @@ fn unreachable(dest: &Dest, error: &TransportError) -> Blocker {
 }
 
 /// A move that only asks.
-fn there(target: &Target, dest: &Dest, options: &CheckOptions, abort: &Abort) -> Result<Vec<Blocker>> {
+fn there(target: &Target, dest: &Dest, options: &CheckOptions, abort: &Abort) -> Result<There> {
     let ask =
         MoveOptions { peer: options.peer.clone(), dry_run: true, ..MoveOptions::new(target.clone(), dest.clone()) };
     match move_::run(&ask, &Quiet, abort) {
-        Ok(_) => Ok(Vec::new()),
-        Err(Failure { kind: FailureKind::Blocked, blockers, .. }) => Ok(blockers),
+        Ok(outcome) => Ok(There { forecast: outcome.forecast, ..There::default() }),
+        Err(Failure { kind: FailureKind::Blocked, blockers, .. }) => Ok(There { blockers, forecast: None }),
         Err(failure) => Err(failure),
     }
 }
