@@ -28,11 +28,13 @@ mod verify;
 
 use crate::failure::Failure;
 use crate::ops::outside;
+use crate::ops::places::Places;
 use crate::ops::words::{SessionId, Target};
 use crate::ui::{self, Session, Settings};
 use clap::{CommandFactory, FromArgMatches};
 use config::Config;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 /// Checkpoint, restore and live migration of Linux process trees
 #[derive(Debug, clap::Parser)]
@@ -94,6 +96,8 @@ pub struct Context {
     verb: String,
     /// As they were given, without the program's name.
     arguments: Vec<OsString>,
+    /// No file was named for the log.
+    keeps_log: bool,
 }
 
 impl Context {
@@ -112,6 +116,18 @@ impl Context {
         }
     }
 
+    /// Begins the log of a session, unless it goes to a file of its own; where it is, for a person.
+    fn log(&self, session: SessionId, dry_run: bool) -> Option<PathBuf> {
+        let dir = Places::here().state.join("logs");
+        let verbose = self.settings.verbose;
+        let kept = (self.keeps_log && !dry_run).then(|| ui::log::keep(verbose, &dir, session)).flatten();
+        if self.keeps_log && kept.is_none() {
+            // Without a file there is nothing that can fail.
+            let _ = ui::log::begin(verbose, None);
+        }
+        kept
+    }
+
     /// Begins to show a session of this verb. `data` = standard output carries data, so that the result goes to standard error.
     fn session(&self, id: SessionId, target: Option<String>, data: bool) -> Session {
         Session::begin(&self.settings, &self.verb, id, target, data)
@@ -126,11 +142,13 @@ pub fn run(args: Vec<OsString>) -> u8 {
         Err(Refused::Config(failure, settings, verb)) => return ui::failure::show(&failure, &verb, &settings),
     };
     let settings = cli.everywhere.settings();
-    if let Err(failure) = ui::log::begin(settings.verbose, cli.everywhere.log.as_deref()) {
+    // That of a move is kept under the name of its session.
+    let keeps_log = matches!(cli.verb, Verb::Move(_)) && cli.everywhere.log.is_none();
+    if !keeps_log && let Err(failure) = ui::log::begin(settings.verbose, cli.everywhere.log.as_deref()) {
         return ui::failure::show(&failure, &verb, &settings);
     }
     let arguments = args.get(1..).unwrap_or_default().to_vec();
-    let context = Context { settings, config, verb, arguments };
+    let context = Context { settings, config, verb, arguments, keeps_log };
     match cli.verb.run(&context) {
         Ok(code) => code,
         Err(failure) => ui::failure::show(&failure, &context.verb, &context.settings),

@@ -74,11 +74,12 @@ impl Args {
         if !context.is_outside(&self.target)? {
             return Ok(0);
         }
+        let log = context.log(options.session, options.dry_run);
         let watch = Watch::begin()?;
         let abort = Abort::new().map_err(|error| Failure::of("nothing can be interrupted", &error))?;
         watch.abort_with(&abort);
         let session =
-            context.session(options.session, Some(self.target.to_string()), false).with_page(self.report.clone());
+            context.session(options.session, Some(self.target.to_string()), false).with_page(self.report.clone()).with_log(log);
         let result = ops::move_::run(&options, &session, &abort);
         Ok(session.finish(result))
     }

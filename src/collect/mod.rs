@@ -134,6 +134,8 @@ pub struct Cx<'a> {
     pub mapped: mapped::Known,
     /// Mappings with their flags, read before the tree was stopped: used where `maps` still says the same.
     pub known_mappings: HashMap<Pid, mm::Mappings>,
+    /// Descriptors that were seen before the tree was stopped.
+    pub known_descriptors: fd::look::Known,
     /// Mappings with their flags, read from the stopped tree.
     pub stopped_mappings: HashMap<Pid, mm::Mappings>,
     /// Told before the first TCP socket is locked.
@@ -163,14 +165,14 @@ pub struct Collection {
 
 /// Reads a frozen tree. Scratch areas are made in it and stay until it is thawed. `known_mappings` were read a moment before
 /// the tree was stopped: flags of mappings cost a walk of all page tables (20 ms/GiB). Advice that a program gives for a whole
-/// mapping in that moment shows nowhere else and is missed.
+/// mapping in that moment shows nowhere else and is missed. `known_descriptors` as well, of a tree with many.
 ///
 /// # Errors
 /// Something cannot be read. What stands in the way of saving the tree is no error: it is in the collection.
 pub fn collect<'a>(
     frozen: &'a mut Frozen,
     policy: &'a Policy,
-    known_mappings: HashMap<Pid, mm::Mappings>,
+    (known_mappings, known_descriptors): (HashMap<Pid, mm::Mappings>, fd::look::Known),
     surety: &'a mut Surety<'a>,
 ) -> Result<Collection> {
     let model = Model::empty(host::collect(None)?);
@@ -189,6 +191,7 @@ pub fn collect<'a>(
         ghost_by_inode: HashMap::new(),
         mapped: mapped::Known::default(),
         known_mappings,
+        known_descriptors,
         stopped_mappings: HashMap::new(),
         surety,
         locks: Vec::new(),

@@ -32,7 +32,7 @@ fn target() -> Target {
 fn collected(pid: Pid) -> Collection {
     let policy = Policy { allow_external_stdio: true, ..Policy::default() };
     let mut frozen = Frozen::tree(pid).unwrap();
-    let collection = collect(&mut frozen, &policy, HashMap::new(), &mut |_, _| {}).unwrap();
+    let collection = collect(&mut frozen, &policy, Default::default(), &mut |_, _| {}).unwrap();
     frozen.thaw().unwrap();
     collection
 }

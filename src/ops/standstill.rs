@@ -5,6 +5,7 @@
 
 use super::interrupt;
 use crate::blocker::{Blocker, Code, codes};
+use crate::collect::fd::look::ahead;
 use crate::collect::{self, Collection, Policy, mm::Mappings};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::{Model, Pid};
@@ -49,7 +50,8 @@ pub fn reach(
     let mut pause = FIRST_RUN;
     for attempt in 1.. {
         // Copied while the target runs.
-        let known = known.clone();
+        let pids = if processes.is_empty() { known.keys().copied().collect() } else { processes.to_vec() };
+        let known = (known.clone(), ahead(pids.into_iter()));
         let mut frozen = Frozen::tree_of(root, processes).map_err(|e| running(not_stopped(root, &e)))?;
         stopped(&frozen)?;
         let mut surety = |frozen: &mut Frozen, sockets: &[(BorrowedFd<'_>, Terms)]| connections.locks(frozen, sockets);

@@ -6,6 +6,7 @@ use super::{Settings, Stream, put, table};
 use crate::blocker::Blocker;
 use crate::failure::{Failure, FailureKind, TargetState};
 use crate::ops::words::SessionId;
+use std::path::Path;
 
 /// Shows the failure of a verb that has no session (`explain`, a wrong configuration) and returns the exit code.
 pub fn show(failure: &Failure, verb: &str, settings: &Settings) -> u8 {
@@ -14,7 +15,7 @@ pub fn show(failure: &Failure, verb: &str, settings: &Settings) -> u8 {
         put(Stream::Out, &stamp.line("result", result(failure, verb)));
     } else {
         // There is no target whose state could be told.
-        put(Stream::Err, &text(failure, failure.target != TargetState::Untouched, settings));
+        put(Stream::Err, &text(failure, failure.target != TargetState::Untouched, None, settings));
     }
     failure.exit_code()
 }
@@ -24,8 +25,8 @@ pub(super) fn result(failure: &Failure, verb: &str) -> Object {
     Object::default().with("ok", false).with("exit", failure.exit_code()).with("verb", verb).and(json::failure(failure))
 }
 
-/// The failure for a person: what, causes, blockers, hint, and last the state of the target.
-pub(super) fn text(failure: &Failure, with_target: bool, settings: &Settings) -> String {
+/// The failure for a person: what, causes, blockers, hint, where the log is, and last the state of the target.
+pub(super) fn text(failure: &Failure, with_target: bool, log: Option<&Path>, settings: &Settings) -> String {
     let coloured = settings.coloured(Stream::Err);
     let mut text = format!("{} {}\n", paint("error:", Style::Error, coloured), clean(&failure.what));
     for cause in &failure.causes {
@@ -40,6 +41,9 @@ pub(super) fn text(failure: &Failure, with_target: bool, settings: &Settings) ->
     let hint = failure.hint.clone().or_else(|| default_hint(failure));
     if let Some(hint) = hint {
         text += &format!("{} {}\n", paint("hint:", Style::Hint, coloured), clean(&hint));
+    }
+    if let Some(log) = log {
+        text += &format!("{} {}\n", paint("log:", Style::Hint, coloured), clean(&log.display().to_string()));
     }
     if with_target {
         let target = failure.target.to_string();
@@ -75,14 +79,15 @@ mod tests {
         )
         .target(TargetState::Running);
         assert_eq!(
-            text(&blocked, true, &settings),
+            text(&blocked, true, Some(Path::new("/x/y.log")), &settings),
             "error: cannot dump 4242 (postgres): 1 thing stands in the way\n\
              CODE   OBJECT          REASON             REMEDY\n\
              M0301  pid 4242 fd 19  io_uring instance  none\n\
              hint: migrate explain M0301 says more\n\
+             log: /x/y.log\n\
              target: still running, unchanged\n"
         );
         let failure = Failure { causes: vec!["a\x1b[2J".into(), "b".into()], ..Failure::new("x").hint("y") };
-        assert_eq!(text(&failure, false, &settings), "error: x\n  a\u{fffd}[2J\n  b\nhint: y\n");
+        assert_eq!(text(&failure, false, None, &settings), "error: x\n  a\u{fffd}[2J\n  b\nhint: y\n");
     }
 }

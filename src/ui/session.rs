@@ -10,7 +10,7 @@ use crate::failure::{Failure, TargetState};
 use crate::ops::outcome::Outcome;
 use crate::ops::words::SessionId;
 use crate::ops::{Event, Events};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// A session of a verb. It takes the events of the operation and shows them as the person or program has asked for.
@@ -24,6 +24,8 @@ pub struct Session {
     display: Mutex<Display>,
     /// Where the page at the end goes, and what it will show.
     page: Option<(PathBuf, Mutex<Record>)>,
+    /// Where its log is kept.
+    log: Option<PathBuf>,
 }
 
 impl Session {
@@ -37,6 +39,7 @@ impl Session {
             results: if data { Stream::Err } else { Stream::Out },
             display: Mutex::new(Display::new(settings)),
             page: None,
+            log: None,
         };
         session.emit("session", || {
             Object::default().with("verb", session.verb.as_str()).known("asked_for", session.target.as_deref())
@@ -47,6 +50,12 @@ impl Session {
     /// The end of this session is also written as a page (`--report`).
     pub fn with_page(mut self, path: Option<PathBuf>) -> Self {
         self.page = path.map(|path| (path, Mutex::default()));
+        self
+    }
+
+    /// A failure says that this session has a log here.
+    pub fn with_log(mut self, path: Option<PathBuf>) -> Self {
+        self.log = path;
         self
     }
 
@@ -84,10 +93,11 @@ impl Session {
                 0
             }
             Err(failure) => {
-                self.emit("result", || failure::result(&failure, &self.verb));
+                let log = self.log.as_deref();
+                self.emit("result", || failure::result(&failure, &self.verb).known("log", log.and_then(Path::to_str)));
                 if !self.settings.json {
                     let told = self.target.is_some() || failure.target != TargetState::Untouched;
-                    put(Stream::Err, &failure::text(&failure, told, &self.settings));
+                    put(Stream::Err, &failure::text(&failure, told, log, &self.settings));
                 }
                 failure.exit_code()
             }

@@ -242,6 +242,7 @@ fn over_a_unix_socket_and_the_agent_may_go() {
     let result = moves(on_host(&a), &counter, &agent.address, &["--mode", "pre-copy"]);
     assert_eq!((result["mode"].as_str(), result["where"].as_str()), (Some("pre-copy"), Some(listen.as_str())));
     assert!(result["rounds"].as_array().unwrap().len() >= 2);
+    assert!(result["expected_downtime_us"].as_u64().unwrap() > 0, "{result}");
     // Killed, not stopped: nothing of the target depends on it.
     drop(agent);
     counter.check_runs();
@@ -316,7 +317,12 @@ fn a_dry_run_and_a_blocked_target_are_left_alone() {
     let pid = counter.pid();
     let output = run(on_host(&host), &["move", &pid, "local", "--dry-run", "--json"]);
     assert!(output.status.success(), "{}", text(&output));
-    assert_eq!(result(&output)["where"].as_str(), Some("source"));
+    let asked = result(&output);
+    assert_eq!(asked["where"].as_str(), Some("source"));
+    let forecast = &asked["forecast"];
+    assert!(forecast["bytes"].as_u64().unwrap() > 1 << 20, "it has more than 1 MiB: {asked}");
+    assert!((100..1_000_000).contains(&forecast["downtime_us"].as_u64().unwrap()), "{asked}");
+    assert!(forecast["total_us"].as_u64() >= forecast["downtime_us"].as_u64(), "{asked}");
     // The id is taken here, by the original itself.
     let output = run(on_host(&host), &["move", &pid, "local", "--pids", "same", "--json"]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
@@ -355,21 +361,28 @@ fn an_interrupt_rolls_back() {
     let dir = tempfile::tempdir().unwrap();
     let counter = Counter::start(64);
     let host = dir.path().join("a");
-    // So slow that the first round takes far longer than the test.
-    let child = on_host(&host)
-        .args(["move", &counter.pid(), "local", "--bandwidth", "100kB/s", "--mode", "pre-copy", "--json"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(700));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(143), "{}", text(&output));
-    assert_eq!(result(&output)["state"].as_str(), Some("running"));
-    counter.check_runs();
-    assert_eq!(counter.processes().len(), 1);
+    use nix::sys::signal::Signal;
+    for (signal, exit) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129)] {
+        // So slow that the first round takes far longer than the test.
+        let child = on_host(&host)
+            .args(["move", &counter.pid(), "local", "--bandwidth", "100kB/s", "--mode", "pre-copy", "--json"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{}", text(&output));
+        let result = result(&output);
+        assert_eq!(result["state"].as_str(), Some("running"));
+        // Nobody has asked for the log; it is there, for its owner alone.
+        let log = std::fs::metadata(result["log"].as_str().unwrap()).unwrap();
+        assert!(log.len() > 0 && log.permissions().mode() & 0o077 == 0, "{log:?}");
+        counter.check_runs();
+        assert_eq!(counter.processes().len(), 1);
+    }
 }
 
 /// Answers each line with its number and itself, each connection in a thread.

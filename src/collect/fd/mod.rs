@@ -11,6 +11,7 @@ pub mod eventfd;
 pub mod ghost;
 pub mod inotify;
 pub mod lock;
+pub mod look;
 pub mod netlink;
 pub mod nsfd;
 pub mod outside;
@@ -49,7 +50,6 @@ use crate::image::{FileId, GhostId};
 use classify::Class;
 use set::Descriptions;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 
 /// What the collection of descriptors knows besides the model.
 #[derive(Debug, Default)]
@@ -77,11 +77,8 @@ pub type Ghosts = HashMap<(u64, u64), GhostId>;
 /// What could not be read at all. What cannot be saved is noted as a blocker, and a stand-in takes its place in the model.
 pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
     let mut state = State::default();
-    let tables: Vec<_> = cx.tables().collect();
-    for (table, (at, thread)) in tables {
-        let read = state.set.scan(cx, table, at, thread)?;
-        cx.model.fd_tables.push(read);
-    }
+    let known = std::mem::take(&mut cx.known_descriptors);
+    cx.model.fd_tables = state.set.scan(cx, &known)?;
     // Queues of UNIX sockets may hold descriptors of descriptions not met so far: the set grows while it is worked through.
     while cx.model.files.len() < state.set.len() {
         let id = FileId::from(cx.model.files.len());
@@ -99,10 +96,9 @@ pub fn collect(cx: &mut Cx<'_>) -> Result<()> {
 }
 
 fn file(cx: &mut Cx<'_>, state: &mut State, id: FileId) -> Result<File> {
-    let fd = state.set.duplicate(id)?;
-    let kind = kind(cx, state, id, &fd)?;
+    let kind = kind(cx, state, id)?;
+    let owner = owner::collect(cx, &mut state.set, id)?;
     let d = &state.set[id];
-    let owner = owner::collect(cx, d, &fd)?;
     Ok(File {
         flags: d.flags(),
         offset: d.info.pos as u64,
@@ -112,23 +108,38 @@ fn file(cx: &mut Cx<'_>, state: &mut State, id: FileId) -> Result<File> {
     })
 }
 
-/// One row for each kind. `None`: a blocker was noted.
-fn kind(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<Option<FileKind>> {
+/// One row for each kind. `None`: a blocker was noted. A duplicate is made for those of which not all was seen.
+fn kind(cx: &mut Cx<'_>, state: &mut State, id: FileId) -> Result<Option<FileKind>> {
     match state.set[id].class {
-        Class::Path => regular::collect(cx, state, id, fd),
+        Class::Path => regular::collect(cx, state, id),
         Class::Proc => procfile::collect(cx, state, id),
-        Class::Pipe => pipe::collect(cx, state, id, fd),
+        Class::Pipe => {
+            let fd = state.set.duplicate(id)?;
+            pipe::collect(cx, state, id, &fd)
+        }
         Class::EventFd => Ok(eventfd::collect(&state.set[id])),
         Class::Epoll => Ok(Some(epoll::collect())),
         Class::SignalFd => Ok(signalfd::collect(&state.set[id])),
-        Class::TimerFd => timerfd::collect(cx, &state.set[id], fd),
-        Class::Inotify => inotify::collect(cx, state, id, fd),
+        Class::TimerFd => {
+            let fd = state.set.duplicate(id)?;
+            timerfd::collect(cx, &state.set[id], &fd)
+        }
+        Class::Inotify => {
+            let fd = state.set.duplicate(id)?;
+            inotify::collect(cx, state, id, &fd)
+        }
         Class::PidFd => Ok(pidfd::collect(cx, &state.set[id], &mut state.gone)),
         Class::Namespace => Ok(nsfd::collect(cx, &state.set[id])),
-        Class::Shmem => shmem::collect(cx, state, id, fd),
+        Class::Shmem => {
+            let fd = state.set.duplicate(id)?;
+            shmem::collect(cx, state, id, &fd)
+        }
         Class::Device => device::collect(cx, state, id),
         Class::Tty => Ok(tty::collect(state, id)),
-        Class::Socket => sockets::collect(cx, state, id, fd),
+        Class::Socket => {
+            let fd = state.set.duplicate(id)?;
+            sockets::collect(cx, state, id, &fd)
+        }
         Class::Unsupported(code) => {
             cx.blockers.push(Blocker::new(code, state.set[id].object()));
             Ok(None)

@@ -1,33 +1,34 @@
-//! Read by the engine on a duplicate: who gets the signals of a description (`F_SETOWN`, `F_SETSIG`).
+//! Seen with the descriptor: who gets the signals of a description (`F_SETOWN`, `F_SETSIG`).
 
-use super::set::Description;
+use super::set::Descriptions;
 use crate::blocker::{Blocker, codes};
 use crate::collect::{Cx, Result};
 use crate::image::fd::FileOwner;
-use crate::image::{NsPid, Pid};
+use crate::image::{FileId, NsPid, Pid};
 use crate::sys::{Errno, fcntl};
-use std::os::fd::OwnedFd;
 
 const F_OWNER_PGRP: i32 = 2;
 
 /// The owner, if one was set and still exists.
-pub fn collect(cx: &mut Cx<'_>, d: &Description, fd: &OwnedFd) -> Result<Option<FileOwner>> {
+pub fn collect(cx: &mut Cx<'_>, set: &mut Descriptions, id: FileId) -> Result<Option<FileOwner>> {
+    let d = &set[id];
     if d.info.flags & libc::O_PATH as u32 != 0 {
         return Ok(None);
     }
-    let owner = fcntl::owner(fd).map_err(d.failed("fcntl F_GETOWN_EX"))?;
-    let signal = fcntl::signal(fd).map_err(d.failed("fcntl F_GETSIG"))?;
+    let (owner, signal) = d.owner;
     if owner.id == 0 {
         let nobody = FileOwner { kind: owner.kind, id: NsPid(0), signal, uids: [0, 0] };
         return Ok((signal != 0).then_some(nobody));
     }
-    let Some(id) = id_of(cx, owner) else {
+    let Some(theirs) = id_of(cx, owner) else {
         let reason =
             format!("they go to {} {}", if owner.kind == F_OWNER_PGRP { "process group" } else { "process" }, owner.id);
         cx.blockers.push(Blocker::new(codes::OWNER_OUTSIDE, d.object()).because(reason));
         return Ok(None);
     };
-    let uids = match fcntl::owner_uids(fd) {
+    let fd = set.duplicate(id)?;
+    let d = &set[id];
+    let uids = match fcntl::owner_uids(&fd) {
         Ok(uids) => uids,
         // Without CONFIG_CHECKPOINT_RESTORE nobody can tell: the users of the task that has the descriptor are likely.
         Err(Errno::EINVAL) => {
@@ -36,7 +37,7 @@ pub fn collect(cx: &mut Cx<'_>, d: &Description, fd: &OwnedFd) -> Result<Option<
         }
         Err(errno) => return Err(d.failed("fcntl F_GETOWNER_UIDS")(errno)),
     };
-    Ok(Some(FileOwner { kind: owner.kind, id, signal, uids }))
+    Ok(Some(FileOwner { kind: owner.kind, id: theirs, signal, uids }))
 }
 
 /// How the target calls the owner, if it is in the tree.

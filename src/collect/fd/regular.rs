@@ -8,10 +8,9 @@ use crate::collect::{Cx, Result};
 use crate::image::FileId;
 use crate::image::fd::FileKind;
 use crate::image::fd::regular::{GhostFile, Regular};
-use std::os::fd::OwnedFd;
 
 /// A file by its path, or a deleted one with its content.
-pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> Result<Option<FileKind>> {
+pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId) -> Result<Option<FileKind>> {
     let State { set, views, .. } = state;
     let d = &set[id];
     let comparable = !magic::PSEUDO.contains(&set.magic_of(d.stat.st_dev));
@@ -21,7 +20,8 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
             Ok(Some(FileKind::Regular(Regular { path })))
         }
         Place::Deleted(path, mnt) => {
-            let found = ghost::Found { stat: &d.stat, path, mnt, file: fd, object: &d.object() };
+            let (stat, object, file) = (d.stat, d.object(), set.duplicate(id)?);
+            let found = ghost::Found { stat: &stat, path, mnt, file: &file, object: &object };
             let ghost = ghost::collect(cx, views, found)?;
             Ok(ghost.map(|ghost| FileKind::Ghost(GhostFile { ghost })))
         }

@@ -4,13 +4,14 @@
 //! all that `/proc` shows, and its order makes each such group a sorted list: n descriptors cost n log n comparisons.
 
 use super::classify::{Class, Look, classify};
+use super::look::{self, Holder, Known, Seen};
 use crate::collect::{Cx, Error, Result};
 use crate::image::fd::{FdEntry, FdTable};
 use crate::image::{Bytes, FdTableId, FileId, Pid};
 use crate::proc::ProcDir;
 use crate::proc::fdinfo::FdInfo;
 use crate::sys::fd::{Kcmp, kcmp, pidfd_getfd, pidfd_open};
-use crate::sys::{Errno, pidfd};
+use crate::sys::{Errno, fcntl, pidfd};
 use nix::sys::stat::FileStat;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -39,7 +40,11 @@ pub struct Description {
     pub info: FdInfo,
     /// What it is.
     pub class: Class,
-    /// [`eventfd_id`].
+    /// The link as a path leads to it, seen from this program.
+    pub named: bool,
+    /// Who gets its signals, and which one.
+    pub owner: (fcntl::Owner, i32),
+    /// See [`Seen::eventfd_id`].
     eventfd_id: u64,
     /// Our own duplicate of one in flight.
     kept: Option<OwnedFd>,
@@ -85,13 +90,6 @@ impl Description {
 /// What descriptors of one description agree in, whatever a process outside does with it meanwhile: device, inode, and
 /// the number of an eventfd.
 type Key = (u64, u64, u64);
-
-/// The number that tells eventfds apart (Linux 5.2); 0 for everything else.
-fn eventfd_id(fdinfo: &[u8]) -> u64 {
-    let line = fdinfo.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"eventfd-id:"));
-    let number = line.and_then(|text| std::str::from_utf8(text).ok()).and_then(|text| text.trim().parse().ok());
-    number.unwrap_or(0)
-}
 
 /// A POSIX, flock or OFD lock as shown for a descriptor of a table.
 #[derive(Debug, Clone, Copy)]
@@ -140,23 +138,34 @@ impl Descriptions {
         self.list.iter().enumerate().map(|(n, d)| (FileId::from(n), d))
     }
 
-    /// Reads a descriptor table.
-    pub fn scan(&mut self, cx: &mut Cx<'_>, table: FdTableId, at: usize, thread: usize) -> Result<FdTable> {
-        let process = &cx.frozen.processes[at];
-        let (pid, holder) = (process.pid, process.threads[thread].pid());
-        let thread_dir = if holder == pid { None } else { Some(process.dir.thread(holder)?) };
-        let dir = thread_dir.as_ref().unwrap_or(&process.dir);
-        let mut entries = Vec::new();
-        for fd in dir.fds()? {
-            let seen = self.look(dir, fd, &mut cx.buf)?;
-            let cloexec = seen.info.flags & CLOEXEC != 0;
-            let locks = seen.info.locks.clone();
-            let description = Description { holder, pid, at, fd, table: Some(table), ..seen };
-            let file = self.identify(description)?;
-            self.locks.extend(locks.into_iter().map(|lock| SeenLock { at, file, lock }));
-            entries.push(FdEntry { fd, file, cloexec });
+    /// Reads all descriptor tables.
+    pub fn scan(&mut self, cx: &mut Cx<'_>, known: &Known) -> Result<Vec<FdTable>> {
+        let owners: Vec<(FdTableId, (usize, usize))> = cx.tables().collect();
+        let processes = &cx.frozen.processes;
+        let thread_dir = |&(_, (at, thread)): &(FdTableId, (usize, usize))| {
+            let (process, tid) = (&processes[at], processes[at].threads[thread].pid());
+            if tid == process.pid { Ok(None) } else { process.dir.thread(tid).map(Some) }
+        };
+        let dirs = owners.iter().map(thread_dir).collect::<std::result::Result<Vec<_>, _>>()?;
+        let own_dirs = owners.iter().map(|(_, (at, _))| &processes[*at].dir);
+        let holders = dirs.iter().zip(own_dirs).map(|(thread, own)| Holder::open(thread.as_ref().unwrap_or(own)));
+        let holders = holders.collect::<Result<Vec<_>>>()?;
+        let mut seen = look::all(&holders, known)?.into_iter();
+        let mut tables = Vec::with_capacity(owners.len());
+        for ((table, (at, _)), holder) in owners.into_iter().zip(holders) {
+            let mut entries = Vec::with_capacity(holder.fds.len());
+            for (fd, seen) in holder.fds.iter().zip(&mut seen) {
+                let cloexec = seen.info.flags & CLOEXEC != 0;
+                let locks = seen.info.locks.clone();
+                let known = self.describe(holder.dir, *fd, seen);
+                let file = self.identify(Description { pid: processes[at].pid, at, table: Some(table), ..known })?;
+                self.locks.extend(locks.into_iter().map(|lock| SeenLock { at, file, lock }));
+                entries.push(FdEntry { fd: *fd, file, cloexec });
+            }
+            self.pidfds.insert(holder.dir.pid(), holder.into_pidfd());
+            tables.push(FdTable { entries });
         }
-        Ok(FdTable { entries })
+        Ok(tables)
     }
 
     /// The description behind a descriptor of ours that was received from a queue of the target (descriptors in flight).
@@ -164,33 +173,39 @@ impl Descriptions {
     pub fn file_in_flight(&mut self, cx: &mut Cx<'_>, at: usize, received: OwnedFd) -> Result<FileId> {
         let own = ProcDir::of_self()?;
         let fd = received.as_raw_fd() as u32;
-        let seen = self.look(&own, fd, &mut cx.buf)?;
-        let holder = own.pid();
+        let seen = look::in_flight(&own, received.as_fd(), fd, &mut cx.buf)?;
         let pid = cx.frozen.processes[at].pid;
         let locks = seen.info.locks.clone();
         let before = self.list.len();
-        let file = self.identify(Description { holder, pid, at, fd, table: None, kept: Some(received), ..seen })?;
+        let known = self.describe(&own, fd, seen);
+        let file = self.identify(Description { pid, at, kept: Some(received), ..known })?;
         if file.at() == before {
             self.locks.extend(locks.into_iter().map(|lock| SeenLock { at, file, lock }));
         }
         Ok(file)
     }
 
-    fn look(&mut self, dir: &ProcDir, fd: u32, buf: &mut Vec<u8>) -> Result<Description> {
-        let name = format!("fd/{fd}");
-        let link = dir.readlink(&name)?;
-        let stat = dir.stat_of(&name)?;
-        let info = dir.fdinfo(fd, buf)?;
-        let eventfd_id = eventfd_id(buf);
-        let fs_magic = self.magic(dir, &name, stat.st_dev);
+    fn describe(&mut self, dir: &ProcDir, fd: u32, seen: Seen) -> Description {
+        let Seen { link, stat, info, eventfd_id, named, owner } = seen;
+        let fs_magic = *self.magics.entry(stat.st_dev).or_insert_with(|| fs_magic(dir, &format!("fd/{fd}")));
         let o_path = info.flags & libc::O_PATH as u32 != 0;
         let class = classify(Look { link: &link.0, mode: stat.st_mode, rdev: stat.st_rdev, fs_magic, o_path });
-        let pid = dir.pid();
-        Ok(Description { holder: pid, pid, at: 0, fd, table: None, link, stat, info, class, eventfd_id, kept: None })
-    }
-
-    fn magic(&mut self, dir: &ProcDir, name: &str, device: u64) -> i64 {
-        *self.magics.entry(device).or_insert_with(|| fs_magic(dir, name))
+        let (holder, pid) = (dir.pid(), dir.pid());
+        Description {
+            holder,
+            pid,
+            at: 0,
+            fd,
+            table: None,
+            link,
+            stat,
+            info,
+            class,
+            named,
+            owner,
+            eventfd_id,
+            kept: None,
+        }
     }
 
     /// The type of the file system with this device number, if one of its files was seen.

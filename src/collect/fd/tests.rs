@@ -65,7 +65,7 @@ impl Target {
 
     pub(crate) fn collected_with(&self, policy: &Policy) -> Collection {
         let mut frozen = Frozen::tree(self.pid()).unwrap();
-        let collection = collect(&mut frozen, policy, HashMap::new(), &mut |_, _| {}).unwrap();
+        let collection = collect(&mut frozen, policy, Default::default(), &mut |_, _| {}).unwrap();
         frozen.thaw().unwrap();
         collection
     }
@@ -210,9 +210,9 @@ fn what_ends_outside_is_named() {
     std::thread::sleep(std::time::Duration::from_millis(200));
     let before = preflight(&[crate::proc::ProcDir::open(pid).unwrap()], &Policy::default()).unwrap().0;
     let mut frozen = Frozen::tree(pid).unwrap();
-    let refused = collect(&mut frozen, &Policy::default(), HashMap::new(), &mut |_, _| {});
+    let refused = collect(&mut frozen, &Policy::default(), Default::default(), &mut |_, _| {});
     let external = Policy { allow_external_stdio: true, ..Policy::default() };
-    let allowed = collect(&mut frozen, &external, HashMap::new(), &mut |_, _| {});
+    let allowed = collect(&mut frozen, &external, Default::default(), &mut |_, _| {});
     let thawed = frozen.thaw();
     let mut holder = holder.unwrap();
     for child in [&mut child, &mut holder] {

@@ -23,6 +23,8 @@ pub const DELETED: &[u8] = b" (deleted)";
 pub struct View {
     /// Which.
     pub ns: NsId,
+    /// It is that of this program.
+    of_host: bool,
     /// Its root directory.
     root: OwnedFd,
     /// Its mounts by id.
@@ -80,7 +82,8 @@ impl Views {
             return Ok(Some(&self.0[known]));
         }
         let own;
-        let dir = if cx.model.namespaces[ns.at()].of_host {
+        let of_host = cx.model.namespaces[ns.at()].of_host;
+        let dir = if of_host {
             own = ProcDir::of_self()?;
             &own
         } else {
@@ -89,7 +92,7 @@ impl Views {
         };
         let root = dir.open_file("root", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         let mounts = dir.mountinfo(&mut cx.buf)?.into_iter().map(|m| (m.id, m)).collect();
-        self.0.push(View { ns, root, mounts });
+        self.0.push(View { ns, of_host, root, mounts });
         Ok(self.0.last())
     }
 
@@ -122,8 +125,14 @@ impl Views {
         })
     }
 
-    /// As [`Self::place`], for a description.
+    /// As [`Self::place`], for a description, whose path has been tried from here.
     pub fn place_of(&mut self, cx: &mut Cx<'_>, d: &Description) -> Result<Place> {
+        if d.named
+            && let Some(view) = self.of_mount(cx, mnt_of(cx, d.at), d.info.mnt_id)?
+            && view.of_host
+        {
+            return Ok(Place::Named(d.link.clone(), view.ns));
+        }
         self.place(cx, mnt_of(cx, d.at), &d.link.0, &d.stat, d.info.mnt_id)
     }
 }

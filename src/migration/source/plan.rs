@@ -51,18 +51,18 @@ impl Plan {
 
     /// About so many of its pages, from everywhere; others in the second `turn` (1) than in the first (0).
     pub(super) fn sample(&self, pages: u64, turn: u64) -> Self {
-        let total: u64 = self.pages.iter().map(|(_, range)| range.pages).sum();
+        let total: u64 = self.pages.iter().map(|(_, range)| range.count).sum();
         let stride = (total / pages.div_ceil(PIECE).max(1)).max(PIECE);
         let (mut before, mut sample) = (0, Self::default());
         let mut next = turn * stride / 2;
         for (space, range) in &self.pages {
-            while next < before + range.pages {
+            while next < before + range.count {
                 let at = next - before;
-                let piece = PageRange::new(range.first + at, PIECE.min(range.pages - at));
+                let piece = PageRange::new(range.first + at, PIECE.min(range.count - at));
                 sample.pages.push((*space, piece));
                 next += stride;
             }
-            before += range.pages;
+            before += range.count;
         }
         sample
     }
@@ -121,7 +121,7 @@ mod tests {
             let plan = Plan { pages, ..Plan::default() };
             let sample = plan.sample(wanted, turn);
             let total: u64 = lens.iter().sum();
-            let taken: u64 = sample.pages.iter().map(|(_, range)| range.pages).sum();
+            let taken: u64 = sample.pages.iter().map(|(_, range)| range.count).sum();
             prop_assert!(taken <= wanted * 2 + 2 * PIECE && (taken > 0 || total < 2 * PIECE), "{taken} of {total}");
             let within = |piece: &PageRange| {
                 plan.pages.iter().any(|(_, range)| range.first <= piece.first && piece.end() <= range.end())
