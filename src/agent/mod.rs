@@ -22,6 +22,7 @@ use crate::companion::OWN_PROGRAM;
 use crate::failure::{Failure, FailureKind, Result};
 use crate::ops::options::{AgentOptions, AgentPlace};
 use crate::ops::places::Places;
+use crate::sys::user;
 use crate::transport::{Abort, TransportError};
 use attend::Attendants;
 use metrics::Metrics;
@@ -70,6 +71,11 @@ pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &m
         AgentPlace::Stdio => stdio(&spec, here),
         AgentPlace::Listen(addresses) => {
             let listeners = listen::open(addresses, &here.places.run, options.allow_plain).map_err(|e| failed(&e))?;
+            // All that is left to do here is to begin processes, which have root's rights again, and to read journals. Where it
+            // cannot be done the agent serves all the same.
+            if let Err(error) = user::drop_until_exec(user::READ_SEARCH) {
+                tracing::warn!(%error, "the agent keeps all of its capabilities");
+            }
             let mut names: Vec<String> = listeners.iter().map(|listener| listener.name.clone()).collect();
             if let Some(at) = &options.metrics {
                 let metrics = Metrics::open(at, &here.places.state).map_err(|source| {

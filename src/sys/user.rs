@@ -7,6 +7,9 @@ use nix::unistd::{Gid, Uid, getresuid, setgroups, setresgid, setresuid};
 /// CAP_CHECKPOINT_RESTORE as a bit of a set (capabilities(7), Linux 5.9).
 pub const CHECKPOINT_RESTORE: u64 = 1 << 40;
 
+/// CAP_DAC_READ_SEARCH: every file may be read, every directory listed.
+pub const READ_SEARCH: u64 = 1 << 2;
+
 const VERSION_3: u32 = 0x2008_0522;
 
 /// All threads take these ids; the calling one, which should be alone, keeps of its capabilities those in `keep` and no others.
@@ -29,6 +32,31 @@ pub fn become_for_good(uid: u32, gid: u32, groups: &[u32], keep: u64) -> Result<
     let all_theirs = [ids.real, ids.effective, ids.saved].iter().all(|id| *id == user);
     let way_back = !user.is_root() && setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok();
     if all_theirs && !way_back { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+/// The calling thread, and those that it begins from now on, have of root's capabilities only these; what it executes has all of them
+/// again, as root's programs do. Nothing is done where that would not be so, and for who is not root. Whether it was done.
+///
+/// # Errors
+/// capset(2) fails.
+pub fn drop_until_exec(keep: u64) -> Result<bool> {
+    const NO_ROOT: i64 = 1;
+    // SAFETY: integers only.
+    let bits = check(i64::from(unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) }))?;
+    let comes_back = bits & NO_ROOT == 0 && !prctl::get_no_new_privs()?;
+    if !nix::unistd::geteuid().is_root() || !comes_back {
+        return Ok(false);
+    }
+    set_capabilities(capabilities()? & keep).map(|()| true)
+}
+
+/// capget(2): those that are permitted.
+fn capabilities() -> Result<u64> {
+    let header = [VERSION_3, 0];
+    let mut data = [0u32; 6];
+    // SAFETY: header and data are of the sizes that version 3 has, and live until the call returns.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })?;
+    Ok(u64::from(data[1]) | u64::from(data[4]) << 32)
 }
 
 /// capset(2): permitted and effective; inheritable and ambient become empty.

@@ -229,6 +229,17 @@ fn moves(source: Command, counter: &Counter, to: &str, options: &[&str]) -> serd
     result
 }
 
+/// CAP_DAC_READ_SEARCH, as a set.
+const READ_SEARCH: u64 = 1 << 2;
+
+/// What a thread has: inheritable, permitted, effective, bounding, ambient.
+fn capabilities(thread: &str) -> Vec<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap();
+    let sets = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"];
+    let of = |set: &str| status.lines().find_map(|line| line.strip_prefix(set)).unwrap().trim().to_owned();
+    sets.map(|set| u64::from_str_radix(&of(set), 16).unwrap()).to_vec()
+}
+
 #[test]
 fn over_a_unix_socket_and_the_agent_may_go() {
     if !can_move() {
@@ -239,6 +250,12 @@ fn over_a_unix_socket_and_the_agent_may_go() {
     let counter = Counter::start(4);
     let listen = format!("unix:{}", dir.path().join("agent.sock").display());
     let agent = Agent::start(&b, &listen);
+    let original = capabilities(&counter.pid());
+    // It reads journals; what restores has all of root's rights, and gives the target those that it had.
+    for thread in std::fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap() {
+        let thread = thread.unwrap().file_name().into_string().unwrap();
+        assert_eq!(capabilities(&thread)[1..3], [READ_SEARCH; 2], "the agent has more than it needs");
+    }
     let result = moves(on_host(&a), &counter, &agent.address, &["--mode", "pre-copy"]);
     assert_eq!((result["mode"].as_str(), result["where"].as_str()), (Some("pre-copy"), Some(listen.as_str())));
     assert!(result["rounds"].as_array().unwrap().len() >= 2);
@@ -246,6 +263,7 @@ fn over_a_unix_socket_and_the_agent_may_go() {
     // Killed, not stopped: nothing of the target depends on it.
     drop(agent);
     counter.check_runs();
+    assert_eq!(capabilities(&counter.processes()[0].to_string()), original);
     assert!(std::fs::read_dir(b.join("state/moves")).unwrap().count() == 1, "the destination's journal is kept");
 }
 

@@ -136,12 +136,19 @@ pub fn ahead(pids: impl Iterator<Item = Pid>) -> Known {
         return none;
     }
     let mut known = HashMap::with_capacity(jobs);
-    for (holder, fd, seen) in beside(&holders, |holder, fd, buf| holder.look(fd, &none, buf)) {
-        if let Ok(Seen { link, stat, info: FdInfo { ino: Some(ino), mnt_id, .. }, .. }) = seen {
-            known.insert((holder.dir.pid(), fd), Glance { link, stat, mnt_id, ino });
-        }
+    for (holder, fd, glance) in beside(&holders, |holder, fd, buf| glance(holder.dir, fd, buf)) {
+        known.extend(glance.map(|glance| ((holder.dir.pid(), fd), glance)));
     }
     Known(known)
+}
+
+/// `None`: it is gone, or the kernel does not tell its inode.
+fn glance(dir: &ProcDir, fd: u32, buf: &mut Vec<u8>) -> Option<Glance> {
+    let name = format!("fd/{fd}");
+    let (link, stat) = (dir.readlink(&name).ok()?, dir.stat_of(&name).ok()?);
+    // Last, so that it is no earlier file's: what it says is compared with the stopped tree's.
+    let FdInfo { ino: Some(ino), mnt_id, .. } = dir.fdinfo(fd, buf).ok()? else { return None };
+    Some(Glance { link, stat, mnt_id, ino })
 }
 
 /// Looks at all descriptors of these tasks of a stopped tree, in their order.
@@ -241,9 +248,9 @@ mod tests {
 
     fn known_of(file: &File) -> Known {
         let own = ProcDir::of_self().unwrap();
-        let Seen { link, stat, info, .. } = look(file, &Known::default());
-        let glance = Glance { link, stat, mnt_id: info.mnt_id, ino: info.ino.expect("Linux 5.14 or newer") };
-        Known(HashMap::from([((own.pid(), file.as_raw_fd() as u32), glance)]))
+        let fd = file.as_raw_fd() as u32;
+        let glance = glance(&own, fd, &mut Vec::new()).expect("Linux 5.14 or newer");
+        Known(HashMap::from([((own.pid(), fd), glance)]))
     }
 
     /// What matters of it.
