@@ -73,6 +73,11 @@ complete -c migrate -n "__fish_migrate_using_subcommand check" -s v -d 'Say more
 complete -c migrate -n "__fish_migrate_using_subcommand check" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l to -d 'Hosts to ask, as for `move`: separated by commas, or @GROUP' -r -f -a "(__fish_print_hostnames)"
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l connect-timeout -d 'Give up when there is no connection after this time' -r
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
 complete -c migrate -n "__fish_migrate_using_subcommand list" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand list" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand list" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -82,6 +87,8 @@ none\t'nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand list" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
 always\t'always'
 never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l bootstrap -d 'Send this program where there is none of this version'
+complete -c migrate -n "__fish_migrate_using_subcommand list" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
 complete -c migrate -n "__fish_migrate_using_subcommand list" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand list" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand list" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -512,7 +519,7 @@ function __fish_migrate_codes
         M0402 'packet socket' \
         M0403 'netlink socket in use' \
         M0404 'virtual machine socket' \
-        M0405 'raw socket' \
+        M0405 'raw socket with a filter of messages' \
         M0406 'socket of a kind that cannot be saved' \
         M0407 'TCP connection that is just being made' \
         M0408 'established TCP connection' \
@@ -523,7 +530,7 @@ function __fish_migrate_codes
         M0413 'connections that were not accepted yet' \
         M0414 'socket with a BPF program attached' \
         M0415 'socket of a network namespace outside the tree' \
-        M0416 'TCP connection with signatures' \
+        M0416 'TCP socket with keys for signatures' \
         M0417 'UNIX socket with messages that cannot be read' \
         M0418 'socket that cannot stay while its program moves' \
         M0419 'urgent data in a TCP connection' \

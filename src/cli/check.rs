@@ -11,7 +11,7 @@ use crate::ui;
 
 /// Say what this host can do, and what stands in the way of a target
 ///
-/// Without a target: what the kernel and this user allow, and what is lost where they do not. With targets: everything about them that is in the way. With --to: what those hosts lack, and whether each target could go there. Nothing is stopped.
+/// Without a target: what the kernel and this user allow, and what is lost where they do not. With targets: everything about them that is in the way. With --to: what those hosts lack, and whether each target could go there, for which it stands still for some milliseconds. Nothing else is stopped.
 /// The exit code is 0, or 3 if a needed thing is missing.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {

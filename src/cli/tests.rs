@@ -226,7 +226,9 @@ fn smaller_verbs() {
     assert_eq!(parse::<check::Args>("7 unit:x").unwrap().options(&Config::default()).unwrap().targets.len(), 2);
     assert_eq!(parse::<check::Args>("").unwrap().options(&Config::default()).unwrap(), CheckOptions::default());
     refused::<check::Args>(&["0"]);
-    assert_eq!(parse::<list::Args>("").unwrap().options(), ListOptions::default());
+    assert_eq!(parse::<list::Args>("").unwrap().options(&Config::default()).unwrap(), ListOptions::default());
+    let list = parse::<list::Args>("--to a,tcp://b --rsh x").unwrap().options(&Config::default()).unwrap();
+    assert_eq!((list.to.len(), list.peer.rsh.len()), (2, 1));
     assert_eq!(parse::<show::Args>("d").unwrap().options().dir, std::path::Path::new("d"));
     assert_eq!(parse::<verify::Args>("d").unwrap().options().dir, std::path::Path::new("d"));
     assert!(parse::<status::Args>("abc --all").unwrap().options().all);

@@ -3,13 +3,19 @@
 //! An administrator thinks of services, containers, sessions and jobs, not of processes. A process appears below the first
 //! of these that holds it; a shell's jobs are shown beside the session they run in.
 
-use super::{container, options::ListOptions, words::Target};
+use super::{
+    check::peers::{self, PeerReport},
+    container,
+    options::ListOptions,
+    words::Target,
+};
 use crate::{
-    blocker::Blocker,
+    blocker::{Blocker, codes},
     collect::preflight::reach,
     failure::{Failure, Result},
     image::Pid,
     proc::table::{Row, Table},
+    transport::Abort,
 };
 use std::collections::{BTreeMap, HashSet};
 
@@ -58,15 +64,33 @@ pub struct Entry {
 pub struct Listing {
     /// By kind, the largest first.
     pub entries: Vec<Entry>,
+    /// Destinations, in the order in which they were named.
+    pub peers: Vec<PeerReport>,
 }
 
-/// Lists what there is.
+impl Entry {
+    /// The first thing in the way there, as far as it can be seen from outside of its processes: nothing is stopped for a list.
+    pub fn blocker_at(&self, peer: &PeerReport) -> Option<Blocker> {
+        let (needed, free) = (self.memory_bytes, peer.host.memory_available_bytes);
+        let short = || {
+            let reason = format!("{needed} bytes are needed, {free} are available");
+            let blocker = Blocker::new(codes::MEMORY_SHORT, format!("memory of {}", peer.dest)).because(reason);
+            // 0: not known.
+            (free > 0 && needed > free).then_some(blocker)
+        };
+        self.blocker.clone().or_else(|| peer.blockers.first().cloned()).or_else(short)
+    }
+}
+
+/// Lists what there is, and asks the destinations that are named.
 ///
 /// # Errors
-/// `/proc` cannot be read.
-pub fn run(_options: &ListOptions) -> Result<Listing> {
+/// `/proc` cannot be read. A destination that cannot be reached is a blocker of everything.
+pub fn run(options: &ListOptions, abort: &Abort) -> Result<Listing> {
     let table = Table::read().map_err(|e| Failure::of("Cannot list processes", &e))?;
-    Ok(listing(&table, &reach::Own::now()))
+    let mut listing = listing(&table, &reach::Own::now());
+    listing.peers = options.to.iter().map(|dest| peers::reach(dest, &options.peer, abort)).collect();
+    Ok(listing)
 }
 
 fn listing(table: &Table, own: &reach::Own) -> Listing {
@@ -94,7 +118,7 @@ fn listing(table: &Table, own: &reach::Own) -> Listing {
         }
     }
     entries.sort_by(|a, b| (a.kind, b.memory_bytes, a.root).cmp(&(b.kind, a.memory_bytes, b.root)));
-    Listing { entries }
+    Listing { entries, peers: Vec::new() }
 }
 
 fn entry(table: &Table, own: &reach::Own, kind: Kind, target: Target, name: String, members: &[Pid]) -> Entry {
@@ -161,6 +185,7 @@ fn kind_of(table: &Table, row: &Row, taken: &HashSet<Pid>) -> Option<Kind> {
 mod tests {
     use super::*;
     use crate::proc::{cgroup::Line, status::Memory, table::tests::row};
+    use crate::transport::hello::HostFacts;
 
     fn at(mut row: Row, path: &str) -> Row {
         row.cgroups.push(Line {
@@ -233,8 +258,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_the_way_here_comes_before_what_is_there() {
+        let own = reach::Own { pid: Pid(9999), ancestors: vec![], euid: 0 };
+        let mut entry = listing(&Table::of(vec![sized(row(10, 1, 10), 1000, 0)]), &own).entries.remove(0);
+        let mut peer = PeerReport {
+            dest: "b".parse().unwrap(),
+            program: Some("1".to_owned()),
+            host: HostFacts { memory_available_bytes: 999, ..HostFacts::default() },
+            blockers: Vec::new(),
+            targets: Vec::new(),
+        };
+        let code = |entry: &Entry, peer: &PeerReport| entry.blocker_at(peer).map(|blocker| blocker.code);
+        assert_eq!(code(&entry, &peer), Some(codes::MEMORY_SHORT));
+        for enough in [0, 1000] {
+            peer.host.memory_available_bytes = enough;
+            assert_eq!(code(&entry, &peer), None);
+        }
+        peer.blockers.push(Blocker::new(codes::ARCHITECTURE, "b"));
+        assert_eq!(code(&entry, &peer), Some(codes::ARCHITECTURE));
+        entry.blocker = Some(Blocker::new(codes::TRACED, "pid 10"));
+        assert_eq!(code(&entry, &peer), Some(codes::TRACED));
+    }
+
+    #[test]
     fn a_child_of_ours_is_below_an_entry_and_this_program_is_blocked() {
-        let listing = run(&ListOptions::default()).unwrap();
+        let listing = run(&ListOptions::default(), &Abort::new().unwrap()).unwrap();
         let own = Pid(std::process::id() as i32);
         let table = Table::read().unwrap();
         let mut line = table.ancestors(own);

@@ -490,7 +490,12 @@ pub struct CheckOptions {
 
 /// `migrate list`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ListOptions {}
+pub struct ListOptions {
+    /// `--to`: hosts to ask whether things could go there.
+    pub to: Vec<Dest>,
+    /// PEER.
+    pub peer: PeerOptions,
+}
 
 /// `migrate show`, `migrate verify`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -61,7 +61,8 @@ fn target(target: &TargetReport) -> Object {
         .list("blockers", target.blockers.iter().map(json::blocker).collect())
 }
 
-fn peer(peer: &PeerReport) -> Object {
+/// A destination and what is in the way there.
+pub(super) fn peer(peer: &PeerReport) -> Object {
     let known = peer.program.is_some();
     let text = |text: &str| known.then(|| text.to_owned());
     Object::default()

@@ -140,6 +140,32 @@ fn check_asks_the_other_end() {
     assert_eq!(server.copies().len(), 1);
 }
 
+#[test]
+fn a_list_asks_the_other_ends() {
+    let Some(server) = Server::start() else { return };
+    let nobody = format!("unix:{}", server.path("nobody").display());
+    let to = format!("local,{nobody}");
+    let result = events(&run(&server, &["list", "--to", &to, "--json"])).pop().unwrap();
+    let dests: Vec<_> = result["peers"].as_array().unwrap().iter().map(|peer| peer["dest"].as_str().unwrap()).collect();
+    assert_eq!(dests, ["local", &nobody]);
+    let entries = result["entries"].as_array().unwrap();
+    let codes_at = |entry: &serde_json::Value, dest: usize| -> Vec<String> {
+        let blockers = entry["there"][dest]["blockers"].as_array().unwrap();
+        blockers.iter().map(|blocker| blocker["code"].as_str().unwrap().to_owned()).collect()
+    };
+    for entry in entries {
+        // Where something is in the way here that is what stands in the way there.
+        let here = entry["blockers"][0]["code"].as_str();
+        assert_eq!(codes_at(entry, 1), [here.unwrap_or("M0901")], "{entry}");
+        assert!(codes_at(entry, 0).iter().all(|code| Some(code.as_str()) == here || code == "M0209"), "{entry}");
+    }
+    let text = String::from_utf8_lossy(&run(&server, &["list", "--to", &nobody]).stdout).into_owned();
+    assert!(text.contains("MOVABLE TO") && text.matches("M0901").count() >= 1, "{text}");
+    assert!(text.trim_end().lines().last().unwrap().starts_with("M0901"), "{text}");
+    // A refused group, before anybody is asked.
+    assert_eq!(run(&server, &["list", "--to", "@nobody"]).status.code(), Some(2));
+}
+
 /// Is told of a file that it writes itself; reads of it only every now and then, or (`never`) not at all.
 const WATCHER: &str = "
 import ctypes, os, sys, time

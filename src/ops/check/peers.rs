@@ -1,10 +1,10 @@
-//! `check --to`: the other ends. Each host says what it is; with targets, each is asked what the destination of a move would
-//! be asked before anything is stopped.
+//! `check --to` and `list --to`: the other ends. Each host says what it is; `check` asks about each target what a move would ask
+//! there, with a look at the target for which it stands still for a moment; `list` leaves processes alone.
 
 use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, FailureKind, Result};
 use crate::migration::switchover::forecast::Forecast;
-use crate::ops::options::{CheckOptions, MoveOptions};
+use crate::ops::options::{CheckOptions, MoveOptions, PeerOptions};
 use crate::ops::words::{Dest, Target};
 use crate::ops::{Quiet, move_};
 use crate::transport::hello::{HostFacts, Purpose};
@@ -47,27 +47,27 @@ impl PeerReport {
 /// # Errors
 /// The destination failed while it was asked about a target; one that cannot be reached is a blocker.
 pub fn look(dest: &Dest, targets: &[Target], options: &CheckOptions, abort: &Abort) -> Result<PeerReport> {
-    let mut report = PeerReport {
-        dest: dest.clone(),
-        program: None,
-        host: HostFacts::default(),
-        blockers: Vec::new(),
-        targets: Vec::new(),
-    };
-    match move_::connect_to(dest, &options.peer, Purpose::Look, 0, abort) {
-        Ok(Link { peer, peer_program, .. }) => {
-            report.blockers = unfit(&HostFacts::here(), &peer);
-            (report.host, report.program) = (peer, Some(peer_program));
+    let mut report = reach(dest, &options.peer, abort);
+    if report.program.is_some() {
+        for target in targets {
+            report.targets.push((target.clone(), there(target, dest, options, abort)?));
         }
-        Err(error) => {
-            report.blockers.push(unreachable(dest, &error));
-            return Ok(report);
-        }
-    }
-    for target in targets {
-        report.targets.push((target.clone(), there(target, dest, options, abort)?));
     }
     Ok(report)
+}
+
+/// What a destination is, whatever would go there; one that cannot be reached has that as its blocker.
+pub fn reach(dest: &Dest, options: &PeerOptions, abort: &Abort) -> PeerReport {
+    let (mut program, mut host) = (None, HostFacts::default());
+    let blockers = match move_::connect_to(dest, options, Purpose::Look, 0, abort) {
+        Ok(Link { peer, peer_program, .. }) => {
+            let blockers = unfit(&HostFacts::here(), &peer);
+            (host, program) = (peer, Some(peer_program));
+            blockers
+        }
+        Err(error) => vec![unreachable(dest, &error)],
+    };
+    PeerReport { dest: dest.clone(), program, host, blockers, targets: Vec::new() }
 }
 
 /// What makes a host unfit for anything that runs on this one.
