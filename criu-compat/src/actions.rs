@@ -3,6 +3,7 @@
 use crate::features;
 use crate::log::Log;
 use crate::options::Settings;
+use migrate_engine::cli::signals::Watch;
 use migrate_engine::failure::{Failure, TargetState};
 use migrate_engine::image::Pid;
 use migrate_engine::ops;
@@ -70,6 +71,8 @@ fn parent(settings: &Settings) -> Option<PathBuf> {
 }
 
 fn dump(settings: &Settings, log: &Log) -> Result<u8, Failure> {
+    // A signal undoes what was done, and is a failure like others.
+    let _watch = Watch::begin()?;
     let mut options = DumpOptions::new(target(settings)?, ImagePlace::Dir(settings.images.join(IMAGE)));
     options.parent = parent(settings);
     options.force = true;
@@ -85,6 +88,7 @@ fn dump(settings: &Settings, log: &Log) -> Result<u8, Failure> {
 }
 
 fn pre_dump(settings: &Settings, log: &Log) -> Result<u8, Failure> {
+    let _watch = Watch::begin()?;
     let mut options = PreDumpOptions::new(target(settings)?, settings.images.join(IMAGE));
     options.parent = parent(settings);
     ops::pre_dump::run(&options, log)?;
@@ -93,6 +97,7 @@ fn pre_dump(settings: &Settings, log: &Log) -> Result<u8, Failure> {
 }
 
 fn restore(settings: &Settings, log: &Log) -> Result<u8, Failure> {
+    let watch = if settings.detached { Watch::begin()? } else { Watch::begin_foreground()? };
     let mut options = RestoreOptions::new(ImagePlace::Dir(settings.images.join(IMAGE)));
     options.detach = settings.detached;
     options.leave_stopped = settings.leave_stopped;
@@ -109,7 +114,12 @@ fn restore(settings: &Settings, log: &Log) -> Result<u8, Failure> {
         let _ = options.pidfile.as_ref().map(std::fs::remove_file);
     })?;
     log.info("Restore finished successfully. Tasks resumed.");
-    Ok(if settings.detached { 0 } else { running.wait() })
+    if settings.detached {
+        return Ok(0);
+    }
+    // What is sent to us from now on is meant for the tree.
+    running.outcome.pid.into_iter().for_each(|pid| watch.forward_to(Pid(pid)));
+    Ok(running.wait())
 }
 
 fn check(settings: &Settings, log: &Log) -> u8 {

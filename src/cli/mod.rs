@@ -8,7 +8,7 @@ mod config;
 pub mod everywhere;
 pub mod generate;
 mod options;
-mod signals;
+pub mod signals;
 
 mod agent;
 mod cancel;

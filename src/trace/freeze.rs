@@ -151,7 +151,10 @@ impl Frozen {
                 Ok(()) => return Ok(frozen),
                 Err((error, stragglers)) => {
                     drop(frozen);
-                    let all_run = stopping::let_go(root, stragglers, since, Instant::now() + STRAGGLER);
+                    // Who is tried for longer may also come round later.
+                    let now = Instant::now();
+                    let come_round = until.unwrap_or(now).max(now + STRAGGLER);
+                    let all_run = stopping::let_go(root, stragglers, since, come_round);
                     let pause = pause(attempt, until, Instant::now());
                     match pause.filter(|_| error.is_of_the_moment() && all_run) {
                         Some(pause) => std::thread::sleep(pause),
@@ -250,6 +253,11 @@ impl Frozen {
             process.held = true;
         }
         Ok(())
+    }
+
+    /// Cgroups that somebody holds it frozen in when nobody traces it.
+    pub fn freezers(&self) -> &[Freezer] {
+        &self.freezers
     }
 
     /// Process ids of those who have not ended.

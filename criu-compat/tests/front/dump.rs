@@ -3,6 +3,7 @@
 use crate::stage::{Stage, state, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::time::Duration;
 
 /// `(ss.uuuuuu) ` and the rest of each line.
 fn lines(log: &str) -> Vec<&str> {
@@ -95,21 +96,61 @@ fn features_are_answered_by_the_exit_code() {
     assert_eq!(stage.criu(&["check"]).code(0).out, "Looks good.\n");
 }
 
-/// Its first thread waits in vfork(2) for a child that opens a FIFO nobody writes to.
+/// Its first thread waits in vfork(2) for a child that opens a FIFO nobody writes to. Then it ends, or, told to, does not.
 const WAITS: &str = "
-import os, sys
+import os, sys, time
 os.mkfifo(sys.argv[1])
 action = (os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)
 os.posix_spawn('/bin/true', ['true'], {'FRONT': os.environ['FRONT']}, file_actions=[action])
+while sys.argv[2:]: time.sleep(0.01)
 ";
+
+/// That program, once it waits; and the FIFO.
+fn waiting(stage: &mut Stage, then: &[&str]) -> (i32, std::path::PathBuf) {
+    let fifo = stage.path("fifo");
+    let pid = stage.start("python3", &[&["-c", WAITS, fifo.to_str().unwrap()], then].concat());
+    until("it waits for its child", || state(pid).filter(|(letter, _)| *letter == 'D'));
+    (pid, fifo)
+}
+
+#[test]
+fn a_tree_that_stops_in_time_is_dumped() {
+    let Some(mut stage) = Stage::new() else { return };
+    let images = stage.images("images");
+    let (pid, fifo) = waiting(&mut stage, &["stay"]);
+    let line = ["dump", "-t", &pid.to_string(), "-D", &images, "-o", "dump.log", "--timeout", "50"];
+    let mut criu = stage.command(std::path::Path::new(crate::stage::CRIU), &line).spawn().unwrap();
+    // Longer than a task that did not stop is waited for where nobody says for how long.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(criu.try_wait().unwrap(), None, "{}", stage.text("images/dump.log"));
+    drop(std::fs::OpenOptions::new().write(true).open(&fifo).unwrap());
+    assert_eq!(criu.wait().unwrap().code(), Some(0), "{}", stage.text("images/dump.log"));
+    stage.gone(pid);
+}
+
+/// Signals that mean an end: the tree is as it was, and the command says that it has failed.
+#[test]
+fn a_signal_during_a_dump_is_a_failure() {
+    let Some(mut stage) = Stage::new() else { return };
+    let images = stage.images("images");
+    let (pid, fifo) = waiting(&mut stage, &[]);
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+        let line = ["dump", "-t", &pid.to_string(), "-D", &images, "-o", "dump.log", "--timeout", "2"];
+        let mut criu = stage.command(std::path::Path::new(crate::stage::CRIU), &line).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        kill(Pid::from_raw(criu.id() as i32), signal).unwrap();
+        assert_eq!(criu.wait().unwrap().code(), Some(1), "{signal}");
+        assert_eq!(state(pid).map(|(letter, _)| letter), Some('D'));
+    }
+    drop(std::fs::OpenOptions::new().write(true).open(&fifo).unwrap());
+    stage.gone(pid);
+}
 
 #[test]
 fn a_tree_that_does_not_stop_is_given_up() {
     let Some(mut stage) = Stage::new() else { return };
     let images = stage.images("images");
-    let fifo = stage.path("fifo");
-    let pid = stage.start("python3", &["-c", WAITS, fifo.to_str().unwrap()]);
-    until("it waits for its child", || state(pid).filter(|(letter, _)| *letter == 'D'));
+    let (pid, fifo) = waiting(&mut stage, &[]);
     let line = ["dump", "-t", &pid.to_string(), "-D", &images, "-o", "dump.log", "--timeout", "1"];
     assert!(stage.criu(&line).code(1).err.contains("Error ("));
     assert!(!errors(&stage.text("images/dump.log")).is_empty());

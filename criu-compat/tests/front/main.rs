@@ -3,6 +3,7 @@
 
 mod companions;
 mod dump;
+mod kept;
 mod restore;
 mod sockets;
 mod stage;
