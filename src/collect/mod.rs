@@ -204,6 +204,7 @@ pub fn collect<'a>(
     ns::fill(&mut cx)?;
     cx.model.host = host::collect(Some(cx.model.clock_offsets(cx.model.root().namespaces.time)))?;
     fd::collect(&mut cx)?;
+    cx.model.frozen = cgroup::frozen(&cx)?;
     Ok(Collection { model: cx.model, sources: cx.sources, blockers: cx.blockers, locks: cx.locks })
 }
 

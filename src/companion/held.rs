@@ -22,6 +22,9 @@ pub struct Held {
     pub processes: Vec<(i32, u64)>,
     /// Those that a SIGSTOP holds.
     pub stopped: Vec<i32>,
+    /// Somebody had the original frozen: its cgroup stays so when it is let go.
+    #[serde(default)]
+    pub stays_frozen: bool,
 }
 
 impl Held {
@@ -34,7 +37,8 @@ impl Held {
         let started = |pid: &Pid| Ok((pid.0, ProcDir::open(*pid)?.stat(&mut buf)?.starttime));
         let processes = processes.iter().map(started).collect::<crate::proc::Result<_>>()?;
         let cgroup = freezer.map(|freezer| freezer.dir.clone());
-        Ok(Self { cgroup, v2: freezer.is_some_and(|freezer| freezer.v2), processes, stopped: Vec::new() })
+        let v2 = freezer.is_some_and(|freezer| freezer.v2);
+        Ok(Self { cgroup, v2, processes, ..Self::default() })
     }
 
     /// Process id of the root.
@@ -52,13 +56,13 @@ impl Held {
         self.processes.iter().any(is_there)
     }
 
-    /// Lets it run: one write, or a SIGCONT each. No harm if it runs.
+    /// Lets it run: one write, or a SIGCONT each. No harm if it runs. What was frozen as a target is left to whoever thaws it.
     ///
     /// # Errors
     /// The cgroup cannot be thawed, or a process not be signalled.
     pub fn release(&self) -> io::Result<()> {
         if let Some(freezer) = self.freezer() {
-            return freezer.set(false);
+            return if self.stays_frozen { Ok(()) } else { freezer.set(false) };
         }
         let mut held = self.processes.iter().filter(|process| self.stopped.contains(&process.0) && is_there(process));
         held.try_for_each(|(pid, _)| Ok(kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT)?))

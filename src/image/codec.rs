@@ -262,6 +262,8 @@ sections! {
     seccomp_filters = 14, version 1, limit limits::SECTION_BYTES;
     namespaces = 15, version 2, limit limits::SECTION_BYTES;
     cgroups = 16, version 1, limit limits::SECTION_BYTES;
+    frozen = 17, version 1, limit limits::SECTION_BYTES;
+    multicast = 18, version 1, limit limits::SECTION_BYTES;
 }
 
 /// The model as the content of `model.bin`.

@@ -67,6 +67,10 @@ pub struct Model {
     pub namespaces: Vec<ns::Namespace>,
     /// Sets of cgroup memberships.
     pub cgroups: Vec<cgroup::CgroupSet>,
+    /// Cgroups around the whole tree that somebody held frozen.
+    pub frozen: Vec<cgroup::Membership>,
+    /// Multicast groups of datagram sockets.
+    pub multicast: Vec<fd::udp::Membership>,
 }
 
 impl Model {
@@ -89,6 +93,8 @@ impl Model {
             seccomp_filters: Vec::new(),
             namespaces: Vec::new(),
             cgroups: Vec::new(),
+            frozen: Vec::new(),
+            multicast: Vec::new(),
         }
     }
 

@@ -104,6 +104,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
+        was_frozen: false,
         at_once: Vec::new(),
         hooks: hooks.clone(),
         events,
@@ -119,14 +120,13 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         _ => live.guardian.take().into_iter().for_each(Guardian::over),
     }
     release(held, &moved, events);
-    let stays = !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. }));
     hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
-    if stays && !options.dry_run {
+    if !options.dry_run && !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. })) {
         run_last(&hooks, moved.is_ok(), events);
     }
     let report = moved.map_err(|error| failure(options, error))?;
     report.warnings.iter().for_each(|warning| events.event(Event::Warning(warning.clone())));
-    Ok(outcome(options, root.0, report, live.at_once))
+    Ok(outcome(options, root.0, report, (live.at_once, live.was_frozen)))
 }
 
 /// What does not go together.
@@ -311,6 +311,8 @@ struct Live<'a> {
     slowed: Option<CpuLimit>,
     /// Rounds did not help: memory follows when it runs.
     put_off: bool,
+    /// Somebody holds it frozen, which it is to be over there.
+    was_frozen: bool,
     /// What could not follow then, for the report.
     at_once: Vec<String>,
     /// Commands at points of the move.
@@ -458,6 +460,7 @@ impl Target for Live<'_> {
         self.pages = TargetPages::new(sources.mms, shmems).sharing(known);
         self.names = residual.names;
         self.segments = sysv::ids(&model);
+        self.was_frozen = !model.frozen.is_empty();
         let spaces = space_names(&model, &self.names);
         let mut plan = plan;
         let mut later = Vec::new();
@@ -629,7 +632,7 @@ fn comm(model: &Model) -> String {
     model.root().threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default()
 }
 
-fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>) -> Outcome {
+fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen): (Vec<String>, bool)) -> Outcome {
     let moved = report.pid.is_some();
     let place = if moved { Where::Dest(options.dest.to_string()) } else { Where::Source };
     let mut outcome = Outcome::new(options.session, State::Running, place);
@@ -638,6 +641,10 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>)
     outcome.target_comm = report.target.as_ref().map(|target| target.comm.clone());
     outcome.threads = report.target.as_ref().map(|target| target.tasks);
     outcome.pid = report.pid;
+    if moved && was_frozen {
+        outcome.state = State::Held;
+        outcome.notes.push("it was frozen, and is again where it is now, in a cgroup that holds it alone".to_owned());
+    }
     if moved {
         outcome.mode = Some(match (report.rounds.len() > 1, report.late.is_some()) {
             (true, true) => "hybrid",

@@ -303,7 +303,8 @@ impl Builder for Engine {
             tracing::warn!("{text}");
         }
         self.hooks.runs(root);
-        self.adopted = adopt_aside(&self.name);
+        // Whom the manager takes over leaves its cgroup, and runs.
+        self.adopted = if armed.model().frozen.is_empty() { adopt_aside(&self.name) } else { None };
         Ok(root)
     }
 

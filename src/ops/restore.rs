@@ -118,17 +118,33 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let notes = if options.lazy { at_once(&model, &pages).map_err(|e| failed(&e))? } else { Vec::new() };
     let late = pager.map(|pager| later(options, pager, &mut restored, &image, &pages)).transpose();
     let late = late.map_err(|failure| failure.target(TargetState::NotStarted))?.flatten();
-    restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
-    let _adopted = adopt_aside(&settings.name);
+    let frozen = restored.go(options.leave_stopped).map_err(|e| failed(&e))?;
+    // Whom the manager takes over leaves its cgroup, and runs.
+    let _adopted = if frozen.is_none() { adopt_aside(&settings.name) } else { None };
     addresses.stay();
     masked.and_then(MaskedUnit::stay).into_iter().for_each(warn);
     closed.tell_peers().into_iter().for_each(warn);
-    let state = if options.leave_stopped { State::Stopped } else { State::Running };
+    let (state, note) = state_of(&model, options.leave_stopped, frozen.as_deref());
     let mut outcome = Outcome::new(options.session, state, Where::Dest("local".to_owned()));
     outcome.pid = Some(root.0);
     outcome.total = Some(began.elapsed());
-    outcome.notes = notes;
+    outcome.notes = notes.into_iter().chain(note).collect();
     Ok(Running { outcome, root, child, terminal, late })
+}
+
+/// What a tree is in that was let go, and what a person should know of that. `frozen`: the cgroup that holds it.
+fn state_of(model: &Model, stopped: bool, frozen: Option<&Path>) -> (State, Option<String>) {
+    match frozen {
+        _ if stopped => (State::Stopped, None),
+        Some(dir) => (
+            State::Held,
+            Some(format!("it was frozen when it was saved, and is again, until {} is thawed", dir.display())),
+        ),
+        None if model.frozen.is_empty() => (State::Running, None),
+        None => {
+            (State::Running, Some("it was frozen when it was saved; it runs, as no cgroup here holds it alone".into()))
+        }
+    }
 }
 
 /// A daemon that was begun in somebody's session gets one of its own, but for a job that comes to our terminal.

@@ -35,6 +35,12 @@ impl Hierarchy {
         let outside = below.components().any(|c| c == std::path::Component::ParentDir);
         (!outside).then(|| if below.as_os_str().is_empty() { self.mount.clone() } else { self.mount.join(below) })
     }
+
+    /// What `/proc/PID/cgroup` calls the cgroup of this directory; `None` if it is not of this hierarchy.
+    pub fn path(&self, dir: &Path) -> Option<Vec<u8>> {
+        let path = self.root.join(dir.strip_prefix(&self.mount).ok()?).into_os_string().into_encoded_bytes();
+        Some(path.strip_suffix(b"/").filter(|path| !path.is_empty()).map(<[u8]>::to_vec).unwrap_or(path))
+    }
 }
 
 /// `rw,cpu,cpuacct` of a version 1 mount names its controllers between options.
@@ -320,6 +326,12 @@ mod tests {
         assert_eq!(inner.dir(b"/docker/1"), Some("/cg".into()));
         assert_eq!(inner.dir(b"/docker/2"), None);
         assert_eq!(unified()[0].dir(b"/../x"), None);
+        let path =
+            |hierarchy: &Hierarchy, dir: &str| hierarchy.path(Path::new(dir)).map(|p| String::from_utf8(p).unwrap());
+        assert_eq!(path(&inner, "/cg/x").as_deref(), Some("/docker/1/x"));
+        assert_eq!(path(&inner, "/cg").as_deref(), Some("/docker/1"));
+        assert_eq!(path(&unified()[0], "/cg/a/x").as_deref(), Some("/a/x"));
+        assert_eq!((path(&unified()[0], "/cg").as_deref(), path(&inner, "/other")), (Some("/"), None));
         assert!(is_within(b"/a/b", b"/a") && is_within(b"/a", b"/a/") && !is_within(b"/ab", b"/a"));
     }
 

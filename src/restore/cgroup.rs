@@ -115,6 +115,14 @@ impl Apart {
             return Self::default();
         }
         let alive = model.tasks.iter().enumerate().filter(|(_, task)| !task.threads.is_empty() && task.cgroups != root);
+        if !model.frozen.is_empty() {
+            // Who leaves a frozen cgroup runs.
+            let left = alive.count();
+            if left > 0 {
+                tracing::warn!("{left} processes of the frozen tree stay in the cgroups of its root");
+            }
+            return Self::default();
+        }
         let theirs = |(n, task): (usize, &Task)| {
             let shared = root.map_or(&[][..], |root| &model.cgroups[root.at()].memberships);
             let own = &model.cgroups[task.cgroups?.at()].memberships;

@@ -79,25 +79,37 @@ impl Drop for Armed {
     }
 }
 
-/// Releases the tree. After a failure nothing of it is left.
-pub fn go(model: &Model, mut skeletons: Skeletons, leave_stopped: bool) -> Result<()> {
-    let into = if leave_stopped { Into::Stops } else { Into::Life };
-    release(model, &mut skeletons, into).map(drop)
+/// Releases the tree; one that was frozen into a frozen cgroup of its own, which is returned. After a failure nothing of it is left.
+pub fn go(model: &Model, mut skeletons: Skeletons, leave_stopped: bool) -> Result<Option<Freezer>> {
+    let freezer = if model.frozen.is_empty() { None } else { cgroupfs::own_freezer(&living(model, &skeletons))? };
+    let into = match &freezer {
+        _ if leave_stopped => Into::Stops,
+        None => Into::Life,
+        Some(freezer) => Into::Cgroup(freezer),
+    };
+    release(model, &mut skeletons, into)?.into_iter().for_each(Shortened::end);
+    Ok(freezer.filter(|_| !leave_stopped))
+}
+
+/// Everybody who has not ended, the root first, and the first process of a PID namespace of its own last.
+fn living(model: &Model, skeletons: &Skeletons) -> Vec<Pid> {
+    let live = |id: &TaskId| !model.tasks[id.at()].threads.is_empty();
+    let tasks = (0..model.tasks.len()).map(TaskId::from).filter(live).map(|id| skeletons.pid(id));
+    tasks.chain(skeletons.init.as_ref().map(Remote::pid)).collect()
 }
 
 /// Lets go of the tree so that one write makes it run, which cannot fail: in a frozen cgroup of its own, else stopped. After a
 /// failure nothing of it is left. `note` is told who it is before anybody is let go: whoever dies in between leaves it standing.
 pub fn arm(model: &Model, mut skeletons: Skeletons, note: &mut dyn FnMut(&Held)) -> Result<Armed> {
-    let live = |id: &TaskId| !model.tasks[id.at()].threads.is_empty();
-    let tasks: Vec<TaskId> = (0..model.tasks.len()).map(TaskId::from).filter(live).collect();
-    let mut pids: Vec<Pid> = tasks.iter().map(|id| skeletons.pid(*id)).collect();
-    pids.extend(skeletons.init.as_ref().map(Remote::pid));
+    let pids = living(model, &skeletons);
     let freezer = cgroupfs::own_freezer(&pids)?;
     let mut held = Held::of(&pids, freezer.as_ref())?;
+    held.stays_frozen = !model.frozen.is_empty() && freezer.is_some();
     if freezer.is_none() {
         tracing::warn!("the tree has no cgroup of its own that can be frozen: SIGSTOP holds it until it runs");
-        let stays = |id: &TaskId| matches!(model.tasks[id.at()].state, TaskState::Stopped(_));
-        held.stopped = tasks.iter().filter(|id| !stays(id)).map(|id| skeletons.pid(*id).0).collect();
+        let runs = |task: &Task| !task.threads.is_empty() && !matches!(task.state, TaskState::Stopped(_));
+        let running = (0..model.tasks.len()).filter(|n| runs(&model.tasks[*n]));
+        held.stopped = running.map(|n| skeletons.pid(TaskId::from(n)).0).collect();
     }
     note(&held);
     let into = freezer.as_ref().map_or(Into::Stops, Into::Cgroup);

@@ -275,15 +275,14 @@ impl<'m> Restored<'m> {
         Ok(Armed { model: self.model, root, sleeping, bequest, segments, apart: self.apart, tree })
     }
 
-    /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP).
-    pub fn go(mut self, leave_stopped: bool) -> Result<Pid> {
-        let root = self.root();
+    /// Lets everybody run (or leaves everybody stopped, as by SIGSTOP). A tree that was frozen is so again: in this cgroup.
+    pub fn go(mut self, leave_stopped: bool) -> Result<Option<std::path::PathBuf>> {
         for warning in self.sleeping.wake(self.model, &mut || ())? {
             tracing::warn!("{warning}");
         }
-        go::go(self.model, self.skeletons, leave_stopped)?;
+        let freezer = go::go(self.model, self.skeletons, leave_stopped)?;
         self.segments.keep();
         self.apart.settle();
-        Ok(root)
+        Ok(freezer.map(|freezer| freezer.dir))
     }
 }

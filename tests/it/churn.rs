@@ -128,7 +128,7 @@ impl Bomb {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("count"), [0; 70 * 8]).unwrap();
         // Into the cgroup before it makes anybody.
-        let script = format!("echo $$ > {}/cgroup.procs; exec /usr/bin/python3 \"$@\"", freezer.dir.display());
+        let script = format!("echo $$ > {}/cgroup.procs; exec /usr/bin/python3 \"$@\"", freezer.place.dir.display());
         let mut command = Command::new("setsid");
         command.args(["/bin/sh", "-c", &script, "sh", "-c", BOMB]).arg(dir.path().join("count"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -167,7 +167,7 @@ impl Drop for Bomb {
         // Its members are killed while they make no others.
         self.freezer.set(true);
         self.freezer.is_frozen();
-        for pid in std::fs::read_to_string(self.freezer.dir.join("cgroup.procs")).unwrap_or_default().lines() {
+        for pid in std::fs::read_to_string(self.freezer.place.dir.join("cgroup.procs")).unwrap_or_default().lines() {
             let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
         }
@@ -183,7 +183,7 @@ fn stopped_by_its_cgroup(v2: bool) {
         let output = bomb.dump(&n.to_string()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "dump {n}: {said}");
-        frozen += usize::from(said.contains(&format!("all tasks of {} stand still", bomb.freezer.dir.display())));
+        frozen += usize::from(said.contains(&format!("all tasks of {} stand still", bomb.freezer.place.dir.display())));
         assert!(!bomb.freezer.is_set(), "dump {n} has left it frozen");
         bomb.goes_on();
     }

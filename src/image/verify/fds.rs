@@ -8,6 +8,7 @@ use crate::image::fd::{
     regular::Ghost,
     tcp::TcpState,
     tty::{Pty, PtyState, TERMIOS},
+    udp::Membership,
     unix::UnixState,
 };
 
@@ -34,6 +35,7 @@ pub(super) fn check(c: &mut Checker<'_>) {
         });
     });
     c.each("files", &model.files, |c, _, file| check_file(c, file));
+    c.each("multicast", &model.multicast, |c, _, membership| check_membership(c, membership));
     c.each("pipes", &model.pipes, |c, _, pipe| check_pipe(c, pipe));
     c.each("ptys", &model.ptys, |c, _, pty| check_pty(c, pty));
     c.each("unix_sockets", &model.unix_sockets, |c, n, socket| {
@@ -102,6 +104,16 @@ fn nested_epolls(c: &mut Checker<'_>) {
         }
     }
     c.must(taken == watched.len(), "files", "epoll instances watch each other in a circle");
+}
+
+fn check_membership<'a>(c: &mut Checker<'a>, membership: &'a Membership) {
+    if c.index(membership.file.at(), c.model.files.len(), "file") {
+        let is_datagram = matches!(c.model.files[membership.file.at()].kind, FileKind::Udp(_));
+        c.must(is_datagram, "file", "is no datagram socket");
+    }
+    let addresses = [&membership.group].into_iter().chain(&membership.sources);
+    c.must(addresses.into_iter().all(|address| address.0.len() <= ADDRESS), "group", "has an impossible address");
+    c.must(matches!(membership.level, libc::SOL_IP | libc::SOL_IPV6), "level", "is none of IP");
 }
 
 fn check_file<'a>(c: &mut Checker<'a>, file: &'a File) {

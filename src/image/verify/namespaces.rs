@@ -48,6 +48,7 @@ pub(super) fn check(c: &mut Checker<'_>) {
     c.each("cgroups", &model.cgroups, |c, _, set| {
         c.each("memberships", &set.memberships, |c, _, membership| c.path_bytes(&membership.path, "path"));
     });
+    c.each("frozen", &model.frozen, |c, _, membership| c.path_bytes(&membership.path, "path"));
 }
 
 fn mounts(c: &mut Checker<'_>, mounts: &[Mount]) {

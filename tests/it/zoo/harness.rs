@@ -377,7 +377,7 @@ impl<'a> Run<'a> {
     }
 
     /// Moves it to what is another host but for its files, by way of a stand-in for ssh; the root's process id there.
-    fn moved(&self, root: i32) -> Result<i32, String> {
+    pub(super) fn moved(&self, root: i32) -> Result<i32, String> {
         self.moved_by(root, crate::cli::migrate(&[]), "")
     }
 
