@@ -10,6 +10,7 @@ pub mod filter;
 pub mod flows;
 pub mod gate;
 pub mod lock;
+pub mod multicast;
 pub mod namespace;
 pub mod nft;
 pub mod packet;

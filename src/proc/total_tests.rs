@@ -31,6 +31,8 @@ fn parsers() -> Vec<(&'static str, Parser, &'static [u8])> {
         ("meminfo", |b| sys::parse_meminfo(b).is_ok(), sys::tests::MEMINFO),
         ("cpuinfo", |b| sys::parse_cpu_features(b).len() < usize::MAX, sys::tests::MEMINFO),
         ("net/tcp", |b| net::inet::parse(b).is_ok(), net::inet::tests::SAMPLE),
+        ("net/igmp", |b| net::igmp::parse(b).is_ok(), net::igmp::tests::SAMPLE),
+        ("net/igmp6", |b| net::igmp::parse_six(b).is_ok(), net::igmp::tests::SAMPLE_SIX),
         ("net/unix", |b| net::unix::parse(b).is_ok(), net::unix::tests::SAMPLE),
         ("auxv", |b| auxv::pairs(b).count() < usize::MAX, b"0123456701234567"),
         ("cmdline", |b| cmdline::strings(b).len() < usize::MAX, b"a\0b\0"),

@@ -278,8 +278,10 @@ fn addresses(model: &Model, scope: &Scope) -> Vec<Blocker> {
                 let listens = matches!(tcp.state, TcpState::Listen { .. });
                 (tcp.net, &tcp.local, libc::SOCK_STREAM, listens, &tcp.options)
             }
-            FileKind::Udp(udp) if udp.socket_type == libc::SOCK_DGRAM => {
-                (udp.net, &udp.local, libc::SOCK_DGRAM, udp.peer.0.is_empty(), &udp.options)
+            FileKind::Udp(udp) => {
+                // A raw socket has a protocol where others have a port.
+                let has_port = udp.socket_type == libc::SOCK_DGRAM;
+                (udp.net, &udp.local, libc::SOCK_DGRAM, has_port && udp.peer.0.is_empty(), &udp.options)
             }
             _ => continue,
         };

@@ -30,6 +30,7 @@ pub fn make(
     };
     let mut prepare = || {
         place.enter(remote.pid())?;
+        log_in(model, &mut remote, skeletons)?;
         skeletons.clock_offset = clock::enter(model, options.read_at, &mut remote, skeletons.scratch, warnings)?;
         ns::enter::mounts(model, TaskId(0), &mut remote, skeletons)?;
         empty(&mut remote, skeletons.scratch)
@@ -44,6 +45,24 @@ pub fn make(
             Err(e)
         }
     }
+}
+
+/// The user whose session the tree is of (pam_loginuid(8)), which all of it inherits. Nobody may say that of another process, and
+/// where it will have mounts of its own there may be no /proc. If it cannot be, [`super::task`] warns of it.
+fn log_in(model: &Model, remote: &mut Remote, skeletons: &Skeletons) -> Result<()> {
+    let wanted = model.root().loginuid;
+    if ProcDir::open(remote.pid())?.loginuid(&mut Vec::new())? == wanted {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    let (path, text) = (batch.c_string(b"/proc/self/loginuid"), wanted.to_string());
+    let words = batch.bytes(text.as_bytes());
+    let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+    let file = batch.may(libc::SYS_openat, &[libc::AT_FDCWD.into(), path, flags.into(), 0u64.into()]);
+    batch.may(libc::SYS_write, &[file.into(), words, (text.len() as u64).into()]);
+    batch.may(libc::SYS_close, &[file.into()]);
+    remote.run(&skeletons.scratch, &batch)?;
+    Ok(())
 }
 
 /// Whether the tree will get a PID namespace of its own.

@@ -57,7 +57,30 @@ pub fn udp_shutdowns(domain: i32, protocol: i32) -> Result<Vec<(u32, u8)>> {
     dump(&wanted, udp_shutdown)
 }
 
+/// Inodes of the TCP sockets of this thread's network namespace that have a key for signatures (RFC 2385, `TCP_MD5SIG` of tcp(7)),
+/// but for those that are neither bound nor connected. The kernel tells who has CAP_NET_ADMIN there (Linux 4.14).
+pub fn tcp_signed(domain: i32) -> Result<Vec<u32>> {
+    // The kernel tells of keys where it is asked for everything about the connection.
+    let mut wanted = vec![domain as u8, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
+    wanted.extend(u32::MAX.to_ne_bytes());
+    wanted.extend([0; 48]);
+    Ok(dump(&wanted, signed)?.into_iter().flatten().collect())
+}
+
+const INET_DIAG_INFO: u16 = 2;
 const INET_DIAG_SHUTDOWN: u16 = 8;
+const INET_DIAG_MD5SIG: u16 = 18;
+
+/// `struct inet_diag_msg` with its attributes.
+fn signed(message: &[u8]) -> Option<Option<u32>> {
+    let inode = word(message, 68)?;
+    let mut is_signed = false;
+    attributes(message.get(72..)?, |kind, value| {
+        is_signed |= kind == INET_DIAG_MD5SIG && !value.is_empty();
+        Some(())
+    })?;
+    Some(is_signed.then_some(inode))
+}
 
 /// `struct inet_diag_msg` with its attributes.
 fn udp_shutdown(message: &[u8]) -> Option<(u32, u8)> {
@@ -200,6 +223,27 @@ mod tests {
     }
 
     #[test]
+    fn sockets_with_keys_are_seen() {
+        let [plain, keyed] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        // struct tcp_md5sig: an address in 128 bytes, flags, prefix, length, interface, key.
+        let mut key = vec![0u8; 216];
+        key[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+        key[4..8].copy_from_slice(&[127, 0, 0, 2]);
+        key[130..132].copy_from_slice(&3u16.to_ne_bytes());
+        key[136..139].copy_from_slice(b"key");
+        const TCP_MD5SIG: i32 = 14;
+        if let Err(errno) = socket::set_option(keyed.as_fd(), libc::IPPROTO_TCP, TCP_MD5SIG, &key) {
+            return crate::skip!("TCP_MD5SIG: {errno}");
+        }
+        if !nix::unistd::geteuid().is_root() {
+            return crate::skip!("keys of TCP sockets are told to root alone");
+        }
+        let inode = |socket: &std::net::TcpListener| nix::sys::stat::fstat(socket).unwrap().st_ino as u32;
+        let found = tcp_signed(libc::AF_INET).unwrap();
+        assert!(found.contains(&inode(&keyed)) && !found.contains(&inode(&plain)), "{found:?}");
+    }
+
+    #[test]
     fn damaged_answers_are_errors_not_panics() {
         let mut sockets = Vec::new();
         for len in 0..64 {
@@ -210,6 +254,7 @@ mod tests {
             }
             let _ = messages(&bytes, &mut sockets, unix);
             let _ = messages(&bytes, &mut Vec::new(), udp_shutdown);
+            let _ = messages(&bytes, &mut Vec::new(), signed);
         }
         assert!(messages(&[8, 0, 0, 0, 20, 0, 0, 0], &mut sockets, unix).is_err());
     }

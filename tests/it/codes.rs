@@ -76,6 +76,20 @@ const ASKED: &[&str] = &[
     "NOT_DUMPABLE",
     "CGROUP_FROZEN",
     "CGROUP_MISSING",
+    "TCP_REPAIR",
+    "DISK_SPACE",
+    "PTRACE_FORBIDDEN",
+    "SYSTEM_CALL_MISSING",
+    "KERNEL_OLD",
+    "KERNEL_OPTION",
+];
+
+/// Probes that have to answer yes, with the code of each that does not.
+const PROBES: &[(&str, &str)] = &[
+    ("ptrace", "PTRACE_FORBIDDEN"),
+    ("process-vm", "SYSTEM_CALL_MISSING"),
+    ("clone3", "KERNEL_OLD"),
+    ("kcmp", "KERNEL_OPTION"),
 ];
 
 /// A target made of a script, with all that it has started.
@@ -337,6 +351,39 @@ fn damaged_images(home: &Path, run: &dyn Fn(&[&str]) -> Output) {
 }
 
 #[test]
+fn what_a_host_lacks_is_named() {
+    if !can() {
+        return;
+    }
+    for (probe, code) in PROBES {
+        let output = migrate(&["check", "--json"]).env("MIGRATE_MASK_PROBES", probe).output().unwrap();
+        names(&output, code, probe);
+    }
+    // Half of root's rights.
+    let script = "
+server = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(server.getsockname())
+s, _ = server.accept()
+beat()";
+    let target = Target::start(script, None).unwrap();
+    let (pid, image) = (target.pid(), target.path("image").to_str().unwrap().to_owned());
+    let within = |words: &[&str], image: &str| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(env!("CARGO_BIN_EXE_migrate")).args(["dump", &pid, "-D", image, "--json"]);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    names(&within(&["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"], &image), "TCP_REPAIR", "socket:");
+    target.goes_on();
+    // A disk without room, in a mount namespace that ends with the command.
+    let small = target.path("small").to_str().unwrap().to_owned();
+    fs::create_dir(&small).unwrap();
+    let mount = format!("mount -t tmpfs -o size=64k none {small} && exec \"$@\"");
+    let output = within(&["unshare", "--mount", "sh", "-c", &mount, "sh"], &format!("{small}/image"));
+    names(&output, "DISK_SPACE", &small);
+    target.goes_on();
+}
+
+#[test]
 fn who_may_not_be_asked_is_named() {
     if !can() {
         return;
@@ -372,7 +419,7 @@ fn who_may_not_be_asked_is_named() {
     for v2 in [false, true] {
         let Some(freezer) = crate::zoo::frozen::Freezer::make(v2) else { continue };
         let target = Target::start("call(157, 4, 1)\nbeat()", Some(NOBODY)).unwrap();
-        fs::write(freezer.dir.join("cgroup.procs"), target.pid()).unwrap();
+        fs::write(freezer.place.dir.join("cgroup.procs"), target.pid()).unwrap();
         freezer.set(true);
         assert!(freezer.is_frozen());
         names(&asked(&target.pid()), "CGROUP_FROZEN", &target.pid());

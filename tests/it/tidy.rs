@@ -314,7 +314,6 @@ const WITHOUT_USE: &[(&str, &str)] = &[
     ("LANDLOCK", "the kernel tells nobody which tasks have restricted themselves"),
     ("PEER_PRIVILEGE", "said for each process by CREDENTIALS and SET_TID, which name it"),
     ("SESSION_OUTSIDE", "a session that was begun outside is begun anew for the tree"),
-    ("TCP_SIGNED", "no way to read whether a socket has keys is built in yet"),
 ];
 
 #[test]

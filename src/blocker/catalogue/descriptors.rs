@@ -151,9 +151,9 @@ table! { SOCKETS:
         why: "It is a connection to the hypervisor of this host.",
         remedy: "let the program close it, then try again",
         kernel: "all";
-    RAW_SOCKET = 405, "raw socket",
-        object: "a socket of type SOCK_RAW (ping)",
-        why: "It is not saved yet.",
+    RAW_SOCKET = 405, "raw socket with a filter of messages",
+        object: "an IPv6 socket of type SOCK_RAW with ICMP6_FILTER (ping, a router daemon)",
+        why: "The filter is not saved yet; without it the program would get what it does not expect.",
         remedy: "let the program close it, then try again",
         kernel: "all";
     SOCKET_FAMILY = 406, "socket of a kind that cannot be saved",
@@ -206,11 +206,11 @@ table! { SOCKETS:
         why: "The namespace is not at the destination.",
         remedy: "let the program close it, then try again",
         kernel: "all";
-    TCP_SIGNED = 416, "TCP connection with signatures",
-        object: "a TCP socket with TCP_MD5SIG or TCP_AO keys",
-        why: "Keys cannot be read back.",
-        remedy: "--tcp close: the program connects again",
-        kernel: "all";
+    TCP_SIGNED = 416, "TCP socket with keys for signatures",
+        object: "a TCP socket with TCP_MD5SIG or TCP_AO keys (BGP)",
+        why: "What it sends without them is dropped by its peer; keys are secrets that an image does not keep.",
+        remedy: "end the program, and start it on the destination",
+        kernel: "all; a socket that neither listens nor is connected does not show TCP_MD5SIG keys";
     UNIX_QUEUE = 417, "UNIX socket with messages that cannot be read",
         object: "a UNIX socket whose queue holds descriptors of a kind that cannot be saved, or more than is looked at",
         why: "What is in the queue has to arrive, in its order.",

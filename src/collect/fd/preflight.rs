@@ -68,6 +68,7 @@ pub fn preflight(tree: &[ProcDir], policy: &Policy) -> Result<(Vec<Blocker>, boo
             }
         }
     }
+    found.extend(sockets.signed());
     found.extend(sockets.outside(&pids, policy, &mut buf));
     let root = tree.first().map(ProcDir::pid);
     if !policy.allow_external_stdio {

@@ -26,7 +26,7 @@ pub struct Identity {
 pub enum Family {
     /// [`super::tcp`].
     Tcp,
-    /// [`super::udp`]: UDP, UDP-Lite, ping.
+    /// [`super::udp`]: UDP, UDP-Lite, ping, raw.
     Udp,
     /// [`super::unix`].
     Unix,
@@ -56,6 +56,7 @@ impl Identity {
             }
             (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP) => Family::Udp,
             (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6) => Family::Udp,
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => Family::Udp,
             (libc::AF_UNIX, _, _) => Family::Unix,
             (libc::AF_NETLINK, _, _) => Family::Netlink,
             _ => Family::Unsupported,
@@ -67,7 +68,6 @@ impl Identity {
         let code = match (self.domain, self.protocol) {
             _ if self.family() != Family::Unsupported => return None,
             (libc::AF_INET | libc::AF_INET6, IPPROTO_MPTCP) => codes::TCP_ULP,
-            (libc::AF_INET | libc::AF_INET6, _) if self.socket_type == libc::SOCK_RAW => codes::RAW_SOCKET,
             (libc::AF_PACKET, _) => codes::PACKET_SOCKET,
             (libc::AF_VSOCK, _) => codes::VSOCK,
             (libc::AF_NETLINK, _) => codes::NETLINK,

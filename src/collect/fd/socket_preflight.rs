@@ -3,7 +3,7 @@
 
 use super::socket::{self as common, Family};
 use super::{sockets, tcp, unix};
-use crate::blocker::Blocker;
+use crate::blocker::{Blocker, codes};
 use crate::collect::Policy;
 use crate::image::Pid;
 use crate::net::namespace;
@@ -22,6 +22,14 @@ pub struct Sockets {
     seen: HashSet<u64>,
     /// UNIX sockets by network namespace, with the object's name and who it was connected by.
     unix: HashMap<u64, (OwnedFd, Vec<Unix>)>,
+    /// TCP sockets by network namespace and domain.
+    inet: HashMap<(u64, i32), (OwnedFd, Vec<Inet>)>,
+}
+
+#[derive(Debug)]
+struct Inet {
+    inode: u32,
+    object: String,
 }
 
 #[derive(Debug)]
@@ -47,6 +55,12 @@ impl Sockets {
         }
         if identity.family() == Family::Tcp {
             self.tcp += 1;
+            if let Ok(net) = socket::namespace_of(socket)
+                && let Ok(stat) = nix::sys::stat::fstat(&net)
+            {
+                let inet = Inet { inode: inode as u32, object: object.to_owned() };
+                self.inet.entry((stat.st_ino, identity.domain)).or_insert_with(|| (net, Vec::new())).1.push(inet);
+            }
             return tcp::preflight(socket, policy.tcp, object).unwrap_or_default();
         }
         if identity.family() == Family::Unix
@@ -59,6 +73,21 @@ impl Sockets {
             self.unix.entry(stat.st_ino).or_insert_with(|| (net, Vec::new())).1.push(unix);
         }
         common::preflight(socket, object)
+    }
+
+    /// TCP sockets with keys. All of a namespace are listed for that, which is too much to do while the target stands still: keys are
+    /// given to a socket before it listens or connects.
+    pub fn signed(&self) -> Vec<Blocker> {
+        let mut found = Vec::new();
+        for ((_, domain), (net, sockets)) in &self.inet {
+            let signed = namespace::inside(Some(net.as_fd()), || sock_diag::tcp_signed(*domain));
+            // A kernel without tcp_diag does not tell.
+            let Ok(Ok(signed)) = signed else { continue };
+            let signed: HashSet<u32> = signed.into_iter().collect();
+            let ours = sockets.iter().filter(|socket| signed.contains(&socket.inode));
+            found.extend(ours.map(|socket| Blocker::new(codes::TCP_SIGNED, &*socket.object)));
+        }
+        found
     }
 
     /// UNIX sockets whose peers are outside the tree. A peer that nobody in the tree has may still be in flight between two of

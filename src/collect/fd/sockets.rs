@@ -9,9 +9,11 @@ use crate::image::fd::FileKind;
 use crate::image::fd::unix::{Node, UnixState};
 use crate::image::ns::NsKind;
 use crate::image::{Bytes, FileId, NsId, NsPid, Pid, UnixId};
+use crate::net::segment::raw_address;
 use crate::net::{self, namespace};
 use crate::ops::options::ExternalUnix;
 use crate::proc::ProcDir;
+use crate::proc::net::igmp::Group;
 use crate::sys::{Errno, sock_diag, socket};
 use common::Family;
 use std::collections::HashMap;
@@ -27,6 +29,8 @@ pub struct Sockets {
     seen: Vec<(FileId, NsId, unix::Seen)>,
     /// What was shut down of the UDP sockets of each network namespace, domain and protocol.
     udp: HashMap<(NsId, i32, i32), HashMap<u32, u8>>,
+    /// Multicast groups of each network namespace that somebody listens to.
+    groups: HashMap<NsId, Vec<Group>>,
     /// TCP sockets of the tree.
     pub(super) tcp: Vec<tcp_sockets::Noted>,
 }
@@ -52,7 +56,18 @@ pub fn collect(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd) -> 
             }
             let shutdown =
                 udp_shutdown(state, fd.as_fd(), &identity, net, state.set[id].stat.st_ino).map_err(failed)?;
-            udp::read(fd.as_fd(), identity, net, shutdown).map(|udp| Some(FileKind::Udp(udp))).map_err(failed)
+            if let Entry::Vacant(room) = state.sockets.groups.entry(net) {
+                room.insert(ProcDir::open(state.set[id].pid)?.multicast_groups(&mut cx.buf)?);
+            }
+            let groups = udp::memberships(fd.as_fd(), id, &state.sockets.groups[&net]).map_err(failed)?;
+            cx.model.multicast.extend(groups);
+            let mut udp = udp::read(fd.as_fd(), identity, net, shutdown).map_err(failed);
+            if let Ok(udp) = &mut udp
+                && identity.socket_type == libc::SOCK_RAW
+            {
+                udp.peer = raw_peer(cx, state, id, udp.v6)?;
+            }
+            udp.map(|udp| Some(FileKind::Udp(udp)))
         }
         Family::Netlink => netlink::read(fd.as_fd(), identity, net).map(|n| Some(FileKind::Netlink(n))).map_err(failed),
         Family::Unsupported => {
@@ -72,6 +87,7 @@ pub(super) fn unless_unsupported<T>(cx: &mut Cx<'_>, object: &str, kind: Result<
                 "UNIX" => codes::UNIX_QUEUE,
                 "TCP" => codes::TCP_STATE,
                 super::tcp::URGENT => codes::TCP_URGENT,
+                udp::RAW => codes::RAW_SOCKET,
                 "netlink" => codes::NETLINK,
                 _ => codes::SOCKET_FAMILY,
             };
@@ -114,8 +130,7 @@ fn udp_shutdown(
     net: NsId,
     inode: u64,
 ) -> net::Result<u8> {
-    let udp = matches!(identity.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
-    if !udp || socket::peer_address(fd).is_err() {
+    if !udp::is_udp(identity) || socket::peer_address(fd).is_err() {
         return Ok(0);
     }
     let all = match state.sockets.udp.entry((net, identity.domain, identity.protocol)) {
@@ -132,6 +147,15 @@ fn udp_shutdown(
         }
     };
     Ok(all.get(&(inode as u32)).copied().unwrap_or(0))
+}
+
+/// Who a raw socket is connected to. As a rule there is no port, and getpeername(2) says nothing then.
+fn raw_peer(cx: &mut Cx<'_>, state: &State, id: FileId, v6: bool) -> Result<Bytes> {
+    const ESTABLISHED: u8 = 1;
+    let all = ProcDir::open(state.set[id].pid)?.net_inet(if v6 { "raw6" } else { "raw" }, &mut cx.buf)?;
+    let inode = state.set[id].stat.st_ino;
+    let connected = all.iter().find(|socket| socket.inode == inode && socket.state == ESTABLISHED);
+    Ok(connected.map(|socket| Bytes(raw_address(socket.remote))).unwrap_or_default())
 }
 
 fn collect_unix(cx: &mut Cx<'_>, state: &mut State, id: FileId, fd: &OwnedFd, net: NsId) -> Result<Option<FileKind>> {

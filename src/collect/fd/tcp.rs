@@ -60,10 +60,19 @@ pub fn preflight(fd: BorrowedFd<'_>, policy: Policy, object: &str) -> Result<Vec
         let reason = format!("an upper-layer protocol ({name}) is active on it");
         found.push(Blocker::new(codes::TCP_ULP, object).because(reason));
     }
+    if has_signing_keys(fd) {
+        found.push(Blocker::new(codes::TCP_SIGNED, object).because("it signs its segments (TCP_AO)"));
+    }
     if policy == Policy::Keep && info.state == SYN_RECV {
         found.push(Blocker::new(codes::TCP_STATE, object));
     }
     Ok(found)
+}
+
+/// Keys of RFC 5925 (Linux 6.7). Those of RFC 2385 no option tells of: [`super::socket_preflight`] looks for them.
+fn has_signing_keys(fd: BorrowedFd<'_>) -> bool {
+    const TCP_AO_INFO: i32 = 40;
+    socket::option(fd, libc::SOL_TCP, TCP_AO_INFO, &mut [0; 56]).is_ok()
 }
 
 fn upper_protocol(fd: BorrowedFd<'_>) -> Option<String> {

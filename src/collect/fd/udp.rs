@@ -1,10 +1,13 @@
-//! Read by the engine on a duplicate: UDP sockets, and others that exchange datagrams over IP (UDP-Lite, ping).
+//! Read by the engine on a duplicate: UDP sockets, and others that exchange datagrams over IP (UDP-Lite, ping, raw).
 
 use super::socket as common;
-use crate::image::fd::udp::Udp;
-use crate::image::{Bytes, NsId};
-use crate::net::{Error, Result, failed};
+use crate::image::fd::udp::{Membership, Udp};
+use crate::image::{Bytes, FileId, NsId};
+use crate::net::segment::raw_address;
+use crate::net::{Error, Result, failed, multicast};
+use crate::proc::net::igmp::Group;
 use crate::sys::{Errno, socket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 const UDP_CORK: i32 = 1;
@@ -22,21 +25,39 @@ const UDP_INTS: &[(i32, i32, Option<i32>)] = &[
     (libc::SOL_UDP, 104, Some(0)), // UDP_GRO
 ];
 
+const SOL_RAW: i32 = 255;
+/// Integer options of raw sockets.
+const RAW_INTS: &[(i32, i32, Option<i32>)] = &[
+    (libc::SOL_IP, libc::IP_HDRINCL, None),
+    (libc::SOL_IPV6, 36, Some(0)), // IPV6_HDRINCL
+    (SOL_RAW, 1, Some(0)),         // ICMP_FILTER
+    (SOL_RAW, 7, None),            // IPV6_CHECKSUM
+];
+
+/// What [`Error::Unsupported`] calls a raw socket.
+pub(super) const RAW: &str = "raw";
+
 /// Reads a socket of a stopped target, with its queue, which stays as it is. `shutdown`: see [`Udp::shutdown`].
 pub fn read(fd: BorrowedFd<'_>, identity: common::Identity, net: NsId, shutdown: u8) -> Result<Udp> {
     let mut options = common::options(fd)?;
     let peek_offset = common::take(&mut options, libc::SO_PEEK_OFF);
-    let udp = matches!(identity.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
-    if udp {
+    let raw = identity.socket_type == libc::SOCK_RAW;
+    let queue = if raw {
+        check_raw(fd)?;
+        Vec::new()
+    } else if is_udp(&identity) {
         check_state(fd)?;
-    }
-    let queue = if udp { queue(fd, peek_offset.unwrap_or(-1))? } else { no_queue(fd)? };
+        queue(fd, peek_offset.unwrap_or(-1))?
+    } else {
+        no_queue(fd)?
+    };
     options.ints.extend(peek_offset.map(|value| (libc::SO_PEEK_OFF, value)));
     let local = socket::local_address(fd).map_err(failed("UDP", "getsockname"))?;
     let bound = local.iter().skip(2).any(|b| *b != 0);
     let mut ints = common::ints(fd, UDP_INTS);
     ints.extend(common::ints(fd, common::IP_INTS));
     ints.extend(common::ints(fd, common::MULTICAST_INTS));
+    ints.extend(common::ints(fd, if raw { RAW_INTS } else { &[] }));
     let v6 = identity.domain == libc::AF_INET6;
     if v6 {
         ints.extend(common::ints(fd, &[(libc::SOL_IPV6, libc::IPV6_V6ONLY, None)]));
@@ -53,6 +74,42 @@ pub fn read(fd: BorrowedFd<'_>, identity: common::Identity, net: NsId, shutdown:
         shutdown,
         queue,
     })
+}
+
+/// Groups that a socket is a member of, among those that somebody listens to.
+pub fn memberships(fd: BorrowedFd<'_>, file: FileId, groups: &[Group]) -> Result<Vec<Membership>> {
+    let mut found = Vec::new();
+    for Group { index, interface, address } in groups {
+        let level = if matches!(address, IpAddr::V4(_)) { libc::SOL_IP } else { libc::SOL_IPV6 };
+        let group = raw_address(SocketAddr::new(*address, 0));
+        let Some(filter) = multicast::filter(fd, level, *index, &group)? else { continue };
+        let sources = filter.sources.into_iter().map(Bytes).collect();
+        let interface = interface.clone();
+        found.push(Membership { file, level, interface, group: Bytes(group), mode: filter.mode, sources });
+    }
+    Ok(found)
+}
+
+/// UDP and UDP-Lite: a raw socket may have their protocol, too.
+pub(super) fn is_udp(identity: &common::Identity) -> bool {
+    let protocol = matches!(identity.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
+    protocol && identity.socket_type == libc::SOCK_DGRAM
+}
+
+/// Of a raw socket: packets that wait are lost, as those are that come in the pause. No call shows more than the first of them.
+fn check_raw(fd: BorrowedFd<'_>) -> Result<()> {
+    const ICMP6_FILTER: i32 = 1;
+    let filter = socket::raw_option(fd, libc::IPPROTO_ICMPV6, ICMP6_FILTER).unwrap_or_default();
+    if filter.iter().any(|byte| *byte != 0) {
+        return Err(Error::Unsupported {
+            kind: RAW,
+            reason: "it lets only some messages through (ICMP6_FILTER)".to_owned(),
+        });
+    }
+    if socket::poll_now(fd, libc::POLLIN).map_err(failed(RAW, "poll"))? & libc::POLLIN != 0 {
+        tracing::warn!("packets that wait in a raw socket are lost");
+    }
+    Ok(())
 }
 
 /// States that the kernel does not give back.

@@ -78,6 +78,10 @@ pub(crate) fn make(maker: &mut Maker<'_>, id: FileId, kind: &FileKind) -> Result
         }
         FileKind::Udp(udp) => {
             let fd = udp::make(udp, place(maker, udp.net)).map_err(failed(describe(kind)))?;
+            for membership in maker.model.multicast.iter().filter(|membership| membership.file == id) {
+                let joined = udp::join(fd.as_fd(), membership, place(maker, udp.net).net);
+                maker.warnings.extend(joined.map_err(failed(describe(kind)))?);
+            }
             let kept = duplicate(&fd, kind)?;
             maker.sockets.asleep.udp.push((id, kept));
             Ok(fd)

@@ -1,8 +1,9 @@
-//! Made by the engine: UDP sockets and others that exchange datagrams over IP.
+//! Made by the engine: UDP sockets and others that exchange datagrams over IP, raw ones among them.
 
 use super::socket as common;
 use super::tcp::Place;
-use crate::image::fd::udp::Udp;
+use crate::image::fd::udp::{Membership, Udp};
+use crate::net::multicast::{self, Filter};
 use crate::net::segment::{Injector, parse_address};
 use crate::net::{Error, Result, failed, namespace};
 use crate::sys::{Errno, socket};
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Makes a socket bound to its address, not connected yet.
 pub fn make(udp: &Udp, place: Place<'_>) -> Result<OwnedFd> {
     let domain = if udp.v6 { libc::AF_INET6 } else { libc::AF_INET };
-    if udp.socket_type != libc::SOCK_DGRAM {
+    if !matches!(udp.socket_type, libc::SOCK_DGRAM | libc::SOCK_RAW) {
         return Err(Error::BadModel { kind: "UDP", reason: format!("socket type {}", udp.socket_type) });
     }
     let fd =
@@ -38,6 +39,20 @@ pub fn make(udp: &Udp, place: Place<'_>) -> Result<OwnedFd> {
         set(0)?;
     }
     Ok(fd)
+}
+
+/// Makes a socket a member of a group again. A warning if its interface is not here.
+pub fn join(fd: BorrowedFd<'_>, of: &Membership, net: Option<BorrowedFd<'_>>) -> Result<Option<String>> {
+    let name = String::from_utf8_lossy(&of.interface.0).into_owned();
+    let index = namespace::inside(net, || socket::interface_index(&name))?;
+    let filter = Filter { mode: of.mode, sources: of.sources.iter().map(|source| source.0.clone()).collect() };
+    match index {
+        Ok(index) => multicast::join(fd, of.level, index, &of.group.0, &filter).map(|()| None),
+        Err(_) => {
+            let group = parse_address(&of.group.0).map_or_else(String::new, |a| a.ip().to_string());
+            Ok(Some(format!("there is no interface {name} here: a socket does not hear the multicast group {group}")))
+        }
+    }
 }
 
 /// Fills the queue, connects, sets the last options; when the local address is here. Returns a warning if datagrams were lost.

@@ -272,7 +272,7 @@ zoo!(tree: plain three_generations hundred_children sessions left_behind orphane
     zombie_leads_session adopted_in_live_session adopted_from_zombie orphans_of_one_session stopped subreaper exit_signals goes_on deep);
 zoo!(threads: few five_hundred synchronised robust_list own_tables own_attributes children_of_threads goes_on siblings_share shares_vm
     shares_files shares_fs shares_sighand shares_io shares_all);
-zoo!(identity: names unprivileged mixed_ids capabilities securebits no_new_privs not_dumpable parent_death_signal limits
+zoo!(identity: names logged_in unprivileged mixed_ids capabilities securebits no_new_privs not_dumpable parent_death_signal limits
     scheduling deadline oom personalities places changed_root seccomp_filter seccomp_several seccomp_per_thread
     seccomp_synchronised seccomp_strict);
 zoo!(processor: general_registers x87_and_sse avx avx512 protection_keys segment_bases vdso in_vdso rseq_registered rseq_critical);
@@ -342,4 +342,4 @@ zoo!(namespaces: private_files nodes_and_propagation bound layers different user
 zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight watching_in_flight in_flight_of_each_other credentials shut_down listening
     listening_abstract listening_for_packets datagrams_with_names between_processes);
 zoo!(sockets: options udp udp_shut_down udp_six udp_lite tcp_listening tcp_listening_six tcp tcp_six tcp_half_closed tcp_ended
-    netlink);
+    netlink raw multicast);
