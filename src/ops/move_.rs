@@ -526,8 +526,12 @@ impl Target for Live<'_> {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
             None => return Err(Failure::new("the target is not frozen")),
         }
+        let late = self.is_late();
         if let Some(guardian) = &mut self.guardian {
             guardian.holds(&self.segments, self.network.lend_guard());
+            if late {
+                guardian.serves(&self.pages);
+            }
         }
         self.network.hold();
         Ok(())

@@ -145,7 +145,7 @@ fn read_wanted(body: &[u8], peer: &str) -> Result<Wanted> {
 }
 
 /// Says what is missing.
-fn send_missing(channel: &mut Channel, missing: &BTreeMap<Space, RangeSet>) -> Result<()> {
+pub(super) fn send_missing(channel: &mut Channel, missing: &BTreeMap<Space, RangeSet>) -> Result<()> {
     let all = missing.iter().flat_map(|(space, pages)| pages.iter().map(|range| (*space, range)));
     let all: Vec<Entry> = all.map(|(space, range)| entry(space, range, 0)).collect();
     all.chunks(ENTRIES_MAX).try_for_each(|part| channel.send(FrameKind::MISSING, part.as_bytes()))?;

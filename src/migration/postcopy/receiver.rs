@@ -27,6 +27,8 @@ const ENTRY: &str = "pages-process";
 const LOST_AFTER: Duration = Duration::from_secs(600);
 /// So long a source is looked for that does not know yet that it may end the original.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
+/// So long the rest is waited for of what links bring that others take the place of.
+const RESIDUE: Duration = Duration::from_millis(200);
 /// A frame that has begun is here within this time.
 const FRAME: Duration = Duration::from_secs(10);
 
@@ -131,8 +133,8 @@ impl Receiver {
         channel.during("bringing pages");
         match role[0] {
             URGENT => {
-                // A source that comes again has lost both.
-                self.bulk = None;
+                // A source that comes again has lost both, or is another program.
+                self.drain();
                 // What is here and not given yet is not sent again.
                 let mut missing = self.owed.clone();
                 for (space, range, _) in &self.came {
@@ -149,6 +151,15 @@ impl Receiver {
         }
         self.heard = Instant::now();
         Ok(())
+    }
+
+    /// What has come over links that others take the place of is not sent again.
+    fn drain(&mut self) {
+        let until = Instant::now() + RESIDUE;
+        for mut channel in [self.urgent.take(), self.bulk.take()].into_iter().flatten() {
+            channel.deadline(Some(RESIDUE));
+            while Instant::now() < until && self.hear(&mut channel).is_ok_and(|heard| heard) {}
+        }
     }
 
     /// One frame of a link that has one.
@@ -291,5 +302,70 @@ impl Drop for Receiver {
         if self.owed.values().all(RangeSet::is_empty) {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::companion::held::Held;
+    use crate::companion::pager::KeptSpace;
+    use crate::migration::pages::Packer;
+    use crate::migration::postcopy::receive_missing;
+    use std::io::Write;
+
+    const SPACE: Space = Space::Mm(MmId(0));
+
+    fn receiver(dir: &std::path::Path) -> Receiver {
+        let space = KeptSpace { mm: 0, pid: 1, missing: vec![(100, 50)], watched: false };
+        let kept = Kept {
+            session: "a".into(),
+            origin: Origin::Source { peer: "b".into() },
+            tree: Held::default(),
+            spaces: vec![space],
+            views: Vec::new(),
+            objects: Vec::new(),
+            socket: dir.join("pager-a.sock"),
+            report: dir.join("lost"),
+        };
+        Receiver::begin(&kept).unwrap()
+    }
+
+    /// A link of this kind, as a session brings it.
+    fn link(receiver: &mut Receiver, role: u8) -> Channel {
+        let mut socket = UnixStream::connect(&receiver.path).unwrap();
+        socket.write_all(&[role]).unwrap();
+        receiver.accept();
+        let patience = Patience { abort: Abort::new().unwrap(), silence: FRAME, deadline: None };
+        Channel::new(Stream::unix(socket).unwrap(), "pager", patience)
+    }
+
+    fn send(channel: &mut Channel, pages: std::ops::Range<u64>) {
+        let mut packer = Packer::new(None);
+        pages.for_each(|page| packer.add(SPACE, page, &[page as u8; PAGE as usize]));
+        channel.send(FrameKind::PAGES, packer.take()).unwrap();
+    }
+
+    #[test]
+    fn what_is_under_way_when_a_source_dies_is_not_owed_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut receiver = receiver(dir.path());
+        let mut urgent = link(&mut receiver, URGENT);
+        assert_eq!(receive_missing(&mut urgent).unwrap()[&SPACE].pages(), 50);
+        let mut bulk = link(&mut receiver, BULK);
+        send(&mut bulk, 100..120);
+        send(&mut bulk, 120..130);
+        send(&mut urgent, 149..150);
+        drop((urgent, bulk));
+        let mut urgent = link(&mut receiver, URGENT);
+        let missing = receive_missing(&mut urgent).unwrap();
+        let expected: RangeSet = [PageRange::new(130, 19)].into_iter().collect();
+        assert_eq!(missing[&SPACE], expected);
+        let (mut came, mut data) = (0, Vec::new());
+        while let Some((_, range)) = receiver.next(&mut data).unwrap() {
+            assert!(data.chunks(PAGE as usize).zip(range.first..).all(|(page, n)| page.iter().all(|b| *b == n as u8)));
+            came += range.count;
+        }
+        assert_eq!(came, 31);
     }
 }

@@ -13,6 +13,7 @@ use crate::migration::send_pages::ALIVE_EVERY;
 use crate::migration::source::Again;
 use crate::transport::under_way::UnderWay;
 use crate::transport::{Abort, Channel, FrameKind, Link, TransportError};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ struct State {
     order: Order,
     /// There are links, and what is missing is known.
     linked: bool,
+    /// So many pairs of links there have been.
+    links: u32,
     drained: bool,
     stopped: bool,
     served: Served,
@@ -59,6 +62,24 @@ pub struct Served {
     pub waits: Vec<Waits>,
 }
 
+/// For how long there has been no link, as whoever gives up after some time sees it: asked again and again while there is none.
+#[derive(Debug, Default)]
+pub struct Unlinked(Cell<Option<(Instant, Instant)>>);
+
+impl Unlinked {
+    /// Not asked for so long: there was a link meanwhile.
+    const LINKED: Duration = Duration::from_secs(1);
+
+    /// Since the first of the questions that have followed each other.
+    pub fn since(&self) -> Duration {
+        let now = Instant::now();
+        let asked = self.0.get().filter(|(_, asked)| now - *asked < Self::LINKED);
+        let since = asked.map_or(now, |(since, _)| since);
+        self.0.set(Some((since, now)));
+        now - since
+    }
+}
+
 /// Of a target whose pages all go before it runs.
 pub struct NoPages;
 
@@ -82,6 +103,16 @@ impl Serving {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often there was a pair of links.
+    pub fn links(&self) -> u32 {
+        self.state().links
+    }
+
+    /// What has been served so far.
+    pub fn served(&self) -> Served {
+        self.state().served.clone()
     }
 
     /// Ends it, whatever is missing.
@@ -144,6 +175,7 @@ impl Serving {
             let mut state = self.state();
             state.order = Order::new(missing);
             state.linked = true;
+            state.links += 1;
         }
         let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
         let over = Abort::new().map_err(failed)?;
