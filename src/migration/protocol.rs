@@ -314,6 +314,9 @@ pub enum FromDestination {
         /// Length of the list of pages that it has in an image ([`super::earlier`]), which follows.
         #[serde(default)]
         earlier_bytes: u64,
+        /// Pages that follow when the target runs can be named by what is on that list, too.
+        #[serde(default)]
+        names_late: bool,
     },
     /// Something about files, before the verdict.
     Asks {

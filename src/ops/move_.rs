@@ -649,7 +649,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, notes: Vec<String>)
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late.pages);
         outcome.bytes = Some(report.bytes_sent + late.bytes);
         outcome.zero_pages = Some(report.unsent.zero);
-        outcome.named_pages = Some(report.unsent.named);
+        outcome.named_pages = Some(report.unsent.named + late.named);
         outcome.stalls = late.waits;
         if outside::has_left() {
             let pid = report.pid.unwrap_or_default();

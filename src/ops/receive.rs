@@ -36,7 +36,9 @@ use crate::restore::{self, Armed, Prebuilt, Restored};
 use crate::trace::pages::TargetPages;
 use crate::transport::Link;
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -100,6 +102,8 @@ struct Engine {
     late: Option<(Later, Kept)>,
     /// It is to be known which of them were written to.
     watched: bool,
+    /// An image here whose pages need not travel.
+    base: Option<PathBuf>,
     /// The process that brings them, if it was started ahead of time.
     pager: Option<Ready>,
     hooks: Aside,
@@ -115,6 +119,7 @@ struct Engine {
 impl Builder for Engine {
     fn introduce(&mut self, who: &Introduction<'_>) {
         self.hooks = Aside::of(who);
+        self.base = who.base.map(|base| OsStr::from_bytes(&base.0).into());
     }
 
     fn preflight(&mut self, model: &Model, state: &serde_json::Value, judged: &HashSet<Bytes>) -> Result<Vec<Blocker>> {
@@ -218,7 +223,7 @@ impl Builder for Engine {
 
     fn may_lack_pages(&mut self) {
         // Without it one is started in the pause.
-        self.pager = receiver::ready().ok();
+        self.pager = receiver::ready(self.base.as_deref()).ok();
     }
 
     fn expect(&mut self, later: Expected<'_>) -> Result<()> {
@@ -441,7 +446,8 @@ impl Engine {
     /// It is complete, but for what its pager brings.
     fn prepared(&mut self, mut restored: Restored<'static>) -> Result<()> {
         if let Some((_, kept)) = self.late.take() {
-            let pager = self.pager.take().map_or_else(receiver::ready, Ok).map_err(|e| failed(&e))?;
+            let pager =
+                self.pager.take().map_or_else(|| receiver::ready(self.base.as_deref()), Ok).map_err(|e| failed(&e))?;
             leave_to_pager(pager, &mut restored, kept)?;
         }
         for warning in &restored.warnings {

@@ -143,6 +143,7 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             order: Default::default(),
             shelf_pages: 7,
             earlier_bytes: 0,
+            names_late: true,
         })
         .expect("plain"),
     ];

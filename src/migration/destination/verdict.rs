@@ -26,7 +26,16 @@ impl Attempt<'_> {
         let blockers = blockers.iter().map(Into::into).collect();
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
         let (shelf_pages, earlier_bytes) = (self.shelf.max() as u32, earlier.len() as u64);
-        self.send(&FromDestination::Verdict { attempt, blockers, room_bytes, order, shelf_pages, earlier_bytes })?;
+        let names_late = earlier_bytes > 0;
+        self.send(&FromDestination::Verdict {
+            attempt,
+            blockers,
+            room_bytes,
+            order,
+            shelf_pages,
+            earlier_bytes,
+            names_late,
+        })?;
         protocol::send_model(&mut self.control, &earlier)?;
         if may_come {
             self.offered = Some(self.builder.adapted(model)?);

@@ -1,5 +1,6 @@
 //! The pager of a target that has moved: pages come from the host that it has left.
 
+use super::names::{Found, Names, Unknown};
 use super::relay::{BULK, URGENT};
 use super::{send_missing, send_soon, send_wanted, socket_path, waits};
 use crate::companion::pager::{Kept, Origin, Ready, serve};
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// First argument of such a pager; not a verb of the command line.
@@ -32,12 +33,15 @@ const RESIDUE: Duration = Duration::from_millis(200);
 /// A frame that has begun is here within this time.
 const FRAME: Duration = Duration::from_secs(10);
 
-/// Starts one, to be told later what it is for.
+/// Starts one, to be told later what it is for. What the image in `base` has may be named instead of sent.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn ready() -> io::Result<Ready> {
-    Ready::pager_as(ENTRY)
+pub fn ready(base: Option<&Path>) -> io::Result<Ready> {
+    let mut ready = Ready::pager_as(ENTRY)?;
+    // What it is not told of it does not find, and what is named in vain is asked for anew.
+    ready.announce(&base.filter(|dir| dir.to_str().is_some()))?;
+    Ok(ready)
 }
 
 /// The main function of a process of ours with this first argument.
@@ -46,11 +50,11 @@ pub fn entry(argument: &std::ffi::OsStr) -> Option<fn() -> u8> {
 }
 
 fn main() -> u8 {
-    serve::run(Receiver::begin, |_, _| ())
+    serve::run(Names::of, Receiver::begin, |_, _| ())
 }
 
 /// Nobody listens there any more.
-fn is_deaf(path: &std::path::Path) -> bool {
+fn is_deaf(path: &Path) -> bool {
     UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
@@ -68,7 +72,9 @@ struct Receiver {
     /// Somebody waits for all of these.
     soon: BTreeMap<Space, RangeSet>,
     /// What has come and was not given.
-    came: VecDeque<(Space, PageRange, Vec<u8>)>,
+    came: VecDeque<Found>,
+    /// What was named and was not given.
+    names: Names,
     unpacked: Vec<u8>,
     /// When the source was last heard.
     heard: Instant,
@@ -78,8 +84,8 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn begin(kept: &Kept) -> io::Result<Self> {
-        let run = kept.socket.parent().unwrap_or(std::path::Path::new("/"));
+    fn begin(kept: &Kept, names: Names) -> io::Result<Self> {
+        let run = kept.socket.parent().unwrap_or(Path::new("/"));
         let path = socket_path(run, &kept.session);
         let listener = match UnixListener::bind(&path) {
             // Left behind by one whose tree was ended before it served, or with it.
@@ -106,6 +112,7 @@ impl Receiver {
             wanted: HashMap::new(),
             soon: BTreeMap::new(),
             came: VecDeque::new(),
+            names,
             unpacked: Vec::new(),
             heard: Instant::now(),
             alive: Instant::now(),
@@ -137,9 +144,8 @@ impl Receiver {
                 self.drain();
                 // What is here and not given yet is not sent again.
                 let mut missing = self.owed.clone();
-                for (space, range, _) in &self.came {
-                    missing.entry(*space).or_default().remove(*range);
-                }
+                let here = self.came.iter().map(|(space, range, _)| (*space, *range)).chain(self.names.waiting());
+                here.for_each(|(space, range)| missing.entry(space).or_default().remove(range));
                 send_missing(&mut channel, &missing)?;
                 let faults: Vec<Fault> = self.wanted.iter().map(|(place, wait)| fault_of(*place, *wait)).collect();
                 send_wanted(&mut channel, &faults)?;
@@ -175,11 +181,12 @@ impl Receiver {
         if frame.kind != FrameKind::PAGES {
             return Err(TransportError::UnexpectedKind { peer, expected: "pages", got: frame.kind });
         }
-        let came = &mut self.came;
+        let (came, names) = (&mut self.came, &mut self.names);
         unpack(frame.body, &mut self.unpacked, &mut |run, content| match run.what {
             What::Data => came.push_back((run.space, run.range, content.to_vec())),
             What::Zero => came.push_back((run.space, run.range, Vec::new())),
-            What::Hole | What::Inherit | What::Keep | What::Delta | What::Named => {}
+            What::Named => names.add(run, content),
+            What::Hole | What::Inherit | What::Keep | What::Delta => {}
         })
         .map_err(|error| TransportError::Malformed {
             peer,
@@ -204,6 +211,20 @@ impl Receiver {
                 Err(error) => tracing::debug!(%error, urgent, "a link for pages is lost"),
             }
         }
+    }
+
+    /// Pages that have come, or that were named and are here.
+    fn next_found(&mut self) -> Option<Found> {
+        if let Some(found) = self.came.pop_front() {
+            return Some(found);
+        }
+        let faults = self.wanted.iter().map(|((space, page), (count, _))| (*space, PageRange::new(*page, *count)));
+        let soon = self.soon.iter().flat_map(|(space, pages)| pages.iter().map(|range| (*space, range)));
+        self.names.next(faults.chain(soon)).unwrap_or_else(|Unknown| {
+            // Over new links the source is told that they are missing.
+            (self.urgent, self.bulk) = (None, None);
+            None
+        })
     }
 
     /// Tells the source that we are here; it would take us for dead.
@@ -252,7 +273,7 @@ impl Source for Receiver {
             self.hear_any();
         }
         self.say_alive();
-        let Some((space, range, content)) = self.came.pop_front() else {
+        let Some((space, range, content)) = self.next_found() else {
             let silent = self.urgent.is_none() && self.heard.elapsed() > self.patience;
             return if silent { Err(self.lost()) } else { Ok(None) };
         };
@@ -316,7 +337,7 @@ mod tests {
 
     const SPACE: Space = Space::Mm(MmId(0));
 
-    fn receiver(dir: &std::path::Path) -> Receiver {
+    fn receiver(dir: &Path) -> Receiver {
         let space = KeptSpace { mm: 0, pid: 1, missing: vec![(100, 50)], watched: false };
         let kept = Kept {
             session: "a".into(),
@@ -328,7 +349,7 @@ mod tests {
             socket: dir.join("pager-a.sock"),
             report: dir.join("lost"),
         };
-        Receiver::begin(&kept).unwrap()
+        Receiver::begin(&kept, Names::of(None)).unwrap()
     }
 
     /// A link of this kind, as a session brings it.

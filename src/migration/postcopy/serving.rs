@@ -7,6 +7,7 @@ use crate::memory::lazy::{Order, Waits};
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::MoveError;
+use crate::migration::earlier::{self, Hint};
 use crate::migration::pages::Packer;
 use crate::migration::protocol::{self, AttemptId, FromSource};
 use crate::migration::send_pages::ALIVE_EVERY;
@@ -14,7 +15,7 @@ use crate::migration::source::Again;
 use crate::transport::under_way::UnderWay;
 use crate::transport::{Abort, Channel, FrameKind, Link, TransportError};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub struct Serving {
     attempt: AttemptId,
     /// zstd level.
     level: Option<i32>,
+    /// What an image at the destination has.
+    known: Arc<HashSet<Hint>>,
 }
 
 /// What was served.
@@ -54,7 +57,9 @@ pub struct Serving {
 pub struct Served {
     /// Pages.
     pub pages: u64,
-    /// Of which so many were waited for.
+    /// Of which so many were named by digest.
+    pub named: u64,
+    /// And so many were waited for.
     pub faults: u64,
     /// Bytes on the wire, headers included.
     pub bytes: u64,
@@ -98,7 +103,13 @@ impl Serving {
     pub fn new(attempt: AttemptId, level: Option<i32>) -> Result<Self, MoveError> {
         let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
         let abort = Abort::new().map_err(failed)?;
-        Ok(Self { state: Arc::default(), abort, attempt, level })
+        Ok(Self { state: Arc::default(), abort, attempt, level, known: Arc::default() })
+    }
+
+    /// Names what an image at the destination has, as long as the first links last: what is not found there after all is asked for
+    /// over others.
+    pub fn naming(self, known: Arc<HashSet<Hint>>) -> Self {
+        Self { known, ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -238,7 +249,7 @@ impl Serving {
             loop {
                 let wanted = self.state().order.next_wanted();
                 let Some(next) = wanted else { break };
-                self.send(channel, pages, next, &mut packer)?;
+                self.send(channel, pages, next, &mut packer, None)?;
             }
         }
     }
@@ -248,6 +259,8 @@ impl Serving {
         let mut packer = Packer::new(self.level);
         let mut said = Instant::now();
         let mut sent = Instant::now();
+        // Somebody who waits does not wait for a digest as well.
+        let known = Some(&*self.known).filter(|known| !known.is_empty() && self.links() == 1);
         let only_wanted = crate::fault::at(crate::fault::Point::PagerBehind).is_err();
         while !over.is_triggered() {
             let way = UnderWay::of(channel.stream());
@@ -262,7 +275,7 @@ impl Serving {
             drop(state);
             match next {
                 Some(next) => {
-                    self.send(channel, pages, next, &mut packer)?;
+                    self.send(channel, pages, next, &mut packer, known)?;
                     sent = Instant::now();
                 }
                 None => std::thread::sleep(Duration::from_millis(5)),
@@ -281,13 +294,21 @@ impl Serving {
         pages: &dyn ReadPages,
         next: Next,
         packer: &mut Packer,
+        known: Option<&HashSet<Hint>>,
     ) -> Result<(), MoveError> {
         let mut content = vec![0; (next.range.count * PAGE) as usize];
         pages
             .read(next.space, &[next.range], &mut content)
             .map_err(|source| MoveError::Pages { space: next.space, source })?;
-        packer.add(next.space, next.range.first, &content);
-        self.state().served.pages += next.range.count;
+        let named = packer.unsent().named;
+        match known {
+            Some(known) => earlier::pack(known, packer, next.space, next.range.first, &content),
+            None => packer.add(next.space, next.range.first, &content),
+        }
+        let mut state = self.state();
+        state.served.pages += next.range.count;
+        state.served.named += packer.unsent().named - named;
+        drop(state);
         Ok(channel.send(FrameKind::PAGES, packer.take())?)
     }
 }

@@ -26,7 +26,8 @@ impl Attempt<'_> {
             // Of pages that somebody waits for, compression is a part of the wait.
             Compression::Auto | Compression::Off => None,
         };
-        let serving = Serving::new(self.id, level)?;
+        let known = self.names_late.then(|| self.catalogue.earlier()).unwrap_or_default();
+        let serving = Serving::new(self.id, level)?.naming(known);
         self.serving = Some(serving.clone());
         let taking = kept.as_ref().map(|(_, every)| Taking::new(self.id, *every, level)).transpose()?;
         self.taking.clone_from(&taking);

@@ -49,12 +49,21 @@ impl Attempt<'_> {
                     let answer = self.answer(&question, &mut nonces)?;
                     protocol::send(&mut self.link.control, &FromSource::Answers { attempt: self.id, answer })?;
                 }
-                FromDestination::Verdict { blockers, room_bytes, order, shelf_pages, earlier_bytes, .. } => {
+                FromDestination::Verdict {
+                    blockers,
+                    room_bytes,
+                    order,
+                    shelf_pages,
+                    earlier_bytes,
+                    names_late,
+                    ..
+                } => {
                     self.room_bytes = room_bytes;
                     let shelf_pages = usize::try_from(shelf_pages).unwrap_or(usize::MAX);
                     self.catalogue = Catalogue::new(shelf_pages, self.link.bulk.len().max(1));
                     self.ordered(order);
                     self.earlier(earlier_bytes)?;
+                    self.names_late = names_late;
                     return Ok(blockers.into_iter().map(Blocker::from).collect());
                 }
                 other => return Err(self.unexpected(&other, "the verdict")),
