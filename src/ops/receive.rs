@@ -4,7 +4,7 @@ use super::addresses;
 use super::hooks::Aside;
 use super::late;
 use super::network::Arriving;
-use super::options::{StateOptions, Stdio};
+use super::options::{Pids, StateOptions, Stdio};
 use super::park;
 use super::places::Places;
 use super::point::Given;
@@ -162,12 +162,11 @@ impl Builder for Engine {
         }
         self.hooks.begun();
         self.mask()?;
-        let options = restore::Options { read_at: Some(read_at), ..self.options(&model) };
+        let mut options = restore::Options { read_at: Some(read_at), ..self.options(&model) };
         // This process serves one session: the model lives as long as it does.
         let model: &'static Model = Box::leak(Box::new(model));
         let pages = stored.map(PageReader::of).transpose().map_err(|e| failed(&e))?;
-        let made = Prebuilt::make(model, pages.as_ref(), &options, &|_| {}).and_then(Prebuilt::with_threads);
-        let prebuilt = made.map_err(|e| failed(&e))?;
+        let prebuilt = self.made(model, pages.as_ref(), &mut options).map_err(|e| failed(&e))?;
         let mms = (0..model.mms.len()).map(|n| Space::Mm(n.into()));
         let mut spaces = HashMap::new();
         for space in mms.chain((0..model.shmems.len()).map(|n| Space::Shmem(n.into()))) {
@@ -436,11 +435,32 @@ impl Engine {
         // Sockets are bound to these. The source has given them up.
         self.network.take_addresses(self.addresses(), model).map_err(|e| failed(&e))?;
         let pages = PageReader::of(image).map_err(|e| failed(&e))?;
-        let options = self.options(model);
-        let made = Prebuilt::make(model, Some(&pages), &options, &|_| {}).map_err(|e| failed(&e))?;
+        let mut options = self.options(model);
+        let made = self.made(model, Some(&pages), &mut options).map_err(|e| failed(&e))?;
         self.memory = Some(made.memory().map_err(|e| failed(&e))?);
         let restored = expecting(made, late, self.watched).and_then(|prebuilt| prebuilt.complete(&options));
         self.prepared(restored.map_err(|e| failed(&e))?)
+    }
+
+    /// Makes the tree of a model. Where an id is taken that was free to see (by somebody born since, or as that of a session or group
+    /// whose leader is gone), it gets a PID namespace of its own, as [`restore::build`] does.
+    fn made(
+        &mut self,
+        model: &'static Model,
+        pages: Option<&PageReader>,
+        options: &mut restore::Options,
+    ) -> restore::Result<Prebuilt<'static>> {
+        let make = |options: &restore::Options| {
+            Prebuilt::make(model, pages, options, &|_| {}).and_then(Prebuilt::with_threads)
+        };
+        match make(options) {
+            Err(restore::Error::PidInUse { pid, .. }) if options.pids == Pids::Auto => {
+                tracing::warn!(pid, "the id is taken after all: the tree gets a PID namespace of its own");
+                (self.state.pids, options.pids) = (Some(Pids::New), Pids::New);
+                make(options)
+            }
+            made => made,
+        }
     }
 
     /// It is complete, but for what its pager brings.
