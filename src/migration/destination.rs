@@ -159,7 +159,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
     // Before PREPARED nobody counts on what is here: it goes with the source.
     bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
-    builder.introduce(&Introduction { session: &session, peer: control.peer(), target_pid: target.pid, dry_run });
+    let (peer, target_pid) = (control.peer(), target.pid);
+    builder.introduce(&Introduction { session: &session, peer, target_pid, dry_run, base: base.as_ref() });
     let begun = begin(&around, id, (&session, lease), control.peer(), target.memory_bytes);
     let mut attempt = match begun {
         Ok((store, keeper)) => Attempt {

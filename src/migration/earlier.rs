@@ -6,12 +6,12 @@
 //! whose digests begin alike thus end the move before anything is handed over; they never become a wrong page.
 
 use super::MoveError;
-use super::pages::DIGEST_BYTES;
+use super::pages::{DIGEST_BYTES, Packer, Run, What};
 use crate::image::limits::FRAME_PAGES;
 use crate::image::mm::PAGE;
-use crate::memory::PageRange;
 use crate::memory::store::{PageReader, ResolvedRun, Scratch, Source, StoreError};
-use std::collections::HashMap;
+use crate::memory::{PageRange, Space, zero};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Of each digest so much is sent ahead.
@@ -99,6 +99,30 @@ impl Earlier {
     }
 }
 
+/// Adds the content of consecutive pages to a frame, named where an image has it. The caller has asked [`Packer::is_full`].
+pub fn pack(known: &HashSet<Hint>, packer: &mut Packer, space: Space, first: u64, content: &[u8]) {
+    for (is_zero, places) in zero::runs(content) {
+        let mut at = first + places.start as u64;
+        if is_zero {
+            packer.note(Run::new(space, PageRange::new(at, places.len() as u64), What::Zero));
+            continue;
+        }
+        let mut rest = &content[places.start * PAGE as usize..places.end * PAGE as usize];
+        let digests: Vec<[u8; DIGEST_BYTES]> =
+            rest.chunks_exact(PAGE as usize).map(|page| *blake3::hash(page).as_bytes()).collect();
+        let is_known = |digest: &[u8; DIGEST_BYTES]| known.contains(&hint(digest));
+        for same in digests.chunk_by(|a, b| is_known(a) == is_known(b)) {
+            let range = PageRange::new(at, same.len() as u64);
+            let (content, later) = rest.split_at(range.bytes() as usize);
+            match is_known(&same[0]) {
+                true => packer.content(Run::new(space, range, What::Named), same.as_flattened()),
+                false => packer.content(Run::new(space, range, What::Data), content),
+            }
+            (at, rest) = (range.end(), later);
+        }
+    }
+}
+
 /// What came of [`Earlier::hints`].
 ///
 /// # Errors
@@ -115,8 +139,6 @@ pub fn read_hints(bytes: &[u8]) -> Result<impl Iterator<Item = Hint> + '_, Strin
 pub(super) mod tests {
     use super::*;
     use crate::image::MmId;
-    use crate::memory::Space;
-    use crate::migration::pages::{Run, What};
     use crate::migration::protocol::{AttemptId, SpaceName};
     use crate::migration::store::Store;
     use std::fs;

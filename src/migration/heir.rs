@@ -3,17 +3,25 @@
 //!
 //! Two come by it: the guardian of a move ([`settle`]), and a person ([`super::resolve`]). The journal is held while something is
 //! decided, and not while the destination is asked: whoever of the two is first decides, and the other finds it decided.
+//!
+//! In post-copy the original has memory that the copy lacks. The guardian goes on to serve it where the move's program has
+//! stopped ([`Rest`]): what is owed the destination says on the new links. A person cannot, and decides nothing before that.
 
 use super::handover::source::{Action, Event, Phase, Record, Source};
 use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Line, Role, Step};
+use super::points::kept::Kept;
+use super::points::taking::Taking;
+use super::postcopy::serving::{Serving, Unlinked};
 use super::protocol::AttemptId;
 use super::resolve;
 use super::source::again::Silence;
 use super::source::{Again, Fence};
+use crate::companion::held::Held;
+use crate::memory::pipeline::ReadPages;
 use crate::transport::Link;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The one destination there is.
@@ -24,7 +32,9 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::f
 const TELL_FOR: Duration = Duration::from_secs(600);
 
 /// A copy that has all of its memory looks for a source to say so, for half as long.
-const MAY_BE_THERE: Duration = Duration::from_secs(60);
+const MAY_BE_THERE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
+/// Without a link for pages for so long it is asked again who owns the target.
+const NO_LINK: Duration = Duration::from_secs(3);
 
 /// The copy at the source, held.
 pub trait Original {
@@ -40,6 +50,16 @@ pub trait Original {
 
 /// What a journal says of the original.
 pub type Found<'a> = dyn FnMut(&Line) -> Box<dyn Original + 'a> + 'a;
+
+/// Memory of the original, for as long as the copy lacks some of it.
+pub struct Rest<'a> {
+    /// Where it is read.
+    pub pages: &'a (dyn ReadPages + std::marker::Sync),
+    /// zstd level.
+    pub level: Option<i32>,
+    /// Where states of the copy are kept that come back meanwhile, and how often ([`super::points`]).
+    pub states: Option<(PathBuf, Duration)>,
+}
 
 /// Who decides at the source now.
 pub struct Heir<'a> {
@@ -121,13 +141,13 @@ pub enum Settled {
     Stays,
     /// It runs at the destination, and the original has ended.
     Moved,
-    /// The copy there lacks memory that only this one has: a person decides.
+    /// The copy there lacks memory that only this one has, and it cannot be brought there: a person decides.
     PagesOwed,
     /// It ran there, and has ended with that host: a person decides.
     EndedWithHost,
 }
 
-/// Settles an attempt whose program is dead: asks the destination for as long as it takes.
+/// Settles an attempt whose program is dead: asks the destination for as long as it takes, and serves it the rest of the memory.
 ///
 /// # Errors
 /// There is no such journal, or it cannot be written.
@@ -136,11 +156,12 @@ pub fn settle<'a>(
     attempt: AttemptId,
     again: Again<'_>,
     fence: Option<Fence<'_>>,
+    rest: Option<Rest<'_>>,
     found: &mut Found<'a>,
 ) -> io::Result<Settled> {
     let mut pause = LOOK_AGAIN.0;
     let mut silence = Silence::begin(fence);
-    let mut owed_since = None;
+    let mut owed = Owed { rest, since: None };
     loop {
         match Heir::take_over(journals, attempt, found) {
             Ok(mut heir) => match heir.phase() {
@@ -154,8 +175,12 @@ pub fn settle<'a>(
                     let line = heir.last.clone();
                     drop(heir);
                     match ask(journals, &line, again, &mut silence, found) {
-                        Ok(Some(Settled::PagesOwed))
-                            if owed_since.get_or_insert_with(Instant::now).elapsed() < MAY_BE_THERE => {}
+                        Ok(Some(Settled::PagesOwed)) => match owed.bring(&line, again, &mut silence) {
+                            Brought::Everything => drained(journals, attempt, found),
+                            Brought::Some => pause = LOOK_AGAIN.0,
+                            Brought::Nothing => {}
+                            Brought::InVain => return Ok(Settled::PagesOwed),
+                        },
                         Ok(Some(settled)) => return Ok(settled),
                         Ok(None) => {}
                         Err(error) => tracing::warn!(%error, "what was heard could not be done"),
@@ -176,6 +201,98 @@ pub fn settle<'a>(
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(LOOK_AGAIN.1);
+    }
+}
+
+/// What the copy lacks, from the point of view of whoever settles.
+struct Owed<'a> {
+    rest: Option<Rest<'a>>,
+    /// Since when it could not be brought.
+    since: Option<Instant>,
+}
+
+/// How much of it was brought.
+enum Brought {
+    /// The copy has all of its memory.
+    Everything,
+    /// There was a link, and it is lost.
+    Some,
+    /// There was none.
+    Nothing,
+    /// There was none for so long that there will be none.
+    InVain,
+}
+
+impl Owed<'_> {
+    /// Serves the copy until it has everything, or there is no link for a while.
+    fn bring(&mut self, line: &Line, again: Again<'_>, silence: &mut Silence<'_>) -> Brought {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let is_whole = line.is_of_this_boot() && line.held.as_ref().is_some_and(Held::is_whole);
+        match self.rest.as_ref().filter(|_| is_whole).map(|rest| rest.serve(line, again)) {
+            Some(Brought::Everything) => return Brought::Everything,
+            Some(Brought::Some) => {
+                self.since = None;
+                silence.is_broken();
+                return Brought::Some;
+            }
+            _ if since.elapsed() < MAY_BE_THERE => {}
+            _ => return Brought::InVain,
+        }
+        Brought::Nothing
+    }
+}
+
+impl Rest<'_> {
+    fn serve(&self, line: &Line, again: Again<'_>) -> Brought {
+        let serving = match Serving::new(line.attempt, self.level) {
+            Ok(serving) => serving,
+            Err(error) => {
+                tracing::warn!(%error, "the rest of the memory cannot be served now");
+                return Brought::Nothing;
+            }
+        };
+        let (unlinked, taking) = (Unlinked::default(), self.taking(line.attempt));
+        let done = std::thread::scope(|scope| {
+            scope.spawn(|| serving.run(again, self.pages));
+            let taking = taking.map(|(taking, kept)| {
+                let stops = taking.clone();
+                scope.spawn(move || taking.run(again, kept));
+                stops.begin();
+                stops
+            });
+            let done = serving.wait(&|| unlinked.since() >= NO_LINK, &|_| ());
+            serving.stop();
+            taking.iter().for_each(|taking| drop(taking.stop()));
+            done
+        });
+        let served = serving.served();
+        tracing::info!(pages = served.pages, faults = served.faults, links = serving.links(), "has served memory");
+        match done {
+            Ok(_) => Brought::Everything,
+            Err(_) if serving.links() > 0 => Brought::Some,
+            Err(_) => Brought::Nothing,
+        }
+    }
+}
+
+impl Rest<'_> {
+    /// States go on to come back, if they did.
+    fn taking(&self, attempt: AttemptId) -> Option<(Taking, Kept)> {
+        let (dir, every) = self.states.as_ref()?;
+        let kept = Kept::again(dir).inspect_err(|error| tracing::warn!(%error, "no states come back")).ok()?;
+        Some((Taking::new(attempt, *every, self.level).ok()?, kept))
+    }
+}
+
+/// The copy has said that it lacks nothing any more, so it runs, and the original has nothing that anybody needs.
+fn drained<'a>(journals: &Path, attempt: AttemptId, found: &mut Found<'a>) {
+    let ended = Heir::take_over(journals, attempt, found).and_then(|mut heir| {
+        heir.journal.set_pages_owed(false);
+        heir.on(Event::Said(ONE, attempt, Reply::Running))
+    });
+    if let Err(error) = ended {
+        // At the next look the copy says the same.
+        tracing::warn!(%error, "the original could not be ended yet");
     }
 }
 
@@ -252,3 +369,7 @@ fn tell(line: &Line, request: Request, again: Again<'_>) {
     }
     tracing::warn!(?request, "the destination was not told: it may hold a copy, which waits there");
 }
+
+#[cfg(test)]
+#[path = "heir_tests.rs"]
+mod tests;

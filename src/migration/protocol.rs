@@ -324,6 +324,9 @@ pub enum FromDestination {
         /// What a person should know, though it is not in the way.
         #[serde(default)]
         warnings: Vec<String>,
+        /// Pages that follow when the target runs can be named by what is on that list, too.
+        #[serde(default)]
+        names_late: bool,
     },
     /// Something about files, before the verdict.
     Asks {

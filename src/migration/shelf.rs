@@ -24,7 +24,7 @@ use crate::transport::TransportError;
 use crate::transport::wait::Patience;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Pages on a shelf, at most: 256 MiB.
@@ -63,7 +63,7 @@ struct Known {
     /// Beginnings of digests of contents that were sent and not kept: only a hint.
     seen: HashSet<u64>,
     /// What the destination has in an image.
-    earlier: HashSet<Hint>,
+    earlier: Arc<HashSet<Hint>>,
 }
 
 /// What is said of a page with content.
@@ -100,7 +100,13 @@ impl Catalogue {
 
     /// The destination has these in an image.
     pub fn note_earlier(&self, hints: impl Iterator<Item = Hint>) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).earlier.extend(hints);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut known.earlier).extend(hints);
+    }
+
+    /// What the destination has in an image.
+    pub fn earlier(&self) -> Arc<HashSet<Hint>> {
+        Arc::clone(&self.known.lock().unwrap_or_else(PoisonError::into_inner).earlier)
     }
 
     /// The destination has an image.

@@ -201,6 +201,8 @@ struct Attempt<'a> {
     bases: Bases,
     /// What the destination keeps to be named by digest.
     catalogue: Catalogue,
+    /// That also while pages follow.
+    names_late: bool,
     report: Report,
     /// What the destination could still store when it last said so.
     room_bytes: u64,
@@ -257,6 +259,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
         effort: Effort::default(),
         bases: Bases::default(),
         catalogue: Catalogue::new(0, 1),
+        names_late: false,
         report: Report::begin(),
         room_bytes: u64::MAX,
         number: 1,

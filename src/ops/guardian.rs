@@ -1,17 +1,19 @@
 //! The guardian of a move at the source: a process of its own that outlives `migrate move`. If that dies in the handover, or gives
-//! up asking, the guardian asks the destination for as long as it takes, and lets the original go on or ends it.
+//! up asking, the guardian asks the destination for as long as it takes, and lets the original go on or ends it. In post-copy it
+//! serves the memory first that the destination still lacks.
 //!
 //! ```text
 //! migrate move ── socket ──> guardian: waits              the end of the socket is the end of the move's program
 //!                 charge     who is to be asked, and how
 //!                 held       what was taken from the target besides its running; a hand on the guard of its network
+//!                 pages      where memory of the original is read that follows
 //!                 tell       the target goes on here, and the destination could not be told
 //!                 over       everything is settled: it ends
 //! ```
 //! The same state machine decides here and there ([`crate::migration::heir`]); what is known between the two is in the journal.
 
 use super::fence;
-use super::options::{MoveOptions, PeerOptions};
+use super::options::{Compress, MoveOptions, PeerOptions};
 use super::places::Places;
 use super::recover::Recovery;
 use super::systemd::Manager;
@@ -20,12 +22,14 @@ use crate::collect::sysv;
 use crate::companion::held::Held;
 use crate::companion::lock_guard::Hand;
 use crate::companion::{Started, detach, parcel, spawn};
-use crate::migration::heir::{self, Original};
+use crate::image::Pid;
+use crate::migration::heir::{self, Original, Rest};
 use crate::migration::journal::{self, Line, Step};
 use crate::migration::points::kept;
 use crate::migration::protocol::AttemptId;
 use crate::migration::source::{Again, Fence};
 use crate::sys::fd;
+use crate::trace::pages::TargetPages;
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
 use serde::{Deserialize, Serialize};
@@ -52,6 +56,10 @@ pub struct Charge {
     dest: String,
     peer: PeerOptions,
     fence: Option<String>,
+    /// zstd level of memory that follows.
+    level: Option<i32>,
+    /// So often a state of the target comes back meanwhile.
+    recoverable: Option<Duration>,
 }
 
 impl Charge {
@@ -60,7 +68,12 @@ impl Charge {
         let journals = Places::here().state.join("moves");
         let (dest, session) = (options.dest.to_string(), options.session.to_string());
         let (peer, fence) = (options.peer.clone(), options.mode.fence.clone());
-        Self { attempt, journals, session, dest, peer, fence }
+        let level = match options.memory.compress {
+            Compress::Level(level) => Some(level.into()),
+            Compress::Auto | Compress::Off => None,
+        };
+        let recoverable = options.mode.recoverable;
+        Self { attempt, journals, session, dest, peer, fence, level, recoverable }
     }
 }
 
@@ -72,6 +85,11 @@ enum Word {
     Held {
         segments: Vec<i32>,
         network: bool,
+    },
+    /// Memory follows: of the address spaces that these processes have, and of so many objects whose descriptors come along.
+    Pages {
+        processes: Vec<i32>,
+        objects: usize,
     },
     /// The target goes on here; the destination is to be told.
     Tell,
@@ -108,6 +126,19 @@ impl Guardian {
         }
     }
 
+    /// Memory of the held target follows when it runs over there; where it is read.
+    pub fn serves(&mut self, pages: &TargetPages) {
+        let objects: io::Result<Vec<OwnedFd>> =
+            pages.shmems.iter().map(|file| file.try_clone().map(OwnedFd::from)).collect();
+        let told = objects.and_then(|objects| {
+            let word = Word::Pages { processes: pages.mms.iter().map(|pid| pid.0).collect(), objects: objects.len() };
+            parcel::send(&mut self.socket, &word, &objects)
+        });
+        if let Err(error) = told {
+            tracing::warn!(%error, "if this program dies nobody serves the memory that follows");
+        }
+    }
+
     /// The target goes on here: the destination is told as soon as it can be reached.
     pub fn tells(mut self) {
         if let Err(error) = parcel::send(&mut self.socket, &Word::Tell, &[]) {
@@ -141,14 +172,23 @@ pub fn main(log: &dyn Fn(&Path)) -> u8 {
     if fd::replace_stdin(null.as_fd()).is_err() {
         return 1;
     }
-    let descriptors = |word: &Word| usize::from(matches!(word, Word::Held { network: true, .. }));
+    let descriptors = |word: &Word| match word {
+        Word::Held { network, .. } => usize::from(*network),
+        Word::Pages { objects, .. } => *objects,
+        Word::Charge(_) | Word::Tell | Word::Over => 0,
+    };
     let (mut charge, mut taken, mut only_tells) = (None, Taken::default(), false);
     // Until it ends, with a last word or without.
     while let Ok((word, descriptors)) = parcel::receive(&mut socket, descriptors) {
         match word {
             Word::Charge(what) => charge = Some(what),
             Word::Held { segments, .. } => {
-                taken = Taken { segments, network: descriptors.into_iter().next().map(Hand::of) }
+                taken.segments = segments;
+                taken.network = descriptors.into_iter().next().map(Hand::of);
+            }
+            Word::Pages { processes, .. } => {
+                let mms = processes.into_iter().map(Pid).collect();
+                taken.pages = Some(TargetPages::new(mms, descriptors));
             }
             Word::Tell => only_tells = true,
             Word::Over => return 0,
@@ -164,6 +204,8 @@ pub fn main(log: &dyn Fn(&Path)) -> u8 {
 struct Taken {
     segments: Vec<i32>,
     network: Option<Hand>,
+    /// Its memory, where some of that follows.
+    pages: Option<TargetPages>,
 }
 
 fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
@@ -186,7 +228,9 @@ fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
         .as_ref()
         .map(|command| || fence::switch_off(command, &charge.dest, &charge.session) && can_go_on(charge, &newest));
     let fence = command.as_ref().map(|command| Fence { command, after: charge.peer.peer_timeout });
-    match heir::settle(&charge.journals, charge.attempt, Again(&again), fence, &mut found) {
+    let states = charge.recoverable.map(|every| (kept::directory(&charge.journals, charge.attempt), every));
+    let rest = taken.pages.as_ref().map(|pages| Rest { pages, level: charge.level, states });
+    match heir::settle(&charge.journals, charge.attempt, Again(&again), fence, rest, &mut found) {
         Ok(settled) => tracing::warn!(?settled, "the guardian ends"),
         Err(error) => tracing::error!(%error, "the guardian cannot settle it"),
     }
@@ -265,6 +309,8 @@ mod tests {
             dest: "user@host:22".into(),
             peer,
             fence: Some("true".into()),
+            level: Some(3),
+            recoverable: Some(Duration::from_secs(1)),
         };
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         parcel::send(&mut ours, &Word::Charge(Box::new(charge.clone())), &[]).unwrap();

@@ -535,8 +535,12 @@ impl Target for Live<'_> {
             Some(frozen) => frozen.hold().map_err(|e| Failure::of("the target cannot be held", &e))?,
             None => return Err(Failure::new("the target is not frozen")),
         }
+        let late = self.is_late();
         if let Some(guardian) = &mut self.guardian {
             guardian.holds(&self.segments, self.network.lend_guard());
+            if late {
+                guardian.serves(&self.pages);
+            }
         }
         self.network.hold();
         Ok(())
@@ -658,7 +662,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen)
         outcome.pages = Some(report.rounds.iter().map(|round| round.pages).sum::<u64>() + late.pages);
         outcome.bytes = Some(report.bytes_sent + late.bytes);
         outcome.zero_pages = Some(report.unsent.zero);
-        outcome.named_pages = Some(report.unsent.named);
+        outcome.named_pages = Some(report.unsent.named + late.named);
         outcome.stalls = late.waits;
         if outside::has_left() {
             let pid = report.pid.unwrap_or_default();

@@ -4,7 +4,7 @@ use super::addresses;
 use super::hooks::Aside;
 use super::late;
 use super::network::Arriving;
-use super::options::{StateOptions, Stdio};
+use super::options::{Pids, StateOptions, Stdio};
 use super::park;
 use super::places::Places;
 use super::point::Given;
@@ -36,7 +36,9 @@ use crate::restore::{self, Armed, Prebuilt, Restored};
 use crate::trace::pages::TargetPages;
 use crate::transport::Link;
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -100,6 +102,8 @@ struct Engine {
     late: Option<(Later, Kept)>,
     /// It is to be known which of them were written to.
     watched: bool,
+    /// An image here whose pages need not travel.
+    base: Option<PathBuf>,
     /// The process that brings them, if it was started ahead of time.
     pager: Option<Ready>,
     hooks: Aside,
@@ -115,6 +119,7 @@ struct Engine {
 impl Builder for Engine {
     fn introduce(&mut self, who: &Introduction<'_>) {
         self.hooks = Aside::of(who);
+        self.base = who.base.map(|base| OsStr::from_bytes(&base.0).into());
     }
 
     fn preflight(&mut self, model: &Model, state: &serde_json::Value, judged: &HashSet<Bytes>) -> Result<Vec<Blocker>> {
@@ -158,12 +163,11 @@ impl Builder for Engine {
         }
         self.hooks.begun();
         self.mask()?;
-        let options = restore::Options { read_at: Some(read_at), ..self.options(&model) };
+        let mut options = restore::Options { read_at: Some(read_at), ..self.options(&model) };
         // This process serves one session: the model lives as long as it does.
         let model: &'static Model = Box::leak(Box::new(model));
         let pages = stored.map(PageReader::of).transpose().map_err(|e| failed(&e))?;
-        let made = Prebuilt::make(model, pages.as_ref(), &options, &|_| {}).and_then(Prebuilt::with_threads);
-        let prebuilt = made.map_err(|e| failed(&e))?;
+        let prebuilt = self.made(model, pages.as_ref(), &mut options).map_err(|e| failed(&e))?;
         let mms = (0..model.mms.len()).map(|n| Space::Mm(n.into()));
         let mut spaces = HashMap::new();
         for space in mms.chain((0..model.shmems.len()).map(|n| Space::Shmem(n.into()))) {
@@ -219,7 +223,7 @@ impl Builder for Engine {
 
     fn may_lack_pages(&mut self) {
         // Without it one is started in the pause.
-        self.pager = receiver::ready().ok();
+        self.pager = receiver::ready(self.base.as_deref()).ok();
     }
 
     fn expect(&mut self, later: Expected<'_>) -> Result<()> {
@@ -433,17 +437,39 @@ impl Engine {
         // Sockets are bound to these. The source has given them up.
         self.network.take_addresses(self.addresses(), model).map_err(|e| failed(&e))?;
         let pages = PageReader::of(image).map_err(|e| failed(&e))?;
-        let options = self.options(model);
-        let made = Prebuilt::make(model, Some(&pages), &options, &|_| {}).map_err(|e| failed(&e))?;
+        let mut options = self.options(model);
+        let made = self.made(model, Some(&pages), &mut options).map_err(|e| failed(&e))?;
         self.memory = Some(made.memory().map_err(|e| failed(&e))?);
         let restored = expecting(made, late, self.watched).and_then(|prebuilt| prebuilt.complete(&options));
         self.prepared(restored.map_err(|e| failed(&e))?)
     }
 
+    /// Makes the tree of a model. Where an id is taken that was free to see (by somebody born since, or as that of a session or group
+    /// whose leader is gone), it gets a PID namespace of its own, as [`restore::build`] does.
+    fn made(
+        &mut self,
+        model: &'static Model,
+        pages: Option<&PageReader>,
+        options: &mut restore::Options,
+    ) -> restore::Result<Prebuilt<'static>> {
+        let make = |options: &restore::Options| {
+            Prebuilt::make(model, pages, options, &|_| {}).and_then(Prebuilt::with_threads)
+        };
+        match make(options) {
+            Err(restore::Error::PidInUse { pid, .. }) if options.pids == Pids::Auto => {
+                tracing::warn!(pid, "the id is taken after all: the tree gets a PID namespace of its own");
+                (self.state.pids, options.pids) = (Some(Pids::New), Pids::New);
+                make(options)
+            }
+            made => made,
+        }
+    }
+
     /// It is complete, but for what its pager brings.
     fn prepared(&mut self, mut restored: Restored<'static>) -> Result<()> {
         if let Some((_, kept)) = self.late.take() {
-            let pager = self.pager.take().map_or_else(receiver::ready, Ok).map_err(|e| failed(&e))?;
+            let pager =
+                self.pager.take().map_or_else(|| receiver::ready(self.base.as_deref()), Ok).map_err(|e| failed(&e))?;
             leave_to_pager(pager, &mut restored, kept)?;
         }
         for warning in &restored.warnings {

@@ -13,14 +13,16 @@ use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
 use nix::poll::{PollFd, PollFlags, poll};
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long the other host is looked for.
 const PEER_TIME: Duration = Duration::from_secs(3);
 
 /// How long a move that is over is shown.
 const SHOWN_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Whoever only looks whether there is something to be decided, as a guardian does again and again, is done within this time.
+const LOOKING: Duration = Duration::from_secs(1);
 /// Between two looks of [`watch`], milliseconds.
 const LOOK_EVERY_MS: u16 = 500;
 
@@ -86,7 +88,9 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     let has_left = |line: &Line| kept::left(&journals, line.attempt).is_some();
     lines.retain(|line| options.session.is_some() || is_shown(line, options.all, now) || has_left(line));
     let entry = |line: Line| {
-        let busy = journal::is_decided(&journals, &line);
+        let left = kept::left(&journals, line.attempt);
+        let patience = if left.is_some() { LOOKING } else { Duration::ZERO };
+        let busy = is_busy(&journals, &line, patience);
         let mut owner = resolve::owner(&line);
         let said = (owner == Owner::InDoubt && !busy).then(|| ask(&line, Request::Ask)).flatten();
         let said = said.and_then(|answer| answer.reply);
@@ -98,10 +102,22 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         let recoverable =
             (line.step == Step::Committing).then(|| kept::newest(&kept::directory(&journals, line.attempt)));
         let parked = (line.step == Step::Parked).then(|| parked::look(&journals, line.attempt)).flatten();
-        let left = kept::left(&journals, line.attempt).filter(|_| !busy);
+        let left = left.filter(|_| !busy);
         Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said }
     };
     Ok(lines.into_iter().map(entry).collect())
+}
+
+/// Whether a program of ours decides, and goes on to do so for this time.
+fn is_busy(journals: &Path, line: &Line, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    while journal::is_decided(journals, line) {
+        if Instant::now() >= until {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
 }
 
 /// What is not over always is; the others with `--all`, if they have not been over for too long.

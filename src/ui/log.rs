@@ -19,7 +19,8 @@ const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Usage, when the file cannot be written.
 pub fn begin(verbose: u8, file: Option<&Path>) -> Result<(), Failure> {
     let shown = shown(verbose);
-    let builder = tracing_subscriber::fmt().with_ansi(false).with_target(true);
+    // A log on a full disk ends nobody: to say so on a standard error that is closed would be a panic.
+    let builder = tracing_subscriber::fmt().with_ansi(false).with_target(true).log_internal_errors(false);
     // A program that uses this library may have a subscriber of its own: then that one stays.
     match file {
         Some(path) => {

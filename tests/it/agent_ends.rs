@@ -54,6 +54,15 @@ impl Drop for Agent {
     }
 }
 
+/// A script in a session of its own. What the shell that runs the tests has left open, pipes to its other commands, is not the target's:
+/// a pipe whose other end is held by somebody else does not move.
+fn begun(script: &str) -> Child {
+    let script = format!("for n in {{3..255}}; do eval \"exec $n>&-\"; done 2> /dev/null; {script}");
+    let mut bash = Command::new("setsid");
+    bash.args(["bash", "-c", &script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    bash.spawn().unwrap()
+}
+
 /// A process that is ended, and whoever of its namespace is left.
 struct Ended(i32);
 
@@ -101,9 +110,7 @@ fn a_tree_goes_on_when_its_agent_is_stopped_killed_or_upgraded() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("migrate");
     std::fs::copy(PROGRAM, &program).unwrap();
-    let mut sleep = Command::new("setsid");
-    let original =
-        sleep.args(["sleep", "1000"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let original = begun("exec sleep 1000");
     let mut tree = Ended(original.id() as i32);
     let mut original = Some(original);
     while field(tree.0, "Name:") != "sleep" {
@@ -130,4 +137,35 @@ fn a_tree_goes_on_when_its_agent_is_stopped_killed_or_upgraded() {
         std::thread::sleep(std::time::Duration::from_millis(200));
         assert!(field(tree.0, "State:").starts_with('S'), "{how}: {}", field(tree.0, "State:"));
     }
+}
+
+/// The id that it had is free to see, and yet taken: a program that it has left behind is in the session of that number.
+#[test]
+fn a_tree_whose_old_id_names_a_session_moves_again() {
+    if !nix::unistd::geteuid().is_root() {
+        crate::skip!("needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(PROGRAM, dir.path().join("migrate")).unwrap();
+    let left = dir.path().join("left");
+    let script = format!("( sleep 1000 & echo $! > {} ); exec sleep 1001", left.display());
+    let mut original = begun(&script);
+    let pid = original.id() as i32;
+    let mut tree = Ended(pid);
+    while field(pid, "Name:") != "sleep" {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let left = Ended(std::fs::read_to_string(left).unwrap().trim().parse().unwrap());
+    let session = |pid: i32| nix::unistd::getsid(Some(Pid::from_raw(pid))).unwrap().as_raw();
+    assert_eq!(session(left.0), pid);
+    let agent = Agent::start(dir.path());
+    tree = Ended(agent.takes(tree.0));
+    original.wait().unwrap();
+    assert_eq!(kill(Pid::from_raw(pid), None), Err(nix::errno::Errno::ESRCH));
+    for _ in 0..2 {
+        tree = Ended(agent.takes(tree.0));
+        assert!(field(tree.0, "State:").starts_with('S'));
+    }
+    assert_eq!(session(left.0), pid, "what it has left behind is as it was");
 }

@@ -190,9 +190,10 @@ fn a_copy_whose_memory_follows_is_parked_too() {
     if !can_move() {
         return;
     }
-    for killed in [false, true] {
+    // After rounds, what was written to since the last of them follows: the rest is there, and parked.
+    for (killed, mode) in [(false, "post-copy"), (true, "post-copy"), (false, "hybrid"), (true, "hybrid")] {
         let mut play = Play::begin("NOBODY", "");
-        let mover = stopped_move(&play, &["--lease", "3s", "--mode", "post-copy"]);
+        let mover = stopped_move(&play, &["--lease", "3s", "--mode", mode]);
         if killed {
             let session = children(play.agent.pid()).first().copied().map(Pid::from_raw);
             renewed(&mut play, session);
@@ -208,11 +209,11 @@ fn a_copy_whose_memory_follows_is_parked_too() {
         let restored = run(play.host("b"), &["restore", "-D", image]);
         assert!(!restored.status.success(), "{}", text(&restored));
         assert_eq!(others(&play), Vec::<i32>::new());
-        mover.succeeds(&format!("killed: {killed}"));
+        mover.succeeds(&format!("{mode}, killed: {killed}"));
         // Every page is read.
         let before = *play.counter.numbers().last().unwrap();
         play.counter.wait_for_more(before + 256);
-        is_over(&play, true, "post-copy");
+        is_over(&play, true, mode);
         wait(|| play.status("a").is_null() && play.status("b").is_null(), "it is over");
     }
 }

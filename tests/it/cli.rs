@@ -54,6 +54,27 @@ pub fn events(output: &Output) -> Vec<Value> {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_ends_nobody() {
+    if !crate::moves::can_move() {
+        return;
+    }
+    // Enough memory for rounds, which are logged.
+    let (counter, dir) = (crate::moves::Counter::start(64), tempfile::tempdir().unwrap());
+    let (pid, log) = (counter.pid(), dir.path().join("log"));
+    let dump = |name: &str, log: &str| {
+        let image = dir.path().join(name);
+        migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running", "--log", log])
+    };
+    assert!(dump("logged", log.to_str().unwrap()).output().unwrap().status.success());
+    assert!(log.metadata().unwrap().len() > 0, "nothing is logged");
+    // And nobody reads its standard error.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = dump("not logged", "/dev/full").stderr(writer).stdout(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
 fn help_and_version_go_to_standard_output() {
     for args in [&["-h"][..], &["--help"], &["-V"], &["--version"], &["explain", "-h"], &["explain", "--help"]] {
         let output = run(args);

@@ -144,6 +144,7 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             shelf_pages: 7,
             earlier_bytes: 0,
             warnings: vec!["x".into()],
+            names_late: true,
         })
         .expect("plain"),
     ];

@@ -213,6 +213,56 @@ fn what_an_image_there_has_does_not_travel() {
 }
 
 #[test]
+fn what_an_image_there_has_does_not_follow_either() {
+    if !can_move() {
+        return;
+    }
+    let (twins, dir) = (Twins::start(64, 1), tempfile::tempdir().unwrap());
+    let (pid, image) = (twins.child.id().to_string(), dir.path().join("image"));
+    let image = image.to_str().unwrap();
+    let dumped = run(on_host(&dir.path().join("a")), &["dump", &pid, "-D", image, "--leave-running"]);
+    assert!(dumped.status.success(), "{}", text(&dumped));
+    let (result, carried) = move_it(&twins, dir.path(), &["--base", image, "--mode", "post-copy"]);
+    assert!(result["pages_sent"].as_u64().unwrap() * 4096 >= MEMORY, "{result}");
+    // It runs over there meanwhile: what somebody waits for comes with its content, and a tenth is new.
+    assert!(result["named_pages"].as_u64().unwrap() > 8 * 1024, "{result}");
+    assert!(carried < MEMORY / 2, "{carried} bytes: {result}");
+}
+
+#[test]
+fn an_image_that_vanishes_while_its_pages_follow_costs_time_and_nothing_else() {
+    if !can_move() {
+        return;
+    }
+    let (twins, dir) = (Twins::start(64, 1), tempfile::tempdir().unwrap());
+    let (pid, image) = (twins.child.id().to_string(), dir.path().join("image"));
+    let words = ["dump", &pid, "-D", image.to_str().unwrap(), "--leave-running"];
+    assert!(run(on_host(&dir.path().join("a")), &words).status.success());
+    // As soon as the source has been told what it has: before it is read a second time.
+    let (pages, over) = (image.clone(), Arc::new(AtomicBool::new(false)));
+    let moved = Arc::clone(&over);
+    let spoils = std::thread::spawn(move || {
+        let journals = pages.with_file_name("b").join("state/moves");
+        let prepared = |path: PathBuf| std::fs::read_to_string(path).is_ok_and(|text| text.contains("prepared"));
+        let is_prepared = || std::fs::read_dir(&journals).into_iter().flatten().flatten().any(|e| prepared(e.path()));
+        while !is_prepared() && !moved.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        for entry in std::fs::read_dir(&pages).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("pages") {
+                let len = entry.metadata().unwrap().len() as usize;
+                std::fs::write(entry.path(), vec![7; len]).unwrap();
+            }
+        }
+    });
+    let (result, _) = move_it(&twins, dir.path(), &["--base", image.to_str().unwrap(), "--mode", "post-copy"]);
+    over.store(true, Ordering::SeqCst);
+    spoils.join().unwrap();
+    assert!(result["named_pages"].as_u64().unwrap() > 0, "{result}");
+    assert!(result["pages_sent"].as_u64().unwrap() * 4096 > MEMORY, "what was named in vain was sent: {result}");
+}
+
+#[test]
 fn an_image_that_is_not_there_is_said_before_anything_stops() {
     if !can_move() {
         return;

@@ -193,15 +193,16 @@ impl Ready {
         Self::pager_as(ENTRY)
     }
 
-    /// Which image it will have to read: it opens it, and what takes long with a large one is done when it is left the tree.
+    /// Which image it will have to read (or might): it opens it, and what takes long with a large one is done when it is left the tree.
     ///
     /// # Errors
     /// It has ended.
-    pub fn announce(&mut self, image: &Origin) -> io::Result<()> {
+    pub fn announce(&mut self, image: &impl Serialize) -> io::Result<()> {
         parcel::send(&mut self.socket, image, &[])
     }
 
-    /// One with another first argument: of a process whose main function is [`serve::run`] with a source of its own.
+    /// One with another first argument: of a process whose main function is [`serve::run`] with a source of its own. What that needs
+    /// to know first it is [told](Self::announce).
     ///
     /// # Errors
     /// It cannot be started.

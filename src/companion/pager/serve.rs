@@ -11,6 +11,7 @@ use crate::memory::lazy::{Area, Missing, Object, Objects, Order, Piece, Server, 
 use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{PageRange, Space};
 use crate::sys::fd;
+use serde::de::DeserializeOwned;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -30,18 +31,23 @@ const STEPS: u32 = 16;
 
 /// Runs a pager that reads an image; the exit code.
 pub(super) fn main() -> u8 {
-    begin(|mut input, guard| {
-        // It is not needed.
-        let Ok((origin, _)) = parcel::receive(&mut input, |_: &Origin| 0) else { return 0 };
-        let image = opened(&origin);
-        conduct(input, guard, |kept| from_image(kept, image?), note_touches)
-    })
+    run(|origin: Origin| opened(&origin), |kept, image| from_image(kept, image?), note_touches)
 }
 
 /// Runs a pager process with pages from this source; the exit code. Standard input is the socket that everything comes
-/// through. `ended` is told which pages were waited for.
-pub fn run<S: Source>(source: impl FnOnce(&Kept) -> io::Result<S>, ended: impl FnOnce(&Kept, &Touches)) -> u8 {
-    begin(|input, guard| conduct(input, guard, source, ended))
+/// through: first what is `announced`, of which that makes something that the source is made of later. `ended` is told which pages
+/// were waited for.
+pub fn run<A: DeserializeOwned, B, S: Source>(
+    announced: impl FnOnce(A) -> B,
+    source: impl FnOnce(&Kept, B) -> io::Result<S>,
+    ended: impl FnOnce(&Kept, &Touches),
+) -> u8 {
+    begin(|mut input, guard| {
+        // It is not needed.
+        let Ok((what, _)) = parcel::receive(&mut input, |_: &A| 0) else { return 0 };
+        let ready = announced(what);
+        conduct(input, guard, |kept| source(kept, ready), ended)
+    })
 }
 
 fn begin(work: impl FnOnce(UnixStream, Ready) -> u8) -> u8 {

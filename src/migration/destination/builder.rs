@@ -170,6 +170,8 @@ pub struct Introduction<'a> {
     pub target_pid: i32,
     /// Nothing will come: this is only a look.
     pub dry_run: bool,
+    /// Directory of an image here whose pages need not travel.
+    pub base: Option<&'a Bytes>,
 }
 
 /// Pages that come later.

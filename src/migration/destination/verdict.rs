@@ -43,6 +43,7 @@ impl Attempt<'_> {
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
         let (shelf_pages, earlier_bytes) = (self.shelf.max() as u32, earlier.len() as u64);
         let warnings = conventions.differences();
+        let names_late = earlier_bytes > 0;
         self.send(&FromDestination::Verdict {
             attempt,
             blockers,
@@ -51,6 +52,7 @@ impl Attempt<'_> {
             shelf_pages,
             earlier_bytes,
             warnings,
+            names_late,
         })?;
         protocol::send_model(&mut self.control, &earlier)?;
         if may_come {

@@ -108,3 +108,17 @@ fn a_long_chain_asks_for_a_whole_point() {
     point(&mut kept, true, 2000, &[(1, 10)]);
     assert!(!kept.is_long());
 }
+
+#[test]
+fn whoever_goes_on_after_a_death_keeps_what_is_there_until_something_newer_is_complete() {
+    let (_place, dir, mut first) = kept();
+    point(&mut first, true, 1000, &[(1, 1), (2, 2)]);
+    point(&mut first, false, 2000, &[(2, 3)]);
+    drop(first);
+    let mut second = Kept::again(&dir).unwrap();
+    assert_eq!(second.original(), &original());
+    assert_eq!(contents(&dir), BTreeMap::from([(1, 1), (2, 3)]));
+    point(&mut second, true, 3000, &[(1, 7)]);
+    assert_eq!(contents(&dir), BTreeMap::from([(1, 7)]));
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "the point and who the original is");
+}

@@ -13,7 +13,8 @@
 //! MARK: the original ends ----------------------------------------------->
 //! ```
 //! No fault waits behind bulk data: the two links have buffers of their own, and of bulk data only so much is under way that
-//! queues on the way to the destination stay short ([`crate::transport::under_way`]). Each page is sent once; after a lost link both
+//! queues on the way to the destination stay short ([`crate::transport::under_way`]); what an image has that is there (`--base`)
+//! goes as its digest ([`names`]). Each page is sent once; after a lost link both
 //! are made anew, and what is missing is sent, which the pager knows. While there is no link, who needs a page waits. The
 //! pager outlives the session; links reach it through a session of their own, which passes bytes on ([`relay`]).
 //!
@@ -21,6 +22,7 @@
 //! the journal says `committing`, and a person decides. A pager that hears nothing for a long time gives the source up: the
 //! target is stopped, what is missing poisoned ([`crate::companion::pager`]).
 
+mod names;
 pub mod receiver;
 pub mod relay;
 pub mod serving;
@@ -145,7 +147,7 @@ fn read_wanted(body: &[u8], peer: &str) -> Result<Wanted> {
 }
 
 /// Says what is missing.
-fn send_missing(channel: &mut Channel, missing: &BTreeMap<Space, RangeSet>) -> Result<()> {
+pub(super) fn send_missing(channel: &mut Channel, missing: &BTreeMap<Space, RangeSet>) -> Result<()> {
     let all = missing.iter().flat_map(|(space, pages)| pages.iter().map(|range| (*space, range)));
     let all: Vec<Entry> = all.map(|(space, range)| entry(space, range, 0)).collect();
     all.chunks(ENTRIES_MAX).try_for_each(|part| channel.send(FrameKind::MISSING, part.as_bytes()))?;

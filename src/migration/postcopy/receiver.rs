@@ -1,5 +1,6 @@
 //! The pager of a target that has moved: pages come from the host that it has left.
 
+use super::names::{Found, Names, Unknown};
 use super::relay::{BULK, URGENT};
 use super::{send_missing, send_soon, send_wanted, socket_path, waits};
 use crate::companion::pager::{Kept, Origin, Ready, serve};
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// First argument of such a pager; not a verb of the command line.
@@ -27,15 +28,20 @@ const ENTRY: &str = "pages-process";
 const LOST_AFTER: Duration = Duration::from_secs(600);
 /// So long a source is looked for that does not know yet that it may end the original.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
+/// So long the rest is waited for of what links bring that others take the place of.
+const RESIDUE: Duration = Duration::from_millis(200);
 /// A frame that has begun is here within this time.
 const FRAME: Duration = Duration::from_secs(10);
 
-/// Starts one, to be told later what it is for.
+/// Starts one, to be told later what it is for. What the image in `base` has may be named instead of sent.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn ready() -> io::Result<Ready> {
-    Ready::pager_as(ENTRY)
+pub fn ready(base: Option<&Path>) -> io::Result<Ready> {
+    let mut ready = Ready::pager_as(ENTRY)?;
+    // What it is not told of it does not find, and what is named in vain is asked for anew.
+    ready.announce(&base.filter(|dir| dir.to_str().is_some()))?;
+    Ok(ready)
 }
 
 /// The main function of a process of ours with this first argument.
@@ -44,11 +50,11 @@ pub fn entry(argument: &std::ffi::OsStr) -> Option<fn() -> u8> {
 }
 
 fn main() -> u8 {
-    serve::run(Receiver::begin, |_, _| ())
+    serve::run(Names::of, Receiver::begin, |_, _| ())
 }
 
 /// Nobody listens there any more.
-fn is_deaf(path: &std::path::Path) -> bool {
+fn is_deaf(path: &Path) -> bool {
     UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
@@ -66,7 +72,9 @@ struct Receiver {
     /// Somebody waits for all of these.
     soon: BTreeMap<Space, RangeSet>,
     /// What has come and was not given.
-    came: VecDeque<(Space, PageRange, Vec<u8>)>,
+    came: VecDeque<Found>,
+    /// What was named and was not given.
+    names: Names,
     unpacked: Vec<u8>,
     /// When the source was last heard.
     heard: Instant,
@@ -76,8 +84,8 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn begin(kept: &Kept) -> io::Result<Self> {
-        let run = kept.socket.parent().unwrap_or(std::path::Path::new("/"));
+    fn begin(kept: &Kept, names: Names) -> io::Result<Self> {
+        let run = kept.socket.parent().unwrap_or(Path::new("/"));
         let path = socket_path(run, &kept.session);
         let listener = match UnixListener::bind(&path) {
             // Left behind by one whose tree was ended before it served, or with it.
@@ -104,6 +112,7 @@ impl Receiver {
             wanted: HashMap::new(),
             soon: BTreeMap::new(),
             came: VecDeque::new(),
+            names,
             unpacked: Vec::new(),
             heard: Instant::now(),
             alive: Instant::now(),
@@ -131,13 +140,12 @@ impl Receiver {
         channel.during("bringing pages");
         match role[0] {
             URGENT => {
-                // A source that comes again has lost both.
-                self.bulk = None;
+                // A source that comes again has lost both, or is another program.
+                self.drain();
                 // What is here and not given yet is not sent again.
                 let mut missing = self.owed.clone();
-                for (space, range, _) in &self.came {
-                    missing.entry(*space).or_default().remove(*range);
-                }
+                let here = self.came.iter().map(|(space, range, _)| (*space, *range)).chain(self.names.waiting());
+                here.for_each(|(space, range)| missing.entry(space).or_default().remove(range));
                 send_missing(&mut channel, &missing)?;
                 let faults: Vec<Fault> = self.wanted.iter().map(|(place, wait)| fault_of(*place, *wait)).collect();
                 send_wanted(&mut channel, &faults)?;
@@ -149,6 +157,15 @@ impl Receiver {
         }
         self.heard = Instant::now();
         Ok(())
+    }
+
+    /// What has come over links that others take the place of is not sent again.
+    fn drain(&mut self) {
+        let until = Instant::now() + RESIDUE;
+        for mut channel in [self.urgent.take(), self.bulk.take()].into_iter().flatten() {
+            channel.deadline(Some(RESIDUE));
+            while Instant::now() < until && self.hear(&mut channel).is_ok_and(|heard| heard) {}
+        }
     }
 
     /// One frame of a link that has one.
@@ -164,11 +181,12 @@ impl Receiver {
         if frame.kind != FrameKind::PAGES {
             return Err(TransportError::UnexpectedKind { peer, expected: "pages", got: frame.kind });
         }
-        let came = &mut self.came;
+        let (came, names) = (&mut self.came, &mut self.names);
         unpack(frame.body, &mut self.unpacked, &mut |run, content| match run.what {
             What::Data => came.push_back((run.space, run.range, content.to_vec())),
             What::Zero => came.push_back((run.space, run.range, Vec::new())),
-            What::Hole | What::Inherit | What::Keep | What::Delta | What::Named => {}
+            What::Named => names.add(run, content),
+            What::Hole | What::Inherit | What::Keep | What::Delta => {}
         })
         .map_err(|error| TransportError::Malformed {
             peer,
@@ -193,6 +211,20 @@ impl Receiver {
                 Err(error) => tracing::debug!(%error, urgent, "a link for pages is lost"),
             }
         }
+    }
+
+    /// Pages that have come, or that were named and are here.
+    fn next_found(&mut self) -> Option<Found> {
+        if let Some(found) = self.came.pop_front() {
+            return Some(found);
+        }
+        let faults = self.wanted.iter().map(|((space, page), (count, _))| (*space, PageRange::new(*page, *count)));
+        let soon = self.soon.iter().flat_map(|(space, pages)| pages.iter().map(|range| (*space, range)));
+        self.names.next(faults.chain(soon)).unwrap_or_else(|Unknown| {
+            // Over new links the source is told that they are missing.
+            (self.urgent, self.bulk) = (None, None);
+            None
+        })
     }
 
     /// Tells the source that we are here; it would take us for dead.
@@ -241,7 +273,7 @@ impl Source for Receiver {
             self.hear_any();
         }
         self.say_alive();
-        let Some((space, range, content)) = self.came.pop_front() else {
+        let Some((space, range, content)) = self.next_found() else {
             let silent = self.urgent.is_none() && self.heard.elapsed() > self.patience;
             return if silent { Err(self.lost()) } else { Ok(None) };
         };
@@ -291,5 +323,70 @@ impl Drop for Receiver {
         if self.owed.values().all(RangeSet::is_empty) {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::companion::held::Held;
+    use crate::companion::pager::KeptSpace;
+    use crate::migration::pages::Packer;
+    use crate::migration::postcopy::receive_missing;
+    use std::io::Write;
+
+    const SPACE: Space = Space::Mm(MmId(0));
+
+    fn receiver(dir: &Path) -> Receiver {
+        let space = KeptSpace { mm: 0, pid: 1, missing: vec![(100, 50)], watched: false };
+        let kept = Kept {
+            session: "a".into(),
+            origin: Origin::Source { peer: "b".into() },
+            tree: Held::default(),
+            spaces: vec![space],
+            views: Vec::new(),
+            objects: Vec::new(),
+            socket: dir.join("pager-a.sock"),
+            report: dir.join("lost"),
+        };
+        Receiver::begin(&kept, Names::of(None)).unwrap()
+    }
+
+    /// A link of this kind, as a session brings it.
+    fn link(receiver: &mut Receiver, role: u8) -> Channel {
+        let mut socket = UnixStream::connect(&receiver.path).unwrap();
+        socket.write_all(&[role]).unwrap();
+        receiver.accept();
+        let patience = Patience { abort: Abort::new().unwrap(), silence: FRAME, deadline: None };
+        Channel::new(Stream::unix(socket).unwrap(), "pager", patience)
+    }
+
+    fn send(channel: &mut Channel, pages: std::ops::Range<u64>) {
+        let mut packer = Packer::new(None);
+        pages.for_each(|page| packer.add(SPACE, page, &[page as u8; PAGE as usize]));
+        channel.send(FrameKind::PAGES, packer.take()).unwrap();
+    }
+
+    #[test]
+    fn what_is_under_way_when_a_source_dies_is_not_owed_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut receiver = receiver(dir.path());
+        let mut urgent = link(&mut receiver, URGENT);
+        assert_eq!(receive_missing(&mut urgent).unwrap()[&SPACE].pages(), 50);
+        let mut bulk = link(&mut receiver, BULK);
+        send(&mut bulk, 100..120);
+        send(&mut bulk, 120..130);
+        send(&mut urgent, 149..150);
+        drop((urgent, bulk));
+        let mut urgent = link(&mut receiver, URGENT);
+        let missing = receive_missing(&mut urgent).unwrap();
+        let expected: RangeSet = [PageRange::new(130, 19)].into_iter().collect();
+        assert_eq!(missing[&SPACE], expected);
+        let (mut came, mut data) = (0, Vec::new());
+        while let Some((_, range)) = receiver.next(&mut data).unwrap() {
+            assert!(data.chunks(PAGE as usize).zip(range.first..).all(|(page, n)| page.iter().all(|b| *b == n as u8)));
+            came += range.count;
+        }
+        assert_eq!(came, 31);
     }
 }

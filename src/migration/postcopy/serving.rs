@@ -7,13 +7,15 @@ use crate::memory::lazy::{Order, Waits};
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::MoveError;
+use crate::migration::earlier::{self, Hint};
 use crate::migration::pages::Packer;
 use crate::migration::protocol::{self, AttemptId, FromSource};
 use crate::migration::send_pages::ALIVE_EVERY;
 use crate::migration::source::Again;
 use crate::transport::under_way::UnderWay;
 use crate::transport::{Abort, Channel, FrameKind, Link, TransportError};
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,8 @@ struct State {
     order: Order,
     /// There are links, and what is missing is known.
     linked: bool,
+    /// So many pairs of links there have been.
+    links: u32,
     drained: bool,
     stopped: bool,
     served: Served,
@@ -44,6 +48,8 @@ pub struct Serving {
     attempt: AttemptId,
     /// zstd level.
     level: Option<i32>,
+    /// What an image at the destination has.
+    known: Arc<HashSet<Hint>>,
 }
 
 /// What was served.
@@ -51,12 +57,32 @@ pub struct Serving {
 pub struct Served {
     /// Pages.
     pub pages: u64,
-    /// Of which so many were waited for.
+    /// Of which so many were named by digest.
+    pub named: u64,
+    /// And so many were waited for.
     pub faults: u64,
     /// Bytes on the wire, headers included.
     pub bytes: u64,
     /// By whom, and how long.
     pub waits: Vec<Waits>,
+}
+
+/// For how long there has been no link, as whoever gives up after some time sees it: asked again and again while there is none.
+#[derive(Debug, Default)]
+pub struct Unlinked(Cell<Option<(Instant, Instant)>>);
+
+impl Unlinked {
+    /// Not asked for so long: there was a link meanwhile.
+    const LINKED: Duration = Duration::from_secs(1);
+
+    /// Since the first of the questions that have followed each other.
+    pub fn since(&self) -> Duration {
+        let now = Instant::now();
+        let asked = self.0.get().filter(|(_, asked)| now - *asked < Self::LINKED);
+        let since = asked.map_or(now, |(since, _)| since);
+        self.0.set(Some((since, now)));
+        now - since
+    }
 }
 
 /// Of a target whose pages all go before it runs.
@@ -77,11 +103,27 @@ impl Serving {
     pub fn new(attempt: AttemptId, level: Option<i32>) -> Result<Self, MoveError> {
         let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
         let abort = Abort::new().map_err(failed)?;
-        Ok(Self { state: Arc::default(), abort, attempt, level })
+        Ok(Self { state: Arc::default(), abort, attempt, level, known: Arc::default() })
+    }
+
+    /// Names what an image at the destination has, as long as the first links last: what is not found there after all is asked for
+    /// over others.
+    pub fn naming(self, known: Arc<HashSet<Hint>>) -> Self {
+        Self { known, ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often there was a pair of links.
+    pub fn links(&self) -> u32 {
+        self.state().links
+    }
+
+    /// What has been served so far.
+    pub fn served(&self) -> Served {
+        self.state().served.clone()
     }
 
     /// Ends it, whatever is missing.
@@ -144,6 +186,7 @@ impl Serving {
             let mut state = self.state();
             state.order = Order::new(missing);
             state.linked = true;
+            state.links += 1;
         }
         let failed = |source| TransportError::Io { operation: "prepare", peer: "pages".into(), source };
         let over = Abort::new().map_err(failed)?;
@@ -206,7 +249,7 @@ impl Serving {
             loop {
                 let wanted = self.state().order.next_wanted();
                 let Some(next) = wanted else { break };
-                self.send(channel, pages, next, &mut packer)?;
+                self.send(channel, pages, next, &mut packer, None)?;
             }
         }
     }
@@ -216,6 +259,8 @@ impl Serving {
         let mut packer = Packer::new(self.level);
         let mut said = Instant::now();
         let mut sent = Instant::now();
+        // Somebody who waits does not wait for a digest as well.
+        let known = Some(&*self.known).filter(|known| !known.is_empty() && self.links() == 1);
         let only_wanted = crate::fault::at(crate::fault::Point::PagerBehind).is_err();
         while !over.is_triggered() {
             let way = UnderWay::of(channel.stream());
@@ -230,7 +275,7 @@ impl Serving {
             drop(state);
             match next {
                 Some(next) => {
-                    self.send(channel, pages, next, &mut packer)?;
+                    self.send(channel, pages, next, &mut packer, known)?;
                     sent = Instant::now();
                 }
                 None => std::thread::sleep(Duration::from_millis(5)),
@@ -249,13 +294,21 @@ impl Serving {
         pages: &dyn ReadPages,
         next: Next,
         packer: &mut Packer,
+        known: Option<&HashSet<Hint>>,
     ) -> Result<(), MoveError> {
         let mut content = vec![0; (next.range.count * PAGE) as usize];
         pages
             .read(next.space, &[next.range], &mut content)
             .map_err(|source| MoveError::Pages { space: next.space, source })?;
-        packer.add(next.space, next.range.first, &content);
-        self.state().served.pages += next.range.count;
+        let named = packer.unsent().named;
+        match known {
+            Some(known) => earlier::pack(known, packer, next.space, next.range.first, &content),
+            None => packer.add(next.space, next.range.first, &content),
+        }
+        let mut state = self.state();
+        state.served.pages += next.range.count;
+        state.served.named += packer.unsent().named - named;
+        drop(state);
         Ok(channel.send(FrameKind::PAGES, packer.take())?)
     }
 }

@@ -6,10 +6,11 @@ use crate::failure::Failure;
 use crate::image::{Pid, mm::PAGE};
 use crate::migration::points::kept::{self, Kept, Original};
 use crate::migration::points::taking::Taking;
-use crate::migration::postcopy::{Later, serving::Serving};
+use crate::migration::postcopy::Later;
+use crate::migration::postcopy::serving::{Serving, Unlinked};
 use crate::ops::Event;
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 impl Attempt<'_> {
     /// Serves pages while `work` hands the target over.
@@ -25,7 +26,8 @@ impl Attempt<'_> {
             // Of pages that somebody waits for, compression is a part of the wait.
             Compression::Auto | Compression::Off => None,
         };
-        let serving = Serving::new(self.id, level)?;
+        let known = self.names_late.then(|| self.catalogue.earlier()).unwrap_or_default();
+        let serving = Serving::new(self.id, level)?.naming(known);
         self.serving = Some(serving.clone());
         let taking = kept.as_ref().map(|(_, every)| Taking::new(self.id, *every, level)).transpose()?;
         self.taking.clone_from(&taking);
@@ -74,7 +76,7 @@ impl Attempt<'_> {
             }
         };
         self.taking.iter().for_each(Taking::begin);
-        let silent = Cell::new(None);
+        let silent = Unlinked::default();
         let given_up = || interrupted.is_triggered() || self.is_to_be_fenced(&silent);
         let served = serving.wait(&given_up, &progress)?;
         self.journal.set_pages_owed(false);
@@ -84,15 +86,10 @@ impl Attempt<'_> {
     }
 
     /// There has been no link for so long that the destination's host is to be switched off, and a state of the target is here
-    /// to go on from: the guardian does that. `silent`: since when there is none, and when that was last looked at.
-    fn is_to_be_fenced(&self, silent: &Cell<Option<(Instant, Instant)>>) -> bool {
+    /// to go on from: the guardian does that.
+    fn is_to_be_fenced(&self, silent: &Unlinked) -> bool {
         let (Some(fence), Some(_)) = (self.wishes.fence, self.wishes.recoverable) else { return false };
-        let now = Instant::now();
-        // Not looked at while there was a link.
-        let since =
-            silent.get().filter(|(_, looked)| now - *looked < Duration::from_secs(1)).map_or(now, |(since, _)| since);
-        silent.set(Some((since, now)));
-        now - since >= fence.after
+        silent.since() >= fence.after
     }
 
     /// Only the destination knows what becomes of it.

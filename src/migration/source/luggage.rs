@@ -56,6 +56,7 @@ impl Attempt<'_> {
                     shelf_pages,
                     earlier_bytes,
                     warnings,
+                    names_late,
                     ..
                 } => {
                     warnings.into_iter().for_each(|text| self.events.event(Event::Warning(text)));
@@ -64,6 +65,7 @@ impl Attempt<'_> {
                     self.catalogue = Catalogue::new(shelf_pages, self.link.bulk.len().max(1));
                     self.ordered(order);
                     self.earlier(earlier_bytes)?;
+                    self.names_late = names_late;
                     return Ok(blockers.into_iter().map(Blocker::from).collect());
                 }
                 other => return Err(self.unexpected(&other, "the verdict")),

@@ -112,7 +112,9 @@ impl What {
     pub fn takes_pages(self) -> bool {
         matches!(
             self,
-            Self::Killed(Who { mover: true, .. }) | Self::Power(Side::Source) | Self::OutOfMemory(Side::Source)
+            Self::Killed(Who { mover: true, guardian: true, .. })
+                | Self::Power(Side::Source)
+                | Self::OutOfMemory(Side::Source)
         )
     }
 

@@ -73,6 +73,16 @@ impl Moving {
         pids.filter(is_ours).collect()
     }
 
+    /// Every program of the move at the source is killed: its guardian as well.
+    pub fn source_dies(&mut self) {
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in self.helpers_on("source") {
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+        }
+        self.mover.wait().expect("it is ours");
+    }
+
     /// Session processes of the agent.
     pub fn sessions(&self) -> BTreeSet<i32> {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -121,13 +131,12 @@ fn links_that_are_lost_are_made_anew_and_the_target_waits_meanwhile() {
 }
 
 #[test]
-fn a_source_that_dies_leaves_a_stopped_target_and_never_zeros() {
+fn a_source_that_dies_with_its_guardian_leaves_a_stopped_target_and_never_zeros() {
     if !root() {
         return;
     }
     let mut moving = Moving::begin(&[("MIGRATE_FAULT", "pager-impatient")]);
-    moving.mover.kill().expect("it is ours");
-    moving.mover.wait().expect("it is ours");
+    moving.source_dies();
     is_lost_and_never_zero(&moving.run, moving.root);
     assert_eq!(state(moving.original), Some('T'), "the original runs although it was handed over");
     // It has memory that nobody else has: it is not ended for the asking.

@@ -6,6 +6,7 @@ use super::late_moves::Moving;
 use crate::moves::on_host;
 use migrate_engine::migration::points::{Place, kept::Newest};
 use migrate_engine::sys::userfaultfd;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -68,6 +69,20 @@ impl Moving {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let result = said.lines().last().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         result.map(|result| result["sessions"][0].clone()).unwrap_or_else(|| panic!("no result: {said}"))
+    }
+
+    /// Has the journal for so long.
+    fn decided_for(&self, time: Duration) -> std::thread::JoinHandle<()> {
+        let moves = fs::read_dir(self.run.path("source/state/moves")).expect("it has a journal").flatten();
+        let mut journals = moves.filter(|entry| entry.file_name().to_string_lossy().ends_with(".source.journal"));
+        let file = fs::File::open(journals.next().expect("it has a journal").path()).expect("it is ours");
+        let journal = until("the guardian keeps the journal", || {
+            Flock::lock(file.try_clone().expect("descriptors are left"), FlockArg::LockExclusiveNonblock).ok()
+        });
+        std::thread::spawn(move || {
+            std::thread::sleep(time);
+            drop(journal);
+        })
     }
 
     fn resolve(&self, options: &[&str]) -> Output {
@@ -221,6 +236,29 @@ fn a_destination_that_lives_keeps_the_target() {
 }
 
 #[test]
+fn states_come_back_also_when_the_program_of_the_move_is_killed() {
+    if !root() {
+        return;
+    }
+    let mut moving = Moving::begin_of(&COUNTER, &[], &["--mode", "post-copy", "--recoverable=300ms"]);
+    until("no states come back", || moving.last_point());
+    moving.mover_is_killed();
+    let before = moving.last_point().expect("there was one");
+    until("no more states come back", || moving.last_point().filter(|n| *n >= before + 3));
+    moving.destination_dies();
+    let (died, died_at) = (moving.counted().len(), now_ms());
+    let resolved = moving.resolve(&["--run", "--yes"]);
+    assert!(resolved.status.success(), "{}", text(&resolved));
+    let (_, at) = moving.goes_on_from(died);
+    assert!(died_at - at < 300 + LATE_MS, "it is {} ms old", died_at - at);
+    moving.run.verify().expect("its memory is of one piece");
+    until("the original has not ended", || {
+        moving.run.reap();
+        matches!(state(moving.original), None | Some('Z')).then_some(())
+    });
+}
+
+#[test]
 fn states_cost_what_the_report_says_and_are_gone_in_the_end() {
     if !root() {
         return;
@@ -288,8 +326,11 @@ fn what_a_resolve_that_is_killed_leaves_is_named() {
     assert_eq!(killed.status.code(), None, "{}", text(&killed));
     let session = moving.session();
     let image = session["recovered_image"].as_str().unwrap_or_else(|| panic!("no image: {session}")).to_owned();
+    // Also while somebody looks whether there is something to be decided, as the guardian does every few seconds.
+    let looks = moving.decided_for(Duration::from_millis(300));
     let said = on_host(&moving.run.path("source")).arg("status").output().expect("it is there");
     assert!(text(&said).contains(&image), "{}", text(&said));
+    looks.join().expect("it looks");
     let again = resolve("");
     assert_eq!(again.status.code(), Some(4), "{}", text(&again));
     assert!(text(&again).contains(&image), "{}", text(&again));

@@ -7,6 +7,7 @@ mod back_and_forth;
 mod faults;
 pub mod frozen;
 mod harness;
+mod late_guarded;
 mod late_lost;
 mod late_moves;
 mod late_recovered;
