@@ -198,7 +198,7 @@ pub enum FromSource {
         lease_ms: Option<u64>,
         /// What both hosts should mean by the same numbers.
         #[serde(default)]
-        conventions: Conventions,
+        conventions: Box<Conventions>,
     },
     /// To what was asked about files.
     Answers {

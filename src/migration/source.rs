@@ -322,7 +322,7 @@ impl Attempt<'_> {
             files: Some(self.wishes.files.clone()),
             base: self.wishes.base.clone(),
             lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
-            conventions: survey.conventions,
+            conventions: Box::new(survey.conventions),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;
