@@ -26,7 +26,7 @@ impl Attempt<'_> {
             // Of pages that somebody waits for, compression is a part of the wait.
             Compression::Auto | Compression::Off => None,
         };
-        let known = self.names_late.then(|| self.catalogue.earlier()).unwrap_or_default();
+        let known = if self.names_late { self.catalogue.earlier() } else { Default::default() };
         let serving = Serving::new(self.id, level)?.naming(known);
         self.serving = Some(serving.clone());
         let taking = kept.as_ref().map(|(_, every)| Taking::new(self.id, *every, level)).transpose()?;
