@@ -276,6 +276,8 @@ mod tests {
             step,
             boot_id,
             peer: "b".into(),
+            candidates: Vec::new(),
+            candidate: 0,
             target_pid: None,
             session: String::new(),
             held: None,

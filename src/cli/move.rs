@@ -1,6 +1,7 @@
 //! `migrate move`.
 
-use super::options::dest::{DestArg, single};
+use super::options::dest::{DestArg, resolve};
+use super::options::many::ManyArgs;
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
 use super::signals::Watch;
 use super::{Context, config::Config};
@@ -20,7 +21,7 @@ pub struct Args {
     /// PID, pidfile:PATH, unit:NAME or cgroup:PATH
     #[arg(value_name = "TARGET")]
     target: Target,
-    /// [USER@]HOST (ssh), tcp://HOST[:PORT] (TLS), unix:PATH, local, or @GROUP
+    /// [USER@]HOST (ssh), tcp://HOST[:PORT] (TLS), unix:PATH, local, or @GROUP; of several, the first that is ready gets the target
     #[arg(value_name = "DEST", required = true, value_delimiter = ',', value_hint = clap::ValueHint::Hostname)]
     dests: Vec<DestArg>,
     /// Only say what stands in the way on either side, if anything
@@ -57,6 +58,8 @@ pub struct Args {
     /// A destination that has already said that it is prepared deletes nothing on its own: after this time it parks the target, that is, it writes it as an image, ends its stopped processes there, and keeps the image until it is told what holds, by this side or by migrate resolve. This holds also where memory follows when the target runs (post-copy): what is still here is asked for when the image becomes a tree. Once the order to run is out such a move cannot be given up any more: both hosts have a part of the target.
     #[arg(long, value_name = "TIME", default_value = "60s", help_heading = "Peer")]
     lease: Time,
+    #[command(flatten)]
+    many: ManyArgs,
 }
 
 fn absolute(word: &str) -> Result<std::path::PathBuf, String> {
@@ -78,8 +81,10 @@ impl Args {
         let watch = Watch::begin()?;
         let abort = Abort::new().map_err(|error| Failure::of("nothing can be interrupted", &error))?;
         watch.abort_with(&abort);
-        let session =
-            context.session(options.session, Some(self.target.to_string()), false).with_page(self.report.clone()).with_log(log);
+        let session = context
+            .session(options.session, Some(self.target.to_string()), false)
+            .with_page(self.report.clone())
+            .with_log(log);
         let result = ops::move_::run(&options, &session, &abort);
         Ok(session.finish(result))
     }
@@ -87,7 +92,7 @@ impl Args {
     /// The choices as the engine takes them.
     ///
     /// # Errors
-    /// Usage, for an unknown group, several destinations, or choices that contradict each other.
+    /// Usage, for an unknown group or choices that contradict each other.
     pub fn options(&self, config: &Config) -> Result<MoveOptions, Failure> {
         let memory = self.memory.options();
         if self.base.is_some() && memory.compress == Compress::Off {
@@ -97,7 +102,7 @@ impl Args {
         Ok(MoveOptions {
             session: SessionId::random(),
             target: self.target.clone(),
-            dest: single(&self.dests, config)?,
+            dests: resolve(&self.dests, config)?,
             mode: self.mode.options(),
             memory,
             state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
@@ -105,6 +110,7 @@ impl Args {
             base: self.base.clone(),
             peer: self.peer.options(),
             lease: self.lease.0,
+            quorum: self.many.quorum(),
             dry_run: self.dry_run,
         })
     }

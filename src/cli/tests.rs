@@ -210,13 +210,14 @@ fn moves() {
 }
 
 #[test]
-fn several_destinations_are_refused_by_name() {
+fn several_destinations() {
     let config = Config::default();
-    for line in ["7 b c", "7 b,c"] {
-        let failure = parse::<r#move::Args>(line).unwrap().options(&config).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Usage);
-        assert!(failure.what.contains("b, c"), "{}", failure.what);
+    for line in ["7 b c --quorum 50%", "7 b,c --quorum=50%"] {
+        let options = parse::<r#move::Args>(line).unwrap().options(&config).unwrap();
+        assert_eq!(options.dests, ["b", "c"].map(|dest| dest.parse().unwrap()));
+        assert_eq!(options.quorum, crate::migration::source::Quorum::Percent(50));
     }
+    refused::<r#move::Args>(&["7 b --quorum 0", "7 b --quorum all"]);
     let failure = parse::<r#move::Args>("7 @rack").unwrap().options(&config).unwrap_err();
     assert!(failure.what.contains("no group rack"), "{}", failure.what);
 }

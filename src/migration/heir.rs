@@ -24,8 +24,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The one destination there is.
-const ONE: Candidate = Candidate(0);
 /// Between two looks for the destination: at first, and at most.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How long a destination is looked for that may hold a copy which nobody needs. After that a person ends it there.
@@ -68,8 +66,8 @@ pub struct Heir<'a> {
     /// The last line, as it was found.
     last: Line,
     original: Box<dyn Original + 'a>,
-    /// What the destination has not been told yet.
-    unsaid: Option<Request>,
+    /// What destinations have not been told yet.
+    unsaid: Vec<(Candidate, Request)>,
 }
 
 impl<'a> Heir<'a> {
@@ -79,9 +77,9 @@ impl<'a> Heir<'a> {
     /// Those of [`Journal::take_over`]; the original cannot be let go; the journal cannot be written.
     pub fn take_over(journals: &Path, attempt: AttemptId, found: &mut Found<'a>) -> io::Result<Self> {
         let (journal, last) = Journal::take_over(journals, Role::Source, attempt)?;
-        let (machine, actions) = Source::recover(attempt, Some(last.of_source()), 1, Rules::in_force());
+        let (machine, actions) = Source::recover(attempt, Some(last.of_source()), last.candidates(), Rules::in_force());
         let original = found(&last);
-        let mut heir = Self { machine, journal, last, original, unsaid: None };
+        let mut heir = Self { machine, journal, last, original, unsaid: Vec::new() };
         heir.perform(actions)?;
         Ok(heir)
     }
@@ -114,7 +112,7 @@ impl<'a> Heir<'a> {
                     }
                     Action::Release => first = first.and(self.original.release()),
                     Action::End => self.original.end(),
-                    Action::Send(_, request) => self.unsaid = Some(request),
+                    Action::Send(to, request) => self.unsaid.push((to, request)),
                     Action::Connect(_) | Action::Hold => {}
                 }
             }
@@ -160,22 +158,24 @@ pub fn settle<'a>(
     found: &mut Found<'a>,
 ) -> io::Result<Settled> {
     let mut pause = LOOK_AGAIN.0;
-    let mut silence = Silence::begin(fence);
+    let mut silence = Silence::begin(fence, Candidate(0));
     let mut owed = Owed { rest, since: None };
     loop {
         match Heir::take_over(journals, attempt, found) {
             Ok(mut heir) => match heir.phase() {
                 Phase::Stays | Phase::Moved(_) => {
-                    let (line, phase, request) = (heir.last.clone(), heir.phase(), heir.unsaid.take());
+                    let (line, phase, unsaid) = (heir.last.clone(), heir.phase(), std::mem::take(&mut heir.unsaid));
                     drop(heir);
-                    request.into_iter().for_each(|request| tell(&line, request, again));
+                    tell_all(&line, &unsaid, again);
                     return Ok(if phase == Phase::Stays { Settled::Stays } else { Settled::Moved });
                 }
                 _ => {
                     let line = heir.last.clone();
                     drop(heir);
+                    let asked = Candidate(line.candidate);
+                    silence.is_of(asked);
                     match ask(journals, &line, again, &mut silence, found) {
-                        Ok(Some(Settled::PagesOwed)) => match owed.bring(&line, again, &mut silence) {
+                        Ok(Some(Settled::PagesOwed)) => match owed.bring(&line, again.to(asked), &mut silence) {
                             Brought::Everything => drained(journals, attempt, found),
                             Brought::Some => pause = LOOK_AGAIN.0,
                             Brought::Nothing => {}
@@ -188,7 +188,7 @@ pub fn settle<'a>(
                     if silence.ends_by_fence() {
                         // A person may have decided meanwhile: then nothing follows from it.
                         let heir = Heir::take_over(journals, attempt, found);
-                        if let Err(error) = heir.and_then(|mut heir| heir.on(Event::Fenced(ONE))) {
+                        if let Err(error) = heir.and_then(|mut heir| heir.on(Event::Fenced(asked))) {
                             tracing::warn!(%error, "nothing could be done about a fenced destination");
                         }
                         continue;
@@ -288,7 +288,8 @@ impl Rest<'_> {
 fn drained<'a>(journals: &Path, attempt: AttemptId, found: &mut Found<'a>) {
     let ended = Heir::take_over(journals, attempt, found).and_then(|mut heir| {
         heir.journal.set_pages_owed(false);
-        heir.on(Event::Said(ONE, attempt, Reply::Running))
+        let owner = Candidate(heir.last.candidate);
+        heir.on(Event::Said(owner, attempt, Reply::Running))
     });
     if let Err(error) = ended {
         // At the next look the copy says the same.
@@ -305,7 +306,8 @@ fn ask<'a>(
     silence: &mut Silence<'_>,
     found: &mut Found<'a>,
 ) -> io::Result<Option<Settled>> {
-    let Ok(mut link) = again.0() else { return Ok(None) };
+    let asked = Candidate(line.candidate);
+    let Ok(mut link) = again.to(asked).link() else { return Ok(None) };
     let Ok(answer) = resolve::ask(&mut link.control, line, Request::Ask) else { return Ok(None) };
     silence.is_broken();
     let Some(mut reply) = answer.reply else { return Ok(None) };
@@ -321,13 +323,16 @@ fn ask<'a>(
     }
     let mut heir = Heir::take_over(journals, line.attempt, found)?;
     loop {
-        heir.on(Event::Said(ONE, line.attempt, reply))?;
+        heir.on(Event::Said(asked, line.attempt, reply))?;
         // It waits for a COMMIT that was lost.
-        let next = match (heir.phase(), heir.unsaid.take()) {
-            (Phase::Committed(_), Some(Request::Commit)) => said(&mut link, line, Request::Commit),
-            (phase @ (Phase::Stays | Phase::Moved(_)), request) => {
+        let unsaid = std::mem::take(&mut heir.unsaid);
+        let next = match heir.phase() {
+            Phase::Committed(_) if unsaid.iter().any(|(_, request)| *request == Request::Commit) => {
+                said(&mut link, line, Request::Commit)
+            }
+            phase @ (Phase::Stays | Phase::Moved(_)) => {
                 drop(heir);
-                request.into_iter().for_each(|request| tell(line, request, again));
+                tell_all(line, &unsaid, again);
                 return Ok(Some(if phase == Phase::Stays { Settled::Stays } else { Settled::Moved }));
             }
             _ => None,
@@ -344,20 +349,33 @@ fn said(link: &mut Link, line: &Line, request: Request) -> Option<Reply> {
     resolve::ask(&mut link.control, line, request).ok()?.reply
 }
 
-/// Tells the destination of an attempt that the target goes on here, if that is so.
-pub fn tell_that_it_stays(journals: &Path, attempt: AttemptId, again: Again<'_>) {
-    match Journal::take_over(journals, Role::Source, attempt) {
-        Ok((_, line)) if line.step == Step::Aborted => tell(&line, Request::Abort, again),
-        Ok((_, line)) => tracing::error!(step = ?line.step, "the journal does not say that it stays"),
-        Err(error) => tracing::error!(%error, "the journal cannot be read"),
-    }
+/// Tells the destinations of an attempt that the target is not their own, if that is so: it goes on here, or at another one.
+pub fn tell_the_others(journals: &Path, attempt: AttemptId, again: Again<'_>) {
+    let (line, owner) = match Journal::take_over(journals, Role::Source, attempt) {
+        Ok((_, line)) if line.step == Step::Aborted => (line, None),
+        Ok((_, line)) if line.step == Step::Done => (line.clone(), Some(Candidate(line.candidate))),
+        Ok((_, line)) => return tracing::error!(step = ?line.step, "the journal does not say whose it is"),
+        Err(error) => return tracing::error!(%error, "the journal cannot be read"),
+    };
+    let others = (0..line.candidates()).map(Candidate).filter(|to| Some(*to) != owner);
+    let unsaid: Vec<_> = others.map(|to| (to, Request::Abort)).collect();
+    tell_all(&line, &unsaid, again);
+}
+
+/// Each by a thread of its own: one that cannot be reached keeps nobody else waiting.
+fn tell_all(line: &Line, unsaid: &[(Candidate, Request)], again: Again<'_>) {
+    std::thread::scope(|scope| {
+        for (to, request) in unsaid.iter().copied() {
+            scope.spawn(move || tell(line, request, again.to(to)));
+        }
+    });
 }
 
 /// Tells the destination what has been decided, until it has heard.
 fn tell(line: &Line, request: Request, again: Again<'_>) {
     let (until, mut pause) = (Instant::now() + TELL_FOR, LOOK_AGAIN.0);
     while Instant::now() < until {
-        let answer = again.0().and_then(|mut link| resolve::ask(&mut link.control, line, request));
+        let answer = again.link().and_then(|mut link| resolve::ask(&mut link.control, line, request));
         match answer {
             // Nothing is to be answered to DONE.
             Ok(answer) if request == Request::Done || answer.reply.is_some() => return,

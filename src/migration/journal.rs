@@ -95,8 +95,14 @@ pub struct Line {
     pub step: Step,
     /// On which boot of which host.
     pub boot_id: String,
-    /// The other side, as a person would name it.
+    /// The other side, as a person would name it; of several destinations the one that COMMIT was sent to last.
     pub peer: String,
+    /// At the source: all destinations, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<String>,
+    /// At the source: which of them `peer` is.
+    #[serde(default)]
+    pub candidate: u8,
     /// Process id of the root on this host, once known.
     pub target_pid: Option<i32>,
     /// The session, as a person knows it.
@@ -132,11 +138,16 @@ impl Line {
     /// As the source's machine knows it.
     pub fn of_source(&self) -> source::Record {
         match self.step {
-            Step::Committing | Step::Owner => source::Record::Committing(Candidate(0)),
-            Step::Done => source::Record::Done(Candidate(0)),
+            Step::Committing | Step::Owner => source::Record::Committing(Candidate(self.candidate)),
+            Step::Done => source::Record::Done(Candidate(self.candidate)),
             Step::Aborted => source::Record::Aborted,
             Step::Begun | Step::Prepared | Step::Parked => source::Record::Begun,
         }
+    }
+
+    /// How many destinations there are, for the source's machine.
+    pub fn candidates(&self) -> u8 {
+        u8::try_from(self.candidates.len()).unwrap_or(u8::MAX).max(1)
     }
 
     /// As the destination's machine knows it.
@@ -192,6 +203,8 @@ impl Journal {
             step: Step::Begun,
             boot_id: crate::proc::sys::boot_id().unwrap_or_default(),
             peer: peer.into(),
+            candidates: Vec::new(),
+            candidate: 0,
             target_pid,
             session: String::new(),
             held: None,
@@ -236,6 +249,19 @@ impl Journal {
     /// Notes the session for later lines.
     pub fn set_session(&mut self, session: &str) {
         self.line.session = session.into();
+    }
+
+    /// Notes the destinations, where there are several, for later lines.
+    pub fn set_candidates(&mut self, peers: &[&str]) {
+        self.line.candidates = peers.iter().map(|peer| (*peer).to_owned()).collect();
+    }
+
+    /// Notes which destination COMMIT goes to, for later lines.
+    pub fn set_candidate(&mut self, to: Candidate) {
+        self.line.candidate = to.0;
+        if let Some(peer) = self.line.candidates.get(usize::from(to.0)) {
+            self.line.peer.clone_from(peer);
+        }
     }
 
     /// Notes the copy that stands still here, for later lines.

@@ -209,6 +209,11 @@ impl From<Failure> for MoveError {
 }
 
 impl MoveError {
+    /// Whether somebody wanted it to end.
+    fn is_abort(&self) -> bool {
+        matches!(self, Self::Transport(TransportError::Aborted { .. }))
+    }
+
     /// Whether the link is gone, so that the other side may have had something to say first.
     fn is_link_lost(&self) -> bool {
         matches!(self, Self::Transport(error) if error.is_link_lost())

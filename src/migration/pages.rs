@@ -218,6 +218,22 @@ impl Packer {
     }
 }
 
+/// Of a frame of ours: the pages it says something about, and bytes of content in it, unpacked.
+pub fn covered(frame: &[u8]) -> (Vec<(Space, PageRange)>, u64) {
+    let Ok((head, rest)) = Head::read_from_prefix(frame) else { return (Vec::new(), 0) };
+    let (mut pages, mut content) = (Vec::new(), 0);
+    for entry in rest.chunks_exact(size_of::<Entry>()).take(head.runs.get() as usize) {
+        let Ok(entry) = Entry::read_from_bytes(entry) else { break };
+        let id = entry.space.get();
+        let space = if entry.space_kind == 0 { Space::Mm(MmId(id)) } else { Space::Shmem(ShmemId(id)) };
+        pages.push((space, PageRange::new(entry.first.get(), entry.pages.get().into())));
+        if entry.what & !SHELVE == What::Data as u8 {
+            content += u64::from(entry.pages.get()) * PAGE;
+        }
+    }
+    (pages, content)
+}
+
 /// Reads a frame and hands out its runs, in order, with their content (empty for runs without).
 ///
 /// # Errors

@@ -40,6 +40,46 @@ impl Pause {
     }
 }
 
+/// What became of one of several destinations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Became {
+    /// It has the target.
+    Owner,
+    /// It was told to stop, and has deleted what it held.
+    Stopped,
+    /// It was not told: it deletes what it holds when its lease ends, or parks it.
+    Untold,
+    /// It was left out before, for this reason.
+    Out(String),
+}
+
+impl Became {
+    /// In one word, for programs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Stopped => "stopped",
+            Self::Untold => "untold",
+            Self::Out(_) => "out",
+        }
+    }
+}
+
+/// One of several destinations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CandidateReport {
+    /// Its name.
+    pub name: String,
+    /// What became of it.
+    pub became: Became,
+    /// Rounds that it took part in, the one inside the pause included.
+    pub rounds: u32,
+    /// Bytes sent to it, headers included.
+    pub bytes_sent: u64,
+    /// When the target stood ready there, since it was stopped.
+    pub ready_after: Option<Duration>,
+}
+
 /// A move.
 #[derive(Debug)]
 pub struct Report {
@@ -72,6 +112,8 @@ pub struct Report {
     pub late: Option<Served>,
     /// What consistent states of it have cost that came back until then.
     pub points: Option<Cost>,
+    /// Of several destinations each.
+    pub candidates: Vec<CandidateReport>,
     /// What went wrong without harm.
     pub warnings: Vec<String>,
 }
@@ -95,6 +137,7 @@ impl Report {
             unsent: Unsent::default(),
             late: None,
             points: None,
+            candidates: Vec::new(),
             warnings: Vec::new(),
         }
     }

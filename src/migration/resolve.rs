@@ -80,7 +80,7 @@ pub fn source(
     }
     let mut heir = Heir::take_over(journals, line.attempt, &mut |last| Box::new(OnlyHeld::of(last, run, instead)))?;
     if let Some(reply) = said.filter(|reply| matches!(reply, Reply::Running | Reply::Aborted)) {
-        heir.on(Event::Said(Candidate(0), line.attempt, reply))?;
+        heir.on(Event::Said(Candidate(line.candidate), line.attempt, reply))?;
     }
     heir.on(Event::Resolved(choice))?;
     Ok(heir.phase())

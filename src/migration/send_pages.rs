@@ -4,7 +4,7 @@ use super::MoveError;
 use super::bases::Bases;
 use super::effort::Sparing;
 use super::pace::Pace;
-use super::pages::{Packer, Unsent};
+use super::pages::{Packer, Run, Unsent};
 use super::shelf::Catalogue;
 use super::source::Plan;
 use crate::image::mm::PAGE;
@@ -81,6 +81,21 @@ pub struct Packing<'a> {
     pub sparing: (Sparing, Option<i32>),
 }
 
+/// Where frames of pages go.
+pub trait Outlet: Send {
+    /// Takes one frame.
+    ///
+    /// # Errors
+    /// Nobody takes any more.
+    fn take_frame(&mut self, frame: &[u8]) -> Result<(), MoveError>;
+}
+
+impl Outlet for Channel {
+    fn take_frame(&mut self, frame: &[u8]) -> Result<(), MoveError> {
+        Ok(self.send(FrameKind::PAGES, frame)?)
+    }
+}
+
 /// One round as its workers see it.
 struct Work<'a> {
     source: &'a dyn ReadPages,
@@ -112,20 +127,8 @@ pub fn send_round(
     throttle: &Throttle,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Sent, MoveError> {
-    let work = Work {
-        source,
-        grains: Mutex::new(Grains::of(&plan.pages)),
-        in_pause,
-        packing,
-        first_round: number == 1,
-        channels: link.bulk.len().max(1),
-        is_slow: AtomicBool::new(packing.sparing.0 == Sparing::Always),
-        throttle,
-        pages: AtomicU64::new(0),
-        content_bytes: AtomicU64::new(0),
-        unsent: Mutex::default(),
-        progress,
-    };
+    let channels = link.bulk.len().max(1);
+    let work = Work::new(source, plan, in_pause, packing, (number == 1, channels), throttle, progress);
     let first = link.bulk.first_mut().unwrap_or(&mut link.control);
     send_notes(first, plan, packing)?;
     if link.bulk.is_empty() {
@@ -166,6 +169,48 @@ pub fn send_round(
     Ok(work.sent())
 }
 
+/// Reads the pages of a plan, packs them and gives the frames away: as many workers as there are outlets. What vanishes
+/// meanwhile is treated as by [`send_round`].
+pub fn read_round<O: Outlet>(
+    source: &dyn ReadPages,
+    plan: &Plan,
+    in_pause: bool,
+    packing: Packing<'_>,
+    throttle: &Throttle,
+    progress: &(dyn Fn(u64) + Sync),
+    outlets: &mut [O],
+) -> Result<Sent, MoveError> {
+    let work = Work::new(source, plan, in_pause, packing, (false, outlets.len()), throttle, progress);
+    let Some((first, others)) = outlets.split_first_mut() else { return Ok(work.sent()) };
+    std::thread::scope(|scope| {
+        let work = &work;
+        let others: Vec<_> =
+            others.iter_mut().enumerate().map(|(n, outlet)| scope.spawn(move || work.run(outlet, n + 1))).collect();
+        let mut result = work.run(first, 0);
+        for other in others {
+            result = result.and(other.join().unwrap_or(Err(MoveError::Worker)));
+        }
+        result
+    })?;
+    Ok(work.sent())
+}
+
+/// The frames that say something about pages without their content.
+pub fn note_frames(notes: &[Run]) -> Vec<Vec<u8>> {
+    let mut packer = Packer::new(None);
+    let mut frames = Vec::new();
+    for run in notes {
+        packer.note(*run);
+        if packer.is_full(PAGE as usize) {
+            frames.push(packer.take().to_vec());
+        }
+    }
+    if !packer.is_empty() {
+        frames.push(packer.take().to_vec());
+    }
+    frames
+}
+
 /// Body of a MARK frame: the round, and whether it is the last.
 pub fn mark(number: u32, last: bool) -> [u8; 5] {
     let [a, b, c, d] = number.to_le_bytes();
@@ -199,14 +244,41 @@ fn send_notes(channel: &mut Channel, plan: &Plan, packing: Packing<'_>) -> Resul
 
 /// One worker's channel, and what waits to be sent over it.
 struct Way<'c> {
-    channel: &'c mut Channel,
+    channel: &'c mut dyn Outlet,
     number: usize,
     packer: Packer,
     pace: Pace,
 }
 
+impl<'a> Work<'a> {
+    fn new(
+        source: &'a dyn ReadPages,
+        plan: &'a Plan,
+        in_pause: bool,
+        packing: Packing<'a>,
+        (first_round, channels): (bool, usize),
+        throttle: &'a Throttle,
+        progress: &'a (dyn Fn(u64) + Sync),
+    ) -> Self {
+        Self {
+            source,
+            grains: Mutex::new(Grains::of(&plan.pages)),
+            in_pause,
+            packing,
+            first_round,
+            channels,
+            is_slow: AtomicBool::new(packing.sparing.0 == Sparing::Always),
+            throttle,
+            pages: AtomicU64::new(0),
+            content_bytes: AtomicU64::new(0),
+            unsent: Mutex::default(),
+            progress,
+        }
+    }
+}
+
 impl Work<'_> {
-    fn run(&self, channel: &mut Channel, number: usize) -> Result<(), MoveError> {
+    fn run(&self, channel: &mut dyn Outlet, number: usize) -> Result<(), MoveError> {
         let mut way =
             Way { channel, number, packer: Packer::new(self.packing.level), pace: Pace::begin(self.channels) };
         let mut buffer = vec![0; (GRAIN_PAGES * PAGE) as usize];
@@ -239,7 +311,7 @@ impl Work<'_> {
     fn send(&self, way: &mut Way<'_>) -> Result<(), MoveError> {
         self.content_bytes.fetch_add(way.packer.content_bytes(), Ordering::Relaxed);
         let (frame, began) = (way.packer.take(), Instant::now());
-        way.channel.send(FrameKind::PAGES, frame)?;
+        way.channel.take_frame(frame)?;
         self.packing.catalogue.frame_sent(way.number);
         self.throttle.sent(frame.len() as u64);
         if self.packing.sparing.0 == Sparing::WhenSlow && way.pace.is_slow(frame.len() as u64, began) {

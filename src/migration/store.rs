@@ -28,6 +28,9 @@ const RESERVE_BYTES: u64 = 64 << 20;
 /// Name of a store's directory, before the number of the attempt.
 const PREFIX: &str = "migrate-incoming-";
 
+/// Stores of one move on one host, at most.
+const STORES_MAX: u32 = 64;
+
 /// A store that nobody holds is not looked at before this age: its owner may be about to take hold of it.
 const YOUNG: Duration = Duration::from_secs(3600);
 
@@ -57,13 +60,29 @@ impl Store {
             let free = free_bytes(place).unwrap_or(0).saturating_sub(RESERVE_BYTES);
             best = best.max(free);
             if free >= wanted {
-                let first = place.join(format!("{PREFIX}{id}"));
-                // The one before may be on its way out.
-                let dir = if first.exists() { place.join(format!("{PREFIX}{id}-2")) } else { first };
-                return Self::begin_in(&dir);
+                return Self::begin_below(place, id);
             }
         }
         Err(MoveError::NoRoom { wanted, free: best })
+    }
+
+    fn begin_below(place: &Path, id: AttemptId) -> Result<Self, MoveError> {
+        let mut number = 1;
+        loop {
+            let dir = match number {
+                1 => place.join(format!("{PREFIX}{id}")),
+                number => place.join(format!("{PREFIX}{id}-{number}")),
+            };
+            // The one before may be on its way out; and other destinations of the same move may be on this host.
+            match Self::begin_in(&dir) {
+                Err(MoveError::Store(StoreError::Io { source, .. }))
+                    if source.kind() == std::io::ErrorKind::AlreadyExists && number < STORES_MAX =>
+                {
+                    number += 1;
+                }
+                begun => return begun,
+            }
+        }
     }
 
     fn begin_in(dir: &Path) -> Result<Self, MoveError> {

@@ -6,7 +6,7 @@ use super::journal::{self, Step};
 use super::keeper::{self, Question};
 use super::pages::{Run, What};
 use super::protocol::{SpaceName, TargetSummary};
-use super::source::{Compression, Final, Plan, SendSegments, Survey, Taken, Target, Wishes};
+use super::source::{Compression, Final, Plan, Quorum, SendSegments, Survey, Taken, Target, Wishes};
 use super::switchover::{ExitCondition, Goals, Step as Help};
 use super::*;
 use crate::companion::held::Held;
@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+mod fan;
 mod left_tests;
 mod named;
 
@@ -92,6 +93,8 @@ struct FakeTarget {
     fault: Fault,
     writes: u64,
     steps: u64,
+    /// Done when it is to be held.
+    at_hold: Option<Box<dyn Fn()>>,
 }
 
 impl FakeTarget {
@@ -103,8 +106,8 @@ impl FakeTarget {
             memory.insert((space, page), vec![fill; PAGE as usize]);
         }
         let dirty = memory.keys().copied().collect();
-        let gone = BTreeSet::new();
-        Self { pages: Pages(Mutex::new(memory)), dirty, gone, state: State::Running, fault, writes, steps: 0 }
+        let (gone, state, at_hold) = (BTreeSet::new(), State::Running, None);
+        Self { pages: Pages(Mutex::new(memory)), dirty, gone, state, fault, writes, steps: 0, at_hold }
     }
 
     /// What it does while it runs: writes, frees, maps.
@@ -167,7 +170,8 @@ impl Target for FakeTarget {
         self.fails(Fault::Survey)?;
         let blockers = if self.fault == Fault::Blocker { vec![too_large(1, 0)] } else { Vec::new() };
         let summary = TargetSummary { pid: 42, comm: "fake".into(), tasks: 3, memory_bytes: 1 << 20, once_bytes: 1 };
-        Ok(Survey { summary, model: model(), blockers, is_single: true, files: Vec::new(), look: Duration::ZERO, conventions: Default::default() })
+        let (files, look, conventions) = (Vec::new(), Duration::ZERO, Default::default());
+        Ok(Survey { summary, model: model(), blockers, is_single: true, files, look, conventions })
     }
 
     fn round(&mut self, send: &mut source::Send<'_>) -> Result<Taken, MoveError> {
@@ -220,6 +224,7 @@ impl Target for FakeTarget {
     fn hold(&mut self) -> Result<(), Failure> {
         assert_eq!(self.state, State::Frozen);
         self.fails(Fault::Hold)?;
+        self.at_hold.iter().for_each(|act| act());
         self.state = State::Held;
         Ok(())
     }
@@ -449,8 +454,11 @@ fn patience() -> Patience {
 
 /// The two ends of a link; the cut counts from after the first exchange.
 pub(super) fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
+    links_over(cable(cut), streams)
+}
+
+fn links_over((a, b): (Stream, Stream), streams: u16) -> (Link, Link) {
     // The first exchange is not what is tested here: about so many bytes.
-    let (a, b) = cable(cut);
     let grant = Grant {
         session: SessionNumber([1; 16]),
         streams_max: 8,
@@ -516,12 +524,13 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         bandwidth: None,
         files: no_files(),
         base: None,
-        state: serde_json::json!({ "pids": "auto" }),
+        states: vec![serde_json::json!({ "pids": "auto" })],
         journals,
         again: None,
         fence: None,
         recoverable: None,
         lease: destination::LEASE,
+        quorum: Quorum::default(),
     }
 }
 

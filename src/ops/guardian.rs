@@ -23,6 +23,7 @@ use crate::companion::held::Held;
 use crate::companion::lock_guard::Hand;
 use crate::companion::{Started, detach, parcel, spawn};
 use crate::image::Pid;
+use crate::migration::handover::Candidate;
 use crate::migration::heir::{self, Original, Rest};
 use crate::migration::journal::{self, Line, Step};
 use crate::migration::points::kept;
@@ -31,7 +32,6 @@ use crate::migration::source::{Again, Fence};
 use crate::sys::fd;
 use crate::trace::pages::TargetPages;
 use crate::transport::Abort;
-use crate::transport::hello::Purpose;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io;
@@ -53,7 +53,8 @@ pub struct Charge {
     /// As the user knows it.
     session: String,
     journals: PathBuf,
-    dest: String,
+    /// Destinations, as they are written on the command line.
+    dests: Vec<String>,
     peer: PeerOptions,
     fence: Option<String>,
     /// zstd level of memory that follows.
@@ -66,14 +67,14 @@ impl Charge {
     /// For an attempt of this move.
     pub fn of(attempt: AttemptId, options: &MoveOptions) -> Self {
         let journals = Places::here().state.join("moves");
-        let (dest, session) = (options.dest.to_string(), options.session.to_string());
+        let (dests, session) = (options.dests.iter().map(ToString::to_string).collect(), options.session.to_string());
         let (peer, fence) = (options.peer.clone(), options.mode.fence.clone());
         let level = match options.memory.compress {
             Compress::Level(level) => Some(level.into()),
             Compress::Auto | Compress::Off => None,
         };
         let recoverable = options.mode.recoverable;
-        Self { attempt, journals, session, dest, peer, fence, level, recoverable }
+        Self { attempt, journals, session, dests, peer, fence, level, recoverable }
     }
 }
 
@@ -91,7 +92,7 @@ enum Word {
         processes: Vec<i32>,
         objects: usize,
     },
-    /// The target goes on here; the destination is to be told.
+    /// The target is not a destination's own, which is to be told.
     Tell,
     /// Everything is settled.
     Over,
@@ -139,7 +140,7 @@ impl Guardian {
         }
     }
 
-    /// The target goes on here: the destination is told as soon as it can be reached.
+    /// The target goes on here or elsewhere: a destination that does not know that is told as soon as it can be reached.
     pub fn tells(mut self) {
         if let Err(error) = parcel::send(&mut self.socket, &Word::Tell, &[]) {
             tracing::warn!(%error, "the guardian cannot tell the destination");
@@ -209,11 +210,12 @@ struct Taken {
 }
 
 fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
-    let (Ok(dest), Ok(abort)) = (charge.dest.parse::<Dest>(), Abort::new()) else { return 1 };
-    let again = || super::move_::connect_to(&dest, &charge.peer, Purpose::Send, 0, &abort);
+    let dests: Result<Vec<Dest>, _> = charge.dests.iter().map(|dest| dest.parse()).collect();
+    let (Ok(dests), Ok(abort)) = (dests, Abort::new()) else { return 1 };
+    let again = |to: Candidate| super::move_::connect_again(&dests, to, &charge.peer, &abort);
     if only_tells {
-        tracing::info!(attempt = %charge.attempt, "the destination does not know that the target stays");
-        heir::tell_that_it_stays(&charge.journals, charge.attempt, Again(&again));
+        tracing::info!(attempt = %charge.attempt, "a destination does not know that the target is not its own");
+        heir::tell_the_others(&charge.journals, charge.attempt, Again::new(&again));
         return 0;
     }
     tracing::warn!(attempt = %charge.attempt, "the program of this move has ended before its time");
@@ -223,14 +225,16 @@ fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
         let held = line.held.clone().filter(|_| line.is_of_this_boot());
         Box::new(Whole { held, taken, points: kept::directory(&charge.journals, line.attempt), newest: &newest })
     };
-    let command = charge
-        .fence
-        .as_ref()
-        .map(|command| || fence::switch_off(command, &charge.dest, &charge.session) && can_go_on(charge, &newest));
+    let command = charge.fence.as_ref().map(|command| {
+        |who: Candidate| {
+            let dest = charge.dests.get(usize::from(who.0)).map_or("", String::as_str);
+            fence::switch_off(command, dest, &charge.session) && can_go_on(charge, &newest)
+        }
+    });
     let fence = command.as_ref().map(|command| Fence { command, after: charge.peer.peer_timeout });
     let states = charge.recoverable.map(|every| (kept::directory(&charge.journals, charge.attempt), every));
     let rest = taken.pages.as_ref().map(|pages| Rest { pages, level: charge.level, states });
-    match heir::settle(&charge.journals, charge.attempt, Again(&again), fence, rest, &mut found) {
+    match heir::settle(&charge.journals, charge.attempt, Again::new(&again), fence, rest, &mut found) {
         Ok(settled) => tracing::warn!(?settled, "the guardian ends"),
         Err(error) => tracing::error!(%error, "the guardian cannot settle it"),
     }
@@ -306,7 +310,7 @@ mod tests {
             attempt: AttemptId([3; 16]),
             journals: "/j".into(),
             session: "abc".into(),
-            dest: "user@host:22".into(),
+            dests: vec!["user@host:22".into()],
             peer,
             fence: Some("true".into()),
             level: Some(3),
@@ -316,6 +320,6 @@ mod tests {
         parcel::send(&mut ours, &Word::Charge(Box::new(charge.clone())), &[]).unwrap();
         let (word, _) = parcel::receive::<Word>(&mut theirs, |_| 0).unwrap();
         assert!(matches!(word, Word::Charge(found) if *found == charge));
-        assert!(charge.dest.parse::<Dest>().is_ok());
+        assert!(charge.dests[0].parse::<Dest>().is_ok());
     }
 }

@@ -18,6 +18,7 @@ pub mod keygen;
 mod late;
 pub mod list;
 mod luggage;
+mod many;
 pub mod move_;
 mod network;
 mod offered;
@@ -91,6 +92,17 @@ pub enum Event {
     Switched {
         /// From the last instruction on the source to the first on the destination.
         downtime: Duration,
+    },
+    /// One of several destinations is further than before.
+    Candidate {
+        /// Its name.
+        dest: String,
+        /// `willing`, `stored` (a round), `prepared`, `out`; in the end `owner`, `stopped` or `untold`.
+        stage: &'static str,
+        /// Rounds begun.
+        rounds: u32,
+        /// Bytes of pages sent to it.
+        bytes: u64,
     },
     /// A command at a point of the move begins, or has ended.
     Hook {

@@ -13,7 +13,7 @@ use super::supervisor;
 use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, fence, interrupt, late, luggage, outside, preflight, standstill};
+use super::{Event, Events, addresses, fence, interrupt, late, luggage, many, outside, preflight, standstill};
 use crate::collect::preflight::{Findings, size::Size};
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -27,11 +27,12 @@ use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, Space, scan};
 use crate::migration::MoveError;
 use crate::migration::conventions::Conventions;
+use crate::migration::handover::Candidate;
 use crate::migration::pages::{Run, What};
 use crate::migration::protocol::{AttemptId, SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{
-    self, Again, Compression, Fence, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
+    Again, Compression, Fence, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
 };
 use crate::migration::switchover::{Goals, Step};
 use crate::proc::ProcDir;
@@ -60,6 +61,7 @@ const STATES_MIN: Duration = Duration::from_millis(10);
 /// [`FailureKind::Blocked`], [`FailureKind::Peer`], and whatever else keeps it here; the failure says where it runs.
 pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
     refuse(options)?;
+    many::refuse(options)?;
     let policy = policy(&options.state);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
@@ -69,22 +71,26 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
             .target(TargetState::Running));
     }
     preflight::warn(&findings, events);
-    let mut hooks =
-        Hooks::new(Side::Source, options.state.hooks.clone(), options.session.to_string(), options.dest.to_string());
+    let peers = many::names(&options.dests);
+    let mut hooks = Hooks::new(Side::Source, options.state.hooks.clone(), options.session.to_string(), peers);
     hooks.target_pid = Some(root.0);
     hooks.run(HookPoint::Preflight, events).map_err(|failure| failure.target(TargetState::Running))?;
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
-    let link = connect_to(&options.dest, &options.peer, Purpose::Send, streams, abort)
-        .map_err(|error| peer_failure(&options.dest, &error))?;
+    let (links, dests) = many::connect(options, streams, events, abort)?;
+    let options = &MoveOptions { dests, ..options.clone() };
     let journals = Places::here().state.join("moves");
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
-    let link_again = || connect_to(&options.dest, &options.peer, Purpose::Send, 0, abort);
-    let again = Some(Again(&link_again));
-    let (dest, session) = (options.dest.to_string(), options.session.to_string());
-    let command = options.mode.fence.as_ref().map(|command| || fence::switch_off(command, &dest, &session));
+    let link_again = |to: Candidate| connect_again(&options.dests, to, &options.peer, abort);
+    let again = Some(Again::new(&link_again));
+    let session = options.session.to_string();
+    let command = options
+        .mode
+        .fence
+        .as_ref()
+        .map(|command| |who: Candidate| fence::switch_off(command, &many::name(&options.dests, who), &session));
     let fence = command.as_ref().map(|command| Fence { command, after: options.peer.peer_timeout });
     let wishes = Wishes { stop_and_copy: backend.is_none(), again, fence, files, ..wishes(options, &journals)? };
     let mut live = Live {
@@ -100,7 +106,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         network: Leaving::begin(addresses),
         segments: Vec::new(),
         offered: Offered::default(),
-        same_host: link.is_same_host(),
+        same_host: links.iter().any(Link::is_same_host),
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
@@ -112,13 +118,8 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         untold: false,
     };
     let held = hold(options, &live.resolved)?;
-    let moved = source::run(link, &mut live, &wishes, events);
-    match moved {
-        // The guardian goes on where this program ends.
-        Err(MoveError::InDoubt { .. }) => live.leave(),
-        _ if live.untold => live.guardian.take().into_iter().for_each(Guardian::tells),
-        _ => live.guardian.take().into_iter().for_each(Guardian::over),
-    }
+    let moved = many::run(links, &mut live, &wishes, events, abort);
+    live.part(&moved);
     release(held, &moved, events);
     hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
     if !options.dry_run && !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. })) {
@@ -191,11 +192,14 @@ fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
 
 /// The wishes as the protocol takes them.
 fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
-    let mut state = options.state.clone();
-    if options.dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
-        state.pids = Some(Pids::New);
-    }
-    let state = serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))?;
+    let state = |dest: &Dest| {
+        let mut state = options.state.clone();
+        if *dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
+            state.pids = Some(Pids::New);
+        }
+        serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))
+    };
+    let states = options.dests.iter().map(state).collect::<Result<_>>()?;
     Ok(Wishes {
         session: options.session.to_string(),
         goals: Goals {
@@ -204,11 +208,11 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
             time_max: options.mode.max_time,
             bytes_max: options.mode.max_bytes,
             exit_when: options.mode.exit_when.clone(),
-            converge: steps(&options.mode),
+            converge: many::steps(options, steps(&options.mode)),
         },
         stop_and_copy: false,
         follows: matches!(options.mode.mode, Mode::PostCopy | Mode::Hybrid),
-        may_follow: may_follow(&options.mode),
+        may_follow: options.dests.len() == 1 && may_follow(&options.mode),
         dry_run: options.dry_run,
         compression: match options.memory.compress {
             Compress::Auto => Compression::Auto,
@@ -218,12 +222,13 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         bandwidth: options.memory.bandwidth,
         files: Default::default(),
         base: options.base.as_ref().map(|dir| Bytes(dir.as_os_str().as_encoded_bytes().to_vec())),
-        state,
+        states,
         journals,
         again: None,
         fence: None,
         recoverable: options.mode.recoverable,
         lease: options.lease,
+        quorum: options.quorum,
     })
 }
 
@@ -270,6 +275,25 @@ pub(crate) fn connect_to(
         program: crate::companion::OWN_PROGRAM.into(),
     };
     connect::connect(&address(dest), &connection, Request { purpose, streams }, abort)
+}
+
+/// Opens a link to one of several destinations again, without channels for pages.
+///
+/// # Errors
+/// See [`connect::connect`].
+pub(crate) fn connect_again(
+    dests: &[Dest],
+    to: Candidate,
+    peer: &PeerOptions,
+    abort: &Abort,
+) -> std::result::Result<Link, TransportError> {
+    let nobody = || TransportError::Io {
+        operation: "find",
+        peer: format!("destination {}", to.0),
+        source: std::io::ErrorKind::NotFound.into(),
+    };
+    let dest = dests.get(usize::from(to.0)).ok_or_else(nobody)?;
+    connect_to(dest, peer, Purpose::Send, 0, abort)
 }
 
 /// A destination as the transport knows it.
@@ -330,6 +354,15 @@ impl Live<'_> {
     fn leave(&mut self) {
         if let Some(Err(error)) = self.frozen.take().map(Frozen::leave) {
             tracing::error!(%error, "a task of the held target");
+        }
+    }
+
+    /// The move is over; the guardian goes on where something is left to be settled.
+    fn part(&mut self, moved: &std::result::Result<Report, MoveError>) {
+        match moved {
+            Err(MoveError::InDoubt { .. }) => self.leave(),
+            _ if self.untold => self.guardian.take().into_iter().for_each(Guardian::tells),
+            _ => self.guardian.take().into_iter().for_each(Guardian::over),
         }
     }
 
@@ -638,7 +671,8 @@ fn comm(model: &Model) -> String {
 
 fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen): (Vec<String>, bool)) -> Outcome {
     let moved = report.pid.is_some();
-    let place = if moved { Where::Dest(options.dest.to_string()) } else { Where::Source };
+    let dest = many::owner(options, &report);
+    let place = if moved { Where::Dest(dest.clone()) } else { Where::Source };
     let mut outcome = Outcome::new(options.session, State::Running, place);
     outcome.notes = notes;
     outcome.target_pid = Some(root);
@@ -666,9 +700,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen)
         outcome.stalls = late.waits;
         if outside::has_left() {
             let pid = report.pid.unwrap_or_default();
-            outcome
-                .notes
-                .push(format!("process {root}, where this was typed, is now process {pid} on {}", options.dest));
+            outcome.notes.push(format!("process {root}, where this was typed, is now process {pid} on {dest}"));
         }
     } else {
         outcome.notes.push("nothing stands in the way; nothing was moved".into());
@@ -679,11 +711,12 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen)
     outcome.downtime_parts = report.downtime_parts;
     outcome.total = report.total;
     outcome.rounds = report.rounds;
+    outcome.candidates = report.candidates;
     outcome
 }
 
 /// No link: nothing has happened to the target.
-pub(crate) fn peer_failure(dest: &Dest, error: &TransportError) -> Failure {
+pub(crate) fn peer_failure(dest: &str, error: &TransportError) -> Failure {
     let failure = Failure::of(format!("{dest} cannot be reached"), error).kind(FailureKind::Peer);
     let failure = failure.code(error.code());
     let failure = match error {
@@ -697,7 +730,7 @@ pub(crate) fn peer_failure(dest: &Dest, error: &TransportError) -> Failure {
 }
 
 fn failure(options: &MoveOptions, error: MoveError) -> Failure {
-    let (dest, session) = (&options.dest, options.session);
+    let (dest, session) = (many::names(&options.dests), options.session);
     let what = format!("the target was not moved to {dest}");
     match error {
         MoveError::Blocked(blockers) => {
@@ -710,10 +743,11 @@ fn failure(options: &MoveOptions, error: MoveError) -> Failure {
         }
         MoveError::Transport(error) => {
             let causes = Failure::of("", &error).causes;
-            Failure { what, causes, ..peer_failure(dest, &error) }.target(TargetState::Running)
+            Failure { what, causes, ..peer_failure(&dest, &error) }.target(TargetState::Running)
         }
-        error @ MoveError::InDoubt { .. } => {
-            Failure::of(format!("it is not known whether {dest} runs the target"), &error)
+        MoveError::InDoubt { ref peer, .. } => {
+            let who = if options.dests.len() == 1 { &dest } else { peer };
+            Failure::of(format!("it is not known whether {who} runs the target"), &error)
                 .kind(FailureKind::NeedsPerson)
                 .target(TargetState::InDoubt)
                 .hint(format!("migrate status {session} says who has it; migrate resolve {session} decides"))

@@ -6,6 +6,7 @@
 use super::hooks::Hook;
 use super::words::{Address, Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
+use crate::migration::source::Quorum;
 use crate::migration::switchover::{ExitCondition, Step};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -438,8 +439,8 @@ pub struct MoveOptions {
     pub session: SessionId,
     /// What moves.
     pub target: Target,
-    /// Where to.
-    pub dest: Dest,
+    /// Where to; of several the first that is ready.
+    pub dests: Vec<Dest>,
     /// MODE.
     pub mode: ModeOptions,
     /// MEMORY.
@@ -454,6 +455,8 @@ pub struct MoveOptions {
     pub peer: PeerOptions,
     /// `--lease`: what the destination waits for a source that says nothing.
     pub lease: Duration,
+    /// `--quorum`: of several destinations, how many the exit condition has to hold for.
+    pub quorum: Quorum,
     /// `--dry-run`: preflight on both sides only.
     pub dry_run: bool,
 }
@@ -464,7 +467,7 @@ impl MoveOptions {
         Self {
             session: SessionId::random(),
             target,
-            dest,
+            dests: vec![dest],
             mode: ModeOptions::default(),
             memory: MemoryOptions::default(),
             state: StateOptions::default(),
@@ -472,6 +475,7 @@ impl MoveOptions {
             base: None,
             peer: PeerOptions::default(),
             lease: crate::migration::destination::LEASE,
+            quorum: Quorum::default(),
             dry_run: false,
         }
     }

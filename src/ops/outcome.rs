@@ -3,6 +3,7 @@
 use super::words::SessionId;
 use crate::memory::lazy::Waits;
 use crate::migration::points::taking::Cost;
+use crate::migration::report::CandidateReport;
 use crate::migration::switchover::forecast::Forecast;
 use std::time::Duration;
 
@@ -92,6 +93,8 @@ pub struct Outcome {
     pub stalls: Vec<Waits>,
     /// What states of the target have cost that came back while it lacked memory.
     pub points: Option<Cost>,
+    /// Of several destinations each.
+    pub candidates: Vec<CandidateReport>,
     /// Processes in the tree.
     pub processes: Option<u32>,
     /// Threads in the tree.
@@ -125,6 +128,7 @@ impl Outcome {
             faults: None,
             stalls: Vec::new(),
             points: None,
+            candidates: Vec::new(),
             processes: None,
             threads: None,
             notes: Vec::new(),

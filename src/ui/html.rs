@@ -135,6 +135,9 @@ impl Record {
                 Event::Round { number, .. } => format!("round {number} done"),
                 Event::Frozen => "frozen".to_owned(),
                 Event::Switched { downtime } => format!("switched after a pause of {}", time(*downtime)),
+                Event::Candidate { dest, stage, rounds, bytes: sent } => {
+                    format!("{dest}: {stage}, {}, {}", count((*rounds).into(), "round"), bytes(*sent))
+                }
                 Event::Hook { point, name, ended: Some(ended) } => {
                     format!("hook {}", report::hook(*point, name, *ended))
                 }
@@ -256,7 +259,14 @@ mod tests {
     fn record() -> Record {
         let ms = Duration::from_millis;
         let mut record = Record::default();
-        let round = Event::Round { number: 1, pages: 256, bytes: 1 << 20, took: ms(10), dirty_bytes_per_s: 4096, expected_pause: Some(ms(7)) };
+        let round = Event::Round {
+            number: 1,
+            pages: 256,
+            bytes: 1 << 20,
+            took: ms(10),
+            dirty_bytes_per_s: 4096,
+            expected_pause: Some(ms(7)),
+        };
         record.note(ms(12), &round);
         record.note(ms(20), &Event::Frozen);
         record.note(ms(26), &Event::Switched { downtime: ms(6) });

@@ -8,6 +8,7 @@ use crate::failure::{Failure, TargetState};
 use crate::memory::lazy::Waits;
 use crate::memory::lazy::stalls::class_limit;
 use crate::migration::points::taking::Cost;
+use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
 use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Outcome, Round, State, Where};
@@ -154,6 +155,21 @@ fn round(round: &Round) -> Object {
         .with("took_us", us(round.took))
 }
 
+/// One of several destinations, at the end of a move.
+fn candidate(candidate: &CandidateReport) -> Object {
+    let reason = match &candidate.became {
+        Became::Out(reason) => Some(reason.as_str()),
+        _ => None,
+    };
+    Object::default()
+        .with("dest", candidate.name.as_str())
+        .with("became", candidate.became.name())
+        .known("reason", reason)
+        .with("rounds", candidate.rounds)
+        .with("bytes_sent", candidate.bytes_sent)
+        .known("ready_us", candidate.ready_after.map(us))
+}
+
 /// The waits of one thread; classes without any are left out, the last one has no limit.
 fn stall(waits: &Waits) -> Object {
     let counts = waits.histogram.classes.iter().enumerate().filter(|(_, count)| **count > 0);
@@ -220,6 +236,9 @@ pub fn outcome(outcome: &Outcome) -> Object {
     }
     if let Some(cost) = &outcome.points {
         fields = fields.object("points", points(cost));
+    }
+    if !outcome.candidates.is_empty() {
+        fields = fields.list("candidates", outcome.candidates.iter().map(candidate).collect());
     }
     if !outcome.notes.is_empty() {
         fields = fields.with("notes", outcome.notes.clone());

@@ -4,6 +4,7 @@ use super::style::clean;
 use super::units::{bytes, count, time};
 use crate::memory::lazy::Waits;
 use crate::migration::points::taking::Cost;
+use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
 use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Outcome, State, Where};
@@ -73,6 +74,9 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     if let Some(cost) = &outcome.points {
         row("states", points(cost));
     }
+    for candidate in &outcome.candidates {
+        row("to", candidate_line(candidate));
+    }
     if verb == "pre-dump" {
         row("session", outcome.session.to_string());
     }
@@ -89,6 +93,19 @@ pub fn forecast(forecast: &Forecast) -> String {
         None => "and then it would stay, as it writes too much".to_owned(),
     };
     format!("about {} in {}, {pause}", bytes(forecast.bytes), time(forecast.total))
+}
+
+/// One of several destinations.
+fn candidate_line(candidate: &CandidateReport) -> String {
+    let ready = candidate.ready_after.map(|after| format!(", ready {} after the stop", time(after)));
+    let how = match &candidate.became {
+        Became::Owner => "has the target".to_owned(),
+        Became::Stopped => "told to stop, has deleted what it held".to_owned(),
+        Became::Untold => "not told to stop: deletes or parks what it holds when its lease ends".to_owned(),
+        Became::Out(reason) => format!("left out: {}", clean(reason)),
+    };
+    let volume = format!("{}, {}", bytes(candidate.bytes_sent), count(candidate.rounds.into(), "round"));
+    format!("{}: {how} ({volume}{})", clean(&candidate.name), ready.unwrap_or_default())
 }
 
 /// States of the target that came back while it lacked memory.
@@ -201,6 +218,20 @@ mod tests {
         outcome.zero_pages = Some(1);
         let both = text("move", None, &outcome);
         assert!(both.ends_with("\n  not sent  1 page zero, 7 pages named by digest\n"), "{both}");
+    }
+
+    #[test]
+    fn each_of_several_destinations_has_a_line() {
+        let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
+        let ready_after = Some(Duration::from_millis(2));
+        let one =
+            CandidateReport { name: "b".into(), became: Became::Owner, rounds: 3, bytes_sent: 1 << 20, ready_after };
+        let out = Became::Out("it cannot".into());
+        let other = CandidateReport { name: "c".into(), became: out, rounds: 1, bytes_sent: 7, ready_after: None };
+        outcome.candidates = vec![one, other];
+        let text = text("move", None, &outcome);
+        let lines = "  to        b: has the target (1.00 MiB, 3 rounds, ready 2.00 ms after the stop)\n  to        c: left out: it cannot (7 B, 1 round)\n";
+        assert!(text.ends_with(lines), "{text}");
     }
 
     #[test]

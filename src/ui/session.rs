@@ -111,6 +111,14 @@ impl Session {
         }
     }
 
+    /// One of several destinations is further than before.
+    fn candidate(&self, dest: &str, stage: &'static str, rounds: u32, sent: u64) {
+        self.emit("candidate", || {
+            Object::default().with("dest", dest).with("stage", stage).with("rounds", rounds).with("bytes_sent", sent)
+        });
+        self.detail(|| format!("{}: {stage}, {}, {}", clean(dest), count(rounds.into(), "round"), bytes(sent)));
+    }
+
     fn say(&self, text: &str) {
         self.display.lock().unwrap_or_else(PoisonError::into_inner).say(text);
     }
@@ -161,7 +169,8 @@ impl Events for Session {
                 self.with_display(|display| display.round(number, expected_pause));
                 self.detail(|| {
                     let volume = format!("{}, {} in {}", count(pages, "page"), bytes(sent), time(took));
-                    let pause = expected_pause.map_or_else(String::new, |p| format!(", the pause would be {}", time(p)));
+                    let pause =
+                        expected_pause.map_or_else(String::new, |p| format!(", the pause would be {}", time(p)));
                     format!("round {number}: {volume}, {}/s written meanwhile{pause}", bytes(dirty_bytes_per_s))
                 });
             }
@@ -174,6 +183,7 @@ impl Events for Session {
                 self.emit("switched", || Object::default().with("downtime_us", us(downtime)));
                 self.detail(|| format!("switched after a pause of {}", time(downtime)));
             }
+            Event::Candidate { dest, stage, rounds, bytes } => self.candidate(&dest, stage, rounds, bytes),
             Event::Hook { point, name, ended } => {
                 self.emit("hook", || json::hook(point, &name, ended));
                 if let Some(ended) = ended {

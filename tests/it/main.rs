@@ -15,6 +15,7 @@ mod codes;
 mod confined;
 mod decoders;
 mod demo;
+mod fan;
 mod files;
 mod generated;
 mod handover;

@@ -1,7 +1,7 @@
 //! Destinations as written on the line: one, a list, or a group of the configuration.
 
 use crate::cli::config::Config;
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::ops::words::{Dest, WordError};
 use std::str::FromStr;
 
@@ -38,22 +38,4 @@ pub fn resolve(words: &[DestArg], config: &Config) -> Result<Vec<Dest>, Failure>
         }
     }
     Ok(found)
-}
-
-/// The one destination of a verb that takes one for now.
-///
-/// # Errors
-/// Usage, when there are several.
-pub fn single(words: &[DestArg], config: &Config) -> Result<Dest, Failure> {
-    let mut dests = resolve(words, config)?;
-    match (dests.pop(), dests.is_empty()) {
-        (Some(dest), true) => Ok(dest),
-        (Some(last), false) => {
-            let names: Vec<_> = dests.iter().chain([&last]).map(ToString::to_string).collect();
-            Err(Failure::new(format!("cannot move to several destinations yet: {}", names.join(", ")))
-                .hint("name one of them")
-                .kind(FailureKind::Usage))
-        }
-        (None, _) => Err(Failure::new("the group of destinations is empty").kind(FailureKind::Usage)),
-    }
 }

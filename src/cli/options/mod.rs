@@ -2,6 +2,7 @@
 
 pub mod dest;
 pub mod image;
+pub mod many;
 pub mod memory;
 pub mod mode;
 pub mod peer;

@@ -109,7 +109,7 @@ impl Taking {
     }
 
     fn link(&self, again: Again<'_>) -> Result<Link, MoveError> {
-        let mut link = again.0()?;
+        let mut link = again.link()?;
         link.control.abort_with(self.abort.clone());
         link.control.during("taking points of the target");
         protocol::send(&mut link.control, &FromSource::Points { attempt: self.attempt, level: self.level })?;

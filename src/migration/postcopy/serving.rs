@@ -170,7 +170,7 @@ impl Serving {
     }
 
     fn link(&self, again: Again<'_>, urgent: bool) -> Result<Link, MoveError> {
-        let mut link = again.0()?;
+        let mut link = again.link()?;
         // Whoever wants the move to end now is told how it ended.
         link.control.abort_with(self.abort.clone());
         link.control.during("sending pages that the target lacks");

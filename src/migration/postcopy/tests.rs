@@ -105,7 +105,9 @@ fn take(channel: &mut Channel, got: &mut Vec<u64>, until: impl Fn(&[u64]) -> boo
 fn what_is_missing_is_served_once_also_over_a_second_pair_of_links() {
     use crossbeam_channel::unbounded;
     let (give, links) = unbounded();
-    let again = || Ok(links.recv_timeout(Duration::from_secs(5)).expect("there is a link in time"));
+    let again = |_: crate::migration::handover::Candidate| {
+        Ok(links.recv_timeout(Duration::from_secs(5)).expect("there is a link in time"))
+    };
     let link = || {
         let (ours, theirs) = crate::migration::tests::links(0, None);
         give.send(ours).unwrap();
@@ -115,7 +117,7 @@ fn what_is_missing_is_served_once_also_over_a_second_pair_of_links() {
     let serving = serving::Serving::new(attempt, None).unwrap();
     let owed = |range| [(Space::Mm(MmId(0)), [range].into_iter().collect::<RangeSet>())].into_iter().collect();
     std::thread::scope(|scope| {
-        scope.spawn(|| serving.run(Again(&again), &Numbered));
+        scope.spawn(|| serving.run(Again::new(&again), &Numbered));
         let mut urgent = link();
         let hello: crate::migration::protocol::FromSource = crate::migration::protocol::receive(&mut urgent).unwrap();
         assert_eq!(hello, crate::migration::protocol::FromSource::Pages { attempt, urgent: true });

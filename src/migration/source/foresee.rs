@@ -29,7 +29,7 @@ impl Attempt<'_> {
             took: Duration::ZERO,
             memory_bytes: 0,
             written: None,
-            files_bytes: self.luggage_bytes(),
+            files_bytes: self.peers.luggage_bytes(),
         };
         let watches = !self.wishes.stop_and_copy;
         let mut began = Instant::now();

@@ -26,7 +26,7 @@ impl Attempt<'_> {
             // Of pages that somebody waits for, compression is a part of the wait.
             Compression::Auto | Compression::Off => None,
         };
-        let known = if self.names_late { self.catalogue.earlier() } else { Default::default() };
+        let known = if self.peers.names_late { self.peers.catalogue.earlier() } else { Default::default() };
         let serving = Serving::new(self.id, level)?.naming(known);
         self.serving = Some(serving.clone());
         let taking = kept.as_ref().map(|(_, every)| Taking::new(self.id, *every, level)).transpose()?;
@@ -94,7 +94,7 @@ impl Attempt<'_> {
 
     /// Only the destination knows what becomes of it.
     pub(super) fn in_doubt(&self, error: MoveError) -> MoveError {
-        let peer = self.link.control.peer().to_owned();
+        let peer = self.peers.link.control.peer().to_owned();
         MoveError::InDoubt { peer, journal: self.journal.path().into(), source: Box::new(error) }
     }
 }

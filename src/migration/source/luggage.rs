@@ -1,7 +1,7 @@
 //! Files that go along with the target: the destination asks and orders, this side sends. Mirror of
 //! `migration/destination/luggage.rs`.
 
-use super::{Attempt, FromDestination, FromSource, MoveError, Target};
+use super::{MoveError, Peer};
 use crate::blocker::Blocker;
 use crate::fault::{self, Point};
 use crate::files::nonce::Nonces;
@@ -11,7 +11,7 @@ use crate::files::{self, Answer, Order, Question, Use, Wanted, blocks};
 use crate::image::Bytes;
 use crate::memory::throttle::Throttle;
 use crate::migration::earlier;
-use crate::migration::protocol;
+use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::send_pages::ALIVE_EVERY;
 use crate::migration::shelf::Catalogue;
 use crate::ops::Event;
@@ -37,7 +37,14 @@ pub(super) struct Luggage {
     pub took: Duration,
 }
 
-impl Attempt<'_> {
+impl Luggage {
+    /// Whether anything goes along.
+    pub fn is_needed(&self) -> bool {
+        !self.sender.is_empty()
+    }
+}
+
+impl Peer<'_> {
     /// What the destination finds, once it has asked all it wants to know about files.
     pub(super) fn verdict(&mut self, wanted: Vec<Wanted>) -> Result<Vec<Blocker>, MoveError> {
         self.luggage.named = files::named(wanted, &self.wishes.files);
@@ -142,7 +149,7 @@ impl Attempt<'_> {
     }
 
     /// Sends what has changed of the files that go along, while the target runs.
-    pub(super) fn ship(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+    pub(super) fn ship(&mut self, mapped: HashSet<Bytes>) -> Result<(), MoveError> {
         let begun = Instant::now();
         self.luggage.took = Duration::ZERO;
         let owed = !self.luggage.compared && !self.luggage.order.later.is_empty();
@@ -150,7 +157,6 @@ impl Attempt<'_> {
             return Ok(());
         }
         self.link.control.during("sending files");
-        let mapped = target.mapped_files();
         self.pass(&mapped, false)?;
         match self.receive()? {
             FromDestination::FilesDone { .. } => {}

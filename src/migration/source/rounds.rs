@@ -1,12 +1,12 @@
 //! Rounds: pages are sent while the target runs, until the policy says that it is enough.
 
+use super::peer::Peer;
 use super::{Attempt, Decision, ExitCondition, Help, MoveError, Plan, Taken, Target};
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
 use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
-use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::send_pages::{Packing, Sent, send_round};
 use crate::migration::source::Compression;
 use crate::migration::switchover::{self, RoundStats};
@@ -62,9 +62,9 @@ impl Attempt<'_> {
                     return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
                 }
             }
-            if self.number > 1 {
-                self.ship(target)?;
-                began += self.luggage.took;
+            if self.peers.number > 1 {
+                self.peers.ship(target.mapped_files())?;
+                began += self.peers.luggage.took;
             }
             target.round(&mut |plan, pages| {
                 let since = began.elapsed();
@@ -78,15 +78,15 @@ impl Attempt<'_> {
                 }
                 // Relatives that share pages can only be made with those pages: after the first round.
                 let shares = plan.notes.iter().any(|note| note.what == What::Inherit);
-                if !self.built && !shares {
-                    self.build(&plan.spaces)?;
+                if !self.peers.built && !shares {
+                    self.peers.build(&plan.spaces)?;
                     began = Instant::now();
                 }
                 let is_first = sent.is_none();
-                let (now, deferred) = self.effort.part(plan, self.number == 1);
+                let (now, deferred) = self.effort.part(plan, self.peers.number == 1);
                 sent = Some(self.round(&now, pages, false)?);
-                if is_first && !self.built && plan.is_of_the_survey() {
-                    self.build(&plan.spaces)?;
+                if is_first && !self.peers.built && plan.is_of_the_survey() {
+                    self.peers.build(&plan.spaces)?;
                 }
                 Ok(Taken::Stored { deferred })
             })?;
@@ -95,7 +95,7 @@ impl Attempt<'_> {
 
     /// Another round? The last one has left `residual_bytes`.
     fn decide(&mut self, last: &Journey, residual_bytes: u64) -> Decision {
-        let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.room_bytes);
+        let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.peers.room_bytes);
         let dirty_bytes = self.effort.dirty_bytes(residual_bytes);
         let stats = RoundStats { residual_bytes, dirty_bytes, lacking_room_bytes, ..last.stats() };
         self.rounds.push(stats);
@@ -105,7 +105,7 @@ impl Attempt<'_> {
     }
 
     /// Takes a step for a target that writes as fast as it is sent, and says so; or why it cannot be taken.
-    fn help(&mut self, target: &mut dyn Target, step: Help) {
+    pub(super) fn help(&mut self, target: &mut dyn Target, step: Help) {
         let times = 1 + self.effort.tried.iter().filter(|(_, tried)| *tried == step).count();
         let possible = match step {
             Help::Compress if self.wishes.compression != Compression::Auto => Err("--compress is given".to_owned()),
@@ -123,7 +123,16 @@ impl Attempt<'_> {
     }
 
     pub(super) fn note_round(&mut self, pages: u64, stats: &RoundStats, expected_pause: Option<Duration>) {
-        let number = self.number - 1;
+        self.note_round_of(self.peers.number - 1, pages, stats, expected_pause);
+    }
+
+    pub(super) fn note_round_of(
+        &mut self,
+        number: u32,
+        pages: u64,
+        stats: &RoundStats,
+        expected_pause: Option<Duration>,
+    ) {
         self.report.rounds.push(Round { number, pages, bytes: stats.sent_bytes, took: stats.took });
         self.events.event(Event::Round {
             number,
@@ -138,55 +147,32 @@ impl Attempt<'_> {
     /// Sends the pages of one round, and waits until they are stored unless it is the last.
     pub(super) fn round(&mut self, plan: &Plan, pages: &dyn ReadPages, in_pause: bool) -> Result<Journey, MoveError> {
         let started = Instant::now();
-        let (before, number) = (self.link.bytes_sent(), self.number);
-        self.number += 1;
-        self.link.control.during("sending pages");
-        protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number })?;
+        let before = self.peers.link.bytes_sent();
+        let number = self.peers.begin_round()?;
         let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !in_pause));
         let compression = self.wishes.compression;
         let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
         let deltas = self.wishes.goals.converge.contains(&Help::Delta) && self.effort.deltas(compression, &self.rounds);
         let level = self.effort.level(compression, &self.rounds);
+        let peer: &mut Peer<'_> = &mut self.peers;
         let sparing = match self.effort.sparing(compression, &self.rounds, bandwidth) {
             // Who has named an image knows that it has most of the pages.
-            Sparing::Never | Sparing::WhenSlow if self.catalogue.has_earlier() => (Sparing::Always, level),
+            Sparing::Never | Sparing::WhenSlow if peer.catalogue.has_earlier() => (Sparing::Always, level),
             sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
         };
-        let packing = Packing { level, bases: deltas.then_some(&self.bases), catalogue: &self.catalogue, sparing };
+        let packing = Packing { level, bases: deltas.then_some(&peer.bases), catalogue: &peer.catalogue, sparing };
         let total = plan.bytes();
         let progress = |done| self.events.event(Event::Progress { phase: "memory", done, total });
-        let sent = send_round(&mut self.link, pages, plan, number, in_pause, packing, &throttle, &progress);
-        let mut sent = sent.map_err(|error| self.explain(error))?;
+        let sent = send_round(&mut peer.link, pages, plan, number, in_pause, packing, &throttle, &progress);
+        let mut sent = sent.map_err(|error| peer.explain(error))?;
         self.report.unsent.zero += sent.unsent.zero;
         self.report.unsent.named += sent.unsent.named;
         if number > 1 {
             // What was named was as good as sent. Of the first round that says nothing of the pages that are written now.
             sent.content_bytes += sent.unsent.named * PAGE;
         }
-        protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
-        if !in_pause {
-            let asked = Instant::now();
-            match self.receive()? {
-                FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => {
-                    self.room_bytes = room_bytes;
-                    let answer = asked.elapsed();
-                    self.round_trip = Some(self.round_trip.map_or(answer, |least| least.min(answer)));
-                }
-                other => return Err(self.unexpected(&other, "the end of the round")),
-            }
-        }
-        Ok(Journey { wire_bytes: self.link.bytes_sent() - before, sent, took: started.elapsed() })
-    }
-
-    /// A link that was cut by the destination: it may have said why.
-    pub(super) fn explain(&mut self, error: MoveError) -> MoveError {
-        if !error.is_link_lost() {
-            return error;
-        }
-        self.link.control.deadline(Some(Duration::from_millis(500)));
-        match self.receive() {
-            Err(said @ (MoveError::Destination(_) | MoveError::Blocked(_))) => said,
-            _ => error,
-        }
+        self.peers.end_round(number, in_pause)?;
+        self.round_trip = self.peers.round_trip;
+        Ok(Journey { wire_bytes: self.peers.link.bytes_sent() - before, sent, took: started.elapsed() })
     }
 }

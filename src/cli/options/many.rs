@@ -1,0 +1,56 @@
+//! MANY: several destinations.
+
+use crate::migration::source::Quorum;
+use std::str::FromStr;
+
+/// The MANY group.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct ManyArgs {
+    /// The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%
+    #[arg(long, value_name = "N|PERCENT", default_value = "1")]
+    quorum: QuorumArg,
+}
+
+impl ManyArgs {
+    /// The quorum as the engine takes it.
+    pub fn quorum(&self) -> Quorum {
+        self.quorum.0
+    }
+}
+
+/// `N` or `PERCENT`.
+#[derive(Debug, Clone, Copy, Default)]
+struct QuorumArg(Quorum);
+
+impl FromStr for QuorumArg {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let wrong = || format!("'{word}' is neither a number of destinations nor a share of them such as 75%");
+        let number = |digits: &str| digits.parse::<u8>().ok().filter(|number| *number > 0);
+        match word.strip_suffix('%') {
+            Some(percent) => number(percent).filter(|percent| *percent <= 100).map(Quorum::Percent),
+            None => number(word).map(Quorum::Number),
+        }
+        .map(Self)
+        .ok_or_else(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_is_a_number_or_a_share() {
+        let quorum = |word: &str| word.parse::<QuorumArg>().map(|arg| arg.0);
+        assert_eq!(quorum("2"), Ok(Quorum::Number(2)));
+        assert_eq!(quorum("75%"), Ok(Quorum::Percent(75)));
+        for wrong in ["0", "0%", "101%", "-1", "x", "", "%"] {
+            assert!(quorum(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!([1, 2, 9].map(|n| Quorum::Number(n).of(3)), [1, 2, 3]);
+        assert_eq!([1, 50, 67, 100].map(|share| Quorum::Percent(share).of(3)), [1, 2, 3, 3]);
+    }
+}

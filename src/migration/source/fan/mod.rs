@@ -1,0 +1,451 @@
+//! Several destinations at once: the state goes to all of them, and the first that is ready gets it.
+//!
+//! ```text
+//!                     one thread reads the target's rounds, two read and pack its pages, each page once
+//!                       |                    |                    |
+//!   queue (bounded)   [lane 0]             [lane 1]             [lane 2]: full, passed over: its own dirty state grows
+//!   threads           driver, bulk ...     driver, bulk ...     driver, bulk ...
+//! ```
+//! In a round take part those that have stored their last one; the others go on with theirs, and what this round has they get in
+//! their next. The policy of [`super::super::switchover`] looks at as many as the quorum says. In the pause all get what they lack;
+//! the first PREPARED gets COMMIT, the others are told that the target is not theirs once it runs ([`others`]).
+
+mod lane;
+mod others;
+mod owed;
+mod rounds;
+mod spread;
+
+use super::peer::{Peer, Peers};
+use super::{Attempt, MoveError, Survey, Target, Wishes};
+use crate::blocker::Blocker;
+use crate::migration::handover::Candidate;
+use crate::migration::handover::source::{Event as Happened, Phase};
+use crate::migration::protocol::AttemptId;
+use crate::migration::report::{Became, Pause, Report};
+use crate::migration::shelf::Catalogue;
+use crate::ops::Event;
+use crate::ops::Events;
+use crate::transport::{Abort, Link, TransportError};
+use crossbeam_channel::{Receiver, unbounded};
+use lane::{Lane, News, Order, Room};
+use owed::{Kin, Owed};
+use std::sync::Arc;
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+/// The most destinations one target goes to at once.
+pub const CANDIDATES_MAX: usize = 16;
+
+/// Threads that read and pack pages.
+const READERS: usize = 2;
+
+/// Between two looks whether somebody wants this to end.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How far one destination is.
+#[derive(Debug)]
+enum Stage {
+    /// It was offered the target.
+    Asked,
+    /// It has stored all that it was sent.
+    Idle,
+    /// A round is under way to it.
+    InRound,
+    /// It has been sent everything.
+    Sent,
+    /// The target stands ready there.
+    Prepared,
+    /// It will not get the target.
+    Out(MoveError),
+    /// It was told to stop.
+    Stopped,
+}
+
+/// One destination, from the side of whoever reads the pages.
+struct Member {
+    candidate: Candidate,
+    name: String,
+    /// Which kernel it runs on.
+    boot_id: String,
+    lane: Lane,
+    stage: Stage,
+    owed: Owed,
+    /// Rounds begun.
+    number: u32,
+    /// When it had stored its last round.
+    stored_at: Instant,
+    room_bytes: u64,
+    /// Files go to it.
+    ships: bool,
+    /// Parts of what its tree would be made of may be out of date.
+    is_patchy: bool,
+    /// When it was ready, since the target was stopped.
+    ready_after: Option<Duration>,
+    /// Bytes that had been sent over its link when that came back.
+    link_bytes: u64,
+}
+
+impl Member {
+    fn is_in(&self) -> bool {
+        !matches!(self.stage, Stage::Out(_) | Stage::Stopped)
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle)
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.lane.bytes_sent() + self.link_bytes
+    }
+}
+
+/// The destinations, and the threads that send to them.
+pub(super) struct Fan<'a> {
+    members: Vec<Member>,
+    news: Receiver<News<'a>>,
+    room: Arc<Room>,
+    kin: Kin,
+    catalogue: Catalogue,
+    interrupted: Abort,
+    /// When the target was stopped.
+    paused_at: Option<Instant>,
+    /// Those that stand ready, the first that said so first.
+    ready: Vec<Candidate>,
+}
+
+/// Moves the target to the first of several destinations that is ready. What [`super::run`] says of one holds here.
+///
+/// # Errors
+/// See [`super::run`]; [`MoveError::Blocked`] where something stands in the way at each of them.
+pub fn run(
+    links: Vec<Link>,
+    target: &mut dyn Target,
+    wishes: &Wishes<'_>,
+    events: &dyn Events,
+    interrupted: &Abort,
+) -> Result<Report, MoveError> {
+    let id = AttemptId::random()?;
+    let names: Vec<&str> = links.iter().map(|link| link.control.peer()).collect();
+    let journal = super::journal(id, wishes, &names)?;
+    let peers = Peers::of(links.iter().map(|_| None).collect());
+    let mut attempt = Attempt::new(id, peers, wishes, events, journal);
+    std::thread::scope(|scope| {
+        attempt.fan = Some(Fan::begin(scope, id, links, (wishes, events), interrupted)?);
+        let result = attempt.whole_of_all(target);
+        let result = match result {
+            Err(error @ MoveError::InDoubt { .. }) => Err(error),
+            Err(error) => Err(attempt.all_failed(target, error)),
+            Ok(()) => Ok(()),
+        };
+        // In doubt the others stay as they are: only the owner's word says what becomes of them.
+        if !matches!(result, Err(MoveError::InDoubt { .. })) {
+            attempt.tell_others(target);
+        }
+        attempt.end_fan();
+        result
+    })?;
+    Ok(attempt.report)
+}
+
+impl<'a> Fan<'a> {
+    fn begin<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        id: AttemptId,
+        links: Vec<Link>,
+        (wishes, events): (&'a Wishes<'a>, &'a dyn Events),
+        interrupted: &Abort,
+    ) -> Result<Self, MoveError>
+    where
+        'a: 'scope,
+    {
+        let (news, heard) = unbounded();
+        let room = Arc::new(Room::default());
+        let mut members = Vec::with_capacity(links.len());
+        for (n, link) in (0..).zip(links) {
+            let candidate = Candidate(n);
+            let (name, boot_id) = (link.control.peer().to_owned(), link.peer.boot_id.clone());
+            let peer = Peer::new(id, (candidate, link), wishes, events);
+            let lane = Lane::begin(scope, candidate, peer, (news.clone(), room.clone()))?;
+            members.push(Member {
+                candidate,
+                name,
+                boot_id,
+                lane,
+                stage: Stage::Idle,
+                owed: Owed::default(),
+                number: 0,
+                stored_at: Instant::now(),
+                room_bytes: u64::MAX,
+                ships: false,
+                is_patchy: false,
+                ready_after: None,
+                link_bytes: 0,
+            });
+        }
+        Ok(Self {
+            members,
+            news: heard,
+            room,
+            kin: Kin::default(),
+            catalogue: Catalogue::new(0, READERS),
+            interrupted: interrupted.clone(),
+            paused_at: None,
+            ready: Vec::new(),
+        })
+    }
+
+    /// Bytes sent to all.
+    pub fn bytes_sent(&self) -> u64 {
+        self.members.iter().map(Member::bytes_sent).sum()
+    }
+
+    fn count(&self, is: impl Fn(&Member) -> bool) -> usize {
+        self.members.iter().filter(|member| is(member)).count()
+    }
+
+    fn member(&mut self, candidate: Candidate) -> &mut Member {
+        &mut self.members[usize::from(candidate.0)]
+    }
+
+    /// The next news, or none within a moment.
+    fn next(&self, moment: Duration) -> Option<News<'a>> {
+        self.news.recv_timeout(moment).ok()
+    }
+
+    fn check_interrupted(&self, during: &'static str) -> Result<(), MoveError> {
+        match self.interrupted.is_triggered() {
+            true => Err(TransportError::Aborted { during }.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<'a> Attempt<'a> {
+    fn fan(&mut self) -> &mut Fan<'a> {
+        self.fan.as_mut().expect("there are several destinations")
+    }
+
+    fn whole_of_all(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        self.offer_to_all(target)?;
+        if self.wishes.dry_run {
+            self.happened(target, Happened::Failed);
+            return match self.not_resumed.take() {
+                Some(failure) => Err(failure.into()),
+                None => Ok(()),
+            };
+        }
+        let exit = self.rounds_to_all(target)?;
+        self.report.exit = Some(exit);
+        self.switch_over_to_first(target)
+    }
+
+    /// Whatever is heard; news of a destination that is out go to the machine, too.
+    fn hear(&mut self, target: &mut dyn Target, news: News<'a>) {
+        match news {
+            News::Verdict(who, blockers, ships) if blockers.is_empty() => {
+                let member = self.fan().member(who);
+                (member.stage, member.ships) = (Stage::Idle, ships);
+                self.tell_stage(who, "willing");
+            }
+            News::Verdict(who, blockers, _) => self.drop_out(target, who, MoveError::Blocked(blockers)),
+            News::RoundDone(who, at, room_bytes) => {
+                let member = self.fan().member(who);
+                (member.stored_at, member.room_bytes) = (at, room_bytes);
+                // One that was behind may have been sent the last round meanwhile.
+                if matches!(member.stage, Stage::InRound) {
+                    member.stage = Stage::Idle;
+                }
+                self.tell_stage(who, "stored");
+            }
+            News::Prepared(who, peer, took) => {
+                let fan = self.fan();
+                fan.ready.push(who);
+                let since = fan.paused_at;
+                let member = fan.member(who);
+                member.stage = Stage::Prepared;
+                member.ready_after = since.map(|at| at.elapsed());
+                member.link_bytes = peer.link.bytes_sent();
+                self.report.rebuild.get_or_insert(took);
+                self.peers.put(who, *peer);
+                self.tell_stage(who, "prepared");
+                if matches!(self.machine.phase(), Phase::Committed(_) | Phase::InDoubt(_)) {
+                    let said = Happened::Said(who, self.id, crate::migration::handover::Reply::Prepared);
+                    self.happened(target, said);
+                }
+            }
+            News::Lost(who, peer, error) => {
+                self.fan().member(who).link_bytes = peer.link.bytes_sent();
+                self.peers.put(who, *peer);
+                if self.fan().member(who).is_in() {
+                    self.drop_out(target, who, error);
+                }
+            }
+            News::Back(who, peer) => {
+                self.fan().member(who).link_bytes = peer.link.bytes_sent();
+                self.peers.put(who, *peer);
+            }
+        }
+    }
+
+    /// One will not get the target; the others go on.
+    fn drop_out(&mut self, target: &mut dyn Target, who: Candidate, error: MoveError) {
+        let name = self.fan().member(who).name.clone();
+        self.events.event(Event::Warning(format!("{name} is left out: {}", in_short(&error))));
+        let member = self.fan().member(who);
+        member.stage = Stage::Out(error);
+        member.lane.cut();
+        member.owed = Owed::default();
+        self.tell_stage(who, "out");
+        self.happened(target, Happened::Silent(who));
+    }
+
+    fn tell_stage(&mut self, who: Candidate, stage: &'static str) {
+        let member = self.fan().member(who);
+        let (dest, rounds, bytes) = (member.name.clone(), member.number, member.bytes_sent());
+        self.events.event(Event::Candidate { dest, stage, rounds, bytes });
+    }
+
+    /// Hears until that holds.
+    fn wait_until(
+        &mut self,
+        target: &mut dyn Target,
+        during: &'static str,
+        holds: impl Fn(&Fan<'a>) -> bool,
+    ) -> Result<(), MoveError> {
+        while !holds(self.fan()) {
+            self.fan().check_interrupted(during)?;
+            if self.fan().count(Member::is_in) == 0 {
+                return Err(self.all_out());
+            }
+            if let Some(news) = self.fan().next(LOOK) {
+                self.hear(target, news);
+            }
+        }
+        Ok(())
+    }
+
+    /// What kept the last one from having the target; where each was blocked, everything that was in the way.
+    fn all_out(&mut self) -> MoveError {
+        let (mut blockers, mut other) = (Vec::new(), None);
+        for member in &mut self.fan().members {
+            match std::mem::replace(&mut member.stage, Stage::Stopped) {
+                Stage::Out(MoveError::Blocked(found)) => {
+                    blockers.extend(found.iter().map(|one| named(&member.name, one)));
+                    member.stage = Stage::Out(MoveError::Blocked(found));
+                }
+                Stage::Out(error) => {
+                    let said = MoveError::Stays { reason: in_short(&error) };
+                    member.stage = Stage::Out(said);
+                    other = Some(error);
+                }
+                stage => member.stage = stage,
+            }
+        }
+        other.unwrap_or(MoveError::Blocked(blockers))
+    }
+
+    /// The preflights of both sides.
+    fn offer_to_all(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        let surveyed = Instant::now();
+        let survey = target.survey()?;
+        self.look = survey.look;
+        self.surveyed(&survey, &survey.blockers);
+        if !survey.blockers.is_empty() {
+            return Err(MoveError::Blocked(survey.blockers));
+        }
+        let survey: Arc<Survey> = Arc::new(survey);
+        for member in &mut self.fan().members {
+            member.stage = Stage::Asked;
+            member.lane.order(Order::Offer(survey.clone(), surveyed));
+        }
+        self.wait_until(target, "the preflight", |fan| fan.count(|member| matches!(member.stage, Stage::Asked)) == 0)?;
+        if self.fan().count(Member::is_in) == 0 {
+            return Err(self.all_out());
+        }
+        self.one_a_kernel(target);
+        if self.wishes.dry_run {
+            return Ok(());
+        }
+        let mapped = target.mapped_files();
+        let ahead = self.wishes.stop_and_copy && survey.is_single;
+        for member in self.fan().members.iter_mut().filter(|member| member.is_in()) {
+            member.lane.order(Order::Ship(mapped.clone()));
+            if ahead {
+                member.lane.order(Order::Build(Arc::default()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Files that go to two destinations on one kernel would take each other's place.
+    fn one_a_kernel(&mut self, target: &mut dyn Target) {
+        let fan = self.fan();
+        let mut seen = Vec::new();
+        let mut twice = Vec::new();
+        for member in fan.members.iter().filter(|member| member.is_in() && member.ships && !member.boot_id.is_empty()) {
+            match seen.contains(&member.boot_id) {
+                true => twice.push(member.candidate),
+                false => seen.push(member.boot_id.clone()),
+            }
+        }
+        for who in twice {
+            let reason = "files go along, and another destination is on the same host".to_owned();
+            self.drop_out(target, who, MoveError::Stays { reason });
+        }
+    }
+
+    /// The pause.
+    fn switch_over_to_first(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        target.guard(self.id);
+        let mut pause = Pause::begin();
+        let last = Arc::new(target.freeze()?);
+        pause.frozen(target.frozen_since());
+        self.fan().paused_at = target.frozen_since().or_else(|| Some(Instant::now()));
+        self.events.event(Event::Frozen);
+        target.make_way()?;
+        self.send_last(target, &last)?;
+        pause.part("residual");
+        self.wait_until(target, "the destinations rebuild the target", |fan| !fan.ready.is_empty())?;
+        pause.part("rebuild");
+        let first = self.fan().ready[0];
+        self.peers.speak_to(first);
+        let interrupted = self.fan().interrupted.clone();
+        self.fan().check_interrupted("handing the target over")?;
+        self.commit(target, pause, &interrupted)
+    }
+}
+
+/// An error in one line.
+fn in_short(error: &MoveError) -> String {
+    match error {
+        MoveError::Blocked(blockers) => {
+            let first = blockers.first().map(|one| format!("{} {}: {}", one.code, one.object, one.reason));
+            format!("{} in the way: {}", blockers.len(), first.unwrap_or_default())
+        }
+        MoveError::Destination(failure) => {
+            std::iter::once(&failure.what).chain(&failure.causes).cloned().collect::<Vec<_>>().join(": ")
+        }
+        MoveError::Stays { reason } => reason.clone(),
+        error => {
+            let causes = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
+            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        }
+    }
+}
+
+/// A blocker with the destination it was found at.
+fn named(name: &str, blocker: &Blocker) -> Blocker {
+    Blocker { object: format!("{} at {name}", blocker.object), ..blocker.clone() }
+}
+
+impl Became {
+    /// What a destination was in the end.
+    fn of(stage: &Stage) -> Self {
+        match stage {
+            Stage::Out(MoveError::Blocked(blockers)) => Self::Out(in_short(&MoveError::Blocked(blockers.clone()))),
+            Stage::Out(error) => Self::Out(in_short(error)),
+            _ => Self::Stopped,
+        }
+    }
+}

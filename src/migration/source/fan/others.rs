@@ -1,0 +1,224 @@
+//! Those that do not get the target: another one that stands in for the chosen, and how the rest are told to stop and to delete what
+//! they hold.
+
+use super::super::peer::Peer;
+use super::super::{Again, Attempt, MoveError, Target};
+use super::{Became, LOOK, Member, Order, Stage};
+use crate::migration::handover::source::{Event as Happened, Phase};
+use crate::migration::handover::{Candidate, Reply};
+use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource};
+use crate::migration::report::CandidateReport;
+use crate::ops::Event;
+use crate::transport::{Abort, TransportError};
+use std::time::{Duration, Instant};
+
+/// How long threads may take to come to an end once they are told to.
+const RECALLED_AFTER: Duration = Duration::from_secs(10);
+
+/// How long one that is not chosen may take to say that it has deleted what it held.
+const CONFIRMED_AFTER: Duration = Duration::from_secs(5);
+
+/// Between two questions whether it has.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How one of them is told.
+enum Way<'a> {
+    /// Nothing is there of the target.
+    None,
+    /// Over the link it has had; whether it stands ready.
+    Link(Box<Peer<'a>>, bool),
+    /// Over a new one.
+    Anew,
+}
+
+impl<'a> Attempt<'a> {
+    /// The one that was told to run the target never will: before it is decided what follows from that, those who are about to be
+    /// ready get the time they need. Nobody is asked who has not been sent everything.
+    pub(in crate::migration::source) fn find_another(&mut self, target: &mut dyn Target, interrupted: &Abort) {
+        if self.fan.is_none() {
+            return;
+        }
+        let failed = self.peers.spoken();
+        self.fan().ready.retain(|who| *who != failed);
+        let about_to = |member: &Member| matches!(member.stage, Stage::Sent);
+        while self.fan().ready.is_empty() && self.fan().count(about_to) > 0 && !interrupted.is_triggered() {
+            if let Some(news) = self.fan().next(LOOK) {
+                self.hear(target, news);
+            }
+        }
+        for who in self.fan().ready.clone() {
+            self.happened(target, Happened::Said(who, self.id, Reply::Prepared));
+        }
+    }
+
+    /// Nobody has it: the target goes on here.
+    pub(super) fn all_failed(&mut self, target: &mut dyn Target, error: MoveError) -> MoveError {
+        self.happened(target, Happened::Failed);
+        match self.not_resumed.take() {
+            None => error,
+            Some(failure) => MoveError::NotResumed { failure, source: Box::new(error) },
+        }
+    }
+
+    /// Everybody but the owner is told that the target is not its own, and says that it has deleted what it held.
+    pub(super) fn tell_others(&mut self, target: &mut dyn Target) {
+        let owner = match self.machine.phase() {
+            Phase::Moved(owner) => Some(owner),
+            _ => None,
+        };
+        let ways = self.recall(target, owner);
+        let (again, id) = (self.wishes.again, self.id);
+        let told: Vec<(Candidate, bool)> = std::thread::scope(|scope| {
+            let told = ways.into_iter().map(|(who, way)| {
+                let again = again.map(|again| again.to(who));
+                (who, scope.spawn(move || has_deleted(way, again, id)))
+            });
+            let told: Vec<_> = told.collect();
+            told.into_iter().map(|(who, told)| (who, told.join().unwrap_or(false))).collect()
+        });
+        self.untold = told.iter().filter(|(_, told)| !told).map(|(who, _)| *who).collect();
+        if !self.untold.is_empty() {
+            let is_told_later = target.leave_untold();
+            for who in self.untold.clone() {
+                self.warn_of_untold(who, is_told_later);
+            }
+        }
+        self.report_candidates(owner);
+    }
+
+    fn warn_of_untold(&mut self, who: Candidate, is_told_later: bool) {
+        let name = self.fan().member(who).name.clone();
+        let ends = match is_told_later {
+            true => "it is told as soon as it can be reached".to_owned(),
+            false => format!("migrate resolve {} --discard ends it there", self.wishes.session),
+        };
+        let what =
+            format!("{name} may hold a copy of the target, which is deleted or parked when its lease ends: {ends}");
+        self.events.event(Event::Warning(what));
+    }
+
+    /// All threads end, and their links come back. How each of the others is told.
+    fn recall(&mut self, target: &mut dyn Target, owner: Option<Candidate>) -> Vec<(Candidate, Way<'a>)> {
+        let mut usable = Vec::new();
+        for member in &mut self.fan().members {
+            let stage = match &member.stage {
+                Stage::Idle => {
+                    usable.push(member.candidate);
+                    member.lane.order(Order::End);
+                    Stage::Stopped
+                }
+                Stage::Asked | Stage::InRound | Stage::Sent => {
+                    member.lane.cut();
+                    Stage::Stopped
+                }
+                _ => continue,
+            };
+            member.stage = stage;
+        }
+        let until = Instant::now() + RECALLED_AFTER;
+        let all: Vec<Candidate> = self.fan().members.iter().map(|member| member.candidate).collect();
+        while all.iter().any(|who| self.peers.get(*who).is_none()) && Instant::now() < until {
+            if let Some(news) = self.fan().next(LOOK) {
+                self.hear(target, news);
+            }
+        }
+        let ready = self.fan().ready.clone();
+        let others = all.into_iter().filter(|who| Some(*who) != owner);
+        others
+            .map(|who| {
+                let peer = self.peers.take(who);
+                let is_ready = ready.contains(&who);
+                let way = match peer {
+                    Some(peer) if !peer.lost && (is_ready || usable.contains(&who)) => {
+                        Way::Link(Box::new(peer), is_ready)
+                    }
+                    Some(peer) if peer.lost && !peer.prepare_sent => Way::None,
+                    _ => Way::Anew,
+                };
+                (who, way)
+            })
+            .collect()
+    }
+
+    fn report_candidates(&mut self, owner: Option<Candidate>) {
+        let untold = self.untold.clone();
+        let members = self.fan.as_ref().map_or(&[][..], |fan| &fan.members);
+        let report = |member: &Member| CandidateReport {
+            name: member.name.clone(),
+            became: match Some(member.candidate) == owner {
+                true => Became::Owner,
+                false if untold.contains(&member.candidate) => Became::Untold,
+                false => Became::of(&member.stage),
+            },
+            rounds: member.number,
+            bytes_sent: member.bytes_sent(),
+            ready_after: member.ready_after,
+        };
+        self.report.candidates = members.iter().map(report).collect();
+        for candidate in self.report.candidates.iter().filter(|one| !matches!(one.became, Became::Out(_))) {
+            let (dest, stage) = (candidate.name.clone(), candidate.became.name());
+            let (rounds, bytes) = (candidate.rounds, candidate.bytes_sent);
+            self.events.event(Event::Candidate { dest, stage, rounds, bytes });
+        }
+        self.report.bytes_sent = members.iter().map(Member::bytes_sent).sum();
+    }
+
+    /// No thread is left.
+    pub(super) fn end_fan(&mut self) {
+        for member in self.fan.iter().flat_map(|fan| &fan.members) {
+            member.lane.cut();
+        }
+        self.fan = None;
+    }
+}
+
+/// Tells one that the target is not its own; whether it has deleted what it held.
+fn has_deleted(way: Way<'_>, again: Option<Again<'_>>, id: AttemptId) -> bool {
+    match way {
+        Way::None => true,
+        Way::Link(peer, is_ready) => says_so(*peer, is_ready) || is_told_anew(again, id),
+        Way::Anew => is_told_anew(again, id),
+    }
+}
+
+fn says_so(mut peer: Peer<'_>, is_ready: bool) -> bool {
+    peer.link.control.deadline(Some(CONFIRMED_AFTER));
+    let abort = FromSource::Abort { attempt: peer.id, reason: "the target is not for this destination".into() };
+    if protocol::send(&mut peer.link.control, &abort).is_err() {
+        return false;
+    }
+    loop {
+        match peer.receive() {
+            Ok(FromDestination::Says { reply: Some(Reply::Aborted), .. }) => return true,
+            Ok(FromDestination::Says { .. }) => return false,
+            // Still on its way when that was sent.
+            Ok(_) => {}
+            Err(MoveError::Destination(_) | MoveError::Blocked(_)) => return true,
+            // Who was not ready says nothing, and hangs up when everything is deleted.
+            Err(MoveError::Transport(TransportError::Closed { .. })) => return !is_ready,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn is_told_anew(again: Option<Again<'_>>, id: AttemptId) -> bool {
+    let Some(again) = again else { return false };
+    let until = Instant::now() + CONFIRMED_AFTER;
+    while Instant::now() < until {
+        let said = again.link().and_then(|mut link| {
+            link.control.deadline(Some(CONFIRMED_AFTER));
+            let abort = FromSource::Abort { attempt: id, reason: "the target is not for this destination".into() };
+            protocol::send(&mut link.control, &abort)?;
+            protocol::receive(&mut link.control)
+        });
+        match said {
+            Ok(FromDestination::Says { reply: Some(Reply::Aborted | Reply::Unknown), .. }) => return true,
+            // Whoever decides there is busy with just that.
+            Ok(FromDestination::Says { reply: None, .. }) => {}
+            Ok(_) => return false,
+            Err(error) => tracing::debug!(%error, "a destination was not told"),
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
+    false
+}

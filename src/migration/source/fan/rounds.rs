@@ -1,0 +1,319 @@
+//! Rounds to several destinations, and the last one.
+
+use super::super::{Attempt, Decision, ExitCondition, Final, MoveError, Plan, Taken, Target};
+use super::owed::{self, Mask, Pages};
+use super::spread::{Spread, Tally};
+use super::{Fan, Member, Order, READERS, Stage};
+use crate::memory::pipeline::ReadPages;
+use crate::memory::throttle::Throttle;
+use crate::migration::effort::Sparing;
+use crate::migration::pages::What;
+use crate::migration::send_pages::{Packing, Sent, mark, note_frames, read_round};
+use crate::migration::switchover::{self, RoundStats};
+use crate::ops::Event;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Below this a second thread costs more than it brings.
+const ALONE_BYTES: u64 = 4 << 20;
+
+/// What a round has shown, of the destination that the policy looks at.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    member: usize,
+    pages: u64,
+    sent_bytes: u64,
+    content_bytes: u64,
+    took: Duration,
+}
+
+/// Pages on their way to all that take part in a round.
+struct Pass {
+    /// Who, and what each lacks still.
+    due: Vec<(usize, Pages)>,
+    begun: Instant,
+    /// Bytes sent to each before.
+    before: Vec<u64>,
+    tallies: Vec<Tally>,
+    pages: u64,
+}
+
+impl<'a> Attempt<'a> {
+    /// Rounds while the target runs, until the policy says that it is enough for as many as the quorum asks for.
+    pub(super) fn rounds_to_all(&mut self, target: &mut dyn Target) -> Result<ExitCondition, MoveError> {
+        if self.wishes.stop_and_copy {
+            return Ok(ExitCondition::StopAndCopy);
+        }
+        let mut shown: Option<Shown> = None;
+        let mut taken_at = Instant::now();
+        let mut step = Decision::Continue;
+        loop {
+            match std::mem::replace(&mut step, Decision::Continue) {
+                Decision::Continue => {}
+                Decision::Try(help) => self.help(target, help),
+                Decision::SwitchOver(exit) | Decision::Follow(exit) => return Ok(exit),
+                Decision::Abort(exit) => {
+                    return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
+                }
+            }
+            let mapped = target.mapped_files();
+            let quorum = self.wishes.quorum;
+            self.wait_until(target, "sending pages", |fan| fan.count(Member::is_idle) >= fan.at_least(quorum))?;
+            if shown.is_some() {
+                let idle = self.fan().members.iter().filter(|member| member.is_idle());
+                idle.for_each(|member| member.lane.order(Order::Ship(mapped.clone())));
+            }
+            let mut passed: Option<Pass> = None;
+            target.round(&mut |plan, pages| {
+                let since = taken_at.elapsed();
+                taken_at = Instant::now();
+                if let Some(last) = shown.take() {
+                    step = self.decide_for(&Shown { took: since, ..last }, plan.bytes());
+                    if step != Decision::Continue {
+                        return Ok(Taken::GivenBack);
+                    }
+                }
+                let is_first = self.fan().is_first_round();
+                let (mut now, deferred) = self.effort.part(plan, is_first);
+                now.spaces.clone_from(&plan.spaces);
+                passed = Some(self.round_to_all(&now, pages)?);
+                Ok(Taken::Stored { deferred })
+            })?;
+            if let Some(pass) = passed {
+                shown = self.await_round(target, &pass)?;
+            }
+        }
+    }
+
+    /// Another round? `last` has left so many bytes, and what its destination has not got of others'.
+    fn decide_for(&mut self, last: &Shown, plan_bytes: u64) -> Decision {
+        let member = &self.fan().members[last.member];
+        let (room_bytes, owed_bytes) = (member.room_bytes, member.owed.bytes());
+        let residual_bytes = plan_bytes + owed_bytes;
+        let stats = RoundStats {
+            took: last.took,
+            sent_bytes: last.sent_bytes,
+            content_bytes: last.content_bytes,
+            residual_bytes,
+            dirty_bytes: self.effort.dirty_bytes(plan_bytes),
+            lacking_room_bytes: residual_bytes.saturating_mul(2).saturating_sub(room_bytes),
+        };
+        let number = u32::try_from(self.rounds.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.rounds.push(stats);
+        self.report.expected_downtime = self.expected_pause(residual_bytes);
+        self.note_round_of(number, last.pages, &stats, self.report.expected_downtime);
+        switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
+    }
+
+    /// Sends a round to all that have stored their last one; the others will get it with their next.
+    fn round_to_all(&mut self, plan: &Plan, source: &dyn ReadPages) -> Result<Pass, MoveError> {
+        let shares = plan.notes.iter().any(|note| note.what == What::Inherit);
+        let spaces = Arc::new(plan.spaces.clone());
+        let is_first = self.fan().is_first_round();
+        let fan = self.fan.as_mut().expect("there are several destinations");
+        fan.kin.note(plan);
+        let mut due = Vec::new();
+        for (n, member) in fan.members.iter_mut().enumerate().filter(|(_, member)| member.is_in()) {
+            if !member.is_idle() {
+                member.owed.misses(plan, &fan.kin);
+                continue;
+            }
+            // Relatives that share pages can only be made with those pages: after the first round.
+            if is_first && !shares {
+                member.lane.order(Order::Build(spaces.clone()));
+            }
+            member.begin_round();
+            let (pages, notes) = member.owed.due(plan, false);
+            note_frames(&notes).into_iter().for_each(|frame| member.lane.push(&frame.into()));
+            due.push((n, pages));
+        }
+        let mut pass = Pass::begin(due, &fan.members);
+        let missed = self.send(&mut pass, source, false)?;
+        let builds = is_first && shares && plan.is_of_the_survey();
+        let fan = self.fan();
+        for (n, _) in &pass.due {
+            let member = &mut fan.members[*n];
+            if let Some(pages) = missed.get(n) {
+                member.owed.missed(pages, &fan.kin);
+                // A tree of relatives that lacks pages of theirs is none.
+                member.is_patchy |= !fan.kin.is_empty();
+            }
+            member.end_round(false);
+            if builds && !member.is_patchy {
+                member.lane.order(Order::Build(spaces.clone()));
+            }
+        }
+        Ok(pass)
+    }
+
+    /// Waits until the round is stored where the policy looks: at as many as the quorum says. Those who are nearly there get a
+    /// moment more.
+    fn await_round(&mut self, target: &mut dyn Target, pass: &Pass) -> Result<Option<Shown>, MoveError> {
+        let quorum = self.wishes.quorum;
+        let took_part = |n: usize| pass.due.iter().any(|(member, _)| *member == n);
+        let stored = move |fan: &Fan<'_>| {
+            let theirs = fan.members.iter().enumerate().filter(|(n, _)| took_part(*n)).map(|(_, member)| member);
+            let (done, under_way) = theirs.fold((0, 0), |(done, under_way), member| {
+                (done + usize::from(member.is_idle()), under_way + usize::from(matches!(member.stage, Stage::InRound)))
+            });
+            (done, under_way)
+        };
+        self.wait_until(target, "sending pages", |fan| {
+            let (done, under_way) = stored(fan);
+            done >= fan.at_least(quorum).min(done + under_way)
+        })?;
+        let moment = pass.begun.elapsed() / 4 + Duration::from_millis(10);
+        let until = Instant::now() + moment;
+        self.wait_until(target, "sending pages", |fan| stored(fan).1 == 0 || Instant::now() >= until)?;
+        let fan = self.fan();
+        let mut done: Vec<(Instant, usize)> = Vec::new();
+        for (n, _) in &pass.due {
+            let member = &fan.members[*n];
+            if member.is_idle() {
+                done.push((member.stored_at, *n));
+            }
+        }
+        done.sort_unstable();
+        let looked_at = fan.at_least(quorum).min(done.len()).checked_sub(1).and_then(|n| done.get(n));
+        // Where everybody who took part is lost or behind there is nothing to go by.
+        Ok(looked_at.map(|&(at, n)| Shown {
+            member: n,
+            pages: pass.pages,
+            sent_bytes: fan.members[n].bytes_sent() - pass.before[n],
+            content_bytes: pass.tallies[n].content_bytes.load(std::sync::atomic::Ordering::Relaxed),
+            took: at - pass.begun,
+        }))
+    }
+
+    /// The target is stopped: all get what they lack of it, until the first is ready.
+    pub(super) fn send_last(&mut self, target: &mut dyn Target, last: &Arc<Final>) -> Result<(), MoveError> {
+        let fan = self.fan.as_mut().expect("there are several destinations");
+        let mut due = Vec::new();
+        for (n, member) in fan.members.iter_mut().enumerate().filter(|(_, member)| member.is_in()) {
+            member.lane.order(Order::Prepare(last.clone()));
+            member.begin_round();
+            member.owed.forget_dead(&last.spaces);
+            let (pages, notes) = member.owed.due(&last.plan, true);
+            note_frames(&notes).into_iter().for_each(|frame| member.lane.push(&frame.into()));
+            due.push((n, pages));
+        }
+        let mut pass = Pass::begin(due, &fan.members);
+        loop {
+            let missed = self.send(&mut pass, &*target.frozen_pages(), true)?;
+            let mut left = Vec::new();
+            let took_part: Vec<usize> = pass.due.iter().map(|(n, _)| *n).collect();
+            for n in took_part {
+                let member = &mut self.fan().members[n];
+                match missed.get(&n).filter(|_| member.is_in()) {
+                    Some(pages) => left.push((n, pages.clone())),
+                    None if member.is_in() => member.end_round(true),
+                    None => {}
+                }
+            }
+            while let Some(news) = self.fan().next(Duration::ZERO) {
+                self.hear(target, news);
+            }
+            pass.due = left;
+            // Who is so far behind that another one is ready before is not waited for.
+            if pass.due.is_empty() || !self.fan().ready.is_empty() {
+                break;
+            }
+        }
+        let stats = RoundStats {
+            took: pass.begun.elapsed(),
+            sent_bytes: 0,
+            content_bytes: 0,
+            residual_bytes: 0,
+            dirty_bytes: 0,
+            lacking_room_bytes: 0,
+        };
+        let most =
+            self.fan().members.iter().zip(&pass.before).map(|(member, before)| member.bytes_sent() - before).max();
+        let number = u32::try_from(self.rounds.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.note_round_of(number, pass.pages, &RoundStats { sent_bytes: most.unwrap_or(0), ..stats }, None);
+        Ok(())
+    }
+
+    /// Reads what is due and gives it to everybody who lacks it; what was not sent to whom.
+    fn send(
+        &mut self,
+        pass: &mut Pass,
+        source: &dyn ReadPages,
+        in_pause: bool,
+    ) -> Result<BTreeMap<usize, Pages>, MoveError> {
+        let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
+        let (throttle, unlimited) = (Throttle::new(bandwidth), Throttle::new(None));
+        let compression = self.wishes.compression;
+        let sparing = match self.effort.sparing(compression, &self.rounds, bandwidth) {
+            Sparing::Never => (Sparing::Never, None),
+            sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
+        };
+        let level = self.effort.level(compression, &self.rounds);
+        let fan = self.fan.as_ref().expect("there are several destinations");
+        let packing = Packing { level, bases: None, catalogue: &fan.catalogue, sparing };
+        let due: Vec<(Mask, Pages)> =
+            std::mem::take(&mut pass.due).into_iter().map(|(n, pages)| (1 << n, pages)).collect();
+        let parts = owed::parts(&due);
+        let total: u64 = parts.iter().flat_map(|(_, pages)| pages).map(|(_, range)| range.bytes()).sum();
+        let missed = Mutex::new(BTreeMap::new());
+        // In the pause nobody is served any more once somebody is ready.
+        let is_over = || fan.interrupted.is_triggered() || in_pause && !fan.news.is_empty();
+        let mut begun = 0;
+        let mut sent = Vec::new();
+        for (mask, pages) in parts {
+            let to = fan.members.iter().enumerate().filter(|(n, _)| Spread::takes(mask, *n));
+            let to: Vec<_> = to.map(|(n, member)| (n, &member.lane)).collect();
+            let room = &*fan.room;
+            let spread =
+                Spread { to, room, throttle: &throttle, is_over: &is_over, missed: &missed, tallies: &pass.tallies };
+            let plan = Plan { pages, ..Plan::default() };
+            let progress = |done| self.events.event(Event::Progress { phase: "memory", done: begun + done, total });
+            let mut outlets = vec![&spread; if plan.bytes() > ALONE_BYTES { READERS } else { 1 }];
+            match read_round(source, &plan, in_pause, packing, &unlimited, &progress, &mut outlets) {
+                Ok(part) => sent.push(part),
+                Err(error) if fan.interrupted.is_triggered() || !error.is_abort() => return Err(error),
+                // Nobody of these takes any more, or somebody is ready: what is left of this part was not sent.
+                Err(_) => spread.pass_all_over(&plan.pages),
+            }
+            begun += plan.bytes();
+        }
+        pass.due = due.into_iter().map(|(mask, _)| (mask.trailing_zeros() as usize, Pages::new())).collect();
+        pass.pages += sent.iter().map(|part| part.pages).sum::<u64>();
+        sent.iter().for_each(|part: &Sent| self.report.unsent.zero += part.unsent.zero);
+        Ok(missed.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Fan<'_> {
+    /// Nobody has been sent anything yet.
+    fn is_first_round(&self) -> bool {
+        self.members.iter().all(|member| member.number == 0)
+    }
+
+    /// The quorum, as far as there are so many left.
+    fn at_least(&self, quorum: super::super::Quorum) -> usize {
+        let left = self.count(Member::is_in);
+        quorum.of(self.members.len()).clamp(1, left.max(1))
+    }
+}
+
+impl Member {
+    fn begin_round(&mut self) {
+        self.number += 1;
+        self.lane.order(Order::Round);
+    }
+
+    fn end_round(&mut self, last: bool) {
+        self.stage = if last { Stage::Sent } else { Stage::InRound };
+        self.lane.end_round(mark(self.number, last), last);
+    }
+}
+
+impl Pass {
+    fn begin(due: Vec<(usize, Pages)>, members: &[Member]) -> Self {
+        let tallies = members.iter().map(|_| Tally::default()).collect();
+        let before = members.iter().map(Member::bytes_sent).collect();
+        Self { due, begun: Instant::now(), before, tallies, pages: 0 }
+    }
+}

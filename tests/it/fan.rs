@@ -1,0 +1,172 @@
+//! `migrate move` to several destinations: the first that is ready has the target, the others have nothing of it. Each has an agent with
+//! places of its own, on this kernel.
+
+use crate::handover::wait;
+use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A target, and so many destinations.
+struct Stage {
+    dir: tempfile::TempDir,
+    counter: Counter,
+    agents: Vec<Agent>,
+    once: PathBuf,
+}
+
+impl Stage {
+    /// `strikes`: the environment of each agent.
+    fn begin(counter: Counter, strikes: &[&[(&str, &str)]]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let once = dir.path().join("once");
+        std::fs::write(&once, "").unwrap();
+        let agents = strikes.iter().enumerate().map(|(n, strikes)| {
+            let listen = format!("unix:{}", dir.path().join(format!("agent{n}.sock")).display());
+            let mut environment = strikes.to_vec();
+            environment.push(("MIGRATE_ONCE", once.to_str().unwrap()));
+            Agent::start_with(&dir.path().join(format!("dest{n}")), &listen, &environment)
+        });
+        let agents = agents.collect();
+        Self { dir, counter, agents, once }
+    }
+
+    fn mover(&self, options: &[&str]) -> Command {
+        let mut command = on_host(&self.dir.path().join("source"));
+        command.args(["move", &self.counter.pid()]);
+        command.args(self.agents.iter().map(|agent| agent.address.as_str()));
+        command.args(["--json", "--peer-timeout", "2s"]).args(options).env("MIGRATE_ONCE", &self.once);
+        command
+    }
+
+    fn undecided(&self, host: &str) -> usize {
+        let output = run(on_host(&self.dir.path().join(host)), &["status", "--json"]);
+        assert!(output.status.success(), "{}", text(&output));
+        result(&output)["sessions"].as_array().map_or(0, Vec::len)
+    }
+
+    /// One copy counts on, and no host holds anything else of it.
+    fn check(&self, what: &str) {
+        self.counter.check_runs();
+        wait(|| self.counter.processes().len() == 1, &format!("{what}: one copy is left"));
+        self.counter.check_runs();
+        for host in std::iter::once("source".to_owned()).chain((0..self.agents.len()).map(|n| format!("dest{n}"))) {
+            wait(|| self.undecided(&host) == 0, &format!("{what}: {host} knows that it is over"));
+        }
+    }
+}
+
+/// What became of each, by the `result` event.
+fn became(result: &serde_json::Value) -> Vec<String> {
+    let all = result["candidates"].as_array().unwrap_or_else(|| panic!("{result}"));
+    all.iter().map(|one| one["became"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_first_that_is_ready_has_it_and_the_others_delete_what_they_hold() {
+    if !can_move() {
+        return;
+    }
+    for (agents, mode) in [(2, "pre-copy"), (4, "auto"), (2, "stop-and-copy")] {
+        let stage = Stage::begin(Counter::on_ground(8, 2000), &vec![&[][..]; agents]);
+        let output = run(stage.mover(&["--mode", mode]), &[]);
+        assert!(output.status.success(), "{}", text(&output));
+        let result = result(&output);
+        let became = became(&result);
+        assert_eq!(became.iter().filter(|one| *one == "owner").count(), 1, "{became:?}");
+        assert_eq!(became.iter().filter(|one| *one == "stopped").count(), agents - 1, "{became:?}");
+        let owner = became.iter().position(|one| one == "owner").unwrap();
+        assert_eq!(result["where"].as_str(), Some(stage.agents[owner].address.as_str()));
+        let pid = result["pid"].as_i64().unwrap();
+        stage.check(mode);
+        assert_eq!(stage.counter.processes(), [i32::try_from(pid).unwrap()]);
+    }
+}
+
+#[test]
+fn who_cannot_be_reached_is_left_out() {
+    if !can_move() {
+        return;
+    }
+    let stage = Stage::begin(Counter::start(1), &[&[]]);
+    let gone = format!("unix:{}", stage.dir.path().join("nobody.sock").display());
+    let output = run(stage.mover(&[&gone]), &[]);
+    assert!(output.status.success() && text(&output).contains("is left out"), "{}", text(&output));
+    stage.check("one is left");
+    let counter = Counter::start(1);
+    let other = format!("{gone}2");
+    let output = run(on_host(&stage.dir.path().join("source")), &["move", &counter.pid(), &gone, &other, "--json"]);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output));
+    counter.check_runs();
+    let twice = stage.agents[0].address.as_str();
+    let output = run(on_host(&stage.dir.path().join("source")), &["move", &counter.pid(), twice, twice]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+}
+
+#[test]
+fn where_all_are_blocked_nothing_is_stopped() {
+    if !can_move() {
+        return;
+    }
+    let stage = Stage::begin(Counter::start(1), &[&[], &[]]);
+    // The id is taken on either host, by the original itself.
+    let output = run(stage.mover(&["--pids", "same"]), &[]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let result = result(&output);
+    let objects: Vec<_> = result["blockers"].as_array().unwrap().iter().map(|one| one["object"].to_string()).collect();
+    for agent in &stage.agents {
+        assert!(objects.iter().any(|object| object.contains(&agent.address)), "{objects:?}");
+    }
+    stage.check("blocked");
+    assert_eq!(stage.counter.processes()[0].to_string(), stage.counter.pid());
+}
+
+/// Killed before it is told to run, another one has the target; killed after that, nobody else has.
+#[test]
+fn a_destination_that_is_killed_is_replaced_unless_it_may_own_the_target() {
+    if !can_move() {
+        return;
+    }
+    for point in [
+        "destination-armed",
+        "destination-recorded",
+        "destination-prepared",
+        "destination-ordered",
+        "destination-owner",
+    ] {
+        let strike: &[(&str, &str)] = &[("MIGRATE_KILL", point)];
+        let stage = Stage::begin(Counter::on_ground(1, 256), &[strike, strike]);
+        let output = run(stage.mover(&[]), &[]);
+        assert!(!stage.once.exists(), "{point} was not reached: {}", text(&output));
+        assert!(output.status.success(), "{point}: {}", text(&output));
+        stage.check(point);
+        assert_ne!(stage.counter.processes()[0].to_string(), stage.counter.pid(), "{point}");
+    }
+}
+
+#[test]
+fn a_source_that_is_killed_is_stood_in_for_and_the_others_are_told() {
+    if !can_move() {
+        return;
+    }
+    for (point, moves) in [
+        ("source-ready", false),
+        ("source-held", false),
+        ("source-committing", true),
+        ("source-committed", true),
+        ("source-moved", true),
+    ] {
+        let stage = Stage::begin(Counter::on_ground(1, 256), &[&[], &[], &[]]);
+        let mut mover = stage.mover(&[]);
+        let output = run(
+            {
+                mover.env("MIGRATE_KILL", point);
+                mover
+            },
+            &[],
+        );
+        assert!(!stage.once.exists(), "{point} was not reached: {}", text(&output));
+        stage.check(point);
+        let original = stage.counter.processes()[0].to_string() == stage.counter.pid();
+        assert_eq!(original, !moves, "{point}");
+    }
+}
