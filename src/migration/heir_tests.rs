@@ -138,13 +138,13 @@ fn settled(there: &There, held: Held, serves: bool) -> (Settled, Vec<&'static st
     journal(dir.path(), held);
     let fate = Fate::default();
     let settled = std::thread::scope(|scope| {
-        let again = || {
+        let again = |_: Candidate| {
             let (ours, theirs) = crate::migration::tests::links(0, None);
             scope.spawn(move || there.attend(theirs));
             Ok(ours)
         };
         let rest = serves.then_some(Rest { pages: &Numbered, level: None, states: None });
-        settle(dir.path(), ATTEMPT, Again(&again), None, rest, &mut |_| Box::new(&fate)).unwrap()
+        settle(dir.path(), ATTEMPT, Again::new(&again), None, rest, &mut |_| Box::new(&fate)).unwrap()
     });
     let (_, last) = Journal::take_over(dir.path(), Role::Source, ATTEMPT).unwrap();
     (settled, fate.all(), last)
