@@ -70,20 +70,22 @@ impl Owed {
     /// It takes part in a round with this plan and has everything after it: the pages that are to be sent, and what is to be said.
     pub fn due(&mut self, plan: &Plan, is_last: bool) -> (Pages, Vec<Run>) {
         if self.is_empty() || is_last {
-            let mut pages = std::mem::take(self).pages;
-            plan.pages.iter().for_each(|(space, range)| pages.entry(*space).or_default().insert(*range));
-            if is_last {
-                // The target stands still: what is gone now stays so.
-                for note in plan.notes.iter().filter(|note| note.what == What::Hole) {
-                    pages.entry(note.space).or_default().remove(note.range);
+            let mut all = std::mem::take(self);
+            plan.pages.iter().for_each(|(space, range)| all.lacks(*space, *range));
+            for note in &plan.notes {
+                // In the pause the target stands still: what is gone now stays so.
+                let stale = if note.what == What::Hole { &mut all.pages } else { &mut all.gone };
+                if let Some(ranges) = stale.get_mut(&note.space) {
+                    ranges.remove(note.range);
                 }
             }
-            return (pages, plan.notes.clone());
+            let mut notes = holes(&all.gone);
+            notes.extend(plan.notes.iter().copied());
+            return (all.pages, notes);
         }
         self.misses(plan, &Kin::default());
         let Self { pages, gone } = std::mem::take(self);
-        let holes = gone.iter().flat_map(|(space, ranges)| ranges.iter().map(|range| (*space, range)));
-        (pages, holes.map(|(space, range)| Run::new(space, range, What::Hole)).collect())
+        (pages, holes(&gone))
     }
 
     /// The target is stopped, and has these spaces.
@@ -92,6 +94,11 @@ impl Owed {
             self.pages.remove(&name.sent_as.into());
         }
     }
+}
+
+fn holes(gone: &Pages) -> Vec<Run> {
+    let ranges = gone.iter().flat_map(|(space, ranges)| ranges.iter().map(|range| (*space, range)));
+    ranges.map(|(space, range)| Run::new(space, range, What::Hole)).collect()
 }
 
 /// Pages that destinations were told to take from the address space that theirs was forked from. Who misses such a page there must
@@ -197,6 +204,15 @@ mod tests {
         let (pages, notes) = away.due(&plan(&[], &[]), false);
         assert_eq!(pages, [(MM, set(&[1, 2])), (CHILD, set(&[1]))].into());
         assert!(notes.is_empty());
+    }
+
+    #[test]
+    fn in_the_pause_what_went_in_a_missed_round_is_said_unless_it_has_come_back() {
+        let mut owed = Owed { pages: Pages::new(), gone: [(MM, set(&[3, 4]))].into() };
+        let (pages, notes) = owed.due(&plan(&[(MM, 4)], &[]), true);
+        assert_eq!(pages, [(MM, set(&[4]))].into());
+        assert_eq!(notes, plan(&[], &[(MM, 3, What::Hole)]).notes);
+        assert!(owed.is_empty());
     }
 
     #[test]
