@@ -74,6 +74,7 @@ impl Args {
     /// Usage, before anything has happened; a failure of the move is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options(&context.config)?;
+        let further = self.many.further(&context.config)?;
         if !context.is_outside(&self.target)? {
             return Ok(0);
         }
@@ -85,7 +86,7 @@ impl Args {
             .session(options.session, Some(self.target.to_string()), false)
             .with_page(self.report.clone())
             .with_log(log);
-        let result = ops::move_::run(&options, &session, &abort);
+        let result = ops::attempts::run(&options, &further, &session, &abort);
         Ok(session.finish(result))
     }
 

@@ -1,6 +1,7 @@
 //! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
 
 mod addresses;
+pub mod attempts;
 pub mod cancel;
 pub mod check;
 mod choices;

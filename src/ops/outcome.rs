@@ -48,6 +48,17 @@ pub struct Round {
     pub took: Duration,
 }
 
+/// An attempt of a move that has failed; the target went on where it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Where to.
+    pub dests: Vec<String>,
+    /// Why it failed.
+    pub failure: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
 /// The outcome of a dump, pre-dump, restore or move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -93,6 +104,8 @@ pub struct Outcome {
     pub stalls: Vec<Waits>,
     /// What states of the target have cost that came back while it lacked memory.
     pub points: Option<Cost>,
+    /// Attempts before this one.
+    pub attempts: Vec<Attempt>,
     /// Of several destinations each.
     pub candidates: Vec<CandidateReport>,
     /// Processes in the tree.
@@ -128,6 +141,7 @@ impl Outcome {
             faults: None,
             stalls: Vec::new(),
             points: None,
+            attempts: Vec::new(),
             candidates: Vec::new(),
             processes: None,
             threads: None,

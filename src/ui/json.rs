@@ -11,7 +11,7 @@ use crate::migration::points::taking::Cost;
 use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
 use crate::ops::hooks::{HookEnd, HookPoint, How};
-use crate::ops::outcome::{Outcome, Round, State, Where};
+use crate::ops::outcome::{Attempt, Outcome, Round, State, Where};
 use crate::ops::words::SessionId;
 use serde::ser::{Serialize, Serializer};
 use serde_json::Value;
@@ -155,6 +155,14 @@ fn round(round: &Round) -> Object {
         .with("took_us", us(round.took))
 }
 
+/// An attempt that has failed.
+fn attempt(attempt: &Attempt) -> Object {
+    Object::default()
+        .with("dests", attempt.dests.clone())
+        .with("failure", attempt.failure.as_str())
+        .with("took_us", us(attempt.took))
+}
+
 /// One of several destinations, at the end of a move.
 fn candidate(candidate: &CandidateReport) -> Object {
     let reason = match &candidate.became {
@@ -236,6 +244,9 @@ pub fn outcome(outcome: &Outcome) -> Object {
     }
     if let Some(cost) = &outcome.points {
         fields = fields.object("points", points(cost));
+    }
+    if !outcome.attempts.is_empty() {
+        fields = fields.list("attempts", outcome.attempts.iter().map(attempt).collect());
     }
     if !outcome.candidates.is_empty() {
         fields = fields.list("candidates", outcome.candidates.iter().map(candidate).collect());

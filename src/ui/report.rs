@@ -74,6 +74,13 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     if let Some(cost) = &outcome.points {
         row("states", points(cost));
     }
+    for (n, attempt) in outcome.attempts.iter().enumerate() {
+        let dests = clean(&attempt.dests.join(", "));
+        row(
+            "attempt",
+            format!("{}, to {dests}, failed after {}: {}", n + 1, time(attempt.took), clean(&attempt.failure)),
+        );
+    }
     for candidate in &outcome.candidates {
         row("to", candidate_line(candidate));
     }

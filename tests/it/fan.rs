@@ -170,3 +170,51 @@ fn a_source_that_is_killed_is_stood_in_for_and_the_others_are_told() {
         assert_eq!(original, !moves, "{point}");
     }
 }
+
+#[test]
+fn if_no_destination_takes_it_the_alternates_do() {
+    if !can_move() {
+        return;
+    }
+    let stage = Stage::begin(Counter::start(1), &[&[]]);
+    let gone = format!("unix:{}", stage.dir.path().join("nobody.sock").display());
+    let mut command = on_host(&stage.dir.path().join("source"));
+    command.args(["move", &stage.counter.pid(), &gone, "--alternate", &stage.agents[0].address, "--json"]);
+    let output = run(command, &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    let result = result(&output);
+    assert_eq!(result["where"].as_str(), Some(stage.agents[0].address.as_str()));
+    let attempts = result["attempts"].as_array().unwrap();
+    assert_eq!((attempts.len(), attempts[0]["dests"][0].as_str()), (1, Some(gone.as_str())), "{result}");
+    stage.check("alternate");
+}
+
+#[test]
+fn a_destination_that_comes_later_is_tried_again() {
+    if !can_move() {
+        return;
+    }
+    let stage = Stage::begin(Counter::start(1), &[]);
+    let late = format!("unix:{}", stage.dir.path().join("late.sock").display());
+    let mover = |retries: &str| {
+        let mut command = on_host(&stage.dir.path().join("source"));
+        command.args(["move", &stage.counter.pid(), &late, "--retries", retries, "--json"]);
+        command
+    };
+    let begun = std::time::Instant::now();
+    let output = run(mover("1"), &[]);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output));
+    assert!(text(&output).contains("attempt 1 has failed") && begun.elapsed().as_secs() >= 1, "{}", text(&output));
+    stage.counter.check_runs();
+    let place = stage.dir.path().join("late");
+    let address = late.clone();
+    let agent = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        Agent::start(&place, &address)
+    });
+    let output = run(mover("20"), &[]);
+    drop(agent.join().unwrap());
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!result(&output)["attempts"].as_array().unwrap().is_empty(), "{}", text(&output));
+    stage.check("later");
+}

@@ -1,6 +1,11 @@
 //! MANY: several destinations.
 
+use super::dest::{self, DestArg};
+use crate::cli::config::Config;
+use crate::failure::Failure;
 use crate::migration::source::Quorum;
+use crate::ops::attempts::Further;
+use crate::ops::words::Time;
 use std::str::FromStr;
 
 /// The MANY group.
@@ -10,9 +15,30 @@ pub struct ManyArgs {
     /// The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%
     #[arg(long, value_name = "N|PERCENT", default_value = "1")]
     quorum: QuorumArg,
+    /// Where to if none of the destinations takes the target
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    alternate: Vec<DestArg>,
+    /// Try all of them again so often (not at all), after a second and then after longer pauses
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Try nothing again after this time; without --retries as often as it allows
+    #[arg(long, value_name = "TIME")]
+    retry_timeout: Option<Time>,
 }
 
 impl ManyArgs {
+    /// What is tried when an attempt has failed.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn further(&self, config: &Config) -> Result<Further, Failure> {
+        Ok(Further {
+            alternates: dest::resolve(&self.alternate, config)?,
+            retries: self.retries,
+            within: self.retry_timeout.map(|time| time.0),
+        })
+    }
+
     /// The quorum as the engine takes it.
     pub fn quorum(&self) -> Quorum {
         self.quorum.0
