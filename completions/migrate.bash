@@ -693,7 +693,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --alternate --retries --retry-timeout --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -838,6 +838,18 @@ _migrate() {
                     return 0
                     ;;
                 --quorum)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --alternate)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --retries)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --retry-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1336,7 +1348,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--quorum|--recoverable|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) ((at++)) ;;
+            --alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1344,7 +1356,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--quorum|--recoverable|--remote|--report|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) return 0 ;;
+        --alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--rsh|--stdio|--streams|--supervisor|--tcp|--to|--track|--with|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;

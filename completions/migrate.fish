@@ -401,6 +401,9 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l connect-timeout
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l lease -d 'What the destination waits for this side when it hears nothing before it deletes what it has of the target' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l alternate -d 'Where to if none of the destinations takes the target' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l retries -d 'Try all of them again so often (not at all), after a second and then after longer pauses' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l retry-timeout -d 'Try nothing again after this time; without --retries as often as it allows' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'

@@ -200,7 +200,7 @@ fn moves() {
         "",
         "7 b --max-downtime 50",
         "7 http://x",
-        "7 b --quorum 1",
+        "7 b --via c",
         "7 b --mode lazy",
         "7 b --recoverable=2",
         "7 b --exit-when luck",

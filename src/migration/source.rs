@@ -338,7 +338,7 @@ impl Attempt<'_> {
             return Err(MoveError::Blocked(blockers));
         }
         if !self.wishes.dry_run {
-            self.peers.ship(target.mapped_files())?;
+            self.peers.ship(|| target.mapped_files())?;
         }
         // Without rounds nobody would say which processes share pages.
         let ahead = self.wishes.stop_and_copy && !self.wishes.dry_run && survey.is_single;

@@ -32,7 +32,7 @@ const PREFIX: &str = "migrate-incoming-";
 const STORES_MAX: u32 = 64;
 
 /// A store that nobody holds is not looked at before this age: its owner may be about to take hold of it.
-const YOUNG: Duration = Duration::from_secs(3600);
+const YOUNG: Duration = Duration::from_secs(60);
 
 /// Pages on their way in. Dropped: everything is removed.
 #[derive(Debug)]

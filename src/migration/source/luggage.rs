@@ -148,8 +148,9 @@ impl Peer<'_> {
         }
     }
 
-    /// Sends what has changed of the files that go along, while the target runs.
-    pub(super) fn ship(&mut self, mapped: HashSet<Bytes>) -> Result<(), MoveError> {
+    /// Sends what has changed of the files that go along, while the target runs. `mapped` is asked for where there are any: the answer
+    /// takes a look at every process of the host.
+    pub(super) fn ship(&mut self, mapped: impl FnOnce() -> HashSet<Bytes>) -> Result<(), MoveError> {
         let begun = Instant::now();
         self.luggage.took = Duration::ZERO;
         let owed = !self.luggage.compared && !self.luggage.order.later.is_empty();
@@ -157,7 +158,7 @@ impl Peer<'_> {
             return Ok(());
         }
         self.link.control.during("sending files");
-        self.pass(&mapped, false)?;
+        self.pass(&mapped(), false)?;
         match self.receive()? {
             FromDestination::FilesDone { .. } => {}
             other => return Err(self.unexpected(&other, "the end of the files")),

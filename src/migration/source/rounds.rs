@@ -63,7 +63,7 @@ impl Attempt<'_> {
                 }
             }
             if self.peers.number > 1 {
-                self.peers.ship(target.mapped_files())?;
+                self.peers.ship(|| target.mapped_files())?;
                 began += self.peers.luggage.took;
             }
             target.round(&mut |plan, pages| {

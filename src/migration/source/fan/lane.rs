@@ -256,7 +256,7 @@ impl<'a> Driver<'a> {
                 let ships = self.peer.luggage.is_needed();
                 let _ = news.send(News::Verdict(self.candidate, blockers, ships));
             }
-            Order::Ship(mapped) => self.peer.ship(mapped)?,
+            Order::Ship(mapped) => self.peer.ship(|| mapped)?,
             Order::Build(spaces) => self.peer.build(&spaces)?,
             Order::Round => self.round = self.peer.begin_round()?,
             Order::Frame(frame) => {

@@ -57,10 +57,11 @@ impl<'a> Attempt<'a> {
                     return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
                 }
             }
-            let mapped = target.mapped_files();
             let quorum = self.wishes.quorum;
             self.wait_until(target, "sending pages", |fan| fan.count(Member::is_idle) >= fan.at_least(quorum))?;
-            if shown.is_some() {
+            // The files that are mapped are only looked for where there is somebody to send files to.
+            if shown.is_some() && self.fan().count(|member| member.is_in() && member.ships) > 0 {
+                let mapped = target.mapped_files();
                 let idle = self.fan().members.iter().filter(|member| member.is_idle());
                 idle.for_each(|member| member.lane.order(Order::Ship(mapped.clone())));
             }
