@@ -89,12 +89,7 @@ impl<'a> Holder<'a> {
         let eventfd_id = eventfd_id(buf);
         let (link, stat, named) = match known.get(self.dir.pid(), fd, &info) {
             Some((link, stat, named)) => (link.clone(), stat, named),
-            None => {
-                let name = format!("fd/{fd}");
-                let (link, stat) = (self.dir.readlink(&name)?, self.dir.stat_of(&name)?);
-                let named = there(&link).is_some_and(|there| is_same(&there, &stat));
-                (link, stat, named)
-            }
+            None => anew(self.dir, fd)?,
         };
         let object = || format!("pid {} fd {fd} ({link})", self.dir.pid());
         let owner = match info.flags & libc::O_PATH as u32 {
@@ -167,14 +162,20 @@ pub fn all(holders: &[Holder<'_>], known: &Known) -> Result<Vec<Seen>> {
 pub fn in_flight(own: &ProcDir, fd: BorrowedFd<'_>, number: u32, buf: &mut Vec<u8>) -> Result<Seen> {
     let info = own.fdinfo(number, buf)?;
     let eventfd_id = eventfd_id(buf);
-    let name = format!("fd/{number}");
-    let (link, stat) = (own.readlink(&name)?, own.stat_of(&name)?);
-    let named = there(&link).is_some_and(|there| is_same(&there, &stat));
+    let (link, stat, named) = anew(own, number)?;
     let owner = match info.flags & libc::O_PATH as u32 {
         0 => owner(fd, || format!("a descriptor in flight ({link})"))?,
         _ => Default::default(),
     };
     Ok(Seen { link, stat, info, eventfd_id, named, owner })
+}
+
+/// The link of a descriptor that nothing is known of, what it refers to, and whether that link leads there as a path.
+fn anew(dir: &ProcDir, fd: u32) -> Result<(Bytes, FileStat, bool)> {
+    let name = format!("fd/{fd}");
+    let (link, stat) = (dir.readlink(&name)?, dir.stat_of(&name)?);
+    let named = there(&link).is_some_and(|there| is_same(&there, &stat));
+    Ok((link, stat, named))
 }
 
 fn owner(fd: BorrowedFd<'_>, object: impl Fn() -> String) -> Result<(fcntl::Owner, i32)> {
