@@ -139,8 +139,7 @@ fn users_and_groups_that_are_others_there() {
     std::fs::write(&file, "toor:x:0:0:root:/root:/bin/sh\n").unwrap();
     let script = format!("mount --bind {} /etc/passwd", file.display());
     let agent = agent_behind(dir.path(), &["-m"], &script);
-    let output =
-        run(on_host(&dir.path().join("a")), &["move", &counter.pid(), &agent.address, "--dry-run", "--json"]);
+    let output = run(on_host(&dir.path().join("a")), &["move", &counter.pid(), &agent.address, "--dry-run", "--json"]);
     assert!(output.status.success(), "a difference to be told, not in the way: {}", text(&output));
     let warnings: Vec<_> = events(&output).into_iter().filter(|event| event["event"] == "warning").collect();
     let said = warnings.iter().filter(|w| w["text"] == "user 0, root at the source, is toor there");

@@ -288,7 +288,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [a, b] = ["a", "b"].map(|name| File::create_new(dir.path().join(name)).unwrap());
         let known = known_of(&a);
-        let other = Known(known.0.into_iter().map(|((pid, _), glance)| ((pid, b.as_raw_fd() as u32), glance)).collect());
+        let other =
+            Known(known.0.into_iter().map(|((pid, _), glance)| ((pid, b.as_raw_fd() as u32), glance)).collect());
         assert_eq!(told(&look(&b, &other)), told(&look(&b, &Known::default())));
     }
 

@@ -3,8 +3,8 @@
 use super::Attempt;
 use crate::blocker::{Blocker, codes};
 use crate::memory::store::ImageDir;
-use crate::migration::earlier::Earlier;
 use crate::migration::conventions::Conventions;
+use crate::migration::earlier::Earlier;
 use crate::migration::protocol::{self, FromDestination, TargetSummary};
 use crate::migration::{MoveError, too_large, while_alive};
 use std::ffi::OsStr;

@@ -253,7 +253,14 @@ pub(crate) fn one(
     let took = start.elapsed();
     rounds.done.push(Round { number, pages, bytes: pages * PAGE, took });
     let dirty = if number == 1 { 0.0 } else { (pages * PAGE) as f64 / since.as_secs_f64().max(1e-6) };
-    job.events.event(Event::Round { number, pages, bytes: pages * PAGE, took, dirty_bytes_per_s: dirty as u64, expected_pause: None });
+    job.events.event(Event::Round {
+        number,
+        pages,
+        bytes: pages * PAGE,
+        took,
+        dirty_bytes_per_s: dirty as u64,
+        expected_pause: None,
+    });
     Ok(pages)
 }
 
