@@ -82,13 +82,18 @@ impl Drop for Family {
     fn drop(&mut self) {
         end(self.pid());
         let _ = self.child.wait();
-        for cgroup in ["parent", "child", "named", ""] {
-            let dir = self.mount.join(&self.name).join(cgroup);
-            for _ in 0..200 {
-                if !dir.exists() || std::fs::remove_dir(&dir).is_ok() {
-                    break;
+        // The one that is named is made in every hierarchy.
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let cgroups = mounts.lines().filter(|line| line.contains(" - cgroup"));
+        for mount in cgroups.filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
+            for cgroup in ["parent", "child", "named", ""] {
+                let dir = mount.join(&self.name).join(cgroup);
+                for _ in 0..200 {
+                    if !dir.exists() || std::fs::remove_dir(&dir).is_ok() {
+                        break;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(5));
                 }
-                std::thread::sleep(std::time::Duration::from_millis(5));
             }
         }
     }

@@ -157,7 +157,10 @@ impl Traced {
                 None => shell.env_remove(name),
             };
         }
+        use std::os::unix::process::CommandExt;
+        // A group of its own: its threads are waited for together.
         command = shell;
+        command.process_group(0);
         let log = fs::File::create(log).unwrap();
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32);
@@ -169,44 +172,57 @@ impl Traced {
 
     /// Lets it run until it enters call `n` (counted from 1) after it has seized something; whether it came there.
     pub fn until(&mut self, n: usize) -> bool {
-        // It may be as slow as the machine is busy, as long as it comes to its next call.
-        let mut last = Instant::now();
-        while !self.threads.is_empty() {
-            assert!(last.elapsed() < PATIENCE, "it stands still: {}", self.state());
-            let mut stopped = false;
-            for pid in self.threads.keys().copied().collect::<Vec<_>>() {
-                let status = waitpid(pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL));
-                stopped |= status != Ok(WaitStatus::StillAlive);
-                match status {
-                    Ok(WaitStatus::StillAlive) => {}
-                    Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
-                        self.threads.remove(&pid);
-                    }
-                    Ok(WaitStatus::PtraceSyscall(_)) if self.enters(pid) && self.calls == n => return true,
-                    Ok(WaitStatus::PtraceEvent(_, _, event)) if event == ptrace::Event::PTRACE_EVENT_CLONE as i32 => {
-                        let new = Pid::from_raw(ptrace::getevent(pid).unwrap() as i32);
-                        self.threads.insert(new, false);
-                        go_on(pid, None);
-                    }
-                    Ok(WaitStatus::Stopped(_, signal)) => go_on(pid, Some(signal)),
-                    Ok(_) => go_on(pid, None),
-                    Err(e) => panic!("waiting: {e}"),
+        let (process, state) =
+            (Pid::from_raw(self.child.id() as i32), self.threads.keys().copied().collect::<Vec<_>>());
+        let (came, comes) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            // It may be as slow as the machine is busy, as long as it comes to its next call.
+            let watch = scope.spawn(move || match patient(&comes) {
+                true => None,
+                false => {
+                    let stands = state_of(state.iter());
+                    let _ = kill(process, Signal::SIGKILL);
+                    Some(stands)
                 }
+            });
+            let reached = self.steps(n, || came.send(()).is_ok());
+            drop(came);
+            if let Some(stands) = watch.join().unwrap() {
+                panic!("it stands still: {stands}");
             }
-            if stopped {
-                last = Instant::now();
-            } else {
-                // What is waited for needs a processor itself.
-                std::thread::yield_now();
+            reached
+        })
+    }
+
+    /// The same; says of each stop that it was there. What is waited for needs a processor itself: this sleeps meanwhile.
+    fn steps(&mut self, n: usize, progress: impl Fn() -> bool) -> bool {
+        let group = Pid::from_raw(-(self.child.id() as i32));
+        while !self.threads.is_empty() {
+            let status = waitpid(group, Some(WaitPidFlag::__WALL));
+            progress();
+            match status {
+                // Perhaps an orphan of the command that came to us.
+                Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => {
+                    self.threads.remove(&pid);
+                }
+                Err(Errno::ECHILD) => self.threads.clear(),
+                Ok(WaitStatus::PtraceSyscall(pid)) if self.enters(pid) && self.calls == n => return true,
+                Ok(WaitStatus::PtraceEvent(pid, _, event)) if event == ptrace::Event::PTRACE_EVENT_CLONE as i32 => {
+                    let new = Pid::from_raw(ptrace::getevent(pid).unwrap() as i32);
+                    // Its own first stop may have come before.
+                    self.threads.entry(new).or_insert(false);
+                    go_on(pid, None);
+                }
+                Ok(WaitStatus::Stopped(pid, signal)) => go_on(pid, Some(signal)),
+                Ok(status) => {
+                    let Some(pid) = status.pid() else { continue };
+                    self.threads.entry(pid).or_insert(false);
+                    go_on(pid, None);
+                }
+                Err(e) => panic!("waiting: {e}"),
             }
         }
         false
-    }
-
-    fn state(&self) -> String {
-        let read = |pid: &Pid, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let of = |pid: &Pid| format!("{} {} {}", read(pid, "stat"), read(pid, "wchan"), read(pid, "syscall"));
-        self.threads.keys().map(of).collect::<Vec<_>>().join("\n")
     }
 
     /// Whether this stop is the entry of a call that counts.
@@ -234,6 +250,24 @@ impl Drop for Traced {
         }
         let _ = self.child.wait();
     }
+}
+
+/// Waits as long as somebody says again and again that something has come; whether they have ended it themselves.
+fn patient(comes: &std::sync::mpsc::Receiver<()>) -> bool {
+    use std::sync::mpsc::RecvTimeoutError;
+    loop {
+        match comes.recv_timeout(PATIENCE) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
+        }
+    }
+}
+
+fn state_of<'a>(threads: impl Iterator<Item = &'a Pid>) -> String {
+    let read = |pid: &Pid, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let of = |pid: &Pid| format!("{} {} {}", read(pid, "stat"), read(pid, "wchan"), read(pid, "syscall"));
+    threads.map(of).collect::<Vec<_>>().join("\n")
 }
 
 fn go_on(pid: Pid, signal: Option<Signal>) {
