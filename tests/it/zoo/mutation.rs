@@ -309,8 +309,8 @@ fn every_kind_of_state_is_in_a_case() {
         left.iter().filter(|path| !NOT_STATE.iter().chain(NO_CASE).any(|row| covers(row, path))).collect();
     say(&format!("{} of {} fields and variants are in a case", all.len() - left.len(), all.len()));
     assert!(unexplained.is_empty(), "no case has {unexplained:#?}");
-    // The number of a terminal is the host's, and may be the first one.
-    let steady = NO_CASE.iter().filter(|row| !row.1.ends_with("says nothing"));
+    // The number of a terminal is the host's, and may be the first one; what not every machine has, this one may have.
+    let steady = NO_CASE.iter().filter(|row| !row.1.ends_with("says nothing") && !row.1.starts_with("not "));
     let unused: Vec<_> = steady.filter(|row| !left.iter().any(|path| covers(row, path))).collect();
     assert!(unused.is_empty(), "some case has {unused:#?}");
 }

@@ -158,7 +158,8 @@ fn deliver(to: &mut Connection, from: &mut Connection) {
         to.recv_queue.0.extend_from_slice(&from.send_queue.0[known..]);
         to.recv_seq = from.send_seq;
         from.send_queue.0.clear();
-        from.unsent = 0;
+        // What is left to compare: how much is on its way, neither unsent nor received.
+        from.unsent = (missing as u32).wrapping_sub(from.unsent);
     }
 }
 
