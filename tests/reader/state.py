@@ -14,21 +14,27 @@ import json
 import os
 import sys
 
-sys.dont_write_bytecode = True
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import descriptors  # noqa: E402
-import identity  # noqa: E402
-import memory  # noqa: E402
-import mounts  # noqa: E402
-import process  # noqa: E402
-from compare import compare  # noqa: E402
-from kernel import read, read_link, read_text  # noqa: E402
-
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+
+
+def compiled_modules():
+    """It is started some thousand times by the tests: its modules are compiled once, outside of the sources."""
+    build = os.path.join(os.path.dirname(os.path.dirname(HERE)), "target")
+    if os.access(build, os.W_OK):
+        sys.dont_write_bytecode, sys.pycache_prefix = False, os.path.join(build, "tmp", "reader")
+    else:
+        sys.dont_write_bytecode = True
 
 
 def capture(root, contents):
+    import descriptors
+    import identity
+    import memory
+    import mounts
+    import process
+    from kernel import read, read_link, read_text
+
     pids = identity.tree(root)
     statuses = {}
     for pid in pids:
@@ -70,14 +76,17 @@ def main():
     verb.add_argument("after")
     verb.add_argument("--allow", action="append", default=[])
     options = parser.parse_args()
+    compiled_modules()
     if options.verb == "capture":
-        text = json.dumps(capture(options.pid, options.memory), indent=1, sort_keys=True)
+        facts = capture(options.pid, options.memory)
         if options.output:
             with open(options.output, "w") as f:
-                f.write(text)
+                f.write(json.dumps(facts, sort_keys=True))
         else:
-            print(text)
+            print(json.dumps(facts, indent=1, sort_keys=True))
         return 0
+    from compare import compare
+
     captures = []
     for file in (options.before, options.after):
         with open(file) as f:

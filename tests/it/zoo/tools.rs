@@ -116,7 +116,12 @@ pub fn marked(dir: &Path) -> Vec<i32> {
 /// Runs the independent reader; what it says if it fails.
 pub fn reader(args: &[&std::ffi::OsStr]) -> Result<(), String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/state.py");
-    let output = Command::new("python3").arg(script).args(args).output().map_err(|e| format!("python3: {e}"))?;
+    let output = Command::new("python3")
+        .args(["-S", "-E"])
+        .arg(script)
+        .args(args)
+        .output()
+        .map_err(|e| format!("python3: {e}"))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
