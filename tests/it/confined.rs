@@ -149,8 +149,7 @@ impl Server {
     }
 
     fn reader(&self, args: &[&str]) -> String {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/state.py");
-        let output = Command::new("python3").arg(script).args(args).output().unwrap();
+        let output = crate::zoo::tools::independent_reader().args(args).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{args:?}: {said}");
         said

@@ -172,20 +172,21 @@ impl Traced {
 
     /// Lets it run until it enters call `n` (counted from 1) after it has seized something; whether it came there.
     pub fn until(&mut self, n: usize) -> bool {
-        let (process, state) =
-            (Pid::from_raw(self.child.id() as i32), self.threads.keys().copied().collect::<Vec<_>>());
+        let process = Pid::from_raw(self.child.id() as i32);
         let (came, comes) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             // It may be as slow as the machine is busy, as long as it comes to its next call.
             let watch = scope.spawn(move || match patient(&comes) {
                 true => None,
                 false => {
-                    let stands = state_of(state.iter());
+                    let stands = state_of(process);
                     let _ = kill(process, Signal::SIGKILL);
                     Some(stands)
                 }
             });
-            let reached = self.steps(n, || came.send(()).is_ok());
+            let reached = self.steps(n, || {
+                let _ = came.send(());
+            });
             drop(came);
             if let Some(stands) = watch.join().unwrap() {
                 panic!("it stands still: {stands}");
@@ -195,7 +196,7 @@ impl Traced {
     }
 
     /// The same; says of each stop that it was there. What is waited for needs a processor itself: this sleeps meanwhile.
-    fn steps(&mut self, n: usize, progress: impl Fn() -> bool) -> bool {
+    fn steps(&mut self, n: usize, progress: impl Fn()) -> bool {
         let group = Pid::from_raw(-(self.child.id() as i32));
         while !self.threads.is_empty() {
             let status = waitpid(group, Some(WaitPidFlag::__WALL));
@@ -264,10 +265,12 @@ fn patient(comes: &std::sync::mpsc::Receiver<()>) -> bool {
     }
 }
 
-fn state_of<'a>(threads: impl Iterator<Item = &'a Pid>) -> String {
-    let read = |pid: &Pid, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let of = |pid: &Pid| format!("{} {} {}", read(pid, "stat"), read(pid, "wchan"), read(pid, "syscall"));
-    threads.map(of).collect::<Vec<_>>().join("\n")
+/// Of all threads that it has now.
+fn state_of(process: Pid) -> String {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let read = |dir: &Path, name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let of = |dir: PathBuf| format!("{} {} {}", read(&dir, "stat"), read(&dir, "wchan"), read(&dir, "syscall"));
+    threads.map(|thread| of(thread.path())).collect::<Vec<_>>().join("\n")
 }
 
 fn go_on(pid: Pid, signal: Option<Signal>) {

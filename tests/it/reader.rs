@@ -19,12 +19,7 @@ fn folder() -> PathBuf {
 }
 
 fn reader(args: &[&str]) -> Output {
-    Command::new("python3")
-        .args(["-S", "-E"])
-        .arg(folder().join("state.py"))
-        .args(args)
-        .output()
-        .expect("python3 is installed")
+    crate::zoo::tools::independent_reader().args(args).output().expect("python3 is installed")
 }
 
 /// All that the kernel shows of a process tree at one moment.

@@ -113,15 +113,16 @@ pub fn marked(dir: &Path) -> Vec<i32> {
         .collect()
 }
 
+/// The independent reader, without arguments. It needs no more than the standard library, and starts faster without looking for more.
+pub fn independent_reader() -> Command {
+    let mut command = Command::new("python3");
+    command.args(["-S", "-E"]).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/state.py"));
+    command
+}
+
 /// Runs the independent reader; what it says if it fails.
 pub fn reader(args: &[&std::ffi::OsStr]) -> Result<(), String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/state.py");
-    let output = Command::new("python3")
-        .args(["-S", "-E"])
-        .arg(script)
-        .args(args)
-        .output()
-        .map_err(|e| format!("python3: {e}"))?;
+    let output = independent_reader().args(args).output().map_err(|e| format!("python3: {e}"))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
