@@ -24,7 +24,8 @@ pub fn read(root: OwnedFd) -> Result<Content> {
     let mut reader = Reader { content: Content::default(), links: HashMap::new(), bytes: 0 };
     let stat = nix::sys::stat::fstat(&root)?;
     let is_directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-    let opened = crate::sys::openat2::reopen(&root, if is_directory { libc::O_DIRECTORY as u32 } else { 0 })?;
+    let flags = libc::O_NOATIME | if is_directory { libc::O_DIRECTORY } else { 0 };
+    let opened = crate::sys::openat2::reopen(&root, flags as u32)?;
     reader.entry(opened.as_fd(), c"", b"", &stat)?;
     if is_directory {
         reader.directory(opened, b"", 0)?;

@@ -1,9 +1,8 @@
 //! Runs one scenario of the zoo: a fixture sets up its state, is saved and restored, and verifies from inside.
 
+use super::canonical::canonical;
 pub use super::tools::marked;
-use super::tools::{
-    MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, compiled, is_alive, note_tree, reader, reap, sorted,
-};
+use super::tools::{MOVED, NOT_COMPARED, NOT_MOVED, adopt_orphans, compiled, is_alive, note_tree, reader, reap};
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::{self, Ignore};
 use migrate_engine::memory::store::ImageDir;
@@ -82,7 +81,7 @@ const ALWAYS: &[(&str, &str)] = &[
     ("tasks[*].itimers.*.remaining_ns", "time passes"),
     ("tasks[*].posix_timers[*].spec.remaining_ns", "time passes"),
     ("**.mtime_ns", "a fixture that has written a file since"),
-    ("namespaces", "a time namespace lets the monotonic clock go on where it was stopped"),
+    ("namespaces[*].inode", "the kernel's number"),
     ("tasks[*].namespaces.time", "a time namespace lets the monotonic clock go on where it was stopped"),
     ("tasks[*].namespaces.time_for_children", "a time namespace lets the monotonic clock go on where it was stopped"),
     ("mms[*].cow_parent", "how much relatives still share depends on what they did since"),
@@ -173,7 +172,7 @@ impl Drop for HugePages {
 /// The models of two images are equal, but for what always differs and what is named.
 pub(super) fn same_models(before: &Path, after: &Path, made: &[(&str, &str)]) -> Result<(), String> {
     let model = |path| -> Result<Model, String> {
-        ImageDir::open(path).and_then(|image| image.model()).map(sorted).map_err(|e| e.to_string())
+        ImageDir::open(path).and_then(|image| image.model()).map(canonical).map_err(|e| e.to_string())
     };
     let rules = ALWAYS.iter().chain(made).map(|(path, _)| *path);
     let found = diff::diff(&model(before)?, &model(after)?, &Ignore::new(rules)).map_err(|e| e.to_string())?;

@@ -4,6 +4,7 @@
 //! A row is a case of a fixture (`tests/fixtures/FIXTURE.c`); it runs in every mode of [`harness::Mode`] that makes sense.
 
 mod back_and_forth;
+mod canonical;
 mod faults;
 pub mod frozen;
 mod harness;
@@ -44,6 +45,8 @@ fn scenario(fixture: &'static str, case: &'static str) -> Scenario {
         ("descriptors", "timer_descriptors" | "timer_descriptors_of_clock_ahead") => {
             Scenario { ignore: DESCRIPTORS, allow: TICKS, ..plain }
         }
+        ("namespaces", "own_program") => Scenario { ignore: OWN_PROGRAM, allow: NEW_FILE_SYSTEMS, ..plain },
+        ("namespaces", "layers") => Scenario { ignore: LAYERS, allow: NEW_FILE_SYSTEMS, ..plain },
         ("namespaces", _) => Scenario { ignore: NAMESPACES, allow: NEW_FILE_SYSTEMS, ..plain },
         ("descriptors", _) => Scenario { ignore: DESCRIPTORS, ..plain },
         ("signals", "interval_timers" | "alarm_clock" | "posix_timers") => {
@@ -136,8 +139,23 @@ const NAMESPACES: &[(&str, &str)] = &[
     ("**.path.inode", "a tmpfs of its own is made anew"),
     ("**.cwd.device", "a tmpfs of its own is made anew"),
     ("**.cwd.inode", "a tmpfs of its own is made anew"),
+    ("**.exe.device", "a tmpfs of its own is made anew"),
+    ("**.exe.inode", "a tmpfs of its own is made anew"),
     ("ghosts[*].path.path", "its name may be another file's by now, or its directory gone"),
 ];
+
+const OWN_PROGRAM: &[(&str, &str)] = &[
+    ("**.path.device", "a tmpfs of its own is made anew"),
+    ("**.path.inode", "a tmpfs of its own is made anew"),
+    ("**.exe.device", "a tmpfs of its own is made anew"),
+    ("**.exe.inode", "a tmpfs of its own is made anew"),
+    ("namespaces[*].kind.Mnt.mounts[*].content.entries[*].atime_ns", "to map a file is an access"),
+];
+
+const LAYERS: &[(&str, &str)] = &[(
+    "namespaces[*].kind.Mnt.mounts[*].content.entries[6].atime_ns",
+    "the work directory of an overlay, which the kernel looks through as it is mounted",
+)];
 
 const NEW_FILE_SYSTEMS: &str = r#"
 [[allow]]
@@ -146,6 +164,14 @@ rule = "ignore"
 reason = "a tmpfs of its own is made anew: its device number is another one, and so are those of its inodes"
 [[allow]]
 path = "**/cwd/file"
+rule = "ignore"
+reason = "a tmpfs of its own is made anew: its device number is another one, and so are those of its inodes"
+[[allow]]
+path = "**/exe/file"
+rule = "ignore"
+reason = "a tmpfs of its own is made anew: its device number is another one, and so are those of its inodes"
+[[allow]]
+path = "**/memory/*/file"
 rule = "ignore"
 reason = "a tmpfs of its own is made anew: its device number is another one, and so are those of its inodes"
 "#;
@@ -338,7 +364,7 @@ mod leases_to_write {
     row!(descriptors, broken_leases, restored = Once, dumped = LeaveRunning, chain = Chain, new_pids = NewPids);
 }
 zoo!(terminals: pair of_another_user lines raw_data sides session foreground_gone shell_like hung_up no_terminal_of_its_own);
-zoo!(namespaces: private_files nodes_and_propagation bound layers different users users_and_threads users_and_mounts host_name
+zoo!(namespaces: private_files own_program nodes_and_propagation bound layers different users users_and_threads users_and_mounts host_name
     taken_from_child taken_from_parent);
 zoo!(unix_sockets: stream_pair datagram_pair packet_pair in_flight watching_in_flight in_flight_of_each_other credentials shut_down listening
     listening_abstract listening_for_packets datagrams_with_names between_processes);

@@ -8,7 +8,7 @@
 //! there instead of the 1 looks at the fields that contain it, `WORD@FIXTURE:CASE` in that case only.
 
 use super::harness::{HugePages, Run, Scenario, marked, terminals_lock};
-use super::tools::{adopt_orphans, compiled};
+use super::tools::{MOVED, adopt_orphans, compiled};
 use super::{scenario, schema};
 use migrate_engine::image::Model;
 use migrate_engine::image::diff::Ignore;
@@ -125,6 +125,7 @@ const CASES: &[(&str, &str)] = &[
     ("sockets", "raw"),
     ("sockets", "multicast"),
     ("namespaces", "private_files"),
+    ("namespaces", "own_program"),
     ("namespaces", "nodes_and_propagation"),
     ("namespaces", "bound"),
     ("namespaces", "layers"),
@@ -166,7 +167,11 @@ const NOT_STATE: &[(&str, &str)] = &[
     ("cgroups", "where it was, for --cgroup same; the tree is put into a cgroup of its own"),
     ("tasks[*].cgroups", "where it was, for --cgroup same; the tree is put into a cgroup of its own"),
     ("mms[*].cow_parent", "saves memory"),
+    ("fs[*].root.mnt", "entered by its path from within the task's mount namespace, which the task names"),
 ];
+
+/// Fields that a restore asks for where the tree gets a PID namespace of its own: those are forgotten in such a one.
+const OF_NEW_PIDS: &[&str] = &["namespaces[*].kind.Mnt.mounts[*].parent_id"];
 
 /// What is known of the fields so far; the workers share it.
 #[derive(Default)]
@@ -369,8 +374,8 @@ fn case_by_fields(
             Err(_) => {
                 let again = || Stage::set_up(&scenario, &program, &name);
                 let (Some(whole), Some(without), Some(next)) = (again()?, again()?, again()?) else { return Ok(()) };
-                whole.trial(None).map_err(|e| format!("a restore that forgets nothing fails: {e}"))?;
-                let notice = without.trial(Some(&field)).err();
+                whole.trial(None, pids_of(&field)).map_err(|e| format!("a restore that forgets nothing fails: {e}"))?;
+                let notice = without.trial(Some(&field), pids_of(&field)).err();
                 stage = next;
                 notice.map(first_line)
             }
@@ -398,12 +403,16 @@ impl<'s> Stage<'s> {
         std::thread::sleep(Duration::from_millis(20));
         let before = if scenario.busy { None } else { Some(run.capture(run.pid(), "before.json")?) };
         run.dump(run.pid(), 0, &[])?;
+        if scenario.timed {
+            // From then on the fixtures tell a wait that lasts as long as was left of it from one that is cut short.
+            std::thread::sleep(Duration::from_millis(1200));
+        }
         let model = ImageDir::open(&run.image(0)).and_then(|image| image.model()).map_err(|e| e.to_string())?;
         Ok(Some(Self { run, before, model }))
     }
 
-    fn trial(&self, field: Option<&str>) -> Result<(), String> {
-        trial(&self.run, field, self.before.as_ref())
+    fn trial(&self, field: Option<&str>, pids: Pids) -> Result<(), String> {
+        trial(&self.run, field, pids, self.before.as_ref())
     }
 }
 
@@ -429,42 +438,54 @@ fn wanted(model: &Model, filter: &Filter, all: &mut Fields) -> Vec<String> {
     found
 }
 
+/// Which process ids a tree is restored with.
+#[derive(Clone, Copy, PartialEq)]
+enum Pids {
+    Same,
+    New,
+}
+
+fn pids_of(field: &str) -> Pids {
+    if OF_NEW_PIDS.contains(&field) { Pids::New } else { Pids::Same }
+}
+
 /// How it is noticed that a restore forgets a field; nothing if it is not. An error says that also a restore that forgets
 /// nothing fails.
 fn notice(stage: &mut Stage<'_>, field: &str) -> Result<Option<String>, String> {
-    let mut disturbed = String::new();
+    let (mut disturbed, pids) = (String::new(), pids_of(field));
     for _ in 0..3 {
-        if stage.trial(Some(field)).is_ok() {
+        if stage.trial(Some(field), pids).is_ok() {
             return Ok(None);
         }
         // What it takes at the moment is what a hang is told by.
         stage.run.patience = super::harness::PATIENCE;
         let began = Instant::now();
-        if let Err(e) = stage.trial(None) {
+        if let Err(e) = stage.trial(None, pids) {
             disturbed = e;
             continue;
         }
         stage.run.patience = (began.elapsed() * 10).max(Duration::from_secs(10));
-        return Ok(stage.trial(Some(field)).err().map(first_line));
+        return Ok(stage.trial(Some(field), pids).err().map(first_line));
     }
     Err(format!("a restore that forgets nothing fails: {disturbed}"))
 }
 
 /// Restores, without a field, and looks everywhere; an error says who noticed what.
-fn trial(run: &Run<'_>, field: Option<&str>, before: Option<&PathBuf>) -> Result<(), String> {
+fn trial(run: &Run<'_>, field: Option<&str>, pids: Pids, before: Option<&PathBuf>) -> Result<(), String> {
     for left in ["go", "result", "failures", "pid"] {
         let _ = std::fs::remove_file(run.path(left));
     }
     let _ = std::fs::remove_dir_all(run.image(1));
-    let result = restored(run, field, before);
+    let result = restored(run, field, pids, before);
     end_all(run);
     result
 }
 
-fn restored(run: &Run<'_>, field: Option<&str>, before: Option<&PathBuf>) -> Result<(), String> {
+fn restored(run: &Run<'_>, field: Option<&str>, pids: Pids, before: Option<&PathBuf>) -> Result<(), String> {
     let (image, pid_file) = (run.image(0).display().to_string(), run.path("pid"));
     let file = pid_file.display().to_string();
-    let args = ["restore", "-D", &image, "--detach", "--pids", "same", "--pidfile", &file].map(str::to_owned);
+    let word = if pids == Pids::New { "new" } else { "same" };
+    let args = ["restore", "-D", &image, "--detach", "--pids", word, "--pidfile", &file].map(str::to_owned);
     let forget: Vec<_> = field.map(|field| ("MIGRATE_FORGET", field)).into_iter().collect();
     run.migrate(&args, &forget)?;
     let root = std::fs::read_to_string(&pid_file).map_err(|e| e.to_string())?;
@@ -472,6 +493,10 @@ fn restored(run: &Run<'_>, field: Option<&str>, before: Option<&PathBuf>) -> Res
     run.note_tree(root);
     std::thread::sleep(Duration::from_millis(20));
     run.dump(root, 1, &["--leave-running"])?;
+    if pids == Pids::New {
+        run.same_model(0, 1, MOVED)?;
+        return run.verify();
+    }
     run.same_model(0, 1, &[])?;
     if let Some(before) = before {
         run.compare(before, &run.capture(root, "after.json")?)?;
