@@ -4,6 +4,7 @@
 //! the target that still runs over there.
 
 use super::creds::Own;
+use super::fd::udp::sends_to_groups_from;
 use super::fd::{regular, roots, taken_over};
 use super::{Options, cgroup, clock, limits, ns, numa, root, vdso};
 use crate::arch;
@@ -273,6 +274,13 @@ fn addresses(model: &Model, scope: &Scope) -> Vec<Blocker> {
     let mut seen = BTreeSet::new();
     let mut blockers = Vec::new();
     for file in &model.files {
+        if let FileKind::Udp(udp) = &file.kind
+            && let Some(from) = sends_to_groups_from(udp).map(IpAddr::V4)
+            && of_host(model, udp.net)
+            && !scope.coming.contains(&from)
+        {
+            blockers.extend(bound(SocketAddr::new(from, 0), libc::SOCK_DGRAM, false, &udp.options));
+        }
         let (net, local, kind, listens, options) = match &file.kind {
             FileKind::Tcp(tcp) => {
                 let listens = matches!(tcp.state, TcpState::Listen { .. });
@@ -342,6 +350,7 @@ fn bound(address: SocketAddr, kind: i32, port: bool, options: &SocketOptions) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::fd::udp::Udp;
     use std::net::{TcpListener, UdpSocket};
 
     #[test]
@@ -392,5 +401,30 @@ mod tests {
             bound(address, libc::SOCK_STREAM, true, &SocketOptions::default()).unwrap().code,
             codes::ADDRESS_MISSING
         );
+    }
+
+    #[test]
+    fn so_is_one_that_a_socket_sends_to_groups_from() {
+        let from = std::net::Ipv4Addr::new(192, 0, 2, 7);
+        let udp = Udp {
+            net: NsId::from(1),
+            v6: false,
+            socket_type: libc::SOCK_DGRAM,
+            protocol: libc::IPPROTO_UDP,
+            local: Bytes::default(),
+            peer: Bytes::default(),
+            options: SocketOptions::default(),
+            ints: vec![(libc::SOL_IP, libc::IP_MULTICAST_IF, i32::from_ne_bytes(from.octets()))],
+            shutdown: 0,
+            queue: Vec::new(),
+        };
+        let mut model = crate::image::tests::sample();
+        model.namespaces.clear();
+        model.files.truncate(1);
+        model.files[0].kind = FileKind::Udp(udp);
+        let found = addresses(&model, &Scope::default());
+        assert_eq!(found.iter().map(|b| b.code).collect::<Vec<_>>(), [codes::ADDRESS_MISSING]);
+        let comes_along = Scope { coming: vec![IpAddr::V4(from)], ..Scope::default() };
+        assert!(addresses(&model, &comes_along).is_empty());
     }
 }

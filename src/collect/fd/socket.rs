@@ -238,6 +238,7 @@ pub const IP_INTS: &[(i32, i32, Option<i32>)] = &[
 
 /// Integer options of multicast, which only datagram sockets have.
 pub const MULTICAST_INTS: &[(i32, i32, Option<i32>)] = &[
+    (libc::SOL_IP, libc::IP_MULTICAST_IF, Some(0)), // an address, in network order
     (libc::SOL_IP, libc::IP_MULTICAST_TTL, Some(1)),
     (libc::SOL_IP, libc::IP_MULTICAST_LOOP, Some(1)),
     (libc::SOL_IP, 49, Some(1)), // IP_MULTICAST_ALL

@@ -10,6 +10,15 @@ use crate::sys::{Errno, socket};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// What takes a local address, which may come later.
+const OF_ADDRESS: &[(i32, i32)] = &[(libc::SOL_IP, libc::IP_MULTICAST_IF)];
+
+/// The local address that a socket sends to groups of IPv4 from, if it has chosen one.
+pub fn sends_to_groups_from(udp: &Udp) -> Option<Ipv4Addr> {
+    let chosen = udp.ints.iter().find(|(level, name, _)| OF_ADDRESS.contains(&(*level, *name)))?;
+    Some(Ipv4Addr::from(chosen.2.to_ne_bytes()))
+}
+
 /// Makes a socket bound to its address, not connected yet.
 pub fn make(udp: &Udp, place: Place<'_>) -> Result<OwnedFd> {
     let domain = if udp.v6 { libc::AF_INET6 } else { libc::AF_INET };
@@ -19,7 +28,7 @@ pub fn make(udp: &Udp, place: Place<'_>) -> Result<OwnedFd> {
     let fd =
         namespace::socket_in(place.net, domain, udp.socket_type, udp.protocol)?.map_err(failed("UDP", "socket"))?;
     common::early(fd.as_fd(), &udp.options, &[])?;
-    common::set_ints(fd.as_fd(), &udp.ints, &[])?;
+    common::set_ints(fd.as_fd(), &udp.ints, OF_ADDRESS)?;
     if udp.local.0.is_empty() {
         return Ok(fd);
     }
@@ -58,6 +67,9 @@ pub fn join(fd: BorrowedFd<'_>, of: &Membership, net: Option<BorrowedFd<'_>>) ->
 /// Fills the queue, connects, sets the last options; when the local address is here. Returns a warning if datagrams were lost.
 pub fn finish(fd: BorrowedFd<'_>, udp: &Udp, injector: &Injector) -> Result<Option<String>> {
     let warning = fill(fd, udp, injector)?;
+    for &(level, name, value) in udp.ints.iter().filter(|int| OF_ADDRESS.contains(&(int.0, int.1))) {
+        common::set_if_differs(fd, level, name, value)?;
+    }
     if !udp.peer.0.is_empty() {
         socket::connect(fd, &udp.peer.0).map_err(failed("UDP", "connect"))?;
     }
