@@ -7,6 +7,7 @@ use crate::blocker::Blocker;
 use crate::image::Bytes;
 use crate::migration::MoveError;
 use crate::migration::handover::Candidate;
+use crate::migration::postcopy::Later;
 use crate::migration::protocol::SpaceName;
 use crate::migration::send_pages::ALIVE_EVERY;
 use crate::transport::{Abort, Channel, FrameKind};
@@ -34,8 +35,8 @@ pub(super) enum Order {
     Frame(Arc<[u8]>),
     /// All pages of the round are sent, or on their way; the last one is inside the pause.
     RoundEnd { last: bool },
-    /// The target is stopped, and is this.
-    Prepare(Arc<Final>),
+    /// The target is stopped, and is this; it will lack these pages when it runs there.
+    Prepare(Arc<Final>, Arc<Later>),
     /// A channel of pages has failed.
     Broken(MoveError),
     /// Nothing more: the link comes back.
@@ -269,9 +270,9 @@ impl<'a> Driver<'a> {
                 self.peer.end_round(self.round, false)?;
                 let _ = news.send(News::RoundDone(self.candidate, Instant::now(), self.peer.room_bytes));
             }
-            Order::Prepare(last) => {
+            Order::Prepare(last, later) => {
                 self.peer.ship_last(&last.files)?;
-                self.peer.prepare(&last)?;
+                self.peer.prepare(&last, &later)?;
             }
             Order::Broken(error) => return Err(error),
             Order::End => {}

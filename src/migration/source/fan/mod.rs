@@ -21,6 +21,7 @@ use super::{Attempt, MoveError, Survey, Target, Wishes};
 use crate::blocker::Blocker;
 use crate::migration::handover::Candidate;
 use crate::migration::handover::source::{Event as Happened, Phase};
+use crate::migration::postcopy::Later;
 use crate::migration::protocol::AttemptId;
 use crate::migration::report::{Became, Pause, Report};
 use crate::migration::shelf::Catalogue;
@@ -71,6 +72,8 @@ struct Member {
     lane: Lane,
     stage: Stage,
     owed: Owed,
+    /// Pages that it lacks when the target runs there.
+    later: Arc<Later>,
     /// Rounds begun.
     number: u32,
     /// When it had stored its last round.
@@ -112,6 +115,8 @@ pub(super) struct Fan<'a> {
     paused_at: Option<Instant>,
     /// Those that stand ready, the first that said so first.
     ready: Vec<Candidate>,
+    /// Those that could not be told that the target is not theirs, once all have been tried.
+    untold: Option<Vec<Candidate>>,
 }
 
 /// Moves the target to the first of several destinations that is ready. What [`super::run`] says of one holds here.
@@ -140,7 +145,9 @@ pub fn run(
         };
         // In doubt the others stay as they are: only the owner's word says what becomes of them.
         if !matches!(result, Err(MoveError::InDoubt { .. })) {
-            attempt.tell_others(target);
+            let owner = attempt.owner();
+            attempt.tell_others(target, owner);
+            attempt.report_candidates(owner);
         }
         attempt.end_fan();
         result
@@ -174,6 +181,7 @@ impl<'a> Fan<'a> {
                 lane,
                 stage: Stage::Idle,
                 owed: Owed::default(),
+                later: Arc::default(),
                 number: 0,
                 stored_at: Instant::now(),
                 room_bytes: u64::MAX,
@@ -192,12 +200,18 @@ impl<'a> Fan<'a> {
             interrupted: interrupted.clone(),
             paused_at: None,
             ready: Vec::new(),
+            untold: None,
         })
     }
 
     /// Bytes sent to all.
     pub fn bytes_sent(&self) -> u64 {
         self.members.iter().map(Member::bytes_sent).sum()
+    }
+
+    /// Pages that this one lacks when the target runs there.
+    pub fn later_of(&self, candidate: Candidate) -> Arc<Later> {
+        self.members[usize::from(candidate.0)].later.clone()
     }
 
     fn count(&self, is: impl Fn(&Member) -> bool) -> usize {
@@ -406,6 +420,15 @@ impl<'a> Attempt<'a> {
         target.make_way()?;
         self.send_last(target, &last)?;
         pause.part("residual");
+        if self.fan().members.iter().all(|member| member.later.is_empty()) {
+            return self.hand_over_to_first(target, pause);
+        }
+        let (pages, owners) = (target.later_pages()?, target.owners());
+        self.with_pages(pages, owners, |attempt| attempt.hand_over_to_first(target, pause))
+    }
+
+    /// The first that is ready gets the target.
+    fn hand_over_to_first(&mut self, target: &mut dyn Target, mut pause: Pause) -> Result<(), MoveError> {
         self.wait_until(target, "the destinations rebuild the target", |fan| !fan.ready.is_empty())?;
         pause.part("rebuild");
         let first = self.fan().ready[0];

@@ -2,8 +2,9 @@
 
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::pages::{Run, What};
+use crate::migration::postcopy::Later;
 use crate::migration::protocol::SpaceName;
-use crate::migration::source::Plan;
+use crate::migration::source::{Final, Plan};
 use std::collections::BTreeMap;
 
 /// Pages, by space.
@@ -88,12 +89,49 @@ impl Owed {
         (pages, holes(&gone))
     }
 
+    /// The target is stopped, and this is left: of the pages that this one lacks besides, those that can be sent when it runs. By
+    /// what it is told now it has none of them.
+    pub fn put_off(&mut self, plan: &Plan, can_follow: &dyn Fn(Space, &RangeSet) -> RangeSet) -> Pages {
+        let mut said = Pages::new();
+        let notes = plan.notes.iter().map(|note| (note.space, note.range));
+        plan.pages.iter().copied().chain(notes).for_each(|(space, range)| said.entry(space).or_default().insert(range));
+        let mut all = Pages::new();
+        for (space, pages) in &mut self.pages {
+            let rest = said.get(space).map_or_else(|| pages.clone(), |said| pages.difference(said));
+            let follows = if rest.is_empty() { rest } else { can_follow(*space, &rest) };
+            if follows.is_empty() {
+                continue;
+            }
+            *pages = pages.difference(&follows);
+            let gone = self.gone.entry(*space).or_default();
+            *gone = gone.union(&follows);
+            all.insert(*space, follows);
+        }
+        all
+    }
+
     /// The target is stopped, and has these spaces.
     pub fn forget_dead(&mut self, names: &[SpaceName]) {
         for name in names.iter().filter(|name| name.model.is_none()) {
             self.pages.remove(&name.sent_as.into());
         }
     }
+}
+
+/// What one lacks when the target runs: what all lack, and these pages, by the names that the model has.
+pub(super) fn later(last: &Final, follows: &Pages) -> Later {
+    let home = |space: Space| {
+        let name = last.spaces.iter().find(|name| Space::from(name.sent_as) == space);
+        name.map_or(Some(space), |name| name.model.map(Space::from))
+    };
+    let mut all: Pages = last.later.iter().cloned().collect();
+    for (space, pages) in follows {
+        if let Some(space) = home(*space) {
+            let theirs = all.entry(space).or_default();
+            *theirs = theirs.union(pages);
+        }
+    }
+    all.into_iter().collect()
 }
 
 fn holes(gone: &Pages) -> Vec<Run> {
