@@ -250,8 +250,6 @@ struct Attempt<'a> {
     ahead: Option<Vec<Vec<u8>>>,
     /// Several destinations: the threads that send to them.
     fan: Option<Fan<'a>>,
-    /// Destinations that have not been told yet that the target is not theirs.
-    untold: Vec<Candidate>,
     /// Pages follow when the target runs.
     following: Option<Following>,
     /// Pages that the target lacks over there are sent by this.
@@ -313,7 +311,6 @@ impl<'a> Attempt<'a> {
             is_held: false,
             ahead: None,
             fan: None,
-            untold: Vec::new(),
             following: None,
             serving: None,
             taking: None,

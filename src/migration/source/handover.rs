@@ -234,7 +234,7 @@ impl Attempt<'_> {
             self.peers.speak_to(to);
         }
         if to != self.peers.spoken() || !is_here {
-            self.untold.push(to);
+            // The others are told when it is known who has the target.
             return;
         }
         let message = match request {
