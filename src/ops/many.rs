@@ -33,9 +33,7 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
             return usage(format!("{dest} is named twice"));
         }
     }
-    let what = if options.mode.recoverable.is_some() {
-        "--recoverable is for one destination, for now"
-    } else if !options.state.move_addresses.is_empty() {
+    let what = if !options.state.move_addresses.is_empty() {
         "--move-address is for one destination, for now: each of several would announce the address"
     } else if options.base.is_some() {
         "--base is for one destination, for now"

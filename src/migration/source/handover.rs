@@ -91,6 +91,7 @@ impl Attempt<'_> {
     /// It runs at this one, for good: while the rest of its memory follows, the others need not wait to be told.
     fn runs_there(&mut self, target: &mut dyn Target, to: Candidate, interrupted: &Abort) -> Result<(), MoveError> {
         if self.serving.is_some() {
+            self.takes_states();
             self.tell_others(target, Some(to));
         }
         self.drained(interrupted).map_err(|error| self.in_doubt(error))

@@ -108,6 +108,11 @@ impl Attempt<'_> {
         self.taking.take().iter().for_each(|taking| drop(taking.stop()));
     }
 
+    /// States of it come back from here on, if that is wanted.
+    pub(super) fn takes_states(&self) {
+        self.taking.iter().for_each(Taking::begin);
+    }
+
     /// Nobody will resume any.
     fn forget_points(&mut self) {
         if self.wishes.recoverable.is_some() {
@@ -126,7 +131,7 @@ impl Attempt<'_> {
                 self.events.event(Event::Progress { phase: "missing pages", done, total });
             }
         };
-        self.taking.iter().for_each(Taking::begin);
+        self.takes_states();
         let silent = Unlinked::default();
         let given_up = || interrupted.is_triggered() || self.is_to_be_fenced(&silent);
         let served = serving.wait(&given_up, &progress)?;
