@@ -33,14 +33,10 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
             return usage(format!("{dest} is named twice"));
         }
     }
-    let what = if !options.state.move_addresses.is_empty() {
-        "--move-address is for one destination, for now: each of several would announce the address"
-    } else if options.base.is_some() {
-        "--base is for one destination, for now"
-    } else {
+    if options.state.move_addresses.is_empty() {
         return Ok(());
-    };
-    usage(what.to_owned())
+    }
+    usage("--move-address is for one destination, for now: each of several would announce the address".to_owned())
 }
 
 /// The steps for a target that does not converge: what deltas are made against is one destination's.

@@ -80,12 +80,11 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     let streams = options.memory.streams.unwrap_or(STREAMS);
     let (links, dests) = many::connect(options, streams, events, abort)?;
     let options = &MoveOptions { dests, ..options.clone() };
-    let journals = Places::here().state.join("moves");
+    let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
     let link_again = |to: Candidate| connect_again(&options.dests, to, &options.peer, abort);
     let again = Some(Again::new(&link_again));
-    let session = options.session.to_string();
     let command = options
         .mode
         .fence

@@ -158,6 +158,22 @@ fn memory_follows_to_the_one_that_runs_it_and_to_nobody_else() {
     }
 }
 
+#[test]
+fn what_does_not_converge_follows_to_the_one_that_runs_it() {
+    if !can_move() {
+        return;
+    }
+    // It writes faster than rounds send.
+    let stage = Stage::begin(Counter::of(LOOKS, &["200", "2000"]), &[&[], &[]]);
+    let output =
+        run(stage.mover(&["--bandwidth", "8MB/s", "--compress", "off", "--converge", "post-copy,anyway"]), &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("what is left follows when it runs"), "{}", text(&output));
+    assert_eq!(result(&output)["mode"].as_str(), Some("hybrid"), "{}", text(&output));
+    stage.looks("converge");
+    stage.check("converge");
+}
+
 /// As below, with memory missing at whoever runs it.
 #[test]
 fn a_destination_that_is_killed_while_memory_is_to_follow_is_replaced_unless_it_may_own_the_target() {

@@ -144,7 +144,9 @@ impl Fan {
                 let later = builder.pager.iter().flat_map(|pager| &pager.lacked);
                 for page in later.flat_map(|(space, pages)| pages.iter().map(|range| (*space, range))) {
                     let pages = (page.1.first..page.1.end()).map(|number| (page.0, number));
-                    pages.for_each(|page| assert!(!memory.contains_key(&page), "{page:?} is there, which was to follow"));
+                    pages.for_each(|page| {
+                        assert!(!memory.contains_key(&page), "{page:?} is there, which was to follow")
+                    });
                 }
                 memory.extend(builder.pager.as_ref().map(late::Pager::came).unwrap_or_default());
                 assert_eq!(memory, self.target.expected(), "destination {n} has wrong memory");

@@ -6,6 +6,7 @@ use super::super::{Final, Survey};
 use crate::blocker::Blocker;
 use crate::image::Bytes;
 use crate::migration::MoveError;
+use crate::migration::earlier::Hint;
 use crate::migration::handover::Candidate;
 use crate::migration::postcopy::Later;
 use crate::migration::protocol::SpaceName;
@@ -43,10 +44,20 @@ pub(super) enum Order {
     End,
 }
 
+/// What a destination has found when it was offered the target.
+pub(super) struct Verdict {
+    /// What stands in the way there.
+    pub blockers: Vec<Blocker>,
+    /// Files go to it.
+    pub ships: bool,
+    /// What it has in an image.
+    pub earlier: Arc<HashSet<Hint>>,
+}
+
 /// What its thread reports.
 pub(super) enum News<'a> {
-    /// What stands in the way there; whether files go to it.
-    Verdict(Candidate, Vec<Blocker>, bool),
+    /// What it has found.
+    Verdict(Candidate, Verdict),
     /// A round is stored there.
     RoundDone(Candidate, Instant, u64),
     /// The target is rebuilt there, and stops short of running.
@@ -254,8 +265,8 @@ impl<'a> Driver<'a> {
             Order::Offer(survey, surveyed) => {
                 self.peer.surveyed = surveyed;
                 let blockers = self.peer.offer(&survey)?;
-                let ships = self.peer.luggage.is_needed();
-                let _ = news.send(News::Verdict(self.candidate, blockers, ships));
+                let (ships, earlier) = (self.peer.luggage.is_needed(), self.peer.catalogue.earlier());
+                let _ = news.send(News::Verdict(self.candidate, Verdict { blockers, ships, earlier }));
             }
             Order::Ship(mapped) => self.peer.ship(|| mapped)?,
             Order::Build(spaces) => self.peer.build(&spaces)?,

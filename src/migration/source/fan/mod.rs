@@ -9,6 +9,10 @@
 //! In a round take part those that have stored their last one; the others go on with theirs, and what this round has they get in
 //! their next. The policy of [`super::super::switchover`] looks at as many as the quorum says. In the pause all get what they lack;
 //! the first PREPARED gets COMMIT, the others are told that the target is not theirs once it runs ([`others`]).
+//!
+//! Where memory follows, nobody gets in the pause what can be sent later. What one lacks then is its own ([`owed`]): what all lack, and
+//! what it has missed of the rounds. Whoever is told to run the target is served, and nobody else; if it gives the target up, the
+//! next one is, from the beginning: the original has everything until it ends.
 
 mod lane;
 mod others;
@@ -19,6 +23,7 @@ mod spread;
 use super::peer::{Peer, Peers};
 use super::{Attempt, MoveError, Survey, Target, Wishes};
 use crate::blocker::Blocker;
+use crate::migration::earlier::Hint;
 use crate::migration::handover::Candidate;
 use crate::migration::handover::source::{Event as Happened, Phase};
 use crate::migration::postcopy::Later;
@@ -29,8 +34,9 @@ use crate::ops::Event;
 use crate::ops::Events;
 use crate::transport::{Abort, Link, TransportError};
 use crossbeam_channel::{Receiver, unbounded};
-use lane::{Lane, News, Order, Room};
+use lane::{Lane, News, Order, Room, Verdict};
 use owed::{Kin, Owed};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -81,6 +87,8 @@ struct Member {
     room_bytes: u64,
     /// Files go to it.
     ships: bool,
+    /// What it has in an image.
+    earlier: Arc<HashSet<Hint>>,
     /// Parts of what its tree would be made of may be out of date.
     is_patchy: bool,
     /// When it was ready, since the target was stopped.
@@ -186,6 +194,7 @@ impl<'a> Fan<'a> {
                 stored_at: Instant::now(),
                 room_bytes: u64::MAX,
                 ships: false,
+                earlier: Arc::default(),
                 is_patchy: false,
                 ready_after: None,
                 link_bytes: 0,
@@ -212,6 +221,15 @@ impl<'a> Fan<'a> {
     /// Pages that this one lacks when the target runs there.
     pub fn later_of(&self, candidate: Candidate) -> Arc<Later> {
         self.members[usize::from(candidate.0)].later.clone()
+    }
+
+    /// A frame goes to many: what it names all of them have to have.
+    fn note_earlier(&self) {
+        let mut members = self.members.iter().filter(|member| member.is_in()).map(|member| &member.earlier);
+        let Some(first) = members.next() else { return };
+        let others: Vec<_> = members.collect();
+        let common = first.iter().filter(|hint| others.iter().all(|other| other.contains(*hint)));
+        self.catalogue.note_earlier(common.copied());
     }
 
     fn count(&self, is: impl Fn(&Member) -> bool) -> usize {
@@ -257,12 +275,12 @@ impl<'a> Attempt<'a> {
     /// Whatever is heard; news of a destination that is out go to the machine, too.
     fn hear(&mut self, target: &mut dyn Target, news: News<'a>) {
         match news {
-            News::Verdict(who, blockers, ships) if blockers.is_empty() => {
+            News::Verdict(who, Verdict { blockers, ships, earlier }) if blockers.is_empty() => {
                 let member = self.fan().member(who);
-                (member.stage, member.ships) = (Stage::Idle, ships);
+                (member.stage, member.ships, member.earlier) = (Stage::Idle, ships, earlier);
                 self.tell_stage(who, "willing");
             }
-            News::Verdict(who, blockers, _) => self.drop_out(target, who, MoveError::Blocked(blockers)),
+            News::Verdict(who, Verdict { blockers, .. }) => self.drop_out(target, who, MoveError::Blocked(blockers)),
             News::RoundDone(who, at, room_bytes) => {
                 let member = self.fan().member(who);
                 (member.stored_at, member.room_bytes) = (at, room_bytes);
@@ -381,6 +399,7 @@ impl<'a> Attempt<'a> {
         if self.wishes.dry_run {
             return Ok(());
         }
+        self.fan().note_earlier();
         let mapped = target.mapped_files();
         let ahead = self.wishes.stop_and_copy && survey.is_single;
         for member in self.fan().members.iter_mut().filter(|member| member.is_in()) {

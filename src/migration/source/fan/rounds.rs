@@ -8,7 +8,7 @@ use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
 use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
-use crate::migration::send_pages::{Packing, Sent, mark, note_frames, read_round};
+use crate::migration::send_pages::{Packing, mark, note_frames, read_round};
 use crate::migration::switchover::{self, RoundStats};
 use crate::ops::Event;
 use std::collections::BTreeMap;
@@ -253,12 +253,14 @@ impl<'a> Attempt<'a> {
         let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
         let (throttle, unlimited) = (Throttle::new(bandwidth), Throttle::new(None));
         let compression = self.wishes.compression;
+        let level = self.effort.level(compression, &self.rounds);
+        let fan = self.fan.as_ref().expect("there are several destinations");
         let sparing = match self.effort.sparing(compression, &self.rounds, bandwidth) {
+            // Who has named an image knows that they have most of the pages.
+            Sparing::Never | Sparing::WhenSlow if fan.catalogue.has_earlier() => (Sparing::Always, level),
             Sparing::Never => (Sparing::Never, None),
             sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
         };
-        let level = self.effort.level(compression, &self.rounds);
-        let fan = self.fan.as_ref().expect("there are several destinations");
         let packing = Packing { level, bases: None, catalogue: &fan.catalogue, sparing };
         let due: Vec<(Mask, Pages)> =
             std::mem::take(&mut pass.due).into_iter().map(|(n, pages)| (1 << n, pages)).collect();
@@ -288,7 +290,10 @@ impl<'a> Attempt<'a> {
         }
         pass.due = due.into_iter().map(|(mask, _)| (mask.trailing_zeros() as usize, Pages::new())).collect();
         pass.pages += sent.iter().map(|part| part.pages).sum::<u64>();
-        sent.iter().for_each(|part: &Sent| self.report.unsent.zero += part.unsent.zero);
+        for part in &sent {
+            self.report.unsent.zero += part.unsent.zero;
+            self.report.unsent.named += part.unsent.named;
+        }
         Ok(missed.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
