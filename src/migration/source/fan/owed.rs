@@ -262,6 +262,30 @@ mod tests {
         assert_eq!((pages, notes.len()), ([(MM, set(&[1, 7]))].into(), 1));
     }
 
+    #[test]
+    fn what_one_has_missed_follows_where_it_can_and_what_all_are_told_stays_so() {
+        let mut owed = Owed { pages: [(MM, set(&[1, 2, 3, 4, 5])), (CHILD, set(&[8]))].into(), gone: Pages::new() };
+        // Page 1 is read in the pause, page 2 has been put off for all.
+        let last = plan(&[(MM, 1)], &[(MM, 2, What::Hole)]);
+        let follows = owed.put_off(&last, &|space, pages| match space {
+            MM => pages.intersection(&set(&[1, 2, 3, 4])),
+            _ => RangeSet::new(),
+        });
+        assert_eq!(follows, [(MM, set(&[3, 4]))].into());
+        let (pages, notes) = owed.due(&last, true);
+        assert_eq!(pages, [(MM, set(&[1, 5])), (CHILD, set(&[8]))].into(), "the rest is sent");
+        let gone: RangeSet = notes.iter().map(|note| note.range).collect();
+        assert_eq!(gone, set(&[2, 3, 4]), "what follows must not be there in another version");
+        let name = |sent_as: Space, model: Option<Space>| SpaceName {
+            sent_as: sent_as.into(),
+            model: model.map(Into::into),
+            cow_parent: None,
+        };
+        let spaces = vec![name(MM, Some(CHILD)), name(CHILD, None)];
+        let last = Final { plan: last, model: Vec::new(), spaces, later: vec![(CHILD, set(&[2]))], files: Vec::new() };
+        assert_eq!(later(&last, &follows), vec![(CHILD, set(&[2, 3, 4]))], "by the names of the model");
+    }
+
     proptest! {
         #[test]
         fn each_page_is_read_once_and_goes_to_all_that_lack_it(
