@@ -555,6 +555,14 @@ struct Heirloom<'b> {
 const ENDING: Duration = Duration::from_secs(10);
 
 impl Heirloom<'_> {
+    /// Before the copy ends: with nobody left its pager would look for the source, to say that everything is in.
+    fn end_pager(&self) {
+        let found = inventory::read(&self.inventory).or_else(|_| inventory::read(&self.copy));
+        if let Some(late) = found.ok().and_then(|found| found.terms.late) {
+            late.end_pager();
+        }
+    }
+
     fn remove_addresses(&mut self) {
         for (ip, prefix, interface) in self.addresses.drain(..) {
             let place = Place { ip, prefix, interface };
@@ -585,6 +593,9 @@ impl Copy for Heirloom<'_> {
     fn discard(&mut self) {
         // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
         self.remove_addresses();
+        if !self.ran {
+            self.end_pager();
+        }
         self.held.kill();
         record::conclude(&self.files.0, &self.files.1, Fate::Undo);
     }
@@ -605,11 +616,7 @@ impl Copy for Heirloom<'_> {
             return self.builder.free();
         }
         self.remove_addresses();
-        // Before: with nobody left it would say that everything is in.
-        let found = inventory::read(&self.inventory).or_else(|_| inventory::read(&self.copy));
-        if let Some(late) = found.ok().and_then(|found| found.terms.late) {
-            late.end_pager();
-        }
+        self.end_pager();
         self.held.kill();
         self.held.wait_until_gone(ENDING);
     }

@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::files::Wish;
 use crate::image::{Bytes, Pid};
 use crate::memory::pipeline::ReadPages;
+use crate::memory::{RangeSet, Space};
 use crate::ops::{Event, Events};
 use crate::transport::{Abort, Link, TransportError};
 use std::collections::HashSet;
@@ -37,6 +38,7 @@ pub use plan::{Final, Plan, Survey, Taken};
 
 use again::Silence;
 use fan::Fan;
+use late::Following;
 use peer::{Peer, Peers};
 
 /// Sends the pages of a round, read from the given place.
@@ -92,6 +94,12 @@ pub trait Target {
     /// No descriptors are left.
     fn later_pages(&self) -> Result<Box<dyn ReadPages + std::marker::Send>, Failure> {
         Ok(Box::new(postcopy::serving::NoPages))
+    }
+
+    /// Of these pages, by the name that rounds have for the space, those that can be sent when it runs, once it is frozen; none
+    /// where memory does not follow.
+    fn can_follow(&self, _space: Space, _pages: &RangeSet) -> RangeSet {
+        RangeSet::new()
     }
 
     /// Who has the address spaces of these pages, by the numbers of the model.
@@ -242,8 +250,8 @@ struct Attempt<'a> {
     ahead: Option<Vec<Vec<u8>>>,
     /// Several destinations: the threads that send to them.
     fan: Option<Fan<'a>>,
-    /// Destinations that have not been told yet that the target is not theirs.
-    untold: Vec<Candidate>,
+    /// Pages follow when the target runs.
+    following: Option<Following>,
     /// Pages that the target lacks over there are sent by this.
     serving: Option<Serving>,
     /// States of it come back by this.
@@ -303,7 +311,7 @@ impl<'a> Attempt<'a> {
             is_held: false,
             ahead: None,
             fan: None,
-            untold: Vec::new(),
+            following: None,
             serving: None,
             taking: None,
         }
@@ -367,12 +375,14 @@ impl Attempt<'_> {
         if self.peers.ship_last(&last.files)? {
             pause.part("files");
         }
-        self.peers.prepare(&last)?;
+        self.peers.prepare(&last, &last.later)?;
         if last.later.is_empty() {
             return self.hand_over(target, &last, pause);
         }
-        let kept = self.kept(&target.owners(), &last.later)?;
-        self.with_pages(target.later_pages()?, kept, |attempt| attempt.hand_over(target, &last, pause))
+        self.with_pages(target.later_pages()?, target.owners(), |attempt| {
+            attempt.serve(attempt.peers.spoken(), &last.later)?;
+            attempt.hand_over(target, &last, pause)
+        })
     }
 
     /// The last pages, and the target with them.

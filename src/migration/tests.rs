@@ -1,6 +1,6 @@
 //! Both sides over sockets inside this process, with a target of pages only, and every kind of fault.
 
-use super::destination::{Builder, Contents, Standing, Surroundings};
+use super::destination::{Builder, Contents, Expected, Standing, Surroundings};
 use super::handover::Choice;
 use super::journal::{self, Step};
 use super::keeper::{self, Question};
@@ -32,8 +32,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 mod fan;
+mod late;
 mod left_tests;
 mod named;
+mod wires;
+
+pub(super) use wires::links;
+use wires::{links_over, patience};
 
 type Memory = BTreeMap<(Space, u64), Vec<u8>>;
 
@@ -93,6 +98,8 @@ struct FakeTarget {
     fault: Fault,
     writes: u64,
     steps: u64,
+    /// Pages follow when it runs.
+    follows: bool,
     /// Done when it is to be held.
     at_hold: Option<Box<dyn Fn()>>,
 }
@@ -106,8 +113,8 @@ impl FakeTarget {
             memory.insert((space, page), vec![fill; PAGE as usize]);
         }
         let dirty = memory.keys().copied().collect();
-        let (gone, state, at_hold) = (BTreeSet::new(), State::Running, None);
-        Self { pages: Pages(Mutex::new(memory)), dirty, gone, state, fault, writes, steps: 0, at_hold }
+        let (gone, state, follows, at_hold) = (BTreeSet::new(), State::Running, false, None);
+        Self { pages: Pages(Mutex::new(memory)), dirty, gone, state, fault, writes, steps: 0, follows, at_hold }
     }
 
     /// What it does while it runs: writes, frees, maps.
@@ -206,7 +213,17 @@ impl Target for FakeTarget {
             cow_parent: None,
         };
         let spaces = vec![name(MM, MM), name(SHARED, SHARED), name(CHILD, Space::Mm(MmId(1)))];
-        Ok(Final { plan: self.plan(), model: model(), spaces, later: Vec::new(), files: Vec::new() })
+        let mut plan = self.plan();
+        let later = if self.follows { late::put_off(&mut plan) } else { Vec::new() };
+        Ok(Final { plan, model: model(), spaces, later, files: Vec::new() })
+    }
+
+    fn can_follow(&self, space: Space, pages: &RangeSet) -> RangeSet {
+        if self.follows { late::can_follow(space, pages) } else { RangeSet::new() }
+    }
+
+    fn later_pages(&self) -> Result<Box<dyn ReadPages + Send>, Failure> {
+        Ok(Box::new(Pages(Mutex::new(self.expected()))))
     }
 
     fn frozen_pages(&self) -> Box<dyn ReadPages + '_> {
@@ -307,6 +324,8 @@ struct FakeBuilder {
     /// Packets, and whether it ran when they came.
     delivered: Vec<(bool, Vec<u8>)>,
     discarded: bool,
+    /// What brings in the pages that follow.
+    pager: Option<late::Pager>,
 }
 
 impl FakeBuilder {
@@ -361,6 +380,11 @@ impl Builder for FakeBuilder {
         Ok(Box::new(self.ground.clone()))
     }
 
+    fn expect(&mut self, later: Expected<'_>) -> Result<(), Failure> {
+        self.pager = Some(late::Pager::begin(&later));
+        Ok(())
+    }
+
     fn prepare(&mut self, from: Contents<'_>) -> Result<(), Failure> {
         self.fails(Fault::Prepare)?;
         self.built = Some(match from {
@@ -395,6 +419,7 @@ impl Builder for FakeBuilder {
     fn discard(&mut self) {
         assert!(!self.runs, "what runs is never discarded");
         self.discarded = true;
+        self.pager.iter().for_each(late::Pager::end);
     }
 }
 
@@ -414,74 +439,6 @@ fn contents(image: &ImageDir) -> Memory {
         }
     }
     memory
-}
-
-/// A pair of streams with a cable in between that is cut after so many bytes in one direction.
-fn cable(cut_after: Option<(bool, i64)>) -> (Stream, Stream) {
-    let Some((to_destination, bytes)) = cut_after else { return Stream::pair().unwrap() };
-    let (a, source_end) = UnixStream::pair().unwrap();
-    let (b, destination_end) = UnixStream::pair().unwrap();
-    for (mut from, mut to, counted) in [
-        (source_end.try_clone().unwrap(), destination_end.try_clone().unwrap(), to_destination),
-        (destination_end, source_end, !to_destination),
-    ] {
-        let left = AtomicI64::new(bytes);
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = from.read(&mut buffer) {
-                let count = if counted {
-                    (left.fetch_sub(count as i64, Ordering::SeqCst).max(0) as usize).min(count)
-                } else {
-                    count
-                };
-                if to.write_all(&buffer[..count]).is_err()
-                    || count == 0
-                    || (counted && left.load(Ordering::SeqCst) <= 0)
-                {
-                    break;
-                }
-            }
-            let _ = from.shutdown(std::net::Shutdown::Both);
-            let _ = to.shutdown(std::net::Shutdown::Both);
-        });
-    }
-    (Stream::unix(a).unwrap(), Stream::unix(b).unwrap())
-}
-
-fn patience() -> Patience {
-    Patience { abort: Abort::new().unwrap(), silence: Duration::from_secs(20), deadline: None }
-}
-
-/// The two ends of a link; the cut counts from after the first exchange.
-pub(super) fn links(streams: u16, cut: Option<(bool, i64)>) -> (Link, Link) {
-    links_over(cable(cut), streams)
-}
-
-fn links_over((a, b): (Stream, Stream), streams: u16) -> (Link, Link) {
-    // The first exchange is not what is tested here: about so many bytes.
-    let grant = Grant {
-        session: SessionNumber([1; 16]),
-        streams_max: 8,
-        max_memory_bytes: None,
-        may_send: true,
-        may_receive: true,
-    };
-    let (send, joins) = crossbeam_channel::bounded(8);
-    let shared = patience();
-    let for_joins = shared.clone();
-    let server = std::thread::spawn(move || {
-        Link::accept(Channel::new(b, "source", shared), &grant, &joins, Duration::from_secs(20))
-    });
-    let own = patience();
-    let mut control = Channel::new(a, "destination", own.clone());
-    control.receive_preamble(&mut Vec::new()).unwrap();
-    let request = Request { purpose: Purpose::Send, streams };
-    let client = Link::open(control, request, None, &mut |_| {
-        let (a, b) = Stream::pair().unwrap();
-        send.send(Channel::new(b, "source", for_joins.clone())).unwrap();
-        Ok(Channel::new(a, "destination", own.clone()))
-    });
-    (client.unwrap(), server.join().unwrap().unwrap())
 }
 
 /// A prepared copy whose source is silent waits for as long as it takes.

@@ -120,6 +120,23 @@ pub(super) struct Wanted {
     pub recoverable: bool,
 }
 
+/// Of these pages, by the name that the model has for the space, those that can come when the target runs.
+pub(super) fn can_follow(
+    model: &Model,
+    space: Space,
+    pages: &RangeSet,
+    Wanted { had_rounds, recoverable }: Wanted,
+) -> RangeSet {
+    match space {
+        Space::Mm(mm) => lazy::part(model, mm, pages),
+        // What others write to it nobody tells.
+        Space::Shmem(_) if recoverable => RangeSet::new(),
+        // Huge pages are late as a whole; some of what they have has been sent.
+        Space::Shmem(id) if had_rounds && shared::is_huge(model, id) => RangeSet::new(),
+        Space::Shmem(id) => shared::part(model, id, pages),
+    }
+}
+
 /// Takes pages out of the plan that can come when the target runs, by the names of the model. What rounds have sent of them
 /// is gone by that. With it, for the report, what could not be put off.
 pub(super) fn put_off(
@@ -143,14 +160,7 @@ pub(super) fn put_off(
     if let kib @ 1.. = shared.sum::<u64>() * crate::image::mm::PAGE / 1024 {
         at_once.push(format!("{kib} KiB could not come later: it is shared, and states come back"));
     }
-    let part = |space: Space, pages: &RangeSet| match space {
-        Space::Mm(mm) => lazy::part(model, mm, pages),
-        // What others write to it nobody tells.
-        Space::Shmem(_) if recoverable => RangeSet::new(),
-        // Huge pages are late as a whole; some of what they have has been sent.
-        Space::Shmem(id) if had_rounds && shared::is_huge(model, id) => RangeSet::new(),
-        Space::Shmem(id) => shared::part(model, id, pages),
-    };
+    let part = |space: Space, pages: &RangeSet| can_follow(model, space, pages, Wanted { had_rounds, recoverable });
     let later: BTreeMap<Space, RangeSet> =
         held.into_iter().map(|(space, pages)| (space, part(space, &pages))).collect();
     let mut now = Vec::new();

@@ -1,7 +1,7 @@
 //! A move to several destinations: those that can be reached, and the first of them that is ready.
 
 use super::move_::{connect_to, peer_failure};
-use super::options::{Mode, MoveOptions};
+use super::options::MoveOptions;
 use super::words::Dest;
 use super::{Event, Events};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -33,24 +33,16 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
             return usage(format!("{dest} is named twice"));
         }
     }
-    let what = if matches!(options.mode.mode, Mode::PostCopy | Mode::Hybrid) {
-        "--mode post-copy and hybrid are for one destination, for now"
-    } else if options.mode.recoverable.is_some() {
-        "--recoverable is for one destination, for now"
-    } else if !options.state.move_addresses.is_empty() {
-        "--move-address is for one destination, for now: each of several would announce the address"
-    } else if options.base.is_some() {
-        "--base is for one destination, for now"
-    } else {
+    if options.state.move_addresses.is_empty() {
         return Ok(());
-    };
-    usage(what.to_owned())
+    }
+    usage("--move-address is for one destination, for now: each of several would announce the address".to_owned())
 }
 
-/// The steps for a target that does not converge: memory follows to one destination only.
+/// The steps for a target that does not converge: what deltas are made against is one destination's.
 pub(super) fn steps(options: &MoveOptions, mut steps: Vec<Step>) -> Vec<Step> {
     if options.dests.len() > 1 {
-        steps.retain(|step| !matches!(step, Step::PostCopy | Step::Delta));
+        steps.retain(|step| *step != Step::Delta);
     }
     steps
 }

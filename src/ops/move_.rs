@@ -24,7 +24,7 @@ use crate::memory::pipeline::ReadPages;
 use crate::memory::rounds::{Named, Residual, Tree, inherit_at_once};
 use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
-use crate::memory::{PageRange, Space, scan};
+use crate::memory::{PageRange, RangeSet, Space, scan};
 use crate::migration::MoveError;
 use crate::migration::conventions::Conventions;
 use crate::migration::handover::Candidate;
@@ -80,12 +80,11 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
     let streams = options.memory.streams.unwrap_or(STREAMS);
     let (links, dests) = many::connect(options, streams, events, abort)?;
     let options = &MoveOptions { dests, ..options.clone() };
-    let journals = Places::here().state.join("moves");
+    let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
     let link_again = |to: Candidate| connect_again(&options.dests, to, &options.peer, abort);
     let again = Some(Again::new(&link_again));
-    let session = options.session.to_string();
     let command = options
         .mode
         .fence
@@ -110,6 +109,7 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         given_up: GivenUp::default(),
         slowed: None,
         put_off: false,
+        model: None,
         was_frozen: false,
         at_once: Vec::new(),
         hooks: hooks.clone(),
@@ -212,7 +212,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         },
         stop_and_copy: false,
         follows: matches!(options.mode.mode, Mode::PostCopy | Mode::Hybrid),
-        may_follow: options.dests.len() == 1 && may_follow(&options.mode),
+        may_follow: may_follow(&options.mode),
         dry_run: options.dry_run,
         compression: match options.memory.compress {
             Compress::Auto => Compression::Auto,
@@ -337,6 +337,8 @@ struct Live<'a> {
     put_off: bool,
     /// Somebody holds it frozen, which it is to be over there.
     was_frozen: bool,
+    /// The frozen tree, where destinations lack different pages that may follow.
+    model: Option<Model>,
     /// What could not follow then, for the report.
     at_once: Vec<String>,
     /// Commands at points of the move.
@@ -369,6 +371,10 @@ impl Live<'_> {
     /// Memory follows when the target runs.
     fn is_late(&self) -> bool {
         self.put_off || matches!(self.options.mode.mode, Mode::PostCopy | Mode::Hybrid)
+    }
+
+    fn late_wanted(&self) -> late::Wanted {
+        late::Wanted { had_rounds: self.tree.is_some(), recoverable: self.options.mode.recoverable.is_some() }
     }
 
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
@@ -498,21 +504,17 @@ impl Target for Live<'_> {
         let mut plan = plan;
         let mut later = Vec::new();
         if self.is_late() {
-            (later, self.at_once) = late::put_off(
-                &model,
-                &mut plan,
-                &self.names,
-                late::Wanted { had_rounds: self.tree.is_some(), recoverable: self.options.mode.recoverable.is_some() },
-            );
+            (later, self.at_once) = late::put_off(&model, &mut plan, &self.names, self.late_wanted());
         }
         self.given_up = GivenUp::plan(&model);
         let files = files::wanted(&model);
-        let model = encoded(&model)?;
+        let encoded = encoded(&model)?;
+        self.model = Some(model).filter(|_| self.is_late() && self.options.dests.len() > 1);
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
         self.hooks.run(HookPoint::Frozen, self.events)?;
         self.hooks.run(HookPoint::Network, self.events)?;
-        Ok(Final { plan, model, spaces, later, files })
+        Ok(Final { plan, model: encoded, spaces, later, files })
     }
 
     fn make_way(&mut self) -> Result<()> {
@@ -531,6 +533,12 @@ impl Target for Live<'_> {
         let shmems = shmems.map_err(|e| Failure::of("cannot read the target's shared memory later", &e))?;
         let (mms, known) = (self.pages.mms.clone(), self.pages.sharing.clone());
         Ok(Box::new(TargetPages { sharing: known, ..TargetPages::new(mms, shmems) }))
+    }
+
+    fn can_follow(&self, space: Space, pages: &RangeSet) -> RangeSet {
+        let Some(model) = &self.model else { return RangeSet::new() };
+        let home = self.names.iter().find(|(from, _)| *from == space).map_or(Some(space), |(_, to)| *to);
+        home.map_or_else(RangeSet::new, |space| late::can_follow(model, space, pages, self.late_wanted()))
     }
 
     fn owners(&self) -> Vec<Pid> {

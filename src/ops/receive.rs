@@ -296,6 +296,8 @@ impl Builder for Engine {
 
     fn run(&mut self) -> Result<i32> {
         let armed = self.armed.as_mut().ok_or_else(|| Failure::new("there is nothing to run"))?;
+        // Should it fail: who has run for a moment waits for what is missing until the very end.
+        self.lacks = None;
         let network = &mut self.network;
         // Where the order came before anything could be said.
         network.announce();
@@ -352,10 +354,7 @@ impl Builder for Engine {
     fn free(&mut self) {
         // First, as in `discard`.
         self.network.discard();
-        // Before: with nobody left it would say that everything is in.
-        if self.armed.is_some() || self.restored.is_some() {
-            self.lacks.iter().for_each(parked::Late::end_pager);
-        }
+        self.end_pager();
         let held = self.armed.as_ref().map(|armed| armed.held().clone());
         (self.prebuilt, self.restored, self.memory, self.armed) = (None, None, None, None);
         held.iter().for_each(|held| held.wait_until_gone(ENDING));
@@ -388,6 +387,7 @@ impl Builder for Engine {
     fn discard(&mut self) {
         // First: what is sent to an address that is here and to a socket that is not is answered with a reset.
         self.network.discard();
+        self.end_pager();
         // Skeletons are killed with the value.
         self.prebuilt = None;
         self.restored = None;
@@ -422,6 +422,13 @@ fn failed(e: &(dyn std::error::Error + 'static)) -> Failure {
 const ENDING: Duration = Duration::from_secs(10);
 
 impl Engine {
+    /// Before the tree ends that stands still: with nobody left its pager would look for the source, to say that everything is in.
+    fn end_pager(&self) {
+        if self.armed.is_some() || self.restored.is_some() {
+            self.lacks.iter().for_each(parked::Late::end_pager);
+        }
+    }
+
     /// What a copy of this target is made with, once more.
     fn terms(&self) -> Result<Terms> {
         let state = serde_json::to_value(&self.state)

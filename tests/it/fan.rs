@@ -6,6 +6,32 @@ use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
 use std::path::PathBuf;
 use std::process::Command;
 
+/// Counts, writes to one page after the other of what it has of memory that changes, and has other memory that only has to be there. When
+/// it is asked to, it looks at all of it.
+const LOOKS: &str = "
+import os, sys, time
+path, still, hot = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+ground = bytearray().join(bytes([n % 251 + 1]) * 4096 for n in range(still))
+work = bytearray(hot * 4096)
+n = 0
+with open(path, 'a', buffering=1) as out:
+    while True:
+        n += 1
+        for at in range((n - 1) * 16, n * 16):
+            work[at % hot * 4096 + 7] = at // hot % 251 + 1
+        out.write('%d\\n' % n)
+        if os.path.exists(path + '.look'):
+            os.unlink(path + '.look')
+            right = all(ground[p * 4096:(p + 1) * 4096] == bytes([p % 251 + 1]) * 4096 for p in range(still))
+            for p in range(hot):
+                last = (n * 16 - 1 - p) // hot
+                right &= work[p * 4096 + 7] == last % 251 + 1 and work[p * 4096 + 8:(p + 1) * 4096] == bytes(4088)
+            with open(path + '.new', 'w') as found:
+                found.write('right' if right else 'wrong')
+            os.rename(path + '.new', path + '.seen')
+        time.sleep(0.002)
+";
+
 /// A target, and so many destinations.
 struct Stage {
     dir: tempfile::TempDir,
@@ -36,6 +62,32 @@ impl Stage {
         command.args(self.agents.iter().map(|agent| agent.address.as_str()));
         command.args(["--json", "--peer-timeout", "2s"]).args(options).env("MIGRATE_ONCE", &self.once);
         command
+    }
+
+    /// The target has all of its memory: it has looked itself.
+    fn looks(&self, what: &str) {
+        let beside = |end: &str| self.counter.path().with_extension(end);
+        std::fs::write(beside("look"), "").unwrap();
+        wait(|| beside("seen").exists(), &format!("{what}: it has looked at its memory"));
+        assert_eq!(std::fs::read_to_string(beside("seen")).unwrap(), "right", "{what}");
+        std::fs::remove_file(beside("seen")).unwrap();
+    }
+
+    /// Nobody of ours is at that destination but its agent, and nothing waits there for memory.
+    fn is_left_alone(&self, n: usize, what: &str) {
+        let place = self.dir.path().join(format!("dest{n}"));
+        let ours = format!("MIGRATE_PLACES={}", place.display());
+        let environment = |pid: &u32| std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let is_there = |pid: &u32| environment(pid).split(|byte| *byte == 0).any(|word| word == ours.as_bytes());
+        let others = || {
+            let pids = std::fs::read_dir("/proc").unwrap().flatten();
+            let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+            pids.filter(|pid| *pid != self.agents[n].pid() && is_there(pid)).count()
+        };
+        wait(|| others() == 0, &format!("{what}: processes at destination {n}"));
+        let left = |dir: &str| std::fs::read_dir(place.join(dir)).into_iter().flatten().flatten();
+        let sockets: Vec<_> = left("run").map(|entry| entry.file_name()).collect();
+        assert!(!sockets.iter().any(|name| name.to_string_lossy().starts_with("pages-")), "{what}: {sockets:?}");
     }
 
     fn undecided(&self, host: &str) -> usize {
@@ -79,6 +131,97 @@ fn the_first_that_is_ready_has_it_and_the_others_delete_what_they_hold() {
         let pid = result["pid"].as_i64().unwrap();
         stage.check(mode);
         assert_eq!(stage.counter.processes(), [i32::try_from(pid).unwrap()]);
+    }
+}
+
+#[test]
+fn memory_follows_to_the_one_that_runs_it_and_to_nobody_else() {
+    if !can_move() {
+        return;
+    }
+    for (agents, mode) in [(2, "post-copy"), (3, "hybrid"), (4, "post-copy"), (4, "hybrid")] {
+        let stage = Stage::begin(Counter::of(LOOKS, &["3000", "500"]), &vec![&[][..]; agents]);
+        let output = run(stage.mover(&["--mode", mode]), &[]);
+        let what = format!("{mode} to {agents}");
+        assert!(output.status.success(), "{what}: {}", text(&output));
+        let result = result(&output);
+        assert_eq!(result["mode"].as_str(), Some(mode), "{result}");
+        let became = became(&result);
+        assert_eq!(became.iter().filter(|one| *one == "owner").count(), 1, "{became:?}");
+        assert_eq!(became.iter().filter(|one| *one == "stopped").count(), agents - 1, "{became:?}");
+        stage.looks(&what);
+        stage.check(&what);
+        let owner = became.iter().position(|one| one == "owner").unwrap();
+        for n in (0..agents).filter(|n| *n != owner) {
+            stage.is_left_alone(n, &what);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_converge_follows_to_the_one_that_runs_it() {
+    if !can_move() {
+        return;
+    }
+    // It writes faster than rounds send.
+    let stage = Stage::begin(Counter::of(LOOKS, &["200", "2000"]), &[&[], &[]]);
+    let output =
+        run(stage.mover(&["--bandwidth", "8MB/s", "--compress", "off", "--converge", "post-copy,anyway"]), &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("what is left follows when it runs"), "{}", text(&output));
+    assert_eq!(result(&output)["mode"].as_str(), Some("hybrid"), "{}", text(&output));
+    stage.looks("converge");
+    stage.check("converge");
+}
+
+/// As below, with memory missing at whoever runs it.
+#[test]
+fn a_destination_that_is_killed_while_memory_is_to_follow_is_replaced_unless_it_may_own_the_target() {
+    if !can_move() {
+        return;
+    }
+    for (point, mode) in [
+        ("destination-armed", "post-copy"),
+        ("destination-prepared", "hybrid"),
+        ("destination-prepared", "post-copy"),
+        ("destination-ordered", "post-copy"),
+        ("destination-ordered", "hybrid"),
+        ("destination-owner", "post-copy"),
+    ] {
+        let strike: &[(&str, &str)] = &[("MIGRATE_KILL", point)];
+        let stage = Stage::begin(Counter::of(LOOKS, &["1000", "200"]), &[strike, strike]);
+        let output = run(stage.mover(&["--mode", mode]), &[]);
+        let what = format!("{point} by {mode}");
+        assert!(!stage.once.exists(), "{what} was not reached: {}", text(&output));
+        assert!(output.status.success(), "{what}: {}", text(&output));
+        stage.looks(&what);
+        stage.check(&what);
+        assert_ne!(stage.counter.processes()[0].to_string(), stage.counter.pid(), "{what}");
+    }
+}
+
+/// Until the target runs over there nobody can be told to run it whom the rest of its memory would not reach.
+#[test]
+fn a_source_that_is_killed_while_memory_is_to_follow_is_stood_in_for() {
+    if !can_move() {
+        return;
+    }
+    for (point, mode, moves) in [
+        ("source-ready", "post-copy", false),
+        ("source-committing", "hybrid", false),
+        ("source-committed", "post-copy", true),
+        ("source-moved", "hybrid", true),
+    ] {
+        let stage = Stage::begin(Counter::of(LOOKS, &["1000", "200"]), &[&[], &[], &[]]);
+        let mut mover = stage.mover(&["--mode", mode]);
+        mover.env("MIGRATE_KILL", point);
+        let output = run(mover, &[]);
+        let what = format!("{point} by {mode}");
+        assert!(!stage.once.exists(), "{what} was not reached: {}", text(&output));
+        stage.looks(&what);
+        stage.check(&what);
+        let original = stage.counter.processes()[0].to_string() == stage.counter.pid();
+        assert_eq!(original, !moves, "{what}");
     }
 }
 

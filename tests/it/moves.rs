@@ -81,7 +81,7 @@ impl Counter {
         self.child.id().to_string()
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.dir.path().join("count")
     }
 

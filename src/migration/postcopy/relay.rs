@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long a pager that is being started is waited for.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 20 });
 /// Without any byte for so long the connection is given up: either end says something every few seconds.
 const SILENCE: Duration = Duration::from_secs(60);
 /// What is on the way in one direction, bytes: little, so that what is sent later is not late.

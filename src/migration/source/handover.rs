@@ -31,7 +31,7 @@ impl Attempt<'_> {
         loop {
             match self.machine.phase() {
                 Phase::Committed(to) => {
-                    let event = self.answer(to, &mut pause, &mut trouble, interrupted)?;
+                    let event = self.answer(target, to, (&mut pause, &mut trouble), interrupted)?;
                     if matches!(event, Happened::Said(_, _, Reply::Aborted)) {
                         self.find_another(target, interrupted);
                     }
@@ -59,18 +59,16 @@ impl Attempt<'_> {
     /// What the destination that was told to run it says.
     fn answer(
         &mut self,
+        target: &mut dyn Target,
         to: Candidate,
-        pause: &mut Option<Pause>,
-        trouble: &mut Option<MoveError>,
+        (pause, trouble): (&mut Option<Pause>, &mut Option<MoveError>),
         interrupted: &Abort,
     ) -> Result<Happened, MoveError> {
         Ok(match self.peers.receive() {
             Ok(FromDestination::Running { pid: theirs, .. }) => {
                 fault::strike(Point::SourceMoved);
                 self.switched(theirs, pause.take());
-                if let Err(error) = self.drained(interrupted) {
-                    return Err(self.in_doubt(error));
-                }
+                self.runs_there(target, to, interrupted)?;
                 Happened::Said(to, self.id, Reply::Running)
             }
             Ok(FromDestination::Says { reply: Some(reply), .. }) => Happened::Said(to, self.id, reply),
@@ -88,6 +86,15 @@ impl Attempt<'_> {
                 Happened::Silent(to)
             }
         })
+    }
+
+    /// It runs at this one, for good: while the rest of its memory follows, the others need not wait to be told.
+    fn runs_there(&mut self, target: &mut dyn Target, to: Candidate, interrupted: &Abort) -> Result<(), MoveError> {
+        if self.serving.is_some() {
+            self.takes_states();
+            self.tell_others(target, Some(to));
+        }
+        self.drained(interrupted).map_err(|error| self.in_doubt(error))
     }
 
     /// The pause is over.
@@ -133,7 +140,7 @@ impl Attempt<'_> {
                     let Some(reply) = reply else { break };
                     pid = theirs.or(pid);
                     match reply {
-                        Reply::Running => self.drained(interrupted).map_err(|error| self.in_doubt(error))?,
+                        Reply::Running => self.runs_there(target, to, interrupted)?,
                         Reply::Aborted => self.find_another(target, interrupted),
                         _ => {}
                     }
@@ -190,6 +197,10 @@ impl Attempt<'_> {
                 if let Record::Committing(to) | Record::Done(to) = record {
                     self.journal.set_candidate(to);
                 }
+                if let Record::Committing(to) = record {
+                    let later = self.fan.as_ref().map(|fan| fan.later_of(to)).unwrap_or_default();
+                    self.serve(to, &later)?;
+                }
                 if step == Step::Done {
                     let sent = self.peers.link.bytes_sent() + self.fan.as_ref().map_or(0, Fan::bytes_sent);
                     self.journal.set_cost(self.report.downtime, sent);
@@ -224,7 +235,7 @@ impl Attempt<'_> {
             self.peers.speak_to(to);
         }
         if to != self.peers.spoken() || !is_here {
-            self.untold.push(to);
+            // The others are told when it is known who has the target.
             return;
         }
         let message = match request {

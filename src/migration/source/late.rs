@@ -1,60 +1,116 @@
-//! Post-copy, as the attempt sees it: pages are served from before PREPARED until the destination has them all, beside the
-//! handover. The original ends only then.
+//! Post-copy, as the attempt sees it: pages are served until the destination has them all, beside the handover: with one destination
+//! from before PREPARED on, of several to the one that is told to run the target. The original ends only then.
 
 use super::{Abort, Attempt, Compression, MoveError, ReadPages};
 use crate::failure::Failure;
 use crate::image::{Pid, mm::PAGE};
+use crate::migration::handover::Candidate;
 use crate::migration::points::kept::{self, Kept, Original};
 use crate::migration::points::taking::Taking;
 use crate::migration::postcopy::Later;
 use crate::migration::postcopy::serving::{Serving, Unlinked};
 use crate::ops::Event;
+use crossbeam_channel::{Sender, unbounded};
 use std::cell::Cell;
-use std::time::Duration;
+
+/// Pages follow when the target runs.
+pub(super) struct Following {
+    begun: Sender<Begun>,
+    /// Who has the address spaces of the original.
+    owners: Vec<Pid>,
+    /// Who gets them now.
+    to: Option<Candidate>,
+}
+
+/// Threads for one destination.
+struct Begun {
+    to: Candidate,
+    serving: Serving,
+    taking: Option<(Taking, Kept)>,
+}
 
 impl Attempt<'_> {
-    /// Serves pages while `work` hands the target over.
+    /// Pages can be served ([`Attempt::serve`]) while `work` hands the target over.
     pub(super) fn with_pages(
         &mut self,
         pages: Box<dyn ReadPages + Send>,
-        kept: Option<(Kept, Duration)>,
+        owners: Vec<Pid>,
         work: impl FnOnce(&mut Self) -> Result<(), MoveError>,
     ) -> Result<(), MoveError> {
         let again = self.wishes.again.ok_or(MoveError::Worker)?;
-        let level = match self.wishes.compression {
-            Compression::Level(level) => Some(level),
-            // Of pages that somebody waits for, compression is a part of the wait.
-            Compression::Auto | Compression::Off => None,
-        };
-        let known = if self.peers.names_late { self.peers.catalogue.earlier() } else { Default::default() };
-        let serving = Serving::new(self.id, level)?.naming(known);
-        self.serving = Some(serving.clone());
-        let taking = kept.as_ref().map(|(_, every)| Taking::new(self.id, *every, level)).transpose()?;
-        self.taking.clone_from(&taking);
-        self.journal.set_pages_owed(true);
+        let (begun, threads) = unbounded::<Begun>();
+        self.following = Some(Following { begun, owners, to: None });
+        let pages = &*pages;
         let done = std::thread::scope(|scope| {
-            scope.spawn(|| serving.run(again, &*pages));
-            if let (Some(taking), Some((kept, _))) = (&taking, kept) {
-                scope.spawn(|| taking.run(again, kept));
-            }
+            scope.spawn(move || {
+                for Begun { to, serving, taking } in threads {
+                    scope.spawn(move || serving.run(again.to(to), pages));
+                    if let Some((taking, kept)) = taking {
+                        scope.spawn(move || taking.run(again.to(to), kept));
+                    }
+                }
+            });
             let done = work(self);
-            serving.stop();
-            taking.iter().for_each(|taking| drop(taking.stop()));
+            self.stop_serving();
+            self.following = None;
             done
         });
-        (self.serving, self.taking) = (None, None);
         if !matches!(done, Err(MoveError::InDoubt { .. })) {
             self.forget_points();
         }
         done
     }
 
-    /// Where states of the target are kept that come back, if that is wanted.
-    pub(super) fn kept(&self, owners: &[Pid], later: &Later) -> Result<Option<(Kept, Duration)>, MoveError> {
-        let Some(every) = self.wishes.recoverable else { return Ok(None) };
-        let original = Original::of(owners, later).map_err(|e| Failure::of("the original cannot be named", &e))?;
-        let kept = Kept::make(&kept::directory(self.wishes.journals, self.id), original);
-        Ok(Some((kept.map_err(|source| MoveError::Kept { source })?, every)))
+    /// From here on this destination gets the pages that it lacks when the target runs there, and no other: whoever got some
+    /// before has given the target up. Nothing where none follow, or where it is so already.
+    pub(super) fn serve(&mut self, to: Candidate, later: &Later) -> Result<(), MoveError> {
+        if self.following.as_ref().is_none_or(|following| following.to == Some(to)) {
+            return Ok(());
+        }
+        self.stop_serving();
+        if self.following.as_mut().is_some_and(|following| following.to.take().is_some()) {
+            // There are none yet of a copy that has not run; those of this one are of another original.
+            self.forget_points();
+        }
+        self.journal.set_pages_owed(!later.is_empty());
+        let Some(following) = &mut self.following else { return Ok(()) };
+        if later.is_empty() {
+            return Ok(());
+        }
+        let level = match self.wishes.compression {
+            Compression::Level(level) => Some(level),
+            // Of pages that somebody waits for, compression is a part of the wait.
+            Compression::Auto | Compression::Off => None,
+        };
+        let known = match self.peers.get(to) {
+            Some(peer) if peer.names_late => peer.catalogue.earlier(),
+            _ => Default::default(),
+        };
+        let serving = Serving::new(self.id, level)?.naming(known);
+        let taking = match self.wishes.recoverable {
+            Some(every) => {
+                let original = Original::of(&following.owners, later);
+                let original = original.map_err(|e| Failure::of("the original cannot be named", &e))?;
+                let kept = Kept::make(&kept::directory(self.wishes.journals, self.id), original);
+                Some((Taking::new(self.id, every, level)?, kept.map_err(|source| MoveError::Kept { source })?))
+            }
+            None => None,
+        };
+        following.to = Some(to);
+        self.serving = Some(serving.clone());
+        self.taking = taking.as_ref().map(|(taking, _)| taking.clone());
+        following.begun.send(Begun { to, serving, taking }).map_err(|_| MoveError::Worker)
+    }
+
+    /// Nobody gets any.
+    fn stop_serving(&mut self) {
+        self.serving.take().iter().for_each(Serving::stop);
+        self.taking.take().iter().for_each(|taking| drop(taking.stop()));
+    }
+
+    /// States of it come back from here on, if that is wanted.
+    pub(super) fn takes_states(&self) {
+        self.taking.iter().for_each(Taking::begin);
     }
 
     /// Nobody will resume any.
@@ -75,7 +131,7 @@ impl Attempt<'_> {
                 self.events.event(Event::Progress { phase: "missing pages", done, total });
             }
         };
-        self.taking.iter().for_each(Taking::begin);
+        self.takes_states();
         let silent = Unlinked::default();
         let given_up = || interrupted.is_triggered() || self.is_to_be_fenced(&silent);
         let served = serving.wait(&given_up, &progress)?;

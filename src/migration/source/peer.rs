@@ -6,7 +6,7 @@ use crate::blocker::Blocker;
 use crate::migration::MoveError;
 use crate::migration::bases::Bases;
 use crate::migration::handover::Candidate;
-use crate::migration::postcopy;
+use crate::migration::postcopy::{self, Later};
 use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
 use crate::migration::shelf::Catalogue;
 use crate::ops::Events;
@@ -144,10 +144,10 @@ impl Peer<'_> {
         }
     }
 
-    /// It is told what the target is now.
-    pub fn prepare(&mut self, last: &Final) -> Result<(), MoveError> {
+    /// It is told what the target is now, and which pages it will lack when that runs.
+    pub fn prepare(&mut self, last: &Final, later: &Later) -> Result<(), MoveError> {
         self.link.control.during("the destination rebuilds the target");
-        let (spaces, later) = (last.spaces.clone(), postcopy::encode(&last.later));
+        let (spaces, later) = (last.spaces.clone(), postcopy::encode(later));
         let (model_bytes, late_bytes) = (last.model.len() as u64, later.len() as u64);
         let prepare = FromSource::Prepare { attempt: self.id, spaces, model_bytes, late_bytes };
         protocol::send(&mut self.link.control, &prepare)?;

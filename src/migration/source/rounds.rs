@@ -52,10 +52,7 @@ impl Attempt<'_> {
                 Decision::Try(help) => self.help(target, help),
                 Decision::SwitchOver(exit) => return Ok(exit),
                 Decision::Follow(exit) => {
-                    let text = "the target writes as fast as it is sent: what is left follows when it runs";
-                    self.events.event(Event::Warning(text.to_owned()));
-                    target.put_off();
-                    self.report.expected_downtime = self.expected_pause(0);
+                    self.put_off(target);
                     return Ok(exit);
                 }
                 Decision::Abort(exit) => {
@@ -91,6 +88,14 @@ impl Attempt<'_> {
                 Ok(Taken::Stored { deferred })
             })?;
         }
+    }
+
+    /// Rounds do not help.
+    pub(super) fn put_off(&mut self, target: &mut dyn Target) {
+        let text = "the target writes as fast as it is sent: what is left follows when it runs";
+        self.events.event(Event::Warning(text.to_owned()));
+        target.put_off();
+        self.report.expected_downtime = self.expected_pause(0);
     }
 
     /// Another round? The last one has left `residual_bytes`.

@@ -62,11 +62,13 @@ struct Fan {
 
 /// Answers links that are made anew, until it is over.
 fn answers(around: Surroundings<'_>, asked: &crossbeam_channel::Receiver<Link>, over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
-        if let Ok(server) = asked.recv_timeout(Duration::from_millis(5)) {
-            let _ = destination::run(server, &mut FakeBuilder::default(), around);
+    std::thread::scope(|scope| {
+        while !over.load(Ordering::Relaxed) {
+            if let Ok(server) = asked.recv_timeout(Duration::from_millis(5)) {
+                scope.spawn(move || destination::run(server, &mut FakeBuilder::default(), around));
+            }
         }
-    }
+    });
 }
 
 fn play_all(mut target: FakeTarget, parts: &[Part], streams: u16, change: impl FnOnce(&mut Wishes<'_>)) -> Fan {
@@ -138,11 +140,16 @@ impl Fan {
         assert_eq!(self.source.is_ok(), !here, "{said:?}");
         for (n, builder) in self.builders.iter().enumerate() {
             if builder.runs {
-                assert_eq!(
-                    builder.built.as_ref().unwrap(),
-                    &self.target.expected(),
-                    "destination {n} has wrong memory"
-                );
+                let mut memory = builder.built.clone().unwrap();
+                let later = builder.pager.iter().flat_map(|pager| &pager.lacked);
+                for page in later.flat_map(|(space, pages)| pages.iter().map(|range| (*space, range))) {
+                    let pages = (page.1.first..page.1.end()).map(|number| (page.0, number));
+                    pages.for_each(|page| {
+                        assert!(!memory.contains_key(&page), "{page:?} is there, which was to follow")
+                    });
+                }
+                memory.extend(builder.pager.as_ref().map(late::Pager::came).unwrap_or_default());
+                assert_eq!(memory, self.target.expected(), "destination {n} has wrong memory");
             } else {
                 assert!(builder.discarded || builder.built.is_none(), "destination {n} holds a copy");
             }
@@ -298,5 +305,78 @@ proptest! {
         };
         let parts: Vec<Part> = cuts.iter().map(part).collect();
         play_all(FakeTarget::new(pages, 3, Fault::None), &parts, streams, |_| {}).check();
+    }
+}
+
+fn follows(pages: u64, writes: u64) -> FakeTarget {
+    FakeTarget { follows: true, ..FakeTarget::new(pages, writes, Fault::None) }
+}
+
+fn came(builder: &FakeBuilder) -> usize {
+    builder.pager.as_ref().map_or(0, |pager| pager.came().len())
+}
+
+#[test]
+fn pages_follow_to_the_one_that_runs_it_and_to_nobody_else() {
+    for (number, streams, rounds) in [(2, 0, false), (3, 1, true), (2, 2, true), (8, 1, false)] {
+        let parts = vec![Part { ahead: Ahead::FitsInPart, ..Part::default() }; number];
+        let play = play_all(follows(3000, 20), &parts, streams, |wishes| {
+            (wishes.follows, wishes.stop_and_copy) = (true, !rounds);
+        });
+        play.check();
+        let served = play.source.as_ref().unwrap().late.clone().unwrap().pages;
+        for builder in &play.builders {
+            assert_eq!(came(builder) > 0, builder.runs);
+            assert!(!builder.runs || came(builder) as u64 == served && (rounds || served > 2000));
+        }
+    }
+}
+
+/// As above: the pages that the next one lacks are other ones, and it gets them all although some have gone to the first.
+#[test]
+fn if_the_chosen_one_has_aborted_the_next_gets_the_pages_that_it_lacks() {
+    for rounds in [true, false] {
+        let first = Part { ahead: Ahead::Fits, is_discarded_at_hold: true, ..Part::default() };
+        let later = Part { ahead: Ahead::Fits, rate: Some(1 << 20), ..Part::default() };
+        let play = play_all(follows(300, 5), &[first, later], 1, |wishes| {
+            (wishes.follows, wishes.stop_and_copy) = (true, !rounds);
+        });
+        play.check();
+        assert!(play.builders[1].runs && play.builders[0].discarded && came(&play.builders[1]) > 0);
+        let lines = journal::all(&play.dir.path().join("source")).unwrap();
+        assert_eq!((lines[0].step, lines[0].candidate, lines[0].pages_owed), (Step::Done, 1, false));
+    }
+}
+
+/// It has missed rounds: what it lacks of them is not waited for in the pause, but follows.
+#[test]
+fn what_a_slow_one_has_missed_follows_when_it_runs_there() {
+    let first = Part { ahead: Ahead::Fits, is_discarded_at_hold: true, ..Part::default() };
+    let slow = Part { ahead: Ahead::Fits, rate: Some(4 << 20), ..Part::default() };
+    let play = play_all(follows(6000, 5), &[first, slow], 1, |wishes| wishes.follows = true);
+    play.check();
+    assert!(play.builders[1].runs && play.builders[0].discarded);
+    let lacked = |n: usize| play.builders[n].pager.as_ref().unwrap().lacked.clone();
+    let pages = |n: usize| lacked(n).iter().map(|(_, pages)| pages.pages()).sum::<u64>();
+    assert!(pages(1) > pages(0) + 500, "{} and {}", pages(0), pages(1));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    /// As above, with pages that follow.
+    #[test]
+    fn links_that_are_cut_anywhere_never_double_nor_lose_one_whose_pages_follow(
+        cuts in proptest::collection::vec(proptest::option::of((any::<bool>(), 0i64..60_000)), 2..4),
+        streams in 0u16..3, pages in 1u64..60, fits in any::<bool>(), rounds in any::<bool>(),
+    ) {
+        let part = |cut: &Option<(bool, i64)>| {
+            let cut = cut.map(|(to, after)| (to, 8_000 + if to { after } else { after % 2_500 }));
+            Part { fault: Fault::None, ahead: if fits { Ahead::FitsInPart } else { Ahead::DoesNotFit }, cut, ..Part::default() }
+        };
+        let parts: Vec<Part> = cuts.iter().map(part).collect();
+        play_all(follows(pages, 3), &parts, streams, |wishes| {
+            (wishes.follows, wishes.stop_and_copy) = (true, !rounds);
+        }).check();
     }
 }

@@ -3,7 +3,7 @@
 use super::harness::Scenario;
 use super::late_lost::{root, state, until};
 use super::late_moves::Moving;
-use crate::moves::on_host;
+use crate::moves::{Agent, on_host};
 use migrate_engine::migration::points::{Place, kept::Newest};
 use migrate_engine::sys::userfaultfd;
 use nix::fcntl::{Flock, FlockArg};
@@ -129,12 +129,25 @@ fn now_ms() -> u64 {
 #[test]
 fn a_destination_that_dies_leaves_a_recent_state_to_be_resumed() {
     if root() {
-        ["post-copy", "hybrid"].into_iter().for_each(dies_and_is_resumed);
+        ["post-copy", "hybrid"].into_iter().for_each(|mode| dies_and_is_resumed(mode, &[]));
     }
 }
 
-fn dies_and_is_resumed(mode: &str) {
-    let mut moving = Moving::begin_of(&COUNTER, &[], &["--mode", mode, "--recoverable=300ms"]);
+/// The other one has given up in the pause: its session was killed.
+#[test]
+fn of_several_destinations_the_one_that_runs_the_target_leaves_its_states() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("there is room");
+    let listen = format!("unix:{}", dir.path().join("other.sock").display());
+    let other = Agent::start_with(&dir.path().join("other"), &listen, &[("MIGRATE_KILL", "destination-armed")]);
+    ["post-copy", "hybrid"].into_iter().for_each(|mode| dies_and_is_resumed(mode, &[&other.address]));
+}
+
+fn dies_and_is_resumed(mode: &str, others: &[&str]) {
+    let options = [&["--mode", mode, "--recoverable=300ms"], others].concat();
+    let mut moving = Moving::begin_of(&COUNTER, &[], &options);
     until("it does not count", || moving.counted().last().filter(|(n, _)| *n > 300).map(drop));
     let before = moving.last_point().unwrap_or(0);
     until("no states come back", || moving.last_point().filter(|n| *n >= before + 3));

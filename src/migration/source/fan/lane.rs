@@ -6,7 +6,9 @@ use super::super::{Final, Survey};
 use crate::blocker::Blocker;
 use crate::image::Bytes;
 use crate::migration::MoveError;
+use crate::migration::earlier::Hint;
 use crate::migration::handover::Candidate;
+use crate::migration::postcopy::Later;
 use crate::migration::protocol::SpaceName;
 use crate::migration::send_pages::ALIVE_EVERY;
 use crate::transport::{Abort, Channel, FrameKind};
@@ -34,18 +36,28 @@ pub(super) enum Order {
     Frame(Arc<[u8]>),
     /// All pages of the round are sent, or on their way; the last one is inside the pause.
     RoundEnd { last: bool },
-    /// The target is stopped, and is this.
-    Prepare(Arc<Final>),
+    /// The target is stopped, and is this; it will lack these pages when it runs there.
+    Prepare(Arc<Final>, Arc<Later>),
     /// A channel of pages has failed.
     Broken(MoveError),
     /// Nothing more: the link comes back.
     End,
 }
 
+/// What a destination has found when it was offered the target.
+pub(super) struct Verdict {
+    /// What stands in the way there.
+    pub blockers: Vec<Blocker>,
+    /// Files go to it.
+    pub ships: bool,
+    /// What it has in an image.
+    pub earlier: Arc<HashSet<Hint>>,
+}
+
 /// What its thread reports.
 pub(super) enum News<'a> {
-    /// What stands in the way there; whether files go to it.
-    Verdict(Candidate, Vec<Blocker>, bool),
+    /// What it has found.
+    Verdict(Candidate, Verdict),
     /// A round is stored there.
     RoundDone(Candidate, Instant, u64),
     /// The target is rebuilt there, and stops short of running.
@@ -253,8 +265,8 @@ impl<'a> Driver<'a> {
             Order::Offer(survey, surveyed) => {
                 self.peer.surveyed = surveyed;
                 let blockers = self.peer.offer(&survey)?;
-                let ships = self.peer.luggage.is_needed();
-                let _ = news.send(News::Verdict(self.candidate, blockers, ships));
+                let (ships, earlier) = (self.peer.luggage.is_needed(), self.peer.catalogue.earlier());
+                let _ = news.send(News::Verdict(self.candidate, Verdict { blockers, ships, earlier }));
             }
             Order::Ship(mapped) => self.peer.ship(|| mapped)?,
             Order::Build(spaces) => self.peer.build(&spaces)?,
@@ -269,9 +281,9 @@ impl<'a> Driver<'a> {
                 self.peer.end_round(self.round, false)?;
                 let _ = news.send(News::RoundDone(self.candidate, Instant::now(), self.peer.room_bytes));
             }
-            Order::Prepare(last) => {
+            Order::Prepare(last, later) => {
                 self.peer.ship_last(&last.files)?;
-                self.peer.prepare(&last)?;
+                self.peer.prepare(&last, &later)?;
             }
             Order::Broken(error) => return Err(error),
             Order::End => {}

@@ -9,6 +9,10 @@
 //! In a round take part those that have stored their last one; the others go on with theirs, and what this round has they get in
 //! their next. The policy of [`super::super::switchover`] looks at as many as the quorum says. In the pause all get what they lack;
 //! the first PREPARED gets COMMIT, the others are told that the target is not theirs once it runs ([`others`]).
+//!
+//! Where memory follows, nobody gets in the pause what can be sent later. What one lacks then is its own ([`owed`]): what all lack, and
+//! what it has missed of the rounds. Whoever is told to run the target is served, and nobody else; if it gives the target up, the
+//! next one is, from the beginning: the original has everything until it ends.
 
 mod lane;
 mod others;
@@ -19,8 +23,10 @@ mod spread;
 use super::peer::{Peer, Peers};
 use super::{Attempt, MoveError, Survey, Target, Wishes};
 use crate::blocker::Blocker;
+use crate::migration::earlier::Hint;
 use crate::migration::handover::Candidate;
 use crate::migration::handover::source::{Event as Happened, Phase};
+use crate::migration::postcopy::Later;
 use crate::migration::protocol::AttemptId;
 use crate::migration::report::{Became, Pause, Report};
 use crate::migration::shelf::Catalogue;
@@ -28,8 +34,9 @@ use crate::ops::Event;
 use crate::ops::Events;
 use crate::transport::{Abort, Link, TransportError};
 use crossbeam_channel::{Receiver, unbounded};
-use lane::{Lane, News, Order, Room};
+use lane::{Lane, News, Order, Room, Verdict};
 use owed::{Kin, Owed};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -71,6 +78,8 @@ struct Member {
     lane: Lane,
     stage: Stage,
     owed: Owed,
+    /// Pages that it lacks when the target runs there.
+    later: Arc<Later>,
     /// Rounds begun.
     number: u32,
     /// When it had stored its last round.
@@ -78,6 +87,8 @@ struct Member {
     room_bytes: u64,
     /// Files go to it.
     ships: bool,
+    /// What it has in an image.
+    earlier: Arc<HashSet<Hint>>,
     /// Parts of what its tree would be made of may be out of date.
     is_patchy: bool,
     /// When it was ready, since the target was stopped.
@@ -112,6 +123,8 @@ pub(super) struct Fan<'a> {
     paused_at: Option<Instant>,
     /// Those that stand ready, the first that said so first.
     ready: Vec<Candidate>,
+    /// Those that could not be told that the target is not theirs, once all have been tried.
+    untold: Option<Vec<Candidate>>,
 }
 
 /// Moves the target to the first of several destinations that is ready. What [`super::run`] says of one holds here.
@@ -140,7 +153,9 @@ pub fn run(
         };
         // In doubt the others stay as they are: only the owner's word says what becomes of them.
         if !matches!(result, Err(MoveError::InDoubt { .. })) {
-            attempt.tell_others(target);
+            let owner = attempt.owner();
+            attempt.tell_others(target, owner);
+            attempt.report_candidates(owner);
         }
         attempt.end_fan();
         result
@@ -174,10 +189,12 @@ impl<'a> Fan<'a> {
                 lane,
                 stage: Stage::Idle,
                 owed: Owed::default(),
+                later: Arc::default(),
                 number: 0,
                 stored_at: Instant::now(),
                 room_bytes: u64::MAX,
                 ships: false,
+                earlier: Arc::default(),
                 is_patchy: false,
                 ready_after: None,
                 link_bytes: 0,
@@ -192,12 +209,27 @@ impl<'a> Fan<'a> {
             interrupted: interrupted.clone(),
             paused_at: None,
             ready: Vec::new(),
+            untold: None,
         })
     }
 
     /// Bytes sent to all.
     pub fn bytes_sent(&self) -> u64 {
         self.members.iter().map(Member::bytes_sent).sum()
+    }
+
+    /// Pages that this one lacks when the target runs there.
+    pub fn later_of(&self, candidate: Candidate) -> Arc<Later> {
+        self.members[usize::from(candidate.0)].later.clone()
+    }
+
+    /// A frame goes to many: what it names all of them have to have.
+    fn note_earlier(&self) {
+        let mut members = self.members.iter().filter(|member| member.is_in()).map(|member| &member.earlier);
+        let Some(first) = members.next() else { return };
+        let others: Vec<_> = members.collect();
+        let common = first.iter().filter(|hint| others.iter().all(|other| other.contains(*hint)));
+        self.catalogue.note_earlier(common.copied());
     }
 
     fn count(&self, is: impl Fn(&Member) -> bool) -> usize {
@@ -243,12 +275,12 @@ impl<'a> Attempt<'a> {
     /// Whatever is heard; news of a destination that is out go to the machine, too.
     fn hear(&mut self, target: &mut dyn Target, news: News<'a>) {
         match news {
-            News::Verdict(who, blockers, ships) if blockers.is_empty() => {
+            News::Verdict(who, Verdict { blockers, ships, earlier }) if blockers.is_empty() => {
                 let member = self.fan().member(who);
-                (member.stage, member.ships) = (Stage::Idle, ships);
+                (member.stage, member.ships, member.earlier) = (Stage::Idle, ships, earlier);
                 self.tell_stage(who, "willing");
             }
-            News::Verdict(who, blockers, _) => self.drop_out(target, who, MoveError::Blocked(blockers)),
+            News::Verdict(who, Verdict { blockers, .. }) => self.drop_out(target, who, MoveError::Blocked(blockers)),
             News::RoundDone(who, at, room_bytes) => {
                 let member = self.fan().member(who);
                 (member.stored_at, member.room_bytes) = (at, room_bytes);
@@ -367,6 +399,7 @@ impl<'a> Attempt<'a> {
         if self.wishes.dry_run {
             return Ok(());
         }
+        self.fan().note_earlier();
         let mapped = target.mapped_files();
         let ahead = self.wishes.stop_and_copy && survey.is_single;
         for member in self.fan().members.iter_mut().filter(|member| member.is_in()) {
@@ -406,6 +439,15 @@ impl<'a> Attempt<'a> {
         target.make_way()?;
         self.send_last(target, &last)?;
         pause.part("residual");
+        if self.fan().members.iter().all(|member| member.later.is_empty()) {
+            return self.hand_over_to_first(target, pause);
+        }
+        let (pages, owners) = (target.later_pages()?, target.owners());
+        self.with_pages(pages, owners, |attempt| attempt.hand_over_to_first(target, pause))
+    }
+
+    /// The first that is ready gets the target.
+    fn hand_over_to_first(&mut self, target: &mut dyn Target, mut pause: Pause) -> Result<(), MoveError> {
         self.wait_until(target, "the destinations rebuild the target", |fan| !fan.ready.is_empty())?;
         pause.part("rebuild");
         let first = self.fan().ready[0];

@@ -61,11 +61,11 @@ impl<'a> Attempt<'a> {
     }
 
     /// Everybody but the owner is told that the target is not its own, and says that it has deleted what it held.
-    pub(super) fn tell_others(&mut self, target: &mut dyn Target) {
-        let owner = match self.machine.phase() {
-            Phase::Moved(owner) => Some(owner),
-            _ => None,
-        };
+    /// Once; nothing where there is one destination.
+    pub(in crate::migration::source) fn tell_others(&mut self, target: &mut dyn Target, owner: Option<Candidate>) {
+        if self.fan.as_ref().is_none_or(|fan| fan.untold.is_some()) {
+            return;
+        }
         let ways = self.recall(target, owner);
         let (again, id) = (self.wishes.again, self.id);
         let told: Vec<(Candidate, bool)> = std::thread::scope(|scope| {
@@ -76,14 +76,20 @@ impl<'a> Attempt<'a> {
             let told: Vec<_> = told.collect();
             told.into_iter().map(|(who, told)| (who, told.join().unwrap_or(false))).collect()
         });
-        self.untold = told.iter().filter(|(_, told)| !told).map(|(who, _)| *who).collect();
-        if !self.untold.is_empty() {
+        let untold: Vec<Candidate> = told.iter().filter(|(_, told)| !told).map(|(who, _)| *who).collect();
+        if !untold.is_empty() {
             let is_told_later = target.leave_untold();
-            for who in self.untold.clone() {
-                self.warn_of_untold(who, is_told_later);
-            }
+            untold.iter().for_each(|who| self.warn_of_untold(*who, is_told_later));
         }
-        self.report_candidates(owner);
+        self.fan().untold = Some(untold);
+    }
+
+    /// Who has the target is known.
+    pub(super) fn owner(&self) -> Option<Candidate> {
+        match self.machine.phase() {
+            Phase::Moved(owner) => Some(owner),
+            _ => None,
+        }
     }
 
     fn warn_of_untold(&mut self, who: Candidate, is_told_later: bool) {
@@ -140,8 +146,8 @@ impl<'a> Attempt<'a> {
             .collect()
     }
 
-    fn report_candidates(&mut self, owner: Option<Candidate>) {
-        let untold = self.untold.clone();
+    pub(super) fn report_candidates(&mut self, owner: Option<Candidate>) {
+        let untold = self.fan().untold.clone().unwrap_or_default();
         let members = self.fan.as_ref().map_or(&[][..], |fan| &fan.members);
         let report = |member: &Member| CandidateReport {
             name: member.name.clone(),

@@ -2,8 +2,9 @@
 
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::pages::{Run, What};
+use crate::migration::postcopy::Later;
 use crate::migration::protocol::SpaceName;
-use crate::migration::source::Plan;
+use crate::migration::source::{Final, Plan};
 use std::collections::BTreeMap;
 
 /// Pages, by space.
@@ -88,12 +89,49 @@ impl Owed {
         (pages, holes(&gone))
     }
 
+    /// The target is stopped, and this is left: of the pages that this one lacks besides, those that can be sent when it runs. By
+    /// what it is told now it has none of them.
+    pub fn put_off(&mut self, plan: &Plan, can_follow: &dyn Fn(Space, &RangeSet) -> RangeSet) -> Pages {
+        let mut said = Pages::new();
+        let notes = plan.notes.iter().map(|note| (note.space, note.range));
+        plan.pages.iter().copied().chain(notes).for_each(|(space, range)| said.entry(space).or_default().insert(range));
+        let mut all = Pages::new();
+        for (space, pages) in &mut self.pages {
+            let rest = said.get(space).map_or_else(|| pages.clone(), |said| pages.difference(said));
+            let follows = if rest.is_empty() { rest } else { can_follow(*space, &rest) };
+            if follows.is_empty() {
+                continue;
+            }
+            *pages = pages.difference(&follows);
+            let gone = self.gone.entry(*space).or_default();
+            *gone = gone.union(&follows);
+            all.insert(*space, follows);
+        }
+        all
+    }
+
     /// The target is stopped, and has these spaces.
     pub fn forget_dead(&mut self, names: &[SpaceName]) {
         for name in names.iter().filter(|name| name.model.is_none()) {
             self.pages.remove(&name.sent_as.into());
         }
     }
+}
+
+/// What one lacks when the target runs: what all lack, and these pages, by the names that the model has.
+pub(super) fn later(last: &Final, follows: &Pages) -> Later {
+    let home = |space: Space| {
+        let name = last.spaces.iter().find(|name| Space::from(name.sent_as) == space);
+        name.map_or(Some(space), |name| name.model.map(Space::from))
+    };
+    let mut all: Pages = last.later.iter().cloned().collect();
+    for (space, pages) in follows {
+        if let Some(space) = home(*space) {
+            let theirs = all.entry(space).or_default();
+            *theirs = theirs.union(pages);
+        }
+    }
+    all.into_iter().collect()
 }
 
 fn holes(gone: &Pages) -> Vec<Run> {
@@ -222,6 +260,30 @@ mod tests {
         owed.forget_dead(&[name(CHILD, None), name(MM, Some(MM.into()))]);
         let (pages, notes) = owed.due(&plan(&[(MM, 7)], &[(MM, 2, What::Hole)]), true);
         assert_eq!((pages, notes.len()), ([(MM, set(&[1, 7]))].into(), 1));
+    }
+
+    #[test]
+    fn what_one_has_missed_follows_where_it_can_and_what_all_are_told_stays_so() {
+        let mut owed = Owed { pages: [(MM, set(&[1, 2, 3, 4, 5])), (CHILD, set(&[8]))].into(), gone: Pages::new() };
+        // Page 1 is read in the pause, page 2 has been put off for all.
+        let last = plan(&[(MM, 1)], &[(MM, 2, What::Hole)]);
+        let follows = owed.put_off(&last, &|space, pages| match space {
+            MM => pages.intersection(&set(&[1, 2, 3, 4])),
+            _ => RangeSet::new(),
+        });
+        assert_eq!(follows, [(MM, set(&[3, 4]))].into());
+        let (pages, notes) = owed.due(&last, true);
+        assert_eq!(pages, [(MM, set(&[1, 5])), (CHILD, set(&[8]))].into(), "the rest is sent");
+        let gone: RangeSet = notes.iter().map(|note| note.range).collect();
+        assert_eq!(gone, set(&[2, 3, 4]), "what follows must not be there in another version");
+        let name = |sent_as: Space, model: Option<Space>| SpaceName {
+            sent_as: sent_as.into(),
+            model: model.map(Into::into),
+            cow_parent: None,
+        };
+        let spaces = vec![name(MM, Some(CHILD)), name(CHILD, None)];
+        let last = Final { plan: last, model: Vec::new(), spaces, later: vec![(CHILD, set(&[2]))], files: Vec::new() };
+        assert_eq!(later(&last, &follows), vec![(CHILD, set(&[2, 3, 4]))], "by the names of the model");
     }
 
     proptest! {

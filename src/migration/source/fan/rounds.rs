@@ -8,7 +8,7 @@ use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
 use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
-use crate::migration::send_pages::{Packing, Sent, mark, note_frames, read_round};
+use crate::migration::send_pages::{Packing, mark, note_frames, read_round};
 use crate::migration::switchover::{self, RoundStats};
 use crate::ops::Event;
 use std::collections::BTreeMap;
@@ -43,6 +43,7 @@ impl<'a> Attempt<'a> {
     /// Rounds while the target runs, until the policy says that it is enough for as many as the quorum asks for.
     pub(super) fn rounds_to_all(&mut self, target: &mut dyn Target) -> Result<ExitCondition, MoveError> {
         if self.wishes.stop_and_copy {
+            self.report.expected_downtime = self.expected_pause(0).filter(|_| self.wishes.follows);
             return Ok(ExitCondition::StopAndCopy);
         }
         let mut shown: Option<Shown> = None;
@@ -52,7 +53,11 @@ impl<'a> Attempt<'a> {
             match std::mem::replace(&mut step, Decision::Continue) {
                 Decision::Continue => {}
                 Decision::Try(help) => self.help(target, help),
-                Decision::SwitchOver(exit) | Decision::Follow(exit) => return Ok(exit),
+                Decision::SwitchOver(exit) => return Ok(exit),
+                Decision::Follow(exit) => {
+                    self.put_off(target);
+                    return Ok(exit);
+                }
                 Decision::Abort(exit) => {
                     return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
                 }
@@ -102,7 +107,7 @@ impl<'a> Attempt<'a> {
         };
         let number = u32::try_from(self.rounds.len()).unwrap_or(u32::MAX).saturating_add(1);
         self.rounds.push(stats);
-        self.report.expected_downtime = self.expected_pause(residual_bytes);
+        self.report.expected_downtime = self.expected_pause(if self.wishes.follows { 0 } else { residual_bytes });
         self.note_round_of(number, last.pages, &stats, self.report.expected_downtime);
         switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
     }
@@ -192,9 +197,11 @@ impl<'a> Attempt<'a> {
         let fan = self.fan.as_mut().expect("there are several destinations");
         let mut due = Vec::new();
         for (n, member) in fan.members.iter_mut().enumerate().filter(|(_, member)| member.is_in()) {
-            member.lane.order(Order::Prepare(last.clone()));
-            member.begin_round();
             member.owed.forget_dead(&last.spaces);
+            let follows = member.owed.put_off(&last.plan, &|space, pages| target.can_follow(space, pages));
+            member.later = Arc::new(owed::later(last, &follows));
+            member.lane.order(Order::Prepare(last.clone(), member.later.clone()));
+            member.begin_round();
             let (pages, notes) = member.owed.due(&last.plan, true);
             note_frames(&notes).into_iter().for_each(|frame| member.lane.push(&frame.into()));
             due.push((n, pages));
@@ -246,12 +253,14 @@ impl<'a> Attempt<'a> {
         let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
         let (throttle, unlimited) = (Throttle::new(bandwidth), Throttle::new(None));
         let compression = self.wishes.compression;
+        let level = self.effort.level(compression, &self.rounds);
+        let fan = self.fan.as_ref().expect("there are several destinations");
         let sparing = match self.effort.sparing(compression, &self.rounds, bandwidth) {
+            // Who has named an image knows that they have most of the pages.
+            Sparing::Never | Sparing::WhenSlow if fan.catalogue.has_earlier() => (Sparing::Always, level),
             Sparing::Never => (Sparing::Never, None),
             sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
         };
-        let level = self.effort.level(compression, &self.rounds);
-        let fan = self.fan.as_ref().expect("there are several destinations");
         let packing = Packing { level, bases: None, catalogue: &fan.catalogue, sparing };
         let due: Vec<(Mask, Pages)> =
             std::mem::take(&mut pass.due).into_iter().map(|(n, pages)| (1 << n, pages)).collect();
@@ -281,7 +290,10 @@ impl<'a> Attempt<'a> {
         }
         pass.due = due.into_iter().map(|(mask, _)| (mask.trailing_zeros() as usize, Pages::new())).collect();
         pass.pages += sent.iter().map(|part| part.pages).sum::<u64>();
-        sent.iter().for_each(|part: &Sent| self.report.unsent.zero += part.unsent.zero);
+        for part in &sent {
+            self.report.unsent.zero += part.unsent.zero;
+            self.report.unsent.named += part.unsent.named;
+        }
         Ok(missed.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
