@@ -15,6 +15,7 @@ mod others;
 mod owed;
 mod rounds;
 mod spread;
+mod warm;
 
 use super::peer::{Peer, Peers};
 use super::{Attempt, MoveError, Survey, Target, Wishes};
@@ -73,11 +74,15 @@ struct Member {
     owed: Owed,
     /// Rounds begun.
     number: u32,
-    /// When it had stored its last round.
+    /// Rounds that it has stored.
+    stored: u32,
+    /// When it had stored its last one.
     stored_at: Instant,
     room_bytes: u64,
     /// Files go to it.
     ships: bool,
+    /// Another one is to have the target: it takes part in no round, and goes on waiting.
+    is_aside: bool,
     /// Parts of what its tree would be made of may be out of date.
     is_patchy: bool,
     /// When it was ready, since the target was stopped.
@@ -88,11 +93,16 @@ struct Member {
 
 impl Member {
     fn is_in(&self) -> bool {
+        !self.is_aside && self.is_left()
+    }
+
+    /// The same, wherever the target is to go.
+    fn is_left(&self) -> bool {
         !matches!(self.stage, Stage::Out(_) | Stage::Stopped)
     }
 
     fn is_idle(&self) -> bool {
-        matches!(self.stage, Stage::Idle)
+        !self.is_aside && matches!(self.stage, Stage::Idle)
     }
 
     fn bytes_sent(&self) -> u64 {
@@ -112,6 +122,8 @@ pub(super) struct Fan<'a> {
     paused_at: Option<Instant>,
     /// Those that stand ready, the first that said so first.
     ready: Vec<Candidate>,
+    /// Of a warm-up.
+    pace: warm::Pace,
 }
 
 /// Moves the target to the first of several destinations that is ready. What [`super::run`] says of one holds here.
@@ -175,9 +187,11 @@ impl<'a> Fan<'a> {
                 stage: Stage::Idle,
                 owed: Owed::default(),
                 number: 0,
+                stored: 0,
                 stored_at: Instant::now(),
                 room_bytes: u64::MAX,
                 ships: false,
+                is_aside: false,
                 is_patchy: false,
                 ready_after: None,
                 link_bytes: 0,
@@ -192,6 +206,7 @@ impl<'a> Fan<'a> {
             interrupted: interrupted.clone(),
             paused_at: None,
             ready: Vec::new(),
+            pace: warm::Pace::default(),
         })
     }
 
@@ -235,6 +250,7 @@ impl<'a> Attempt<'a> {
                 None => Ok(()),
             };
         }
+        self.wishes.warm.iter().for_each(|warm| warm.has_begun());
         let exit = self.rounds_to_all(target)?;
         self.report.exit = Some(exit);
         self.switch_over_to_first(target)
@@ -252,6 +268,7 @@ impl<'a> Attempt<'a> {
             News::RoundDone(who, at, room_bytes) => {
                 let member = self.fan().member(who);
                 (member.stored_at, member.room_bytes) = (at, room_bytes);
+                member.stored += 1;
                 // One that was behind may have been sent the last round meanwhile.
                 if matches!(member.stage, Stage::InRound) {
                     member.stage = Stage::Idle;
@@ -277,7 +294,7 @@ impl<'a> Attempt<'a> {
             News::Lost(who, peer, error) => {
                 self.fan().member(who).link_bytes = peer.link.bytes_sent();
                 self.peers.put(who, *peer);
-                if self.fan().member(who).is_in() {
+                if self.fan().member(who).is_left() {
                     self.drop_out(target, who, error);
                 }
             }
@@ -296,8 +313,10 @@ impl<'a> Attempt<'a> {
         member.stage = Stage::Out(error);
         member.lane.cut();
         member.owed = Owed::default();
+        member.is_aside = false;
         self.tell_stage(who, "out");
         self.happened(target, Happened::Silent(who));
+        self.wishes.warm.iter().for_each(|warm| self.heed(warm));
     }
 
     fn tell_stage(&mut self, who: Candidate, stage: &'static str) {
