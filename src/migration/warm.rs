@@ -148,7 +148,9 @@ impl Warm {
         }
         let number = |name: &String| {
             let at = state.names.iter().position(|known| known == name);
-            at.ok_or_else(|| format!("{name} is none of the destinations that are kept warm: {}", state.names.join(", ")))
+            at.ok_or_else(|| {
+                format!("{name} is none of the destinations that are kept warm: {}", state.names.join(", "))
+            })
         };
         let named = chosen.iter().map(number).collect::<Result<Vec<usize>, String>>()?;
         let numbers = if named.is_empty() { (0..state.names.len()).collect() } else { named };

@@ -2,6 +2,7 @@
 
 use super::options::{PeerOptions, StatusOptions};
 use super::places::Places;
+use super::warm::{self, wire::Account};
 use super::words::Dest;
 use crate::failure::{Failure, Result};
 use crate::migration::handover::{Reply, Request};
@@ -9,6 +10,7 @@ use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::keeper::Answer;
 use crate::migration::parked::{self, Parked};
 use crate::migration::points::kept;
+use crate::migration::protocol::AttemptId;
 use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
@@ -43,12 +45,14 @@ pub struct Entry {
     pub parked: Option<Parked>,
     /// What the destination says, where this host is in doubt and it answers.
     pub said: Option<Reply>,
+    /// Its destinations are kept warm: how far that is; or, of one that has ended and was asked for, how it was.
+    pub warm: Option<Account>,
 }
 
 impl Entry {
     /// Whether nothing is left to be decided or awaited.
     pub fn is_over(&self) -> bool {
-        self.line.step.is_final()
+        self.line.step.is_final() && self.warm.as_ref().is_none_or(|account| account.phase == "ended")
     }
 }
 
@@ -84,9 +88,14 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     if let Some(id) = options.session.as_ref().filter(|_| lines.is_empty()) {
         return Err(Failure::new(format!("there is no session {id} on this host")));
     }
+    // Of a warm-up that has begun anew the last attempt is what it is now.
+    let warm = newest_of_each(&lines, &warm::fitting(""));
+    let is_warm = |line: &Line| warm.contains(&line.attempt);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let has_left = |line: &Line| kept::left(&journals, line.attempt).is_some();
-    lines.retain(|line| options.session.is_some() || is_shown(line, options.all, now) || has_left(line));
+    lines.retain(|line| {
+        options.session.is_some() || is_shown(line, options.all, now) || is_warm(line) || has_left(line)
+    });
     let entry = |line: Line| {
         let left = kept::left(&journals, line.attempt);
         let patience = if left.is_some() { LOOKING } else { Duration::ZERO };
@@ -103,9 +112,24 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
             (line.step == Step::Committing).then(|| kept::newest(&kept::directory(&journals, line.attempt)));
         let parked = (line.step == Step::Parked).then(|| parked::look(&journals, line.attempt)).flatten();
         let left = left.filter(|_| !busy);
-        Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said }
+        let warm = match is_warm(&line) {
+            true => warm::look(&line.session),
+            false => {
+                (line.step.is_final() && options.session.is_some()).then(|| warm::last_words(&line.session)).flatten()
+            }
+        };
+        Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said, warm }
     };
     Ok(lines.into_iter().map(entry).collect())
+}
+
+/// The last attempt of each of these sessions at the source.
+fn newest_of_each(lines: &[Line], sessions: &[String]) -> Vec<AttemptId> {
+    let newest = sessions.iter().filter_map(|session| {
+        let own = lines.iter().filter(|line| line.role == Role::Source && line.session == *session);
+        own.max_by_key(|line| line.unix_ms)
+    });
+    newest.map(|line| line.attempt).collect()
 }
 
 /// Whether a program of ours decides, and goes on to do so for this time.
@@ -138,7 +162,6 @@ pub(super) fn ask(line: &Line, request: Request) -> Option<Answer> {
 mod tests {
     use super::*;
     use crate::migration::journal::Journal;
-    use crate::migration::protocol::AttemptId;
 
     #[test]
     fn what_has_been_over_for_a_month_is_not_shown_and_what_is_undecided_always_is() {

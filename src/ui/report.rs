@@ -26,6 +26,10 @@ pub fn hook(point: HookPoint, name: &str, HookEnd { took, how }: HookEnd) -> Str
 
 /// The report: what happened in one line, then the numbers that are known.
 pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
+    // For a shell that takes note of it.
+    if verb == "warm" {
+        return format!("{}\n", outcome.session);
+    }
     let mut text = format!("{}\n", headline(verb, target, outcome));
     let mut row = |name: &str, value: String| text += &format!("  {name:<10}{value}\n");
     let size =
@@ -56,7 +60,7 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         (None, None) => None,
     };
     if let Some(volume) = volume {
-        row(if verb == "move" { "sent" } else { "size" }, volume);
+        row(if matches!(verb, "move" | "switch") { "sent" } else { "size" }, volume);
     }
     let not_sent: Vec<_> = [(outcome.zero_pages, "zero"), (outcome.named_pages, "named by digest")]
         .into_iter()
@@ -139,7 +143,7 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         "dump" => "dumped",
         "pre-dump" => "memory saved of",
         "restore" => "restored",
-        "move" => "moved",
+        "move" | "switch" => "moved",
         other => other,
     };
     let pid = outcome.pid.map(|pid| format!(" as {pid}")).unwrap_or_default();
