@@ -106,7 +106,8 @@ impl Session {
                     let ok = Object::default().with("ok", true).with("exit", 0).with("verb", self.verb.as_str());
                     ok.and(fields)
                 });
-                if !self.settings.json && !self.settings.quiet {
+                // Without the id of what was started nobody could speak to it.
+                if !self.settings.json && (!self.settings.quiet || self.verb == "warm") {
                     self.put(self.results, &text);
                 }
                 0

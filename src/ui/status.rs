@@ -55,12 +55,17 @@ fn warm(account: &Account, coloured: bool) -> String {
             ]
         })
         .collect();
-    let header = ["WARM", "DEST", "STATE", "LEFT", "STORED BEFORE", "PAUSE NOW", "SENT"];
-    let mut text =
-        if rows.is_empty() { String::new() } else { format!("\n{}", table::lay_out(header, &rows, coloured)) };
-    let rate = account.dirty_bytes_per_s.map(|rate| format!(", {}/s are written", units::bytes(rate)));
-    text +=
-        &format!("\n{}: {} for {}{}\n", account.session, account.phase, ms(account.age_ms), rate.unwrap_or_default());
+    let is_over = account.phase == "ended";
+    let mut text = String::new();
+    if !is_over && !rows.is_empty() {
+        let header = ["WARM", "DEST", "STATE", "LEFT", "STORED BEFORE", "PAUSE NOW", "SENT"];
+        text = format!("\n{}", table::lay_out(header, &rows, coloured));
+    }
+    let rate = account.dirty_bytes_per_s.filter(|_| !is_over);
+    let rate = rate.map(|rate| format!(", {}/s are written", units::bytes(rate))).unwrap_or_default();
+    let phase = if is_over { "its warm-up has ended, after" } else { &account.phase };
+    let since = if is_over { "" } else { "for " };
+    text += &format!("\n{}: {phase} {since}{}{rate}\n", account.session, ms(account.age_ms));
     account.notes.iter().for_each(|note| text += &format!("  note: {}\n", clean(note)));
     text
 }

@@ -84,6 +84,7 @@ impl Attempt<'_> {
                 Happened::Silent(to)
             }
             Err(error) => {
+                tracing::warn!(%error, "no answer to the order to run");
                 *trouble = Some(error);
                 Happened::Silent(to)
             }
