@@ -15,6 +15,7 @@ use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
 use nix::poll::{PollFd, PollFlags, poll};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -89,8 +90,10 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         return Err(Failure::new(format!("there is no session {id} on this host")));
     }
     // Of a warm-up that has begun anew the last attempt is what it is now.
-    let warm = newest_of_each(&lines, &warm::fitting(""));
-    let is_warm = |line: &Line| warm.contains(&line.attempt);
+    let (sessions, newest) = (warm::fitting(""), newest_of_each(&lines));
+    let is_warm = |line: &Line| sessions.contains(&line.session) && newest.contains(&line.attempt);
+    let is_replaced = |line: &Line| line.step.is_final() && sessions.contains(&line.session) && !is_warm(line);
+    lines.retain(|line| options.all || line.role != Role::Source || !is_replaced(line));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let has_left = |line: &Line| kept::left(&journals, line.attempt).is_some();
     lines.retain(|line| {
@@ -114,22 +117,25 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         let left = left.filter(|_| !busy);
         let warm = match is_warm(&line) {
             true => warm::look(&line.session),
-            false => {
-                (line.step.is_final() && options.session.is_some()).then(|| warm::last_words(&line.session)).flatten()
-            }
+            false => (line.step.is_final() && options.session.is_some() && newest.contains(&line.attempt))
+                .then(|| warm::last_words(&line.session))
+                .flatten(),
         };
         Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said, warm }
     };
     Ok(lines.into_iter().map(entry).collect())
 }
 
-/// The last attempt of each of these sessions at the source.
-fn newest_of_each(lines: &[Line], sessions: &[String]) -> Vec<AttemptId> {
-    let newest = sessions.iter().filter_map(|session| {
-        let own = lines.iter().filter(|line| line.role == Role::Source && line.session == *session);
-        own.max_by_key(|line| line.unix_ms)
-    });
-    newest.map(|line| line.attempt).collect()
+/// The last attempt of each session at the source.
+fn newest_of_each(lines: &[Line]) -> HashSet<AttemptId> {
+    let mut newest: HashMap<&str, &Line> = HashMap::new();
+    for line in lines.iter().filter(|line| line.role == Role::Source) {
+        let found = newest.entry(&line.session).or_insert(line);
+        if line.unix_ms >= found.unix_ms {
+            *found = line;
+        }
+    }
+    newest.into_values().map(|line| line.attempt).collect()
 }
 
 /// Whether a program of ours decides, and goes on to do so for this time.

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
 /// A target that is kept warm. What is left of the session is ended with it.
 struct Warm {
@@ -65,6 +66,15 @@ impl Warm {
             std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("warm-session"))
         };
         self.processes("source").into_iter().find(is)
+    }
+
+    /// Of the session, and how long that has been.
+    fn processor_time(&self) -> (Duration, Duration) {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process().unwrap())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        // utime and stime (proc_pid_stat(5)), in hundredths of a second.
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        (Duration::from_millis(ticks * 10), Duration::from_millis(self.status()["warm"]["age_ms"].as_u64().unwrap()))
     }
 
     /// Where something of the attempt is: files and directories of its number, and mounts.
@@ -140,7 +150,7 @@ fn destinations_are_kept_up_to_date_and_the_target_moves_when_it_is_told_to() {
     assert!(status["warm"]["dirty_bytes_per_s"].as_u64().is_some_and(|rate| rate > 0), "{status}");
     let all = warm.source(&["status"]);
     assert!(text(&all).contains(&warm.session) && text(&all).contains("up-to-date"), "{}", text(&all));
-    std::thread::sleep(std::time::Duration::from_millis(2500));
+    std::thread::sleep(Duration::from_millis(2500));
     let output = warm.source(&["switch", &warm.session[..5], "--json"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(!text(&output).contains("in doubt"), "{}", text(&output));
@@ -161,8 +171,11 @@ fn the_target_goes_to_the_one_that_is_chosen_when_it_has_to() {
     }
     // What nothing ever reaches.
     let never = ["--exit-when", "downtime", "--max-downtime", "1ns", "--cpu-share", "20%"];
-    let warm = Warm::begin(Counter::on_ground(8, 2000), 2, &never);
+    let warm = Warm::begin(Counter::on_ground(32, 2000), 2, &never);
     warm.wait_until_warm(2);
+    let (used, elapsed) = warm.processor_time();
+    println!("{used:?} of {elapsed:?} were used");
+    assert!(used < elapsed / 5 + Duration::from_millis(300), "{used:?} of {elapsed:?}");
     let output = warm.source(&["switch", &warm.session, "unix:/nowhere"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("/nowhere is none of the destinations"), "{}", text(&output));

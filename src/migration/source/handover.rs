@@ -277,7 +277,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn note(&mut self, step: Step, sync: Sync) -> Result<(), MoveError> {
+    pub(super) fn note(&mut self, step: Step, sync: Sync) -> Result<(), MoveError> {
         let written = match sync {
             Sync::Now => self.journal.write_synced(step),
             Sync::Later => self.journal.write(step),

@@ -241,17 +241,19 @@ impl Session {
         }
     }
 
-    /// The process that the target is named by, and when it started.
+    /// The process that the target is named by, and when it started; none once it has ended.
     fn root(&self) -> Option<(Pid, u64)> {
         let pid = target::resolve(&self.options.moves.target).ok()?.root(&self.options.moves.target).ok()?;
-        Some((pid, ProcDir::open(pid).ok()?.stat(&mut Vec::new()).ok()?.starttime))
+        let stat = ProcDir::open(pid).ok()?.stat(&mut Vec::new()).ok()?;
+        (!stat.is_zombie()).then_some((pid, stat.starttime))
     }
 
-    /// All destinations are lost, the target is as it was, and nobody wants this to end: they are looked for again.
+    /// All destinations are lost, or have given it up as for want of room; the target is as it was, and nobody wants this to end: they
+    /// are looked for again.
     fn may_go_on(&self, failure: &Failure, root: Option<(Pid, u64)>) -> bool {
         let is_unharmed = matches!(failure.target, TargetState::Untouched | TargetState::Running);
         self.has_begun.load(Ordering::Relaxed)
-            && failure.kind == FailureKind::Peer
+            && matches!(failure.kind, FailureKind::Peer | FailureKind::Failed)
             && is_unharmed
             && !self.abort.is_triggered()
             && !self.warm.seen().is_taken

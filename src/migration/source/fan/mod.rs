@@ -20,8 +20,9 @@ mod warm;
 use super::peer::{Peer, Peers};
 use super::{Attempt, MoveError, Survey, Target, Wishes};
 use crate::blocker::Blocker;
-use crate::migration::handover::Candidate;
 use crate::migration::handover::source::{Event as Happened, Phase};
+use crate::migration::handover::{Candidate, Sync};
+use crate::migration::journal::Step;
 use crate::migration::protocol::AttemptId;
 use crate::migration::report::{Became, Pause, Report};
 use crate::migration::shelf::Catalogue;
@@ -250,7 +251,11 @@ impl<'a> Attempt<'a> {
                 None => Ok(()),
             };
         }
-        self.wishes.warm.iter().for_each(|warm| warm.has_begun());
+        if let Some(warm) = self.wishes.warm {
+            // Whoever looks at the journal from here on finds the session and its target.
+            self.note(Step::Begun, Sync::Later)?;
+            warm.has_begun();
+        }
         let exit = self.rounds_to_all(target)?;
         self.report.exit = Some(exit);
         self.switch_over_to_first(target)
