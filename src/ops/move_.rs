@@ -407,6 +407,9 @@ impl Target for Live<'_> {
     }
 
     fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {
+        if self.holds_late {
+            self.check_lives()?;
+        }
         let failed = |e: TrackError| MoveError::from(Failure::of("cannot watch the target's memory", &e));
         let tree = match &mut self.tree {
             Some(tree) => tree,
@@ -735,6 +738,7 @@ fn failure(options: &MoveOptions, error: MoveError) -> Failure {
         MoveError::Blocked(blockers) => {
             Failure::blocked(format!("the target cannot move to {dest}"), blockers).target(TargetState::Running)
         }
+        MoveError::Target(failure) if matches!(failure.target, TargetState::Ended(_)) => failure,
         MoveError::Target(failure) => failure.target(TargetState::Running),
         MoveError::Destination(theirs) => {
             let causes = std::iter::once(format!("{dest}: {}", theirs.what)).chain(theirs.causes).collect();

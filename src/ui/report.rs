@@ -26,10 +26,6 @@ pub fn hook(point: HookPoint, name: &str, HookEnd { took, how }: HookEnd) -> Str
 
 /// The report: what happened in one line, then the numbers that are known.
 pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
-    // For a shell that takes note of it.
-    if verb == "warm" {
-        return format!("{}\n", outcome.session);
-    }
     let mut text = format!("{}\n", headline(verb, target, outcome));
     let mut row = |name: &str, value: String| text += &format!("  {name:<10}{value}\n");
     let size =

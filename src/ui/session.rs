@@ -91,8 +91,12 @@ impl Session {
     /// Shows the end of a session that was about a tree, and returns the exit code.
     pub fn finish(self, result: Result<Outcome, Failure>) -> u8 {
         self.write_page(&result);
-        let result =
-            result.map(|outcome| (json::outcome(&outcome), report::text(&self.verb, self.target.as_deref(), &outcome)));
+        let text = |outcome: &Outcome| match self.verb.as_str() {
+            // For a shell that takes note of it.
+            "warm" => format!("{}\n", outcome.session),
+            verb => report::text(verb, self.target.as_deref(), outcome),
+        };
+        let result = result.map(|outcome| (json::outcome(&outcome), text(&outcome)));
         self.end(result)
     }
 

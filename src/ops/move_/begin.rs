@@ -1,7 +1,7 @@
 //! A target as it is before anything has happened to it.
 
 use super::{Backend, Events, Findings, GivenUp, Hooks, Leaving, Live, MoveOptions, Offered, Policy, Resolved, Result};
-use super::{TargetPages, TargetState, supervisor};
+use super::{Failure, ProcDir, TargetPages, TargetState, supervisor};
 use crate::net::address::Place;
 
 impl<'a> Live<'a> {
@@ -43,6 +43,17 @@ impl<'a> Live<'a> {
 }
 
 impl Live<'_> {
+    /// Rounds of a target that is gone would go on without end: they find nothing written.
+    pub(super) fn check_lives(&self) -> Result<()> {
+        let root = self.resolved.root(&self.options.target)?;
+        let stat = ProcDir::open(root).and_then(|dir| dir.stat(&mut Vec::new()));
+        if stat.is_ok_and(|stat| !stat.is_zombie()) {
+            return Ok(());
+        }
+        let what = format!("{} has ended", self.options.target);
+        Err(Failure::new(what).target(TargetState::Ended("by itself, where it was".into())))
+    }
+
     /// Keeps units from starting the target again.
     pub(super) fn hold_units(&mut self) -> Result<()> {
         if !self.options.dry_run {
