@@ -5,7 +5,9 @@ use crate::failure::Failure;
 use crate::ops::{self, options::CancelOptions};
 use crate::ui;
 
-/// End the tracker that a pre-dump has left
+/// End a warm-up, or the tracker that a pre-dump has left
+///
+/// Returns when the destinations of a warm-up have deleted what they hold. Its target runs on.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Session id, or a beginning of it that fits one session only

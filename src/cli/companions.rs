@@ -1,10 +1,11 @@
 //! Entries of this program that are no verbs: a companion of ours is the same program, started again with a hidden first word.
 //! Every program that has the engine in it begins here, as the engine starts whatever program it runs in.
 
+use super::warm::FRONT;
 use crate::agent::session;
 use crate::companion::{lock_guard, pager, tracker};
 use crate::migration::postcopy::receiver;
-use crate::ops::{guardian, places::Places};
+use crate::ops::{guardian, places::Places, warm::session as warm};
 use crate::ui;
 use std::ffi::OsString;
 
@@ -30,6 +31,7 @@ fn companion(arguments: &[OsString]) -> Option<Box<dyn FnOnce() -> u8>> {
         [_, entry] if guardian::is_entry(entry) => {
             Some(Box::new(|| guardian::main(&|path| drop(ui::log::begin(0, Some(path))))))
         }
+        [_, entry] if warm::is_entry(entry) => Some(Box::new(|| warm::main(&FRONT))),
         [_, entry] => Some(Box::new(pager::entry(entry).or_else(|| receiver::entry(entry))?)),
         [_, entry, argument] if entry == session::ENTRY => {
             let argument = argument.clone();

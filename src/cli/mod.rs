@@ -24,7 +24,9 @@ mod resolve;
 mod restore;
 mod show;
 mod status;
+mod switch;
 mod verify;
+mod warm;
 
 use crate::failure::Failure;
 use crate::ops::outside;
@@ -62,6 +64,8 @@ enum Verb {
     Restore(restore::Args),
     Demo(demo::Args),
     Move(Box<r#move::Args>),
+    Warm(Box<warm::Args>),
+    Switch(switch::Args),
     Cancel(cancel::Args),
     Resolve(resolve::Args),
 }
@@ -82,6 +86,8 @@ impl Verb {
             Self::Restore(args) => args.run(context),
             Self::Demo(args) => args.run(context),
             Self::Move(args) => args.run(context),
+            Self::Warm(args) => args.run(context),
+            Self::Switch(args) => args.run(context),
             Self::Cancel(args) => args.run(context),
             Self::Resolve(args) => args.run(context),
         }

@@ -10,6 +10,7 @@ use crate::ui;
 /// Show moves of this host, and who owns the target
 ///
 /// Reads the journals of this host; where only the other host can tell who owns the target, that is asked, if it can be reached.
+/// Of a warm-up it says for each destination how far it is, and the pause that a switch would have now.
 /// Of a prepared copy that is parked (see --lease of migrate move) it says where the image lies, its size and its age.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {

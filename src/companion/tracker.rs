@@ -140,12 +140,7 @@ pub fn take_over(run: &Path, root: Pid, start_time: u64) -> Option<(Kept, Vec<Ow
 
 /// Ends the tracker of a session, named by its id or a beginning of it. Gives the ids that fit: exactly one was ended.
 pub fn cancel(run: &Path, session: &str) -> Vec<String> {
-    let mut fitting: Vec<(String, PathBuf)> = sockets(run)
-        .into_iter()
-        .filter_map(|(name, path)| Some((name.rsplit_once('-')?.1.strip_suffix(".sock")?.to_owned(), path)))
-        .filter(|(id, _)| !session.is_empty() && id.starts_with(session))
-        .collect();
-    fitting.retain(|(_, path)| connect(path).is_some());
+    let fitting = trackers(run, session);
     if let [(_, path)] = fitting.as_slice()
         && let Some(mut stream) = connect(path)
         && stream.write_all(b"C").is_ok()
@@ -153,6 +148,21 @@ pub fn cancel(run: &Path, session: &str) -> Vec<String> {
         let _ = stream.read(&mut [0]);
     }
     fitting.into_iter().map(|(id, _)| id).collect()
+}
+
+/// The ids of sessions with a tracker that begin like this.
+pub fn fitting(run: &Path, session: &str) -> Vec<String> {
+    trackers(run, session).into_iter().map(|(id, _)| id).collect()
+}
+
+fn trackers(run: &Path, session: &str) -> Vec<(String, PathBuf)> {
+    let mut fitting: Vec<(String, PathBuf)> = sockets(run)
+        .into_iter()
+        .filter_map(|(name, path)| Some((name.rsplit_once('-')?.1.strip_suffix(".sock")?.to_owned(), path)))
+        .filter(|(id, _)| !session.is_empty() && id.starts_with(session))
+        .collect();
+    fitting.retain(|(_, path)| connect(path).is_some());
+    fitting
 }
 
 /// Sockets of trackers: names and paths. Those that nobody listens at are removed by [`connect`].

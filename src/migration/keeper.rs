@@ -178,6 +178,10 @@ impl Keeper {
 
     /// What happened is done something about; what the source is to be told.
     pub fn on(&mut self, copy: &mut dyn Copy, event: Event) -> Vec<Reply> {
+        // A copy is prepared because the source was heard just now, however long ago all this began.
+        if matches!(event, Event::Armed) {
+            self.heard = Instant::now();
+        }
         if let Event::Asked(_, request) = event {
             self.heard = Instant::now();
             if request == Request::Commit {

@@ -34,6 +34,7 @@ pub mod shelf;
 pub mod source;
 pub mod store;
 pub mod switchover;
+pub mod warm;
 
 use crate::blocker::{Blocker, codes};
 use crate::failure::Failure;

@@ -10,6 +10,7 @@ use super::postcopy::{self, serving::Serving};
 use super::protocol::AttemptId;
 use super::report::{Pause, Report};
 use super::switchover::{Decision, ExitCondition, Goals, RoundStats, Step as Help};
+use super::warm::Warm;
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::Failure;
@@ -19,6 +20,7 @@ use crate::memory::pipeline::ReadPages;
 use crate::memory::{RangeSet, Space};
 use crate::ops::{Event, Events};
 use crate::transport::{Abort, Link, TransportError};
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -186,10 +188,12 @@ pub struct Wishes<'a> {
     pub lease: Duration,
     /// Of several destinations, how many the exit condition has to hold for.
     pub quorum: Quorum,
+    /// Rounds go on without end, until this says that the target is to move.
+    pub warm: Option<&'a Warm>,
 }
 
 /// How many of several destinations have to be as far as the exit condition asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Quorum {
     /// So many.
     Number(u8),

@@ -488,6 +488,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         recoverable: None,
         lease: destination::LEASE,
         quorum: Quorum::default(),
+        warm: None,
     }
 }
 

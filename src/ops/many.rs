@@ -127,7 +127,7 @@ pub(super) fn run(
     abort: &Abort,
 ) -> std::result::Result<Report, MoveError> {
     match links.len() {
-        1 => source::run(links.remove(0), target, wishes, events),
+        1 if wishes.warm.is_none() => source::run(links.remove(0), target, wishes, events),
         _ => fan::run(links, target, wishes, events, abort),
     }
 }

@@ -45,6 +45,7 @@ mod surety;
 mod systemd;
 pub mod target;
 pub mod verify;
+pub mod warm;
 pub mod words;
 
 use crate::blocker::Blocker;

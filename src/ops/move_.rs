@@ -35,6 +35,7 @@ use crate::migration::source::{
     Again, Compression, Fence, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
 };
 use crate::migration::switchover::{Goals, Step};
+use crate::migration::warm::Warm;
 use crate::proc::ProcDir;
 use crate::proc::cgroupfs;
 use crate::proc::cpu_limit::CpuLimit;
@@ -50,6 +51,8 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+mod begin;
+
 /// Bulk channels when nobody chose a number: more than two bring nothing on one link.
 const STREAMS: u16 = 2;
 /// Between two states of a target that come back.
@@ -60,8 +63,21 @@ const STATES_MIN: Duration = Duration::from_millis(10);
 /// # Errors
 /// [`FailureKind::Blocked`], [`FailureKind::Peer`], and whatever else keeps it here; the failure says where it runs.
 pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
-    refuse(options)?;
     many::refuse(options)?;
+    run_when(options, None, events, abort)
+}
+
+/// The same, once the warm-up says so if there is one.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_when(
+    options: &MoveOptions,
+    warm: Option<&Warm>,
+    events: &dyn Events,
+    abort: &Abort,
+) -> Result<Outcome> {
+    refuse(options)?;
     let policy = policy(&options.state);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
@@ -91,36 +107,19 @@ pub fn run(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<
         .as_ref()
         .map(|command| |who: Candidate| fence::switch_off(command, &many::name(&options.dests, who), &session));
     let fence = command.as_ref().map(|command| Fence { command, after: options.peer.peer_timeout });
-    let wishes = Wishes { stop_and_copy: backend.is_none(), again, fence, files, ..wishes(options, &journals)? };
-    let mut live = Live {
-        options,
-        resolved,
-        policy,
-        findings,
-        backend: backend.unwrap_or(Backend::Hash),
-        tree: None,
-        frozen: None,
-        pages: TargetPages::default(),
-        names: Vec::new(),
-        network: Leaving::begin(addresses),
-        segments: Vec::new(),
-        offered: Offered::default(),
-        same_host: links.iter().any(Link::is_same_host),
-        given_up: GivenUp::default(),
-        slowed: None,
-        put_off: false,
-        model: None,
-        was_frozen: false,
-        at_once: Vec::new(),
-        hooks: hooks.clone(),
-        events,
-        guardian: None,
-        untold: false,
-    };
-    let held = hold(options, &live.resolved)?;
+    let wishes = Wishes { stop_and_copy: backend.is_none(), again, fence, files, warm, ..wishes(options, &journals)? };
+    let looked = (resolved, policy, findings);
+    let mut live = Live::new(options, looked, backend.unwrap_or(Backend::Hash), addresses, (hooks.clone(), events));
+    live.same_host = links.iter().any(Link::is_same_host);
+    // In a warm-up its supervisor goes on to look after it, until the pause.
+    match warm {
+        Some(warm) => warm.begins(options.dests.iter().map(ToString::to_string).collect()),
+        None => live.hold_units()?,
+    }
+    live.holds_late = warm.is_some();
     let moved = many::run(links, &mut live, &wishes, events, abort);
     live.part(&moved);
-    release(held, &moved, events);
+    release(live.held.take(), &moved, events);
     hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
     if !options.dry_run && !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. })) {
         run_last(&hooks, moved.is_ok(), events);
@@ -160,15 +159,6 @@ fn refuse_recoverable(options: &MoveOptions) -> Result<()> {
 fn run_last(hooks: &Hooks, moved: bool, events: &dyn Events) {
     let point = if moved { HookPoint::Done } else { HookPoint::RolledBack };
     hooks.run_all(point, events).into_iter().for_each(|text| events.event(Event::Warning(text)));
-}
-
-/// Units that would start the target again.
-fn hold(options: &MoveOptions, resolved: &Resolved) -> Result<Option<HeldUnits>> {
-    if options.dry_run {
-        return Ok(None);
-    }
-    let choice = supervisor::choice(&options.target, options.state.supervisor);
-    supervisor::hold(resolved, choice, options.session).map_err(|failure| failure.target(TargetState::Running))
 }
 
 fn release(held: Option<HeldUnits>, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
@@ -229,6 +219,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         recoverable: options.mode.recoverable,
         lease: options.lease,
         quorum: options.quorum,
+        warm: None,
     })
 }
 
@@ -349,6 +340,10 @@ struct Live<'a> {
     guardian: Option<Guardian>,
     /// The destination does not know yet that the target stays.
     untold: bool,
+    /// Units that would start it again.
+    held: Option<HeldUnits>,
+    /// They are held when the pause begins.
+    holds_late: bool,
 }
 
 impl Live<'_> {
@@ -417,6 +412,9 @@ impl Target for Live<'_> {
     }
 
     fn round(&mut self, send: &mut Send<'_>) -> std::result::Result<Taken, MoveError> {
+        if self.holds_late {
+            self.check_lives()?;
+        }
         let failed = |e: TrackError| MoveError::from(Failure::of("cannot watch the target's memory", &e));
         let tree = match &mut self.tree {
             Some(tree) => tree,
@@ -468,6 +466,9 @@ impl Target for Live<'_> {
     }
 
     fn freeze(&mut self) -> Result<Final> {
+        if self.holds_late {
+            self.hold_units()?;
+        }
         self.hooks.run(HookPoint::PreFreeze, self.events)?;
         let (frozen, Collection { mut model, sources, .. }) = self.freeze_and_collect()?;
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
@@ -744,6 +745,7 @@ fn failure(options: &MoveOptions, error: MoveError) -> Failure {
         MoveError::Blocked(blockers) => {
             Failure::blocked(format!("the target cannot move to {dest}"), blockers).target(TargetState::Running)
         }
+        MoveError::Target(failure) if matches!(failure.target, TargetState::Ended(_)) => failure,
         MoveError::Target(failure) => failure.target(TargetState::Running),
         MoveError::Destination(theirs) => {
             let causes = std::iter::once(format!("{dest}: {}", theirs.what)).chain(theirs.causes).collect();

@@ -14,6 +14,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod word;
+
 /// Where an image is written to or read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImagePlace {
@@ -36,7 +38,7 @@ pub enum AfterDump {
 }
 
 /// `--track`: how dirty pages are found between rounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Track {
     /// The best the kernel offers.
     #[default]
@@ -52,7 +54,7 @@ pub enum Track {
 }
 
 /// `--compress`: what happens to pages on their way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Compress {
     /// As much as is faster than not compressing.
     #[default]
@@ -64,7 +66,7 @@ pub enum Compress {
 }
 
 /// The MEMORY group.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryOptions {
     /// `--track`.
     pub track: Track,
@@ -231,7 +233,7 @@ pub struct StateOptions {
 }
 
 /// `--mode`: how a target moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Mode {
     /// Pre-copy, as long as it pays.
     #[default]
@@ -247,7 +249,7 @@ pub enum Mode {
 }
 
 /// The MODE group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModeOptions {
     /// `--mode`.
     pub mode: Mode,
@@ -433,13 +435,16 @@ impl RestoreOptions {
 }
 
 /// `migrate move`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveOptions {
     /// Id of this session.
+    #[serde(with = "word")]
     pub session: SessionId,
     /// What moves.
+    #[serde(with = "word")]
     pub target: Target,
     /// Where to; of several the first that is ready.
+    #[serde(with = "word::list")]
     pub dests: Vec<Dest>,
     /// MODE.
     pub mode: ModeOptions,
@@ -479,6 +484,28 @@ impl MoveOptions {
             dry_run: false,
         }
     }
+}
+
+/// `migrate warm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmOptions {
+    /// What moves, and where to, once somebody says so.
+    pub moves: MoveOptions,
+    /// `--cpu-share`: percent of one processor.
+    pub cpu_share: u8,
+}
+
+/// `migrate switch`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchOptions {
+    /// The session, or a unique beginning of its id.
+    pub session: String,
+    /// To one of these; none = all that are warm.
+    pub dests: Vec<Dest>,
+    /// `--now`: whether or not the exit condition holds.
+    pub now: bool,
+    /// `--timeout`: how long the exit condition is waited for; `None` = as long as it takes.
+    pub timeout: Option<Duration>,
 }
 
 /// `migrate check`.

@@ -2,6 +2,7 @@
 
 use super::options::{PeerOptions, StatusOptions};
 use super::places::Places;
+use super::warm::{self, wire::Account};
 use super::words::Dest;
 use crate::failure::{Failure, Result};
 use crate::migration::handover::{Reply, Request};
@@ -9,10 +10,12 @@ use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::keeper::Answer;
 use crate::migration::parked::{self, Parked};
 use crate::migration::points::kept;
+use crate::migration::protocol::AttemptId;
 use crate::migration::resolve::{self, Owner};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
 use nix::poll::{PollFd, PollFlags, poll};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -43,12 +46,14 @@ pub struct Entry {
     pub parked: Option<Parked>,
     /// What the destination says, where this host is in doubt and it answers.
     pub said: Option<Reply>,
+    /// Its destinations are kept warm: how far that is; or, of one that has ended and was asked for, how it was.
+    pub warm: Option<Account>,
 }
 
 impl Entry {
     /// Whether nothing is left to be decided or awaited.
     pub fn is_over(&self) -> bool {
-        self.line.step.is_final()
+        self.line.step.is_final() && self.warm.as_ref().is_none_or(|account| account.phase == "ended")
     }
 }
 
@@ -84,9 +89,16 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     if let Some(id) = options.session.as_ref().filter(|_| lines.is_empty()) {
         return Err(Failure::new(format!("there is no session {id} on this host")));
     }
+    // Of a warm-up that has begun anew the last attempt is what it is now.
+    let (sessions, newest) = (warm::fitting(""), newest_of_each(&lines));
+    let is_warm = |line: &Line| sessions.contains(&line.session) && newest.contains(&line.attempt);
+    let is_replaced = |line: &Line| line.step.is_final() && sessions.contains(&line.session) && !is_warm(line);
+    lines.retain(|line| options.all || line.role != Role::Source || !is_replaced(line));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let has_left = |line: &Line| kept::left(&journals, line.attempt).is_some();
-    lines.retain(|line| options.session.is_some() || is_shown(line, options.all, now) || has_left(line));
+    lines.retain(|line| {
+        options.session.is_some() || is_shown(line, options.all, now) || is_warm(line) || has_left(line)
+    });
     let entry = |line: Line| {
         let left = kept::left(&journals, line.attempt);
         let patience = if left.is_some() { LOOKING } else { Duration::ZERO };
@@ -103,9 +115,27 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
             (line.step == Step::Committing).then(|| kept::newest(&kept::directory(&journals, line.attempt)));
         let parked = (line.step == Step::Parked).then(|| parked::look(&journals, line.attempt)).flatten();
         let left = left.filter(|_| !busy);
-        Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said }
+        let warm = match is_warm(&line) {
+            true => warm::look(&line.session),
+            false => (line.step.is_final() && options.session.is_some() && newest.contains(&line.attempt))
+                .then(|| warm::last_words(&line.session))
+                .flatten(),
+        };
+        Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said, warm }
     };
     Ok(lines.into_iter().map(entry).collect())
+}
+
+/// The last attempt of each session at the source.
+fn newest_of_each(lines: &[Line]) -> HashSet<AttemptId> {
+    let mut newest: HashMap<&str, &Line> = HashMap::new();
+    for line in lines.iter().filter(|line| line.role == Role::Source) {
+        let found = newest.entry(&line.session).or_insert(line);
+        if line.unix_ms >= found.unix_ms {
+            *found = line;
+        }
+    }
+    newest.into_values().map(|line| line.attempt).collect()
 }
 
 /// Whether a program of ours decides, and goes on to do so for this time.
@@ -138,7 +168,6 @@ pub(super) fn ask(line: &Line, request: Request) -> Option<Answer> {
 mod tests {
     use super::*;
     use crate::migration::journal::Journal;
-    use crate::migration::protocol::AttemptId;
 
     #[test]
     fn what_has_been_over_for_a_month_is_not_shown_and_what_is_undecided_always_is() {

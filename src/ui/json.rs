@@ -12,6 +12,7 @@ use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
 use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Attempt, Outcome, Round, State, Where};
+use crate::ops::warm::wire::{Account, Candidate};
 use crate::ops::words::SessionId;
 use serde::ser::{Serialize, Serializer};
 use serde_json::Value;
@@ -210,6 +211,28 @@ fn points(cost: &Cost) -> Object {
         .with("pages_read", cost.pages_read)
         .with("failed", cost.failed.0)
         .known("failure", cost.failed.1.as_deref())
+}
+
+/// How far a warm-up is.
+pub fn warm(account: &Account) -> Object {
+    let candidate = |one: &Candidate| {
+        Object::default()
+            .with("dest", one.dest.as_str())
+            .with("state", one.state.as_str())
+            .known("reason", one.reason.as_deref())
+            .with("rounds", one.rounds)
+            .with("bytes_sent", one.bytes_sent)
+            .known("left_bytes", one.left_bytes)
+            .known("stored_age_ms", one.stored_age_ms)
+            .known("expected_downtime_us", one.expected_downtime_us)
+    };
+    Object::default()
+        .with("phase", account.phase.as_str())
+        .with("target", account.target.as_str())
+        .with("age_ms", account.age_ms)
+        .known("dirty_bytes_per_s", account.dirty_bytes_per_s)
+        .list("candidates", account.candidates.iter().map(candidate).collect())
+        .with("notes", account.notes.clone())
 }
 
 /// The fields of `result` for something achieved.

@@ -25,10 +25,11 @@ mod units;
 pub use session::Session;
 
 use crate::ops::words::SessionId;
+use serde::{Deserialize, Serialize};
 use std::io::{IsTerminal, Write};
 
 /// `--progress`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Progress {
     /// A bar on a terminal, else plain lines.
     #[default]
@@ -42,7 +43,7 @@ pub enum Progress {
 }
 
 /// `--color`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Color {
     /// On a terminal, unless NO_COLOR is set.
     #[default]
@@ -54,7 +55,7 @@ pub enum Color {
 }
 
 /// How things are shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Settings {
     /// `--json`.
     pub json: bool,
@@ -78,6 +79,17 @@ enum Stream {
 }
 
 impl Settings {
+    /// For another process that says things in this one's place: it has no terminal to look at.
+    pub fn to_hand_on(self) -> String {
+        let color = if self.coloured(Stream::Err) { Color::Always } else { Color::Never };
+        serde_json::to_string(&Self { color, progress: Progress::None, ..self }).unwrap_or_default()
+    }
+
+    /// Those that were handed on.
+    pub fn handed_on(text: &str) -> Self {
+        serde_json::from_str(text).unwrap_or_default()
+    }
+
     /// Whether colours are used on this stream.
     fn coloured(&self, stream: Stream) -> bool {
         let terminal = match stream {
@@ -106,6 +118,11 @@ pub fn note(text: &str, settings: &Settings) {
 /// What a person should know that comes after the result.
 pub fn warning(text: &str) {
     put(Stream::Err, &format!("warning: {text}\n"));
+}
+
+/// What another process says in this one's place: on standard output or standard error.
+pub fn relayed(out: bool, text: &str) {
+    put(if out { Stream::Out } else { Stream::Err }, text);
 }
 
 /// Writes text as it is. Nobody is left to be told that it could not be written: a closed pipe is how `head` ends, and

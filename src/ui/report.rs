@@ -56,7 +56,7 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         (None, None) => None,
     };
     if let Some(volume) = volume {
-        row(if verb == "move" { "sent" } else { "size" }, volume);
+        row(if matches!(verb, "move" | "switch") { "sent" } else { "size" }, volume);
     }
     let not_sent: Vec<_> = [(outcome.zero_pages, "zero"), (outcome.named_pages, "named by digest")]
         .into_iter()
@@ -139,7 +139,7 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         "dump" => "dumped",
         "pre-dump" => "memory saved of",
         "restore" => "restored",
-        "move" => "moved",
+        "move" | "switch" => "moved",
         other => other,
     };
     let pid = outcome.pid.map(|pid| format!(" as {pid}")).unwrap_or_default();

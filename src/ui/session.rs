@@ -8,6 +8,7 @@ use super::units::{bytes, count, time};
 use super::{Settings, Stream, failure, put, report};
 use crate::failure::{Failure, TargetState};
 use crate::ops::outcome::Outcome;
+use crate::ops::warm::{Say, Shown};
 use crate::ops::words::SessionId;
 use crate::ops::{Event, Events};
 use std::path::{Path, PathBuf};
@@ -26,11 +27,28 @@ pub struct Session {
     page: Option<(PathBuf, Mutex<Record>)>,
     /// Where its log is kept.
     log: Option<PathBuf>,
+    /// Who says things instead of this process.
+    say: Option<Say>,
 }
 
 impl Session {
     /// Begins a session. `data` = standard output carries data.
     pub fn begin(settings: &Settings, verb: &str, id: SessionId, target: Option<String>, data: bool) -> Self {
+        Self::begin_with(settings, verb, (id, target), data, None)
+    }
+
+    /// Begins a session that is shown by somebody else.
+    pub fn begin_elsewhere(settings: &Settings, verb: &str, id: SessionId, target: &str, say: Say) -> Self {
+        Self::begin_with(settings, verb, (id, Some(target.to_owned())), false, Some(say))
+    }
+
+    fn begin_with(
+        settings: &Settings,
+        verb: &str,
+        (id, target): (SessionId, Option<String>),
+        data: bool,
+        say: Option<Say>,
+    ) -> Self {
         let session = Self {
             settings: *settings,
             verb: verb.to_owned(),
@@ -40,6 +58,7 @@ impl Session {
             display: Mutex::new(Display::new(settings)),
             page: None,
             log: None,
+            say,
         };
         session.emit("session", || {
             Object::default().with("verb", session.verb.as_str()).known("asked_for", session.target.as_deref())
@@ -72,8 +91,12 @@ impl Session {
     /// Shows the end of a session that was about a tree, and returns the exit code.
     pub fn finish(self, result: Result<Outcome, Failure>) -> u8 {
         self.write_page(&result);
-        let result =
-            result.map(|outcome| (json::outcome(&outcome), report::text(&self.verb, self.target.as_deref(), &outcome)));
+        let text = |outcome: &Outcome| match self.verb.as_str() {
+            // For a shell that takes note of it.
+            "warm" => format!("{}\n", outcome.session),
+            verb => report::text(verb, self.target.as_deref(), outcome),
+        };
+        let result = result.map(|outcome| (json::outcome(&outcome), text(&outcome)));
         self.end(result)
     }
 
@@ -87,8 +110,9 @@ impl Session {
                     let ok = Object::default().with("ok", true).with("exit", 0).with("verb", self.verb.as_str());
                     ok.and(fields)
                 });
-                if !self.settings.json && !self.settings.quiet {
-                    put(self.results, &text);
+                // Without the id of what was started nobody could speak to it.
+                if !self.settings.json && (!self.settings.quiet || self.verb == "warm") {
+                    self.put(self.results, &text);
                 }
                 0
             }
@@ -97,7 +121,7 @@ impl Session {
                 self.emit("result", || failure::result(&failure, &self.verb).known("log", log.and_then(Path::to_str)));
                 if !self.settings.json {
                     let told = self.target.is_some() || failure.target != TargetState::Untouched;
-                    put(Stream::Err, &failure::text(&failure, told, log, &self.settings));
+                    self.put(Stream::Err, &failure::text(&failure, told, log, &self.settings));
                 }
                 failure.exit_code()
             }
@@ -107,7 +131,14 @@ impl Session {
     /// Writes an event for programs.
     fn emit(&self, kind: &str, fields: impl FnOnce() -> Object) {
         if self.settings.json {
-            put(self.results, &self.stamp.line(kind, fields()));
+            self.put(self.results, &self.stamp.line(kind, fields()));
+        }
+    }
+
+    fn put(&self, stream: Stream, text: &str) {
+        match &self.say {
+            Some(say) => say(stream == Stream::Out, text),
+            None => put(stream, text),
         }
     }
 
@@ -120,7 +151,10 @@ impl Session {
     }
 
     fn say(&self, text: &str) {
-        self.display.lock().unwrap_or_else(PoisonError::into_inner).say(text);
+        match &self.say {
+            Some(say) => say(false, text),
+            None => self.display.lock().unwrap_or_else(PoisonError::into_inner).say(text),
+        }
     }
 
     /// Something for those who asked for more.
@@ -132,6 +166,12 @@ impl Session {
 
     fn with_display(&self, change: impl FnOnce(&mut Display)) {
         change(&mut self.display.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Shown for Session {
+    fn finish(self: Box<Self>, result: Result<Outcome, Failure>) -> u8 {
+        Self::finish(*self, result)
     }
 }
 

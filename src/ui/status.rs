@@ -1,15 +1,17 @@
 //! Moves, and who owns their targets.
 
-use super::json::{Object, Stamp};
+use super::json::{self, Object, Stamp};
+use super::style::clean;
 use super::{Settings, Stream, put, result, table, units};
 use crate::migration::handover::Reply;
 use crate::migration::journal::{Role, Step};
 use crate::migration::resolve::Owner;
 use crate::ops::resolve::Resolved;
 use crate::ops::status::Entry;
+use crate::ops::warm::wire::Account;
 use crate::ops::words::SessionId;
 use std::io::IsTerminal;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Shows the moves that this host knows of.
 pub fn show(entries: &[Entry], settings: &Settings) {
@@ -22,7 +24,50 @@ fn text(entries: &[Entry], settings: &Settings) -> String {
     if rows.is_empty() {
         return "no move is under way or in doubt here\n".to_owned();
     }
-    table::lay_out(["SESSION", "ROLE", "PEER", "PID", "PHASE", "OWNER"], &rows, settings.coloured(Stream::Out))
+    let coloured = settings.coloured(Stream::Out);
+    let mut text = table::lay_out(["SESSION", "ROLE", "PEER", "PID", "PHASE", "OWNER"], &rows, coloured);
+    for account in entries.iter().filter_map(|entry| entry.warm.as_ref()) {
+        text += &warm(account, coloured);
+    }
+    text
+}
+
+/// How far the destinations of a warm-up are.
+fn warm(account: &Account, coloured: bool) -> String {
+    let ms = |ms: u64| units::time(Duration::from_millis(ms));
+    let rows: Vec<[String; 7]> = account
+        .candidates
+        .iter()
+        .map(|one| {
+            let state = match &one.reason {
+                Some(reason) => format!("{}: {}", one.state, clean(reason)),
+                None => one.state.clone(),
+            };
+            let pause = one.expected_downtime_us.map(|us| units::time(Duration::from_micros(us)));
+            [
+                account.session.clone(),
+                clean(&one.dest),
+                state,
+                one.left_bytes.map(units::bytes).unwrap_or_default(),
+                one.stored_age_ms.map(ms).unwrap_or_default(),
+                pause.unwrap_or_default(),
+                format!("{}, {}", units::count(one.rounds.into(), "round"), units::bytes(one.bytes_sent)),
+            ]
+        })
+        .collect();
+    let is_over = account.phase == "ended";
+    let mut text = String::new();
+    if !is_over && !rows.is_empty() {
+        let header = ["WARM", "DEST", "STATE", "LEFT", "STORED BEFORE", "PAUSE NOW", "SENT"];
+        text = format!("\n{}", table::lay_out(header, &rows, coloured));
+    }
+    let rate = account.dirty_bytes_per_s.filter(|_| !is_over);
+    let rate = rate.map(|rate| format!(", {}/s are written", units::bytes(rate))).unwrap_or_default();
+    let phase = if is_over { "its warm-up has ended, after" } else { &account.phase };
+    let since = if is_over { "" } else { "for " };
+    text += &format!("\n{}: {phase} {since}{}{rate}\n", account.session, ms(account.age_ms));
+    account.notes.iter().for_each(|note| text += &format!("  note: {}\n", clean(note)));
+    text
 }
 
 /// `--watch`: on a terminal one table that changes, else a table for each change; with `--json` an event of the kind `session`
@@ -78,7 +123,16 @@ fn role(role: Role) -> &'static str {
     }
 }
 
+/// The phase of a warm-up that goes on.
+fn warm_phase(account: &Account) -> Option<&'static str> {
+    let phases = ["beginning", "warm", "switching", "in-pause", "reconnecting"];
+    phases.into_iter().find(|phase| *phase == account.phase)
+}
+
 fn phase(entry: &Entry) -> &'static str {
+    if let Some(phase) = entry.warm.as_ref().and_then(|account| warm_phase(account)) {
+        return phase;
+    }
     match entry.line.step {
         Step::Begun if entry.busy => "under way",
         Step::Begun => "interrupted",
@@ -177,6 +231,12 @@ fn about(entry: &Entry) -> Object {
             entry.parked.as_ref().map(|parked| parked.since.elapsed().unwrap_or_default().as_millis() as u64),
         )
         .known("not_parked", entry.line.not_parked.clone())
+        .and(
+            entry
+                .warm
+                .as_ref()
+                .map_or_else(Object::default, |account| Object::default().object("warm", json::warm(account))),
+        )
         .with("words", words(entry))
 }
 

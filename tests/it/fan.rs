@@ -33,16 +33,16 @@ with open(path, 'a', buffering=1) as out:
 ";
 
 /// A target, and so many destinations.
-struct Stage {
-    dir: tempfile::TempDir,
-    counter: Counter,
-    agents: Vec<Agent>,
+pub struct Stage {
+    pub dir: tempfile::TempDir,
+    pub counter: Counter,
+    pub agents: Vec<Agent>,
     once: PathBuf,
 }
 
 impl Stage {
     /// `strikes`: the environment of each agent.
-    fn begin(counter: Counter, strikes: &[&[(&str, &str)]]) -> Self {
+    pub fn begin(counter: Counter, strikes: &[&[(&str, &str)]]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let once = dir.path().join("once");
         std::fs::write(&once, "").unwrap();
@@ -97,7 +97,7 @@ impl Stage {
     }
 
     /// One copy counts on, and no host holds anything else of it.
-    fn check(&self, what: &str) {
+    pub fn check(&self, what: &str) {
         self.counter.check_runs();
         wait(|| self.counter.processes().len() == 1, &format!("{what}: one copy is left"));
         self.counter.check_runs();
@@ -108,7 +108,7 @@ impl Stage {
 }
 
 /// What became of each, by the `result` event.
-fn became(result: &serde_json::Value) -> Vec<String> {
+pub fn became(result: &serde_json::Value) -> Vec<String> {
     let all = result["candidates"].as_array().unwrap_or_else(|| panic!("{result}"));
     all.iter().map(|one| one["became"].as_str().unwrap().to_owned()).collect()
 }

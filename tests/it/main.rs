@@ -48,4 +48,5 @@ mod terminals;
 mod tidy;
 mod traces;
 mod traffic;
+mod warm;
 mod zoo;

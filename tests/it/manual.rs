@@ -28,11 +28,13 @@ struct Desk {
     target: Option<Sleeper>,
     /// Process id of a tree that a command line has restored.
     restored: Option<i32>,
+    /// The session of a warm-up.
+    warm: Option<String>,
 }
 
 impl Desk {
     fn new() -> Self {
-        let desk = Self { dir: tempfile::tempdir().unwrap(), target: None, restored: None };
+        let desk = Self { dir: tempfile::tempdir().unwrap(), target: None, restored: None, warm: None };
         for name in ["bin", "backups", "run/migrate", "srv/job"] {
             fs::create_dir_all(desk.path(name)).unwrap();
         }
@@ -153,7 +155,19 @@ impl Desk {
             self.prepare(&words);
         }
         let foreground = line.contains("migrate restore") && !line.contains("--detach") && !line.contains("--dry-run");
-        let line = match line.contains("migrate cancel") {
+        let about_warm = line.contains("migrate switch")
+            || line.contains("migrate status hkqwzrtb")
+            || line.contains("migrate cancel") && self.warm.is_some();
+        let line = match about_warm {
+            true => line.replace("hkqwzrtb", &self.warmed()),
+            false => line,
+        };
+        if line.contains("migrate warm") {
+            self.end_warm();
+            self.warm = Some(String::from_utf8(self.must(&line).stdout).unwrap().trim().to_owned());
+            return;
+        }
+        let line = match line.contains("migrate cancel") && !about_warm {
             true => line.replace("hkqwzrtb", &self.tracked()),
             false => line,
         };
@@ -175,6 +189,22 @@ impl Desk {
             self.private(&line);
         } else {
             self.ordinary(&line);
+        }
+    }
+
+    /// The session of a warm-up, which is begun if there is none.
+    fn warmed(&mut self) -> String {
+        if self.warm.is_none() {
+            let pid = self.pid();
+            let output = self.must(&format!("migrate warm {pid} b"));
+            self.warm = Some(String::from_utf8(output.stdout).unwrap().trim().to_owned());
+        }
+        self.warm.clone().unwrap()
+    }
+
+    fn end_warm(&mut self) {
+        if let Some(session) = self.warm.take() {
+            let _ = self.shell(&format!("migrate cancel {session}")).output();
         }
     }
 
@@ -200,9 +230,13 @@ impl Desk {
 
     /// A command that ends by itself. What it has started elsewhere is noted, to be ended later.
     fn ordinary(&mut self, line: &str) {
-        let starts = (line.contains("migrate restore") || line.contains("migrate move")) && !line.contains("--dry-run");
+        let starts = ["migrate restore", "migrate move", "migrate switch"].iter().any(|verb| line.contains(verb))
+            && !line.contains("--dry-run");
         if !starts {
             self.must(line);
+            if line.contains("migrate cancel") {
+                self.warm = None;
+            }
             return;
         }
         let events = self.path("run/events");
@@ -224,7 +258,8 @@ impl Desk {
         self.restored = result["pid"].as_i64().and_then(|pid| pid.try_into().ok());
         assert!(self.restored.is_some(), "{line}: {result}");
         // It is on the other host now: the next line is about the reader's program here.
-        if line.contains("migrate move") {
+        if line.contains("migrate move") || line.contains("migrate switch") {
+            self.warm = None;
             self.end_target();
         }
     }
@@ -297,6 +332,7 @@ impl Desk {
 
 impl Drop for Desk {
     fn drop(&mut self) {
+        self.end_warm();
         self.end_target();
     }
 }

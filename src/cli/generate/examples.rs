@@ -66,6 +66,23 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
             ("Say what stands in the way, and stop nothing.", "migrate move 4242 b --dry-run"),
         ],
     ),
+    (
+        "warm",
+        &[
+            ("Keep process 4242 up to date on host b, and note the id of the session.", "migrate warm 4242 b"),
+            (
+                "The same with a tenth of a processor and of a slow link.",
+                "migrate warm 4242 b --cpu-share 10% --bandwidth 10Mbit/s",
+            ),
+        ],
+    ),
+    (
+        "switch",
+        &[
+            ("Move it, as soon as the pause will be short enough.", "migrate switch hkqwzrtb"),
+            ("Move it at once, to this host.", "migrate switch hkqwzrtb b --now"),
+        ],
+    ),
     ("show", &[("What is in this image?", "migrate show /var/backups/job")]),
     ("verify", &[("Is this image complete and undamaged?", "migrate verify /var/backups/job")]),
     (
@@ -86,6 +103,7 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("See which moves are under way or in doubt.", "migrate status"),
             ("See how the moves of the last weeks have ended.", "migrate status --all"),
+            ("See how far a warm-up is, and what pause a switch would have.", "migrate status hkqwzrtb"),
         ],
     ),
     (
@@ -95,5 +113,5 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
             ("End it, because the target runs on the other host.", "migrate resolve hkqwzrtb --discard --yes"),
         ],
     ),
-    ("cancel", &[("End a tracker that is not needed any more.", "migrate cancel hkqwzrtb")]),
+    ("cancel", &[("End a tracker or a warm-up that is not needed any more.", "migrate cancel hkqwzrtb")]),
 ];

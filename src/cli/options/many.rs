@@ -12,9 +12,8 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Many destinations")]
 pub struct ManyArgs {
-    /// The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%
-    #[arg(long, value_name = "N|PERCENT", default_value = "1")]
-    quorum: QuorumArg,
+    #[command(flatten)]
+    quorum: QuorumArgs,
     /// Where to if none of the destinations takes the target
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     alternate: Vec<DestArg>,
@@ -39,6 +38,22 @@ impl ManyArgs {
         })
     }
 
+    /// The quorum as the engine takes it.
+    pub fn quorum(&self) -> Quorum {
+        self.quorum.quorum()
+    }
+}
+
+/// What of the group a warm-up has, too.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct QuorumArgs {
+    /// The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%
+    #[arg(long, value_name = "N|PERCENT", default_value = "1")]
+    quorum: QuorumArg,
+}
+
+impl QuorumArgs {
     /// The quorum as the engine takes it.
     pub fn quorum(&self) -> Quorum {
         self.quorum.0

@@ -82,6 +82,7 @@ impl Attempt<'_> {
                 Happened::Silent(to)
             }
             Err(error) => {
+                tracing::warn!(%error, "no answer to the order to run");
                 *trouble = Some(error);
                 Happened::Silent(to)
             }
@@ -287,7 +288,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn note(&mut self, step: Step, sync: Sync) -> Result<(), MoveError> {
+    pub(super) fn note(&mut self, step: Step, sync: Sync) -> Result<(), MoveError> {
         let written = match sync {
             Sync::Now => self.journal.write_synced(step),
             Sync::Later => self.journal.write(step),

@@ -13,10 +13,11 @@ pub mod history;
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A reason to end the rounds and pause; named in the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ExitCondition {
     /// No rounds were wanted.
     StopAndCopy,
@@ -36,6 +37,8 @@ pub enum ExitCondition {
     Time,
     /// `--max-bytes`, or the room at the destination.
     Bytes,
+    /// `migrate switch --now`.
+    Now,
 }
 
 impl ExitCondition {
@@ -64,12 +67,15 @@ impl ExitCondition {
 
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
+        if self == Self::Now {
+            return "now";
+        }
         Self::CHOICES.iter().find(|(_, condition, _)| *condition == self).map_or("stop-and-copy", |(name, ..)| name)
     }
 }
 
 /// What can be done for a target that writes faster than it can be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Step {
     /// Pages that were written in most recent rounds are left for later.
     Defer,
@@ -300,6 +306,11 @@ fn rate_of(rounds: &[RoundStats], bytes: impl Fn(&RoundStats) -> u64) -> u64 {
     let rate = |round: &RoundStats| per_second(bytes(round), round.took);
     let telling = rounds.iter().rev().find(|round| bytes(round) >= RATE_BYTES_MIN).map(rate);
     telling.unwrap_or_else(|| rounds.iter().map(rate).max().unwrap_or(0))
+}
+
+/// Whether a round is large enough to tell a rate.
+pub fn tells(round: &RoundStats) -> bool {
+    round.content_bytes >= RATE_BYTES_MIN
 }
 
 fn per_second(bytes: u64, took: Duration) -> u64 {

@@ -19,13 +19,15 @@ mod others;
 mod owed;
 mod rounds;
 mod spread;
+mod warm;
 
 use super::peer::{Peer, Peers};
 use super::{Attempt, MoveError, Survey, Target, Wishes};
 use crate::blocker::Blocker;
 use crate::migration::earlier::Hint;
-use crate::migration::handover::Candidate;
 use crate::migration::handover::source::{Event as Happened, Phase};
+use crate::migration::handover::{Candidate, Sync};
+use crate::migration::journal::Step;
 use crate::migration::postcopy::Later;
 use crate::migration::protocol::AttemptId;
 use crate::migration::report::{Became, Pause, Report};
@@ -82,13 +84,17 @@ struct Member {
     later: Arc<Later>,
     /// Rounds begun.
     number: u32,
-    /// When it had stored its last round.
+    /// Rounds that it has stored.
+    stored: u32,
+    /// When it had stored its last one.
     stored_at: Instant,
     room_bytes: u64,
     /// Files go to it.
     ships: bool,
     /// What it has in an image.
     earlier: Arc<HashSet<Hint>>,
+    /// Another one is to have the target: it takes part in no round, and goes on waiting.
+    is_aside: bool,
     /// Parts of what its tree would be made of may be out of date.
     is_patchy: bool,
     /// When it was ready, since the target was stopped.
@@ -99,11 +105,16 @@ struct Member {
 
 impl Member {
     fn is_in(&self) -> bool {
+        !self.is_aside && self.is_left()
+    }
+
+    /// The same, wherever the target is to go.
+    fn is_left(&self) -> bool {
         !matches!(self.stage, Stage::Out(_) | Stage::Stopped)
     }
 
     fn is_idle(&self) -> bool {
-        matches!(self.stage, Stage::Idle)
+        !self.is_aside && matches!(self.stage, Stage::Idle)
     }
 
     fn bytes_sent(&self) -> u64 {
@@ -125,6 +136,8 @@ pub(super) struct Fan<'a> {
     ready: Vec<Candidate>,
     /// Those that could not be told that the target is not theirs, once all have been tried.
     untold: Option<Vec<Candidate>>,
+    /// Of a warm-up.
+    pace: warm::Pace,
 }
 
 /// Moves the target to the first of several destinations that is ready. What [`super::run`] says of one holds here.
@@ -191,10 +204,12 @@ impl<'a> Fan<'a> {
                 owed: Owed::default(),
                 later: Arc::default(),
                 number: 0,
+                stored: 0,
                 stored_at: Instant::now(),
                 room_bytes: u64::MAX,
                 ships: false,
                 earlier: Arc::default(),
+                is_aside: false,
                 is_patchy: false,
                 ready_after: None,
                 link_bytes: 0,
@@ -210,6 +225,7 @@ impl<'a> Fan<'a> {
             paused_at: None,
             ready: Vec::new(),
             untold: None,
+            pace: warm::Pace::default(),
         })
     }
 
@@ -267,6 +283,11 @@ impl<'a> Attempt<'a> {
                 None => Ok(()),
             };
         }
+        if let Some(warm) = self.wishes.warm {
+            // Whoever looks at the journal from here on finds the session and its target.
+            self.note(Step::Begun, Sync::Later)?;
+            warm.has_begun();
+        }
         let exit = self.rounds_to_all(target)?;
         self.report.exit = Some(exit);
         self.switch_over_to_first(target)
@@ -284,6 +305,7 @@ impl<'a> Attempt<'a> {
             News::RoundDone(who, at, room_bytes) => {
                 let member = self.fan().member(who);
                 (member.stored_at, member.room_bytes) = (at, room_bytes);
+                member.stored += 1;
                 // One that was behind may have been sent the last round meanwhile.
                 if matches!(member.stage, Stage::InRound) {
                     member.stage = Stage::Idle;
@@ -309,7 +331,7 @@ impl<'a> Attempt<'a> {
             News::Lost(who, peer, error) => {
                 self.fan().member(who).link_bytes = peer.link.bytes_sent();
                 self.peers.put(who, *peer);
-                if self.fan().member(who).is_in() {
+                if self.fan().member(who).is_left() {
                     self.drop_out(target, who, error);
                 }
             }
@@ -328,8 +350,10 @@ impl<'a> Attempt<'a> {
         member.stage = Stage::Out(error);
         member.lane.cut();
         member.owed = Owed::default();
+        member.is_aside = false;
         self.tell_stage(who, "out");
         self.happened(target, Happened::Silent(who));
+        self.wishes.warm.iter().for_each(|warm| self.heed(warm));
     }
 
     fn tell_stage(&mut self, who: Candidate, stage: &'static str) {

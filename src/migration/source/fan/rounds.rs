@@ -3,6 +3,7 @@
 use super::super::{Attempt, Decision, ExitCondition, Final, MoveError, Plan, Taken, Target};
 use super::owed::{self, Mask, Pages};
 use super::spread::{Spread, Tally};
+use super::warm::rested;
 use super::{Fan, Member, Order, READERS, Stage};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
@@ -10,6 +11,7 @@ use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
 use crate::migration::send_pages::{Packing, mark, note_frames, read_round};
 use crate::migration::switchover::{self, RoundStats};
+use crate::migration::warm::Warm;
 use crate::ops::Event;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,6 +64,9 @@ impl<'a> Attempt<'a> {
                     return Err(MoveError::TooLong { goal: self.wishes.goals.downtime_max, exit });
                 }
             }
+            if let Some(warm) = self.wishes.warm {
+                self.rest(target, warm, shown.is_some())?;
+            }
             let quorum = self.wishes.quorum;
             self.wait_until(target, "sending pages", |fan| fan.count(Member::is_idle) >= fan.at_least(quorum))?;
             // The files that are mapped are only looked for where there is somebody to send files to.
@@ -75,7 +80,7 @@ impl<'a> Attempt<'a> {
                 let since = taken_at.elapsed();
                 taken_at = Instant::now();
                 if let Some(last) = shown.take() {
-                    step = self.decide_for(&Shown { took: since, ..last }, plan.bytes());
+                    step = self.decide_for(&last, since, plan.bytes());
                     if step != Decision::Continue {
                         return Ok(Taken::GivenBack);
                     }
@@ -92,24 +97,31 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Another round? `last` has left so many bytes, and what its destination has not got of others'.
-    fn decide_for(&mut self, last: &Shown, plan_bytes: u64) -> Decision {
+    /// Another round? `last`, which was begun so long ago, has left so many bytes, and what its destination has not got of others'.
+    fn decide_for(&mut self, last: &Shown, since: Duration, plan_bytes: u64) -> Decision {
         let member = &self.fan().members[last.member];
         let (room_bytes, owed_bytes) = (member.room_bytes, member.owed.bytes());
         let residual_bytes = plan_bytes + owed_bytes;
-        let stats = RoundStats {
-            took: last.took,
+        let mut stats = RoundStats {
+            took: since,
             sent_bytes: last.sent_bytes,
             content_bytes: last.content_bytes,
             residual_bytes,
             dirty_bytes: self.effort.dirty_bytes(plan_bytes),
             lacking_room_bytes: residual_bytes.saturating_mul(2).saturating_sub(room_bytes),
         };
-        let number = u32::try_from(self.rounds.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let mut number = u32::try_from(self.rounds.len()).unwrap_or(u32::MAX).saturating_add(1);
+        if self.wishes.warm.is_some() {
+            number = self.fan().members[last.member].number;
+            stats = rested(stats, last.took);
+        }
         self.rounds.push(stats);
         self.report.expected_downtime = self.expected_pause(if self.wishes.follows { 0 } else { residual_bytes });
         self.note_round_of(number, last.pages, &stats, self.report.expected_downtime);
-        switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
+        match self.wishes.warm {
+            Some(warm) => self.decide_warm(warm, plan_bytes),
+            None => switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried),
+        }
     }
 
     /// Sends a round to all that have stored their last one; the others will get it with their next.
@@ -120,7 +132,7 @@ impl<'a> Attempt<'a> {
         let fan = self.fan.as_mut().expect("there are several destinations");
         fan.kin.note(plan);
         let mut due = Vec::new();
-        for (n, member) in fan.members.iter_mut().enumerate().filter(|(_, member)| member.is_in()) {
+        for (n, member) in fan.members.iter_mut().enumerate().filter(|(_, member)| member.is_left()) {
             if !member.is_idle() {
                 member.owed.misses(plan, &fan.kin);
                 continue;
@@ -251,7 +263,9 @@ impl<'a> Attempt<'a> {
         in_pause: bool,
     ) -> Result<BTreeMap<usize, Pages>, MoveError> {
         let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
-        let (throttle, unlimited) = (Throttle::new(bandwidth), Throttle::new(None));
+        let warm = self.wishes.warm.filter(|_| !in_pause);
+        let budget = warm.map(|warm| warm.budget().clone());
+        let (throttle, unlimited) = (Throttle::new(bandwidth).within(budget), Throttle::new(None));
         let compression = self.wishes.compression;
         let level = self.effort.level(compression, &self.rounds);
         let fan = self.fan.as_ref().expect("there are several destinations");
@@ -268,7 +282,10 @@ impl<'a> Attempt<'a> {
         let total: u64 = parts.iter().flat_map(|(_, pages)| pages).map(|(_, range)| range.bytes()).sum();
         let missed = Mutex::new(BTreeMap::new());
         // In the pause nobody is served any more once somebody is ready.
-        let is_over = || fan.interrupted.is_triggered() || in_pause && !fan.news.is_empty();
+        let is_over = || {
+            let is_ready = in_pause && !fan.news.is_empty();
+            is_ready || fan.interrupted.is_triggered() || warm.is_some_and(Warm::is_urgent)
+        };
         let mut begun = 0;
         let mut sent = Vec::new();
         for (mask, pages) in parts {
@@ -307,7 +324,7 @@ impl Fan<'_> {
     /// The quorum, as far as there are so many left.
     fn at_least(&self, quorum: super::super::Quorum) -> usize {
         let left = self.count(Member::is_in);
-        quorum.of(self.members.len()).clamp(1, left.max(1))
+        quorum.of(self.count(|member| !member.is_aside)).clamp(1, left.max(1))
     }
 }
 

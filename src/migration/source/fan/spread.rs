@@ -49,6 +49,9 @@ impl Spread<'_> {
 
     fn spread(&self, frame: &[u8]) -> Result<(), MoveError> {
         let over = || MoveError::from(TransportError::Aborted { during: "sending pages" });
+        if (self.is_over)() {
+            return Err(over());
+        }
         let shared: Arc<[u8]> = frame.into();
         let (covered, content) = pages::covered(frame);
         let (mut left, mut taken) = (self.to.clone(), 0);

@@ -1,0 +1,114 @@
+//! `migrate warm`.
+
+use super::options::dest::{DestArg, resolve};
+use super::options::many::QuorumArgs;
+use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
+use super::signals::Watch;
+use super::{Context, config::Config};
+use crate::failure::Failure;
+use crate::ops::hooks::Hook;
+use crate::ops::options::{MoveOptions, StateOptions, WarmOptions};
+use crate::ops::places::Places;
+use crate::ops::warm::{self, Front, Say, Shown};
+use crate::ops::words::{Percent, SessionId, Target, Time};
+use crate::transport::Abort;
+use crate::ui;
+
+/// Keep a running process tree up to date on other hosts, for a move that takes a moment
+///
+/// Prints the id of the session and returns; a process of its own sends what the target writes, without end, also after everything was sent, until migrate switch moves the target or migrate cancel ends it.
+/// Nothing is stopped meanwhile, and a destination that is lost is left out. Where all of them are lost they are looked for again, and sent everything anew.
+/// If the process of the session is killed, the target runs on, and destinations delete what they hold.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// PID, pidfile:PATH, unit:NAME or cgroup:PATH
+    #[arg(value_name = "TARGET")]
+    target: Target,
+    /// [USER@]HOST (ssh), tcp://HOST[:PORT] (TLS), unix:PATH, local, or @GROUP
+    #[arg(value_name = "DEST", required = true, value_delimiter = ',', value_hint = clap::ValueHint::Hostname)]
+    dests: Vec<DestArg>,
+    /// How much of one processor this takes at most while nobody waits for a switch
+    #[arg(long, value_name = "PERCENT", default_value = "25%")]
+    cpu_share: Percent,
+    /// Run a command at a point of the move: POINT=COMMAND; may be given several times; see migrate-move(1)
+    #[arg(long = "hook", value_name = "POINT=COMMAND")]
+    hooks: Vec<Hook>,
+    #[command(flatten)]
+    mode: ModeArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
+    #[command(flatten)]
+    state: StateArgs,
+    /// A directory that goes along as a whole, such as a database's; may be given several times
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::DirPath, help_heading = "State")]
+    with: Vec<std::path::PathBuf>,
+    #[command(flatten)]
+    peer: PeerArgs,
+    /// What a destination waits for this side when it hears nothing before it deletes what it has of the target
+    ///
+    /// See migrate-move(1).
+    #[arg(long, value_name = "TIME", default_value = "60s", help_heading = "Peer")]
+    lease: Time,
+    #[command(flatten)]
+    quorum: QuorumArgs,
+}
+
+impl Args {
+    /// Starts the session, and prints its id once destinations are willing.
+    ///
+    /// # Errors
+    /// Usage, before anything has happened; a failure of the preflight is shown as the session's result.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        let options = self.options(&context.config)?;
+        if !context.is_outside(&self.target)? {
+            return Ok(0);
+        }
+        warm::start(&options, context.settings.to_hand_on(), &mut ui::relayed)
+    }
+
+    /// The choices as the engine takes them.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn options(&self, config: &Config) -> Result<WarmOptions, Failure> {
+        let moves = MoveOptions {
+            session: SessionId::random(),
+            target: self.target.clone(),
+            dests: resolve(&self.dests, config)?,
+            mode: self.mode.options(),
+            memory: self.memory.options(),
+            state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
+            with: self.with.clone(),
+            base: None,
+            peer: self.peer.options(),
+            lease: self.lease.0,
+            quorum: self.quorum.quorum(),
+            dry_run: false,
+        };
+        Ok(WarmOptions { moves, cpu_share: self.cpu_share.0 })
+    }
+}
+
+/// Who shows things in the process of a session.
+pub static FRONT: SessionFront = SessionFront;
+
+/// See [`FRONT`].
+#[derive(Debug)]
+pub struct SessionFront;
+
+impl Front for SessionFront {
+    fn watch(&self) -> Option<Abort> {
+        let (watch, abort) = (Watch::begin().ok()?, Abort::new().ok()?);
+        watch.abort_with(&abort);
+        Some(abort)
+    }
+
+    fn log(&self, session: SessionId) {
+        let _ = ui::log::keep(0, &Places::here().state.join("logs"), session);
+    }
+
+    fn begin(&self, settings: &str, verb: &str, session: SessionId, target: &str, say: Say) -> Box<dyn Shown> {
+        let settings = ui::Settings::handed_on(settings);
+        Box::new(ui::Session::begin_elsewhere(&settings, verb, session, target, say))
+    }
+}

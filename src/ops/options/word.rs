@@ -1,0 +1,34 @@
+//! Words of the command line inside of descriptions that go from one process of ours to another: as a person writes them.
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serializer};
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// Writes a word.
+pub fn serialize<T: Display, S: Serializer>(word: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(word)
+}
+
+/// Reads a word.
+pub fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(Error::custom)
+}
+
+/// Any number of words.
+pub mod list {
+    use super::{Deserialize, Deserializer, Display, Error, FromStr, Serializer};
+
+    /// Writes them.
+    pub fn serialize<T: Display, S: Serializer>(words: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(words.iter().map(ToString::to_string))
+    }
+
+    /// Reads them.
+    pub fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<T>, D::Error> {
+        let words = Vec::<String>::deserialize(deserializer)?;
+        words.into_iter().map(|word| word.parse().map_err(Error::custom)).collect()
+    }
+}
