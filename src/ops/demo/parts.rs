@@ -8,6 +8,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Between two lines of the client.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// What the client has seen in the last 100 ms.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sight {
@@ -118,11 +121,12 @@ pub fn client(out: &mut dyn Write) -> std::io::Result<()> {
     let mut answers = BufReader::new(stream);
     let began = Instant::now();
     let mut seen = Seen::default();
-    let mut next = Duration::from_millis(100);
+    let mut next = LOOK_EVERY;
     while !END.load(Ordering::Relaxed) && seen.verdict.resets == 0 {
         seen.ask(&mut ask, &mut answers);
         if began.elapsed() >= next {
-            next += Duration::from_millis(100);
+            // What was missed while nobody answered is not made up for.
+            next = look_after(began.elapsed());
             seen.sight.at_ms = began.elapsed().as_millis() as u64;
             writeln!(out, "{}", serde_json::to_string(&std::mem::take(&mut seen.sight))?)?;
             out.flush()?;
@@ -131,6 +135,13 @@ pub fn client(out: &mut dyn Write) -> std::io::Result<()> {
     }
     writeln!(out, "{}", serde_json::to_string(&seen.verdict)?)?;
     out.flush()
+}
+
+/// When the next line is due after one at this time: at a full tenth of a second that is not shown as the same.
+fn look_after(now: Duration) -> Duration {
+    const LATE: Duration = Duration::from_millis(5);
+    let periods = (now + LOOK_EVERY - LATE).as_millis().div_ceil(LOOK_EVERY.as_millis());
+    LOOK_EVERY * u32::try_from(periods).unwrap_or(u32::MAX)
 }
 
 struct Seen {
@@ -182,5 +193,20 @@ impl Seen {
         self.verdict.longest_gap_us = self.verdict.longest_gap_us.max(took);
         self.sight.longest_us = self.sight.longest_us.max(took);
         (self.sight.host, self.sight.counter, self.sight.round_trip_us) = (host.to_owned(), counter, took);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_a_tenth_of_a_second_apart_and_none_is_made_up_for() {
+        let after = |ms| look_after(Duration::from_millis(ms)).as_millis();
+        assert_eq!([after(100), after(104), after(107), after(195), after(640)], [200, 200, 300, 300, 800]);
+        for now in 0..2000 {
+            let shown = |ms: u128| format!("{:.1}", ms as f64 / 1000.0);
+            assert_ne!(shown(now), shown(after(now as u64)), "{now}");
+        }
     }
 }
