@@ -34,7 +34,8 @@ impl Drop for Ours {
     }
 }
 
-fn child_of(pid: u32) -> Option<i32> {
+/// The first child of a process.
+pub fn child_of(pid: u32) -> Option<i32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
 }
@@ -117,27 +118,53 @@ impl Host {
     }
 }
 
-/// Two hosts and a third one between them, which is also where clients are: each with places of its own below `dir`, an address of
-/// its own, and a device `eth0`.
-pub fn three(dir: &Path) -> Result<[Host; 3], String> {
-    let up = |name, address| Host::up(dir.join(name), address);
-    let hosts = [up("a", "192.0.2.1")?, up("b", "192.0.2.2")?, up("c", "192.0.2.3")?];
-    let [a, b, middle] = &hosts;
+/// Their addresses, in order: 0 is none.
+const ADDRESSES: [&str; 11] = [
+    "192.0.2.0",
+    "192.0.2.1",
+    "192.0.2.2",
+    "192.0.2.3",
+    "192.0.2.4",
+    "192.0.2.5",
+    "192.0.2.6",
+    "192.0.2.7",
+    "192.0.2.8",
+    "192.0.2.9",
+    "192.0.2.10",
+];
+
+/// The device of the last of [`star`]'s hosts behind which another one is.
+pub fn wire(host: usize) -> String {
+    format!("wire-{}", name(host))
+}
+
+/// `a` is the first.
+fn name(host: usize) -> char {
+    (b'a'..=b'z').nth(host).map_or('?', char::from)
+}
+
+/// So many hosts, ten at most; the last one is between the others, which is also where clients are: each with places of its own below
+/// `dir`, an address of its own, and a device `eth0`.
+pub fn star<const N: usize>(dir: &Path) -> Result<[Host; N], String> {
+    let hosts = (0..N).map(|n| Host::up(dir.join(name(n).to_string()), ADDRESSES[n + 1]));
+    let hosts = hosts.collect::<Result<Vec<_>, _>>()?;
+    let (middle, others) = hosts.split_last().ok_or("no hosts")?;
     middle.run("ip link add eth0 type bridge forward_delay 0")?;
-    for (name, host) in [("wire-a", a), ("wire-b", b)] {
+    for (n, host) in others.iter().enumerate() {
+        let wire = wire(n);
         // None sees the others' processes, so that a wire is laid by whoever sees all.
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", middle.init));
-        command.args(["ip", "link", "add", "name", name, "type", "veth", "peer", "name", "eth0", "netns"]);
+        command.args(["ip", "link", "add", "name", &wire, "type", "veth", "peer", "name", "eth0", "netns"]);
         let output = command.arg(host.init.to_string()).output().map_err(|e| e.to_string())?;
         if !output.status.success() {
             return Err(format!("no wire: {}", String::from_utf8_lossy(&output.stderr)));
         }
-        middle.run(&format!("ip link set dev {name} master eth0 up"))?;
+        middle.run(&format!("ip link set dev {wire} master eth0 up"))?;
     }
     for host in &hosts {
         host.run(&format!("ip address add {}/24 dev eth0", host.address))?;
         host.run("ip link set eth0 up")?;
     }
-    Ok(hosts)
+    hosts.try_into().map_err(|_| "there are as many as were made".to_owned())
 }

@@ -67,7 +67,7 @@ impl Bench {
         if !compiled.is_ok_and(|status| status.success()) {
             return Err("gcc cannot compile the fixture".into());
         }
-        let hosts = hosts::three(dir)?;
+        let hosts = hosts::star(dir)?;
         let agent = hosts[1].agent(Path::new(PROGRAM))?;
         Ok(Self { agent, hosts, fixture, dir: dir.to_owned(), runs, goal })
     }

@@ -4,7 +4,7 @@
 use super::harness::same_models;
 use super::late_lost::root;
 use super::tools::{MOVED, compiled, marked, reader};
-use crate::hosts::{Host, Ours, three};
+use crate::hosts::{Host, Ours, star};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -62,7 +62,7 @@ impl Travels {
     fn begin() -> Result<Self, String> {
         let dir = tempfile::Builder::new().prefix("travels-").tempdir().map_err(|e| e.to_string())?;
         let fixture = compiled("traveller")?;
-        let hosts = three(dir.path())?;
+        let hosts: [Host; 3] = star(dir.path())?;
         let agents = [hosts[0].agent(Path::new(PROGRAM))?, hosts[1].agent(Path::new(PROGRAM))?];
         let mark = format!("ZOO={}", dir.path().display());
         let words = ["env".as_ref(), mark.as_ref(), fixture.as_os_str(), dir.path().as_os_str(), "travels".as_ref()];
