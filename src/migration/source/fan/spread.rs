@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// How long those that have room wait for one that has none, in a round: what near-equals need.
 const GRACE: Duration = Duration::from_millis(20);
 
+/// The same in the pause.
+const GRACE_IN_PAUSE: Duration = Duration::from_millis(2);
+
 /// Between two looks whether a queue is shorter.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -25,6 +28,7 @@ pub(super) struct Spread<'f> {
     /// Who takes them.
     pub to: Vec<(usize, &'f Lane)>,
     pub room: &'f Room,
+    pub in_pause: bool,
     pub throttle: &'f Throttle,
     /// Nobody wants them any more.
     pub is_over: &'f (dyn Fn() -> bool + Sync),
@@ -56,6 +60,7 @@ impl Spread<'_> {
         let (covered, content) = pages::covered(frame);
         let (mut left, mut taken) = (self.to.clone(), 0);
         let since = Instant::now();
+        let grace = if self.in_pause { GRACE_IN_PAUSE } else { GRACE };
         loop {
             left.retain(|(number, lane)| {
                 if lane.is_closed() {
@@ -80,7 +85,7 @@ impl Spread<'_> {
                 let waited = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 left.retain(|(number, _)| {
                     let had = self.tallies[*number].waited_us.load(Ordering::Relaxed);
-                    let waits = Duration::from_micros(had.saturating_add(waited)) < GRACE;
+                    let waits = Duration::from_micros(had.saturating_add(waited)) < grace;
                     if !waits {
                         self.pass_over(*number, &covered);
                         self.tallies[*number].waited_us.store(u64::MAX / 2, Ordering::Relaxed);
