@@ -298,7 +298,8 @@ impl<'a> Attempt<'a> {
             let to = fan.members.iter().enumerate().filter(|(n, _)| Spread::takes(mask, *n));
             let to: Vec<_> = to.map(|(n, member)| (n, &member.lane)).collect();
             let (room, missed, tallies) = (&*fan.room, &pass.missed, &pass.tallies[..]);
-            let spread = Spread { to, room, in_pause, throttle: &throttle, is_over: &is_over, missed, tallies };
+            let (throttle, is_over, given) = (&throttle, &is_over, Mutex::default());
+            let spread = Spread { to, room, in_pause, throttle, is_over, missed, given, tallies };
             let plan = Plan { pages, ..Plan::default() };
             let (begun, total) = (pass.begun_bytes, pass.total_bytes);
             let progress = |done| self.events.event(Event::Progress { phase: "memory", done: begun + done, total });
@@ -307,7 +308,7 @@ impl<'a> Attempt<'a> {
                 Ok(part) => sent.push(part),
                 Err(error) if fan.interrupted.is_triggered() || !error.is_abort() => return Err(error),
                 // Nobody of these takes any more, or somebody is ready: what is left of this part was not sent.
-                Err(_) => spread.pass_all_over(&plan.pages),
+                Err(_) => spread.pass_rest_over(&plan.pages),
             }
             pass.begun_bytes += plan.bytes();
         }
@@ -387,6 +388,7 @@ impl Pass {
 
     /// What was not sent to this one after all.
     fn missed_by(&mut self, n: usize) -> Option<Pages> {
-        self.missed.get_mut().unwrap_or_else(PoisonError::into_inner).remove(&n)
+        let missed = self.missed.get_mut().unwrap_or_else(PoisonError::into_inner).remove(&n);
+        missed.filter(|pages| !pages.values().all(RangeSet::is_empty))
     }
 }

@@ -4,7 +4,7 @@
 use super::lane::{Lane, Room};
 use super::owed::{Mask, Pages};
 use crate::memory::throttle::Throttle;
-use crate::memory::{PageRange, Space};
+use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::MoveError;
 use crate::migration::pages;
 use crate::migration::send_pages::Outlet;
@@ -34,6 +34,8 @@ pub(super) struct Spread<'f> {
     pub is_over: &'f (dyn Fn() -> bool + Sync),
     /// What was not sent to whom.
     pub missed: &'f Mutex<BTreeMap<usize, Pages>>,
+    /// What was sent to whom.
+    pub given: Mutex<BTreeMap<usize, Pages>>,
     /// Microseconds that others have waited for each in this round, and bytes of content sent to each.
     pub tallies: &'f [Tally],
 }
@@ -69,6 +71,7 @@ impl Spread<'_> {
                 let has_room = lane.has_room();
                 if has_room {
                     lane.push(&shared);
+                    note(&self.given, *number, &covered);
                     self.tallies[*number].content_bytes.fetch_add(content, Ordering::Relaxed);
                     taken += 1;
                 }
@@ -105,20 +108,55 @@ impl Spread<'_> {
         }
     }
 
-    /// Nobody gets the rest of these: it was not sent to anybody.
-    pub fn pass_all_over(&self, pages: &[(Space, PageRange)]) {
-        self.to.iter().for_each(|(number, _)| self.pass_over(*number, pages));
+    /// Nobody gets the rest of these.
+    pub fn pass_rest_over(&self, pages: &[(Space, PageRange)]) {
+        for (number, _) in &self.to {
+            let given = self.given.lock().unwrap_or_else(PoisonError::into_inner).remove(number);
+            self.pass_over(*number, &rest(pages, &given.unwrap_or_default()));
+        }
     }
 
     fn pass_over(&self, number: usize, covered: &[(Space, PageRange)]) {
-        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
-        let theirs = missed.entry(number).or_default();
-        covered.iter().for_each(|(space, range)| theirs.entry(*space).or_default().insert(*range));
+        note(self.missed, number, covered);
     }
+}
+
+/// These without those that were given.
+fn rest(pages: &[(Space, PageRange)], given: &Pages) -> Vec<(Space, PageRange)> {
+    let without = |(space, range): &(Space, PageRange)| {
+        let all: RangeSet = std::iter::once(*range).collect();
+        let left = given.get(space).map_or_else(|| all.clone(), |given| all.difference(given));
+        left.iter().map(|range| (*space, range)).collect::<Vec<_>>()
+    };
+    pages.iter().flat_map(without).collect()
+}
+
+fn note(pages: &Mutex<BTreeMap<usize, Pages>>, number: usize, covered: &[(Space, PageRange)]) {
+    let mut pages = pages.lock().unwrap_or_else(PoisonError::into_inner);
+    let theirs = pages.entry(number).or_default();
+    covered.iter().for_each(|(space, range)| theirs.entry(*space).or_default().insert(*range));
 }
 
 impl Outlet for &Spread<'_> {
     fn take_frame(&mut self, frame: &[u8]) -> Result<(), MoveError> {
         self.spread(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::MmId;
+
+    #[test]
+    fn of_a_part_that_ends_early_what_was_given_is_not_owed() {
+        let (space, other) = (Space::Mm(MmId(0)), Space::Mm(MmId(1)));
+        let range = PageRange::new;
+        let given = Mutex::default();
+        note(&given, 3, &[(space, range(2, 3)), (space, range(20, 10))]);
+        let given = given.into_inner().unwrap().remove(&3).unwrap();
+        let pages = [(space, range(0, 10)), (space, range(22, 4)), (other, range(2, 3))];
+        assert_eq!(rest(&pages, &given), [(space, range(0, 2)), (space, range(5, 5)), (other, range(2, 3))]);
+        assert_eq!(rest(&pages, &Pages::new()), pages);
     }
 }
