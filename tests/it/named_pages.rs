@@ -195,18 +195,23 @@ fn a_target_whose_pages_follow_has_them_all() {
     }
 }
 
+/// A target with an image of itself, which is at most one pass older than it.
+fn dumped_twins() -> (Twins, tempfile::TempDir, String) {
+    let (twins, dir) = (Twins::start(64, 1), tempfile::tempdir().unwrap());
+    let (pid, image) = (twins.child.id().to_string(), dir.path().join("image").display().to_string());
+    let dumped = run(on_host(&dir.path().join("a")), &["dump", &pid, "-D", &image, "--leave-running"]);
+    assert!(dumped.status.success(), "{}", text(&dumped));
+    twins.passes(1);
+    (twins, dir, image)
+}
+
 #[test]
 fn what_an_image_there_has_does_not_travel() {
     if !can_move() {
         return;
     }
-    let (twins, dir) = (Twins::start(64, 1), tempfile::tempdir().unwrap());
-    let (pid, image) = (twins.child.id().to_string(), dir.path().join("image"));
-    let image = image.to_str().unwrap();
-    let dumped = run(on_host(&dir.path().join("a")), &["dump", &pid, "-D", image, "--leave-running"]);
-    assert!(dumped.status.success(), "{}", text(&dumped));
-    twins.passes(1);
-    let (result, carried) = move_it(&twins, dir.path(), &["--base", image, "--mode", "pre-copy"]);
+    let (twins, dir, image) = dumped_twins();
+    let (result, carried) = move_it(&twins, dir.path(), &["--base", &image, "--mode", "pre-copy"]);
     // A tenth may have been written anew since.
     assert!(result["named_pages"].as_u64().unwrap() > 15 * 1024, "{result}");
     assert!(carried < MEMORY / 8, "{carried} bytes: {result}");
@@ -218,14 +223,9 @@ fn what_an_image_at_each_of_several_has_goes_to_nobody() {
     if !can_move() {
         return;
     }
-    let (twins, dir) = (Twins::start(64, 1), tempfile::tempdir().unwrap());
-    let (pid, image) = (twins.child.id().to_string(), dir.path().join("image"));
-    let image = image.to_str().unwrap();
-    let dumped = run(on_host(&dir.path().join("a")), &["dump", &pid, "-D", image, "--leave-running"]);
-    assert!(dumped.status.success(), "{}", text(&dumped));
-    twins.passes(1);
+    let (twins, dir, image) = dumped_twins();
     let other = Agent::start(&dir.path().join("c"), &format!("unix:{}", dir.path().join("other").display()));
-    let (result, _) = move_it(&twins, dir.path(), &[&other.address, "--base", image, "--mode", "pre-copy"]);
+    let (result, _) = move_it(&twins, dir.path(), &[&other.address, "--base", &image, "--mode", "pre-copy"]);
     assert!(result["named_pages"].as_u64().unwrap() > 15 * 1024, "{result}");
     let first = result["rounds"][0]["bytes"].as_u64().unwrap();
     assert!(first < MEMORY / 8, "{result}");

@@ -284,8 +284,6 @@ fn a_slow_one_holds_nobody_up() {
         let fast = usize::from(parts[0].rate.is_some());
         assert!(play.builders[fast].runs && took < Duration::from_secs(25), "after {took:?}");
         let report = play.source.as_ref().unwrap();
-        let pause = report.downtime.unwrap();
-        assert!(pause < Duration::from_secs(5), "what the slow one lacks is not waited for: {pause:?}");
         let to_slow = report.candidates[1 - fast].bytes_sent;
         assert!(to_slow < 3000 * PAGE, "{to_slow} bytes were sent to the slow one");
         assert!(report.candidates[fast].bytes_sent > 4000 * PAGE);

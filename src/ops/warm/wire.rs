@@ -1,7 +1,8 @@
 //! What is said over the socket of a warm-up: one request, then replies; each a length (u32, little-endian) and JSON.
 
+use crate::companion::parcel;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -96,10 +97,7 @@ pub struct Account {
 /// # Errors
 /// The socket's; a message that is too long.
 pub fn send(to: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
-    let text = serde_json::to_vec(message).map_err(io::Error::other)?;
-    let length = u32::try_from(text.len()).ok().filter(|length| *length <= MESSAGE_MAX);
-    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a message that is too long"))?;
-    to.write_all(&[&length.to_le_bytes()[..], &text].concat())
+    parcel::write(to, message, MESSAGE_MAX)
 }
 
 /// Receives a message.
@@ -107,20 +105,13 @@ pub fn send(to: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
 /// # Errors
 /// The socket's; what is no such message.
 pub fn receive<T: DeserializeOwned>(from: &mut UnixStream) -> io::Result<T> {
-    let mut length = [0; 4];
-    from.read_exact(&mut length)?;
-    let length = u32::from_le_bytes(length);
-    if length > MESSAGE_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "an impossible length"));
-    }
-    let mut text = vec![0; length as usize];
-    from.read_exact(&mut text)?;
-    serde_json::from_slice(&text).map_err(io::Error::other)
+    parcel::read(from, MESSAGE_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn messages_arrive_as_they_were_and_lengths_are_limited() {
