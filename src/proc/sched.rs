@@ -34,6 +34,7 @@ impl ProcDir {
 #[cfg(test)]
 mod tests {
     use super::{LastRun, parse};
+    use crate::sys::sched;
 
     #[test]
     fn milliseconds_with_six_decimals() {
@@ -45,13 +46,23 @@ mod tests {
         assert_eq!(parse(b""), None);
     }
 
+    /// Each processor has a clock of its own: time that a hypervisor took from it is not counted.
     #[test]
-    fn our_own_is_later_each_time() {
-        let own = super::ProcDir::of_self().unwrap();
+    fn on_one_processor_it_is_later_each_time() {
+        let first_of = |mask: &[u8]| {
+            mask.iter().enumerate().find(|(_, byte)| **byte != 0).map(|(at, byte)| (at, byte & byte.wrapping_neg()))
+        };
+        let own = crate::image::Pid(0);
+        let (at, bit) = first_of(&sched::affinity(own).unwrap()).unwrap();
+        let mut one = vec![0; at + 1];
+        one[at] = bit;
+        // Of this thread alone, which ends with the test.
+        sched::set_affinity(own, &one).unwrap();
+        let own = super::ProcDir::of_this_thread().unwrap();
         let mut buf = Vec::new();
-        let first = own.last_ran(&mut buf);
+        let first = own.last_ran(&mut buf).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(5));
-        let at = |seen: Option<LastRun>| seen.map(|seen| seen.at);
-        assert!(at(own.last_ran(&mut buf)) >= at(first));
+        let second = own.last_ran(&mut buf).unwrap();
+        assert!(second.at > first.at && second.sleeps > first.sleeps, "{first:?}, then {second:?}");
     }
 }

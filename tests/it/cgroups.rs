@@ -87,16 +87,21 @@ impl Drop for Family {
         let cgroups = mounts.lines().filter(|line| line.contains(" - cgroup"));
         for mount in cgroups.filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
             for cgroup in ["parent", "child", "named", ""] {
-                let dir = mount.join(&self.name).join(cgroup);
-                for _ in 0..200 {
-                    if !dir.exists() || std::fs::remove_dir(&dir).is_ok() {
-                        break;
-                    }
-                    std::thread::sleep(std::time::Duration::from_millis(5));
-                }
+                remove_cgroup(&mount.join(&self.name).join(cgroup));
             }
         }
     }
+}
+
+/// It is busy until the last of those that were killed has been reaped, by whoever is its parent now.
+fn remove_cgroup(dir: &Path) {
+    for _ in 0..2000 {
+        if !dir.exists() || std::fs::remove_dir(dir).is_ok() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    eprintln!("{} is still in use", dir.display());
 }
 
 struct Restored(i32);
@@ -144,7 +149,7 @@ fn a_tree_is_where_it_was_or_where_it_is_put() {
 
     // Its cgroups are made where there are none.
     for cgroup in ["parent", "child"] {
-        std::fs::remove_dir(family.mount.join(&family.name).join(cgroup)).unwrap();
+        remove_cgroup(&family.mount.join(&family.name).join(cgroup));
     }
     let same = family.restored(&image, "same");
     assert_eq!(family.cgroups(same.0), there);

@@ -287,7 +287,19 @@ fn a_slow_one_holds_nobody_up() {
         let to_slow = report.candidates[1 - fast].bytes_sent;
         assert!(to_slow < 3000 * PAGE, "{to_slow} bytes were sent to the slow one");
         assert!(report.candidates[fast].bytes_sent > 4000 * PAGE);
+        // What waits for the slow one alone takes it 40 s.
+        assert!(report.downtime.unwrap() < Duration::from_secs(5), "{:?}", report.downtime_parts);
     }
+}
+
+/// It is passed over in the pause, too; when the one that was ready gives the target up it gets what it lacks.
+#[test]
+fn a_slow_one_stands_in_for_the_chosen() {
+    let first = Part { ahead: Ahead::Fits, is_discarded_at_hold: true, ..Part::default() };
+    let slow = Part { ahead: Ahead::Fits, rate: Some(12 << 20), ..Part::default() };
+    let play = play_all(FakeTarget::new(6000, 5, Fault::None), &[first, slow], 1, |_| {});
+    play.check();
+    assert!(play.builders[1].runs && play.builders[0].discarded);
 }
 
 proptest! {

@@ -134,6 +134,8 @@ pub(super) struct Fan<'a> {
     paused_at: Option<Instant>,
     /// Those that stand ready, the first that said so first.
     ready: Vec<Candidate>,
+    /// Those that have not been sent everything in the pause, and what they lack.
+    unserved: Vec<(usize, owed::Pages)>,
     /// Those that could not be told that the target is not theirs, once all have been tried.
     untold: Option<Vec<Candidate>>,
     /// Of a warm-up.
@@ -224,6 +226,7 @@ impl<'a> Fan<'a> {
             interrupted: interrupted.clone(),
             paused_at: None,
             ready: Vec::new(),
+            unserved: Vec::new(),
             untold: None,
             pace: warm::Pace::default(),
         })

@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 /// How long threads may take to come to an end once they are told to.
 const RECALLED_AFTER: Duration = Duration::from_secs(10);
 
+/// How long the target stands still for another destination once the chosen one has given it up: what comes after that is to go on
+/// at the source.
+const ANOTHER_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long one that is not chosen may take to say that it has deleted what it held.
 const CONFIRMED_AFTER: Duration = Duration::from_secs(5);
 
@@ -32,16 +36,24 @@ enum Way<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    /// The one that was told to run the target never will: before it is decided what follows from that, those who are about to be
-    /// ready get the time they need. Nobody is asked who has not been sent everything.
+    /// The one that was told to run the target never will: before it is decided what follows from that, the others get a time in
+    /// which to be ready, those too that have not been sent everything yet.
     pub(in crate::migration::source) fn find_another(&mut self, target: &mut dyn Target, interrupted: &Abort) {
         if self.fan.is_none() {
             return;
         }
         let failed = self.peers.spoken();
         self.fan().ready.retain(|who| *who != failed);
+        let until = Instant::now() + ANOTHER_WITHIN;
         let about_to = |member: &Member| matches!(member.stage, Stage::Sent);
-        while self.fan().ready.is_empty() && self.fan().count(about_to) > 0 && !interrupted.is_triggered() {
+        while self.fan().ready.is_empty() && Instant::now() < until && !interrupted.is_triggered() {
+            if let Err(error) = self.serve_rest(target, until) {
+                tracing::warn!(%error, "the other destinations do not get what they lack");
+                break;
+            }
+            if self.fan().count(about_to) == 0 && self.fan().unserved.is_empty() {
+                break;
+            }
             if let Some(news) = self.fan().next(LOOK) {
                 self.hear(target, news);
             }

@@ -7,6 +7,7 @@ use super::warm::rested;
 use super::{Fan, Member, Order, READERS, Stage};
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
+use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
 use crate::migration::send_pages::{Packing, mark, note_frames, read_round};
@@ -30,6 +31,9 @@ struct Shown {
     took: Duration,
 }
 
+/// Pages, and who takes them.
+type Part = (Mask, Vec<(Space, PageRange)>);
+
 /// Pages on their way to all that take part in a round.
 struct Pass {
     /// Who, and what each lacks still.
@@ -38,7 +42,25 @@ struct Pass {
     /// Bytes sent to each before.
     before: Vec<u64>,
     tallies: Vec<Tally>,
+    /// What was not sent to whom.
+    missed: Mutex<BTreeMap<usize, Pages>>,
     pages: u64,
+    /// How many have all that they get.
+    served: usize,
+    /// Of the pages of this pass.
+    begun_bytes: u64,
+    total_bytes: u64,
+}
+
+/// When pages are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// While the target runs.
+    InRound,
+    /// While it is stopped.
+    InPause,
+    /// The same, and not for longer than this.
+    Until(Instant),
 }
 
 impl<'a> Attempt<'a> {
@@ -147,13 +169,14 @@ impl<'a> Attempt<'a> {
             due.push((n, pages));
         }
         let mut pass = Pass::begin(due, &fan.members);
-        let missed = self.send(&mut pass, source, false)?;
         let builds = is_first && shares && plan.is_of_the_survey();
-        let fan = self.fan();
-        for (n, _) in &pass.due {
-            let member = &mut fan.members[*n];
-            if let Some(pages) = missed.get(n) {
-                member.owed.missed(pages, &fan.kin);
+        let mut parts = pass.parts();
+        for n in pass.least_first() {
+            self.send_to(n, &mut parts, &mut pass, source, Served::InRound)?;
+            let fan = self.fan();
+            let member = &mut fan.members[n];
+            if let Some(pages) = pass.missed_by(n) {
+                member.owed.missed(&pages, &fan.kin);
                 // A tree of relatives that lacks pages of theirs is none.
                 member.is_patchy |= !fan.kin.is_empty();
             }
@@ -219,27 +242,7 @@ impl<'a> Attempt<'a> {
             due.push((n, pages));
         }
         let mut pass = Pass::begin(due, &fan.members);
-        loop {
-            let missed = self.send(&mut pass, &*target.frozen_pages(), true)?;
-            let mut left = Vec::new();
-            let took_part: Vec<usize> = pass.due.iter().map(|(n, _)| *n).collect();
-            for n in took_part {
-                let member = &mut self.fan().members[n];
-                match missed.get(&n).filter(|_| member.is_in()) {
-                    Some(pages) => left.push((n, pages.clone())),
-                    None if member.is_in() => member.end_round(true),
-                    None => {}
-                }
-            }
-            while let Some(news) = self.fan().next(Duration::ZERO) {
-                self.hear(target, news);
-            }
-            pass.due = left;
-            // Who is so far behind that another one is ready before is not waited for.
-            if pass.due.is_empty() || !self.fan().ready.is_empty() {
-                break;
-            }
-        }
+        self.serve_all(target, &mut pass, None)?;
         let stats = RoundStats {
             took: pass.begun.elapsed(),
             sent_bytes: 0,
@@ -252,20 +255,103 @@ impl<'a> Attempt<'a> {
             self.fan().members.iter().zip(&pass.before).map(|(member, before)| member.bytes_sent() - before).max();
         let number = u32::try_from(self.rounds.len()).unwrap_or(u32::MAX).saturating_add(1);
         self.note_round_of(number, pass.pages, &RoundStats { sent_bytes: most.unwrap_or(0), ..stats }, None);
+        self.fan().unserved = pass.due;
         Ok(())
     }
 
-    /// Reads what is due and gives it to everybody who lacks it; what was not sent to whom.
-    fn send(
+    /// The one that was to have the target does not: the others get what they lack still, until one of them is ready or it is then.
+    pub(super) fn serve_rest(&mut self, target: &mut dyn Target, until: Instant) -> Result<(), MoveError> {
+        let fan = self.fan();
+        let due: Vec<_> =
+            std::mem::take(&mut fan.unserved).into_iter().filter(|(n, _)| fan.members[*n].is_in()).collect();
+        let mut pass = Pass::begin(due, &fan.members);
+        let served = self.serve_all(target, &mut pass, Some(until));
+        self.fan().unserved = pass.due;
+        served
+    }
+
+    /// In the pause: all who take part get what they lack, the one that lacks the least first, until somebody is ready. What
+    /// others lack then is left in the pass.
+    fn serve_all(&mut self, target: &mut dyn Target, pass: &mut Pass, until: Option<Instant>) -> Result<(), MoveError> {
+        // Who is so far behind that another one is ready before is not waited for.
+        while !pass.due.is_empty() && self.fan().ready.is_empty() && until.is_none_or(|until| Instant::now() < until) {
+            let (source, mut parts, mut left) = (target.frozen_pages(), pass.parts(), Vec::new());
+            for n in pass.least_first() {
+                self.send_to(n, &mut parts, pass, &*source, until.map_or(Served::InPause, Served::Until))?;
+                let member = &mut self.fan().members[n];
+                match pass.missed_by(n).filter(|_| member.is_in()) {
+                    Some(pages) => left.push((n, pages)),
+                    None if member.is_in() => member.end_round(true),
+                    None => {}
+                }
+            }
+            drop(source);
+            while let Some(news) = self.fan().next(Duration::ZERO) {
+                self.hear(target, news);
+            }
+            pass.due = left;
+        }
+        Ok(())
+    }
+
+    /// Reads what is due to this one, and gives it to everybody who lacks it. It has then all that it gets in this pass: whoever
+    /// lacks little goes on at once, whatever others lack. What was not sent to whom is noted.
+    fn send_to(
         &mut self,
+        n: usize,
+        parts: &mut Vec<Part>,
         pass: &mut Pass,
         source: &dyn ReadPages,
-        in_pause: bool,
-    ) -> Result<BTreeMap<usize, Pages>, MoveError> {
+        served: Served,
+    ) -> Result<(), MoveError> {
+        let in_pause = served != Served::InRound;
+        let (theirs, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(parts).into_iter().partition(|(mask, _)| Spread::takes(*mask, n));
+        *parts = rest;
         let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);
         let warm = self.wishes.warm.filter(|_| !in_pause);
         let budget = warm.map(|warm| warm.budget().clone());
         let (throttle, unlimited) = (Throttle::new(bandwidth).within(budget), Throttle::new(None));
+        let packing = self.packing(bandwidth);
+        let fan = self.fan.as_ref().expect("there are several destinations");
+        // Who lacks more than others is not waited for once one of them has said something: in a round that it has stored it, in
+        // the pause that it is ready.
+        let others_are_done = in_pause || pass.served > 0;
+        let is_over = || {
+            let has_news = others_are_done && !fan.news.is_empty();
+            let is_late = matches!(served, Served::Until(then) if Instant::now() >= then);
+            has_news || is_late || fan.interrupted.is_triggered() || warm.is_some_and(Warm::is_urgent)
+        };
+        let mut sent = Vec::new();
+        for (mask, pages) in theirs {
+            let to = fan.members.iter().enumerate().filter(|(n, _)| Spread::takes(mask, *n));
+            let to: Vec<_> = to.map(|(n, member)| (n, &member.lane)).collect();
+            let (room, missed, tallies) = (&*fan.room, &pass.missed, &pass.tallies[..]);
+            let (throttle, is_over, given) = (&throttle, &is_over, Mutex::default());
+            let spread = Spread { to, room, in_pause, throttle, is_over, missed, given, tallies };
+            let plan = Plan { pages, ..Plan::default() };
+            let (begun, total) = (pass.begun_bytes, pass.total_bytes);
+            let progress = |done| self.events.event(Event::Progress { phase: "memory", done: begun + done, total });
+            let mut outlets = vec![&spread; if plan.bytes() > ALONE_BYTES { READERS } else { 1 }];
+            match read_round(source, &plan, in_pause, packing, &unlimited, &progress, &mut outlets) {
+                Ok(part) => sent.push(part),
+                Err(error) if fan.interrupted.is_triggered() || !error.is_abort() => return Err(error),
+                // Nobody of these takes any more, or somebody is ready: what is left of this part was not sent.
+                Err(_) => spread.pass_rest_over(&plan.pages),
+            }
+            pass.begun_bytes += plan.bytes();
+        }
+        pass.served += 1;
+        pass.pages += sent.iter().map(|part| part.pages).sum::<u64>();
+        for part in &sent {
+            self.report.unsent.zero += part.unsent.zero;
+            self.report.unsent.named += part.unsent.named;
+        }
+        Ok(())
+    }
+
+    /// How pages are packed for the way.
+    fn packing(&self, bandwidth: Option<u64>) -> Packing<'_> {
         let compression = self.wishes.compression;
         let level = self.effort.level(compression, &self.rounds);
         let fan = self.fan.as_ref().expect("there are several destinations");
@@ -275,43 +361,7 @@ impl<'a> Attempt<'a> {
             Sparing::Never => (Sparing::Never, None),
             sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
         };
-        let packing = Packing { level, bases: None, catalogue: &fan.catalogue, sparing };
-        let due: Vec<(Mask, Pages)> =
-            std::mem::take(&mut pass.due).into_iter().map(|(n, pages)| (1 << n, pages)).collect();
-        let parts = owed::parts(&due);
-        let total: u64 = parts.iter().flat_map(|(_, pages)| pages).map(|(_, range)| range.bytes()).sum();
-        let missed = Mutex::new(BTreeMap::new());
-        // In the pause nobody is served any more once somebody is ready.
-        let is_over = || {
-            let is_ready = in_pause && !fan.news.is_empty();
-            is_ready || fan.interrupted.is_triggered() || warm.is_some_and(Warm::is_urgent)
-        };
-        let mut begun = 0;
-        let mut sent = Vec::new();
-        for (mask, pages) in parts {
-            let to = fan.members.iter().enumerate().filter(|(n, _)| Spread::takes(mask, *n));
-            let to: Vec<_> = to.map(|(n, member)| (n, &member.lane)).collect();
-            let room = &*fan.room;
-            let spread =
-                Spread { to, room, throttle: &throttle, is_over: &is_over, missed: &missed, tallies: &pass.tallies };
-            let plan = Plan { pages, ..Plan::default() };
-            let progress = |done| self.events.event(Event::Progress { phase: "memory", done: begun + done, total });
-            let mut outlets = vec![&spread; if plan.bytes() > ALONE_BYTES { READERS } else { 1 }];
-            match read_round(source, &plan, in_pause, packing, &unlimited, &progress, &mut outlets) {
-                Ok(part) => sent.push(part),
-                Err(error) if fan.interrupted.is_triggered() || !error.is_abort() => return Err(error),
-                // Nobody of these takes any more, or somebody is ready: what is left of this part was not sent.
-                Err(_) => spread.pass_all_over(&plan.pages),
-            }
-            begun += plan.bytes();
-        }
-        pass.due = due.into_iter().map(|(mask, _)| (mask.trailing_zeros() as usize, Pages::new())).collect();
-        pass.pages += sent.iter().map(|part| part.pages).sum::<u64>();
-        for part in &sent {
-            self.report.unsent.zero += part.unsent.zero;
-            self.report.unsent.named += part.unsent.named;
-        }
-        Ok(missed.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Packing { level, bases: None, catalogue: &fan.catalogue, sparing }
     }
 }
 
@@ -344,6 +394,30 @@ impl Pass {
     fn begin(due: Vec<(usize, Pages)>, members: &[Member]) -> Self {
         let tallies = members.iter().map(|_| Tally::default()).collect();
         let before = members.iter().map(Member::bytes_sent).collect();
-        Self { due, begun: Instant::now(), before, tallies, pages: 0 }
+        let (missed, begun) = (Mutex::default(), Instant::now());
+        Self { due, begun, before, tallies, missed, pages: 0, served: 0, begun_bytes: 0, total_bytes: 0 }
+    }
+
+    /// Pages that are due, with all who lack them.
+    fn parts(&mut self) -> Vec<Part> {
+        let due: Vec<(Mask, Pages)> = self.due.iter().map(|(n, pages)| (1 << n, pages.clone())).collect();
+        let parts = owed::parts(&due);
+        (self.begun_bytes, self.served) = (0, 0);
+        self.total_bytes = parts.iter().flat_map(|(_, pages)| pages).map(|(_, range)| range.bytes()).sum();
+        parts
+    }
+
+    /// Who takes part, those that lack the least first.
+    fn least_first(&self) -> Vec<usize> {
+        let pages = |pages: &Pages| pages.values().map(RangeSet::pages).sum::<u64>();
+        let mut all: Vec<(u64, usize)> = self.due.iter().map(|(n, due)| (pages(due), *n)).collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, n)| n).collect()
+    }
+
+    /// What was not sent to this one after all.
+    fn missed_by(&mut self, n: usize) -> Option<Pages> {
+        let missed = self.missed.get_mut().unwrap_or_else(PoisonError::into_inner).remove(&n);
+        missed.filter(|pages| !pages.values().all(RangeSet::is_empty))
     }
 }

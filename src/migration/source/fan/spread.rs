@@ -4,7 +4,7 @@
 use super::lane::{Lane, Room};
 use super::owed::{Mask, Pages};
 use crate::memory::throttle::Throttle;
-use crate::memory::{PageRange, Space};
+use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::MoveError;
 use crate::migration::pages;
 use crate::migration::send_pages::Outlet;
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// How long those that have room wait for one that has none, in a round: what near-equals need.
 const GRACE: Duration = Duration::from_millis(20);
 
+/// The same in the pause.
+const GRACE_IN_PAUSE: Duration = Duration::from_millis(2);
+
 /// Between two looks whether a queue is shorter.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -25,11 +28,14 @@ pub(super) struct Spread<'f> {
     /// Who takes them.
     pub to: Vec<(usize, &'f Lane)>,
     pub room: &'f Room,
+    pub in_pause: bool,
     pub throttle: &'f Throttle,
     /// Nobody wants them any more.
     pub is_over: &'f (dyn Fn() -> bool + Sync),
     /// What was not sent to whom.
     pub missed: &'f Mutex<BTreeMap<usize, Pages>>,
+    /// What was sent to whom.
+    pub given: Mutex<BTreeMap<usize, Pages>>,
     /// Microseconds that others have waited for each in this round, and bytes of content sent to each.
     pub tallies: &'f [Tally],
 }
@@ -56,6 +62,7 @@ impl Spread<'_> {
         let (covered, content) = pages::covered(frame);
         let (mut left, mut taken) = (self.to.clone(), 0);
         let since = Instant::now();
+        let grace = if self.in_pause { GRACE_IN_PAUSE } else { GRACE };
         loop {
             left.retain(|(number, lane)| {
                 if lane.is_closed() {
@@ -64,6 +71,7 @@ impl Spread<'_> {
                 let has_room = lane.has_room();
                 if has_room {
                     lane.push(&shared);
+                    note(&self.given, *number, &covered);
                     self.tallies[*number].content_bytes.fetch_add(content, Ordering::Relaxed);
                     taken += 1;
                 }
@@ -80,7 +88,7 @@ impl Spread<'_> {
                 let waited = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 left.retain(|(number, _)| {
                     let had = self.tallies[*number].waited_us.load(Ordering::Relaxed);
-                    let waits = Duration::from_micros(had.saturating_add(waited)) < GRACE;
+                    let waits = Duration::from_micros(had.saturating_add(waited)) < grace;
                     if !waits {
                         self.pass_over(*number, &covered);
                         self.tallies[*number].waited_us.store(u64::MAX / 2, Ordering::Relaxed);
@@ -100,20 +108,55 @@ impl Spread<'_> {
         }
     }
 
-    /// Nobody gets the rest of these: it was not sent to anybody.
-    pub fn pass_all_over(&self, pages: &[(Space, PageRange)]) {
-        self.to.iter().for_each(|(number, _)| self.pass_over(*number, pages));
+    /// Nobody gets the rest of these.
+    pub fn pass_rest_over(&self, pages: &[(Space, PageRange)]) {
+        for (number, _) in &self.to {
+            let given = self.given.lock().unwrap_or_else(PoisonError::into_inner).remove(number);
+            self.pass_over(*number, &rest(pages, &given.unwrap_or_default()));
+        }
     }
 
     fn pass_over(&self, number: usize, covered: &[(Space, PageRange)]) {
-        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
-        let theirs = missed.entry(number).or_default();
-        covered.iter().for_each(|(space, range)| theirs.entry(*space).or_default().insert(*range));
+        note(self.missed, number, covered);
     }
+}
+
+/// These without those that were given.
+fn rest(pages: &[(Space, PageRange)], given: &Pages) -> Vec<(Space, PageRange)> {
+    let without = |(space, range): &(Space, PageRange)| {
+        let all: RangeSet = std::iter::once(*range).collect();
+        let left = given.get(space).map_or_else(|| all.clone(), |given| all.difference(given));
+        left.iter().map(|range| (*space, range)).collect::<Vec<_>>()
+    };
+    pages.iter().flat_map(without).collect()
+}
+
+fn note(pages: &Mutex<BTreeMap<usize, Pages>>, number: usize, covered: &[(Space, PageRange)]) {
+    let mut pages = pages.lock().unwrap_or_else(PoisonError::into_inner);
+    let theirs = pages.entry(number).or_default();
+    covered.iter().for_each(|(space, range)| theirs.entry(*space).or_default().insert(*range));
 }
 
 impl Outlet for &Spread<'_> {
     fn take_frame(&mut self, frame: &[u8]) -> Result<(), MoveError> {
         self.spread(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::MmId;
+
+    #[test]
+    fn of_a_part_that_ends_early_what_was_given_is_not_owed() {
+        let (space, other) = (Space::Mm(MmId(0)), Space::Mm(MmId(1)));
+        let range = PageRange::new;
+        let given = Mutex::default();
+        note(&given, 3, &[(space, range(2, 3)), (space, range(20, 10))]);
+        let given = given.into_inner().unwrap().remove(&3).unwrap();
+        let pages = [(space, range(0, 10)), (space, range(22, 4)), (other, range(2, 3))];
+        assert_eq!(rest(&pages, &given), [(space, range(0, 2)), (space, range(5, 5)), (other, range(2, 3))]);
+        assert_eq!(rest(&pages, &Pages::new()), pages);
     }
 }
