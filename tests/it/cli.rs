@@ -321,7 +321,7 @@ fn is_root() -> bool {
 fn large(ready: &std::path::Path) -> Sleeper {
     let program =
         "import os,sys,time\nb=bytearray(os.urandom(1<<20))*600\nopen(sys.argv[1],'w').close()\ntime.sleep(1000)";
-    let mut target = Sleeper::of(&["python3", "-c", program, ready.to_str().unwrap()]);
+    let mut target = Sleeper::of(&["/usr/bin/python3", "-c", program, ready.to_str().unwrap()]);
     target.wait_until(|| ready.exists());
     target
 }

@@ -109,7 +109,7 @@ impl Server {
         }
         let dir = tempfile::Builder::new().prefix("lifeline-").tempdir().unwrap();
         let mut command = Command::new("setsid");
-        command.args(["python3", "-c", SERVER]).arg(dir.path());
+        command.args(["/usr/bin/python3", "-c", SERVER]).arg(dir.path());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let port = dir.path().join("port");
         wait("it listens", || port.exists());

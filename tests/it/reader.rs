@@ -75,7 +75,7 @@ time.sleep(300)
 #[test]
 fn an_unchanged_tree_has_no_difference_and_changes_are_named() {
     use std::io::{BufRead, BufReader, Write};
-    let mut child = Command::new("python3")
+    let mut child = Command::new("/usr/bin/python3")
         .args(["-c", TREE])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -32,7 +32,7 @@ while True: signal.pause()
 /// Starts the program; it holds nothing of ours.
 fn start(dir: &Path) -> Ended {
     let mut command = Command::new("setsid");
-    command.args(["python3", "-c", PROGRAM, dir.join("file").to_str().unwrap()]);
+    command.args(["/usr/bin/python3", "-c", PROGRAM, dir.join("file").to_str().unwrap()]);
     let mut child = Ended(
         command
             .stdin(Stdio::null())

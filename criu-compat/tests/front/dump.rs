@@ -108,7 +108,7 @@ while sys.argv[2:]: time.sleep(0.01)
 /// That program, once it waits; and the FIFO.
 fn waiting(stage: &mut Stage, then: &[&str]) -> (i32, std::path::PathBuf) {
     let fifo = stage.path("fifo");
-    let pid = stage.start("python3", &[&["-c", WAITS, fifo.to_str().unwrap()], then].concat());
+    let pid = stage.start("/usr/bin/python3", &[&["-c", WAITS, fifo.to_str().unwrap()], then].concat());
     until("it waits for its child", || state(pid).filter(|(letter, _)| *letter == 'D'));
     (pid, fifo)
 }

@@ -42,7 +42,7 @@ fn locks_links_and_sockets_outside() {
     let Some(mut stage) = Stage::new() else { return };
     let images = stage.images("images");
     let outside = UnixDatagram::bind(stage.path("outside")).unwrap();
-    let pid = stage.start("python3", &["-c", HOLDS, stage.path("").to_str().unwrap()]);
+    let pid = stage.start("/usr/bin/python3", &["-c", HOLDS, stage.path("").to_str().unwrap()]);
     hears(&outside);
     let (target, lock) = (pid.to_string(), stage.path("lock"));
     let run = stage.criu(&["dump", "-t", &target, "-D", &images, "-l", "--link-remap"]).code(1);

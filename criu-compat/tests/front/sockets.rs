@@ -28,7 +28,7 @@ while data := connection.recv(4096):
 /// An echo server and a connection to it.
 fn connected(stage: &mut Stage) -> (i32, TcpStream) {
     let file = stage.path("port");
-    let pid = stage.start("python3", &["-c", ECHO, file.to_str().unwrap()]);
+    let pid = stage.start("/usr/bin/python3", &["-c", ECHO, file.to_str().unwrap()]);
     let port: u16 = until("it listens", || std::fs::read_to_string(&file).ok()?.parse().ok());
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();

@@ -106,7 +106,7 @@ impl Stage {
     /// A program that counts, seen to do so.
     pub fn counter(&mut self) -> i32 {
         let name = self.path("count");
-        let pid = self.start("python3", &["-c", COUNTER, name.to_str().unwrap()]);
+        let pid = self.start("/usr/bin/python3", &["-c", COUNTER, name.to_str().unwrap()]);
         self.counts();
         pid
     }

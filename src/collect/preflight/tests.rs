@@ -18,7 +18,7 @@ impl Drop for Ended {
 
 /// A Python program that says a line when it is ready, and its process id.
 fn python(program: &str) -> (Ended, Pid) {
-    let mut child = Command::new("python3");
+    let mut child = Command::new("/usr/bin/python3");
     let mut child = Ended(
         child.args(["-c", program]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("python3 is installed"),
     );

@@ -17,7 +17,7 @@ impl Target {
         let dir = tempfile::tempdir().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sockets.py");
         let child = Command::new("setsid")
-            .arg("python3")
+            .arg("/usr/bin/python3")
             .args([script.as_path(), dir.path()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

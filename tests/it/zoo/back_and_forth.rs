@@ -158,7 +158,7 @@ impl Travels {
     fn capture(&self, name: &str) -> Result<PathBuf, String> {
         let file = self.path(name);
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reader/state.py");
-        let mut command = self.hosts[self.at].command("python3");
+        let mut command = self.hosts[self.at].command("/usr/bin/python3");
         command.args([script, "capture", &self.pid.to_string(), "-o"]).arg(&file).stdout(Stdio::piped());
         let output = command.output().map_err(|e| e.to_string())?;
         match output.status.success() {

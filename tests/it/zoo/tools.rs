@@ -113,7 +113,7 @@ pub fn marked(dir: &Path) -> Vec<i32> {
 
 /// The independent reader, without arguments. It needs no more than the standard library, and starts faster without looking for more.
 pub fn independent_reader() -> Command {
-    let mut command = Command::new("python3");
+    let mut command = Command::new("/usr/bin/python3");
     command.args(["-S", "-E"]).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reader/state.py"));
     command
 }
