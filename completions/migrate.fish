@@ -406,6 +406,10 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l quorum -d 'The 
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l alternate -d 'Where to if none of the destinations takes the target' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l retries -d 'Try all of them again so often (not at all), after a second and then after longer pauses' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l retry-timeout -d 'Try nothing again after this time; without --retries as often as it allows' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l disjoint-paths -d 'When the paths to two destinations share a node: both ends are not counted' -r -f -a "refuse\t'nothing is moved'
+drop\t'the later one is left out'
+replace\t'an alternate takes its place, the first whose path shares nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -490,6 +494,10 @@ complete -c migrate -n "__fish_migrate_using_subcommand warm" -l connect-timeout
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l lease -d 'What a destination waits for this side when it hears nothing before it deletes what it has of the target' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l disjoint-paths -d 'When the paths to two destinations share a node: both ends are not counted' -r -f -a "refuse\t'nothing is moved'
+drop\t'the later one is left out'
+replace\t'an alternate takes its place, the first whose path shares nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -688,6 +696,7 @@ function __fish_migrate_codes
         M0907 'connection would not be protected' \
         M0908 'user over there may not restore this' \
         M0909 'image of --base cannot be used' \
+        M0910 'paths to destinations share a node' \
         M1001 'image is not complete' \
         M1002 'image is damaged' \
         M1003 'image of a newer version' \

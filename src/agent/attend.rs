@@ -9,9 +9,10 @@ use super::confined::User;
 use super::session::{Carrier, SessionSpec};
 use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::protocol::AttemptId;
+use crate::migration::store;
 use crate::transport::Abort;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -68,18 +69,19 @@ pub struct Attendants {
     template: SessionSpec,
     program: PathBuf,
     running: HashMap<AttemptId, Child>,
-    /// Journals of what is over.
-    over: HashSet<PathBuf>,
+    /// Journals of what is over, with their lengths.
+    over: HashMap<PathBuf, u64>,
 }
 
 impl Attendants {
     /// Processes are made after `template`. Dropped, those that run go on.
     pub fn new(template: SessionSpec, program: PathBuf) -> Self {
-        Self { template, program, running: HashMap::new(), over: HashSet::new() }
+        Self { template, program, running: HashMap::new(), over: HashMap::new() }
     }
 
-    /// Starts a process for each copy that nobody attends.
+    /// Starts a process for each copy that nobody attends, and removes what pages were stored in for one that is dead.
     pub fn look(&mut self) {
+        store::sweep(&store::places(&self.template.state));
         self.running.retain(|_, child| matches!(child.try_wait(), Ok(None)));
         for place in self.places() {
             let journals = place.state.join("moves");

@@ -1,7 +1,7 @@
 //! `migrate warm`.
 
 use super::options::dest::{DestArg, resolve};
-use super::options::many::QuorumArgs;
+use super::options::many::{PathArgs, QuorumArgs};
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
 use super::signals::Watch;
 use super::{Context, config::Config};
@@ -51,6 +51,8 @@ pub struct Args {
     lease: Time,
     #[command(flatten)]
     quorum: QuorumArgs,
+    #[command(flatten)]
+    paths: PathArgs,
 }
 
 impl Args {
@@ -80,12 +82,12 @@ impl Args {
             state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
             with: self.with.clone(),
             base: None,
-            peer: self.peer.options(),
+            peer: self.paths.add_to(self.peer.options()),
             lease: self.lease.0,
             quorum: self.quorum.quorum(),
             dry_run: false,
         };
-        Ok(WarmOptions { moves, cpu_share: self.cpu_share.0 })
+        Ok(WarmOptions { moves, cpu_share: self.cpu_share.0, disjoint: self.paths.disjoint() })
     }
 }
 

@@ -138,7 +138,7 @@ fn settled(there: &There, held: Held, serves: bool) -> (Settled, Vec<&'static st
     journal(dir.path(), held);
     let fate = Fate::default();
     let settled = std::thread::scope(|scope| {
-        let again = |_: Candidate| {
+        let again = |_: Candidate, _: Option<&crate::transport::Abort>| {
             let (ours, theirs) = crate::migration::tests::links(0, None);
             scope.spawn(move || there.attend(theirs));
             Ok(ours)

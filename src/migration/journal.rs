@@ -16,7 +16,7 @@ use crate::sys::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
@@ -70,6 +70,11 @@ impl Step {
     /// Whether nothing is left to be decided after it.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Aborted | Self::Done)
+    }
+
+    /// Whether nobody counts on anything after it, at a destination: it has not said PREPARED.
+    fn promises_nothing(self) -> bool {
+        matches!(self, Self::Begun | Self::Aborted)
     }
 }
 
@@ -185,12 +190,32 @@ const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 impl Journal {
     /// Begins a journal in `dir`, which is made (0700) if it is not there. The file and its name are on the disk when
-    /// this returns.
+    /// this returns. One of the same attempt goes on where nothing was ever promised in it: its destination was lost, and is sent
+    /// everything anew.
+    ///
+    /// # Errors
+    /// There is one in which something was promised ([`io::ErrorKind::AlreadyExists`]), or that somebody else still writes
+    /// ([`io::ErrorKind::WouldBlock`]).
     pub fn begin(dir: &Path, role: Role, attempt: AttemptId, peer: &str, target_pid: Option<i32>) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let path = dir.join(format!("{attempt}.{}.journal", role.name()));
-        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
+        let open = |new: bool| OpenOptions::new().append(true).create_new(new).mode(0o600).open(&path);
+        let (file, is_new) = match open(true) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && role == Role::Destination => {
+                (open(false)?, false)
+            }
+            file => (file?, true),
+        };
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        // What a crash has cut off is no line, and would run into the next one.
+        let may_begin = || {
+            Ok::<bool, io::Error>(
+                has_whole_lines(&path)? && read(&path)?.iter().all(|line| line.step.promises_nothing()),
+            )
+        };
+        if !is_new && !may_begin()? {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         let reserve = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
         match nix::fcntl::fallocate(&*file, reserve, 0, RESERVED_BYTES) {
             // Not every file system can.
@@ -392,6 +417,11 @@ pub fn is_decided(dir: &Path, line: &Line) -> bool {
 }
 
 /// For reading. Also in a directory of a user, by whoever has more rights: nothing there makes the opening wait, or leads elsewhere.
+/// No line of it was cut off by a crash.
+fn has_whole_lines(path: &Path) -> io::Result<bool> {
+    Ok(fs::read(path)?.last().is_none_or(|byte| *byte == b'\n'))
+}
+
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
@@ -403,16 +433,18 @@ pub fn undecided(dir: &Path) -> io::Result<Vec<Line>> {
 
 /// The same of one side, at little cost where it is asked again and again: `over` is the caller's to keep, and has the journals that
 /// need not be read any more.
-pub fn undecided_of(dir: &Path, role: Role, over: &mut HashSet<PathBuf>) -> io::Result<Vec<Line>> {
+pub fn undecided_of(dir: &Path, role: Role, over: &mut HashMap<PathBuf, u64>) -> io::Result<Vec<Line>> {
     let end = format!(".{}.journal", role.name());
+    // One that begins anew is longer than it was.
+    over.retain(|path, len| fs::metadata(path).is_ok_and(|meta| meta.len() == *len));
     let mut paths = paths(dir)?;
     paths.retain(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().ends_with(end.as_bytes())));
-    over.retain(|path| path.parent() != Some(dir) || paths.contains(path));
-    paths.retain(|path| !over.contains(path));
+    paths.retain(|path| !over.contains_key(path));
     let mut found = Vec::new();
     for path in paths {
+        let len = fs::metadata(&path).map_or(0, |meta| meta.len());
         match read(&path).ok().and_then(|lines| lines.into_iter().next_back()) {
-            Some(last) if last.step.is_final() => drop(over.insert(path)),
+            Some(last) if last.step.is_final() => drop(over.insert(path, len)),
             last => found.extend(last),
         }
     }
@@ -443,6 +475,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_that_has_promised_nothing_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let attempt = AttemptId([7; 16]);
+        let begin = || Journal::begin(dir.path(), Role::Destination, attempt, "a", None);
+        let mut over = HashMap::new();
+        let mut undecided = || undecided_of(dir.path(), Role::Destination, &mut over).unwrap().len();
+        let mut journal = begin().unwrap();
+        assert_eq!(begin().unwrap_err().kind(), io::ErrorKind::WouldBlock, "somebody writes it");
+        journal.write(Step::Aborted).unwrap();
+        drop(journal);
+        assert_eq!(undecided(), 0);
+        let mut journal = begin().unwrap();
+        assert_eq!(undecided(), 1, "and is looked at again");
+        journal.write(Step::Prepared).unwrap();
+        journal.write(Step::Aborted).unwrap();
+        drop(journal);
+        assert_eq!(begin().unwrap_err().kind(), io::ErrorKind::AlreadyExists, "it was promised something");
+        let source = || Journal::begin(dir.path(), Role::Source, attempt, "b", None);
+        drop(source().unwrap());
+        assert!(source().is_err(), "a source begins once");
+    }
+
+    #[test]
     fn steps_are_read_as_written() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
@@ -454,7 +509,7 @@ mod tests {
         let open = undecided(&state).unwrap();
         assert_eq!((open[0].attempt, open[0].target_pid, open[0].peer.as_str()), (attempt, Some(42), "host-b"));
         assert_eq!(open[0].boot_id.len(), 36);
-        let mut over = HashSet::new();
+        let mut over = HashMap::new();
         assert_eq!(undecided_of(&state, Role::Source, &mut over).unwrap(), open);
         assert!(over.is_empty() && undecided_of(&state, Role::Destination, &mut over).unwrap().is_empty());
         journal.write(Step::Done).unwrap();

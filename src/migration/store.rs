@@ -32,7 +32,8 @@ const PREFIX: &str = "migrate-incoming-";
 const STORES_MAX: u32 = 64;
 
 /// A store that nobody holds is not looked at before this age: its owner may be about to take hold of it.
-const YOUNG: Duration = Duration::from_secs(60);
+/// One that takes longer has no store then, and its attempt fails.
+const YOUNG: Duration = Duration::from_secs(5);
 
 /// Pages on their way in. Dropped: everything is removed.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Store {
         // A target that is too large is refused by the verdict; a store is needed to get there.
         let wanted = max.map_or(memory_bytes, |max| memory_bytes.min(max));
         let mut best = 0;
-        places.iter().for_each(|place| remove_abandoned(place, YOUNG));
+        sweep(places);
         for place in places {
             let free = free_bytes(place).unwrap_or(0).saturating_sub(RESERVE_BYTES);
             best = best.max(free);
@@ -201,7 +202,16 @@ impl Store {
     }
 }
 
-/// Removes stores whose owners were killed: on a file system of memory they would take it for good.
+/// Where stores are made, the first that has room. Memory first: contents are read back once, a moment later.
+pub fn places(state_dir: &Path) -> [&Path; 3] {
+    [Path::new("/dev/shm"), Path::new("/var/tmp"), state_dir]
+}
+
+/// Removes stores of this user whose owners were killed: on a file system of memory they would take it for good.
+pub fn sweep(places: &[&Path]) {
+    places.iter().for_each(|place| remove_abandoned(place, YOUNG));
+}
+
 fn remove_abandoned(place: &Path, young: Duration) {
     let abandoned = |entry: &DirEntry| {
         let meta = entry.metadata().ok()?;

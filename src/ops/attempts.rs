@@ -4,6 +4,7 @@
 use super::move_;
 use super::options::MoveOptions;
 use super::outcome::{Attempt, Outcome};
+use super::paths::{self, Disjoint};
 use super::words::Dest;
 use super::{Event, Events, interrupt};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -24,6 +25,8 @@ pub struct Further {
     pub retries: Option<u32>,
     /// `--retry-timeout`: after this time nothing is tried once more.
     pub within: Option<Duration>,
+    /// `--disjoint-paths`: what becomes of destinations whose paths share a node.
+    pub disjoint: Option<Disjoint>,
 }
 
 impl Further {
@@ -46,7 +49,12 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         let what = format!("{twice} is a destination and an alternate");
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
-    let turns: Vec<&[Dest]> = [&options.dests, &further.alternates].into_iter().map(Vec::as_slice).collect();
+    paths::refuse(&options.peer, &[&options.dests[..], &further.alternates].concat())?;
+    let chosen = match further.disjoint {
+        Some(disjoint) => paths::choose(disjoint, (&options.dests, &further.alternates), &options.peer, events, abort)?,
+        None => (options.dests.clone(), further.alternates.clone()),
+    };
+    let turns = [chosen.0.as_slice(), chosen.1.as_slice()];
     let (begun, mut failed, mut pause) = (Instant::now(), Vec::new(), AGAIN_AFTER.0);
     let mut again = 0;
     loop {
@@ -124,6 +132,7 @@ mod tests {
             alternates: Vec::new(),
             retries,
             within: within.map(Duration::from_secs),
+            disjoint: None,
         };
         let now = Duration::ZERO;
         assert!(!further(None, None).allows(1, now), "unless it is asked for nothing is tried once more");

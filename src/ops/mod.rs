@@ -27,6 +27,7 @@ pub mod options;
 pub mod outcome;
 pub mod outside;
 mod park;
+pub mod paths;
 pub mod places;
 mod point;
 pub mod pre_dump;

@@ -99,7 +99,8 @@ pub(super) fn run_when(
     let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
-    let link_again = |to: Candidate| connect_again(&options.dests, to, &options.peer, abort);
+    let link_again =
+        |to: Candidate, ends: Option<&Abort>| connect_again(&options.dests, to, &options.peer, ends.unwrap_or(abort));
     let again = Some(Again::new(&link_again));
     let command = options
         .mode
@@ -264,6 +265,7 @@ pub(crate) fn connect_to(
         remote: peer.remote.clone(),
         bootstrap: peer.bootstrap,
         program: crate::companion::OWN_PROGRAM.into(),
+        route: peer.route_to(dest).cloned(),
     };
     connect::connect(&address(dest), &connection, Request { purpose, streams }, abort)
 }

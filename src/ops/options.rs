@@ -4,10 +4,12 @@
 //! `Default`. Each field says in the words of the command line which option it is. An option is here only when the engine honours it.
 
 use super::hooks::Hook;
+use super::paths::Disjoint;
 use super::words::{Address, Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
 use crate::migration::source::Quorum;
 use crate::migration::switchover::{ExitCondition, Step};
+use crate::transport::route::Route;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -302,6 +304,25 @@ pub struct PeerOptions {
     pub peer_timeout: Duration,
     /// `--allow-plain`: TCP without protection also beyond loopback.
     pub allow_plain: bool,
+    /// `--route`: the ways to some destinations.
+    pub routes: Vec<Pinned>,
+}
+
+/// The way to one destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Where to.
+    #[serde(with = "word")]
+    pub dest: Dest,
+    /// By this.
+    pub route: Route,
+}
+
+impl PeerOptions {
+    /// The way to this one, where it was named.
+    pub fn route_to(&self, dest: &Dest) -> Option<&Route> {
+        self.routes.iter().find(|pinned| pinned.dest == *dest).map(|pinned| &pinned.route)
+    }
 }
 
 impl Default for PeerOptions {
@@ -313,6 +334,7 @@ impl Default for PeerOptions {
             connect_timeout: Duration::from_secs(10),
             peer_timeout: Duration::from_secs(30),
             allow_plain: false,
+            routes: Vec::new(),
         }
     }
 }
@@ -493,6 +515,8 @@ pub struct WarmOptions {
     pub moves: MoveOptions,
     /// `--cpu-share`: percent of one processor.
     pub cpu_share: u8,
+    /// `--disjoint-paths`.
+    pub disjoint: Option<Disjoint>,
 }
 
 /// `migrate switch`.

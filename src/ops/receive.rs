@@ -29,6 +29,7 @@ use crate::migration::parked::{self, Terms};
 use crate::migration::points::Taken;
 use crate::migration::postcopy::{self, Later, receiver};
 use crate::migration::protocol::AttemptId;
+use crate::migration::store;
 use crate::net::address::Place;
 use crate::restore::fd::bequest::Bequest;
 use crate::restore::reconcile::Fit;
@@ -53,8 +54,7 @@ pub fn run(
     max_memory_bytes: Option<u64>,
 ) -> std::result::Result<(), MoveError> {
     let journals = state_dir.join("moves");
-    // Memory first: contents are read back once, a moment later.
-    let stores = [Path::new("/dev/shm"), Path::new("/var/tmp"), state_dir];
+    let stores = store::places(state_dir);
     let around = Surroundings { journals: &journals, run, stores: &stores, max_memory_bytes };
     let mut engine = Engine { state_dir: state_dir.to_owned(), ..Engine::default() };
     let received = destination::run(link, &mut engine, around);

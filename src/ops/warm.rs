@@ -247,7 +247,7 @@ mod tests {
 
     fn options() -> WarmOptions {
         let moves = MoveOptions::new(Target::Pid(Pid(7)), Dest::Unix("a.sock".into()));
-        WarmOptions { moves, cpu_share: 25 }
+        WarmOptions { moves, cpu_share: 25, disjoint: None }
     }
 
     #[test]

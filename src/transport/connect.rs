@@ -7,6 +7,7 @@ use super::keys::Identity;
 use super::link::{Link, Request};
 use super::peers::Peers;
 use super::preamble::{Preamble, SessionNumber};
+use super::route::Route;
 use super::ssh;
 use super::stream::{self, Stream};
 use super::tls::TlsStream;
@@ -43,6 +44,8 @@ pub struct ConnectOptions {
     pub bootstrap: bool,
     /// The binary to send.
     pub program: PathBuf,
+    /// The way that connections take from here, where that is not left to the kernel.
+    pub route: Option<Route>,
 }
 
 /// Connects, authenticates, exchanges versions, and opens the bulk channels that both sides want.
@@ -58,10 +61,7 @@ pub fn connect(address: &PeerAddress, options: &ConnectOptions, request: Request
     if let PeerAddress::Tls { .. } = address {
         tls = Some((Identity::load(&options.keys)?, Peers::load(&options.peers)?));
     }
-    let one = |preamble: Preamble| {
-        let patience = options.patience(abort);
-        open_channel(address, options.allow_plain, tls.as_ref(), preamble, patience, options.peer_timeout)
-    };
+    let one = |preamble: Preamble| open_channel(address, options, tls.as_ref(), preamble, options.patience(abort));
     let mut control = one(Preamble::control())?;
     let mut noise = Vec::new();
     control.receive_preamble(&mut noise)?;
@@ -86,11 +86,10 @@ impl ConnectOptions {
 /// One connection with its preamble sent and TLS done.
 fn open_channel(
     address: &PeerAddress,
-    allow_plain: bool,
+    options: &ConnectOptions,
     tls: Option<&(Identity, Peers)>,
     preamble: Preamble,
     patience: Patience,
-    silence: Duration,
 ) -> Result<Channel> {
     let name = address.to_string();
     let (host, port) = match address {
@@ -111,9 +110,10 @@ fn open_channel(
         port,
         &name,
         |to| match address {
-            PeerAddress::Plain { .. } => address::check_plain(to, allow_plain),
+            PeerAddress::Plain { .. } => address::check_plain(to, options.allow_plain),
             _ => Ok(()),
         },
+        options.route.as_ref(),
         &patience,
     )?;
     let failed = |source| TransportError::Connect { address: name.clone(), source };
@@ -122,7 +122,7 @@ fn open_channel(
     channel.send_preamble(preamble)?;
     if let Some((identity, peers)) = tls {
         let (stream, peer) = TlsStream::connect(reader, identity, peers, channel.patience(), &name)?;
-        let patience = Patience { silence, ..channel.patience().clone() };
+        let patience = Patience { silence: options.peer_timeout, ..channel.patience().clone() };
         return Ok(Channel::new(Stream::Tls(Box::new(stream)), format!("{} ({name})", peer.name), patience));
     }
     Ok(channel)
@@ -134,12 +134,13 @@ fn connect_tcp(
     port: u16,
     name: &str,
     allowed: impl Fn(&SocketAddr) -> Result<()>,
+    route: Option<&Route>,
     patience: &Patience,
 ) -> Result<TcpStream> {
     let mut last = None;
     for to in address::resolve(host, port)? {
         allowed(&to)?;
-        match connect_one(&to, patience) {
+        match connect_one(&to, route, patience) {
             Ok(socket) => return Ok(socket),
             Err(Ended::Aborted) => return Err(TransportError::Aborted { during: "connecting" }),
             Err(Ended::Poll(source)) => last = Some(source),
@@ -152,11 +153,12 @@ fn connect_tcp(
     Err(TransportError::Connect { address: name.into(), source })
 }
 
-fn connect_one(to: &SocketAddr, patience: &Patience) -> std::result::Result<TcpStream, Ended> {
+fn connect_one(to: &SocketAddr, route: Option<&Route>, patience: &Patience) -> std::result::Result<TcpStream, Ended> {
     let failed = |errno: Errno| Ended::Poll(errno.into());
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket::socket(family, SockType::Stream, flags, None).map_err(failed)?;
+    route.map_or(Ok(()), |route| route.pin(&fd, to)).map_err(failed)?;
     match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(*to)) {
         Ok(()) => return Ok(fd.into()),
         Err(Errno::EINPROGRESS | Errno::EINTR) => {}

@@ -42,6 +42,7 @@ fn options(dir: &Path) -> ConnectOptions {
         remote: "migrate".into(),
         bootstrap: false,
         program: PathBuf::from("/proc/self/exe"),
+        route: None,
     }
 }
 

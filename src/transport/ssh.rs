@@ -192,6 +192,15 @@ fn remote_command(place: &Place<'_>, options: &ConnectOptions, command: &str) ->
     }
     let mut ssh = Command::new(program);
     ssh.args(arguments);
+    if let Some(route) = &options.route {
+        ssh.args(route.for_ssh(program).ok_or_else(|| TransportError::Connect {
+            address: to.clone(),
+            source: io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("how {} is told the way {route} is not known: put it into --rsh", program.display()),
+            ),
+        })?);
+    }
     if let Some(port) = place.port {
         ssh.args(["-p", &port.to_string()]);
     }

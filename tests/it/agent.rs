@@ -36,6 +36,7 @@ fn connect_options(places: &Places) -> ConnectOptions {
         remote: "migrate".into(),
         bootstrap: false,
         program: env!("CARGO_BIN_EXE_migrate").into(),
+        route: None,
     }
 }
 

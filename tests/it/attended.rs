@@ -17,6 +17,21 @@ fn inventory(play: &Play) -> bool {
     entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "inventory"))
 }
 
+/// Where pages were stored of what the destination's journals know.
+fn stores(play: &Play) -> Vec<String> {
+    let names = |dir: &std::path::Path| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let attempts: Vec<String> = names(&journals(play))
+        .iter()
+        .filter(|name| name.ends_with(".journal"))
+        .map(|name| name[..name.find('.').unwrap()].to_owned())
+        .collect();
+    let all = names("/dev/shm".as_ref()).into_iter();
+    all.filter(|name| attempts.iter().any(|id| name.starts_with(&format!("migrate-incoming-{id}")))).collect()
+}
+
 /// The agent and this session are killed, and another agent takes its place.
 fn renewed(play: &mut Play, session: Option<Pid>) {
     play.agent.kill();
@@ -180,6 +195,7 @@ fn what_was_not_prepared_is_ended_and_what_was_this_hosts_runs() {
             play.resolves("b", "--discard");
         }
         is_over(&play, runs, point);
+        wait(|| stores(&play).is_empty(), "where pages were stored is removed");
     }
 }
 

@@ -35,6 +35,7 @@ mod networks;
 mod ordinary;
 mod other_end;
 mod outside;
+mod paths;
 mod peer_user;
 mod programs;
 mod reader;

@@ -35,6 +35,7 @@ fn options(rsh: &Path, remote: &str) -> ConnectOptions {
         remote: remote.into(),
         bootstrap: false,
         program: PROGRAM.into(),
+        route: None,
     }
 }
 

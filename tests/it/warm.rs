@@ -3,7 +3,7 @@
 
 use crate::fan::{Stage, became};
 use crate::handover::{wait, wait_for};
-use crate::moves::{Counter, can_move, on_host, result, run, text};
+use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -263,6 +263,39 @@ fn a_destination_that_dies_is_left_out_and_the_others_are_kept_warm() {
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(became(&result(&output)), ["out", "owner"]);
     warm.stage.counter.check_runs();
+}
+
+/// Its session was killed, or the agent with it: it is sent everything anew, and the target can go there.
+#[test]
+fn a_destination_that_comes_back_is_kept_warm_again() {
+    if !can_move() {
+        return;
+    }
+    for with_agent in [false, true] {
+        let mut warm = Warm::begin(Counter::on_ground(8, 2000), 2, &["--peer-timeout", "2s"]);
+        warm.wait_until_warm(2);
+        let (agent, address) = (warm.stage.agents[0].pid(), warm.stage.agents[0].address.clone());
+        let others = warm.processes("dest0").into_iter().filter(|pid| u32::try_from(*pid) != Ok(agent));
+        others.for_each(|pid| {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        });
+        if with_agent {
+            warm.stage.agents[0].kill();
+            wait(|| warm.candidates().first().is_some_and(|one| one["state"] == "out"), "it is lost");
+            std::thread::sleep(Duration::from_millis(1500));
+            std::fs::remove_file(address.trim_start_matches("unix:")).unwrap();
+            warm.stage.agents[0] = Agent::start(&warm.stage.dir.path().join("dest0"), &address);
+        } else {
+            wait(|| warm.candidates().first().is_some_and(|one| one["state"] == "out"), "it is lost");
+        }
+        warm.wait_until_warm(2);
+        let notes = text(&warm.source(&["status", &warm.session, "--json"]));
+        assert!(notes.contains("is there again"), "{notes}");
+        let output = warm.source(&["switch", &warm.session, &address, "--json"]);
+        assert!(output.status.success(), "{}", text(&output));
+        assert_eq!(became(&result(&output)), ["owner", "stopped"], "with the agent: {with_agent}");
+        warm.stage.check("it has come back");
+    }
 }
 
 #[test]

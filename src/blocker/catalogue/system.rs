@@ -149,6 +149,11 @@ table! { PEER:
         why: "Pages that it has would be named, not sent: it has to be there, complete and undamaged.",
         remedy: "migrate verify DIR over there; without --base all pages are sent",
         kernel: "all";
+    SHARED_NODE = 910, "paths to destinations share a node",
+        object: "the address of the node",
+        why: "With --disjoint-paths no node may take two of the destinations down with it.",
+        remedy: "choose another destination, pin a path with --route DEST=IF, or --disjoint-paths drop or replace",
+        kernel: "all";
 }
 
 table! { SUPERVISOR:

@@ -1,11 +1,14 @@
 //! MANY: several destinations.
 
 use super::dest::{self, DestArg};
+use super::{Words, one_of};
 use crate::cli::config::Config;
 use crate::failure::Failure;
 use crate::migration::source::Quorum;
 use crate::ops::attempts::Further;
-use crate::ops::words::Time;
+use crate::ops::options::{PeerOptions, Pinned};
+use crate::ops::paths::Disjoint;
+use crate::ops::words::{Time, WordError};
 use std::str::FromStr;
 
 /// The MANY group.
@@ -23,6 +26,8 @@ pub struct ManyArgs {
     /// Try nothing again after this time; without --retries as often as it allows
     #[arg(long, value_name = "TIME")]
     retry_timeout: Option<Time>,
+    #[command(flatten)]
+    paths: PathArgs,
 }
 
 impl ManyArgs {
@@ -35,7 +40,13 @@ impl ManyArgs {
             alternates: dest::resolve(&self.alternate, config)?,
             retries: self.retries,
             within: self.retry_timeout.map(|time| time.0),
+            disjoint: self.paths.disjoint(),
         })
+    }
+
+    /// With the ways to some of them.
+    pub fn add_to(&self, peer: PeerOptions) -> PeerOptions {
+        self.paths.add_to(peer)
     }
 
     /// The quorum as the engine takes it.
@@ -57,6 +68,55 @@ impl QuorumArgs {
     /// The quorum as the engine takes it.
     pub fn quorum(&self) -> Quorum {
         self.quorum.0
+    }
+}
+
+/// The ways to the destinations.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct PathArgs {
+    /// When the paths to two destinations share a node: both ends are not counted
+    ///
+    /// The nodes are looked for as traceroute(8) does. Whoever is named first stays. The only gateway of this host is named as such; only refuse counts it.
+    #[arg(long, value_name = "WHAT", value_parser = one_of(DISJOINT))]
+    disjoint_paths: Option<Disjoint>,
+    /// The way to a destination: an interface of this host, or one of its addresses; may be given several times
+    ///
+    /// With ssh its options -B and -b.
+    #[arg(long = "route", value_name = "DEST=IF|ADDRESS")]
+    routes: Vec<RouteArg>,
+}
+
+const DISJOINT: Words<Disjoint> = &[
+    ("refuse", Disjoint::Refuse, "nothing is moved"),
+    ("drop", Disjoint::Drop, "the later one is left out"),
+    ("replace", Disjoint::Replace, "an alternate takes its place, the first whose path shares nothing"),
+];
+
+impl PathArgs {
+    /// What becomes of destinations whose paths share a node.
+    pub fn disjoint(&self) -> Option<Disjoint> {
+        self.disjoint_paths
+    }
+
+    /// How peers are reached, with the ways to some of them.
+    pub fn add_to(&self, mut peer: PeerOptions) -> PeerOptions {
+        peer.routes.extend(self.routes.iter().map(|arg| arg.0.clone()));
+        peer
+    }
+}
+
+/// `DEST=IF|ADDRESS`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct RouteArg(Pinned);
+
+impl FromStr for RouteArg {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let (dest, route) = word.rsplit_once('=').ok_or_else(|| format!("'{word}' is not DEST=IF or DEST=ADDRESS"))?;
+        let dest = dest.parse().map_err(|error: WordError| error.to_string())?;
+        Ok(Self(Pinned { dest, route: route.parse()? }))
     }
 }
 
@@ -82,6 +142,17 @@ impl FromStr for QuorumArg {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_route_is_of_a_destination() {
+        let route = |word: &str| word.parse::<RouteArg>().map(|arg| (arg.0.dest.to_string(), arg.0.route.to_string()));
+        assert_eq!(route("tcp://b=eth1"), Ok(("tcp://b:7413".into(), "eth1".into())));
+        assert_eq!(route("me@host-b=192.0.2.1"), Ok(("me@host-b".into(), "192.0.2.1".into())));
+        assert_eq!(route("tcp://[fd00::2]:7=fd00::1"), Ok(("tcp://[fd00::2]:7".into(), "fd00::1".into())));
+        for wrong in ["host-b", "=eth0", "host-b=", "host-b=a/b"] {
+            assert!(route(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_quorum_is_a_number_or_a_share() {

@@ -38,6 +38,7 @@ impl PeerArgs {
             connect_timeout: self.connect_timeout.0,
             peer_timeout: self.peer_timeout.0,
             allow_plain: self.allow_plain,
+            routes: Vec::new(),
         }
     }
 }

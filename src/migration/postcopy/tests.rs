@@ -105,7 +105,7 @@ fn take(channel: &mut Channel, got: &mut Vec<u64>, until: impl Fn(&[u64]) -> boo
 fn what_is_missing_is_served_once_also_over_a_second_pair_of_links() {
     use crossbeam_channel::unbounded;
     let (give, links) = unbounded();
-    let again = |_: crate::migration::handover::Candidate| {
+    let again = |_: crate::migration::handover::Candidate, _: Option<&crate::transport::Abort>| {
         Ok(links.recv_timeout(Duration::from_secs(5)).expect("there is a link in time"))
     };
     let link = || {

@@ -5,19 +5,22 @@ use crate::migration::handover::source::Event as Happened;
 use crate::migration::handover::{Candidate, Reply};
 use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::ops::Event;
-use crate::transport::Link;
+use crate::transport::{Abort, Link};
 use std::time::{Duration, Instant};
+
+/// Connects to a destination; what ends that before its time, where it is not what ends everything.
+pub type Connect<'a> = dyn Fn(Candidate, Option<&Abort>) -> crate::transport::Result<Link> + std::marker::Sync + 'a;
 
 /// How to find a link to a destination again.
 #[derive(Clone, Copy)]
 pub struct Again<'a> {
-    connect: &'a (dyn Fn(Candidate) -> crate::transport::Result<Link> + std::marker::Sync + 'a),
+    connect: &'a Connect<'a>,
     to: Candidate,
 }
 
 impl<'a> Again<'a> {
     /// To the first destination, which is the only one in most moves.
-    pub fn new(connect: &'a (dyn Fn(Candidate) -> crate::transport::Result<Link> + std::marker::Sync + 'a)) -> Self {
+    pub fn new(connect: &'a Connect<'a>) -> Self {
         Self { connect, to: Candidate(0) }
     }
 
@@ -31,7 +34,15 @@ impl<'a> Again<'a> {
     /// # Errors
     /// It cannot be reached just now.
     pub fn link(self) -> crate::transport::Result<Link> {
-        (self.connect)(self.to)
+        (self.connect)(self.to, None)
+    }
+
+    /// The same, until nobody wants it any more.
+    ///
+    /// # Errors
+    /// As [`Again::link`].
+    pub fn link_until(self, abort: &Abort) -> crate::transport::Result<Link> {
+        (self.connect)(self.to, Some(abort))
     }
 }
 

@@ -81,7 +81,7 @@ fn play_all(mut target: FakeTarget, parts: &[Part], streams: u16, change: impl F
     let source_journals = dir.path().join("source");
     let places: Vec<_> = (0..parts.len()).map(|n| (place(n, "journals"), place(n, "store"))).collect();
     let (asks, asked): (Vec<_>, Vec<_>) = parts.iter().map(|_| crossbeam_channel::bounded::<Link>(4)).unzip();
-    let again = |to: Candidate| {
+    let again = |to: Candidate, _: Option<&Abort>| {
         let (client, server) = links(0, None);
         asks[usize::from(to.0)].send(server).unwrap();
         Ok(client)

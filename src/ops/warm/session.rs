@@ -12,10 +12,11 @@ use crate::companion::{detach, parcel};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::Pid;
 use crate::migration::warm::{Standing, Told, Warm};
+use crate::ops::options::{MoveOptions, WarmOptions};
 use crate::ops::outcome::{Outcome, State, Where};
 use crate::ops::places::Places;
 use crate::ops::words::SessionId;
-use crate::ops::{Event, Events, move_, options::WarmOptions, target};
+use crate::ops::{Event, Events, move_, paths, target};
 use crate::proc::ProcDir;
 use crate::sys::fd;
 use crate::transport::Abort;
@@ -217,12 +218,15 @@ impl Session {
 
     /// Rounds, until the target has moved or somebody wants this to end.
     fn keep_warm(&self) {
-        let moves = &self.options.moves;
+        let moves = match self.on_paths_of_their_own() {
+            Ok(moves) => moves,
+            Err(failure) => return self.relay.finish(Err(failure)),
+        };
         let root = self.root();
         let mut pause = AGAIN_AFTER.0;
         loop {
             let begun = Instant::now();
-            let result = move_::run_when(moves, Some(&self.warm), &*self.relay, &self.abort);
+            let result = move_::run_when(&moves, Some(&self.warm), &*self.relay, &self.abort);
             let goes_on = result.as_ref().is_err_and(|failure| self.may_go_on(failure, root));
             self.relay.finish(result);
             if !goes_on {
@@ -239,6 +243,15 @@ impl Session {
             pause = (pause * 2).min(AGAIN_AFTER.1);
             self.is_lost.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// What is to be kept warm, once it is clear which destinations have paths that share nothing.
+    fn on_paths_of_their_own(&self) -> Result<MoveOptions> {
+        let WarmOptions { moves, disjoint, .. } = &self.options;
+        paths::refuse(&moves.peer, &moves.dests)?;
+        let Some(disjoint) = *disjoint else { return Ok(moves.clone()) };
+        let (dests, _) = paths::choose(disjoint, (&moves.dests, &[]), &moves.peer, &*self.relay, &self.abort)?;
+        Ok(MoveOptions { dests, ..moves.clone() })
     }
 
     /// The process that the target is named by, and when it started; none once it has ended.

@@ -46,6 +46,46 @@ impl Moment {
     }
 }
 
+/// Which of several destinations it happens to, where it happens to destinations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Struck {
+    /// The one that has come to the step; the first otherwise.
+    One,
+    /// All but that one.
+    Others,
+    /// All at once.
+    All,
+    /// All, one after the other.
+    OneByOne,
+}
+
+impl Struck {
+    /// As the table has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::One => "one destination struck",
+            Self::Others => "all but one struck",
+            Self::All => "all struck at once",
+            Self::OneByOne => "all struck one by one",
+        }
+    }
+
+    /// Drawn from a seed.
+    pub fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed.rotate_left(32) ^ 0x5EED);
+        [Self::One, Self::Others, Self::All, Self::OneByOne][random.below(4) as usize]
+    }
+
+    /// Of so many, where this one has come to the step.
+    pub fn victims(self, of: usize, one: usize) -> Vec<usize> {
+        match self {
+            Self::One => vec![one],
+            Self::Others => (0..of).filter(|n| *n != one).collect(),
+            Self::All | Self::OneByOne => (one..of).chain(0..one).collect(),
+        }
+    }
+}
+
 /// How memory goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {

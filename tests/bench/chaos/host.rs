@@ -34,7 +34,7 @@ pub struct Host {
     holder: Child,
     /// Process 1 of the host, as we see it.
     inside: i32,
-    name: &'static str,
+    name: String,
     place: Place,
     networks: Arc<Networks>,
     dir: PathBuf,
@@ -48,7 +48,7 @@ const INIT: &str =
 
 impl Host {
     /// Comes up from a copy of this disk. `dir` is the directory that all hosts share.
-    pub fn up(name: &'static str, place: Place, networks: &Arc<Networks>, dir: &Path, disk: &Path) -> io::Result<Self> {
+    pub fn up(name: &str, place: Place, networks: &Arc<Networks>, dir: &Path, disk: &Path) -> io::Result<Self> {
         let places = dir.join(name);
         std::fs::create_dir_all(&places)?;
         let own = dir.join(format!("{name}.0.disk"));
@@ -56,7 +56,7 @@ impl Host {
         Self::boot(name, place, networks, dir, 0)
     }
 
-    fn boot(name: &'static str, place: Place, networks: &Arc<Networks>, dir: &Path, boots: u32) -> io::Result<Self> {
+    fn boot(name: &str, place: Place, networks: &Arc<Networks>, dir: &Path, boots: u32) -> io::Result<Self> {
         let id = dir.join(format!("{name}.{boots}.boot"));
         let mut random = [0; 16];
         File::open("/dev/urandom")?.read_exact(&mut random)?;
@@ -78,7 +78,13 @@ impl Host {
         }
         let inside = child_of(holder.id() as i32).ok_or(io::ErrorKind::NotFound)?;
         let namespace = std::fs::read_link(format!("/proc/{inside}/ns/pid"))?;
-        Ok(Self { holder, inside, name, place, networks: Arc::clone(networks), dir: dir.to_owned(), boots, namespace })
+        let (name, networks, dir) = (name.to_owned(), Arc::clone(networks), dir.to_owned());
+        Ok(Self { holder, inside, name, place, networks, dir, boots, namespace })
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether it has been down.
@@ -88,7 +94,7 @@ impl Host {
 
     /// Where its files are, as it sees them.
     pub fn places(&self) -> PathBuf {
-        self.dir.join(self.name)
+        self.dir.join(&self.name)
     }
 
     /// A command that runs on it.
@@ -155,6 +161,21 @@ impl Host {
         files.map(|file| file.file_name()).any(|name| name.to_string_lossy().ends_with(".guardian.log"))
     }
 
+    /// Its mounts.
+    pub fn mounts(&self) -> usize {
+        std::fs::read_to_string(format!("/proc/{}/mountinfo", self.inside)).map_or(0, |text| text.lines().count())
+    }
+
+    /// Attempts that its journals know.
+    pub fn attempts(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.places_from_outside().join("state/moves")).into_iter().flatten().flatten();
+        let name = |file: std::fs::DirEntry| file.file_name().to_str()?.split('.').next().map(str::to_owned);
+        let mut attempts: Vec<String> = files.filter_map(name).collect();
+        attempts.sort_unstable();
+        attempts.dedup();
+        attempts
+    }
+
     /// What a person is told of memory that will never come: its ranges are named.
     pub fn missing(&self) -> Option<String> {
         let reports = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path());
@@ -184,7 +205,7 @@ impl Host {
         self.networks.forget(self.place)?;
         std::thread::sleep(down);
         self.networks.plug(self.place)?;
-        let up = Self::boot(self.name, self.place, &self.networks, &self.dir, self.boots + 1)?;
+        let up = Self::boot(&self.name, self.place, &self.networks, &self.dir, self.boots + 1)?;
         *self = up;
         Ok(())
     }

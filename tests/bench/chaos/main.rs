@@ -1,6 +1,6 @@
 //! Fault injection: a move is struck in the handover, and a witness outside all hosts counts. `cargo bench --bench chaos`.
 //!
-//! usage: chaos [--runs N] [--seed N] [--jobs N] [--break RULE[,RULE]]
+//! usage: chaos [--runs N] [--seed N] [--jobs N] [--to N] [--break RULE[,RULE]]
 //!
 //! Half of the runs are struck at a named step, half at a time drawn uniformly from the handover: programs and guardians are killed,
 //! stopped for longer than every time-out, the link falls silent one way or both or breaks, a host loses power with what it has not
@@ -8,6 +8,9 @@
 //! all hosts asks the target over one TCP connection meanwhile. What is left in doubt is resolved as a person would: by what
 //! `migrate status` says. A run is repeated by its seed (`CHAOS_LOG=1` keeps the logs of one that fails below the directory for
 //! temporary files). Exit code 1 if anything was lost or doubled, or read wrong, or a connection was.
+//!
+//! With `--to N` the target goes to so many destinations at once, without the client: one of them is struck, all but one, all at once,
+//! or all one by one. What a destination keeps that has not got the target is counted: page stores, sessions, mounts, processes.
 //!
 //! `--break HoldBeforeCommit,EndAfterRunning` breaks the rules of the commit, in each run one of them: then exit code 0 says that
 //! doubled and lost targets were both seen.
@@ -17,13 +20,14 @@ mod client;
 mod host;
 mod link;
 mod net;
+mod person;
 mod stage;
+mod there;
 mod witness;
 
-use accident::Mode;
-use stage::{End, Record};
+use accident::{Mode, Struck};
+use stage::{End, Record, Setting};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -34,7 +38,7 @@ fn main() -> ExitCode {
     let value = |name: &str| words.iter().position(|word| word == name).and_then(|at| words.get(at + 1)).cloned();
     let number = |name: &str, usual| value(name).and_then(|n| n.parse().ok()).unwrap_or(usual);
     let (runs, first, jobs): (u64, u64, u64) = (number("--runs", 500), number("--seed", 1), number("--jobs", 2));
-    let broken = value("--break");
+    let (broken, destinations) = (value("--break"), number("--to", 1).clamp(1, 8) as u8);
     if !nix::unistd::geteuid().is_root() {
         println!("needs root");
         return ExitCode::from(3);
@@ -43,19 +47,20 @@ fn main() -> ExitCode {
     let dir = tempfile::tempdir_in("/dev/shm").expect("there is room for a disk");
     let disk = dir.path().join("disk");
     let ready = host::make_disk(&disk).and_then(|()| stage::keep_program(dir.path()));
-    let usual = match ready.and_then(|()| stage::usual(&disk)) {
-        Ok(usual) => usual,
+    let setting = Setting { disk: &disk, destinations, usual: Duration::ZERO };
+    let setting = match ready.and_then(|()| stage::usual(&setting)) {
+        Ok(usual) => Setting { usual, ..setting },
         Err(error) => {
             println!("needs namespaces, a bridge, loop devices, mkfs.ext4 and /usr/bin/python3: {error}");
             return ExitCode::from(3);
         }
     };
-    println!("an undisturbed handover takes {usual:?}");
+    println!("an undisturbed handover takes {:?}", setting.usual);
     let records = Mutex::new(Vec::new());
     let next = AtomicU64::new(first);
     std::thread::scope(|scope| {
         for _ in 0..jobs.clamp(1, 8) {
-            scope.spawn(|| work(&next, first + runs, &disk, usual, broken.as_deref(), &records));
+            scope.spawn(|| work(&next, first + runs, &setting, broken.as_deref(), &records));
         }
     });
     let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -68,7 +73,7 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(!good))
 }
 
-fn work(next: &AtomicU64, end: u64, disk: &Path, usual: Duration, broken: Option<&str>, records: &Mutex<Vec<Record>>) {
+fn work(next: &AtomicU64, end: u64, setting: &Setting<'_>, broken: Option<&str>, records: &Mutex<Vec<Record>>) {
     loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= end {
@@ -77,7 +82,7 @@ fn work(next: &AtomicU64, end: u64, disk: &Path, usual: Duration, broken: Option
         // Two runs with the same rule: one at a step, one at a random time.
         let rules: Vec<&str> = broken.into_iter().flat_map(|rules| rules.split(',')).collect();
         let broken = rules.get((seed / 2) as usize % rules.len().max(1)).copied();
-        match stage::run(disk, seed, usual, broken) {
+        match stage::run(setting, seed, broken) {
             Ok(record) => {
                 let missed = if record.missed { ", NOT REACHED" } else { "" };
                 let person = record.person.as_ref().map(|what| format!(", a person: {what}")).unwrap_or_default();
@@ -90,8 +95,9 @@ fn work(next: &AtomicU64, end: u64, disk: &Path, usual: Duration, broken: Option
                 remark(record.cut, " WITHOUT A REASON");
                 remark(record.deaf, ", DEAF");
                 remark(record.wrong() > 0, ", WRONG READS");
+                let struck = record.struck.map(|struck| format!(" ({})", struck.name())).unwrap_or_default();
                 println!(
-                    "seed {seed}{}: {}: {:?}: {:?}: {:?}, stood {:?}{remarks}{person}{left}{missed}",
+                    "seed {seed}{}: {}: {:?}: {:?}{struck}: {:?}, stood {:?}{remarks}{person}{left}{missed}",
                     broken.map(|rule| format!(" without {rule}")).unwrap_or_default(),
                     record.mode.name(),
                     record.moment,
@@ -140,6 +146,11 @@ fn summary(records: &[Record], runs: u64, first: u64) {
     rows.iter().for_each(|(name, records)| row(name, records.iter().copied()));
     for mode in [Mode::Auto, Mode::Hybrid, Mode::PostCopy] {
         row(&format!("all, {}", mode.name()), records.iter().filter(|record| record.mode == mode));
+    }
+    for struck in [Struck::One, Struck::Others, Struck::All, Struck::OneByOne] {
+        if records.iter().any(|record| record.struck.is_some()) {
+            row(struck.name(), records.iter().filter(|record| record.struck == Some(struck)));
+        }
     }
     row("all", records.iter());
     let doubt = |name: &str, by_person: bool| {

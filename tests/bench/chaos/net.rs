@@ -15,27 +15,41 @@ pub const MOVES: &str = "10.77.0.100/24@eth0";
 pub struct Networks {
     /// Names of interfaces have at most 15 characters.
     tag: String,
+    /// Who has one.
+    places: Vec<Place>,
 }
 
 /// Who has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    A,
-    B,
+    Source,
+    /// The destinations are numbered.
+    Destination(u8),
     Client,
 }
 
-const PLACES: [Place; 3] = [Place::A, Place::B, Place::Client];
+impl Place {
+    fn letter(self) -> char {
+        match self {
+            Self::Source => 'a',
+            Self::Destination(n) => char::from(b'b' + n),
+            Self::Client => 'z',
+        }
+    }
+}
 
 impl Networks {
-    pub fn make() -> io::Result<Self> {
+    /// For a source, so many destinations and a client.
+    pub fn make(destinations: u8) -> io::Result<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let tag = format!("{:x}x{:x}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed) % 4096);
-        let networks = Self { tag };
+        let mut places = vec![Place::Source, Place::Client];
+        places.extend((0..destinations).map(Place::Destination));
+        let networks = Self { tag, places };
         let bridge = networks.bridge();
         shell(&format!("ip link add {bridge} type bridge forward_delay 0 && ip link set {bridge} up"))?;
-        PLACES.iter().try_for_each(|place| networks.plug(*place))?;
-        shell(&format!("ip -n {} addr add {ADDRESS}/24 dev eth0", networks.name(Place::A)))?;
+        networks.places.iter().try_for_each(|place| networks.plug(*place))?;
+        shell(&format!("ip -n {} addr add {ADDRESS}/24 dev eth0", networks.name(Place::Source)))?;
         Ok(networks)
     }
 
@@ -44,12 +58,7 @@ impl Networks {
     }
 
     fn name(&self, place: Place) -> String {
-        let place = match place {
-            Place::A => 'a',
-            Place::B => 'b',
-            Place::Client => 'c',
-        };
-        format!("c{place}{}", self.tag)
+        format!("c{}{}", place.letter(), self.tag)
     }
 
     /// For setns(2).
@@ -59,7 +68,8 @@ impl Networks {
 
     /// A network as a host has it that has just come up.
     pub fn plug(&self, place: Place) -> io::Result<()> {
-        let (name, bridge, n) = (self.name(place), self.bridge(), place as usize + 1);
+        let n = u32::from(place.letter()) - u32::from('a') + 1;
+        let (name, bridge) = (self.name(place), self.bridge());
         shell(&format!(
             "ip netns add {name} && ip link add {name}h type veth peer name eth0 netns {name} \
              && ip link set {name}h master {bridge} up && ip -n {name} link set lo up && ip -n {name} link set eth0 up \
@@ -80,9 +90,9 @@ impl Networks {
 
 impl Drop for Networks {
     fn drop(&mut self) {
-        for place in PLACES {
-            let _ = self.unplug(place);
-            let _ = self.forget(place);
+        for place in &self.places {
+            let _ = self.unplug(*place);
+            let _ = self.forget(*place);
         }
         let _ = shell(&format!("ip link del {}", self.bridge()));
     }

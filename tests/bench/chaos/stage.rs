@@ -1,10 +1,12 @@
-//! Two hosts, a link, a target and its witness: one run.
+//! The hosts, the links between them, a target and its witness: one run.
 
-use crate::accident::{Mode, Moment, Side, What, Who, draw};
+use crate::accident::{Mode, Moment, Side, Struck, What, Who, draw};
 use crate::client::{Client, Seen};
 use crate::host::{Host, Inside, send, state};
-use crate::link::{Link, Outage};
+use crate::link::Outage;
 use crate::net::{ADDRESS, MOVES, Networks, Place};
+use crate::person;
+use crate::there::There;
 use crate::witness::{Book, Read, TARGET};
 use nix::sys::signal::Signal;
 use std::io::{self, BufRead, BufReader};
@@ -24,7 +26,8 @@ pub fn keep_program(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn program() -> &'static Path {
+/// That copy.
+pub fn program() -> &'static Path {
     PROGRAM.get().expect("copied before the first run")
 }
 
@@ -39,6 +42,8 @@ const POWER_IS_BACK: Duration = Duration::from_millis(500);
 const SETTLED: Duration = Duration::from_secs(15);
 /// Bytes a second, where memory follows: so that it takes its time.
 const RATE: u32 = 16 << 20;
+/// Between two destinations that are struck one by one.
+const ONE_BY_ONE: Duration = Duration::from_millis(30);
 /// Tickets that prove that it goes on.
 const GOES_ON: usize = 20;
 
@@ -61,6 +66,8 @@ pub struct Record {
     pub mode: Mode,
     pub moment: Moment,
     pub what: What,
+    /// Where there are several destinations.
+    pub struck: Option<Struck>,
     pub end: End,
     pub read: Read,
     pub client: Seen,
@@ -74,7 +81,7 @@ pub struct Record {
     pub doubted: bool,
     /// A person decided.
     pub person: Option<String>,
-    /// Copies that nobody needs, and that are still there.
+    /// Copies that nobody needs, and that are still there; stores, sessions and mounts of destinations that have not got the target.
     pub left: usize,
     /// The step was not reached.
     pub missed: bool,
@@ -89,27 +96,36 @@ struct Said {
     last: String,
 }
 
-struct Stage {
+/// How a run is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'a> {
+    /// An empty one.
+    pub disk: &'a Path,
+    /// How many destinations the target goes to at once.
+    pub destinations: u8,
+    /// How long an undisturbed handover takes.
+    pub usual: Duration,
+}
+
+pub struct Stage {
     dir: tempfile::TempDir,
-    a: Host,
-    b: Host,
-    agent: Inside,
-    link: Link,
+    pub a: Host,
+    pub there: Vec<There>,
     book: Book,
-    client: Client,
+    /// Where there is one destination: the address of the target goes to one only.
+    client: Option<Client>,
     mode: Mode,
     environment: Vec<(&'static str, String)>,
 }
 
 impl Stage {
-    fn set(disk: &Path, mode: Mode, environment: Vec<(&'static str, String)>) -> io::Result<Self> {
+    fn set(setting: &Setting<'_>, mode: Mode, environment: Vec<(&'static str, String)>) -> io::Result<Self> {
         let dir = tempfile::tempdir_in("/dev/shm")?;
-        let networks = Arc::new(Networks::make()?);
-        let up = |name, place| Host::up(name, place, &networks, dir.path(), disk);
-        let (a, b) = (up("a", Place::A)?, up("b", Place::B)?);
-        let socket = dir.path().join("agent.sock");
-        let agent = agent(&b, &socket, &environment)?;
-        let link = Link::lay(&dir.path().join("link.sock"), &socket, mode.is_late().then_some(RATE))?;
+        let networks = Arc::new(Networks::make(setting.destinations)?);
+        let a = Host::up("a", Place::Source, &networks, dir.path(), setting.disk)?;
+        let rate = mode.is_late().then_some(RATE);
+        let up = |n| There::up(n, &networks, (dir.path(), setting.disk), rate, environment.clone());
+        let there = (0..setting.destinations).map(up).collect::<io::Result<Vec<There>>>()?;
         let book = Book { path: dir.path().join("book") };
         // Alone with process 1 of its host: whoever starts it must not see it stop.
         let mut target = a.command("sh");
@@ -121,14 +137,17 @@ impl Stage {
                 TARGET,
             ])
             .arg(&book.path)
-            .arg(ADDRESS);
+            .arg(if setting.destinations == 1 { ADDRESS } else { "127.0.0.1" });
         target.status()?;
         if !wait(|| book.tickets() > 5, Duration::from_secs(20)) {
             return Err(io::Error::other("the target does not begin"));
         }
-        let client = Client::start(&dir.path().join("book.port"), &networks.path(Place::Client))?;
-        let stage = Self { dir, a, b, agent, link, book, client, mode, environment };
-        match stage.client.is_answered(Duration::from_secs(5)) {
+        let client = match setting.destinations {
+            1 => Some(Client::start(&dir.path().join("book.port"), &networks.path(Place::Client))?),
+            _ => None,
+        };
+        let stage = Self { dir, a, there, book, client, mode, environment };
+        match stage.client.as_ref().is_none_or(|client| client.is_answered(Duration::from_secs(5))) {
             true => Ok(stage),
             false => Err(io::Error::other("the target does not answer")),
         }
@@ -148,9 +167,12 @@ impl Stage {
         let status = std::fs::read_to_string(format!("/proc/{target}/status"))?;
         let pid = status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last());
         let mut command = self.a.command(program());
-        command.args(["move", pid.unwrap_or_default(), &format!("unix:{}", self.path("link.sock").display())]);
+        command.args(["move", pid.unwrap_or_default()]).args(self.there.iter().map(|there| &there.address));
         command.args(["--json", "--peer-timeout", PEER_TIMEOUT, "--connect-timeout", PEER_TIMEOUT]);
-        command.args(["--mode", self.mode.name(), "--move-address", MOVES]).stderr(appended(&self.path("mover.err"))?);
+        command.args(["--mode", self.mode.name()]).stderr(appended(&self.path("mover.err"))?);
+        if self.client.is_some() {
+            command.args(["--move-address", MOVES]);
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).stdout(Stdio::piped());
         if std::env::var_os("CHAOS_LOG").is_some() {
             command.args(["-vv", "--log"]).arg(self.path("mover.log"));
@@ -174,16 +196,7 @@ impl Stage {
         Ok((mover, said))
     }
 
-    /// Processes of sessions: children of the agent. What they have made of the target has their command line, too.
-    fn sessions(&self) -> Vec<i32> {
-        let agent = format!("PPid:\t{}\n", self.agent.pid);
-        let of_agent = |pid: &i32| {
-            std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| status.contains(&agent))
-        };
-        self.b.processes("session-process").into_iter().filter(of_agent).collect()
-    }
-
-    fn members(&self, who: Who, mover: &Inside) -> Vec<i32> {
+    fn members(&self, who: Who, mover: &Inside, victims: &[usize]) -> Vec<i32> {
         let mut pids = Vec::new();
         if who.guardian {
             pids.extend(self.a.processes("guardian-process"));
@@ -191,9 +204,13 @@ impl Stage {
         }
         pids.extend(who.mover.then_some(mover.pid));
         if who.session {
-            pids.extend(self.sessions());
+            pids.extend(victims.iter().flat_map(|n| self.there[*n].sessions()));
         }
         pids
+    }
+
+    fn is_any_session(&self) -> bool {
+        self.there.iter().any(|there| !there.sessions().is_empty())
     }
 
     /// Whoever has come to the step, or nobody.
@@ -211,11 +228,11 @@ impl Stage {
                     None => {}
                 },
                 Moment::Step(_) => {
-                    let all = std::iter::once(mover.pid).chain(self.sessions());
-                    if let Some(stopped) = all.into_iter().find(|pid| state(*pid) == Some('T')) {
+                    let mover_stopped = (state(mover.pid) == Some('T')).then_some(mover.pid);
+                    if let Some(stopped) = mover_stopped.or_else(|| self.there.iter().find_map(There::stopped)) {
                         return Some(stopped);
                     }
-                    if mover.has_ended() && self.sessions().is_empty() {
+                    if mover.has_ended() && !self.is_any_session() {
                         return None;
                     }
                 }
@@ -225,35 +242,13 @@ impl Stage {
         None
     }
 
-    fn strike(&mut self, what: What, mover: &Inside, stopped: Option<i32>) -> io::Result<()> {
-        match what {
-            What::Killed(who) => self.members(who, mover).into_iter().for_each(|pid| send(pid, Signal::SIGKILL)),
-            What::Stopped(who) => {
-                let members = self.members(who, mover);
-                members.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
-                std::thread::sleep(STOPPED);
-                members.iter().for_each(|pid| send(*pid, Signal::SIGCONT));
-                mover.go_on();
+    /// What happens to the source, or to some of the destinations, one after the other if that is said.
+    fn strike(&mut self, what: What, mover: &Inside, stopped: Option<i32>, victims: &[&[usize]]) -> io::Result<()> {
+        for (n, victims) in victims.iter().enumerate() {
+            if n > 0 {
+                std::thread::sleep(ONE_BY_ONE);
             }
-            What::Link(outage) => self.link.set(outage),
-            What::Power(Side::Source) => self.a.lose_power(POWER_IS_BACK, mover)?,
-            What::Power(Side::Destination) => {
-                self.b.lose_power(POWER_IS_BACK, &self.agent)?;
-                self.agent = agent(&self.b, &self.path("agent.sock"), &self.environment)?;
-            }
-            What::DiskFull(side) => self.host(side).fill_disk(0)?,
-            What::DiskNearlyFull(..) => {}
-            What::OutOfMemory(side) => {
-                let pids = if side == Side::Source { vec![mover.pid] } else { self.sessions() };
-                for pid in pids {
-                    // It may have ended.
-                    let mut limit = Command::new("prlimit");
-                    limit.args(["--as=1048576:1048576", "--pid", &pid.to_string()]).stderr(Stdio::null()).status()?;
-                }
-            }
-            What::CopyKilled => {
-                self.targets(&self.b).into_iter().take(1).for_each(|pid| send(pid, Signal::SIGKILL));
-            }
+            self.strike_some(what, mover, victims)?;
         }
         if let Some(pid) = stopped {
             send(pid, Signal::SIGCONT);
@@ -261,16 +256,58 @@ impl Stage {
         mover.go_on();
         if let What::Link(_) = what {
             std::thread::sleep(HEALED_AFTER);
-            self.link.set(Outage::default());
+            self.there.iter().for_each(|there| there.link.set(Outage::default()));
         }
         Ok(())
     }
 
-    fn host(&self, side: Side) -> &Host {
-        match side {
-            Side::Source => &self.a,
-            Side::Destination => &self.b,
+    fn strike_some(&mut self, what: What, mover: &Inside, victims: &[usize]) -> io::Result<()> {
+        match what {
+            What::Killed(who) => {
+                self.members(who, mover, victims).into_iter().for_each(|pid| send(pid, Signal::SIGKILL));
+            }
+            What::Stopped(who) => {
+                let members = self.members(who, mover, victims);
+                members.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+                std::thread::sleep(STOPPED);
+                members.iter().for_each(|pid| send(*pid, Signal::SIGCONT));
+                mover.go_on();
+            }
+            What::Link(outage) => victims.iter().for_each(|n| self.there[*n].link.set(outage)),
+            What::Power(Side::Source) if self.a.was_down() => {}
+            What::Power(Side::Source) => self.a.lose_power(POWER_IS_BACK, mover)?,
+            What::Power(Side::Destination) => {
+                victims.iter().try_for_each(|n| self.there[*n].lose_power(POWER_IS_BACK))?;
+            }
+            What::DiskFull(side) => self.fill_disks(side, victims, 0)?,
+            What::DiskNearlyFull(..) => {}
+            What::OutOfMemory(side) => {
+                let sessions = || victims.iter().flat_map(|n| self.there[*n].sessions()).collect();
+                let pids = if side == Side::Source { vec![mover.pid] } else { sessions() };
+                for pid in pids {
+                    // It may have ended.
+                    let mut limit = Command::new("prlimit");
+                    limit.args(["--as=1048576:1048576", "--pid", &pid.to_string()]).stderr(Stdio::null()).status()?;
+                }
+            }
+            What::CopyKilled => {
+                let copies = victims.iter().flat_map(|n| self.targets(&self.there[*n].host).into_iter().take(1));
+                copies.for_each(|pid| send(pid, Signal::SIGKILL));
+            }
         }
+        Ok(())
+    }
+
+    fn fill_disks(&self, side: Side, victims: &[usize], room: u32) -> io::Result<()> {
+        match side {
+            Side::Source => self.a.fill_disk(room),
+            Side::Destination => victims.iter().try_for_each(|n| self.there[*n].host.fill_disk(room)),
+        }
+    }
+
+    /// Processes of the target over there.
+    fn copies(&self) -> Vec<i32> {
+        self.there.iter().flat_map(|there| self.targets(&there.host)).collect()
     }
 
     fn goes_on(&self, limit: Duration) -> bool {
@@ -278,77 +315,19 @@ impl Stage {
         wait(|| self.book.tickets() > before + GOES_ON, limit)
     }
 
-    fn said(&self, host: &Host, words: &[&str]) -> serde_json::Value {
-        let output = host.command(program()).args(words).arg("--json").stdout(Stdio::piped()).output();
-        let text = output.map(|output| output.stdout).unwrap_or_default();
-        serde_json::from_slice(text.rsplit(|b| *b == b'\n').find(|line| !line.is_empty()).unwrap_or(b"null"))
-            .unwrap_or_default()
-    }
-
-    fn entry(&self, host: &Host) -> serde_json::Value {
-        self.said(host, &["status", "--all"])["sessions"][0].clone()
-    }
-
     /// Everything that is known, for whoever looks for a defect.
     fn tell(&self, seed: u64) {
-        for host in [&self.a, &self.b] {
-            println!("  seed {seed}: {}", self.entry(host));
+        for host in std::iter::once(&self.a).chain(self.there.iter().map(|there| &there.host)) {
+            println!("  seed {seed}: {}: {}", host.name(), person::entry(host));
             for pid in self.targets(host) {
                 println!("  seed {seed}: process {pid} is {:?}", state(pid));
             }
         }
     }
-
-    /// What a person does who goes by what both hosts say; `None` where there is nothing to decide.
-    fn decision(&self) -> Option<(&Host, String, &'static str)> {
-        let (a, b) = (self.entry(&self.a), self.entry(&self.b));
-        let word = |entry: &serde_json::Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
-        let (owner, phase) = (word(&a, "owner"), word(&a, "phase"));
-        let waits = word(&b, "phase").starts_with("prepared");
-        let at_a = |choice| Some((&self.a, word(&a, "session"), choice));
-        let at_b = |choice| Some((&self.b, word(&b, "session"), choice));
-        if phase == "stayed" || phase == "moved" {
-            return if waits { at_b("--discard") } else { None };
-        }
-        match owner.as_str() {
-            // The original has ended with its host.
-            "nobody" => {
-                if waits {
-                    at_b("--run")
-                } else {
-                    None
-                }
-            }
-            "in-doubt" | "there" if self.a.was_down() => {
-                if waits {
-                    at_b("--run")
-                } else {
-                    at_a("--discard")
-                }
-            }
-            "there" => at_a("--discard"),
-            "in-doubt" if word(&a, "words").contains("ended with that host") => at_a("--discard"),
-            "here" if waits => at_b("--discard"),
-            "here" | "in-doubt" => at_a("--run"),
-            _ => None,
-        }
-    }
-
-    /// Decides, until there is nothing left to decide.
-    fn person(&self) -> Option<String> {
-        let mut decided = Vec::new();
-        for _ in 0..6 {
-            let Some((host, session, choice)) = self.decision() else { break };
-            let place = if std::ptr::eq(host, &self.a) { "a" } else { "b" };
-            self.said(host, &["resolve", &session, choice, "--yes"]);
-            decided.push(format!("{place} {choice}"));
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        (!decided.is_empty()).then(|| decided.join(", "))
-    }
 }
 
-fn appended(path: &Path) -> io::Result<std::fs::File> {
+/// A file that is appended to.
+pub fn appended(path: &Path) -> io::Result<std::fs::File> {
     std::fs::OpenOptions::new().append(true).create(true).open(path)
 }
 
@@ -358,27 +337,8 @@ fn refused(text: &str) -> bool {
     SAID.iter().any(|words| text.contains(words))
 }
 
-fn agent(on: &Host, socket: &Path, environment: &[(&'static str, String)]) -> io::Result<Inside> {
-    let mut command = on.command(program());
-    command.args(["agent", "--listen", &format!("unix:{}", socket.display())]);
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
-    command.stderr(appended(&socket.with_extension("err"))?);
-    if std::env::var_os("CHAOS_LOG").is_some() {
-        command.arg("-vv");
-    }
-    let before = socket.metadata().ok().map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
-    let agent = on.start(command)?;
-    let is_new = || {
-        let now = socket.metadata().ok().map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
-        now.is_some() && now != before
-    };
-    match wait(is_new, Duration::from_secs(10)) {
-        true => Ok(agent),
-        false => Err(io::Error::other("the agent does not begin")),
-    }
-}
-
-fn wait(mut until: impl FnMut() -> bool, limit: Duration) -> bool {
+/// Whether it comes true in time.
+pub fn wait(mut until: impl FnMut() -> bool, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     while !until() {
         if Instant::now() > end {
@@ -391,8 +351,8 @@ fn wait(mut until: impl FnMut() -> bool, limit: Duration) -> bool {
 
 /// How long an undisturbed handover takes: from the freeze until the target runs over there, and half as long again for what is
 /// said afterwards.
-pub fn usual(disk: &Path) -> io::Result<Duration> {
-    let stage = Stage::set(disk, Mode::Auto, Vec::new())?;
+pub fn usual(setting: &Setting<'_>) -> io::Result<Duration> {
+    let stage = Stage::set(setting, Mode::Auto, Vec::new())?;
     let (mut mover, said) = stage.mover()?;
     let status = mover.wait(Duration::from_secs(30));
     std::thread::sleep(Duration::from_millis(50));
@@ -406,8 +366,10 @@ pub fn usual(disk: &Path) -> io::Result<Duration> {
 }
 
 /// One run.
-pub fn run(disk: &Path, seed: u64, usual: Duration, broken: Option<&str>) -> io::Result<Record> {
-    let (mode, moment, what) = draw(seed, usual);
+pub fn run(setting: &Setting<'_>, seed: u64, broken: Option<&str>) -> io::Result<Record> {
+    let (mode, moment, what) = draw(seed, setting.usual);
+    let of = usize::from(setting.destinations);
+    let struck = (of > 1).then(|| Struck::draw(seed));
     let once = tempfile::NamedTempFile::new()?;
     let mut environment: Vec<(&'static str, String)> = Vec::new();
     environment.extend(broken.map(|rules| ("MIGRATE_BREAK", rules.to_owned())));
@@ -418,21 +380,27 @@ pub fn run(disk: &Path, seed: u64, usual: Duration, broken: Option<&str>) -> io:
     if what.takes_pages() {
         environment.push(("MIGRATE_FAULT", "pager-impatient".to_owned()));
     }
-    let mut stage = Stage::set(disk, mode, environment)?;
+    let mut stage = Stage::set(setting, mode, environment)?;
+    let all = |one: usize| struck.map_or_else(|| vec![0], |struck| struck.victims(of, one));
+    let first = (seed / 2) as usize % of;
     if let What::DiskNearlyFull(side, room) = what {
-        stage.host(side).fill_disk(room)?;
+        stage.fill_disks(side, &all(first), room)?;
     }
     let (mut mover, said) = stage.mover()?;
     let stopped = stage.wait_for(moment, &mut mover, &said);
     let missed = matches!(moment, Moment::Step(_)) && stopped.is_none() && !matches!(what, What::DiskNearlyFull(..));
-    stage.strike(what, &mover, stopped)?;
+    let at = stage.there.iter().position(|there| stopped.is_some_and(|pid| there.sessions().contains(&pid)));
+    let victims = all(at.unwrap_or(first));
+    let parts = if struck == Some(Struck::OneByOne) { victims.chunks(1).collect() } else { vec![&victims[..]] };
+    stage.strike(what, &mover, stopped, &parts)?;
     let settled = stage.settles(seed, &mut mover);
     let person = if settled { None } else { stage.person() };
     let record = stage.judge(what, person)?;
     let said = said.lock().unwrap_or_else(PoisonError::into_inner);
     let doubted = said.doubted || stage.a.has_guardian_log();
     let felt = what.may_miss() && (refused(&said.last) || stage.was_refused());
-    let record = Record { moment, doubted, missed, felt, ..record };
+    let left = record.left + stage.left_behind(seed, &record);
+    let record = Record { moment, doubted, missed, felt, struck, left, ..record };
     if record.is_bad() || record.left > 0 {
         stage.tell(seed);
         stage.keep(seed);
@@ -456,26 +424,27 @@ impl Stage {
             }
         }
         // What is settled a little later needs no person.
-        let one = || self.targets(&self.a).len() + self.targets(&self.b).len() <= 1;
+        let one = || self.targets(&self.a).len() + self.copies().len() <= 1;
         wait(one, Duration::from_secs(if settled && !self.has_halted() { 4 } else { 0 }));
         settled && (one() || self.has_halted())
     }
 
     /// Everybody of the copy over there is stopped, and it is told what is missing.
     fn has_halted(&self) -> bool {
-        let there = self.targets(&self.b);
+        let there = self.copies();
         self.mode.is_late()
             && !there.is_empty()
             && there.iter().all(|pid| state(*pid) == Some('T'))
-            && self.b.missing().is_some()
+            && self.there.iter().any(|there| there.host.missing().is_some())
     }
 
     fn judge(&self, what: What, person: Option<String>) -> io::Result<Record> {
         let goes_on = self.goes_on(Duration::from_secs(if self.has_halted() { 1 } else { 10 }));
         // Its peer's kernel asks again the later the longer it has not been answered.
-        let deaf = goes_on && !self.client.is_answered(Duration::from_secs(10) + 2 * self.book.read().stood);
-        let (read, client) = (self.book.read(), self.client.seen());
-        let (here, there) = (self.targets(&self.a), self.targets(&self.b));
+        let patience = Duration::from_secs(10) + 2 * self.book.read().stood;
+        let deaf = goes_on && self.client.as_ref().is_some_and(|client| !client.is_answered(patience));
+        let (read, client) = (self.book.read(), self.client.as_ref().map(Client::seen).unwrap_or_default());
+        let (here, there) = (self.targets(&self.a), self.copies());
         // An original that is held: it has what a copy may lack.
         let held = self.mode.is_late() && !there.is_empty() && here.iter().all(|pid| state(*pid) == Some('T'));
         let end = match (read.doubled, goes_on, here.is_empty() || held) {
@@ -497,6 +466,7 @@ impl Stage {
             mode,
             moment,
             what,
+            struck: None,
             end,
             read,
             client,
@@ -510,10 +480,26 @@ impl Stage {
         })
     }
 
+    /// What destinations keep that have not got the target: given a time, as they may have to hear first that it is not theirs.
+    fn left_behind(&self, seed: u64, record: &Record) -> usize {
+        // One alone keeps what a source needs that comes back; what its end leaves is counted elsewhere.
+        if record.struck.is_none() && self.there.len() == 1 {
+            return 0;
+        }
+        let losers = || self.there.iter().filter(|there| self.targets(&there.host).is_empty());
+        wait(|| losers().all(|there| there.keeps().is_empty()), Duration::from_secs(15));
+        let kept: Vec<String> = losers()
+            .flat_map(|there| there.keeps().into_iter().map(|what| format!("{}: {what}", there.host.name())))
+            .collect();
+        if !kept.is_empty() {
+            println!("  seed {seed}: left behind: {}", kept.join(", "));
+        }
+        kept.len()
+    }
+
     fn was_refused(&self) -> bool {
-        ["mover.err", "agent.err"]
-            .iter()
-            .any(|name| std::fs::read_to_string(self.path(name)).is_ok_and(|text| refused(&text)))
+        let mut said = std::iter::once(self.path("mover.err")).chain(self.there.iter().map(There::errors));
+        said.any(|path| std::fs::read_to_string(path).is_ok_and(|text| refused(&text)))
     }
 
     /// With `CHAOS_LOG`: what the programs have said outlives the run.
@@ -523,8 +509,11 @@ impl Stage {
         }
         let kept = std::env::temp_dir().join(format!("chaos-{seed}"));
         let _ = std::fs::create_dir_all(&kept);
-        for name in ["mover.log", "mover.err", "agent.err", "book"] {
+        for name in ["mover.log", "mover.err", "book"] {
             let _ = std::fs::copy(self.path(name), kept.join(name));
+        }
+        for path in self.there.iter().map(There::errors) {
+            let _ = std::fs::copy(&path, kept.join(path.file_name().unwrap_or_default()));
         }
     }
 }

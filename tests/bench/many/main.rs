@@ -9,7 +9,8 @@
 //! - CPU of the source: of the program that moves it (getrusage(2)), with the program that enters its host for it;
 //! - uplink: bytes that left the source's device, over those with one destination;
 //! - total, until the target runs; pause, both as the source reports them;
-//! - CPU of the agents, all of the move, and of those that did not get the target, from `frozen` to `switched` (cgroups(7)).
+//! - CPU of the agents, all of the move; and of the whole machine without the source's program, from `frozen` to `switched`
+//!   (cgroups(7)): what it is more than with one is that of the additional agents and what they rebuild.
 //!
 //! Then the same to four whose links carry 1 Gbit/s (tc-tbf(8)), in turn with four of which the last one is behind a relay of 1/100 of that:
 //! most resident memory of the program that moves it (`VmHWM`), and the total.
@@ -82,7 +83,7 @@ fn candidates(stage: &Stage, runs: usize) -> Result<(), String> {
         let row = |value: &dyn Fn(&Moved) -> f64| spread(moves, value);
         println!(
             "to {count}: read {} x memory, {} x memory and writes; CPU of the source {} ms; uplink {} x one; total {} ms; \
-             pause {} ms; CPU of agents {} ms, of the others in the pause {} ms",
+             pause {} ms; CPU of agents {} ms, of the machine but the source in the pause {} ms",
             row(&|m| m.read / (MIB << 20) as f64),
             row(&read_ratio),
             row(&|m| m.source_cpu),
@@ -90,7 +91,7 @@ fn candidates(stage: &Stage, runs: usize) -> Result<(), String> {
             row(&|m| m.total),
             row(&|m| m.pause),
             row(&|m| m.agents_cpu),
-            row(&|m| m.others_cpu),
+            row(&|m| m.there_cpu),
         );
     }
     println!("goals:");
@@ -99,10 +100,11 @@ fn candidates(stage: &Stage, runs: usize) -> Result<(), String> {
     }
     let alone = PAUSE_MOST * median(&all[0], &|m| m.pause);
     for (moves, count) in all.iter().zip(CANDIDATES).filter(|(_, count)| *count == FEW) {
-        let (pause, others) = (median(moves, &|m| m.pause), median(moves, &|m| m.others_cpu));
-        let name = format!("to {count}: pause, 1.5 x that with one and CPU of the other agents in it");
+        let (pause, there) = (median(moves, &|m| m.pause), |moves: &[Moved]| median(moves, &|m| m.there_cpu));
+        let others = (there(moves) - there(&all[0])).max(0.0);
+        let name = format!("to {count}: pause, 1.5 x that with one and CPU of the additional agents in it");
         verdict(&name, pause, alone + others, " ms");
-        println!("    without that CPU time: {pause:.2} ms, of {alone:.2} ms");
+        println!("    the additional agents: {others:.2} ms of CPU; without that: {pause:.2} ms, of {alone:.2} ms");
     }
     Ok(())
 }

@@ -21,11 +21,16 @@ const PAGE_BYTES: f64 = 4096.0;
 struct Group(PathBuf);
 
 impl Group {
-    fn make(name: &str) -> Result<Self, String> {
+    /// The one of all processes.
+    fn root() -> Result<PathBuf, String> {
         let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|e| e.to_string())?;
         let mut mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         let top = mounts.find(|words| words.get(2) == Some(&"cgroup2")).ok_or("no cgroup2 is mounted")?;
-        let path = Path::new(top[1]).join(name);
+        Ok(PathBuf::from(top[1]))
+    }
+
+    fn make(name: &str) -> Result<Self, String> {
+        let path = Self::root()?.join(name);
         std::fs::create_dir(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         Ok(Self(path))
     }
@@ -36,10 +41,14 @@ impl Group {
 
     /// CPU time so far, milliseconds.
     fn cpu(&self) -> Result<f64, String> {
-        let text = std::fs::read_to_string(self.0.join("cpu.stat")).map_err(|e| e.to_string())?;
-        let used = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<f64>().ok());
-        Ok(used.ok_or("cpu.stat without usage_usec")? / 1e3)
+        used(&self.0)
     }
+}
+
+fn used(group: &Path) -> Result<f64, String> {
+    let text = std::fs::read_to_string(group.join("cpu.stat")).map_err(|e| e.to_string())?;
+    let used = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<f64>().ok());
+    Ok(used.ok_or("cpu.stat without usage_usec")? / 1e3)
 }
 
 impl Drop for Group {
@@ -83,8 +92,9 @@ pub struct Moved {
     pub pause: f64,
     /// CPU time of all agents, what they have made of the target included.
     pub agents_cpu: f64,
-    /// The same inside the pause, without the agent that has the target: from the event `frozen` to `switched`.
-    pub others_cpu: f64,
+    /// Of the whole machine inside the pause, from the event `frozen` to `switched`, without the source's program: what the agents
+    /// have made of the target is in groups of its own.
+    pub there_cpu: f64,
     /// Most resident memory of the source's program, MiB.
     pub peak: f64,
 }
@@ -93,8 +103,8 @@ pub struct Moved {
 #[derive(Default)]
 struct Watch {
     peak_kib: f64,
-    frozen: Vec<f64>,
-    switched: Vec<f64>,
+    frozen: Option<f64>,
+    switched: Option<f64>,
     frozen_at: usize,
     result: serde_json::Value,
     said: String,
@@ -156,7 +166,12 @@ impl Stage {
         command.args(["move", &pid.to_string()]).args(addresses);
         command.args(["--allow-plain", "--mode", "pre-copy", "--files", "skip", "--json"]);
         let mut moving = Ours(command.stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?);
-        let watch = self.watch(&mut moving, &notes)?;
+        let mover = Group::make(&format!("many-{}-source", std::process::id()))?;
+        mover.add(moving.0.id() as i32)?;
+        if let Some(inside) = child_of(moving.0.id()) {
+            mover.add(inside)?;
+        }
+        let watch = self.watch(&mut moving, &notes, &mover)?;
         let status = moving.0.wait().map_err(|e| e.to_string())?;
         if !status.success() {
             return Err(format!("the move failed: {status}: {}", watch.said));
@@ -173,8 +188,7 @@ impl Stage {
             |name: &str| watch.result[name].as_f64().ok_or_else(|| format!("no {name} is reported: {}", watch.result));
         let rounds = watch.result["rounds"].as_array().ok_or("no rounds are reported")?;
         let pages: f64 = rounds.iter().filter_map(|round| round["pages"].as_f64()).sum();
-        let spent = |n: usize| watch.switched.get(n).zip(watch.frozen.get(n)).map(|(after, before)| after - before);
-        let others = (0..self.agents.len()).filter(|n| *n != owner);
+        let spent = watch.switched.zip(watch.frozen).map(|(after, before)| after - before);
         Ok(Moved {
             read: pages * PAGE_BYTES,
             written: watch.frozen_at.saturating_sub(first) as f64 * PAGE_BYTES,
@@ -183,21 +197,23 @@ impl Stage {
             total: number("total_us")? / 1e3,
             pause: number("downtime_us")? / 1e3,
             agents_cpu,
-            others_cpu: others.map(spent).sum::<Option<f64>>().ok_or("no pause is told of")?,
+            there_cpu: spent.ok_or("no pause is told of")?,
             peak: watch.peak_kib / 1024.0,
         })
     }
 
     /// Reads events until there are no more.
-    fn watch(&self, moving: &mut Ours, notes: &Notes) -> Result<Watch, String> {
+    fn watch(&self, moving: &mut Ours, notes: &Notes, source: &Group) -> Result<Watch, String> {
+        let root = Group::root()?;
+        let there = || Ok::<f64, String>(used(&root)? - source.cpu()?);
         let mut watch = Watch::default();
         let mover = moving.0.id();
         for line in BufReader::new(moving.0.stdout.take().ok_or("it is piped")?).lines() {
             let line = line.map_err(|e| e.to_string())?;
             let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             match event["event"].as_str() {
-                Some("frozen") => (watch.frozen, watch.frozen_at) = (self.cpu()?, notes.count()?),
-                Some("switched") => watch.switched = self.cpu()?,
+                Some("frozen") => (watch.frozen, watch.frozen_at) = (Some(there()?), notes.count()?),
+                Some("switched") => watch.switched = Some(there()?),
                 _ => {}
             }
             // It only grows; the last look is at what is said last.

@@ -143,7 +143,8 @@ fn bench(words: Vec<String>) -> Result<(), String> {
     let dir = tempfile::Builder::new().prefix("moves-").tempdir_in("/dev/shm").map_err(|e| e.to_string())?;
     let bench = Bench::make(dir.path(), runs, goal)?;
     let wanted = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(part.as_str()));
-    let criu = std::env::var_os("CRIU").map(PathBuf::from);
+    // Whoever enters a host begins at its root.
+    let criu = std::env::var_os("CRIU").map(std::path::absolute).transpose().map_err(|e| format!("CRIU: {e}"))?;
     memory::run(&bench, &wanted, all, criu.as_deref())?;
     programs::redis(&bench, &wanted)?;
     programs::workloads(&bench, &wanted)?;

@@ -487,6 +487,7 @@ pub const NOT_HERE: &[(&str, &str)] = &[
     ("PEER_BUSY", "tests/it/agent.rs, with --max-sessions"),
     ("PEER_PRIVILEGE", "not in use"),
     ("BASE", "tests/it/ahead.rs"),
+    ("SHARED_NODE", "tests/it/paths.rs, with routers"),
     ("PARENT_OTHER", "not in use"),
     ("SUPERVISED", "tests/it/supervisors.rs"),
     ("CONTAINER", "takes a container; src/ops/supervisor.rs"),

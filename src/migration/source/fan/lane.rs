@@ -64,6 +64,8 @@ pub(super) enum News<'a> {
     Prepared(Candidate, Box<Peer<'a>>, Duration),
     /// It is lost, or cannot.
     Lost(Candidate, Box<Peer<'a>>, MoveError),
+    /// It was lost, and was looked for: found, or not.
+    LookedFor(Candidate, Option<Lane>),
     /// The link comes back as it is.
     Back(Candidate, Box<Peer<'a>>),
 }
@@ -154,7 +156,12 @@ impl Lane {
 
     /// Another frame can wait.
     pub fn has_room(&self) -> bool {
-        self.counts.queued.load(Ordering::Relaxed) < QUEUE_BYTES
+        self.queued() < QUEUE_BYTES
+    }
+
+    /// Bytes of pages that wait, for this one.
+    pub fn queued(&self) -> u64 {
+        self.counts.queued.load(Ordering::Relaxed)
     }
 
     /// Queues a frame.

@@ -7,13 +7,14 @@
 //!   threads           driver, bulk ...     driver, bulk ...     driver, bulk ...
 //! ```
 //! In a round take part those that have stored their last one; the others go on with theirs, and what this round has they get in
-//! their next. The policy of [`super::super::switchover`] looks at as many as the quorum says. In the pause all get what they lack;
-//! the first PREPARED gets COMMIT, the others are told that the target is not theirs once it runs ([`others`]).
+//! their next. The policy of [`super::super::switchover`] looks at as many as the quorum says. In the pause one goes ahead for a moment,
+//! then all get what they lack; the first PREPARED gets COMMIT, the others are told that the target is not theirs once it runs ([`others`]).
 //!
 //! Where memory follows, nobody gets in the pause what can be sent later. What one lacks then is its own ([`owed`]): what all lack, and
 //! what it has missed of the rounds. Whoever is told to run the target is served, and nobody else; if it gives the target up, the
 //! next one is, from the beginning: the original has everything until it ends.
 
+mod comeback;
 mod lane;
 mod others;
 mod owed;
@@ -22,7 +23,7 @@ mod spread;
 mod warm;
 
 use super::peer::{Peer, Peers};
-use super::{Attempt, MoveError, Survey, Target, Wishes};
+use super::{Attempt, Final, MoveError, Survey, Target, Wishes};
 use crate::blocker::Blocker;
 use crate::migration::earlier::Hint;
 use crate::migration::handover::source::{Event as Happened, Phase};
@@ -50,7 +51,7 @@ pub const CANDIDATES_MAX: usize = 16;
 const READERS: usize = 2;
 
 /// Between two looks whether somebody wants this to end.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How far one destination is.
 #[derive(Debug)]
@@ -101,6 +102,10 @@ struct Member {
     ready_after: Option<Duration>,
     /// Bytes that had been sent over its link when that came back.
     link_bytes: u64,
+    /// Bytes that had been sent to it before it was lost and came back.
+    earlier_bytes: u64,
+    /// It is lost, and looked for.
+    search: Option<comeback::Search>,
 }
 
 impl Member {
@@ -118,7 +123,7 @@ impl Member {
     }
 
     fn bytes_sent(&self) -> u64 {
-        self.lane.bytes_sent() + self.link_bytes
+        self.lane.bytes_sent() + self.link_bytes + self.earlier_bytes
     }
 }
 
@@ -134,12 +139,24 @@ pub(super) struct Fan<'a> {
     paused_at: Option<Instant>,
     /// Those that stand ready, the first that said so first.
     ready: Vec<Candidate>,
+    /// What the target is, once it is stopped.
+    last: Option<Arc<Final>>,
+    /// Those that have been sent nothing in the pause: another one goes ahead.
+    held_back: Vec<usize>,
     /// Those that have not been sent everything in the pause, and what they lack.
     unserved: Vec<(usize, owed::Pages)>,
     /// Those that could not be told that the target is not theirs, once all have been tried.
     untold: Option<Vec<Candidate>>,
     /// Of a warm-up.
     pace: warm::Pace,
+    /// What the target was when it was offered.
+    survey: Option<(Arc<Survey>, Instant)>,
+    /// All that one lacks who has nothing; in a warm-up, where one that was lost may come back.
+    whole: Owed,
+    /// Those that were found again.
+    found: Vec<(Candidate, Lane)>,
+    /// Looks for those that are lost, in a warm-up.
+    searcher: Option<comeback::Searcher>,
 }
 
 /// Moves the target to the first of several destinations that is ready. What [`super::run`] says of one holds here.
@@ -215,8 +232,14 @@ impl<'a> Fan<'a> {
                 is_patchy: false,
                 ready_after: None,
                 link_bytes: 0,
+                earlier_bytes: 0,
+                search: None,
             });
         }
+        let searcher = match wishes.warm {
+            Some(_) => Some(comeback::begin(scope, id, (wishes, events), (news.clone(), room.clone()))?),
+            None => None,
+        };
         Ok(Self {
             members,
             news: heard,
@@ -226,9 +249,15 @@ impl<'a> Fan<'a> {
             interrupted: interrupted.clone(),
             paused_at: None,
             ready: Vec::new(),
+            last: None,
+            held_back: Vec::new(),
             unserved: Vec::new(),
             untold: None,
             pace: warm::Pace::default(),
+            survey: None,
+            whole: Owed::default(),
+            found: Vec::new(),
+            searcher,
         })
     }
 
@@ -338,6 +367,7 @@ impl<'a> Attempt<'a> {
                     self.drop_out(target, who, error);
                 }
             }
+            News::LookedFor(who, found) => self.fan().looked_for(who, found),
             News::Back(who, peer) => {
                 self.fan().member(who).link_bytes = peer.link.bytes_sent();
                 self.peers.put(who, *peer);
@@ -354,6 +384,7 @@ impl<'a> Attempt<'a> {
         member.lane.cut();
         member.owed = Owed::default();
         member.is_aside = false;
+        member.search = member.may_come_back().then(comeback::Search::begin);
         self.tell_stage(who, "out");
         self.happened(target, Happened::Silent(who));
         self.wishes.warm.iter().for_each(|warm| self.heed(warm));
@@ -414,6 +445,7 @@ impl<'a> Attempt<'a> {
             return Err(MoveError::Blocked(survey.blockers));
         }
         let survey: Arc<Survey> = Arc::new(survey);
+        self.fan().survey = Some((survey.clone(), surveyed));
         for member in &mut self.fan().members {
             member.stage = Stage::Asked;
             member.lane.order(Order::Offer(survey.clone(), surveyed));

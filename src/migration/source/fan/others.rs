@@ -51,7 +51,8 @@ impl<'a> Attempt<'a> {
                 tracing::warn!(%error, "the other destinations do not get what they lack");
                 break;
             }
-            if self.fan().count(about_to) == 0 && self.fan().unserved.is_empty() {
+            let fan = self.fan();
+            if fan.count(about_to) == 0 && fan.unserved.is_empty() && fan.held_back.is_empty() {
                 break;
             }
             if let Some(news) = self.fan().next(LOOK) {

@@ -21,6 +21,12 @@ use std::time::{Duration, Instant};
 /// Below this a second thread costs more than it brings.
 const ALONE_BYTES: u64 = 4 << 20;
 
+/// Pages of the pause, at most, with which one destination goes ahead: read once more if the others have to follow.
+const AHEAD_BYTES: u64 = 16 << 20;
+
+/// How long it is alone: twice what was expected of the pause, but not less nor more than this.
+const HEAD_START: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+
 /// What a round has shown, of the destination that the policy looks at.
 #[derive(Debug, Clone, Copy)]
 struct Shown {
@@ -151,8 +157,12 @@ impl<'a> Attempt<'a> {
         let shares = plan.notes.iter().any(|note| note.what == What::Inherit);
         let spaces = Arc::new(plan.spaces.clone());
         let is_first = self.fan().is_first_round();
+        let keeps_whole = self.wishes.warm.is_some();
         let fan = self.fan.as_mut().expect("there are several destinations");
         fan.kin.note(plan);
+        if keeps_whole {
+            fan.whole.misses(plan, &fan.kin);
+        }
         let mut due = Vec::new();
         for (n, member) in fan.members.iter_mut().enumerate().filter(|(_, member)| member.is_left()) {
             if !member.is_idle() {
@@ -160,7 +170,7 @@ impl<'a> Attempt<'a> {
                 continue;
             }
             // Relatives that share pages can only be made with those pages: after the first round.
-            if is_first && !shares {
+            if member.number == 0 && fan.kin.is_empty() {
                 member.lane.order(Order::Build(spaces.clone()));
             }
             member.begin_round();
@@ -204,9 +214,20 @@ impl<'a> Attempt<'a> {
             let (done, under_way) = stored(fan);
             done >= fan.at_least(quorum).min(done + under_way)
         })?;
-        let moment = pass.begun.elapsed() / 4 + Duration::from_millis(10);
+        let elapsed = pass.begun.elapsed();
+        let moment = elapsed / 4 + Duration::from_millis(10);
         let until = Instant::now() + moment;
-        self.wait_until(target, "sending pages", |fan| stored(fan).1 == 0 || Instant::now() >= until)?;
+        let under_way = |fan: &Fan<'_>, n: usize| matches!(fan.members[n].stage, Stage::InRound);
+        let fan = self.fan();
+        let is_near = |n: &usize| {
+            let member = &fan.members[*n];
+            let sent = member.bytes_sent() - pass.before[*n];
+            under_way(fan, *n) && time_left(member.lane.queued(), sent, elapsed) <= moment
+        };
+        let near: Vec<usize> = pass.due.iter().map(|(n, _)| *n).filter(is_near).collect();
+        self.wait_until(target, "sending pages", |fan| {
+            !near.iter().any(|n| under_way(fan, *n)) || Instant::now() >= until
+        })?;
         let fan = self.fan();
         let mut done: Vec<(Instant, usize)> = Vec::new();
         for (n, _) in &pass.due {
@@ -227,22 +248,32 @@ impl<'a> Attempt<'a> {
         }))
     }
 
-    /// The target is stopped: all get what they lack of it, until the first is ready.
+    /// The target is stopped: they get what they lack of it, until the first is ready. One of them goes ahead where that costs no more
+    /// than a moment: the way out of this host is its alone, and it is ready sooner than if all were made ready at once.
     pub(super) fn send_last(&mut self, target: &mut dyn Target, last: &Arc<Final>) -> Result<(), MoveError> {
+        let expected = self.report.expected_downtime.unwrap_or_default();
         let fan = self.fan.as_mut().expect("there are several destinations");
-        let mut due = Vec::new();
-        for (n, member) in fan.members.iter_mut().enumerate().filter(|(_, member)| member.is_in()) {
+        for member in fan.members.iter_mut().filter(|member| member.is_in()) {
             member.owed.forget_dead(&last.spaces);
             let follows = member.owed.put_off(&last.plan, &|space, pages| target.can_follow(space, pages));
             member.later = Arc::new(owed::later(last, &follows));
-            member.lane.order(Order::Prepare(last.clone(), member.later.clone()));
-            member.begin_round();
-            let (pages, notes) = member.owed.due(&last.plan, true);
-            note_frames(&notes).into_iter().for_each(|frame| member.lane.push(&frame.into()));
-            due.push((n, pages));
         }
-        let mut pass = Pass::begin(due, &fan.members);
+        fan.last = Some(last.clone());
+        let (first, rest) = fan.ahead(last.plan.bytes());
+        let mut pass = Pass::begin(fan.enter(&first), &fan.members);
+        fan.held_back = rest;
         self.serve_all(target, &mut pass, None)?;
+        if !self.fan().held_back.is_empty() {
+            let until = pass.begun + (expected * 2).clamp(HEAD_START.0, HEAD_START.1);
+            self.wait_until(target, "the first destination rebuilds the target", |fan| {
+                let is_lost = !first.iter().any(|n| fan.members[*n].is_in());
+                is_lost || !fan.ready.is_empty() || Instant::now() >= until
+            })?;
+            if self.fan().ready.is_empty() {
+                self.fan().let_go(&mut pass);
+                self.serve_all(target, &mut pass, None)?;
+            }
+        }
         let stats = RoundStats {
             took: pass.begun.elapsed(),
             sent_bytes: 0,
@@ -265,6 +296,7 @@ impl<'a> Attempt<'a> {
         let due: Vec<_> =
             std::mem::take(&mut fan.unserved).into_iter().filter(|(n, _)| fan.members[*n].is_in()).collect();
         let mut pass = Pass::begin(due, &fan.members);
+        fan.let_go(&mut pass);
         let served = self.serve_all(target, &mut pass, Some(until));
         self.fan().unserved = pass.due;
         served
@@ -365,10 +397,49 @@ impl<'a> Attempt<'a> {
     }
 }
 
+/// How long so many bytes will take where so many have taken this long.
+fn time_left(queued: u64, sent: u64, took: Duration) -> Duration {
+    Duration::try_from_secs_f64(queued as f64 / sent.max(1) as f64 * took.as_secs_f64()).unwrap_or(Duration::MAX)
+}
+
 impl Fan<'_> {
     /// Nobody has been sent anything yet.
     fn is_first_round(&self) -> bool {
         self.members.iter().all(|member| member.number == 0)
+    }
+
+    /// Who goes ahead in the pause, which has so many bytes for all, and who is held back: of those who have everything the one that
+    /// lacks the least, and that was the first to have its last round. Where it takes longer than a moment they go side by side.
+    fn ahead(&self, bytes: u64) -> (Vec<usize>, Vec<usize>) {
+        let all = || (0..self.members.len()).filter(|n| self.members[*n].is_in());
+        let lacks = |n: &usize| (self.members[*n].owed.bytes(), self.members[*n].stored_at, *n);
+        match all().filter(|n| self.members[*n].is_idle()).min_by_key(lacks) {
+            Some(first) if bytes + self.members[first].owed.bytes() <= AHEAD_BYTES => {
+                (vec![first], all().filter(|n| *n != first).collect())
+            }
+            _ => (all().collect(), Vec::new()),
+        }
+    }
+
+    /// They are told that the target is stopped, and what it is; the pages that each is due.
+    fn enter(&mut self, who: &[usize]) -> Vec<(usize, Pages)> {
+        let Some(last) = self.last.clone() else { return Vec::new() };
+        let enter = |n: &usize| {
+            let member = &mut self.members[*n];
+            member.lane.order(Order::Prepare(last.clone(), member.later.clone()));
+            member.begin_round();
+            let (pages, notes) = member.owed.due(&last.plan, true);
+            note_frames(&notes).into_iter().for_each(|frame| member.lane.push(&frame.into()));
+            (*n, pages)
+        };
+        who.iter().map(enter).collect()
+    }
+
+    /// Those that were held back take part from now on.
+    fn let_go(&mut self, pass: &mut Pass) {
+        let who: Vec<usize> =
+            std::mem::take(&mut self.held_back).into_iter().filter(|n| self.members[*n].is_in()).collect();
+        pass.due.extend(self.enter(&who));
     }
 
     /// The quorum, as far as there are so many left.

@@ -46,6 +46,7 @@ impl Attempt<'_> {
             while let Some(news) = self.fan().next(Duration::ZERO) {
                 self.hear(target, news);
             }
+            self.look_for_the_lost(warm);
             self.heed(warm);
             self.look_around(warm, None);
             if self.fan().count(Member::is_in) == 0 {
