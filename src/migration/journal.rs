@@ -416,12 +416,12 @@ pub fn is_decided(dir: &Path, line: &Line) -> bool {
     !open(&path).is_ok_and(free)
 }
 
-/// For reading. Also in a directory of a user, by whoever has more rights: nothing there makes the opening wait, or leads elsewhere.
 /// No line of it was cut off by a crash.
 fn has_whole_lines(path: &Path) -> io::Result<bool> {
     Ok(fs::read(path)?.last().is_none_or(|byte| *byte == b'\n'))
 }
 
+/// For reading. Also in a directory of a user, by whoever has more rights: nothing there makes the opening wait, or leads elsewhere.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }

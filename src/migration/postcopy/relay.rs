@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How long a pager that is being started is waited for.
 const START: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 20 });
+/// Between two looks whether it is there, milliseconds.
+const LOOK_MS: u8 = 2;
 /// Without any byte for so long the connection is given up: either end says something every few seconds.
 const SILENCE: Duration = Duration::from_secs(60);
 /// What is on the way in one direction, bytes: little, so that what is sent later is not late.
@@ -32,7 +34,7 @@ pub fn run(control: Channel, run: &Path, attempt: AttemptId, urgent: bool) -> Re
         let peer = peer.clone();
         move |source| MoveError::from(TransportError::Io { operation, peer, source })
     };
-    let socket = match connect(&socket_path(run, &super::name(attempt))) {
+    let socket = match connect(&socket_path(run, &super::name(attempt)), &control) {
         Ok(socket) => socket,
         Err(error) => {
             control.refuse("nobody takes pages of this attempt here");
@@ -44,12 +46,18 @@ pub fn run(control: Channel, run: &Path, attempt: AttemptId, urgent: bool) -> Re
     pump(control.into_stream(), inner).map_err(failed("pass pages on from"))
 }
 
-fn connect(path: &Path) -> io::Result<UnixStream> {
+/// Waits for the pager, for as long as somebody wants it: a copy that was killed never has one.
+fn connect(path: &Path, control: &Channel) -> io::Result<UnixStream> {
     let deadline = Instant::now() + START;
     loop {
         match UnixStream::connect(path) {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            Err(_) if Instant::now() < deadline => {}
             connected => return connected,
+        }
+        let mut fds = [PollFd::new(control.readable_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+        // An end that is closed is told of whether it is asked for or not (poll(2)).
+        if poll(&mut fds, PollTimeout::from(LOOK_MS)).is_ok_and(|ready| ready > 0) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
         }
     }
 }
@@ -129,7 +137,22 @@ fn wait(outer: &Stream, inner: &Stream, inward: &Way, outward: &Way) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migration::tests::links;
     use std::io::{Read, Write};
+
+    #[test]
+    fn a_pager_is_not_waited_for_when_nobody_wants_it_any_more() {
+        let (ours, theirs) = links(0, None);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("no-pager");
+        let begun = Instant::now();
+        let waits = std::thread::spawn(move || (connect(&path, &theirs.control).map(drop), begun.elapsed()));
+        std::thread::sleep(Duration::from_millis(50));
+        drop(ours);
+        let (ended, after) = waits.join().unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionAborted, "after {after:?}");
+        assert!(after < START, "{after:?}");
+    }
 
     #[test]
     fn bytes_go_both_ways_until_one_end_closes() {

@@ -1,6 +1,6 @@
 //! Fault injection: a move is struck in the handover, and a witness outside all hosts counts. `cargo bench --bench chaos`.
 //!
-//! usage: chaos [--runs N] [--seed N] [--jobs N] [--to N] [--break RULE[,RULE]]
+//! usage: chaos [--runs N] [--seed N] [--jobs N] [--to N] [--break RULE[,RULE]] [--chance PERCENT]
 //!
 //! Half of the runs are struck at a named step, half at a time drawn uniformly from the handover: programs and guardians are killed,
 //! stopped for longer than every time-out, the link falls silent one way or both or breaks, a host loses power with what it has not
@@ -12,10 +12,14 @@
 //! With `--to N` the target goes to so many destinations at once, without the client: one of them is struck, all but one, all at once,
 //! or all one by one. What a destination keeps that has not got the target is counted: page stores, sessions, mounts, processes.
 //!
+//! `--chance PERCENT`: nothing of that; each destination dies with that chance before it is ready, and moves to one, two and four
+//! destinations are counted that failed.
+//!
 //! `--break HoldBeforeCommit,EndAfterRunning` breaks the rules of the commit, in each run one of them: then exit code 0 says that
 //! doubled and lost targets were both seen.
 
 mod accident;
+mod chance;
 mod client;
 mod host;
 mod link;
@@ -56,6 +60,9 @@ fn main() -> ExitCode {
         }
     };
     println!("an undisturbed handover takes {:?}", setting.usual);
+    if let Some(percent) = value("--chance").and_then(|percent| percent.parse().ok()) {
+        return ExitCode::from(u8::from(!chance::measure(&setting, (first, runs, jobs.clamp(1, 8)), percent)));
+    }
     let records = Mutex::new(Vec::new());
     let next = AtomicU64::new(first);
     std::thread::scope(|scope| {

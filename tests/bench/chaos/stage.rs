@@ -8,6 +8,7 @@ use crate::net::{ADDRESS, MOVES, Networks, Place};
 use crate::person;
 use crate::there::There;
 use crate::witness::{Book, Read, TARGET};
+use migrate_engine::fault::Point;
 use nix::sys::signal::Signal;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -119,12 +120,23 @@ pub struct Stage {
 }
 
 impl Stage {
-    fn set(setting: &Setting<'_>, mode: Mode, environment: Vec<(&'static str, String)>) -> io::Result<Self> {
+    /// `dooms`: where the session at a destination dies.
+    pub fn set(
+        setting: &Setting<'_>,
+        mode: Mode,
+        environment: Vec<(&'static str, String)>,
+        dooms: &[Option<Point>],
+    ) -> io::Result<Self> {
         let dir = tempfile::tempdir_in("/dev/shm")?;
         let networks = Arc::new(Networks::make(setting.destinations)?);
         let a = Host::up("a", Place::Source, &networks, dir.path(), setting.disk)?;
         let rate = mode.is_late().then_some(RATE);
-        let up = |n| There::up(n, &networks, (dir.path(), setting.disk), rate, environment.clone());
+        let up = |n: u8| {
+            let mut environment = environment.clone();
+            let doom = dooms.get(usize::from(n)).copied().flatten();
+            environment.extend(doom.map(|point| ("MIGRATE_KILL", point.name().to_owned())));
+            There::up(n, &networks, (dir.path(), setting.disk), rate, environment)
+        };
         let there = (0..setting.destinations).map(up).collect::<io::Result<Vec<There>>>()?;
         let book = Book { path: dir.path().join("book") };
         // Alone with process 1 of its host: whoever starts it must not see it stop.
@@ -291,7 +303,9 @@ impl Stage {
                 }
             }
             What::CopyKilled => {
-                let copies = victims.iter().flat_map(|n| self.targets(&self.there[*n].host).into_iter().take(1));
+                // Of several one may run already: it waits no more.
+                let waits = |pid: &i32| matches!(state(*pid), Some('T' | 't'));
+                let copies = victims.iter().filter_map(|n| self.targets(&self.there[*n].host).into_iter().find(waits));
                 copies.for_each(|pid| send(pid, Signal::SIGKILL));
             }
         }
@@ -352,7 +366,7 @@ pub fn wait(mut until: impl FnMut() -> bool, limit: Duration) -> bool {
 /// How long an undisturbed handover takes: from the freeze until the target runs over there, and half as long again for what is
 /// said afterwards.
 pub fn usual(setting: &Setting<'_>) -> io::Result<Duration> {
-    let stage = Stage::set(setting, Mode::Auto, Vec::new())?;
+    let stage = Stage::set(setting, Mode::Auto, Vec::new(), &[])?;
     let (mut mover, said) = stage.mover()?;
     let status = mover.wait(Duration::from_secs(30));
     std::thread::sleep(Duration::from_millis(50));
@@ -380,7 +394,7 @@ pub fn run(setting: &Setting<'_>, seed: u64, broken: Option<&str>) -> io::Result
     if what.takes_pages() {
         environment.push(("MIGRATE_FAULT", "pager-impatient".to_owned()));
     }
-    let mut stage = Stage::set(setting, mode, environment)?;
+    let mut stage = Stage::set(setting, mode, environment, &[])?;
     let all = |one: usize| struck.map_or_else(|| vec![0], |struck| struck.victims(of, one));
     let first = (seed / 2) as usize % of;
     if let What::DiskNearlyFull(side, room) = what {
@@ -409,6 +423,18 @@ pub fn run(setting: &Setting<'_>, seed: u64, broken: Option<&str>) -> io::Result
 }
 
 impl Stage {
+    /// Moves the target, and sees what becomes of it; nothing is done to anybody.
+    pub fn plays_out(&self, seed: u64) -> io::Result<End> {
+        let (mut mover, _) = self.mover()?;
+        let settled = self.settles(seed, &mut mover);
+        let record = self.judge(What::Killed(Who { mover: false, session: true, guardian: false }), None)?;
+        if !settled || record.is_bad() {
+            self.tell(seed);
+            self.keep(seed);
+        }
+        Ok(if settled && !record.is_bad() { record.end } else { End::Lost })
+    }
+
     /// Whether the programs settle it by themselves: the move ends, one copy is left, and it goes on or has to stand still.
     fn settles(&self, seed: u64, mover: &mut Inside) -> bool {
         let began = Instant::now();
