@@ -217,7 +217,7 @@ impl Sleeper {
         command.args(["--norc", "-c", close, "bash"]).args(words).process_group(0);
         let mut target =
             Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        let name = format!("{}\n", words[0]);
+        let name = format!("{}\n", words[0].rsplit('/').next().unwrap());
         let comm = format!("/proc/{}/comm", target.0.id());
         target.wait_until(|| std::fs::read_to_string(&comm).is_ok_and(|comm| comm == name));
         target
@@ -336,7 +336,8 @@ fn a_signal_during_a_dump_undoes_it() {
     let mut target = large(&dir.path().join("ready"));
     let pid = target.0.id().to_string();
     for (signal, exit) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
-        let mut dump = migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--json"])
+        // Stopped for as long as the memory takes: the signal comes meanwhile, however busy the machine is.
+        let mut dump = migrate(&["dump", &pid, "-D", image.to_str().unwrap(), "--stop-first", "--json"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
