@@ -436,7 +436,7 @@ pub fn undecided(dir: &Path) -> io::Result<Vec<Line>> {
 pub fn undecided_of(dir: &Path, role: Role, over: &mut HashMap<PathBuf, u64>) -> io::Result<Vec<Line>> {
     let end = format!(".{}.journal", role.name());
     // One that begins anew is longer than it was.
-    over.retain(|path, len| fs::metadata(path).is_ok_and(|meta| meta.len() == *len));
+    over.retain(|path, len| path.parent() != Some(dir) || fs::metadata(path).is_ok_and(|meta| meta.len() == *len));
     let mut paths = paths(dir)?;
     paths.retain(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().ends_with(end.as_bytes())));
     paths.retain(|path| !over.contains_key(path));

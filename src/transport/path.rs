@@ -140,9 +140,8 @@ fn heard(socket: &OwnedFd, to: IpAddr) -> io::Result<Option<Said>> {
         }
         match error.ee_type {
             _ if from == to => return Ok(Some(Said::End(number))),
-            kind if kind == exceeded => return Ok(Some(Said::Node(number, from))),
-            // Somebody on the way lets none of these through: it is on the path, and it is the last that is seen.
-            kind if kind == unreachable => return Ok(Some(Said::Node(number, from))),
+            // Who is on the way and lets none of these through is on the path, too, and is the last that is seen.
+            kind if kind == exceeded || kind == unreachable => return Ok(Some(Said::Node(number, from))),
             _ => {}
         }
     }

@@ -37,6 +37,13 @@ pub struct Place<'a> {
     pub port: Option<u16>,
 }
 
+impl Place<'_> {
+    /// As ssh is told.
+    pub(super) fn destination(&self) -> String {
+        self.user.map_or_else(|| self.host.to_owned(), |user| format!("{user}@{}", self.host))
+    }
+}
+
 /// A running ssh. Dropped: waited for a moment, then killed.
 #[derive(Debug)]
 pub struct SshChild {
@@ -183,7 +190,7 @@ fn remote_command(place: &Place<'_>, options: &ConnectOptions, command: &str) ->
         address: place.host.into(),
         source: io::Error::new(io::ErrorKind::InvalidInput, "the remote shell (--rsh) is empty"),
     })?;
-    let to = place.user.map_or_else(|| place.host.to_owned(), |user| format!("{user}@{}", place.host));
+    let to = place.destination();
     if to.starts_with('-') {
         return Err(TransportError::Connect {
             address: to,

@@ -36,8 +36,7 @@ pub fn resolve(place: &Place<'_>, rsh: &[OsString]) -> io::Result<Found> {
     if let Some(port) = place.port {
         ssh.args(["-p", &port.to_string()]);
     }
-    let to = place.user.map_or_else(|| place.host.to_owned(), |user| format!("{user}@{}", place.host));
-    ssh.args(["--", &to]).stdin(Stdio::null()).stderr(Stdio::null());
+    ssh.args(["--", &place.destination()]).stdin(Stdio::null()).stderr(Stdio::null());
     let output = ssh.output()?;
     Ok(read(&String::from_utf8_lossy(&output.stdout), place))
 }

@@ -87,21 +87,24 @@ impl Drop for Family {
         let cgroups = mounts.lines().filter(|line| line.contains(" - cgroup"));
         for mount in cgroups.filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
             for cgroup in ["parent", "child", "named", ""] {
-                remove_cgroup(&mount.join(&self.name).join(cgroup));
+                let dir = mount.join(&self.name).join(cgroup);
+                if !is_removed(&dir) {
+                    eprintln!("{} is still in use", dir.display());
+                }
             }
         }
     }
 }
 
 /// It is busy until the last of those that were killed has been reaped, by whoever is its parent now.
-fn remove_cgroup(dir: &Path) {
-    for _ in 0..2000 {
-        if !dir.exists() || std::fs::remove_dir(dir).is_ok() {
-            return;
+fn is_removed(dir: &Path) -> bool {
+    (0..2000).any(|_| {
+        let gone = !dir.exists() || std::fs::remove_dir(dir).is_ok();
+        if !gone {
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    eprintln!("{} is still in use", dir.display());
+        gone
+    })
 }
 
 struct Restored(i32);
@@ -149,7 +152,7 @@ fn a_tree_is_where_it_was_or_where_it_is_put() {
 
     // Its cgroups are made where there are none.
     for cgroup in ["parent", "child"] {
-        remove_cgroup(&family.mount.join(&family.name).join(cgroup));
+        assert!(is_removed(&family.mount.join(&family.name).join(cgroup)), "{cgroup} is still in use");
     }
     let same = family.restored(&image, "same");
     assert_eq!(family.cgroups(same.0), there);

@@ -1,12 +1,10 @@
 //! How often a move fails whose destinations die with a given chance, each on its own account: `--chance PERCENT`.
 
 use crate::accident::{Mode, Random};
+use crate::seeds::Seeds;
 use crate::stage::{End, Setting, Stage};
 use migrate_engine::fault::Point;
 use std::io;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Destinations of a move.
 const DESTINATIONS: [u8; 3] = [1, 2, 4];
@@ -15,28 +13,12 @@ const DESTINATIONS: [u8; 3] = [1, 2, 4];
 const DIES_AT: [Point; 2] = [Point::DestinationArmed, Point::DestinationRecorded];
 
 /// Moves to one, two and four destinations, so many of each; whether the target was never lost nor doubled.
-pub fn measure(setting: &Setting<'_>, (first, runs, jobs): (u64, u64, u64), percent: u64) -> bool {
+pub fn measure(setting: &Setting<'_>, seeds: Seeds, percent: u64) -> bool {
     let mut good = true;
     for destinations in DESTINATIONS {
         let setting = Setting { destinations, ..*setting };
-        let (next, ends) = (AtomicU64::new(first), Mutex::new(Vec::new()));
-        std::thread::scope(|scope| {
-            for _ in 0..jobs {
-                scope.spawn(|| {
-                    loop {
-                        let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if seed >= first + runs {
-                            return;
-                        }
-                        match run(&setting, seed, percent) {
-                            Ok(end) => ends.lock().unwrap_or_else(PoisonError::into_inner).push(end),
-                            Err(error) => println!("to {destinations}, seed {seed}: NOT RUN: {error}"),
-                        }
-                    }
-                });
-            }
-        });
-        let ends = ends.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let not_run = |seed: u64, error: &io::Error| println!("to {destinations}, seed {seed}: NOT RUN: {error}");
+        let ends = seeds.each(|seed| run(&setting, seed, percent).inspect_err(|error| not_run(seed, error)).ok());
         let count = |end: End| ends.iter().filter(|one| **one == end).count();
         let (moved, stayed, all) = (count(End::Moved), count(End::Stayed), ends.len());
         let share = |n: usize| 100.0 * n as f64 / all.max(1) as f64;
@@ -47,7 +29,7 @@ pub fn measure(setting: &Setting<'_>, (first, runs, jobs): (u64, u64, u64), perc
             100.0 * (percent as f64 / 100.0).powi(i32::from(destinations)),
             all - moved - stayed,
         );
-        good &= moved + stayed == all && all as u64 == runs;
+        good &= moved + stayed == all && all as u64 == seeds.runs;
     }
     good
 }

@@ -25,16 +25,16 @@ mod host;
 mod link;
 mod net;
 mod person;
+mod seeds;
 mod stage;
 mod there;
 mod witness;
 
 use accident::{Mode, Struck};
+use seeds::Seeds;
 use stage::{End, Record, Setting};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 fn main() -> ExitCode {
@@ -60,17 +60,11 @@ fn main() -> ExitCode {
         }
     };
     println!("an undisturbed handover takes {:?}", setting.usual);
+    let seeds = Seeds { first, runs, jobs: jobs.clamp(1, 8) };
     if let Some(percent) = value("--chance").and_then(|percent| percent.parse().ok()) {
-        return ExitCode::from(u8::from(!chance::measure(&setting, (first, runs, jobs.clamp(1, 8)), percent)));
+        return ExitCode::from(u8::from(!chance::measure(&setting, seeds, percent)));
     }
-    let records = Mutex::new(Vec::new());
-    let next = AtomicU64::new(first);
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, 8) {
-            scope.spawn(|| work(&next, first + runs, &setting, broken.as_deref(), &records));
-        }
-    });
-    let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let records = seeds.each(|seed| work(seed, &setting, broken.as_deref()));
     summary(&records, runs, first);
     let seen = |end: End| records.iter().any(|record| record.end == end);
     let good = match broken {
@@ -80,41 +74,39 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(!good))
 }
 
-fn work(next: &AtomicU64, end: u64, setting: &Setting<'_>, broken: Option<&str>, records: &Mutex<Vec<Record>>) {
-    loop {
-        let seed = next.fetch_add(1, Ordering::Relaxed);
-        if seed >= end {
-            return;
+/// One run, and what is said of it; `None`: it could not be run.
+fn work(seed: u64, setting: &Setting<'_>, broken: Option<&str>) -> Option<Record> {
+    // Two runs with the same rule: one at a step, one at a random time.
+    let rules: Vec<&str> = broken.into_iter().flat_map(|rules| rules.split(',')).collect();
+    let broken = rules.get((seed / 2) as usize % rules.len().max(1)).copied();
+    match stage::run(setting, seed, broken) {
+        Ok(record) => {
+            let missed = if record.missed { ", NOT REACHED" } else { "" };
+            let person = record.person.as_ref().map(|what| format!(", a person: {what}")).unwrap_or_default();
+            let left = if record.left > 0 { format!(", {} LEFT OVER", record.left) } else { String::new() };
+            let mut remarks = String::new();
+            let mut remark = |is: bool, words: &str| remarks.push_str(if is { words } else { "" });
+            remark(record.doubted, ", in doubt");
+            remark(record.felt, ", felt");
+            remark(record.client.broken > 0, ", the connection broke");
+            remark(record.cut, " WITHOUT A REASON");
+            remark(record.deaf, ", DEAF");
+            remark(record.wrong() > 0, ", WRONG READS");
+            let struck = record.struck.map(|struck| format!(" ({})", struck.name())).unwrap_or_default();
+            println!(
+                "seed {seed}{}: {}: {:?}: {:?}{struck}: {:?}, stood {:?}{remarks}{person}{left}{missed}",
+                broken.map(|rule| format!(" without {rule}")).unwrap_or_default(),
+                record.mode.name(),
+                record.moment,
+                record.what,
+                record.end,
+                record.read.stood,
+            );
+            Some(record)
         }
-        // Two runs with the same rule: one at a step, one at a random time.
-        let rules: Vec<&str> = broken.into_iter().flat_map(|rules| rules.split(',')).collect();
-        let broken = rules.get((seed / 2) as usize % rules.len().max(1)).copied();
-        match stage::run(setting, seed, broken) {
-            Ok(record) => {
-                let missed = if record.missed { ", NOT REACHED" } else { "" };
-                let person = record.person.as_ref().map(|what| format!(", a person: {what}")).unwrap_or_default();
-                let left = if record.left > 0 { format!(", {} LEFT OVER", record.left) } else { String::new() };
-                let mut remarks = String::new();
-                let mut remark = |is: bool, words: &str| remarks.push_str(if is { words } else { "" });
-                remark(record.doubted, ", in doubt");
-                remark(record.felt, ", felt");
-                remark(record.client.broken > 0, ", the connection broke");
-                remark(record.cut, " WITHOUT A REASON");
-                remark(record.deaf, ", DEAF");
-                remark(record.wrong() > 0, ", WRONG READS");
-                let struck = record.struck.map(|struck| format!(" ({})", struck.name())).unwrap_or_default();
-                println!(
-                    "seed {seed}{}: {}: {:?}: {:?}{struck}: {:?}, stood {:?}{remarks}{person}{left}{missed}",
-                    broken.map(|rule| format!(" without {rule}")).unwrap_or_default(),
-                    record.mode.name(),
-                    record.moment,
-                    record.what,
-                    record.end,
-                    record.read.stood,
-                );
-                records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
-            }
-            Err(error) => println!("seed {seed}: NOT RUN: {error}"),
+        Err(error) => {
+            println!("seed {seed}: NOT RUN: {error}");
+            None
         }
     }
 }

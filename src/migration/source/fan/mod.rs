@@ -236,10 +236,8 @@ impl<'a> Fan<'a> {
                 search: None,
             });
         }
-        let searcher = match wishes.warm {
-            Some(_) => Some(comeback::begin(scope, id, (wishes, events), (news.clone(), room.clone()))?),
-            None => None,
-        };
+        let search = |_| comeback::begin(scope, id, (wishes, events), (news.clone(), room.clone()));
+        let searcher = wishes.warm.map(search).transpose()?;
         Ok(Self {
             members,
             news: heard,
