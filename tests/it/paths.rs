@@ -12,11 +12,11 @@
 //! ```
 
 use crate::cli::events;
+use crate::handover::wait;
 use crate::moves::{Agent, can_move, text};
 use crate::networks::Killed;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_migrate");
 const B: &str = "tcp+plain://10.11.0.2:7413";
@@ -27,7 +27,8 @@ const ROUTER_2: &str = "10.2.0.2";
 
 /// The networks, and a target at the source. Removed when dropped.
 struct Paths {
-    tag: String,
+    /// Processes that hold them: without a name, which would be a mount that others see come and go.
+    holders: Vec<Killed>,
     dir: tempfile::TempDir,
 }
 
@@ -38,15 +39,20 @@ impl Paths {
         if !can_move() {
             return None;
         }
-        static MADE: AtomicUsize = AtomicUsize::new(0);
-        let tag = format!("{}x{}", std::process::id() % 1_000_000, MADE.fetch_add(1, Ordering::Relaxed));
-        let paths = Self { tag, dir: tempfile::tempdir().unwrap() };
-        let mut script = String::from("set -e\n");
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let hold = || Killed(Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap());
+        let paths = Self { holders: NAMES.map(|_| hold()).into(), dir: tempfile::tempdir().unwrap() };
+        let is_apart = |holder: &Killed| {
+            std::fs::read_link(format!("/proc/{}/ns/net", holder.0.id())).is_ok_and(|network| network != own)
+        };
+        wait(|| paths.holders.iter().all(is_apart), "the networks are there");
+        let mut script =
+            String::from("set -e\nn() { network=$1; shift; nsenter --net=/proc/$network/ns/net ip \"$@\"; }\n");
         for name in NAMES {
             let name = paths.name(name);
             script += &format!(
-                "ip netns add {name}\nip -n {name} link set lo up\n\
-                 nsenter --net=/run/netns/{name} sh -c 'cd /proc/sys/net/ipv4; echo 1 >ip_forward; echo 0 >conf/all/rp_filter; echo 0 >conf/default/rp_filter'\n"
+                "n {name} link set lo up\n\
+                 nsenter --net=/proc/{name}/ns/net sh -c 'cd /proc/sys/net/ipv4; echo 1 >ip_forward; echo 0 >conf/all/rp_filter; echo 0 >conf/default/rp_filter'\n"
             );
         }
         for (a, b, net, device_a, device_b) in [
@@ -60,8 +66,8 @@ impl Paths {
             let (a, b) = (paths.name(a), paths.name(b));
             script += &format!(
                 "ip link add name {device_a} netns {a} type veth peer name {device_b} netns {b}\n\
-                 ip -n {a} addr add {net}.1/24 dev {device_a}\nip -n {b} addr add {net}.2/24 dev {device_b}\n\
-                 ip -n {a} link set {device_a} up\nip -n {b} link set {device_b} up\n"
+                 n {a} addr add {net}.1/24 dev {device_a}\nn {b} addr add {net}.2/24 dev {device_b}\n\
+                 n {a} link set {device_a} up\nn {b} link set {device_b} up\n"
             );
         }
         for (name, route) in [
@@ -76,10 +82,10 @@ impl Paths {
             ("r1", "10.2.0.0/24 via 10.1.0.1"),
             ("r2", "10.1.0.0/24 via 10.2.0.1"),
         ] {
-            script += &format!("ip -n {} route add {route}\n", paths.name(name));
+            script += &format!("n {} route add {route}\n", paths.name(name));
         }
         // The one to c by default goes past router 1.
-        script += &format!("ip -n {} route add 10.12.0.0/24 via 10.1.0.2 metric 5\n", paths.name("s"));
+        script += &format!("n {} route add 10.12.0.0/24 via 10.1.0.2 metric 5\n", paths.name("s"));
         let made = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).status();
         if !made.is_ok_and(|status| status.success()) {
             crate::skip!("network namespaces joined by veth pairs cannot be made here");
@@ -89,12 +95,13 @@ impl Paths {
     }
 
     fn name(&self, short: &str) -> String {
-        format!("mp{short}{}", self.tag)
+        let at = NAMES.iter().position(|name| *name == short).unwrap();
+        self.holders[at].0.id().to_string()
     }
 
     fn inside(&self, name: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name(name))).stdin(Stdio::null());
+        command.arg(format!("--net=/proc/{}/ns/net", self.name(name))).stdin(Stdio::null());
         command
     }
 
@@ -115,14 +122,6 @@ impl Paths {
         command.args([PROGRAM, "move", &target.0.id().to_string()]).args(words);
         command.args(["--json", "--allow-plain", "--connect-timeout", "2s"]);
         command.env("MIGRATE_PLACES", self.dir.path().join("source")).output().unwrap()
-    }
-}
-
-impl Drop for Paths {
-    fn drop(&mut self) {
-        for name in NAMES {
-            let _ = Command::new("ip").args(["netns", "del", &self.name(name)]).stderr(Stdio::null()).status();
-        }
     }
 }
 
@@ -195,7 +194,7 @@ fn a_link_takes_the_way_that_is_pinned() {
     let mut target = paths.target();
     let _agent = paths.agent("c", C);
     // Nothing passes router 1 any more.
-    let down = Command::new("ip").args(["-n", &paths.name("r1"), "link", "set", "toc", "down"]).status().unwrap();
+    let down = paths.inside("r1").args(["ip", "link", "set", "toc", "down"]).status().unwrap();
     assert!(down.success());
     let output = paths.moves(&target, &[C]);
     assert_eq!(output.status.code(), Some(5), "{}", text(&output));
@@ -211,8 +210,7 @@ fn a_link_takes_the_way_that_is_pinned() {
 fn the_only_gateway_is_named_as_such() {
     let Some(paths) = Paths::make() else { return };
     let target = paths.target();
-    let script = format!("ip -n {0} route flush dev eth2; ip -n {0} route", paths.name("s"));
-    let left = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let left = paths.inside("s").args(["sh", "-c", "ip route flush dev eth2; ip route"]).output().unwrap();
     assert!(!String::from_utf8_lossy(&left.stdout).contains("10.2.0.2"), "{left:?}");
     let output = paths.moves(&target, &[B, C, "--disjoint-paths", "drop"]);
     let said = warnings(&output);
