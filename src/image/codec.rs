@@ -6,8 +6,8 @@
 //! ```
 //! All integers little-endian. A payload is one vector of the model in the byte format of bincode 1 (fixed-size
 //! integers), packed as one zstd frame unless it is tiny. The check covers the section's header and payload. A decode
-//! has to consume every byte. A field that changes its shape raises the version of its section; older versions stay
-//! readable. A vector that an older program did not know decodes as empty.
+//! has to consume every byte. A field that changes its shape raises the version of its section, and no other version is
+//! read: fields follow one another without names. A vector that an older program did not know decodes as empty.
 //!
 //! This is the only file that uses bincode.
 
@@ -34,14 +34,14 @@ pub enum CodecError {
     /// The file starts with something else.
     #[error("this is not a model: the file does not start with {:?}", MAGIC.escape_ascii().to_string())]
     Magic,
-    /// A newer program wrote it.
-    #[error("{what} has version {found}; this program reads up to {known}")]
+    /// Another version of the program wrote it.
+    #[error("{what} has version {found}; this program reads {known}")]
     Version {
         /// The file or one of its sections.
         what: &'static str,
         /// What it says.
         found: u16,
-        /// The newest this program knows.
+        /// The one that this program reads.
         known: u16,
     },
     /// A section this program does not know.
@@ -179,7 +179,7 @@ impl<'a> Section<'a> {
         if !self.intact {
             return Err(CodecError::Check { section: name });
         }
-        if self.version == 0 || self.version > known {
+        if self.version != known {
             return Err(CodecError::Version { what: name, found: self.version, known });
         }
         if self.raw_len > LIMIT as u64 {
@@ -251,10 +251,10 @@ sections! {
     mms = 3, version 3, limit limits::SECTION_BYTES;
     shmems = 4, version 1, limit limits::SECTION_BYTES;
     fd_tables = 5, version 1, limit limits::SECTION_BYTES;
-    files = 6, version 2, limit limits::SECTION_BYTES;
+    files = 6, version 3, limit limits::SECTION_BYTES;
     pipes = 7, version 1, limit limits::SECTION_BYTES;
     ptys = 8, version 1, limit limits::SECTION_BYTES;
-    unix_sockets = 9, version 1, limit limits::SECTION_BYTES;
+    unix_sockets = 9, version 2, limit limits::SECTION_BYTES;
     ghosts = 10, version 1, limit limits::GHOST_BYTES;
     locks = 11, version 1, limit limits::SECTION_BYTES;
     fs = 12, version 2, limit limits::SECTION_BYTES;

@@ -124,18 +124,8 @@ impl Copy for Built<'_> {
 /// # Errors
 /// Whatever the reason: nothing of it is left here, unless COMMIT was received; then it runs here.
 pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> Result<(), MoveError> {
-    let Link { mut control, mut bulk, .. } = link;
-    control.during("waiting for an offer");
-    let offer: FromSource = protocol::receive(&mut control)?;
-    if let Some((attempt, request)) = handover_of(&offer) {
-        return answer(&mut control, builder, &around, attempt, request);
-    }
-    if let FromSource::Pages { attempt, urgent } = offer {
-        return relay::run(control, around.run, attempt, urgent);
-    }
-    if let FromSource::Points { attempt, level } = offer {
-        return points::giving::run(&mut control, builder, &around, attempt, level);
-    }
+    let Link { control, mut bulk, .. } = link;
+    let Some((mut control, offer)) = offered(control, builder, &around)? else { return Ok(()) };
     let FromSource::Offer {
         attempt: id,
         target,
@@ -149,6 +139,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         files,
         base,
         lease_ms,
+        to_several,
         conventions,
     } = offer
     else {
@@ -159,8 +150,15 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
     // Before PREPARED nobody counts on what is here: it goes with the source.
     bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
-    let (peer, target_pid) = (control.peer(), target.pid);
-    builder.introduce(&Introduction { session: &session, peer, target_pid, dry_run, base: base.as_ref() });
+    let who = Introduction {
+        session: &session,
+        peer: control.peer(),
+        target_pid: target.pid,
+        dry_run,
+        base: base.as_ref(),
+        to_several,
+    };
+    builder.introduce(&who);
     let begun = begin(&around, id, (&session, lease), control.peer(), target.memory_bytes);
     let mut attempt = match begun {
         Ok((store, keeper)) => Attempt {
@@ -187,10 +185,27 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         attempt.builder.may_lack_pages();
     }
     let result = attempt.whole(bulk, (&target, &conventions), model_bytes, dry_run);
-    if let Err(error) = &result {
-        attempt.fail(error);
+    result.inspect_err(|error| attempt.fail(error))
+}
+
+/// What is said first, if it may be an offer; whatever else is asked for has been done then.
+fn offered(
+    mut control: Channel,
+    builder: &mut dyn Builder,
+    around: &Surroundings<'_>,
+) -> Result<Option<(Channel, FromSource)>, MoveError> {
+    control.during("waiting for an offer");
+    let first: FromSource = protocol::receive(&mut control)?;
+    if let Some((attempt, request)) = handover_of(&first) {
+        return answer(&mut control, builder, around, attempt, request).map(|()| None);
     }
-    result
+    match first {
+        FromSource::Pages { attempt, urgent } => relay::run(control, around.run, attempt, urgent).map(|()| None),
+        FromSource::Points { attempt, level } => {
+            points::giving::run(&mut control, builder, around, attempt, level).map(|()| None)
+        }
+        offer => Ok(Some((control, offer))),
+    }
 }
 
 /// What an attempt needs from its beginning on.

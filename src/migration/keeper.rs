@@ -19,10 +19,13 @@ use crate::failure::Failure;
 use crate::fault::{self, Point};
 use crate::files::record::{self, Fate};
 use crate::net::address::Place;
+use crate::net::announce::tell_neighbours;
+use crate::net::quiet;
 use crate::restore::fd::bequest::Bequest;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -537,7 +540,7 @@ fn hear<T: for<'de> Deserialize<'de>>(from: &mut UnixStream) -> io::Result<T> {
 /// A copy as the journal describes it.
 struct Heirloom<'b> {
     held: Held,
-    addresses: Vec<(std::net::IpAddr, u8, String)>,
+    addresses: Vec<(IpAddr, u8, String)>,
     pid: Option<i32>,
     /// Where the record of its files is, and the name of the attempt.
     files: (PathBuf, String),
@@ -567,13 +570,40 @@ impl Heirloom<'_> {
         }
     }
 
+    fn places(&self) -> impl Iterator<Item = Place> {
+        self.addresses.iter().map(|(ip, prefix, interface)| Place {
+            ip: *ip,
+            prefix: *prefix,
+            interface: interface.clone(),
+        })
+    }
+
     fn remove_addresses(&mut self) {
-        for (ip, prefix, interface) in self.addresses.drain(..) {
-            let place = Place { ip, prefix, interface };
+        for place in self.places() {
             if let Err(error) = place.remove() {
                 tracing::warn!(%error, "an address was left behind");
             }
         }
+        self.end_quiet();
+        self.addresses.clear();
+    }
+
+    /// Neighbours are answered who ask for its addresses, if they were not as others stood ready as well; says whether it was so.
+    fn end_quiet(&self) -> bool {
+        let all: Vec<IpAddr> = self.addresses.iter().map(|(ip, ..)| *ip).collect();
+        let ended = if all.is_empty() { Ok(false) } else { quiet::end(&all) };
+        ended.unwrap_or_else(|error| {
+            tracing::error!(%error, "neighbours who ask for a moved address are not answered");
+            true
+        })
+    }
+
+    /// Its addresses are here to stay. Where others stood ready as well, nobody has heard of them.
+    fn announce(&self) {
+        if !self.end_quiet() {
+            return;
+        }
+        self.places().for_each(|place| tell_neighbours(&place));
     }
 }
 
@@ -590,6 +620,7 @@ impl Copy for Heirloom<'_> {
         }
         self.bequest.take().into_iter().for_each(Bequest::wake);
         self.held.release().map_err(|e| Failure::of("the held copy cannot be let go", &e))?;
+        self.announce();
         record::conclude(&self.files.0, &self.files.1, Fate::Keep);
         self.held.root().or(self.pid).ok_or_else(unknown)
     }

@@ -196,6 +196,9 @@ pub enum FromSource {
         /// prepared; `None` = the usual time.
         #[serde(default)]
         lease_ms: Option<u64>,
+        /// It is offered to others as well: one of them will have it.
+        #[serde(default)]
+        to_several: bool,
         /// What both hosts should mean by the same numbers.
         #[serde(default)]
         conventions: Box<Conventions>,

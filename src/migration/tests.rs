@@ -698,6 +698,7 @@ fn messages_of_another_attempt_are_refused() {
             files: None,
             base: None,
             lease_ms: None,
+            to_several: false,
             conventions: Default::default(),
         };
         protocol::send(&mut client.control, &offer).unwrap();

@@ -4,6 +4,7 @@
 //! Closing or re-binding a packet socket waits for a grace period of 5 to 22 ms: an [`Announcer`] is opened before a pause
 //! and dropped after it.
 
+use super::address::Place;
 use super::segment::checksum;
 use super::{Result, failed, namespace};
 use crate::sys::packet;
@@ -36,6 +37,14 @@ impl Announcer {
     pub fn announce(&self, address: IpAddr) -> Result<()> {
         let frame = frame(&self.hardware, address);
         packet::send(self.socket.as_fd(), &frame).map_err(failed("packet", "announcing an address"))
+    }
+}
+
+/// Tells the neighbours of its interface that an address is there, with an [`Announcer`] for this once. That it cannot is logged.
+pub fn tell_neighbours(place: &Place) {
+    let told = Announcer::open(None, &place.interface).and_then(|announcer| announcer.announce(place.ip));
+    if let Err(error) = told {
+        tracing::warn!(%error, "neighbours were not told of a moved address");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the network must see, and must not see, while a tree changes its place: [`lock`] keeps sockets and packets as they
 //! are, [`capture`] keeps what they do not take meanwhile, [`segment`] gives it to them and says to a restored socket what its
-//! peer has said before, [`announce`] tells neighbours of an address that has moved.
+//! peer has said before, [`announce`] tells neighbours of an address that has moved, [`quiet`] keeps it from them until it is known where to.
 
 pub mod address;
 pub mod announce;
@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod nft;
 pub mod packet;
 pub mod place;
+pub mod quiet;
 pub mod segment;
 
 use crate::sys::Errno;

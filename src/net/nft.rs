@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What the names of all our tables begin with.
-const PREFIX: &str = "migrate-";
+pub(super) const PREFIX: &str = "migrate-";
 const NETLINK_NETFILTER: i32 = 12;
 const SUBSYSTEM: u16 = 10 << 8;
 const NEWTABLE: u16 = 0;
@@ -37,7 +37,9 @@ const NESTED: u16 = 0x8000;
 /// `NFPROTO_IPV4`.
 const V4: u8 = 2;
 /// `NFPROTO_IPV6`.
-const V6: u8 = 10;
+pub(super) const V6: u8 = 10;
+/// `NF_INET_LOCAL_IN`.
+const LOCAL_IN: u32 = 1;
 /// `NFT_TABLE_F_OWNER`.
 const OWNER: u32 = 2;
 /// `NFT_REG32_00`; each register holds 4 bytes.
@@ -143,12 +145,17 @@ pub fn hold_off(sockets: &[NetLock], lifetime: Lifetime) -> Result<Vec<PacketLoc
 
 /// Removes a table of this name; none there is no error.
 pub fn remove(net: Option<BorrowedFd<'_>>, name: &str) -> Result<()> {
+    remove_from(net, name, &[V4, V6]).map(drop)
+}
+
+/// Removes tables of this name from these families; says whether there was one.
+pub(super) fn remove_from(net: Option<BorrowedFd<'_>>, name: &str, families: &[u8]) -> Result<bool> {
     // Asking is cheap; a transaction that removes nothing waits for a grace period (10 ms) all the same.
     if leftovers(net).is_ok_and(|names| names.iter().all(|known| known != name)) {
-        return Ok(());
+        return Ok(false);
     }
     namespace::inside(net, || {
-        for family in [V4, V6] {
+        for &family in families {
             let mut batch = Batch::new();
             batch.message(DELTABLE, family, 0, |m| m.text(1, name));
             match netlink().and_then(|netlink| batch.run(netlink.as_fd())) {
@@ -158,7 +165,7 @@ pub fn remove(net: Option<BorrowedFd<'_>>, name: &str) -> Result<()> {
                 Err(e) => return Err(failed("netfilter", "letting packets in again")(e)),
             }
         }
-        Ok(())
+        Ok(true)
     })?
 }
 
@@ -208,7 +215,7 @@ fn keys(tuples: &[Tuple], family: u8) -> Vec<Vec<u8>> {
     keys
 }
 
-fn netlink() -> std::result::Result<OwnedFd, Errno> {
+pub(super) fn netlink() -> std::result::Result<OwnedFd, Errno> {
     socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_NETFILTER)
 }
 
@@ -218,12 +225,7 @@ fn table(family: u8, name: &str, keys: &[Vec<u8>], lifetime: Lifetime) -> Batch 
     const DROP: u32 = 0;
     let addresses = if family == V4 { (12, 8) } else { (8, 32) };
     let mut batch = Batch::new();
-    batch.message(NEWTABLE, family, CREATE, |m| {
-        m.text(1, name);
-        if lifetime == Lifetime::WithUs {
-            m.number(2, OWNER);
-        }
-    });
+    batch.new_table(family, name, (lifetime == Lifetime::WithUs).then_some(OWNER));
     batch.message(NEWSET, family, CREATE, |m| {
         m.text(1, name);
         m.text(2, "connections");
@@ -240,30 +242,13 @@ fn table(family: u8, name: &str, keys: &[Vec<u8>], lifetime: Lifetime) -> Batch 
             m.nest(3, |m| keys.iter().for_each(|key| m.nest(1, |m| m.nest(1, |m| m.bytes(1, key)))));
         });
     }
-    batch.message(NEWCHAIN, family, CREATE, |m| {
-        m.text(1, name);
-        m.text(3, "in");
-        // NF_INET_LOCAL_IN, before everybody else.
-        m.nest(4, |m| {
-            m.number(1, 1);
-            m.number(2, (-450i32) as u32);
-        });
-        m.number(5, ACCEPT);
-        m.text(7, "filter");
-    });
-    let rule = |batch: &mut Batch, expressions: &dyn Fn(&mut Batch)| {
-        batch.message(NEWRULE, family, CREATE | APPEND, |m| {
-            m.text(1, name);
-            m.text(2, "in");
-            m.nest(4, expressions);
-        });
-    };
-    rule(&mut batch, &|m| {
+    batch.new_chain(family, name, LOCAL_IN, ACCEPT);
+    batch.new_rule(family, name, &|m| {
         m.load_meta(3);
         m.compare(&PASS_MARK.to_ne_bytes());
         m.verdict(ACCEPT);
     });
-    rule(&mut batch, &|m| {
+    batch.new_rule(family, name, &|m| {
         m.load_meta(16);
         m.compare(&[libc::IPPROTO_TCP as u8]);
         m.load_payload(1, addresses.0, addresses.1, REGISTER);
@@ -280,17 +265,46 @@ fn table(family: u8, name: &str, keys: &[Vec<u8>], lifetime: Lifetime) -> Batch 
 
 /// Netlink messages one after the other.
 #[derive(Default)]
-struct Batch {
+pub(super) struct Batch {
     bytes: Vec<u8>,
     count: u32,
 }
 
 impl Batch {
     /// Begins a transaction.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut batch = Self::default();
         batch.raw_message(BATCH_BEGIN, 0, 0, 10, |_| {});
         batch
+    }
+
+    pub(super) fn new_table(&mut self, family: u8, name: &str, flags: Option<u32>) {
+        self.message(NEWTABLE, family, CREATE, |m| {
+            m.text(1, name);
+            flags.into_iter().for_each(|flags| m.number(2, flags));
+        });
+    }
+
+    /// A chain for what comes in, before everybody else's; what none of its rules is about passes.
+    pub(super) fn new_chain(&mut self, family: u8, table: &str, hook: u32, policy: u32) {
+        self.message(NEWCHAIN, family, CREATE, |m| {
+            m.text(1, table);
+            m.text(3, "in");
+            m.nest(4, |m| {
+                m.number(1, hook);
+                m.number(2, (-450i32) as u32);
+            });
+            m.number(5, policy);
+            m.text(7, "filter");
+        });
+    }
+
+    pub(super) fn new_rule(&mut self, family: u8, table: &str, expressions: &dyn Fn(&mut Self)) {
+        self.message(NEWRULE, family, CREATE | APPEND, |m| {
+            m.text(1, table);
+            m.text(2, "in");
+            m.nest(4, expressions);
+        });
     }
 
     fn message(&mut self, kind: u16, family: u8, flags: u16, body: impl FnOnce(&mut Self)) {
@@ -344,11 +358,16 @@ impl Batch {
         });
     }
 
-    fn load_meta(&mut self, key: u32) {
+    pub(super) fn load_meta(&mut self, key: u32) {
         self.expression("meta", |m| {
             m.number(1, REGISTER);
             m.number(2, key);
         });
+    }
+
+    /// Into the register that [`Self::compare`] looks at.
+    pub(super) fn load_payload_at_once(&mut self, base: u32, offset: u32, len: u32) {
+        self.load_payload(base, offset, len, REGISTER);
     }
 
     fn load_payload(&mut self, base: u32, offset: u32, len: u32, register: u32) {
@@ -360,7 +379,7 @@ impl Batch {
         });
     }
 
-    fn compare(&mut self, value: &[u8]) {
+    pub(super) fn compare(&mut self, value: &[u8]) {
         self.expression("cmp", |m| {
             m.number(1, REGISTER);
             m.number(2, 0);
@@ -368,7 +387,7 @@ impl Batch {
         });
     }
 
-    fn verdict(&mut self, code: u32) {
+    pub(super) fn verdict(&mut self, code: u32) {
         self.expression("immediate", |m| {
             m.number(1, 0);
             m.nest(2, |m| m.nest(2, |m| m.number(1, code)));
@@ -376,7 +395,7 @@ impl Batch {
     }
 
     /// Ends the transaction, sends it and waits for the answers.
-    fn run(mut self, netlink: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    pub(super) fn run(mut self, netlink: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
         let expected = self.count - 1;
         self.raw_message(BATCH_END, 0, 0, 10, |_| {});
         let room = i32::try_from(self.bytes.len() * 2 + (64 << 10)).unwrap_or(i32::MAX / 2);

@@ -11,7 +11,7 @@ use crate::image::Model;
 use crate::image::fd::FileKind;
 use crate::image::fd::tcp::TcpState;
 use crate::net::address::Place;
-use crate::net::announce::Announcer;
+use crate::net::announce::tell_neighbours;
 use crate::net::nft::{Lifetime, PacketLock, Tuple};
 use crate::net::segment::parse_address;
 
@@ -80,7 +80,7 @@ impl Drop for Gone {
             if let Err(error) = place.add() {
                 tracing::error!(%error, "an address did not come back to its interface");
             }
-            announce(place);
+            tell_neighbours(place);
         }
     }
 }
@@ -116,7 +116,7 @@ impl Come {
 
     /// The target runs: they stay, and neighbours hear of it.
     pub fn stay(mut self) {
-        self.added.drain(..).for_each(|place| announce(&place));
+        self.added.drain(..).for_each(|place| tell_neighbours(&place));
     }
 }
 
@@ -139,11 +139,4 @@ fn connections(model: &Model) -> Vec<Tuple> {
         _ => None,
     };
     model.files.iter().filter_map(|file| tuple(&file.kind)).collect()
-}
-
-fn announce(place: &Place) {
-    let told = Announcer::open(None, &place.interface).and_then(|announcer| announcer.announce(place.ip));
-    if let Err(error) = told {
-        tracing::warn!(%error, "neighbours were not told of a moved address");
-    }
 }

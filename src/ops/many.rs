@@ -33,10 +33,7 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
             return usage(format!("{dest} is named twice"));
         }
     }
-    if options.state.move_addresses.is_empty() {
-        return Ok(());
-    }
-    usage("--move-address is for one destination, for now: each of several would announce the address".to_owned())
+    Ok(())
 }
 
 /// The steps for a target that does not converge: what deltas are made against is one destination's.

@@ -20,6 +20,7 @@
 
 use super::standstill::Connections;
 use super::surety::Surety;
+use crate::blocker::{Blocker, codes};
 use crate::failure::Failure;
 use crate::image::{Model, Pid};
 use crate::net::address::Place;
@@ -30,10 +31,11 @@ use crate::net::gate::{self, Gate};
 use crate::net::lock::{self, NetLock, Terms};
 use crate::net::nft::{self, Lifetime, PacketLock};
 use crate::net::segment::Injector;
-use crate::net::{self, packet};
+use crate::net::{self, packet, quiet};
 use crate::proc::cpu_limit::Before;
 use crate::proc::table::Table;
 use crate::trace::freeze::Frozen;
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -364,6 +366,8 @@ pub(super) struct Arriving {
     flows: Flows,
     /// Addresses that were put on interfaces of this host.
     added: Vec<Place>,
+    /// Addresses that neighbours who ask for them are not told of, as others may get the target.
+    quiet: Vec<IpAddr>,
     /// Packets from the source that wait until the target runs.
     kept: Vec<Vec<u8>>,
     kept_bytes: usize,
@@ -380,7 +384,21 @@ impl Arriving {
     pub fn begin(addresses: &[Place], model: &Model, same_network: bool) -> Self {
         let needed = !Flows::of(model).is_empty() || !addresses.is_empty();
         let keeper = if needed { Keeper::open() } else { None };
-        Self { keeper, announcers: announcers(addresses), same_network, ..Self::default() }
+        let announcers = announcers(addresses);
+        let mut arriving = Self::default();
+        (arriving.keeper, arriving.announcers, arriving.same_network) = (keeper, announcers, same_network);
+        arriving
+    }
+
+    /// Nobody hears of these addresses before the target is ours: others have been offered it, too.
+    pub fn keep_quiet(&mut self, addresses: &[Place]) -> Option<Blocker> {
+        self.quiet = addresses.iter().map(|place| place.ip).collect();
+        if self.quiet.is_empty() {
+            return None;
+        }
+        let object = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let refused = quiet::begin(&self.quiet).err()?;
+        Some(Blocker::new(codes::ADDRESS_OF_SEVERAL, object()).because(refused.to_string()))
     }
 
     /// The addresses come to this host, and what peers send here is kept.
@@ -406,9 +424,21 @@ impl Arriving {
         self.keeper.is_some()
     }
 
-    /// The target is rebuilt: peers may turn to this host, although nobody answers yet. Once is enough.
+    /// The target is ours.
+    pub fn chosen(&mut self) {
+        let quiet = std::mem::take(&mut self.quiet);
+        if !quiet.is_empty() {
+            // It waits for a grace period, and the target for nobody: those who know the address already are told here.
+            std::thread::spawn(move || end_quiet(&quiet));
+        }
+        // Where the order came before anything could be said, or nothing might be.
+        self.announce();
+    }
+
+    /// The target is rebuilt: peers may turn to this host, although nobody answers yet. Once is enough. Where others stand ready
+    /// as well nothing is said before it is ours.
     pub fn announce(&mut self) {
-        if !std::mem::replace(&mut self.announced, true) {
+        if self.quiet.is_empty() && !std::mem::replace(&mut self.announced, true) {
             self.added.iter().for_each(|place| announce(&self.announcers, place));
         }
     }
@@ -465,8 +495,27 @@ impl Arriving {
                 tracing::warn!(%error, "an address was left behind");
             }
         }
+        end_quiet(&std::mem::take(&mut self.quiet));
         if let Some(keeper) = &mut self.keeper {
             keeper.rest();
         }
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        // Addresses that are still here are a prepared copy's: whoever decides about it ends this, too.
+        if self.added.is_empty() {
+            end_quiet(&self.quiet);
+        }
+    }
+}
+
+/// Neighbours are answered again.
+fn end_quiet(addresses: &[IpAddr]) {
+    if !addresses.is_empty()
+        && let Err(error) = quiet::end(addresses)
+    {
+        tracing::error!(%error, "neighbours who ask for a moved address are not answered");
     }
 }

@@ -45,6 +45,7 @@ pub fn run(options: &PreDumpOptions, events: &dyn Events) -> Result<Outcome> {
         workers: options.memory.streams.map_or_else(default_workers, usize::from),
         resident_bytes: findings.memory_bytes,
         processes: findings.processes,
+        threads: findings.threads,
         bandwidth: options.memory.bandwidth,
     };
     let packing = compression(options.memory.compress);

@@ -90,6 +90,8 @@ struct Engine {
     /// Of the cgroup of its own that it is frozen in until it runs.
     name: String,
     network: Arriving,
+    /// Others have been offered the target, too.
+    to_several: bool,
     /// The original is in this very network, and what it has of sockets is taken over.
     same_network: bool,
     /// The memory of the tree that stands still, until it runs.
@@ -120,6 +122,7 @@ impl Builder for Engine {
     fn introduce(&mut self, who: &Introduction<'_>) {
         self.hooks = Aside::of(who);
         self.base = who.base.map(|base| OsStr::from_bytes(&base.0).into());
+        self.to_several = who.to_several && !who.dry_run;
     }
 
     fn preflight(&mut self, model: &Model, state: &serde_json::Value, judged: &HashSet<Bytes>) -> Result<Vec<Blocker>> {
@@ -144,6 +147,9 @@ impl Builder for Engine {
         };
         let mut blockers = restore::preflight::look(model, &options, &scope);
         blockers.extend(addresses::blockers(&self.addresses()));
+        if self.to_several {
+            blockers.extend(self.network.keep_quiet(&self.addresses()));
+        }
         // On one host it is the unit that the target leaves, which the source looks after.
         if !original_here(model) {
             let (units, to_mask) = supervisor::beside(model, self.state.supervisor);
@@ -299,8 +305,7 @@ impl Builder for Engine {
         // Should it fail: who has run for a moment waits for what is missing until the very end.
         self.lacks = None;
         let network = &mut self.network;
-        // Where the order came before anything could be said.
-        network.announce();
+        network.chosen();
         armed.run(&mut || network.inject()).map_err(|e| Failure::of("the target cannot be let go", &e))?;
         network.settle();
         self.memory = None;

@@ -56,6 +56,7 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     }
     blockers.extend(files(model, options, scope));
     blockers.extend(addresses(model, scope));
+    blockers.extend(interfaces(model));
     if options.pids == Pids::Same && !root::may_choose_ids() {
         let (pid, comm) =
             (model.root().pid, &model.root().threads.first().map(|t| t.comm.to_string()).unwrap_or_default());
@@ -305,6 +306,25 @@ fn addresses(model: &Model, scope: &Scope) -> Vec<Blocker> {
     blockers
 }
 
+/// Interfaces that sockets are bound to or send on, and that this host has not.
+fn interfaces(model: &Model) -> Vec<Blocker> {
+    let of_socket = |kind: &FileKind| match kind {
+        FileKind::Tcp(tcp) if of_host(model, tcp.net) => named(&tcp.options),
+        FileKind::Udp(udp) if of_host(model, udp.net) => named(&udp.options),
+        _ => Vec::new(),
+    };
+    let wanted: BTreeSet<_> = model.files.iter().flat_map(|file| of_socket(&file.kind)).collect();
+    let missing = wanted.into_iter().filter(|name| socket::interface_index(name).is_err());
+    missing.map(|name| Blocker::new(codes::INTERFACE_MISSING, name)).collect()
+}
+
+/// The interfaces that a socket has chosen.
+fn named(options: &SocketOptions) -> Vec<String> {
+    let device = options.raw.iter().filter(|(name, _)| *name == libc::SO_BINDTODEVICE).map(|(_, interface)| interface);
+    let chosen = options.interfaces.iter().map(|(.., interface)| interface);
+    device.chain(chosen).map(|name| String::from_utf8_lossy(&name.0).trim_end_matches('\0').to_owned()).collect()
+}
+
 /// A socket whose address need not be on any host (`IP_FREEBIND`, `IP_TRANSPARENT`).
 fn binds_anywhere(kind: &FileKind) -> bool {
     let ints = match kind {
@@ -403,25 +423,47 @@ mod tests {
         );
     }
 
-    #[test]
-    fn so_is_one_that_a_socket_sends_to_groups_from() {
-        let from = std::net::Ipv4Addr::new(192, 0, 2, 7);
-        let udp = Udp {
+    /// A model whose only file is a socket.
+    fn of_one(udp: Udp) -> Model {
+        let mut model = crate::image::tests::sample();
+        model.namespaces.clear();
+        model.files.truncate(1);
+        model.files[0].kind = FileKind::Udp(udp);
+        model
+    }
+
+    fn udp(options: SocketOptions, ints: Vec<(i32, i32, i32)>) -> Udp {
+        Udp {
             net: NsId::from(1),
             v6: false,
             socket_type: libc::SOCK_DGRAM,
             protocol: libc::IPPROTO_UDP,
             local: Bytes::default(),
             peer: Bytes::default(),
-            options: SocketOptions::default(),
-            ints: vec![(libc::SOL_IP, libc::IP_MULTICAST_IF, i32::from_ne_bytes(from.octets()))],
+            options,
+            ints,
             shutdown: 0,
             queue: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_interface_of_another_host_is_missing() {
+        let of = |name: &str| SocketOptions {
+            raw: vec![(libc::SO_BINDTODEVICE, Bytes(b"lo\0".to_vec()))],
+            interfaces: vec![(libc::SOL_IPV6, libc::IPV6_MULTICAST_IF, Bytes(name.into()))],
+            ..SocketOptions::default()
         };
-        let mut model = crate::image::tests::sample();
-        model.namespaces.clear();
-        model.files.truncate(1);
-        model.files[0].kind = FileKind::Udp(udp);
+        let found = interfaces(&of_one(udp(of("nobody's"), Vec::new())));
+        assert_eq!(found.iter().map(|b| b.code).collect::<Vec<_>>(), [codes::INTERFACE_MISSING]);
+        assert!(interfaces(&of_one(udp(of("lo"), Vec::new()))).is_empty());
+    }
+
+    #[test]
+    fn so_is_one_that_a_socket_sends_to_groups_from() {
+        let from = std::net::Ipv4Addr::new(192, 0, 2, 7);
+        let chosen = (libc::SOL_IP, libc::IP_MULTICAST_IF, i32::from_ne_bytes(from.octets()));
+        let model = of_one(udp(SocketOptions::default(), vec![chosen]));
         let found = addresses(&model, &Scope::default());
         assert_eq!(found.iter().map(|b| b.code).collect::<Vec<_>>(), [codes::ADDRESS_MISSING]);
         let comes_along = Scope { coming: vec![IpAddr::V4(from)], ..Scope::default() };

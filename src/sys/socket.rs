@@ -24,6 +24,32 @@ pub const SO_RCVTIMEO_NEW: i32 = 66;
 /// `SO_SNDTIMEO_NEW`, Linux 5.1.
 pub const SO_SNDTIMEO_NEW: i32 = 67;
 
+/// In which order of bytes an option is the number of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// That of the processor.
+    Host,
+    /// That of the network, as ip(7) says of `IP_UNICAST_IF`.
+    Network,
+}
+
+impl Order {
+    /// The number of the interface, of the value of an option; and the other way round.
+    pub fn number(self, value: i32) -> u32 {
+        match self {
+            Self::Host => value.cast_unsigned(),
+            Self::Network => u32::from_be(value.cast_unsigned()),
+        }
+    }
+}
+
+/// Options that are the number of an interface: level, number of the option. In the order in which they can be set.
+pub const INTERFACE_OPTIONS: [(i32, i32, Order); 3] = [
+    (libc::SOL_IP, 50, Order::Network),   // IP_UNICAST_IF, Linux 3.3
+    (libc::SOL_IPV6, 76, Order::Network), // IPV6_UNICAST_IF, Linux 3.3
+    (libc::SOL_IPV6, libc::IPV6_MULTICAST_IF, Order::Host),
+];
+
 fn owned(fd: libc::c_long) -> OwnedFd {
     // SAFETY: only called with a descriptor that the kernel has just given us.
     unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
@@ -377,6 +403,35 @@ pub fn interface_index(name: &str) -> Result<u32> {
         0 => Err(Errno::last()),
         n => Ok(n),
     }
+}
+
+/// `SIOCGIFINDEX` of netdevice(7): the number of an interface in the network namespace of a socket. [`Errno::ENODEV`]: there is none.
+pub fn interface_index_at(fd: BorrowedFd<'_>, name: &[u8]) -> Result<u32> {
+    let mut request = interface_request();
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::ENODEV);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the request reads the name and writes the number.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFINDEX, &mut request) }.into())?;
+    // SAFETY: any bytes are an integer.
+    Ok(unsafe { request.ifr_ifru.ifru_ifindex }.cast_unsigned())
+}
+
+/// `SIOCGIFNAME` of netdevice(7): the name of an interface in the network namespace of a socket. [`Errno::ENODEV`]: there is none.
+pub fn interface_name_at(fd: BorrowedFd<'_>, index: u32) -> Result<Vec<u8>> {
+    let mut request = interface_request();
+    request.ifr_ifru.ifru_ifindex = index.cast_signed();
+    // SAFETY: the request reads the number and writes the name.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFNAME, &mut request) }.into())?;
+    Ok(request.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect())
+}
+
+fn interface_request() -> libc::ifreq {
+    // SAFETY: integers and unions of integers: all zero is a value.
+    unsafe { std::mem::zeroed() }
 }
 
 /// `SIOCGSKNS`: the network namespace of a socket. Linux 4.10, needs CAP_NET_ADMIN in it.

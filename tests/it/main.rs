@@ -16,6 +16,7 @@ mod confined;
 mod decoders;
 mod demo;
 mod fan;
+mod fan_network;
 mod files;
 mod generated;
 mod handover;

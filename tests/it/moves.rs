@@ -431,55 +431,67 @@ while time.time() < end:
 print(n, 'answers, longest gap', round(longest * 1000), 'ms')
 ";
 
+fn address(dir: &tempfile::TempDir, agent: usize) -> String {
+    format!("unix:{}", dir.path().join(format!("agent{agent}.sock")).display())
+}
+
 /// A server with an address that moves, in a network of its own, and a client of it in another.
-struct Served {
-    networks: Networks,
-    dir: tempfile::TempDir,
-    agent: Killed,
+pub struct Served {
+    pub networks: Networks,
+    pub dir: tempfile::TempDir,
+    agents: Vec<Killed>,
     server: Killed,
     client: Child,
     output: BufReader<std::process::ChildStdout>,
 }
 
 impl Served {
-    fn begin() -> Option<Self> {
-        let networks = Networks::make()?;
+    /// With so many agents, in the networks behind the first; the client is in the last.
+    pub fn begin(agents: usize) -> Option<Self> {
+        let networks = Networks::of(agents + 2)?;
         let dir = tempfile::tempdir().unwrap();
-        let mut agent = networks.inside(1, PROGRAM);
-        agent
-            .args(["agent", "--listen"])
-            .arg(format!("unix:{}", dir.path().join("agent.sock").display()))
-            .env("MIGRATE_PLACES", dir.path().join("b"));
-        let mut agent = Killed(agent.stderr(Stdio::piped()).spawn().unwrap());
-        BufReader::new(agent.0.stderr.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        let start = |n: usize| {
+            let mut agent = networks.inside(n, PROGRAM);
+            agent.args(["agent", "--listen", &address(&dir, n)]).env("MIGRATE_PLACES", dir.path().join(n.to_string()));
+            let mut agent = Killed(agent.stderr(Stdio::piped()).spawn().unwrap());
+            BufReader::new(agent.0.stderr.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+            agent
+        };
+        let agents: Vec<Killed> = (1..=agents).map(start).collect();
         let mut server = networks.inside(0, "setsid");
         server.args(["/usr/bin/python3", "-c", ECHO, "10.77.0.100"]);
         let server = Killed(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         std::thread::sleep(Duration::from_millis(500));
-        let mut client = networks.inside(2, "/usr/bin/python3");
+        let mut client = networks.inside(agents.len() + 1, "/usr/bin/python3");
         client.args(["-c", CLIENT, "10.77.0.100", "5"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut client = client.spawn().unwrap();
         let mut output = BufReader::new(client.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
         assert_eq!(line, "connected\n");
-        Some(Self { networks, dir, agent, server, client, output })
+        Some(Self { networks, dir, agents, server, client, output })
     }
 
     /// The program of a move, on the first host.
-    fn source(&self) -> Command {
-        let mut source = self.networks.inside(0, PROGRAM);
-        source.env("MIGRATE_PLACES", self.dir.path().join("a"));
-        source
+    pub fn source(&self) -> Command {
+        self.host(0)
     }
 
-    fn moves(&self, mut source: Command) -> Output {
+    /// A program of ours on one of the hosts.
+    pub fn host(&self, n: usize) -> Command {
+        let mut host = self.networks.inside(n, PROGRAM);
+        host.env("MIGRATE_PLACES", self.dir.path().join(n.to_string()));
+        host
+    }
+
+    pub fn moves(&self, mut source: Command, options: &[&str]) -> Output {
         source.args(["move", &self.server.0.id().to_string(), "--move-address", "10.77.0.100/24@eth0", "--json"]);
-        run(source, &[&format!("unix:{}", self.dir.path().join("agent.sock").display())])
+        source.args((1..=self.agents.len()).map(|n| address(&self.dir, n)));
+        run(source, options)
     }
 
     /// The client saw no byte lost, and no reset.
-    fn check(mut self, what: &str) {
+    pub fn check(mut self, what: &str) {
         let ended = self.client.wait_with_output().unwrap();
         let mut said = String::new();
         self.output.read_line(&mut said).unwrap();
@@ -494,18 +506,18 @@ fn a_connection_moves_with_its_server_and_its_address() {
     if !can_move() {
         return;
     }
-    let Some(served) = Served::begin() else { return };
-    let moved = served.moves(served.source());
+    let Some(served) = Served::begin(1) else { return };
+    let moved = served.moves(served.source(), &[]);
     assert!(moved.status.success(), "{}", text(&moved));
     let new = Ended(result(&moved)["pid"].as_i64().unwrap() as i32);
     let there = std::fs::read_link(format!("/proc/{}/ns/net", new.0)).unwrap();
-    let agent_net = std::fs::read_link(format!("/proc/{}/ns/net", served.agent.0.id())).unwrap();
+    let agent_net = std::fs::read_link(format!("/proc/{}/ns/net", served.agents[0].0.id())).unwrap();
     assert_eq!(there, agent_net, "it runs in the other network");
     served.check("moved");
 }
 
 /// A process that is nobody's child here, killed in the end.
-struct Ended(i32);
+pub struct Ended(pub i32);
 
 impl Drop for Ended {
     fn drop(&mut self) {
@@ -519,16 +531,14 @@ fn the_guardian_of_a_killed_move_gives_connections_and_the_address_back_or_leave
         return;
     }
     for (point, stays) in [("source-held", true), ("source-committing", false)] {
-        let Some(served) = Served::begin() else { return };
+        let Some(served) = Served::begin(1) else { return };
         let mut source = served.source();
         source.env("MIGRATE_KILL", point);
-        let moved = served.moves(source);
+        let moved = served.moves(source, &[]);
         assert!(!moved.status.success(), "{point}: {}", text(&moved));
         let until = Instant::now() + LIMIT;
         let copy = loop {
-            let mut host = served.networks.inside(1, PROGRAM);
-            host.env("MIGRATE_PLACES", served.dir.path().join("b"));
-            let entry = result(&run(host, &["status", "--all", "--json"]))["sessions"][0].clone();
+            let entry = result(&run(served.host(1), &["status", "--all", "--json"]))["sessions"][0].clone();
             match entry["phase"].as_str() {
                 Some("stayed") if stays => break None,
                 Some("moved") if !stays => break entry["pid"].as_i64().map(|pid| Ended(pid as i32)),

@@ -5,20 +5,25 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Three hosts' networks on one bridge; removed when dropped, with whoever still runs in them.
+/// Hosts' networks on one bridge; removed when dropped, with whoever still runs in them.
 pub struct Networks {
     bridge: String,
-    names: [String; 3],
+    names: Vec<String>,
 }
 
 impl Networks {
-    /// The first two have the addresses .1 and .2 (10.77.0.0/24 and fd77::/64), the third .3; the first also .100.
+    /// Three of them.
     pub fn make() -> Option<Self> {
+        Self::of(3)
+    }
+
+    /// So many: the first has the address .1 (10.77.0.0/24 and fd77::/64), the second .2, and so on; the first also .100.
+    pub fn of(hosts: usize) -> Option<Self> {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         // Names of interfaces have at most 15 characters.
         let tag = format!("{}x{}", std::process::id() % 1_000_000, MADE.fetch_add(1, Ordering::Relaxed) % 100);
-        let networks =
-            Self { bridge: format!("mvb{tag}"), names: ["a", "b", "c"].map(|name| format!("mv{name}{tag}")) };
+        let names = ('a'..='z').take(hosts).map(|name| format!("mv{name}{tag}")).collect();
+        let networks = Self { bridge: format!("mvB{tag}"), names };
         let bridge = &networks.bridge;
         let mut script = format!("ip link add {bridge} type bridge forward_delay 0 && ip link set {bridge} up");
         for (n, name) in networks.names.iter().enumerate() {

@@ -227,4 +227,14 @@ table! { SOCKETS:
         why: "No call makes the mark of urgent data in another socket, and without it the program would take the byte for an ordinary one, or miss the place where it was. It is tried again for a quarter of a second.",
         remedy: "let the program read what has come, past the urgent byte, then try again; or --tcp close",
         kernel: "all";
+    INTERFACE_MISSING = 420, "network interface not on this host",
+        object: "an interface that a socket is bound to or sends on (SO_BINDTODEVICE, IP_UNICAST_IF, IPV6_UNICAST_IF, IPV6_MULTICAST_IF)",
+        why: "On any other interface its packets would go elsewhere.",
+        remedy: "give the destination an interface of that name (ip link set IF name NAME), or take another destination",
+        kernel: "all";
+    ADDRESS_OF_SEVERAL = 421, "address that each of several destinations would answer for",
+        object: "an address that moves with the target (--move-address), at one of several destinations",
+        why: "Whoever is ready to run the target has the address already, and only one of them will run it. Until then neighbours that ask for it must not be answered, which takes nf_tables.",
+        remedy: "load nf_tables at the destination (families arp and ip6), or move to one destination",
+        kernel: "since 3.14 with CONFIG_NF_TABLES_ARP, CONFIG_NF_TABLES_IPV6";
 }

@@ -151,6 +151,7 @@ pub fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions> {
             options.raw.push((name, Bytes(value)));
         }
     }
+    options.interfaces = interfaces(fd)?;
     options.filter = match socket::filter(fd) {
         Ok(program) => program,
         Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Vec::new(),
@@ -159,6 +160,21 @@ pub fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions> {
     options.filter_locked = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_LOCK_FILTER).unwrap_or(0) != 0;
     options.buffer_lock = socket::int_option(fd, libc::SOL_SOCKET, socket::SO_BUF_LOCK).unwrap_or(0);
     Ok(options)
+}
+
+/// Which interfaces the socket sends on, where it has chosen. One that is gone meanwhile is no choice any more: the kernel does not
+/// send on it either.
+fn interfaces(fd: BorrowedFd<'_>) -> Result<Vec<(i32, i32, Bytes)>> {
+    let mut found = Vec::new();
+    for (level, name, order) in socket::INTERFACE_OPTIONS {
+        let Ok(value @ 1..) = socket::int_option(fd, level, name).map(|value| order.number(value)) else { continue };
+        match socket::interface_name_at(fd, value) {
+            Ok(interface) => found.push((level, name, Bytes(interface))),
+            Err(Errno::ENODEV) => {}
+            Err(e) => return Err(failed("any", "SIOCGIFNAME")(e)),
+        }
+    }
+    Ok(found)
 }
 
 /// Takes an integer option out.
@@ -210,7 +226,6 @@ pub const IP_INTS: &[(i32, i32, Option<i32>)] = &[
     (libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, Some(0)),
     (libc::SOL_IP, 25, Some(0)), // IP_RECVFRAGSIZE
     (libc::SOL_IP, 26, Some(0)), // IP_RECVERR_RFC4884
-    (libc::SOL_IP, 50, Some(0)), // IP_UNICAST_IF
     (libc::SOL_IP, 51, Some(0)), // IP_LOCAL_PORT_RANGE
     (libc::SOL_IPV6, libc::IPV6_UNICAST_HOPS, None),
     (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, None),
@@ -231,7 +246,6 @@ pub const IP_INTS: &[(i32, i32, Option<i32>)] = &[
     (libc::SOL_IPV6, libc::IPV6_MINHOPCOUNT, Some(0)),
     (libc::SOL_IPV6, 74, Some(0)), // IPV6_RECVORIGDSTADDR
     (libc::SOL_IPV6, libc::IPV6_TRANSPARENT, Some(0)),
-    (libc::SOL_IPV6, 76, Some(0)), // IPV6_UNICAST_IF
     (libc::SOL_IPV6, 77, Some(0)), // IPV6_RECVFRAGSIZE
     (libc::SOL_IPV6, libc::IPV6_FREEBIND, Some(0)),
 ];
@@ -242,7 +256,6 @@ pub const MULTICAST_INTS: &[(i32, i32, Option<i32>)] = &[
     (libc::SOL_IP, libc::IP_MULTICAST_TTL, Some(1)),
     (libc::SOL_IP, libc::IP_MULTICAST_LOOP, Some(1)),
     (libc::SOL_IP, 49, Some(1)), // IP_MULTICAST_ALL
-    (libc::SOL_IPV6, libc::IPV6_MULTICAST_IF, Some(0)),
     (libc::SOL_IPV6, libc::IPV6_MULTICAST_HOPS, Some(1)),
     (libc::SOL_IPV6, libc::IPV6_MULTICAST_LOOP, Some(1)),
     (libc::SOL_IPV6, 29, Some(1)), // IPV6_MULTICAST_ALL

@@ -154,6 +154,9 @@ pub struct SocketOptions {
     pub ints: Vec<(i32, i32)>,
     /// Options with structured values by number: `SO_LINGER`, `SO_RCVTIMEO_NEW`, `SO_SNDTIMEO_NEW`, `SO_BINDTODEVICE`, raw.
     pub raw: Vec<(i32, Bytes)>,
+    /// Options that are the number of an interface, which is another one on every host (`IP_UNICAST_IF`, `IPV6_UNICAST_IF`,
+    /// `IPV6_MULTICAST_IF`), as (level, number of the option, name of the interface).
+    pub interfaces: Vec<(i32, i32, Bytes)>,
     /// `SO_GET_FILTER`: classic BPF, instructions of 8 bytes.
     pub filter: Vec<u64>,
     /// `SO_LOCK_FILTER`.

@@ -172,6 +172,8 @@ pub struct Introduction<'a> {
     pub dry_run: bool,
     /// Directory of an image here whose pages need not travel.
     pub base: Option<&'a Bytes>,
+    /// Others have been offered the target, too.
+    pub to_several: bool,
 }
 
 /// Pages that come later.

@@ -92,6 +92,7 @@ impl Peer<'_> {
             files: Some(self.wishes.files.clone()),
             base: self.wishes.base.clone(),
             lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
+            to_several: self.wishes.states.len() > 1,
             conventions: Box::new(survey.conventions.clone()),
         };
         protocol::send(&mut self.link.control, &offer)?;

@@ -71,6 +71,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             files: Some(no_files()),
             base: None,
             lease_ms: None,
+            to_several: false,
             conventions: Default::default(),
         };
         protocol::send(control, &offer).unwrap();

@@ -186,7 +186,7 @@ pub(crate) fn begin(job: &Job<'_>, sink: &Sink<'_>, place: &Place, taken: Option
 /// Takes the memory in rounds, if that makes the pause shorter.
 pub(crate) fn run(job: &Job<'_>, sink: &Sink<'_>, place: &Place, taken: Option<Taken>) -> Result<Rounds> {
     let mut rounds = Rounds::none();
-    if taken.is_none() && !worth_watching(job.resident_bytes, job.processes.into()) {
+    if taken.is_none() && !worth_watching(job.resident_bytes, job.processes.into(), job.threads.into()) {
         return Ok(rounds);
     }
     let mut tree = begin(job, sink, place, taken)?;

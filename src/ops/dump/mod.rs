@@ -49,6 +49,8 @@ pub(super) struct Job<'a> {
     pub workers: usize,
     pub resident_bytes: u64,
     pub processes: u32,
+    /// Their threads, the first ones too.
+    pub threads: u32,
     /// `--bandwidth`, bytes a second.
     pub bandwidth: Option<u64>,
 }
@@ -86,6 +88,7 @@ pub fn run(options: &DumpOptions, events: &dyn Events) -> Result<Outcome> {
         workers: options.memory.streams.map_or_else(default_workers, usize::from),
         resident_bytes: findings.memory_bytes,
         processes: findings.processes,
+        threads: findings.threads,
         bandwidth: options.memory.bandwidth,
     };
     let place = Place::begin(options, &resolved.processes, compression(options.memory.compress))?;

@@ -21,6 +21,9 @@ pub fn early(fd: BorrowedFd<'_>, options: &SocketOptions, skip: &[i32]) -> Resul
             socket::set_option(fd, libc::SOL_SOCKET, *name, &value.0).map_err(failed("any", "SO_BINDTODEVICE"))?;
         }
     }
+    for (level, name, interface) in &options.interfaces {
+        set_interface(fd, *level, *name, &interface.0)?;
+    }
     // Large enough for whatever is in the queues; `late` sets what the program had.
     for (name, force) in [(libc::SO_SNDBUF, libc::SO_SNDBUFFORCE), (libc::SO_RCVBUF, libc::SO_RCVBUFFORCE)] {
         if let Some(value) = int(options, name) {
@@ -28,6 +31,18 @@ pub fn early(fd: BorrowedFd<'_>, options: &SocketOptions, skip: &[i32]) -> Resul
         }
     }
     Ok(())
+}
+
+/// Sets an option to the number that an interface has here.
+fn set_interface(fd: BorrowedFd<'_>, level: i32, name: i32, interface: &[u8]) -> Result<()> {
+    let bad = || Error::BadModel { kind: "any", reason: format!("option {name} of level {level} names an interface") };
+    let (.., order) =
+        socket::INTERFACE_OPTIONS.into_iter().find(|(l, n, _)| (*l, *n) == (level, name)).ok_or_else(bad)?;
+    let what = || format!("looking for the interface {}", String::from_utf8_lossy(interface));
+    let index = socket::interface_index_at(fd, interface).map_err(|e| failed("any", &what())(e))?;
+    let value = order.number(index.cast_signed()).cast_signed();
+    socket::set_int_option(fd, level, name, value)
+        .map_err(failed("any", &format!("setting option {name} of level {level}")))
 }
 
 /// The rest of `SOL_SOCKET`, when queues are filled and the connection is made.

@@ -457,6 +457,8 @@ pub const NOT_HERE: &[(&str, &str)] = &[
     ("TCP_STATE", "lasts for a moment of a handshake; src/collect/fd/tcp.rs"),
     ("UNIX_QUEUE", "takes more messages than are looked at; src/collect/fd/unix.rs"),
     ("ADDRESS_MISSING", "src/restore/preflight.rs, and tests/it/networks.rs with addresses that move"),
+    ("INTERFACE_MISSING", "takes another host; src/restore/preflight.rs"),
+    ("ADDRESS_OF_SEVERAL", "takes a kernel without nf_tables; src/ops/network.rs"),
     ("SAME_NETWORK", "tests/it/same_network.rs"),
     ("MOUNT_OUTSIDE", "tests/it/confined.rs and src/collect/ns, with mounts of all kinds"),
     ("FILE_SPACE", "takes a full disk; src/files"),
