@@ -20,6 +20,7 @@ use super::source::{Again, Fence};
 use crate::companion::held::Held;
 use crate::memory::pipeline::ReadPages;
 use crate::transport::Link;
+use crate::transport::backoff::Backoff;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -157,7 +158,7 @@ pub fn settle<'a>(
     rest: Option<Rest<'_>>,
     found: &mut Found<'a>,
 ) -> io::Result<Settled> {
-    let mut pause = LOOK_AGAIN.0;
+    let mut backoff = Backoff::new(LOOK_AGAIN);
     let mut silence = Silence::begin(fence, Candidate(0));
     let mut owed = Owed { rest, since: None };
     loop {
@@ -177,7 +178,7 @@ pub fn settle<'a>(
                     match ask(journals, &line, again, &mut silence, found) {
                         Ok(Some(Settled::PagesOwed)) => match owed.bring(&line, again.to(asked), &mut silence) {
                             Brought::Everything => drained(journals, attempt, found),
-                            Brought::Some => pause = LOOK_AGAIN.0,
+                            Brought::Some => backoff.reset(),
                             Brought::Nothing => {}
                             Brought::InVain => return Ok(Settled::PagesOwed),
                         },
@@ -199,8 +200,7 @@ pub fn settle<'a>(
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
             Err(error) => tracing::info!(%error, %attempt, "not settled yet"),
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(LOOK_AGAIN.1);
+        std::thread::sleep(backoff.pause());
     }
 }
 
@@ -373,7 +373,7 @@ fn tell_all(line: &Line, unsaid: &[(Candidate, Request)], again: Again<'_>) {
 
 /// Tells the destination what has been decided, until it has heard.
 fn tell(line: &Line, request: Request, again: Again<'_>) {
-    let (until, mut pause) = (Instant::now() + TELL_FOR, LOOK_AGAIN.0);
+    let (until, mut backoff) = (Instant::now() + TELL_FOR, Backoff::new(LOOK_AGAIN));
     while Instant::now() < until {
         let answer = again.link().and_then(|mut link| resolve::ask(&mut link.control, line, request));
         match answer {
@@ -382,8 +382,7 @@ fn tell(line: &Line, request: Request, again: Again<'_>) {
             Ok(_) => tracing::debug!(?request, "nobody decides there now"),
             Err(error) => tracing::debug!(%error, ?request, "the destination was not told"),
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(LOOK_AGAIN.1);
+        std::thread::sleep(backoff.pause());
     }
     tracing::warn!(?request, "the destination was not told: it may hold a copy, which waits there");
 }

@@ -9,6 +9,7 @@ use super::words::Dest;
 use super::{Event, Events, interrupt};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::transport::Abort;
+use crate::transport::backoff::Backoff;
 use std::time::{Duration, Instant};
 
 /// Before the same destinations are tried again: at first, and at most.
@@ -55,7 +56,7 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         None => (options.dests.clone(), further.alternates.clone()),
     };
     let turns = [chosen.0.as_slice(), chosen.1.as_slice()];
-    let (begun, mut failed, mut pause) = (Instant::now(), Vec::new(), AGAIN_AFTER.0);
+    let (begun, mut failed, mut backoff) = (Instant::now(), Vec::new(), Backoff::new(AGAIN_AFTER));
     let mut again = 0;
     loop {
         let mut last = None;
@@ -85,8 +86,7 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
             return Err(failure);
         }
         tell(&failure, &failed, events);
-        wait(pause, abort)?;
-        pause = (pause * 2).min(AGAIN_AFTER.1);
+        wait(backoff.pause(), abort)?;
     }
 }
 

@@ -19,6 +19,7 @@
 //! here knows what a page is.
 
 pub mod address;
+pub mod backoff;
 pub mod channel;
 pub mod connect;
 pub mod error;

@@ -9,6 +9,7 @@ use crate::migration::journal::Step;
 use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::report::Pause;
 use crate::ops::Event;
+use crate::transport::backoff::Backoff;
 use crate::transport::{Abort, FrameKind};
 use std::time::Duration;
 
@@ -110,7 +111,7 @@ impl Attempt<'_> {
     /// Looks for a link, and asks who owns the target: until that is known, or somebody wants this to end.
     fn ask_until_known(&mut self, target: &mut dyn Target, interrupted: &Abort) -> Result<Option<i32>, MoveError> {
         let Some(again) = self.wishes.again else { return Ok(None) };
-        let (mut pause, mut pid) = (LOOK_AGAIN.0, None);
+        let (mut backoff, mut pid) = (Backoff::new(LOOK_AGAIN), None);
         self.events.event(Event::Warning(format!(
             "in doubt: the target is held here while {} is asked whether it runs there",
             self.peers.link.control.peer()
@@ -154,8 +155,7 @@ impl Attempt<'_> {
                     self.happened(target, Happened::Silent(to));
                 }
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(LOOK_AGAIN.1);
+            std::thread::sleep(backoff.pause());
         }
         Ok(pid)
     }

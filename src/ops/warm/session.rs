@@ -20,6 +20,7 @@ use crate::ops::{Event, Events, move_, paths, target};
 use crate::proc::ProcDir;
 use crate::sys::fd;
 use crate::transport::Abort;
+use crate::transport::backoff::Backoff;
 use nix::poll::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -223,7 +224,7 @@ impl Session {
             Err(failure) => return self.relay.finish(Err(failure)),
         };
         let root = self.root();
-        let mut pause = AGAIN_AFTER.0;
+        let mut backoff = Backoff::new(AGAIN_AFTER);
         loop {
             let begun = Instant::now();
             let result = move_::run_when(&moves, Some(&self.warm), &*self.relay, &self.abort);
@@ -233,14 +234,15 @@ impl Session {
                 return;
             }
             // What worked for long is a new beginning.
-            pause = if begun.elapsed() > AGAIN_AFTER.1 { AGAIN_AFTER.0 } else { pause };
+            if begun.elapsed() > AGAIN_AFTER.1 {
+                backoff.reset();
+            }
             self.is_lost.store(true, Ordering::Relaxed);
             let mut fds = [PollFd::new(self.abort.fd(), PollFlags::POLLIN)];
-            let _ = poll(&mut fds, u16::try_from(pause.as_millis()).unwrap_or(u16::MAX));
+            let _ = poll(&mut fds, u16::try_from(backoff.pause().as_millis()).unwrap_or(u16::MAX));
             if self.abort.is_triggered() {
                 return;
             }
-            pause = (pause * 2).min(AGAIN_AFTER.1);
             self.is_lost.store(false, Ordering::Relaxed);
         }
     }

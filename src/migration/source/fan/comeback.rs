@@ -9,6 +9,7 @@ use crate::migration::protocol::AttemptId;
 use crate::migration::warm::Warm;
 use crate::ops::{Event, Events};
 use crate::transport::Abort;
+use crate::transport::backoff::Backoff;
 use crossbeam_channel::{Sender, unbounded};
 use std::sync::Arc;
 use std::thread::Scope;
@@ -21,19 +22,19 @@ const AGAIN_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Search {
     due: Instant,
-    pause: Duration,
+    backoff: Backoff,
     is_under_way: bool,
 }
 
 impl Search {
     /// It was lost just now.
     pub fn begin() -> Self {
-        Self { due: Instant::now() + AGAIN_AFTER.0, pause: AGAIN_AFTER.0, is_under_way: false }
+        let mut backoff = Backoff::new(AGAIN_AFTER);
+        Self { due: Instant::now() + backoff.pause(), backoff, is_under_way: false }
     }
 
     fn failed(&mut self) {
-        self.pause = (self.pause * 2).min(AGAIN_AFTER.1);
-        (self.due, self.is_under_way) = (Instant::now() + self.pause, false);
+        (self.due, self.is_under_way) = (Instant::now() + self.backoff.pause(), false);
     }
 }
 
