@@ -5,7 +5,7 @@ use super::confined::{self, User};
 use crate::companion::detach;
 use crate::migration::MoveError;
 use crate::migration::protocol::AttemptId;
-use crate::ops::receive;
+use crate::ops::{proxies, receive};
 use crate::sys::pass_fd;
 use crate::transport::frame::FrameKind;
 use crate::transport::hello::{self, HostFacts, Purpose};
@@ -179,6 +179,7 @@ fn serve(link: Link, spec: &SessionSpec) -> Result<(), SessionError> {
             let limit = link.max_memory_bytes;
             Ok(receive::run(link, &spec.state, &spec.run, limit)?)
         }
+        Purpose::Relay => Ok(proxies::serve(link, &spec.keys, &spec.peers)?),
         Purpose::Receive => {
             link.control.refuse("this version gives no targets away on request");
             Ok(())

@@ -109,7 +109,7 @@ impl Args {
             state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
             with: self.with.clone(),
             base: self.base.clone(),
-            peer: self.many.add_to(self.peer.options()),
+            peer: self.many.add_to(self.peer.options(), config)?,
             lease: self.lease.0,
             quorum: self.many.quorum(),
             dry_run: self.dry_run,

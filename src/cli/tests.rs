@@ -200,7 +200,6 @@ fn moves() {
         "",
         "7 b --max-downtime 50",
         "7 http://x",
-        "7 b --via c",
         "7 b --mode lazy",
         "7 b --recoverable=2",
         "7 b --exit-when luck",
@@ -217,7 +216,9 @@ fn several_destinations() {
         assert_eq!(options.dests, ["b", "c"].map(|dest| dest.parse().unwrap()));
         assert_eq!(options.quorum, crate::migration::source::Quorum::Percent(50));
     }
-    refused::<r#move::Args>(&["7 b --quorum 0", "7 b --quorum all"]);
+    let options = parse::<r#move::Args>("7 b c --via p,tcp://q").unwrap().options(&config).unwrap();
+    assert_eq!(options.peer.via, ["p", "tcp://q"].map(|dest| dest.parse().unwrap()));
+    refused::<r#move::Args>(&["7 b --quorum 0", "7 b --quorum all", "7 b --via"]);
     let failure = parse::<r#move::Args>("7 @rack").unwrap().options(&config).unwrap_err();
     assert!(failure.what.contains("no group rack"), "{}", failure.what);
 }

@@ -1,7 +1,7 @@
 //! `migrate warm`.
 
 use super::options::dest::{DestArg, resolve};
-use super::options::many::{PathArgs, QuorumArgs};
+use super::options::many::{PathArgs, ProxyArgs, QuorumArgs};
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
 use super::signals::Watch;
 use super::{Context, config::Config};
@@ -53,6 +53,8 @@ pub struct Args {
     quorum: QuorumArgs,
     #[command(flatten)]
     paths: PathArgs,
+    #[command(flatten)]
+    proxies: ProxyArgs,
 }
 
 impl Args {
@@ -82,7 +84,7 @@ impl Args {
             state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
             with: self.with.clone(),
             base: None,
-            peer: self.paths.add_to(self.peer.options()),
+            peer: self.proxies.add_to(self.paths.add_to(self.peer.options()), config)?,
             lease: self.lease.0,
             quorum: self.quorum.quorum(),
             dry_run: false,

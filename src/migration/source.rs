@@ -188,6 +188,8 @@ pub struct Wishes<'a> {
     pub lease: Duration,
     /// Of several destinations, how many the exit condition has to hold for.
     pub quorum: Quorum,
+    /// What is the same for several destinations leaves this host once.
+    pub shares_uplink: bool,
     /// Rounds go on without end, until this says that the target is to move.
     pub warm: Option<&'a Warm>,
 }

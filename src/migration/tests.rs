@@ -488,6 +488,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         recoverable: None,
         lease: destination::LEASE,
         quorum: Quorum::default(),
+        shares_uplink: false,
         warm: None,
     }
 }

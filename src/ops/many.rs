@@ -2,6 +2,7 @@
 
 use super::move_::{connect_to, peer_failure};
 use super::options::MoveOptions;
+use super::proxies;
 use super::words::Dest;
 use super::{Event, Events};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -11,6 +12,7 @@ use crate::migration::report::{Became, Report};
 use crate::migration::source::{self, Target, Wishes, fan};
 use crate::migration::switchover::Step;
 use crate::transport::hello::Purpose;
+use crate::transport::proxy::Trunk;
 use crate::transport::{Abort, Link};
 
 /// What does not go together with several destinations, yet or at all.
@@ -63,21 +65,26 @@ pub(super) fn owner(options: &MoveOptions, report: &Report) -> String {
     options.dests.get(n).map(ToString::to_string).unwrap_or_default()
 }
 
+/// Those that can be reached.
+pub(super) struct Reached {
+    pub links: Vec<Link>,
+    pub dests: Vec<Dest>,
+    /// The way that links take.
+    pub trunk: Option<Trunk>,
+}
+
 /// Links to those that can be reached, all tried at once; of the others a warning tells.
 ///
 /// # Errors
 /// None can be.
-pub(super) fn connect(
-    options: &MoveOptions,
-    streams: u16,
-    events: &dyn Events,
-    abort: &Abort,
-) -> Result<(Vec<Link>, Vec<Dest>)> {
+pub(super) fn connect(options: &MoveOptions, streams: u16, events: &dyn Events, abort: &Abort) -> Result<Reached> {
+    let trunk = proxies::begin(&options.peer, events, abort)?;
+    let connect = |dest| match &trunk {
+        Some(trunk) => proxies::link(trunk, dest, (&options.peer, streams), events, abort),
+        None => connect_to(dest, &options.peer, Purpose::Send, streams, abort),
+    };
     let tried: Vec<_> = std::thread::scope(|scope| {
-        let tries = options
-            .dests
-            .iter()
-            .map(|dest| scope.spawn(move || connect_to(dest, &options.peer, Purpose::Send, streams, abort)));
+        let tries = options.dests.iter().map(|dest| scope.spawn(move || connect(dest)));
         let tries: Vec<_> = tries.collect();
         tries.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
     });
@@ -103,7 +110,7 @@ pub(super) fn connect(
         let causes: String = failure.causes.iter().map(|cause| format!(": {cause}")).collect();
         events.event(Event::Warning(format!("{} and is left out{causes}", failure.what)));
     }
-    Ok((links, dests))
+    Ok(Reached { links, dests, trunk })
 }
 
 /// Nobody can be reached.

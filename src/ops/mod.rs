@@ -32,6 +32,7 @@ pub mod places;
 mod point;
 pub mod pre_dump;
 pub mod preflight;
+pub mod proxies;
 pub mod receive;
 mod recover;
 pub mod resolve;

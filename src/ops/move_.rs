@@ -13,7 +13,7 @@ use super::supervisor;
 use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, fence, interrupt, late, luggage, many, outside, preflight, standstill};
+use super::{Event, Events, addresses, fence, interrupt, late, luggage, many, outside, preflight, proxies, standstill};
 use crate::collect::preflight::{Findings, size::Size};
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -78,6 +78,10 @@ pub(super) fn run_when(
     abort: &Abort,
 ) -> Result<Outcome> {
     refuse(options)?;
+    proxies::or_directly(options, events, abort, &|options| attempt(options, warm, events, abort))
+}
+
+fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
     let policy = policy(&options.state);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
@@ -94,13 +98,16 @@ pub(super) fn run_when(
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
-    let (links, dests) = many::connect(options, streams, events, abort)?;
+    let many::Reached { links, dests, trunk } = many::connect(options, streams, events, abort)?;
     let options = &MoveOptions { dests, ..options.clone() };
     let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
-    let link_again =
-        |to: Candidate, ends: Option<&Abort>| connect_again(&options.dests, to, &options.peer, ends.unwrap_or(abort));
+    let link_again = |to: Candidate, ends: Option<&Abort>| match (&trunk, ends, options.dests.get(usize::from(to.0))) {
+        // One that a warm-up has lost comes back by the way that the others go.
+        (Some(trunk), Some(ends), Some(dest)) => proxies::link(trunk, dest, (&options.peer, 0), events, ends),
+        _ => connect_again(&options.dests, to, &options.peer, ends.unwrap_or(abort)),
+    };
     let again = Some(Again::new(&link_again));
     let command = options
         .mode
@@ -108,7 +115,8 @@ pub(super) fn run_when(
         .as_ref()
         .map(|command| |who: Candidate| fence::switch_off(command, &many::name(&options.dests, who), &session));
     let fence = command.as_ref().map(|command| Fence { command, after: options.peer.peer_timeout });
-    let wishes = Wishes { stop_and_copy: backend.is_none(), again, fence, files, warm, ..wishes(options, &journals)? };
+    let (stop_and_copy, shares_uplink) = (backend.is_none(), trunk.is_some());
+    let wishes = Wishes { stop_and_copy, shares_uplink, again, fence, files, warm, ..wishes(options, &journals)? };
     let looked = (resolved, policy, findings);
     let mut live = Live::new(options, looked, backend.unwrap_or(Backend::Hash), addresses, (hooks.clone(), events));
     live.same_host = links.iter().any(Link::is_same_host);
@@ -118,7 +126,11 @@ pub(super) fn run_when(
         None => live.hold_units()?,
     }
     live.holds_late = warm.is_some();
-    let moved = many::run(links, &mut live, &wishes, events, abort);
+    let all_share = links.iter().all(|link| link.proxy.is_some());
+    let mut moved = many::run(links, &mut live, &wishes, events, abort);
+    if let (Some(trunk), Ok(report), true) = (&trunk, &mut moved, all_share) {
+        report.bytes_sent = trunk.bytes_sent();
+    }
     live.part(&moved);
     release(live.held.take(), &moved, events);
     hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
@@ -127,7 +139,9 @@ pub(super) fn run_when(
     }
     let report = moved.map_err(|error| failure(options, error))?;
     report.warnings.iter().for_each(|warning| events.event(Event::Warning(warning.clone())));
-    Ok(outcome(options, root.0, report, (live.at_once, live.was_frozen)))
+    let mut outcome = outcome(options, root.0, report, (live.at_once, live.was_frozen));
+    outcome.via = trunk.map_or_else(Vec::new, |_| options.peer.via.iter().map(ToString::to_string).collect());
+    Ok(outcome)
 }
 
 /// What does not go together.
@@ -220,6 +234,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         recoverable: options.mode.recoverable,
         lease: options.lease,
         quorum: options.quorum,
+        shares_uplink: false,
         warm: None,
     })
 }
@@ -254,8 +269,13 @@ pub(crate) fn connect_to(
     streams: u16,
     abort: &Abort,
 ) -> std::result::Result<Link, TransportError> {
+    connect::connect(&address(dest), &connection(dest, peer), Request { purpose, streams }, abort)
+}
+
+/// How a destination or a proxy is reached from here.
+pub(super) fn connection(dest: &Dest, peer: &PeerOptions) -> ConnectOptions {
     let places = Places::here();
-    let connection = ConnectOptions {
+    ConnectOptions {
         keys: places.keys,
         peers: places.peers,
         connect_timeout: peer.connect_timeout,
@@ -266,8 +286,7 @@ pub(crate) fn connect_to(
         bootstrap: peer.bootstrap,
         program: crate::companion::OWN_PROGRAM.into(),
         route: peer.route_to(dest).cloned(),
-    };
-    connect::connect(&address(dest), &connection, Request { purpose, streams }, abort)
+    }
 }
 
 /// Opens a link to one of several destinations again, without channels for pages.
@@ -286,7 +305,7 @@ pub(crate) fn connect_again(
         source: std::io::ErrorKind::NotFound.into(),
     };
     let dest = dests.get(usize::from(to.0)).ok_or_else(nobody)?;
-    connect_to(dest, peer, Purpose::Send, 0, abort)
+    proxies::link_again(dest, peer, abort)
 }
 
 /// A destination as the transport knows it.

@@ -306,6 +306,9 @@ pub struct PeerOptions {
     pub allow_plain: bool,
     /// `--route`: the ways to some destinations.
     pub routes: Vec<Pinned>,
+    /// `--via`: proxies, the nearest first; none = destinations are connected to directly.
+    #[serde(with = "word::list")]
+    pub via: Vec<Dest>,
 }
 
 /// The way to one destination.
@@ -335,6 +338,7 @@ impl Default for PeerOptions {
             peer_timeout: Duration::from_secs(30),
             allow_plain: false,
             routes: Vec::new(),
+            via: Vec::new(),
         }
     }
 }

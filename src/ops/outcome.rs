@@ -106,6 +106,8 @@ pub struct Outcome {
     pub points: Option<Cost>,
     /// Attempts before this one.
     pub attempts: Vec<Attempt>,
+    /// Proxies that it went through, the nearest first.
+    pub via: Vec<String>,
     /// Of several destinations each.
     pub candidates: Vec<CandidateReport>,
     /// Processes in the tree.
@@ -142,6 +144,7 @@ impl Outcome {
             stalls: Vec::new(),
             points: None,
             attempts: Vec::new(),
+            via: Vec::new(),
             candidates: Vec::new(),
             processes: None,
             threads: None,

@@ -29,6 +29,7 @@ pub mod link;
 pub mod path;
 pub mod peers;
 pub mod preamble;
+pub mod proxy;
 pub mod pump;
 pub mod route;
 pub mod ssh;

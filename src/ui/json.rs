@@ -271,6 +271,9 @@ pub fn outcome(outcome: &Outcome) -> Object {
     if !outcome.attempts.is_empty() {
         fields = fields.list("attempts", outcome.attempts.iter().map(attempt).collect());
     }
+    if !outcome.via.is_empty() {
+        fields = fields.with("via", outcome.via.clone());
+    }
     if !outcome.candidates.is_empty() {
         fields = fields.list("candidates", outcome.candidates.iter().map(candidate).collect());
     }

@@ -81,6 +81,10 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
             format!("{}, to {dests}, failed after {}: {}", n + 1, time(attempt.took), clean(&attempt.failure)),
         );
     }
+    if !outcome.via.is_empty() {
+        let what = "which passed on what left this host once";
+        row("through", format!("{}, {what}", clean(&outcome.via.join(", then "))));
+    }
     for candidate in &outcome.candidates {
         row("to", candidate_line(candidate));
     }

@@ -40,6 +40,7 @@ mod peer_user;
 mod programs;
 mod reader;
 mod refusals;
+mod relay;
 mod rounds;
 mod same_network;
 mod sockets;

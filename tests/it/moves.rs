@@ -62,8 +62,13 @@ impl Counter {
 
     /// Another program that counts in the file of its first argument, with further ones.
     pub fn of(script: &str, arguments: &[&str]) -> Self {
+        Self::by(Command::new("setsid"), script, arguments)
+    }
+
+    /// The same, by a command that executes the one in its further arguments.
+    pub fn by(mut command: Command, script: &str, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let child = Command::new("setsid")
+        let child = command
             .args(["/usr/bin/python3", "-c", script])
             .arg(dir.path().join("count"))
             .args(arguments)

@@ -28,6 +28,8 @@ pub struct ManyArgs {
     retry_timeout: Option<Time>,
     #[command(flatten)]
     paths: PathArgs,
+    #[command(flatten)]
+    proxies: ProxyArgs,
 }
 
 impl ManyArgs {
@@ -45,8 +47,11 @@ impl ManyArgs {
     }
 
     /// With the ways to some of them.
-    pub fn add_to(&self, peer: PeerOptions) -> PeerOptions {
-        self.paths.add_to(peer)
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn add_to(&self, peer: PeerOptions, config: &Config) -> Result<PeerOptions, Failure> {
+        self.proxies.add_to(self.paths.add_to(peer), config)
     }
 
     /// The quorum as the engine takes it.
@@ -103,6 +108,28 @@ impl PathArgs {
     pub fn add_to(&self, mut peer: PeerOptions) -> PeerOptions {
         peer.routes.extend(self.routes.iter().map(|arg| arg.0.clone()));
         peer
+    }
+}
+
+/// Hosts on the way.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct ProxyArgs {
+    /// Send what is for the destinations once to this host, which passes it on; of several, each to the next
+    ///
+    /// They run an agent, or are reached by ssh, as destinations are, and reach destinations (tcp:// or ssh) by keys of their own. A proxy keeps nothing. Where it fails before the target is handed over, destinations are connected to directly.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    via: Vec<DestArg>,
+}
+
+impl ProxyArgs {
+    /// How peers are reached, with the hosts on the way.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn add_to(&self, mut peer: PeerOptions, config: &Config) -> Result<PeerOptions, Failure> {
+        peer.via = dest::resolve(&self.via, config)?;
+        Ok(peer)
     }
 }
 

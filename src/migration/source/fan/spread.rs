@@ -29,6 +29,8 @@ pub(super) struct Spread<'f> {
     pub to: Vec<(usize, &'f Lane)>,
     pub room: &'f Room,
     pub in_pause: bool,
+    /// A frame leaves this host once, however many take it.
+    pub shares_uplink: bool,
     pub throttle: &'f Throttle,
     /// Nobody wants them any more.
     pub is_over: &'f (dyn Fn() -> bool + Sync),
@@ -101,7 +103,8 @@ impl Spread<'_> {
             }
             self.room.wait(LOOK);
         }
-        self.throttle.sent(frame.len() as u64 * taken);
+        let times = if self.shares_uplink { taken.min(1) } else { taken };
+        self.throttle.sent(frame.len() as u64 * times);
         match self.to.iter().all(|(_, lane)| lane.is_closed()) {
             true => Err(over()),
             false => Ok(()),
