@@ -186,7 +186,6 @@ mod tests {
     use super::*;
     use crate::image::Pid;
     use crate::ops::words::Target;
-    use crate::transport::wait::Abort;
     use std::cell::Cell;
 
     fn dests(words: &[&str]) -> Vec<Dest> {
@@ -222,12 +221,12 @@ mod tests {
         }
         let mut options = MoveOptions::new(Target::Pid(Pid(7)), "b".parse().unwrap());
         let abort = Abort::new().unwrap();
-        let tries = |options: &MoveOptions, kind, target| {
+        let tries = |options: &MoveOptions, kind: FailureKind, target: TargetState| {
             let tries = Cell::new(0);
             let attempt = |options: &MoveOptions| {
                 tries.set(tries.get() + 1);
                 assert_eq!(options.peer.via.is_empty(), tries.get() == 2 || kind == FailureKind::Usage);
-                Err(Failure::new("x").kind(kind).target(target.clone()))
+                Err::<Outcome, _>(Failure::new("x").kind(kind).target(target.clone()))
             };
             let _ = or_directly(options, &Silent, &abort, &attempt);
             tries.get()

@@ -14,6 +14,7 @@
 //!           <--------------------------------------- HELO: the same, protocol chosen, token, streams granted
 //! each bulk connection: preamble(bulk, session), TLS, JOIN token ->  <- JOIN
 //! ```
+//! Each of these connections may be a lane through a proxy ([`proxy`]).
 //!
 //! Invariants: every wait ends (abort, silence time-out or deadline); every length from outside has a limit; nothing
 //! here knows what a page is.

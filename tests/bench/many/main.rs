@@ -12,6 +12,8 @@
 //! - CPU of the agents, all of the move; and of the whole machine without the source's program, from `frozen` to `switched`
 //!   (cgroups(7)): what it is more than with one is that of the additional agents and what they rebuild.
 //!
+//! The same to four through a proxy, which is one more of the hosts: what leaves the source, over that with one destination.
+//!
 //! Then the same to four whose links carry 1 Gbit/s (tc-tbf(8)), in turn with four of which the last one is behind a relay of 1/100 of that:
 //! most resident memory of the program that moves it (`VmHWM`), and the total.
 //!
@@ -43,6 +45,8 @@ const SLOW_PORT: u16 = 7415;
 /// Goals: read, over memory and writes; pause, over that with one.
 const READ_MOST: f64 = 1.05;
 const PAUSE_MOST: f64 = 1.5;
+/// Uplink with a proxy, over that with one destination.
+const UPLINK_MOST: f64 = 1.1;
 /// MiB held for one that is slow: a queue of 8 MiB, a frame, and what the allocator keeps.
 const HELD_MOST: f64 = 16.0;
 /// With a slow one, over that without.
@@ -72,17 +76,21 @@ fn read_ratio(moved: &Moved) -> f64 {
 
 fn candidates(stage: &Stage, runs: usize) -> Result<(), String> {
     let mut all: [Vec<Moved>; CANDIDATES.len()] = Default::default();
+    let (mut relayed, proxy) = (Vec::new(), stage.address(stage::MOST - 1));
     for _ in 0..runs {
         for (moves, count) in all.iter_mut().zip(CANDIDATES) {
             let addresses: Vec<&str> = (0..count).map(|n| stage.address(n)).collect();
-            moves.push(stage.moves(&addresses).map_err(|e| format!("to {count}: {e}"))?);
+            moves.push(stage.moves(&addresses, None).map_err(|e| format!("to {count}: {e}"))?);
         }
+        let addresses: Vec<&str> = (0..FEW).map(|n| stage.address(n)).collect();
+        relayed.push(stage.moves(&addresses, Some(proxy)).map_err(|e| format!("to {FEW} through a proxy: {e}"))?);
     }
     let uplink = median(&all[0], &|m| m.uplink);
-    for (moves, count) in all.iter().zip(CANDIDATES) {
+    let through = (&relayed, format!("{FEW} through a proxy"));
+    for (moves, to) in all.iter().zip(CANDIDATES.map(|count| count.to_string())).chain([through]) {
         let row = |value: &dyn Fn(&Moved) -> f64| spread(moves, value);
         println!(
-            "to {count}: read {} x memory, {} x memory and writes; CPU of the source {} ms; uplink {} x one; total {} ms; \
+            "to {to}: read {} x memory, {} x memory and writes; CPU of the source {} ms; uplink {} x one; total {} ms; \
              pause {} ms; CPU of agents {} ms, of the machine but the source in the pause {} ms",
             row(&|m| m.read / (MIB << 20) as f64),
             row(&read_ratio),
@@ -98,6 +106,8 @@ fn candidates(stage: &Stage, runs: usize) -> Result<(), String> {
     for (moves, count) in all.iter().zip(CANDIDATES) {
         verdict(&format!("to {count}: read, x memory and writes"), median(moves, &read_ratio), READ_MOST, "");
     }
+    let name = format!("to {FEW} through a proxy: uplink, x that with one");
+    verdict(&name, median(&relayed, &|m| m.uplink) / uplink, UPLINK_MOST, "");
     let alone = PAUSE_MOST * median(&all[0], &|m| m.pause);
     for (moves, count) in all.iter().zip(CANDIDATES).filter(|(_, count)| *count == FEW) {
         let (pause, there) = (median(moves, &|m| m.pause), |moves: &[Moved]| median(moves, &|m| m.there_cpu));
@@ -121,10 +131,10 @@ fn slow(stage: &Stage, runs: usize) -> Result<(), String> {
     uneven[FEW - 1] = &behind;
     let (mut without, mut with, mut carried) = (Vec::new(), Vec::new(), 0);
     for _ in 0..runs {
-        without.push(stage.moves(&even).map_err(|e| format!("to {FEW} at {RATE}: {e}"))?);
+        without.push(stage.moves(&even, None).map_err(|e| format!("to {FEW} at {RATE}: {e}"))?);
         // One for each move: what the last one left on its way goes with it.
         let relay = Relay::begin(stage.middle(), at.clone(), agent, SLOW_RATE, Duration::ZERO)?;
-        with.push(stage.moves(&uneven).map_err(|e| format!("to {FEW}, one slow: {e}"))?);
+        with.push(stage.moves(&uneven, None).map_err(|e| format!("to {FEW}, one slow: {e}"))?);
         carried = relay.carried().max(carried);
     }
     for (name, moves) in [("all at", &without), ("one at 1/100 of", &with)] {

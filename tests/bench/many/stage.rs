@@ -152,8 +152,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Starts a target at the source, moves it to these addresses, looks at its memory, and ends it.
-    pub fn moves(&self, addresses: &[&str]) -> Result<Moved, String> {
+    /// Starts a target at the source, moves it to these addresses (`via`: through a proxy), looks at its memory, and ends it.
+    pub fn moves(&self, addresses: &[&str], via: Option<&str>) -> Result<Moved, String> {
         let source = &self.hosts[0];
         let path = self.dir.join("notes");
         let notes = Notes::make(&path)?;
@@ -165,6 +165,7 @@ impl Stage {
         let mut command = source.command(PROGRAM);
         command.args(["move", &pid.to_string()]).args(addresses);
         command.args(["--allow-plain", "--mode", "pre-copy", "--files", "skip", "--json"]);
+        command.args(via.iter().flat_map(|via| ["--via", via]));
         let mut moving = Ours(command.stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?);
         let mover = Group::make(&format!("many-{}-source", std::process::id()))?;
         mover.add(moving.0.id() as i32)?;
