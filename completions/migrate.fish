@@ -410,6 +410,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l disjoint-paths 
 drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -498,6 +499,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand warm" -l disjoint-paths 
 drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
