@@ -82,8 +82,7 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         );
     }
     if !outcome.via.is_empty() {
-        let what = "which passed on what left this host once";
-        row("through", format!("{}, {what}", clean(&outcome.via.join(", then "))));
+        row("through", clean(&outcome.via.join(", then ")));
     }
     for candidate in &outcome.candidates {
         row("to", candidate_line(candidate));
