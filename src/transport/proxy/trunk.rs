@@ -49,12 +49,45 @@ pub struct Lasting {
 struct Shared {
     peer: String,
     out: Mutex<Outgoing>,
+    turns: Turns,
     state: Mutex<State>,
     /// Something about the state is new.
     changed: Condvar,
     /// Ends every wait of the threads.
     abort: Abort,
     _ssh: Option<SshChild>,
+}
+
+/// Lanes send in the order in which they have come. By the lock alone the one that has just sent would be the next, and the others would
+/// fall behind it, until what they send is too old to be named.
+#[derive(Debug, Default)]
+struct Turns {
+    /// Turns that were taken, and those that are over.
+    counts: Mutex<(u64, u64)>,
+    over: Condvar,
+}
+
+/// Over when it is dropped.
+struct Turn<'t>(&'t Turns);
+
+impl Turns {
+    /// Waits for those who have come before.
+    fn take(&self) -> Turn<'_> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = counts.0;
+        counts.0 += 1;
+        while counts.1 < number {
+            counts = self.over.wait(counts).unwrap_or_else(PoisonError::into_inner);
+        }
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner).1 += 1;
+        self.0.over.notify_all();
+    }
 }
 
 /// The link to the proxy, to send by.
@@ -119,8 +152,8 @@ impl Trunk {
         let (mut input, channel) = control.split()?;
         let out = Mutex::new(Outgoing { channel, recent: Recent::default() });
         let state = Mutex::new(State { is_held: true, ..State::default() });
-        let shared = Shared { peer: peer.clone(), out, state, changed: Condvar::new(), abort, _ssh: ssh };
-        let shared = Arc::new(shared);
+        let (turns, changed) = (Turns::default(), Condvar::new());
+        let shared = Arc::new(Shared { peer: peer.clone(), out, turns, state, changed, abort, _ssh: ssh });
         let (threads, silence) = (Arc::clone(&shared), options.peer_timeout);
         let listening = std::thread::Builder::new().name("proxy".into()).spawn(move || {
             let end = threads.listen(&mut input, silence);
@@ -286,7 +319,9 @@ impl Shared {
             }
         }
         drop(state);
+        let turn = self.turns.take();
         let sent = self.out().send(number, frame);
+        drop(turn);
         if let Err(error) = &sent {
             tracing::debug!(%error, peer = self.peer, "a proxy takes no more");
             self.abort.trigger();
