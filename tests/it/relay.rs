@@ -478,7 +478,8 @@ fn proxies_and_destinations_are_reached_by_ssh() {
         let theirs = log.lines().filter(|line| line.contains(program)).map(|line| line.split(' ').nth(3).unwrap());
         theirs.map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
     };
-    assert_eq!(by("/near "), ["p".to_owned()].into(), "{log}");
+    // One that did not get the target may be told so past the proxies.
+    assert!(by("/near ").contains("p") && !by("/near ").contains("q"), "{log}");
     assert_eq!(by("ssh "), ["b", "c", "q"].map(str::to_owned).into(), "{log}");
 }
 
