@@ -1,12 +1,13 @@
 //! What a command says when it could not do its work: object, causes, remedy, and the state the target is in.
 
 use crate::blocker::{Blocker, Code};
+use serde::{Deserialize, Serialize};
 
 /// The result of every operation that can fail.
 pub type Result<T> = std::result::Result<T, Failure>;
 
 /// A failed operation, ready to be shown to a person or a program.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What failed, one sentence that names the object.
     pub what: String,
@@ -25,7 +26,7 @@ pub struct Failure {
 }
 
 /// The state a target is left in. Every failure ends with one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TargetState {
     /// Nothing was stopped or started.
     Untouched,
@@ -46,7 +47,7 @@ pub enum TargetState {
 }
 
 /// Classes of failure; the discriminant is the exit code (cli.md).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum FailureKind {
     /// Failed, the target is unharmed where it was, or nothing was started.

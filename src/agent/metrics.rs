@@ -280,6 +280,7 @@ mod tests {
             candidate: 0,
             target_pid: None,
             session: String::new(),
+            asked_for: String::new(),
             held: None,
             addresses: Vec::new(),
             pages_owed: false,

@@ -15,6 +15,7 @@ mod cancel;
 mod check;
 mod demo;
 mod dump;
+mod evacuate;
 mod explain;
 mod keygen;
 mod list;
@@ -67,6 +68,7 @@ enum Verb {
     Warm(Box<warm::Args>),
     Switch(switch::Args),
     Cancel(cancel::Args),
+    Evacuate(Box<evacuate::Args>),
     Resolve(resolve::Args),
 }
 
@@ -89,6 +91,7 @@ impl Verb {
             Self::Warm(args) => args.run(context),
             Self::Switch(args) => args.run(context),
             Self::Cancel(args) => args.run(context),
+            Self::Evacuate(args) => args.run(context),
             Self::Resolve(args) => args.run(context),
         }
     }

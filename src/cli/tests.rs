@@ -223,6 +223,38 @@ fn several_destinations() {
 }
 
 #[test]
+fn evacuations() {
+    use crate::ops::evacuate::plan::Place;
+    let config = Config::default();
+    let read = |line| parse::<evacuate::Args>(line).unwrap().options(&config).unwrap();
+    let options = read("7 unit:a.service --to b,c");
+    let targets = vec![Target::Pid(Pid(7)), Target::Unit("a.service".into())];
+    let to = ["b", "c"].map(|dest| dest.parse().unwrap()).to_vec();
+    assert_eq!(options, EvacuateOptions { session: options.session, ..EvacuateOptions::new(targets, to) });
+    let options = read(
+        "--all --to b --jobs 3 --place fill --keep-going --dry-run --retries 2 --retry-timeout 1m --bandwidth 8Mbit/s \
+         --route b=eth0 --hook frozen=true --lease 3s",
+    );
+    assert!(options.all && options.targets.is_empty() && options.keep_going && options.dry_run);
+    assert_eq!((options.jobs, options.place, options.memory.bandwidth), (3, Place::Fill, Some(1_000_000)));
+    assert_eq!((options.further.retries, options.further.within), (Some(2), Some(Duration::from_secs(60))));
+    assert_eq!((options.peer.routes.len(), options.state.hooks.len(), options.lease), (1, 1, Duration::from_secs(3)));
+    assert!(read("7 --to b --serial").serial);
+    refused::<evacuate::Args>(&[
+        "",
+        "7",
+        "--all",
+        "--to b",
+        "7 --all --to b",
+        "7 --to b --jobs 0",
+        "7 --to b --serial --jobs 3",
+        "7 --to b --place best",
+        "7 --to b --alternate c",
+        "7 --to b --base /x",
+    ]);
+}
+
+#[test]
 fn smaller_verbs() {
     assert_eq!(parse::<check::Args>("7 unit:x").unwrap().options(&Config::default()).unwrap().targets.len(), 2);
     assert_eq!(parse::<check::Args>("").unwrap().options(&Config::default()).unwrap(), CheckOptions::default());

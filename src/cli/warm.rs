@@ -113,4 +113,9 @@ impl Front for SessionFront {
         let settings = ui::Settings::handed_on(settings);
         Box::new(ui::Session::begin_elsewhere(&settings, verb, session, target, say))
     }
+
+    fn begin_part(&self, settings: &str, verb: &str, session: SessionId, target: &str, say: Say) -> Box<dyn Shown> {
+        let settings = ui::Settings::handed_on(settings);
+        Box::new(ui::Session::begin_elsewhere(&settings, verb, session, target, say).as_part())
+    }
 }

@@ -11,7 +11,7 @@ pub(crate) mod parcel;
 pub mod tracker;
 
 use crate::image::Pid;
-use crate::sys::{clone, wait};
+use crate::sys::{clone, fd, wait};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
@@ -51,4 +51,12 @@ pub(crate) fn spawn(entry: &str) -> io::Result<(Started, UnixStream)> {
     let environment = std::env::vars_os().map(setting).collect::<io::Result<Vec<_>>>()?;
     let child = detach::outside(|cgroup| clone::program(&path, &arguments, &environment, theirs.as_fd(), cgroup))?;
     Ok((Started(child), ours))
+}
+
+/// The socket that a process of ours was started with; its standard input is nobody's from here on.
+pub(crate) fn starter() -> io::Result<UnixStream> {
+    let socket = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from)?;
+    let null = std::fs::File::open("/dev/null")?;
+    fd::replace_stdin(null.as_fd())?;
+    Ok(socket)
 }

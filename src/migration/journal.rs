@@ -113,6 +113,9 @@ pub struct Line {
     /// The session, as a person knows it.
     #[serde(default)]
     pub session: String,
+    /// At the source: the target, as a person has named it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub asked_for: String,
     /// The copy on this host while it stands still, so that a later program can let it go or end it.
     #[serde(default)]
     pub held: Option<Held>,
@@ -232,6 +235,7 @@ impl Journal {
             candidate: 0,
             target_pid,
             session: String::new(),
+            asked_for: String::new(),
             held: None,
             addresses: Vec::new(),
             pages_owed: false,
@@ -274,6 +278,11 @@ impl Journal {
     /// Notes the session for later lines.
     pub fn set_session(&mut self, session: &str) {
         self.line.session = session.into();
+    }
+
+    /// Notes what a person has named the target, for later lines.
+    pub fn set_asked_for(&mut self, target: &str) {
+        self.line.asked_for = target.into();
     }
 
     /// Notes the destinations, where there are several, for later lines.

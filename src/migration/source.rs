@@ -156,6 +156,8 @@ pub trait Target {
 pub struct Wishes<'a> {
     /// The session's id, as a person sees it.
     pub session: String,
+    /// The target, as a person has named it.
+    pub asked_for: String,
     /// When to pause.
     pub goals: Goals,
     /// No rounds.
@@ -288,6 +290,7 @@ fn journal(id: AttemptId, wishes: &Wishes<'_>, peers: &[&str]) -> Result<Journal
     let mut journal = Journal::begin(wishes.journals, Role::Source, id, first, None)
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(&wishes.session);
+    journal.set_asked_for(&wishes.asked_for);
     if peers.len() > 1 {
         // Whoever takes over has to know all of them from the first line on.
         journal.set_candidates(peers);

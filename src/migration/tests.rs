@@ -471,6 +471,7 @@ fn goals() -> Goals {
 
 fn wishes(journals: &Path) -> Wishes<'_> {
     Wishes {
+        asked_for: "7".into(),
         session: "abcdefgh".into(),
         goals: goals(),
         stop_and_copy: false,

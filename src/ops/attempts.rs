@@ -2,13 +2,14 @@
 //! target runs where it is.
 
 use super::move_;
-use super::options::MoveOptions;
+use super::options::{MoveOptions, word};
 use super::outcome::{Attempt, Outcome};
 use super::paths::{self, Disjoint};
 use super::words::Dest;
 use super::{Event, Events, interrupt};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::transport::Abort;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// Before the same destinations are tried again: at first, and at most.
@@ -17,9 +18,10 @@ const AGAIN_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What is tried when an attempt has failed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Further {
     /// `--alternate`: where to if none of the destinations takes the target.
+    #[serde(with = "word::list")]
     pub alternates: Vec<Dest>,
     /// `--retries`: how often all of them are tried once more; `None` = not at all, or as often as the time allows.
     pub retries: Option<u32>,

@@ -8,6 +8,7 @@ mod choices;
 pub mod container;
 pub mod demo;
 pub mod dump;
+pub mod evacuate;
 pub mod fence;
 pub mod foreground;
 pub mod guardian;

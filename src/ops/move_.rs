@@ -193,6 +193,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
     let states = options.dests.iter().map(state).collect::<Result<_>>()?;
     Ok(Wishes {
         session: options.session.to_string(),
+        asked_for: options.target.to_string(),
         goals: Goals {
             downtime_max: options.mode.max_downtime,
             rounds_max: options.mode.max_rounds,
@@ -234,7 +235,8 @@ fn steps(mode: &ModeOptions) -> Vec<Step> {
     mode.converge.iter().copied().filter(wanted).collect()
 }
 
-fn policy(state: &StateOptions) -> Policy {
+/// The choices as a preflight takes them.
+pub(super) fn policy(state: &StateOptions) -> Policy {
     Policy {
         tcp: state.tcp,
         external_unix: state.external_unix.unwrap_or_default(),

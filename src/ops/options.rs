@@ -16,7 +16,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-mod word;
+mod evacuate;
+pub(super) mod word;
+
+pub use evacuate::EvacuateOptions;
 
 /// Where an image is written to or read from.
 #[derive(Debug, Clone, PartialEq, Eq)]

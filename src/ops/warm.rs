@@ -56,6 +56,9 @@ pub trait Front: Sync {
 
     /// Begins to show what this verb does, by `settings` that a [`Front`] of the command has written.
     fn begin(&self, settings: &str, verb: &str, session: SessionId, target: &str, say: Say) -> Box<dyn Shown>;
+
+    /// The same of what is a part of something larger: its end is no result of the command.
+    fn begin_part(&self, settings: &str, verb: &str, session: SessionId, target: &str, say: Say) -> Box<dyn Shown>;
 }
 
 /// What a session process is for.

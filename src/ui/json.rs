@@ -10,6 +10,7 @@ use crate::memory::lazy::stalls::class_limit;
 use crate::migration::points::taking::Cost;
 use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
+use crate::ops::evacuate::{Evacuation, Fate, LeftOut, TreeReport};
 use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Attempt, Outcome, Round, State, Where};
 use crate::ops::warm::wire::{Account, Candidate};
@@ -287,6 +288,49 @@ pub fn outcome(outcome: &Outcome) -> Object {
         .known("faults", outcome.faults)
         .known("processes", outcome.processes)
         .known("threads", outcome.threads)
+}
+
+/// The fields of `result` for an evacuation.
+pub fn evacuation(evacuation: &Evacuation) -> Object {
+    let left_out = |left: &LeftOut| {
+        Object::default().with("target", left.target.to_string()).with("name", left.name.as_str()).with("reason", left.why)
+    };
+    let fields = Object::default()
+        .list("trees", evacuation.trees.iter().map(tree).collect())
+        .with("total_us", us(evacuation.total))
+        .known("expected_us", evacuation.expected.map(us))
+        .with("bytes_sent", evacuation.bytes());
+    match evacuation.left_out.is_empty() {
+        true => fields,
+        false => fields.list("left_out", evacuation.left_out.iter().map(left_out).collect()),
+    }
+}
+
+/// One tree of an evacuation.
+fn tree(tree: &TreeReport) -> Object {
+    let fields = Object::default()
+        .with("target", tree.target.to_string())
+        .known("name", Some(tree.name.as_str()).filter(|name| !name.is_empty()))
+        .known("memory_bytes", tree.memory_bytes)
+        .known("session", tree.session.map(|session| session.to_string()))
+        .known("began_us", tree.began.map(us))
+        .known("took_us", tree.took.map(us));
+    match &tree.fate {
+        Fate::Planned { dest, forecast } => {
+            let fields = fields.with("became", "planned").with("dest", dest.to_string());
+            forecast.iter().fold(fields, |fields, cost| fields.object("forecast", self::forecast(cost)))
+        }
+        Fate::Moved { dest, moved } => fields
+            .with("became", "moved")
+            .with("dest", dest.to_string())
+            .known("pid", moved.pid)
+            .known("mode", moved.mode.as_deref())
+            .known("downtime_us", moved.downtime.map(us))
+            .known("bytes_sent", moved.bytes),
+        Fate::Gone(Some(dest)) => fields.with("became", "gone").with("dest", dest.as_str()),
+        Fate::Gone(None) => fields.with("became", "ended"),
+        Fate::Stayed(failure) => fields.with("became", "stayed").and(self::failure(failure)),
+    }
 }
 
 fn state(state: State) -> &'static str {

@@ -29,6 +29,8 @@ pub struct Session {
     log: Option<PathBuf>,
     /// Who says things instead of this process.
     say: Option<Say>,
+    /// What its last event is called.
+    last: &'static str,
 }
 
 impl Session {
@@ -59,6 +61,7 @@ impl Session {
             page: None,
             log: None,
             say,
+            last: "result",
         };
         session.emit("session", || {
             Object::default().with("verb", session.verb.as_str()).known("asked_for", session.target.as_deref())
@@ -69,6 +72,12 @@ impl Session {
     /// The end of this session is also written as a page (`--report`).
     pub fn with_page(mut self, path: Option<PathBuf>) -> Self {
         self.page = path.map(|path| (path, Mutex::default()));
+        self
+    }
+
+    /// It is a part of something larger, which has a result of its own.
+    pub fn as_part(mut self) -> Self {
+        self.last = "tree";
         self
     }
 
@@ -103,22 +112,27 @@ impl Session {
     /// Shows the end of any session: fields of the `result` for programs, a text for people, or the failure.
     /// Returns the exit code.
     pub(super) fn end(self, result: Result<(Object, String), Failure>) -> u8 {
+        self.end_with(0, result)
+    }
+
+    /// The same where what was achieved is not everything.
+    pub(super) fn end_with(self, exit: u8, result: Result<(Object, String), Failure>) -> u8 {
         self.display.lock().unwrap_or_else(PoisonError::into_inner).end();
         match result {
             Ok((fields, text)) => {
-                self.emit("result", || {
-                    let ok = Object::default().with("ok", true).with("exit", 0).with("verb", self.verb.as_str());
-                    ok.and(fields)
+                self.emit(self.last, || {
+                    let verb = self.verb.as_str();
+                    Object::default().with("ok", exit == 0).with("exit", exit).with("verb", verb).and(fields)
                 });
                 // Without the id of what was started nobody could speak to it.
                 if !self.settings.json && (!self.settings.quiet || self.verb == "warm") {
                     self.put(self.results, &text);
                 }
-                0
+                exit
             }
             Err(failure) => {
                 let log = self.log.as_deref();
-                self.emit("result", || failure::result(&failure, &self.verb).known("log", log.and_then(Path::to_str)));
+                self.emit(self.last, || failure::result(&failure, &self.verb).known("log", log.and_then(Path::to_str)));
                 if !self.settings.json {
                     let told = self.target.is_some() || failure.target != TargetState::Untouched;
                     self.put(Stream::Err, &failure::text(&failure, told, log, &self.settings));
@@ -128,8 +142,13 @@ impl Session {
         }
     }
 
+    /// How things are shown.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Writes an event for programs.
-    fn emit(&self, kind: &str, fields: impl FnOnce() -> Object) {
+    pub(super) fn emit(&self, kind: &str, fields: impl FnOnce() -> Object) {
         if self.settings.json {
             self.put(self.results, &self.stamp.line(kind, fields()));
         }

@@ -20,12 +20,8 @@ pub struct ManyArgs {
     /// Where to if none of the destinations takes the target
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     alternate: Vec<DestArg>,
-    /// Try all of them again so often (not at all), after a second and then after longer pauses
-    #[arg(long, value_name = "N")]
-    retries: Option<u32>,
-    /// Try nothing again after this time; without --retries as often as it allows
-    #[arg(long, value_name = "TIME")]
-    retry_timeout: Option<Time>,
+    #[command(flatten)]
+    retries: RetryArgs,
     #[command(flatten)]
     paths: PathArgs,
 }
@@ -38,9 +34,8 @@ impl ManyArgs {
     pub fn further(&self, config: &Config) -> Result<Further, Failure> {
         Ok(Further {
             alternates: dest::resolve(&self.alternate, config)?,
-            retries: self.retries,
-            within: self.retry_timeout.map(|time| time.0),
             disjoint: self.paths.disjoint(),
+            ..self.retries.further()
         })
     }
 
@@ -52,6 +47,25 @@ impl ManyArgs {
     /// The quorum as the engine takes it.
     pub fn quorum(&self) -> Quorum {
         self.quorum.quorum()
+    }
+}
+
+/// How often the same destinations are tried.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct RetryArgs {
+    /// Try all of them again so often (not at all), after a second and then after longer pauses
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Try nothing again after this time; without --retries as often as it allows
+    #[arg(long, value_name = "TIME")]
+    retry_timeout: Option<Time>,
+}
+
+impl RetryArgs {
+    /// What is tried when an attempt has failed.
+    pub fn further(&self) -> Further {
+        Further { retries: self.retries, within: self.retry_timeout.map(|time| time.0), ..Further::default() }
     }
 }
 
@@ -80,11 +94,27 @@ pub struct PathArgs {
     /// The nodes are looked for as traceroute(8) does. Whoever is named first stays. The only gateway of this host is named as such; only refuse counts it.
     #[arg(long, value_name = "WHAT", value_parser = one_of(DISJOINT))]
     disjoint_paths: Option<Disjoint>,
+    #[command(flatten)]
+    routes: RouteArgs,
+}
+
+/// Ways that are pinned.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct RouteArgs {
     /// The way to a destination: an interface of this host, or one of its addresses; may be given several times
     ///
     /// With ssh its options -B and -b.
     #[arg(long = "route", value_name = "DEST=IF|ADDRESS")]
     routes: Vec<RouteArg>,
+}
+
+impl RouteArgs {
+    /// How peers are reached, with the ways to some of them.
+    pub fn add_to(&self, mut peer: PeerOptions) -> PeerOptions {
+        peer.routes.extend(self.routes.iter().map(|arg| arg.0.clone()));
+        peer
+    }
 }
 
 const DISJOINT: Words<Disjoint> = &[
@@ -100,9 +130,8 @@ impl PathArgs {
     }
 
     /// How peers are reached, with the ways to some of them.
-    pub fn add_to(&self, mut peer: PeerOptions) -> PeerOptions {
-        peer.routes.extend(self.routes.iter().map(|arg| arg.0.clone()));
-        peer
+    pub fn add_to(&self, peer: PeerOptions) -> PeerOptions {
+        self.routes.add_to(peer)
     }
 }
 

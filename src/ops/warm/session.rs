@@ -8,7 +8,7 @@
 
 use super::wire::{self, Account, Candidate, Reply, Request};
 use super::{Charge, ENTRY, Front, PATIENCE, Say, Shown, socket_path};
-use crate::companion::{detach, parcel};
+use crate::companion::{self, detach, parcel};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::Pid;
 use crate::migration::warm::{Standing, Told, Warm};
@@ -62,11 +62,7 @@ pub fn main(front: &'static dyn Front) -> u8 {
     }
     detach::leave_the_caller();
     let Some(abort) = front.watch() else { return 1 };
-    let Ok(mut starter) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return 1 };
-    let Ok(null) = std::fs::File::open("/dev/null") else { return 1 };
-    if fd::replace_stdin(null.as_fd()).is_err() {
-        return 1;
-    }
+    let Ok(mut starter) = companion::starter() else { return 1 };
     let charge = starter
         .set_read_timeout(Some(PATIENCE))
         .and_then(|()| starter.set_write_timeout(Some(PATIENCE)))
