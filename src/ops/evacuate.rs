@@ -127,7 +127,8 @@ impl Evacuation {
     /// 0 if nothing is left here of what was to leave; 4 if a person is needed for one of the trees; how it was interrupted; else 6.
     pub fn exit_code(&self) -> u8 {
         let needs_person = |failure: &Failure| {
-            failure.kind == FailureKind::NeedsPerson || matches!(failure.target, TargetState::InDoubt | TargetState::Held)
+            failure.kind == FailureKind::NeedsPerson
+                || matches!(failure.target, TargetState::InDoubt | TargetState::Held)
         };
         match self.interrupted {
             _ if self.stayed().any(|(_, failure)| needs_person(failure)) => FailureKind::NeedsPerson as u8,

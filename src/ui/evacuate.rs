@@ -32,7 +32,8 @@ impl Standing {
             (done, 0) => format!(", {}", bytes(done)),
             (done, total) => format!(", {} of {}", bytes(done), bytes(total)),
         };
-        let rounds = if self.rounds > 0 { format!(", after {}", count(self.rounds.into(), "round")) } else { String::new() };
+        let rounds =
+            if self.rounds > 0 { format!(", after {}", count(self.rounds.into(), "round")) } else { String::new() };
         let phase = match (self.downtime, self.expected_pause) {
             (Some(pause), _) => format!(", runs after a pause of {}", time(pause)),
             _ if self.frozen => ", stands still".to_owned(),
@@ -74,7 +75,10 @@ impl View {
                 self.lines.say(&what);
             }
             Notice::Begins { target, name, dest } => {
-                let standing = Standing { head: format!("{} -> {dest}", called(&target.to_string(), name)), ..Standing::default() };
+                let standing = Standing {
+                    head: format!("{} -> {dest}", called(&target.to_string(), name)),
+                    ..Standing::default()
+                };
                 self.lines.say(&format!("{}: begins", standing.head));
                 self.lines.show(&target.to_string(), &standing.text());
                 self.moving.insert(target.to_string(), standing);
@@ -93,7 +97,9 @@ impl View {
         let Some(standing) = self.moving.get_mut(target) else { return };
         match far {
             Far::Sent { done, total } => standing.sent = (done, total),
-            Far::Round { number, expected_pause } => (standing.rounds, standing.expected_pause) = (number, expected_pause),
+            Far::Round { number, expected_pause } => {
+                (standing.rounds, standing.expected_pause) = (number, expected_pause)
+            }
             Far::Frozen => standing.frozen = true,
             Far::Switched { downtime } => standing.downtime = Some(downtime),
         }
@@ -276,7 +282,8 @@ mod tests {
             forecast: None,
             notes: Vec::new(),
         };
-        let blocked = Failure::blocked("9 cannot be moved", vec![Blocker::new(codes::IO_URING, "pid 9 fd 3").remedy("none")]);
+        let blocked =
+            Failure::blocked("9 cannot be moved", vec![Blocker::new(codes::IO_URING, "pid 9 fd 3").remedy("none")]);
         Evacuation {
             session: SessionId::random(),
             trees: vec![
@@ -284,7 +291,11 @@ mod tests {
                 tree(8, "", Fate::Gone(Some("c".to_owned()))),
                 tree(9, "job<i>\u{1b}", Fate::Stayed(blocked.target(TargetState::Running))),
             ],
-            left_out: vec![LeftOut { target: Target::Unit("ssh.service".to_owned()), name: "ssh.service".to_owned(), why: "it serves this host" }],
+            left_out: vec![LeftOut {
+                target: Target::Unit("ssh.service".to_owned()),
+                name: "ssh.service".to_owned(),
+                why: "it serves this host",
+            }],
             total: Duration::from_secs(4),
             expected: None,
             dry_run: false,
@@ -326,9 +337,13 @@ mod tests {
     fn a_line_says_how_far_a_move_is() {
         let mut standing = Standing { head: "7 (redis) -> b".to_owned(), ..Standing::default() };
         assert_eq!(standing.text(), "7 (redis) -> b");
-        (standing.sent, standing.rounds, standing.expected_pause) = ((1 << 20, 4 << 20), 2, Some(Duration::from_millis(7)));
+        (standing.sent, standing.rounds, standing.expected_pause) =
+            ((1 << 20, 4 << 20), 2, Some(Duration::from_millis(7)));
         assert_eq!(standing.text(), "7 (redis) -> b, 1.00 MiB of 4.00 MiB, after 2 rounds, a pause of 7.00 ms");
         standing.downtime = Some(Duration::from_millis(8));
-        assert_eq!(standing.text(), "7 (redis) -> b, 1.00 MiB of 4.00 MiB, after 2 rounds, runs after a pause of 8.00 ms");
+        assert_eq!(
+            standing.text(),
+            "7 (redis) -> b, 1.00 MiB of 4.00 MiB, after 2 rounds, runs after a pause of 8.00 ms"
+        );
     }
 }

@@ -188,7 +188,9 @@ fn moves(evacuation: &Evacuation) -> String {
         );
         top += 22;
     }
-    format!("<h2>Moves</h2>\n<svg width=\"{WIDTH}\" height=\"{top}\" role=\"img\" aria-label=\"moves\">\n{bars}</svg>\n")
+    format!(
+        "<h2>Moves</h2>\n<svg width=\"{WIDTH}\" height=\"{top}\" role=\"img\" aria-label=\"moves\">\n{bars}</svg>\n"
+    )
 }
 
 fn failed(failure: &Failure) -> String {

@@ -293,7 +293,10 @@ pub fn outcome(outcome: &Outcome) -> Object {
 /// The fields of `result` for an evacuation.
 pub fn evacuation(evacuation: &Evacuation) -> Object {
     let left_out = |left: &LeftOut| {
-        Object::default().with("target", left.target.to_string()).with("name", left.name.as_str()).with("reason", left.why)
+        Object::default()
+            .with("target", left.target.to_string())
+            .with("name", left.name.as_str())
+            .with("reason", left.why)
     };
     let fields = Object::default()
         .list("trees", evacuation.trees.iter().map(tree).collect())

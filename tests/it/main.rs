@@ -15,6 +15,7 @@ mod codes;
 mod confined;
 mod decoders;
 mod demo;
+mod evacuate;
 mod fan;
 mod files;
 mod generated;

@@ -83,6 +83,16 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
             ("Move it at once, to this host.", "migrate switch hkqwzrtb b --now"),
         ],
     ),
+    (
+        "evacuate",
+        &[
+            ("What would go where, and what would stay?", "migrate evacuate 4242 --to b,c --dry-run"),
+            (
+                "Move it, and whatever else is named, to as few hosts as possible.",
+                "migrate evacuate 4242 --to b,c --place fill",
+            ),
+        ],
+    ),
     ("show", &[("What is in this image?", "migrate show /var/backups/job")]),
     ("verify", &[("Is this image complete and undamaged?", "migrate verify /var/backups/job")]),
     (

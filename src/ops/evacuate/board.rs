@@ -244,7 +244,8 @@ impl<'a> Board<'a> {
                 News::Far(far) => tell(Notice::Far(&self.items[n].tree.target, far)),
                 News::Ended(result) => self.ended(n, result, tell, abort),
                 News::Lost => {
-                    let result = self.items[n].moving.map_or_else(|| Err(Failure::new("no move")), |m| settled(m.session));
+                    let result =
+                        self.items[n].moving.map_or_else(|| Err(Failure::new("no move")), |m| settled(m.session));
                     self.ended(n, result, tell, abort);
                 }
             }
@@ -347,7 +348,8 @@ impl<'a> Board<'a> {
                 None => {
                     let (needed, free) = (item.tree.bytes, self.hosts.free(n).unwrap_or(0));
                     let reason = format!("{needed} bytes are needed, {free} are left beside other trees");
-                    blockers.push(Blocker::new(codes::MEMORY_SHORT, format!("memory of {}", host.dest)).because(reason));
+                    blockers
+                        .push(Blocker::new(codes::MEMORY_SHORT, format!("memory of {}", host.dest)).because(reason));
                 }
             }
         }

@@ -131,8 +131,13 @@ mod tests {
 
     #[test]
     fn hosts_on_one_machine_have_one_memory() {
-        let mut hosts =
-            Hosts::of(&[report("a", "x", 7), report("b", "y", 5), report("c", "x", 6), report("d", "", 0), report("e", "", 3)]);
+        let mut hosts = Hosts::of(&[
+            report("a", "x", 7),
+            report("b", "y", 5),
+            report("c", "x", 6),
+            report("d", "", 0),
+            report("e", "", 3),
+        ]);
         assert_eq!(hosts.free, [Some(6), Some(5), None, Some(3)]);
         hosts.take(0, 4);
         assert_eq!([0, 1, 2, 3].map(|host| hosts.free(host)), [Some(2), Some(5), Some(2), None]);

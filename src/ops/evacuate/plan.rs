@@ -96,7 +96,8 @@ pub fn place(problem: &Problem, how: Place) -> Placement {
     let is_placeable = |tree: &usize| hosts.iter().any(|host| empty.fits(*tree, *host));
     let mut trees: Vec<usize> = (0..problem.trees.len()).filter(is_placeable).collect();
     trees.sort_by_key(|tree| Reverse(problem.trees[*tree]));
-    let mut search = Search { how, trees: &trees, room: empty, placement: vec![None; problem.trees.len()], steps: STEPS_MAX };
+    let mut search =
+        Search { how, trees: &trees, room: empty, placement: vec![None; problem.trees.len()], steps: STEPS_MAX };
     let is_found = match how {
         Place::Fill => (1..=hosts.len()).any(|count| search.with_only(count, &hosts, &mut Vec::new())),
         Place::Spread | Place::Fixed => search.all(0, &hosts),

@@ -95,8 +95,12 @@ fn any_problem() -> impl Strategy<Value = Problem> {
     let hosts = proptest::collection::vec(0usize..3, 1..4);
     let free = proptest::collection::vec(proptest::option::weighted(0.8, 0u64..12), 3);
     let refused = proptest::collection::btree_set((0usize..5, 0usize..3), 0..6);
-    (proptest::collection::vec(0u64..8, 0..5), hosts, free, refused)
-        .prop_map(|(trees, hosts, free, refused)| Problem { trees, hosts, free, refused })
+    (proptest::collection::vec(0u64..8, 0..5), hosts, free, refused).prop_map(|(trees, hosts, free, refused)| Problem {
+        trees,
+        hosts,
+        free,
+        refused,
+    })
 }
 
 proptest! {

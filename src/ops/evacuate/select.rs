@@ -92,7 +92,8 @@ pub(super) fn all(abort: &Abort) -> Result<(Vec<Target>, Vec<LeftOut>)> {
     let is_ours = |pid: &Pid| {
         let Ok(dir) = ProcDir::open(*pid) else { return false };
         // One that was replaced by an upgrade still has its name.
-        let same = dir.stat_of("exe").ok().zip(program).is_some_and(|(a, b)| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino));
+        let same =
+            dir.stat_of("exe").ok().zip(program).is_some_and(|(a, b)| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino));
         same || dir.comm(&mut Vec::new()).is_ok_and(|comm| comm.to_string() == "migrate")
     };
     let (mut chosen, mut left_out, mut taken) = (Vec::new(), Vec::new(), HashSet::new());
@@ -185,13 +186,12 @@ impl Journals {
 
 /// Looks at a target while it runs.
 pub(super) fn examine(target: &Target, state: &StateOptions, journals: &Journals) -> Found {
-    let (resolved, findings) =
-        match preflight::look_again(target, &move_::policy(state), Some(state.supervisor)) {
-            Ok(looked) => looked,
-            Err(failure) => {
-                return journals.gone(target).map_or(Found::Stays(failure), |dest| Found::Gone(Some(dest)));
-            }
-        };
+    let (resolved, findings) = match preflight::look_again(target, &move_::policy(state), Some(state.supervisor)) {
+        Ok(looked) => looked,
+        Err(failure) => {
+            return journals.gone(target).map_or(Found::Stays(failure), |dest| Found::Gone(Some(dest)));
+        }
+    };
     // What nobody has waited for still has its id.
     let is_over = |pid: &Pid| resolved.table.get(*pid).is_none_or(|row| row.stat.is_zombie());
     if resolved.processes.iter().all(is_over) {
@@ -240,7 +240,8 @@ mod tests {
 
     #[test]
     fn units_that_serve_the_host_are_known_by_their_names() {
-        for unit in ["systemd-journald.service", "dbus.service", "getty@tty1.service", "ssh.service", "chronyd.service"] {
+        for unit in ["systemd-journald.service", "dbus.service", "getty@tty1.service", "ssh.service", "chronyd.service"]
+        {
             assert!(is_of_the_host(unit), "{unit}");
         }
         for unit in ["redis-server.service", "sshx.service", "my-systemd-thing.service", "postgresql@15-main.service"] {

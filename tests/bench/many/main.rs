@@ -15,13 +15,17 @@
 //! Then the same to four whose links carry 1 Gbit/s (tc-tbf(8)), in turn with four of which the last one is behind a relay of 1/100 of that:
 //! most resident memory of the program that moves it (`VmHWM`), and the total.
 //!
+//! Last, three such processes of 128 MiB each are evacuated to two hosts over a source's link of 1 Gbit/s, in turn side by side
+//! (`--jobs 3`), one by one, and with `--serial`: the total from the beginning of the first move to the end of the last, the longest pause, the
+//! longest access to memory, and the uplink over the memory of all.
+//!
 //! All hosts share the processors of this one. Whether goals were met is printed; exit code 1 only if a move failed, a page was wrong,
 //! or a destination had not deleted what it held.
 
 #[path = "../hosts.rs"]
 mod hosts;
 #[path = "../notes.rs"]
-#[allow(dead_code)] // Single accesses are looked at by others.
+#[allow(dead_code)] // When and where an access was is looked at by others.
 mod notes;
 #[path = "../moves/relay.rs"]
 #[allow(dead_code)] // Links are cut by others.
@@ -29,7 +33,7 @@ mod relay;
 mod stage;
 
 use relay::Relay;
-use stage::{MIB, Moved, Stage};
+use stage::{Evacuated, MIB, Moved, Stage};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,14 +52,18 @@ const HELD_MOST: f64 = 16.0;
 /// With a slow one, over that without.
 const TOTAL_MOST: f64 = 1.1;
 
-fn median(moves: &[Moved], value: &dyn Fn(&Moved) -> f64) -> f64 {
+/// Evacuated at a time, and their sizes.
+const TREES: usize = 3;
+const TREE_MIB: u64 = 128;
+
+fn median<T>(moves: &[T], value: &dyn Fn(&T) -> f64) -> f64 {
     let mut values: Vec<f64> = moves.iter().map(value).collect();
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Median (least-most).
-fn spread(moves: &[Moved], value: &dyn Fn(&Moved) -> f64) -> String {
+fn spread<T>(moves: &[T], value: &dyn Fn(&T) -> f64) -> String {
     let (least, most) = moves.iter().map(value).fold((f64::INFINITY, 0.0), |(a, b), v| (v.min(a), v.max(b)));
     format!("{:.2} ({least:.2}-{most:.2})", median(moves, value))
 }
@@ -146,6 +154,35 @@ fn slow(stage: &Stage, runs: usize) -> Result<(), String> {
     stage.limit(FEW, None)
 }
 
+fn evacuations(stage: &Stage, runs: usize) -> Result<(), String> {
+    const WAYS: [(&str, &[&str]); 3] =
+        [("side by side", &["--jobs", "3"]), ("one by one", &["--jobs", "1"]), ("--serial", &["--serial"])];
+    stage.limit_source(Some(RATE))?;
+    let mut all: [Vec<Evacuated>; WAYS.len()] = Default::default();
+    for _ in 0..runs {
+        for (found, (name, options)) in all.iter_mut().zip(WAYS) {
+            found.push(stage.evacuates(TREES, TREE_MIB, options).map_err(|e| format!("{name}: {e}"))?);
+        }
+    }
+    for (found, (name, _)) in all.iter().zip(WAYS) {
+        let row = |value: &dyn Fn(&Evacuated) -> f64| spread(found, value);
+        println!(
+            "evacuate {TREES} x {TREE_MIB} MiB at {RATE}, {name}: total {} ms; longest pause {} ms; longest access {} ms; uplink {} x memory",
+            row(&|e| e.total),
+            row(&|e| e.pause),
+            row(&|e| e.access),
+            row(&|e| e.uplink),
+        );
+    }
+    let total = |way: usize| median(&all[way], &|e| e.total);
+    println!(
+        "--serial: total {:.2} x that side by side, {:.2} x that one by one",
+        total(2) / total(0),
+        total(2) / total(1)
+    );
+    stage.limit_source(None)
+}
+
 fn bench() -> Result<(), String> {
     let runs = match std::env::var("RUNS") {
         Ok(text) => text.parse().ok().filter(|runs| *runs > 0).ok_or_else(|| format!("RUNS={text}: not a number"))?,
@@ -154,7 +191,8 @@ fn bench() -> Result<(), String> {
     let dir = tempfile::Builder::new().prefix("many-").tempdir_in("/dev/shm").map_err(|e| e.to_string())?;
     let stage = Stage::make(dir.path())?;
     candidates(&stage, runs)?;
-    slow(&stage, runs)
+    slow(&stage, runs)?;
+    evacuations(&stage, runs)
 }
 
 fn main() -> ExitCode {
