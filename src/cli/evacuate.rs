@@ -7,6 +7,7 @@ use super::signals::Watch;
 use super::{Context, config::Config};
 use crate::failure::Failure;
 use crate::ops;
+use crate::ops::attempts::Further;
 use crate::ops::evacuate::plan::Place;
 use crate::ops::hooks::Hook;
 use crate::ops::options::{EvacuateOptions, StateOptions};
@@ -77,6 +78,9 @@ pub struct Args {
     /// See migrate-move(1).
     #[arg(long, value_name = "TIME", default_value = "60s", help_heading = "Peer")]
     lease: Time,
+    /// Where what none of the others takes is to go
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Many destinations")]
+    alternate: Vec<DestArg>,
     #[command(flatten)]
     retries: RetryArgs,
     #[command(flatten)]
@@ -114,7 +118,7 @@ impl Args {
             serial: self.serial,
             keep_going: self.keep_going,
             dry_run: self.dry_run,
-            further: self.retries.further(),
+            further: Further { alternates: resolve(&self.alternate, config)?, ..self.retries.further() },
             mode: self.mode.options(),
             memory: self.memory.options(),
             state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },

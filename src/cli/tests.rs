@@ -233,8 +233,9 @@ fn evacuations() {
     assert_eq!(options, EvacuateOptions { session: options.session, ..EvacuateOptions::new(targets, to) });
     let options = read(
         "--all --to b --jobs 3 --place fill --keep-going --dry-run --retries 2 --retry-timeout 1m --bandwidth 8Mbit/s \
-         --route b=eth0 --hook frozen=true --lease 3s",
+         --route b=eth0 --hook frozen=true --lease 3s --alternate c,d",
     );
+    assert_eq!(options.further.alternates.len(), 2);
     assert!(options.all && options.targets.is_empty() && options.keep_going && options.dry_run);
     assert_eq!((options.jobs, options.place, options.memory.bandwidth), (3, Place::Fill, Some(1_000_000)));
     assert_eq!((options.further.retries, options.further.within), (Some(2), Some(Duration::from_secs(60))));
@@ -249,7 +250,7 @@ fn evacuations() {
         "7 --to b --jobs 0",
         "7 --to b --serial --jobs 3",
         "7 --to b --place best",
-        "7 --to b --alternate c",
+        "7 --to b --quorum 2",
         "7 --to b --base /x",
     ]);
 }

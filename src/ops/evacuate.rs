@@ -163,7 +163,7 @@ pub fn run(
     refuse(options)?;
     let options = &in_full(options.clone())?;
     let (targets, left_out) = if options.all { select::all(abort)? } else { (options.targets.clone(), Vec::new()) };
-    notice(Notice::Planning(targets.len(), options.to.len()));
+    notice(Notice::Planning(targets.len(), options.to.len() + options.further.alternates.len()));
     let journals = Journals::read()?;
     let (mut trees, mut settled) = (Vec::new(), Vec::new());
     for target in &targets {
@@ -180,7 +180,7 @@ pub fn run(
     let mut trees = if trees.is_empty() {
         (Vec::new(), None)
     } else {
-        let hosts = Hosts::reach(&options.to, &options.peer, abort)?;
+        let hosts = Hosts::reach(&options.to, &options.further.alternates, &options.peer, abort)?;
         let mut board = Board::new(options, trees, hosts, begun);
         board.plan(notice, abort)?;
         let expected = board.expected();
@@ -212,14 +212,15 @@ fn usage(what: impl Into<String>) -> Failure {
 
 /// What does not go together.
 fn refuse(options: &EvacuateOptions) -> Result<()> {
-    for (n, dest) in options.to.iter().enumerate() {
-        if options.to[..n].contains(dest) {
+    let dests = [&options.to[..], &options.further.alternates].concat();
+    for (n, dest) in dests.iter().enumerate() {
+        if dests[..n].contains(dest) {
             return Err(usage(format!("{dest} is named twice")));
         }
     }
     let what = if options.to.is_empty() {
         "the group of destinations is empty"
-    } else if options.to.contains(&Dest::Local) {
+    } else if dests.contains(&Dest::Local) {
         "what goes to local stays on this host"
     } else if options.serial && options.mode.mode != Mode::Auto {
         "--serial says by which mode each tree moves: not with --mode"
@@ -241,7 +242,7 @@ fn in_full(mut options: EvacuateOptions) -> Result<EvacuateOptions> {
             *path = full(path)?;
         }
     }
-    for dest in &mut options.to {
+    for dest in options.to.iter_mut().chain(&mut options.further.alternates) {
         if let Dest::Unix(path) = dest {
             *path = full(path)?;
         }
@@ -286,6 +287,7 @@ mod tests {
         assert!(options(&|options| options.to.push("b".parse().unwrap())));
         assert!(options(&|options| options.to.push(Dest::Local)));
         assert!(options(&|options| options.to.clear()));
+        assert!(options(&|options| options.further.alternates.push("b".parse().unwrap())));
         assert!(options(&|options| (options.serial, options.mode.mode) = (true, Mode::PreCopy)));
         let address = |options: &mut EvacuateOptions| {
             options.state.move_addresses.push("192.0.2.7/24@eth0".parse().unwrap());

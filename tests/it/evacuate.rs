@@ -252,6 +252,31 @@ fn trees_of_a_host_that_is_lost_go_to_another_one() {
 }
 
 #[test]
+fn alternates_have_what_nobody_else_takes() {
+    if !can_move() {
+        return;
+    }
+    let mut stage = Stage::three();
+    let evacuate = |options: &[&str]| {
+        let mut command = on_host(&stage.source());
+        command.arg("evacuate").args(stage.counters.iter().map(Counter::pid)).args(options);
+        command.args(["--to", &stage.agents[0].address, "--alternate", &stage.agents[1].address, "--json"]);
+        command
+    };
+    let plan = run(evacuate(&["--dry-run"]), &[]);
+    assert!(plan.status.success(), "{}", text(&plan));
+    let expected = vec![("planned".to_owned(), stage.agents[0].address.clone()); 3];
+    assert_eq!(became(&stage, &result(&plan)), expected, "they are not asked as long as others take it");
+    let going = stage.begin_moves(evacuate(&["--peer-timeout", "2s"]).args(SLOW), 1);
+    stage.lose(0);
+    let (code, events) = going.ended();
+    assert_eq!(code, Some(0), "{events:#?}");
+    let expected = vec![("moved".to_owned(), stage.agents[1].address.clone()); 3];
+    assert_eq!(became(&stage, events.last().unwrap()), expected);
+    stage.check(&[false; 3]);
+}
+
+#[test]
 fn trees_stay_where_no_other_host_is_left() {
     if !can_move() {
         return;
@@ -423,7 +448,8 @@ fn what_cannot_be_meant_is_said_before_anything_is_stopped() {
         &["--to", &twice][..],
         &["--to", "local"],
         &["--to", &to, "--serial", "--mode", "pre-copy"],
-        &["--to", &to, "--alternate", "b"],
+        &["--to", &to, "--alternate", &to],
+        &["--to", &to, "--quorum", "2"],
         &[&pid, "--to", &to],
     ] {
         let output = run(on_host(&stage.source()), &[&["evacuate", pid.as_str()], arguments].concat());

@@ -100,15 +100,19 @@ impl<'a> Board<'a> {
         (0..self.items.len()).filter(|n| self.items[*n].is_waiting()).collect()
     }
 
-    /// Places all trees that wait.
+    /// Places all trees that wait; at alternates those that nobody else takes.
     fn place(&mut self) {
-        let waiting = self.waiting();
-        let mut problem = self.hosts.problem(waiting.iter().map(|n| self.items[*n].tree.bytes).collect());
-        for (tree, n) in waiting.iter().enumerate() {
-            problem.refused.extend(self.items[*n].refusals.keys().map(|host| (tree, *host)));
-        }
-        for (n, host) in waiting.into_iter().zip(plan::place(&problem, self.options.place)) {
-            self.items[n].host = host;
+        let (mut waiting, mut hosts) = (self.waiting(), self.hosts.clone());
+        for alternates in [false, true] {
+            let mut problem = hosts.problem(waiting.iter().map(|n| self.items[*n].tree.bytes).collect(), alternates);
+            for (tree, n) in waiting.iter().enumerate() {
+                problem.refused.extend(self.items[*n].refusals.keys().map(|host| (tree, *host)));
+            }
+            for (n, host) in waiting.iter().zip(plan::place(&problem, self.options.place)) {
+                self.items[*n].host = host;
+                host.into_iter().for_each(|host| hosts.take(host, self.items[*n].tree.bytes));
+            }
+            waiting.retain(|n| self.items[*n].host.is_none());
         }
     }
 
@@ -270,7 +274,9 @@ impl<'a> Board<'a> {
         let session = SessionId::random();
         let mut moves = self.moves(n, session);
         moves.memory.bandwidth = share;
-        let charge = Charge { moves, further: self.options.further.clone(), shows: Some(shows.clone()) };
+        // Which alternate it goes to is for us to say, who know what else goes there.
+        let further = Further { alternates: Vec::new(), ..self.options.further.clone() };
+        let charge = Charge { moves, further, shows: Some(shows.clone()) };
         let Some(host) = self.items[n].host else { return false };
         if let Err(error) = self.movers.start(n, &charge) {
             self.has_failed = true;

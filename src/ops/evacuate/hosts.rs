@@ -16,6 +16,8 @@ pub(super) struct Host {
     pub(super) dest: Dest,
     /// Why nothing of this host goes there.
     pub(super) out: Option<Failure>,
+    /// It takes what no other one takes (`--alternate`).
+    is_alternate: bool,
     /// Whose memory it has: those that run on one machine have the same.
     machine: usize,
 }
@@ -29,17 +31,18 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// Asks them what they are, all at once.
+    /// Asks them what they are, all at once; the alternates, too.
     ///
     /// # Errors
     /// None of them can be reached; somebody wants this to end.
-    pub(super) fn reach(dests: &[Dest], options: &PeerOptions, abort: &Abort) -> Result<Self> {
+    pub(super) fn reach(dests: &[Dest], alternates: &[Dest], options: &PeerOptions, abort: &Abort) -> Result<Self> {
         let reports: Vec<PeerReport> = std::thread::scope(|scope| {
-            let asked: Vec<_> = dests.iter().map(|dest| scope.spawn(|| peers::reach(dest, options, abort))).collect();
+            let all = dests.iter().chain(alternates);
+            let asked: Vec<_> = all.map(|dest| scope.spawn(|| peers::reach(dest, options, abort))).collect();
             asked.into_iter().filter_map(|asked| asked.join().ok()).collect()
         });
         interrupt::check()?;
-        let hosts = Self::of(&reports);
+        let hosts = Self::of(&reports, dests.len());
         if reports.iter().all(|report| report.program.is_none()) {
             let mut failure = Failure::new("none of the destinations can be reached").kind(FailureKind::Peer);
             failure.causes = reports.iter().flat_map(|report| report.blockers.iter().map(unreachable)).collect();
@@ -48,9 +51,10 @@ impl Hosts {
         Ok(hosts)
     }
 
-    fn of(reports: &[PeerReport]) -> Self {
+    /// Those from number `first` on are alternates.
+    fn of(reports: &[PeerReport], first: usize) -> Self {
         let (mut machines, mut free): (HashMap<&str, usize>, Vec<Option<u64>>) = (HashMap::new(), Vec::new());
-        let each = reports.iter().map(|report| {
+        let each = reports.iter().enumerate().map(|(n, report)| {
             let of_its_own = free.len();
             let machine = match report.host.boot_id.as_str() {
                 "" => of_its_own,
@@ -62,7 +66,7 @@ impl Hosts {
                 Some(known) => *known = (*known).into_iter().chain(bytes).min(),
                 None => free.push(bytes),
             }
-            Host { dest: report.dest.clone(), out: out(report), machine }
+            Host { dest: report.dest.clone(), out: out(report), is_alternate: n >= first, machine }
         });
         Self { each: each.collect(), free }
     }
@@ -86,9 +90,10 @@ impl Hosts {
         self.free[self.each[host].machine]
     }
 
-    /// What is to be placed, with trees of these sizes.
-    pub(super) fn problem(&self, trees: Vec<u64>) -> Problem {
-        let out = self.each.iter().enumerate().filter(|(_, host)| host.out.is_some());
+    /// What is to be placed, with trees of these sizes: at the alternates, or at the others.
+    pub(super) fn problem(&self, trees: Vec<u64>, alternates: bool) -> Problem {
+        let is_out = |host: &Host| host.out.is_some() || host.is_alternate != alternates;
+        let out = self.each.iter().enumerate().filter(|(_, host)| is_out(host));
         let refused = out.flat_map(|(host, _)| (0..trees.len()).map(move |tree| (tree, host))).collect();
         Problem { hosts: self.each.iter().map(|host| host.machine).collect(), free: self.free.clone(), trees, refused }
     }
@@ -131,13 +136,9 @@ mod tests {
 
     #[test]
     fn hosts_on_one_machine_have_one_memory() {
-        let mut hosts = Hosts::of(&[
-            report("a", "x", 7),
-            report("b", "y", 5),
-            report("c", "x", 6),
-            report("d", "", 0),
-            report("e", "", 3),
-        ]);
+        let reports =
+            [report("a", "x", 7), report("b", "y", 5), report("c", "x", 6), report("d", "", 0), report("e", "", 3)];
+        let mut hosts = Hosts::of(&reports, reports.len());
         assert_eq!(hosts.free, [Some(6), Some(5), None, Some(3)]);
         hosts.take(0, 4);
         assert_eq!([0, 1, 2, 3].map(|host| hosts.free(host)), [Some(2), Some(5), Some(2), None]);
@@ -149,9 +150,13 @@ mod tests {
     fn nothing_is_placed_where_nothing_can_go() {
         let mut unfit = report("a", "x", 7);
         unfit.blockers.push(Blocker::new(codes::CPU_FEATURES, "a"));
-        let mut hosts = Hosts::of(&[unfit, report("b", "y", 5)]);
-        assert_eq!(hosts.problem(vec![1, 1]).refused.into_iter().collect::<Vec<_>>(), [(0, 0), (1, 0)]);
+        let mut hosts = Hosts::of(&[unfit, report("b", "y", 5), report("c", "z", 5)], 2);
+        let refused = |hosts: &Hosts, alternates| {
+            hosts.problem(vec![1, 1], alternates).refused.into_iter().map(|(_, host)| host).collect::<Vec<_>>()
+        };
+        assert_eq!(refused(&hosts, false), [0, 2, 0, 2]);
+        assert_eq!(refused(&hosts, true), [0, 1, 0, 1], "the third is an alternate");
         hosts.lose(1, Failure::new("it is lost"));
-        assert_eq!(hosts.problem(vec![1]).refused.len(), 2);
+        assert_eq!(refused(&hosts, false), [0, 1, 2, 0, 1, 2]);
     }
 }

@@ -23,7 +23,7 @@ use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between two words of how far the memory is.
 const TELL_EVERY: Duration = Duration::from_millis(200);
+
+/// Words of movers that may wait to be heard.
+const BACKLOG: usize = 1024;
 
 /// Between two looks whether somebody wants this to end.
 const LOOK: Duration = Duration::from_millis(100);
@@ -139,7 +142,7 @@ pub(super) enum News {
 #[derive(Debug)]
 pub(super) struct Movers {
     running: BTreeMap<usize, UnixStream>,
-    tells: Sender<(usize, News)>,
+    tells: SyncSender<(usize, News)>,
     news: Receiver<(usize, News)>,
     is_stopped: bool,
 }
@@ -147,7 +150,7 @@ pub(super) struct Movers {
 impl Movers {
     /// None yet.
     pub(super) fn new() -> Self {
-        let (tells, news) = mpsc::channel();
+        let (tells, news) = mpsc::sync_channel(BACKLOG);
         Self { running: BTreeMap::new(), tells, news, is_stopped: false }
     }
 
@@ -194,7 +197,7 @@ impl Movers {
 }
 
 /// Passes on what a mover says, until its process has ended.
-fn hear(mut socket: UnixStream, child: Started, number: usize, tells: &Sender<(usize, News)>) {
+fn hear(mut socket: UnixStream, child: Started, number: usize, tells: &SyncSender<(usize, News)>) {
     let mut ended = None;
     while let Ok((word, _)) = parcel::receive::<Word>(&mut socket, |_| 0) {
         let news = match word {

@@ -28,7 +28,7 @@ pub struct EvacuateOptions {
     pub keep_going: bool,
     /// `--dry-run`: the plan only.
     pub dry_run: bool,
-    /// `--retries`, `--retry-timeout` of each move.
+    /// `--alternate`; `--retries`, `--retry-timeout` of each move.
     pub further: Further,
     /// MODE.
     pub mode: ModeOptions,

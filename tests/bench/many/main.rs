@@ -17,7 +17,7 @@
 //!
 //! Last, three such processes of 128 MiB each are evacuated to two hosts over a source's link of 1 Gbit/s, in turn side by side
 //! (`--jobs 3`), one by one, and with `--serial`: the total from the beginning of the first move to the end of the last, the longest pause, the
-//! longest access to memory, and the uplink over the memory of all.
+//! longest access to memory, and the uplink over the memory of all. `-- evacuate`: this alone.
 //!
 //! All hosts share the processors of this one. Whether goals were met is printed; exit code 1 only if a move failed, a page was wrong,
 //! or a destination had not deleted what it held.
@@ -190,8 +190,10 @@ fn bench() -> Result<(), String> {
     };
     let dir = tempfile::Builder::new().prefix("many-").tempdir_in("/dev/shm").map_err(|e| e.to_string())?;
     let stage = Stage::make(dir.path())?;
-    candidates(&stage, runs)?;
-    slow(&stage, runs)?;
+    if !std::env::args().any(|argument| argument == "evacuate") {
+        candidates(&stage, runs)?;
+        slow(&stage, runs)?;
+    }
     evacuations(&stage, runs)
 }
 
