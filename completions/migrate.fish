@@ -613,6 +613,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l remote -d '
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l connect-timeout -d 'Give up when there is no connection after this time' -r
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l lease -d 'What a destination waits for this side when it hears nothing before it deletes what it has of a target' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l alternate -d 'Where what none of the others takes is to go' -r
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l retries -d 'Try all of them again so often (not at all), after a second and then after longer pauses' -r
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l retry-timeout -d 'Try nothing again after this time; without --retries as often as it allows' -r
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r

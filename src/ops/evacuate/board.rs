@@ -167,10 +167,9 @@ impl<'a> Board<'a> {
 
     /// A tree does not go to this host, or to none.
     fn refused(&mut self, n: usize, host: usize, failure: Failure, tell: &mut Tell<'_>, abort: &Abort) {
-        let is_unharmed = matches!(failure.target, TargetState::Untouched | TargetState::Running);
         match failure.kind {
-            FailureKind::Blocked if is_unharmed => {}
-            FailureKind::Peer if is_unharmed => self.look_for(host, &failure, tell, abort),
+            FailureKind::Blocked if is_unharmed(&failure) => {}
+            FailureKind::Peer if is_unharmed(&failure) => self.look_for(host, &failure, tell, abort),
             _ => {
                 self.items[n].fate = Some(Fate::Stayed(failure));
                 return;
@@ -309,7 +308,9 @@ impl<'a> Board<'a> {
             }
             Err(failure) => failure,
         };
-        self.hosts.give_back(host, item.tree.bytes);
+        if is_unharmed(&failure) {
+            self.hosts.give_back(host, item.tree.bytes);
+        }
         if abort.is_triggered() {
             // It was told by us, and we by somebody else.
             if failure.kind == FailureKind::Interrupted {
@@ -420,6 +421,11 @@ impl<'a> Board<'a> {
 
 fn cannot_start(error: &std::io::Error) -> Failure {
     Failure::of("the process of its move cannot be started", error).target(TargetState::Running)
+}
+
+/// The tree runs here as if nothing had been.
+fn is_unharmed(failure: &Failure) -> bool {
+    matches!(failure.target, TargetState::Untouched | TargetState::Running)
 }
 
 fn in_short(failure: &Failure) -> String {
