@@ -23,8 +23,7 @@ const PLACE: Words<Place> = &[
 
 /// Move trees of this host to others, by a plan
 ///
-/// Every tree is looked at here and at the destination that it is placed at; what cannot move stays, with the reasons, and does not keep the others. Several move at a time, what takes longest first; each move is one of migrate move, with a session of its own. A destination that is lost gets nothing more, and what was to go there goes to another one that would take it.
-/// --all means every unit, container, session and other tree of migrate list that is not part of a larger one, but for those in which this command or a program of migrate's runs, and units that serve this host, as systemd's own, ssh, dbus, getty and cron. Threads of the kernel and process 1 are none.
+/// Every tree is looked at here and at the destination that it is placed at; what cannot move stays, with the reasons, and does not keep the others. Several move at a time, what takes longest first; each move is one of migrate move, with a session of its own, and --bandwidth is for all of them together. A destination that is lost gets nothing more, and what was to go there goes to another one that would take it.
 /// It is safe to run again: trees that have left are no error, and one whose move is in doubt or under way is named and left alone. An interrupt rolls back the moves that are under way, until the moment of handing over, and none begins.
 /// The exit code is 0 if nothing is left, 6 if something stayed, 4 if a person is needed for one of the trees.
 #[derive(Debug, Clone, clap::Args)]
@@ -33,6 +32,8 @@ pub struct Args {
     #[arg(value_name = "TARGET", required_unless_present = "all", conflicts_with = "all")]
     targets: Vec<Target>,
     /// Every tree of this host that can be meant
+    ///
+    /// That is every unit, container, session and other tree of migrate list that is not part of a larger one, but for those in which this command or a program of migrate's runs, and units that serve this host, as systemd's own, ssh, dbus, getty and cron; the report names what was left out. Threads of the kernel and process 1 are none.
     #[arg(long)]
     all: bool,
     /// Where to: destinations as for move, separated by commas, or @GROUP
