@@ -1,6 +1,7 @@
 use super::*;
 use crate::failure::FailureKind;
 use crate::image::Pid;
+use crate::migration::source::Quorum;
 use crate::migration::switchover::{ExitCondition, Step};
 use crate::ops::options::*;
 use crate::ops::words::{Address, Dest, Target};
@@ -79,6 +80,7 @@ fn dump_options() {
         cgroup: Some(Cgroup::Path("/jobs/7".into())),
         supervisor: Supervisor::Ignore,
         hooks: Vec::new(),
+        identity: None,
     };
     assert_eq!(options.state, state);
 }
@@ -160,6 +162,22 @@ fn restore() {
 }
 
 #[test]
+fn clones() {
+    let read = |line| parse::<clone::Args>(line).unwrap().options(&Config::default()).unwrap();
+    let options = read("7 b b");
+    assert_eq!(options.dests.len(), 2, "a destination may be named twice");
+    assert_eq!(options.copies, Some(CopyOptions::default()));
+    assert_eq!((options.mode.mode, options.quorum), (Mode::PreCopy, Quorum::Percent(100)));
+    let options =
+        read("7 b c --end-source --address 10.0.0.7/24@eth0 --address fd00::7/64@eth1 --quorum 1 --mode stop-and-copy");
+    let copies = options.copies.unwrap();
+    let addresses: Vec<_> = copies.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!((copies.end_source, addresses), (true, vec!["10.0.0.7/24 at eth0".into(), "fd00::7/64 at eth1".into()]));
+    assert_eq!((options.mode.mode, options.quorum), (Mode::StopAndCopy, Quorum::Number(1)));
+    refused::<clone::Args>(&["7", "", "7 b --address 10.0.0.7", "7 b --address 10.0.0.7/24@eth0:eth1"]);
+}
+
+#[test]
 fn moves() {
     let config = Config::default();
     let read = |line| parse::<r#move::Args>(line).unwrap().options(&config);
@@ -215,7 +233,7 @@ fn several_destinations() {
     for line in ["7 b c --quorum 50%", "7 b,c --quorum=50%"] {
         let options = parse::<r#move::Args>(line).unwrap().options(&config).unwrap();
         assert_eq!(options.dests, ["b", "c"].map(|dest| dest.parse().unwrap()));
-        assert_eq!(options.quorum, crate::migration::source::Quorum::Percent(50));
+        assert_eq!(options.quorum, Quorum::Percent(50));
     }
     refused::<r#move::Args>(&["7 b --quorum 0", "7 b --quorum all"]);
     let failure = parse::<r#move::Args>("7 @rack").unwrap().options(&config).unwrap_err();

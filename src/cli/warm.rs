@@ -6,6 +6,7 @@ use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::
 use super::signals::Watch;
 use super::{Context, config::Config};
 use crate::failure::Failure;
+use crate::migration::source::Quorum;
 use crate::ops::hooks::Hook;
 use crate::ops::options::{MoveOptions, StateOptions, WarmOptions};
 use crate::ops::places::Places;
@@ -84,8 +85,9 @@ impl Args {
             base: None,
             peer: self.paths.add_to(self.peer.options()),
             lease: self.lease.0,
-            quorum: self.quorum.quorum(),
+            quorum: self.quorum.quorum_or(Quorum::default()),
             dry_run: false,
+            copies: None,
         };
         Ok(WarmOptions { moves, cpu_share: self.cpu_share.0, disjoint: self.paths.disjoint() })
     }

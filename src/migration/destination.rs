@@ -74,6 +74,8 @@ struct Attempt<'a> {
     may_follow: bool,
     /// States of the target go back until all pages are there.
     recoverable: bool,
+    /// It runs beside others.
+    copy: bool,
     /// Files that come along.
     luggage: Luggage,
 }
@@ -150,6 +152,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         base,
         lease_ms,
         conventions,
+        copy,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
@@ -161,7 +164,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
     let (peer, target_pid) = (control.peer(), target.pid);
     builder.introduce(&Introduction { session: &session, peer, target_pid, dry_run, base: base.as_ref() });
-    let begun = begin(&around, id, (&session, lease), control.peer(), target.memory_bytes);
+    let begun = begin(&around, id, (&session, lease, copy), control.peer(), target.memory_bytes);
     let mut attempt = match begun {
         Ok((store, keeper)) => Attempt {
             id,
@@ -179,6 +182,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             base,
             may_follow: may_follow && !follows,
             recoverable,
+            copy,
             luggage: Luggage::of(files),
         },
         Err(error) => return refused(&mut control, id, model_bytes, error),
@@ -187,17 +191,14 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         attempt.builder.may_lack_pages();
     }
     let result = attempt.whole(bulk, (&target, &conventions), model_bytes, dry_run);
-    if let Err(error) = &result {
-        attempt.fail(error);
-    }
-    result
+    result.inspect_err(|error| attempt.fail(error))
 }
 
 /// What an attempt needs from its beginning on.
 fn begin(
     around: &Surroundings<'_>,
     id: AttemptId,
-    (session, lease): (&str, Duration),
+    (session, lease, copy): (&str, Duration, bool),
     peer: &str,
     memory_bytes: u64,
 ) -> Result<(Store, Keeper), MoveError> {
@@ -206,6 +207,9 @@ fn begin(
     let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(session);
+    if copy {
+        journal.set_copy();
+    }
     Ok((store, Keeper::new(journal, lease)))
 }
 
@@ -557,6 +561,10 @@ impl Attempt<'_> {
     /// The link is lost. What runs here runs on; what is prepared waits until somebody decides.
     fn wait(&mut self, error: MoveError) -> Result<(), MoveError> {
         let pid = match self.keeper.phase() {
+            Phase::Prepared if self.copy => {
+                self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::LeaseOver);
+                return Err(error);
+            }
             Phase::Prepared => {
                 let mut copy = Built(self.builder, &mut self.luggage);
                 let asked = if self.keeper.listens() { Ok(()) } else { self.keeper.listen(self.around.run) };

@@ -199,6 +199,10 @@ pub enum FromSource {
         /// What both hosts should mean by the same numbers.
         #[serde(default)]
         conventions: Box<Conventions>,
+        /// A copy is to run there beside others, by the identity in `state`. Nobody counts on one that is prepared: when nothing is
+        /// heard it is deleted, not parked.
+        #[serde(default)]
+        copy: bool,
     },
     /// To what was asked about files.
     Answers {
@@ -327,6 +331,9 @@ pub enum FromDestination {
         /// Pages that follow when the target runs can be named by what is on that list, too.
         #[serde(default)]
         names_late: bool,
+        /// That a copy was asked for is understood.
+        #[serde(default)]
+        copy: bool,
     },
     /// Something about files, before the verdict.
     Asks {

@@ -190,6 +190,17 @@ pub struct Wishes<'a> {
     pub quorum: Quorum,
     /// Rounds go on without end, until this says that the target is to move.
     pub warm: Option<&'a Warm>,
+    /// Each destination starts a copy of its own, and this becomes of the original ([`fan`] only).
+    pub copies: Option<Original>,
+}
+
+/// What becomes of a target that copies are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Original {
+    /// It goes on as soon as everything that it is has been read.
+    RunsOn,
+    /// It ends once a copy runs.
+    Ends,
 }
 
 /// How many of several destinations have to be as far as the exit condition asks.

@@ -102,6 +102,8 @@ struct FakeTarget {
     follows: bool,
     /// Done when it is to be held.
     at_hold: Option<Box<dyn Fn()>>,
+    /// It may end without being held: copies of it run.
+    copied: bool,
 }
 
 impl FakeTarget {
@@ -114,7 +116,8 @@ impl FakeTarget {
         }
         let dirty = memory.keys().copied().collect();
         let (gone, state, follows, at_hold) = (BTreeSet::new(), State::Running, false, None);
-        Self { pages: Pages(Mutex::new(memory)), dirty, gone, state, fault, writes, steps: 0, follows, at_hold }
+        let (pages, steps, copied) = (Pages(Mutex::new(memory)), 0, false);
+        Self { pages, dirty, gone, state, fault, writes, steps, follows, at_hold, copied }
     }
 
     /// What it does while it runs: writes, frees, maps.
@@ -263,7 +266,8 @@ impl Target for FakeTarget {
     }
 
     fn end(&mut self) -> Result<(), Failure> {
-        assert_eq!(self.state, State::Held, "only what is held is ended");
+        let may_end = if self.copied { State::Frozen } else { State::Held };
+        assert_eq!(self.state, may_end, "only what is held is ended");
         self.fails(Fault::End)?;
         self.state = State::Ended;
         Ok(())
@@ -489,6 +493,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         lease: destination::LEASE,
         quorum: Quorum::default(),
         warm: None,
+        copies: None,
     }
 }
 
@@ -699,6 +704,7 @@ fn messages_of_another_attempt_are_refused() {
             base: None,
             lease_ms: None,
             conventions: Default::default(),
+            copy: false,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

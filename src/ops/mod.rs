@@ -6,6 +6,7 @@ pub mod cancel;
 pub mod check;
 mod choices;
 pub mod container;
+pub mod copies;
 pub mod demo;
 pub mod dump;
 pub mod fence;

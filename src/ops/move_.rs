@@ -6,14 +6,14 @@ use super::held_locks::GivenUp;
 use super::hooks::{HookPoint, Hooks, Side};
 use super::network::Leaving;
 use super::offered::Offered;
-use super::options::{Compress, Mode, ModeOptions, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
+use super::options::{Compress, Mode, ModeOptions, MoveOptions, PeerOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::supervisor;
 use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, fence, interrupt, late, luggage, many, outside, preflight, standstill};
+use super::{Event, Events, addresses, copies, fence, interrupt, late, luggage, many, outside, preflight, standstill};
 use crate::collect::preflight::{Findings, size::Size};
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -78,9 +78,11 @@ pub(super) fn run_when(
     abort: &Abort,
 ) -> Result<Outcome> {
     refuse(options)?;
-    let policy = policy(&options.state);
+    let policy = policy(options);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
-    let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
+    // Whose original goes on has no supervisor that would start it again.
+    let ends_here = Some(options.state.supervisor).filter(|_| !copies::original_stays(options));
+    let (resolved, findings) = preflight::look_again(&options.target, &policy, ends_here)?;
     let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
         return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
@@ -94,7 +96,9 @@ pub(super) fn run_when(
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
-    let (links, dests) = many::connect(options, streams, events, abort)?;
+    let (asked, reached) = (options.dests.len(), many::connect(options, streams, events, abort)?);
+    let (links, places): (Vec<Link>, Vec<usize>) = reached.into_iter().unzip();
+    let dests = places.iter().map(|place| options.dests[*place].clone()).collect();
     let options = &MoveOptions { dests, ..options.clone() };
     let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
     let files = luggage::wish(options, &supervisor::directories(&resolved))
@@ -108,7 +112,15 @@ pub(super) fn run_when(
         .as_ref()
         .map(|command| |who: Candidate| fence::switch_off(command, &many::name(&options.dests, who), &session));
     let fence = command.as_ref().map(|command| Fence { command, after: options.peer.peer_timeout });
-    let wishes = Wishes { stop_and_copy: backend.is_none(), again, fence, files, warm, ..wishes(options, &journals)? };
+    let wishes = Wishes {
+        stop_and_copy: backend.is_none(),
+        again,
+        fence,
+        files,
+        warm,
+        states: many::states(options, &places)?,
+        ..wishes(options, &journals)
+    };
     let looked = (resolved, policy, findings);
     let mut live = Live::new(options, looked, backend.unwrap_or(Backend::Hash), addresses, (hooks.clone(), events));
     live.same_host = links.iter().any(Link::is_same_host);
@@ -122,16 +134,16 @@ pub(super) fn run_when(
     live.part(&moved);
     release(live.held.take(), &moved, events);
     hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
-    if !options.dry_run && !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. })) {
-        run_last(&hooks, moved.is_ok(), events);
-    }
+    run_last(options, &hooks, &moved, events);
     let report = moved.map_err(|error| failure(options, error))?;
     report.warnings.iter().for_each(|warning| events.event(Event::Warning(warning.clone())));
-    Ok(outcome(options, root.0, report, (live.at_once, live.was_frozen)))
+    let outcome = outcome(options, root.0, report, (live.at_once, live.was_frozen));
+    Ok(copies::complete(outcome, options, (&places, asked)))
 }
 
 /// What does not go together.
 fn refuse(options: &MoveOptions) -> Result<()> {
+    copies::refuse(options)?;
     if options.state.stdio != Stdio::Attach {
         return refuse_recoverable(options);
     }
@@ -156,10 +168,18 @@ fn refuse_recoverable(options: &MoveOptions) -> Result<()> {
     Err(Failure::new(what).kind(FailureKind::Usage))
 }
 
-/// The hooks of a move that has come to its end: whatever they say, it stays as it is.
-fn run_last(hooks: &Hooks, moved: bool, events: &dyn Events) {
-    let point = if moved { HookPoint::Done } else { HookPoint::RolledBack };
-    hooks.run_all(point, events).into_iter().for_each(|text| events.event(Event::Warning(text)));
+/// The hooks of a move that has come to its end: whatever they say, it stays as it is. Nothing is done where a copy was made of what
+/// goes on.
+fn run_last(options: &MoveOptions, hooks: &Hooks, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
+    let point = match moved {
+        Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. }) => return,
+        Ok(_) if copies::original_stays(options) => return,
+        Ok(_) => HookPoint::Done,
+        Err(_) => HookPoint::RolledBack,
+    };
+    if !options.dry_run {
+        hooks.run_all(point, events).into_iter().for_each(|text| events.event(Event::Warning(text)));
+    }
 }
 
 fn release(held: Option<HeldUnits>, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
@@ -181,17 +201,9 @@ fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
     Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
 }
 
-/// The wishes as the protocol takes them.
-fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
-    let state = |dest: &Dest| {
-        let mut state = options.state.clone();
-        if *dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
-            state.pids = Some(Pids::New);
-        }
-        serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))
-    };
-    let states = options.dests.iter().map(state).collect::<Result<_>>()?;
-    Ok(Wishes {
+/// The wishes as the protocol takes them, but for what depends on the destinations.
+fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Wishes<'a> {
+    Wishes {
         session: options.session.to_string(),
         goals: Goals {
             downtime_max: options.mode.max_downtime,
@@ -213,7 +225,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         bandwidth: options.memory.bandwidth,
         files: Default::default(),
         base: options.base.as_ref().map(|dir| Bytes(dir.as_os_str().as_encoded_bytes().to_vec())),
-        states,
+        states: Vec::new(),
         journals,
         again: None,
         fence: None,
@@ -221,7 +233,8 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         lease: options.lease,
         quorum: options.quorum,
         warm: None,
-    })
+        copies: copies::original(options),
+    }
 }
 
 fn may_follow(mode: &ModeOptions) -> bool {
@@ -234,9 +247,10 @@ fn steps(mode: &ModeOptions) -> Vec<Step> {
     mode.converge.iter().copied().filter(wanted).collect()
 }
 
-fn policy(state: &StateOptions) -> Policy {
+fn policy(options: &MoveOptions) -> Policy {
+    let state = &options.state;
     Policy {
-        tcp: state.tcp,
+        tcp: copies::tcp(options),
         external_unix: state.external_unix.unwrap_or_default(),
         lacks_memory: false,
         allow_external_stdio: !matches!(state.stdio, Stdio::Auto | Stdio::Refuse),
@@ -376,7 +390,10 @@ impl Live<'_> {
 
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
-        self.network.before_freeze(root);
+        // Nothing is taken from a network that the original stays in.
+        if !copies::original_stays(self.options) {
+            self.network.before_freeze(root);
+        }
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map_or_else(|| mappings(root), Tree::mappings);
         let (frozen, mut collection) =
@@ -516,7 +533,9 @@ impl Target for Live<'_> {
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
         self.hooks.run(HookPoint::Frozen, self.events)?;
-        self.hooks.run(HookPoint::Network, self.events)?;
+        if self.options.copies.is_none() {
+            self.hooks.run(HookPoint::Network, self.events)?;
+        }
         Ok(Final { plan, model: encoded, spaces, later, files })
     }
 
@@ -683,7 +702,11 @@ fn comm(model: &Model) -> String {
 fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen): (Vec<String>, bool)) -> Outcome {
     let moved = report.pid.is_some();
     let dest = many::owner(options, &report);
-    let place = if moved { Where::Dest(dest.clone()) } else { Where::Source };
+    let place = match moved {
+        true if copies::original_stays(options) => Where::Both,
+        true => Where::Dest(dest.clone()),
+        false => Where::Source,
+    };
     let mut outcome = Outcome::new(options.session, State::Running, place);
     outcome.notes = notes;
     outcome.target_pid = Some(root);
@@ -709,7 +732,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen)
         outcome.zero_pages = Some(report.unsent.zero);
         outcome.named_pages = Some(report.unsent.named + late.named);
         outcome.stalls = late.waits;
-        if outside::has_left() {
+        if outside::has_left() && !copies::original_stays(options) {
             let pid = report.pid.unwrap_or_default();
             outcome.notes.push(format!("process {root}, where this was typed, is now process {pid} on {dest}"));
         }
@@ -742,7 +765,10 @@ pub(crate) fn peer_failure(dest: &str, error: &TransportError) -> Failure {
 
 fn failure(options: &MoveOptions, error: MoveError) -> Failure {
     let (dest, session) = (many::names(&options.dests), options.session);
-    let what = format!("the target was not moved to {dest}");
+    let what = match options.copies {
+        Some(_) => format!("no copy of the target was started on {dest}"),
+        None => format!("the target was not moved to {dest}"),
+    };
     match error {
         MoveError::Blocked(blockers) => {
             Failure::blocked(format!("the target cannot move to {dest}"), blockers).target(TargetState::Running)

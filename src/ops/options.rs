@@ -9,6 +9,8 @@ use super::words::{Address, Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
 use crate::migration::source::Quorum;
 use crate::migration::switchover::{ExitCondition, Step};
+use crate::net::address::Place;
+use crate::restore::clone::Identity;
 use crate::transport::route::Route;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -232,6 +234,9 @@ pub struct StateOptions {
     /// `--hook`, any number, of a move.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<Hook>,
+    /// Of a copy of the target at one destination, who it is. It is no choice: `migrate clone` gives it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
 /// `--mode`: how a target moves.
@@ -486,6 +491,18 @@ pub struct MoveOptions {
     pub quorum: Quorum,
     /// `--dry-run`: preflight on both sides only.
     pub dry_run: bool,
+    /// `migrate clone`: a copy on every destination.
+    #[serde(default)]
+    pub copies: Option<CopyOptions>,
+}
+
+/// What `migrate clone` has beyond `migrate move`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOptions {
+    /// `--end-source`: the target ends here once a copy runs.
+    pub end_source: bool,
+    /// `--address`: that of each copy, in the order of the destinations; those that are left have none.
+    pub addresses: Vec<Place>,
 }
 
 impl MoveOptions {
@@ -504,6 +521,7 @@ impl MoveOptions {
             lease: crate::migration::destination::LEASE,
             quorum: Quorum::default(),
             dry_run: false,
+            copies: None,
         }
     }
 }

@@ -108,6 +108,8 @@ pub struct Outcome {
     pub attempts: Vec<Attempt>,
     /// Of several destinations each.
     pub candidates: Vec<CandidateReport>,
+    /// What was not done, where the rest was.
+    pub partly: Option<String>,
     /// Processes in the tree.
     pub processes: Option<u32>,
     /// Threads in the tree.
@@ -143,6 +145,7 @@ impl Outcome {
             points: None,
             attempts: Vec::new(),
             candidates: Vec::new(),
+            partly: None,
             processes: None,
             threads: None,
             notes: Vec::new(),

@@ -33,9 +33,10 @@ use crate::migration::store;
 use crate::net::address::Place;
 use crate::restore::fd::bequest::Bequest;
 use crate::restore::reconcile::Fit;
-use crate::restore::{self, Armed, Prebuilt, Restored};
+use crate::restore::{self, Armed, Prebuilt, Restored, clone};
 use crate::trace::pages::TargetPages;
 use crate::transport::Link;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::net::IpAddr;
@@ -126,12 +127,15 @@ impl Builder for Engine {
         self.name = SessionId::random().to_string();
         self.state = serde_json::from_value(state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
+        self.hooks.clone_id = self.state.identity.as_ref().map(|identity| identity.id.clone());
         self.hooks.preflight(&self.state.hooks)?;
         let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
+        let model = &*self.own(Cow::Borrowed(model));
         self.begin_network(model);
         let scope = restore::preflight::Scope {
             cpu: self.state.cpu.unwrap_or_default(),
             original_runs: true,
+            original_stays: self.state.identity.is_some(),
             original_has_ports: self.same_network,
             coming,
             judged: judged.clone(),
@@ -144,8 +148,9 @@ impl Builder for Engine {
         };
         let mut blockers = restore::preflight::look(model, &options, &scope);
         blockers.extend(addresses::blockers(&self.addresses()));
-        // On one host it is the unit that the target leaves, which the source looks after.
-        if !original_here(model) {
+        blockers.extend(addresses::blockers(self.state.identity.iter().flat_map(|identity| &identity.address)));
+        // On one host it is the unit that the target leaves, which the source looks after. A copy takes no unit's place.
+        if !original_here(model) && self.state.identity.is_none() {
             let (units, to_mask) = supervisor::beside(model, self.state.supervisor);
             blockers.extend(units);
             self.to_mask = to_mask;
@@ -154,7 +159,7 @@ impl Builder for Engine {
     }
 
     fn adapted(&self, model: Model) -> Result<Model> {
-        restore::vdso::adapted(model).map_err(|e| failed(&e))
+        restore::vdso::adapted(self.own(Cow::Owned(model)).into_owned()).map_err(|e| failed(&e))
     }
 
     fn build_ahead(&mut self, model: Model, read_at: Instant, stored: Option<&ImageDir>) -> Result<Option<Standing>> {
@@ -305,6 +310,8 @@ impl Builder for Engine {
         network.settle();
         self.memory = None;
         let root = armed.root().0;
+        let untold = self.state.identity.as_ref().and_then(|identity| clone::announce(armed.root(), identity));
+        untold.into_iter().for_each(|warning| tracing::warn!("{warning}"));
         if let Some(text) = self.masked.take().and_then(MaskedUnit::stay) {
             tracing::warn!("{text}");
         }
@@ -487,6 +494,10 @@ impl Engine {
     }
 
     fn begin_network(&mut self, model: &Model) {
+        // A copy has a network of its own, in which nobody can speak to it yet.
+        if self.state.identity.is_some() {
+            return;
+        }
         self.same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
         self.network = Arriving::begin(&self.addresses(), model, self.same_network);
     }
@@ -509,8 +520,10 @@ impl Engine {
             name: self.name.clone(),
             workers: default_workers(),
             lazy: false,
-            original_here: original_here(model),
+            original_here: original_here(model) && self.state.identity.is_none(),
             segments_kept: self.network.keeps(),
+            identity: self.state.identity.clone(),
+            id_dir: Places::here().run,
             ..restore::Options::default()
         }
     }
@@ -523,6 +536,14 @@ impl Engine {
         let root = model.root();
         let name = root.threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default();
         super::restore::state_log(&format!("{}.{}", name.replace(['/', '.'], "_"), root.pid))
+    }
+
+    /// The model as it is, or as that of a copy.
+    fn own<'m>(&self, model: Cow<'m, Model>) -> Cow<'m, Model> {
+        match &self.state.identity {
+            Some(identity) => Cow::Owned(clone::as_clone(model.into_owned(), identity)),
+            None => model,
+        }
     }
 
     /// Addresses that come with the target, on interfaces of this host.

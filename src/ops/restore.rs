@@ -264,6 +264,8 @@ fn settings(options: &RestoreOptions, state: &StateOptions, stdio: Stdio) -> res
         lazy: options.lazy,
         original_here: false,
         segments_kept: false,
+        identity: None,
+        id_dir: PathBuf::new(),
     }
 }
 

@@ -166,13 +166,16 @@ fn attempt(attempt: &Attempt) -> Object {
 
 /// One of several destinations, at the end of a move.
 fn candidate(candidate: &CandidateReport) -> Object {
-    let reason = match &candidate.became {
-        Became::Out(reason) => Some(reason.as_str()),
-        _ => None,
+    let (reason, pid) = match &candidate.became {
+        Became::Out(reason) => (Some(reason.as_str()), None),
+        Became::Runs(pid) => (None, Some(*pid)),
+        _ => (None, None),
     };
     Object::default()
         .with("dest", candidate.name.as_str())
         .with("became", candidate.became.name())
+        .known("clone_id", candidate.clone_id.as_deref())
+        .known("pid", pid)
         .known("reason", reason)
         .with("rounds", candidate.rounds)
         .with("bytes_sent", candidate.bytes_sent)
@@ -319,15 +322,19 @@ pub fn failure(failure: &Failure) -> Object {
         TargetState::InDoubt => (Some("in-doubt"), None),
         TargetState::Ended(_) | TargetState::NotStarted => (Some("ended"), Some("nowhere")),
     };
-    let code = failure.explained().map(|code| code.to_string());
-    let what = Object::default()
-        .with("what", failure.what.as_str())
-        .with("causes", failure.causes.clone())
-        .known("hint", failure.hint.as_deref())
-        .known("code", code);
     Object::default()
         .known("state", state)
         .known("where", place)
         .list("blockers", failure.blockers.iter().map(blocker).collect())
-        .object("failure", what)
+        .object("failure", cause(failure))
+}
+
+/// What failed, and why.
+pub fn cause(failure: &Failure) -> Object {
+    let code = failure.explained().map(|code| code.to_string());
+    Object::default()
+        .with("what", failure.what.as_str())
+        .with("causes", failure.causes.clone())
+        .known("hint", failure.hint.as_deref())
+        .known("code", code)
 }

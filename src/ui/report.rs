@@ -56,7 +56,7 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         (None, None) => None,
     };
     if let Some(volume) = volume {
-        row(if matches!(verb, "move" | "switch") { "sent" } else { "size" }, volume);
+        row(if matches!(verb, "move" | "clone" | "switch") { "sent" } else { "size" }, volume);
     }
     let not_sent: Vec<_> = [(outcome.zero_pages, "zero"), (outcome.named_pages, "named by digest")]
         .into_iter()
@@ -107,6 +107,9 @@ fn candidate_line(candidate: &CandidateReport) -> String {
     let ready = candidate.ready_after.map(|after| format!(", ready {} after the stop", time(after)));
     let how = match &candidate.became {
         Became::Owner => "has the target".to_owned(),
+        Became::Runs(pid) => {
+            format!("runs clone {} as {pid}", clean(candidate.clone_id.as_deref().unwrap_or_default()))
+        }
         Became::Stopped => "told to stop, has deleted what it held".to_owned(),
         Became::Untold => "not told to stop: deletes or parks what it holds when its lease ends".to_owned(),
         Became::Out(reason) => format!("left out: {}", clean(reason)),
@@ -131,7 +134,7 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         (Some(pid), None) => pid.to_string(),
         (None, _) => target.map(clean).unwrap_or_default(),
     };
-    if outcome.place == Where::Source && matches!(verb, "dump" | "move") {
+    if outcome.place == Where::Source && matches!(verb, "dump" | "move" | "clone") {
         // A dry run: a real one leaves it elsewhere, nowhere, or on both sides.
         return format!("nothing is in the way of a {verb} of {name}");
     }
@@ -140,6 +143,7 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         "pre-dump" => "memory saved of",
         "restore" => "restored",
         "move" | "switch" => "moved",
+        "clone" => "cloned",
         other => other,
     };
     let pid = outcome.pid.map(|pid| format!(" as {pid}")).unwrap_or_default();
@@ -231,10 +235,23 @@ mod tests {
     fn each_of_several_destinations_has_a_line() {
         let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
         let ready_after = Some(Duration::from_millis(2));
-        let one =
-            CandidateReport { name: "b".into(), became: Became::Owner, rounds: 3, bytes_sent: 1 << 20, ready_after };
+        let one = CandidateReport {
+            name: "b".into(),
+            became: Became::Owner,
+            clone_id: None,
+            rounds: 3,
+            bytes_sent: 1 << 20,
+            ready_after,
+        };
         let out = Became::Out("it cannot".into());
-        let other = CandidateReport { name: "c".into(), became: out, rounds: 1, bytes_sent: 7, ready_after: None };
+        let other = CandidateReport {
+            name: "c".into(),
+            became: out,
+            clone_id: None,
+            rounds: 1,
+            bytes_sent: 7,
+            ready_after: None,
+        };
         outcome.candidates = vec![one, other];
         let text = text("move", None, &outcome);
         let lines = "  to        b: has the target (1.00 MiB, 3 rounds, ready 2.00 ms after the stop)\n  to        c: left out: it cannot (7 B, 1 round)\n";

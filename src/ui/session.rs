@@ -10,7 +10,7 @@ use crate::failure::{Failure, TargetState};
 use crate::ops::outcome::Outcome;
 use crate::ops::warm::{Say, Shown};
 use crate::ops::words::SessionId;
-use crate::ops::{Event, Events};
+use crate::ops::{Event, Events, copies};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -96,25 +96,36 @@ impl Session {
             "warm" => format!("{}\n", outcome.session),
             verb => report::text(verb, self.target.as_deref(), outcome),
         };
+        let partly = result.as_ref().ok().and_then(copies::partly);
         let result = result.map(|outcome| (json::outcome(&outcome), text(&outcome)));
-        self.end(result)
+        self.end_as(result, partly)
     }
 
     /// Shows the end of any session: fields of the `result` for programs, a text for people, or the failure.
     /// Returns the exit code.
     pub(super) fn end(self, result: Result<(Object, String), Failure>) -> u8 {
+        self.end_as(result, None)
+    }
+
+    /// The same of a session that has done only a part of what was asked for.
+    fn end_as(self, result: Result<(Object, String), Failure>, partly: Option<Failure>) -> u8 {
         self.display.lock().unwrap_or_else(PoisonError::into_inner).end();
         match result {
             Ok((fields, text)) => {
+                let exit = partly.as_ref().map_or(0, Failure::exit_code);
                 self.emit("result", || {
-                    let ok = Object::default().with("ok", true).with("exit", 0).with("verb", self.verb.as_str());
-                    ok.and(fields)
+                    let ok = Object::default().with("ok", exit == 0).with("exit", exit);
+                    let ended = ok.with("verb", self.verb.as_str()).and(fields);
+                    partly.iter().fold(ended, |ended, failure| ended.object("failure", json::cause(failure)))
                 });
                 // Without the id of what was started nobody could speak to it.
                 if !self.settings.json && (!self.settings.quiet || self.verb == "warm") {
                     self.put(self.results, &text);
                 }
-                0
+                if let Some(failure) = partly.filter(|_| !self.settings.json) {
+                    self.put(Stream::Err, &failure::text(&failure, true, self.log.as_deref(), &self.settings));
+                }
+                exit
             }
             Err(failure) => {
                 let log = self.log.as_deref();

@@ -145,6 +145,7 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             earlier_bytes: 0,
             warnings: vec!["x".into()],
             names_late: true,
+            copy: false,
         })
         .expect("plain"),
     ];

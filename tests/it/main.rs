@@ -11,6 +11,7 @@ mod cgroups;
 mod choices;
 mod churn;
 mod cli;
+mod clone;
 mod codes;
 mod confined;
 mod decoders;

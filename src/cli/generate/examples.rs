@@ -67,6 +67,17 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "clone",
+        &[
+            ("Start a copy of process 4242 on hosts b and c; it runs on.", "migrate clone 4242 b c"),
+            (
+                "Two copies on host b, each with an address of its own on the network of eth0.",
+                "migrate clone 4242 b b --address 192.0.2.8/24@eth0 --address 192.0.2.9/24@eth0",
+            ),
+            ("Put three copies into the place of a service.", "migrate clone pidfile:/run/job.pid b c d --end-source"),
+        ],
+    ),
+    (
         "warm",
         &[
             ("Keep process 4242 up to date on host b, and note the id of the session.", "migrate warm 4242 b"),

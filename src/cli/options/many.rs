@@ -49,9 +49,9 @@ impl ManyArgs {
         self.paths.add_to(peer)
     }
 
-    /// The quorum as the engine takes it.
-    pub fn quorum(&self) -> Quorum {
-        self.quorum.quorum()
+    /// The quorum as the engine takes it; this one if none was chosen.
+    pub fn quorum_or(&self, usual: Quorum) -> Quorum {
+        self.quorum.quorum_or(usual)
     }
 }
 
@@ -59,15 +59,15 @@ impl ManyArgs {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Many destinations")]
 pub struct QuorumArgs {
-    /// The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%
-    #[arg(long, value_name = "N|PERCENT", default_value = "1")]
-    quorum: QuorumArg,
+    /// The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75% [default: 1]
+    #[arg(long, value_name = "N|PERCENT")]
+    quorum: Option<QuorumArg>,
 }
 
 impl QuorumArgs {
-    /// The quorum as the engine takes it.
-    pub fn quorum(&self) -> Quorum {
-        self.quorum.0
+    /// The quorum as the engine takes it; this one if none was chosen.
+    pub fn quorum_or(&self, usual: Quorum) -> Quorum {
+        self.quorum.map_or(usual, |quorum| quorum.0)
     }
 }
 
@@ -121,7 +121,7 @@ impl FromStr for RouteArg {
 }
 
 /// `N` or `PERCENT`.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct QuorumArg(Quorum);
 
 impl FromStr for QuorumArg {

@@ -53,6 +53,7 @@ impl Attempt<'_> {
             earlier_bytes,
             warnings,
             names_late,
+            copy: self.copy,
         })?;
         protocol::send_model(&mut self.control, &earlier)?;
         if may_come {

@@ -64,8 +64,13 @@ impl Peer<'_> {
                     earlier_bytes,
                     warnings,
                     names_late,
+                    copy,
                     ..
                 } => {
+                    if self.wishes.copies.is_some() && !copy {
+                        let reason = "it has a version of this program that knows nothing of clones".to_owned();
+                        return Err(MoveError::Stays { reason });
+                    }
                     warnings.into_iter().for_each(|text| self.events.event(Event::Warning(text)));
                     self.room_bytes = room_bytes;
                     let shelf_pages = usize::try_from(shelf_pages).unwrap_or(usize::MAX);

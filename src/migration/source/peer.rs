@@ -93,6 +93,7 @@ impl Peer<'_> {
             base: self.wishes.base.clone(),
             lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
             conventions: Box::new(survey.conventions.clone()),
+            copy: self.wishes.copies.is_some(),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;
