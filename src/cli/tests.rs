@@ -157,6 +157,9 @@ fn restore() {
         "-D d --compress off",
         "--stream --lazy",
         "-D d --on host",
+        "-D d --count 2",
+        "-D d --detach --count 0",
+        "--stream --detach --count 2",
     ]);
     assert!(parse::<restore::Args>("-D d --lazy").unwrap().options().lazy);
 }

@@ -172,6 +172,11 @@ impl Line {
         }
     }
 
+    /// Whether nothing is left to be decided or heard: whoever runs beside others is nobody's concern once it runs.
+    pub fn is_over(&self) -> bool {
+        self.step.is_final() || self.copy && self.step == Step::Owner && self.ran
+    }
+
     /// Written since this host was started.
     pub fn is_of_this_boot(&self) -> bool {
         crate::proc::sys::boot_id().is_ok_and(|boot_id| boot_id == self.boot_id)

@@ -1,11 +1,15 @@
-//! `migrate clone`: what differs from a move, as the operation of a move asks for it.
+//! `migrate clone`: what differs from a move, as the operation of a move asks for it; and several copies of an image.
 
-use super::options::{Mode, MoveOptions, Pids, StateOptions, Supervisor, Tcp};
-use super::outcome::Outcome;
+use super::Events;
+use super::options::{Mode, MoveOptions, Pids, RestoreOptions, StateOptions, Supervisor, Tcp};
+use super::outcome::{Outcome, State, Where};
+use super::words::SessionId;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
-use crate::migration::report::Became;
+use crate::migration::report::{Became, CandidateReport};
 use crate::migration::source::Original;
+use crate::net::address::Place;
 use crate::restore::clone::Identity;
+use std::time::Instant;
 
 /// What becomes of the original; `None` in a move.
 pub(super) fn original(options: &MoveOptions) -> Option<Original> {
@@ -49,23 +53,67 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
     Err(Failure::new(what).kind(FailureKind::Usage))
 }
 
-/// The id of the copy on the destination at this place of the list.
-fn id(options: &MoveOptions, place: usize) -> String {
-    format!("{}-{}", options.session, place + 1)
+/// The id of one of the copies of a session, the first is 0.
+fn id(session: SessionId, number: usize) -> String {
+    format!("{session}-{}", number + 1)
 }
 
-/// The choices for that destination.
+/// The choices for the destination at this place of the list.
 pub(super) fn state(options: &MoveOptions, place: usize, state: StateOptions) -> StateOptions {
-    let Some(copies) = &options.copies else { return state };
+    match &options.copies {
+        Some(copies) => of_copy(id(options.session, place), copies.addresses.get(place).cloned(), state),
+        None => state,
+    }
+}
+
+/// The choices for a copy that is called so.
+fn of_copy(id: String, address: Option<Place>, state: StateOptions) -> StateOptions {
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let identity = Identity { id: id(options, place), host, address: copies.addresses.get(place).cloned() };
     StateOptions {
         pids: Some(Pids::New),
         // It takes no unit's place.
         supervisor: Supervisor::Ignore,
-        identity: Some(identity),
+        identity: Some(Identity { id, host, address }),
         ..state
     }
+}
+
+/// Makes so many copies of an image, one after the other, each in namespaces of its own.
+///
+/// # Errors
+/// Those of [`super::restore::run`] for the first; where a later one fails, the outcome says so.
+pub fn restore(options: &RestoreOptions, count: u16, events: &dyn Events) -> Result<Outcome> {
+    if options.state.pids == Some(Pids::Same) {
+        let what = "copies have the process ids of the image in PID namespaces of their own, not --pids same";
+        return Err(Failure::new(what).kind(FailureKind::Usage).target(TargetState::NotStarted));
+    }
+    let began = Instant::now();
+    let mut whole = Outcome::new(options.session, State::Running, Where::Dest("local".to_owned()));
+    for number in 0..usize::from(count) {
+        let id = id(options.session, number);
+        let state = of_copy(id.clone(), None, options.state.clone());
+        let one = match super::restore::run(&RestoreOptions { state, ..options.clone() }, events) {
+            // Nothing was started: what holds for one holds for all.
+            Ok(one) if options.dry_run => return Ok(one.outcome),
+            Ok(one) => one.outcome,
+            Err(failure) if number == 0 => return Err(failure),
+            Err(failure) => {
+                whole.partly = Some(format!("{number} of {count} copies were started: {failure}"));
+                break;
+            }
+        };
+        (whole.pid, whole.state) = (whole.pid.or(one.pid), one.state);
+        whole.candidates.push(CandidateReport {
+            name: "local".to_owned(),
+            became: Became::Runs(one.pid.unwrap_or_default()),
+            clone_id: Some(id),
+            rounds: 0,
+            bytes_sent: 0,
+            ready_after: None,
+        });
+    }
+    whole.total = Some(began.elapsed());
+    Ok(whole)
 }
 
 /// Adds to the outcome who is who, by their places in the list that was asked for, and what was not done of it.
@@ -74,7 +122,7 @@ pub(super) fn complete(mut outcome: Outcome, options: &MoveOptions, (places, ask
         return outcome;
     }
     for (candidate, place) in outcome.candidates.iter_mut().zip(places) {
-        candidate.clone_id = Some(id(options, *place));
+        candidate.clone_id = Some(id(options.session, *place));
     }
     let started = outcome.candidates.iter().filter(|one| matches!(one.became, Became::Runs(_))).count();
     outcome.partly = (started < asked).then(|| format!("{started} of {asked} copies were started"));
@@ -85,7 +133,7 @@ pub(super) fn complete(mut outcome: Outcome, options: &MoveOptions, (places, ask
 pub fn partly(outcome: &Outcome) -> Option<Failure> {
     let failure = Failure::new(outcome.partly.clone()?).kind(FailureKind::Partly);
     Some(failure.target(match &outcome.place {
-        super::outcome::Where::Dest(name) => TargetState::RunningOn(name.clone()),
+        Where::Dest(name) => TargetState::RunningOn(name.clone()),
         _ => TargetState::Running,
     }))
 }
@@ -93,9 +141,7 @@ pub fn partly(outcome: &Outcome) -> Option<Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::report::CandidateReport;
     use crate::ops::options::CopyOptions;
-    use crate::ops::outcome::{State, Where};
     use crate::ops::words::Target;
 
     fn options(words: &[&str]) -> MoveOptions {

@@ -390,8 +390,8 @@ impl Live<'_> {
 
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
-        // Nothing is taken from a network that the original stays in.
-        if !copies::original_stays(self.options) {
+        // Nothing that is sent to the original is for its copies.
+        if self.options.copies.is_none() {
             self.network.before_freeze(root);
         }
         // Walking the page tables for flags of mappings is done while the target runs.

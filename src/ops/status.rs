@@ -53,7 +53,7 @@ pub struct Entry {
 impl Entry {
     /// Whether nothing is left to be decided or awaited.
     pub fn is_over(&self) -> bool {
-        self.line.step.is_final() && self.warm.as_ref().is_none_or(|account| account.phase == "ended")
+        self.line.is_over() && self.warm.as_ref().is_none_or(|account| account.phase == "ended")
     }
 }
 
@@ -153,7 +153,7 @@ fn is_busy(journals: &Path, line: &Line, patience: Duration) -> bool {
 
 /// What is not over always is; the others with `--all`, if they have not been over for too long.
 fn is_shown(line: &Line, all: bool, now: Duration) -> bool {
-    !line.step.is_final() || all && now.saturating_sub(Duration::from_millis(line.unix_ms)) < SHOWN_FOR
+    !line.is_over() || all && now.saturating_sub(Duration::from_millis(line.unix_ms)) < SHOWN_FOR
 }
 
 /// What the destination of a move says now; `None` if it cannot be reached.

@@ -446,10 +446,6 @@ fn a_copy_has_the_address_it_was_given() {
         assert_eq!(answers[1], "lo eth0");
     }
     assert_eq!(subject.ask(copies[2].0, &["interfaces"]), ["lo"], "it was given none");
-    // With the copy its interface goes.
-    end_all(subject.processes(), &mut Command::new("true").spawn().unwrap());
-    let links = || String::from_utf8(networks.inside(1, "ip").args(["-o", "link"]).output().unwrap().stdout).unwrap();
-    wait(|| !links().contains("macvlan") && links().matches("eth0").count() == 1, "its interface is gone");
 }
 
 #[test]
@@ -520,6 +516,33 @@ time.sleep(1000)
     }
     let two = ["--address", "10.0.0.7/24@lo", "--address", "10.0.0.8/24@lo"];
     assert_eq!(clone(&two).status.code(), Some(2), "two addresses for one destination");
+}
+
+#[test]
+fn of_an_image_there_can_be_several_copies() {
+    if !can_move() {
+        return;
+    }
+    let mut subject = Subject::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (host, image) = (dir.path().join("a"), dir.path().join("image"));
+    let pid = subject.pid();
+    let dumped = run(on_host(&host), &["dump", &pid.to_string(), "-D", image.to_str().unwrap(), "--tcp", "close"]);
+    assert!(dumped.status.success(), "{}", text(&dumped));
+    subject.child.wait().unwrap();
+    let restored = ["restore", "-D", image.to_str().unwrap(), "--count", "3", "--detach", "--json"];
+    let output = run(on_host(&host), &restored);
+    assert!(output.status.success(), "{}", text(&output));
+    let copies = started(&result(&output));
+    assert_eq!((copies.len(), subject.processes().len()), (3, 3), "{}", text(&output));
+    let file = format!("read {}", host.join("run/clone-id").display());
+    for (copy, id) in &copies {
+        let answers = subject.ask(*copy, &["name", file.as_str(), "wiped", "ground", "first", "pid"]);
+        assert!(answers[0].ends_with(&format!("-{id}")), "{answers:?}");
+        assert_eq!(answers[1..], [id, "True", "True", "ECONNRESET", &pid.to_string()]);
+    }
+    let output = run(on_host(&host), &[&restored[..], &["--pids", "same"]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
 }
 
 /// A word to redis, and the answer.

@@ -181,7 +181,7 @@ impl Desk {
         }
         if foreground {
             self.foreground(&line);
-        } else if line.contains("--move-address") {
+        } else if line.contains("--move-address") || line.contains(" --address") {
             self.with_address(&line);
         } else if line.contains("tcp://b") {
             self.over_tls(&line);
@@ -230,7 +230,9 @@ impl Desk {
 
     /// A command that ends by itself. What it has started elsewhere is noted, to be ended later.
     fn ordinary(&mut self, line: &str) {
-        let starts = ["migrate restore", "migrate move", "migrate switch"].iter().any(|verb| line.contains(verb))
+        let starts = ["migrate restore", "migrate move", "migrate clone", "migrate switch"]
+            .iter()
+            .any(|verb| line.contains(verb))
             && !line.contains("--dry-run");
         if !starts {
             self.must(line);
@@ -255,6 +257,16 @@ impl Desk {
         let events = fs::read_to_string(events).unwrap();
         let result: serde_json::Value =
             serde_json::from_str(events.lines().last().expect("there is a result")).unwrap();
+        if line.contains("migrate clone") || line.contains("--count") {
+            let copies: Vec<i32> = result["candidates"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|copy| copy["pid"].as_i64().unwrap_or_else(|| panic!("{line}: {result}")) as i32)
+                .collect();
+            assert!(!copies.is_empty(), "{line}: {result}");
+            return copies.into_iter().for_each(end);
+        }
         self.restored = result["pid"].as_i64().and_then(|pid| pid.try_into().ok());
         assert!(self.restored.is_some(), "{line}: {result}");
         // It is on the other host now: the next line is about the reader's program here.

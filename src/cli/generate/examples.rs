@@ -52,6 +52,10 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
                 "Start it again in the background and note its process id.",
                 "migrate restore -D /var/backups/job --detach --pidfile /run/job.pid",
             ),
+            (
+                "Start three copies of it, each with a host name of its own.",
+                "migrate restore -D /var/backups/job --count 3 --detach",
+            ),
             ("Would it run on this host?", "migrate restore -D /var/backups/job --dry-run"),
         ],
     ),
@@ -71,10 +75,10 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("Start a copy of process 4242 on hosts b and c; it runs on.", "migrate clone 4242 b c"),
             (
-                "Two copies on host b, each with an address of its own on the network of eth0.",
-                "migrate clone 4242 b b --address 192.0.2.8/24@eth0 --address 192.0.2.9/24@eth0",
+                "Two copies of a service on host b, each with an address of its own on the network of eth0.",
+                "migrate clone pidfile:/run/redis.pid b b --address 192.0.2.8/24@eth0 --address 192.0.2.9/24@eth0",
             ),
-            ("Put three copies into the place of a service.", "migrate clone pidfile:/run/job.pid b c d --end-source"),
+            ("Put three copies into the place of process 4242.", "migrate clone 4242 b c d --end-source"),
         ],
     ),
     (

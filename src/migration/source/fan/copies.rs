@@ -20,15 +20,12 @@ use super::{Event, LOOK, Stage};
 use crate::fault::{self, Point};
 use crate::migration::handover::{Candidate, Reply, Sync};
 use crate::migration::journal::Step;
-use crate::migration::protocol::{self, FromDestination, FromSource};
+use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource};
 use crate::migration::report::Pause;
 use crate::transport::TransportError;
 use crossbeam_channel::unbounded;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// How long the original stands still for destinations that do not take its last pages.
-const STANDS_STILL_MAX: Duration = Duration::from_secs(10);
 
 /// How long one is asked anew whose link was lost when it was told to run its copy.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
@@ -44,7 +41,7 @@ impl Attempt<'_> {
         pause.frozen(target.frozen_since());
         self.fan().paused_at = target.frozen_since().or_else(|| Some(Instant::now()));
         self.events.event(Event::Frozen);
-        self.send_last_to_each(target, &last, Instant::now() + STANDS_STILL_MAX)?;
+        self.send_last_to_each(target, &last)?;
         pause.part("residual");
         fault::strike(Point::SourceReady);
         let mut pause = Some(pause);
@@ -79,16 +76,19 @@ impl Attempt<'_> {
     /// Whoever is ready starts its copy at once; whoever fails is left out.
     fn start_each(&mut self, target: &mut dyn Target, pause: &mut Option<Pause>) {
         let again = self.wishes.again;
-        let (tell, told) = unbounded::<(Candidate, Result<i32, MoveError>)>();
+        let (tell, told) = unbounded();
         std::thread::scope(|scope| {
             let mut under_way = 0;
             loop {
                 for who in std::mem::take(&mut self.fan().ready) {
-                    let Some(peer) = self.peers.take(who) else { continue };
+                    let Some(mut peer) = self.peers.take(who) else { continue };
                     let (tell, again) = (tell.clone(), again.map(|again| again.to(who)));
                     under_way += 1;
                     // The one who wants to know waits for it.
-                    scope.spawn(move || drop(tell.send((who, start(peer, again)))));
+                    scope.spawn(move || {
+                        let started = start(&mut peer, again);
+                        drop(tell.send((who, peer, started)));
+                    });
                 }
                 if under_way == 0 && self.fan().count(|member| matches!(member.stage, Stage::Sent)) == 0 {
                     break;
@@ -96,7 +96,7 @@ impl Attempt<'_> {
                 if let Some(news) = self.fan().next(LOOK) {
                     self.hear(target, news);
                 }
-                for (who, started) in told.try_iter() {
+                for (who, peer, started) in told.try_iter() {
                     under_way -= 1;
                     match started {
                         Ok(pid) => {
@@ -104,7 +104,11 @@ impl Attempt<'_> {
                             self.stood(pause, "handover");
                             self.tell_stage(who, "running");
                         }
-                        Err(error) => self.drop_out(target, who, error),
+                        Err(error) => {
+                            // Whatever it has by now it is told to delete over a new link.
+                            self.peers.put(who, Peer { lost: true, ..peer });
+                            self.drop_out(target, who, error);
+                        }
                     }
                 }
                 self.heed_interrupt(target);
@@ -140,7 +144,7 @@ impl Attempt<'_> {
 }
 
 /// Has a destination run its copy; process id of its root there.
-fn start(mut peer: Peer<'_>, again: Option<Again<'_>>) -> Result<i32, MoveError> {
+fn start(peer: &mut Peer<'_>, again: Option<Again<'_>>) -> Result<i32, MoveError> {
     let attempt = peer.id;
     peer.link.control.during("starting the copy");
     let told = protocol::send(&mut peer.link.control, &FromSource::Commit { attempt });
@@ -155,14 +159,14 @@ fn start(mut peer: Peer<'_>, again: Option<Again<'_>>) -> Result<i32, MoveError>
             Err(MoveError::Stays { reason: "it has deleted its copy".to_owned() })
         }
         Ok(other) => Err(peer.unexpected(&other, "the word that the copy runs")),
-        Err(error) if error.is_link_lost() => start_anew(&peer, again, error),
+        Err(error) if error.is_link_lost() => start_anew(peer.id, again, error),
         Err(error) => Err(error),
     }
 }
 
 /// The same over new links: what was said may have been heard.
-fn start_anew(peer: &Peer<'_>, again: Option<Again<'_>>, error: MoveError) -> Result<i32, MoveError> {
-    let (attempt, until) = (peer.id, Instant::now() + ANSWERED_WITHIN);
+fn start_anew(attempt: AttemptId, again: Option<Again<'_>>, error: MoveError) -> Result<i32, MoveError> {
+    let until = Instant::now() + ANSWERED_WITHIN;
     let Some(again) = again else { return Err(error) };
     while Instant::now() < until {
         let said = again.link().and_then(|mut link| {

@@ -24,6 +24,9 @@ const ALONE_BYTES: u64 = 4 << 20;
 /// Pages of the pause, at most, with which one destination goes ahead: read once more if the others have to follow.
 const AHEAD_BYTES: u64 = 16 << 20;
 
+/// Where each is to have a copy: how long the target stands still, once one has everything, for those that have not.
+const STRAGGLERS_MAX: Duration = Duration::from_secs(10);
+
 /// How long it is alone: twice what was expected of the pause, but not less nor more than this.
 const HEAD_START: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
@@ -259,18 +262,13 @@ impl<'a> Attempt<'a> {
         fan.last = Some(last.clone());
     }
 
-    /// The target is stopped: all get what they lack of it. Who has not taken it by then is left out.
-    pub(super) fn send_last_to_each(
-        &mut self,
-        target: &mut dyn Target,
-        last: &Arc<Final>,
-        until: Instant,
-    ) -> Result<(), MoveError> {
+    /// The target is stopped: all get what they lack of it. Who takes much longer than the first is left out.
+    pub(super) fn send_last_to_each(&mut self, target: &mut dyn Target, last: &Arc<Final>) -> Result<(), MoveError> {
         self.note_last(target, last);
         let fan = self.fan();
         let all: Vec<usize> = (0..fan.members.len()).filter(|n| fan.members[*n].is_in()).collect();
         let mut pass = Pass::begin(fan.enter(&all), &fan.members);
-        self.serve_all(target, &mut pass, Some(until))?;
+        self.serve_all(target, &mut pass, None)?;
         for (n, _) in std::mem::take(&mut pass.due) {
             let who = self.fan().members[n].candidate;
             let reason = "it was too slow with what was left when the target stood still".to_owned();
@@ -336,7 +334,7 @@ impl<'a> Attempt<'a> {
     /// In the pause: all who take part get what they lack, the one that lacks the least first, until somebody is ready, unless each
     /// is to have a copy. What others lack then is left in the pass.
     fn serve_all(&mut self, target: &mut dyn Target, pass: &mut Pass, until: Option<Instant>) -> Result<(), MoveError> {
-        let for_all = self.wishes.copies.is_some();
+        let (for_all, mut until) = (self.wishes.copies.is_some(), until);
         // Who is so far behind that another one is ready before is not waited for.
         while !pass.due.is_empty()
             && (for_all || self.fan().ready.is_empty())
@@ -357,6 +355,10 @@ impl<'a> Attempt<'a> {
                 self.hear(target, news);
             }
             pass.due = left;
+            let has_all = |member: &Member| matches!(member.stage, Stage::Sent | Stage::Prepared);
+            if for_all && until.is_none() && self.fan().count(has_all) > 0 {
+                until = Some(Instant::now() + STRAGGLERS_MAX);
+            }
         }
         Ok(())
     }
