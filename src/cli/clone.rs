@@ -15,6 +15,8 @@ use std::str::FromStr;
 /// Listening sockets listen in its own network; established TCP connections stay with the original, and the copy finds them reset. Memory with MADV_WIPEONFORK is empty, as in a child of fork. Files are as for a move: on one file system the original and its copies write to the same ones.
 /// Exit code 6 if some were started and others were not. If none was, the target runs on.
 #[derive(Debug, Clone, clap::Args)]
+// That of a move is in it, and has the same name.
+#[group(skip)]
 #[command(mut_arg("dests", |arg| arg.help(DESTS)), mut_arg("quorum", |arg| arg.help(QUORUM)))]
 pub struct Args {
     /// End the target once a copy runs

@@ -4,7 +4,7 @@
 //! source                                             each destination
 //! rounds  ------------------------------------------> makes a tree ahead of time
 //! freeze; the last pages and the model to all ------> rebuilds it
-//! the original goes on, unless it is to end
+//! the original goes on, unless it is to end (where files go along, once all have them)
 //!                    <------------------------------- PREPARED
 //! COMMIT             -------------------------------> journal: owner; runs the copy
 //!                    <------------------------------- RUNNING
@@ -16,7 +16,7 @@
 
 use super::super::peer::Peer;
 use super::super::{Again, Attempt, MoveError, Original, Target};
-use super::{Event, LOOK, Stage};
+use super::{Event, LOOK, Member, Stage};
 use crate::fault::{self, Point};
 use crate::migration::handover::{Candidate, Reply, Sync};
 use crate::migration::journal::Step;
@@ -46,6 +46,9 @@ impl Attempt<'_> {
         fault::strike(Point::SourceReady);
         let mut pause = Some(pause);
         if original == Original::RunsOn {
+            // Files are read on the way out, and must not change before.
+            let is_sending = |member: &Member| member.ships && matches!(member.stage, Stage::Sent);
+            self.wait_until(target, "sending files", |fan| fan.count(is_sending) == 0)?;
             self.goes_on(target)?;
             self.stood(&mut pause, "release");
         }
@@ -96,7 +99,7 @@ impl Attempt<'_> {
                 if let Some(news) = self.fan().next(LOOK) {
                     self.hear(target, news);
                 }
-                for (who, peer, started) in told.try_iter() {
+                for (who, mut peer, started) in told.try_iter() {
                     under_way -= 1;
                     match started {
                         Ok(pid) => {
@@ -106,7 +109,8 @@ impl Attempt<'_> {
                         }
                         Err(error) => {
                             // Whatever it has by now it is told to delete over a new link.
-                            self.peers.put(who, Peer { lost: true, ..peer });
+                            peer.lost = true;
+                            self.peers.put(who, peer);
                             self.drop_out(target, who, error);
                         }
                     }
