@@ -37,6 +37,8 @@ pub enum TargetState {
     Held,
     /// Runs on this other host.
     RunningOn(String),
+    /// Held frozen on this other host.
+    HeldOn(String),
     /// Not known which host owns it: `migrate status`.
     InDoubt,
     /// It has ended, with the reason.
@@ -158,6 +160,7 @@ impl std::fmt::Display for TargetState {
             Self::Stopped => f.write_str("stopped where it was, unchanged"),
             Self::Held => f.write_str("held frozen on this host, unchanged"),
             Self::RunningOn(host) => write!(f, "running on {host}"),
+            Self::HeldOn(host) => write!(f, "held frozen on {host}"),
             Self::InDoubt => f.write_str("in doubt: see `migrate status`"),
             Self::Ended(why) => write!(f, "ended ({why})"),
             Self::NotStarted => f.write_str("not started"),

@@ -113,6 +113,7 @@ impl Args {
             lease: self.lease.0,
             quorum: self.many.quorum(),
             dry_run: self.dry_run,
+            then: self.many.then(config)?,
         })
     }
 }

@@ -3,6 +3,7 @@ use crate::failure::FailureKind;
 use crate::image::Pid;
 use crate::migration::switchover::{ExitCondition, Step};
 use crate::ops::options::*;
+use crate::ops::paths::Disjoint;
 use crate::ops::words::{Address, Dest, Target};
 use clap::{Args, Parser};
 use std::time::Duration;
@@ -167,6 +168,11 @@ fn moves() {
     let dest: Dest = "b".parse().unwrap();
     assert_eq!(options, MoveOptions { session: options.session, ..MoveOptions::new(Target::Pid(Pid(7)), dest) });
 
+    let then = read("7 b --then c,tcp://d --then e --retries 1 --disjoint-paths drop").unwrap().then;
+    let names: Vec<String> = then.dests().map(ToString::to_string).collect();
+    assert_eq!((then.stages.len(), names.join(" ").as_str()), (2, "c tcp://d:7413 e"));
+    assert_eq!((then.retries, then.disjoint), (Some(1), Some(Disjoint::Drop)));
+    assert!(read("7 b --then @none").is_err() && parse::<r#move::Args>("7 b --then c,").is_err());
     assert_eq!(read("7 b --base /images/a").unwrap().base, Some("/images/a".into()));
     assert!(parse::<r#move::Args>("7 b --base images").is_err(), "over there there is no directory where one is");
     let contradiction = read("7 b --base /a --compress off").unwrap_err();

@@ -1,11 +1,12 @@
 //! `migrate warm`.
 
 use super::options::dest::{DestArg, resolve};
-use super::options::many::{PathArgs, QuorumArgs};
+use super::options::many::{PathArgs, QuorumArgs, ThenArgs};
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
 use super::signals::Watch;
 use super::{Context, config::Config};
 use crate::failure::Failure;
+use crate::ops::cascade::Cascade;
 use crate::ops::hooks::Hook;
 use crate::ops::options::{MoveOptions, StateOptions, WarmOptions};
 use crate::ops::places::Places;
@@ -53,6 +54,8 @@ pub struct Args {
     quorum: QuorumArgs,
     #[command(flatten)]
     paths: PathArgs,
+    #[command(flatten)]
+    then: ThenArgs,
 }
 
 impl Args {
@@ -86,6 +89,7 @@ impl Args {
             lease: self.lease.0,
             quorum: self.quorum.quorum(),
             dry_run: false,
+            then: Cascade { disjoint: self.paths.disjoint(), ..self.then.cascade(config)? },
         };
         Ok(WarmOptions { moves, cpu_share: self.cpu_share.0, disjoint: self.paths.disjoint() })
     }

@@ -11,7 +11,7 @@ pub(crate) mod parcel;
 pub mod tracker;
 
 use crate::image::Pid;
-use crate::sys::{clone, wait};
+use crate::sys::{clone, fd, wait};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
@@ -36,6 +36,17 @@ impl Started {
     pub(crate) fn wait(self) {
         let _ = wait::wait(self.0);
     }
+}
+
+/// What a companion with such a socket does first: it leaves its caller, and keeps nothing of that but the socket, which it was given
+/// as standard input. `None`: it cannot.
+pub(crate) fn leave() -> Option<UnixStream> {
+    fd::close_from(3).ok()?;
+    detach::leave_the_caller();
+    let socket = io::stdin().as_fd().try_clone_to_owned().ok()?;
+    let null = std::fs::File::open("/dev/null").ok()?;
+    fd::replace_stdin(null.as_fd()).ok()?;
+    Some(socket.into())
 }
 
 /// Starts this program as one of ours, by its hidden first word, with a socket as standard input; our end of that. It is born

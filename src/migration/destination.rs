@@ -2,6 +2,7 @@
 //! target is in the end, running. Mirror of [`super::source`].
 
 use super::bases::Bases;
+use super::cascade::Onward;
 use super::conventions::Conventions;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 
 mod builder;
 mod luggage;
+mod onward;
 mod verdict;
 
 pub use builder::{Builder, Contents, Expected, Introduction, Standing};
@@ -76,6 +78,10 @@ struct Attempt<'a> {
     recoverable: bool,
     /// Files that come along.
     luggage: Luggage,
+    /// Where the target is to go on from here.
+    onward: Option<Box<Onward>>,
+    /// The source has said over this link that its original has ended.
+    settled: bool,
 }
 
 /// What a destination waits for a source that says nothing, where nobody has said how long.
@@ -124,18 +130,8 @@ impl Copy for Built<'_> {
 /// # Errors
 /// Whatever the reason: nothing of it is left here, unless COMMIT was received; then it runs here.
 pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> Result<(), MoveError> {
-    let Link { mut control, mut bulk, .. } = link;
-    control.during("waiting for an offer");
-    let offer: FromSource = protocol::receive(&mut control)?;
-    if let Some((attempt, request)) = handover_of(&offer) {
-        return answer(&mut control, builder, &around, attempt, request);
-    }
-    if let FromSource::Pages { attempt, urgent } = offer {
-        return relay::run(control, around.run, attempt, urgent);
-    }
-    if let FromSource::Points { attempt, level } = offer {
-        return points::giving::run(&mut control, builder, &around, attempt, level);
-    }
+    let Link { control, mut bulk, .. } = link;
+    let Some((mut control, offer)) = offered(control, builder, &around)? else { return Ok(()) };
     let FromSource::Offer {
         attempt: id,
         target,
@@ -150,6 +146,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         base,
         lease_ms,
         conventions,
+        onward,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
@@ -180,6 +177,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             may_follow: may_follow && !follows,
             recoverable,
             luggage: Luggage::of(files),
+            onward,
+            settled: false,
         },
         Err(error) => return refused(&mut control, id, model_bytes, error),
     };
@@ -190,7 +189,32 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if let Err(error) = &result {
         attempt.fail(error);
     }
+    attempt.pass_on();
     result
+}
+
+/// The first message of a link, which has been answered unless it is an offer.
+fn offered(
+    mut control: Channel,
+    builder: &mut dyn Builder,
+    around: &Surroundings<'_>,
+) -> Result<Option<(Channel, FromSource)>, MoveError> {
+    control.during("waiting for an offer");
+    let message: FromSource = match protocol::receive(&mut control) {
+        // Whoever wanted to know whether this host can be reached.
+        Err(TransportError::Closed { .. }) => return Ok(None),
+        message => message?,
+    };
+    if let Some((attempt, request)) = handover_of(&message) {
+        return answer(&mut control, builder, around, attempt, request).map(|()| None);
+    }
+    let answered = match message {
+        FromSource::Pages { attempt, urgent } => relay::run(control, around.run, attempt, urgent),
+        FromSource::Points { attempt, level } => points::giving::run(&mut control, builder, around, attempt, level),
+        FromSource::Reach { attempt, onward } => onward::reaches(&mut control, builder, attempt, &onward),
+        offer => return Ok(Some((control, offer))),
+    };
+    answered.map(|()| None)
 }
 
 /// What an attempt needs from its beginning on.
@@ -513,7 +537,10 @@ impl Attempt<'_> {
                 }
             }
             match self.keeper.phase() {
-                Phase::Closed => return Ok(()),
+                Phase::Closed => {
+                    self.settled = true;
+                    return Ok(());
+                }
                 Phase::Aborted => return Err(MoveError::Stays { reason }),
                 _ => {}
             }

@@ -25,6 +25,7 @@
 //! journal: done; ends the original
 //! packets that still come             ---------------> given to the target
 //! Done                                ---------------> forgets the attempt
+//!                                     <--------------- Stage            (any number, where it is to go on from there)
 //! ```
 //! At any time before Commit either side may say Abort (source) or Failed (destination): the target goes on at the
 //! source, the destination discards what it holds. After Commit only the destination knows; [`super::handover`].
@@ -32,6 +33,7 @@
 //! Messages are JSON in MESG frames, so that a newer program may add fields. Each names the attempt; a message of another
 //! attempt is refused. The model is sent in MODL frames, in pieces; how many bytes there will be is in the message before.
 
+use super::cascade::{News, Onward};
 use super::conventions::Conventions;
 use super::handover::Reply;
 use crate::blocker::{Blocker, Code};
@@ -199,6 +201,16 @@ pub enum FromSource {
         /// What both hosts should mean by the same numbers.
         #[serde(default)]
         conventions: Box<Conventions>,
+        /// Where it is to go on from there, once it is there; see [`super::cascade`].
+        #[serde(default)]
+        onward: Option<Box<Onward>>,
+    },
+    /// On a link of its own, in somebody else's preflight: could a target that were there go on like this?
+    Reach {
+        /// Of this question.
+        attempt: AttemptId,
+        /// Where to.
+        onward: Box<Onward>,
     },
     /// To what was asked about files.
     Answers {
@@ -327,6 +339,16 @@ pub enum FromDestination {
         /// Pages that follow when the target runs can be named by what is on that list, too.
         #[serde(default)]
         names_late: bool,
+        /// It has looked where the target is to go on to, and can see to that.
+        #[serde(default)]
+        passes_on: bool,
+    },
+    /// To [`FromSource::Reach`].
+    Reaches {
+        /// Of the question.
+        attempt: AttemptId,
+        /// What stands in the way of that there.
+        blockers: Vec<WireBlocker>,
     },
     /// Something about files, before the verdict.
     Asks {
@@ -395,6 +417,13 @@ pub enum FromDestination {
         model_bytes: u64,
         /// Length of the index.
         index_bytes: u64,
+    },
+    /// How it goes on from there.
+    Stage {
+        /// The attempt.
+        attempt: AttemptId,
+        /// How far it is.
+        news: Box<News>,
     },
     /// It will not run here; everything was discarded.
     Failed {

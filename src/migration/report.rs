@@ -1,5 +1,6 @@
 //! What a move has shown.
 
+use super::cascade::Observer;
 use super::pages::Unsent;
 use super::points::taking::Cost;
 use super::postcopy::serving::Served;
@@ -116,6 +117,8 @@ pub struct Report {
     pub candidates: Vec<CandidateReport>,
     /// What went wrong without harm.
     pub warnings: Vec<String>,
+    /// The link over which it is heard how the target goes on from there.
+    pub observer: Option<Observer>,
 }
 
 impl Report {
@@ -139,6 +142,7 @@ impl Report {
             points: None,
             candidates: Vec::new(),
             warnings: Vec::new(),
+            observer: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`].
 
 use super::MoveError;
+use super::cascade::{Observer, Onward};
 use super::effort::Effort;
 use super::handover::source::{Event as Happened, Source};
 use super::handover::{Candidate, Rules};
@@ -190,6 +191,8 @@ pub struct Wishes<'a> {
     pub quorum: Quorum,
     /// Rounds go on without end, until this says that the target is to move.
     pub warm: Option<&'a Warm>,
+    /// Where the target is to go on from its destination.
+    pub onward: Option<Onward>,
 }
 
 /// How many of several destinations have to be as far as the exit condition asks.
@@ -275,6 +278,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
     match attempt.whole(target) {
         Ok(()) => {
             attempt.report.bytes_sent = attempt.peers.link.bytes_sent();
+            attempt.report.observer = attempt.part();
             Ok(attempt.report)
         }
         Err(error @ MoveError::InDoubt { .. }) => Err(error),
@@ -336,6 +340,14 @@ impl Attempt<'_> {
         let exit = self.rounds(target)?;
         self.report.exit = Some(exit);
         self.switch_over(target)
+    }
+
+    /// The link that the target went over, where it goes on from there: what is left to be done here is done.
+    fn part(&mut self) -> Option<Observer> {
+        self.wishes.onward.as_ref()?;
+        let owner = self.owner()?;
+        let peer = self.peers.take(owner).filter(|peer| !peer.lost)?;
+        Some(Observer::new(peer.link, self.id))
     }
 
     /// Both sides' preflight, before anything but a short look has happened to the target.

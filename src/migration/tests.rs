@@ -489,6 +489,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         lease: destination::LEASE,
         quorum: Quorum::default(),
         warm: None,
+        onward: None,
     }
 }
 
@@ -699,6 +700,7 @@ fn messages_of_another_attempt_are_refused() {
             base: None,
             lease_ms: None,
             conventions: Default::default(),
+            onward: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

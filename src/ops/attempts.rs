@@ -49,7 +49,8 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         let what = format!("{twice} is a destination and an alternate");
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
-    paths::refuse(&options.peer, &[&options.dests[..], &further.alternates].concat())?;
+    let all = options.dests.iter().chain(&further.alternates).chain(options.then.dests());
+    paths::refuse(&options.peer, &all.cloned().collect::<Vec<_>>())?;
     let chosen = match further.disjoint {
         Some(disjoint) => paths::choose(disjoint, (&options.dests, &further.alternates), &options.peer, events, abort)?,
         None => (options.dests.clone(), further.alternates.clone()),

@@ -3,6 +3,7 @@
 mod addresses;
 pub mod attempts;
 pub mod cancel;
+pub mod cascade;
 pub mod check;
 mod choices;
 pub mod container;
@@ -50,6 +51,7 @@ pub mod warm;
 pub mod words;
 
 use crate::blocker::Blocker;
+use crate::migration::cascade::Stage;
 use hooks::{HookEnd, HookPoint};
 use std::time::Duration;
 
@@ -116,6 +118,8 @@ pub enum Event {
         /// How it has ended; `None`: it begins.
         ended: Option<HookEnd>,
     },
+    /// A stage of a cascade begins, or is done.
+    Stage(Stage),
     /// Something a person should know; the operation goes on.
     Warning(String),
 }

@@ -13,7 +13,7 @@ use super::supervisor;
 use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::words::Dest;
-use super::{Event, Events, addresses, fence, interrupt, late, luggage, many, outside, preflight, standstill};
+use super::{Event, Events, addresses, cascade, fence, interrupt, late, luggage, many, outside, preflight, standstill};
 use crate::collect::preflight::{Findings, size::Size};
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -78,6 +78,7 @@ pub(super) fn run_when(
     abort: &Abort,
 ) -> Result<Outcome> {
     refuse(options)?;
+    cascade::refuse(options)?;
     let policy = policy(&options.state);
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
@@ -125,9 +126,12 @@ pub(super) fn run_when(
     if !options.dry_run && !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. })) {
         run_last(&hooks, moved.is_ok(), events);
     }
-    let report = moved.map_err(|error| failure(options, error))?;
+    let mut report = moved.map_err(|error| failure(options, error))?;
+    let observer = report.observer.take();
     report.warnings.iter().for_each(|warning| events.event(Event::Warning(warning.clone())));
-    Ok(outcome(options, root.0, report, (live.at_once, live.was_frozen)))
+    let outcome = outcome(options, root.0, report, (std::mem::take(&mut live.at_once), live.was_frozen));
+    drop(live);
+    cascade::follow(options, observer, outcome, events, abort)
 }
 
 /// What does not go together.
@@ -221,6 +225,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         lease: options.lease,
         quorum: options.quorum,
         warm: None,
+        onward: cascade::onward(options)?,
     })
 }
 

@@ -3,6 +3,7 @@
 //! `cli/` fills them from the command line and the configuration, other front ends fill them directly, starting from
 //! `Default`. Each field says in the words of the command line which option it is. An option is here only when the engine honours it.
 
+use super::cascade::Cascade;
 use super::hooks::Hook;
 use super::paths::Disjoint;
 use super::words::{Address, Dest, Listen, SessionId, Target};
@@ -16,7 +17,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-mod word;
+pub(super) mod word;
 
 /// Where an image is written to or read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,7 @@ pub enum Compress {
 
 /// The MEMORY group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MemoryOptions {
     /// `--track`.
     pub track: Track,
@@ -252,6 +254,7 @@ pub enum Mode {
 
 /// The MODE group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ModeOptions {
     /// `--mode`.
     pub mode: Mode,
@@ -291,6 +294,7 @@ impl Default for ModeOptions {
 
 /// The PEER group: how the other host is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PeerOptions {
     /// `--rsh`: program and arguments; the host and the remote command follow.
     pub rsh: Vec<OsString>,
@@ -486,6 +490,8 @@ pub struct MoveOptions {
     pub quorum: Quorum,
     /// `--dry-run`: preflight on both sides only.
     pub dry_run: bool,
+    /// `--then`: where it goes on to.
+    pub then: Cascade,
 }
 
 impl MoveOptions {
@@ -504,6 +510,7 @@ impl MoveOptions {
             lease: crate::migration::destination::LEASE,
             quorum: Quorum::default(),
             dry_run: false,
+            then: Cascade::default(),
         }
     }
 }
@@ -590,12 +597,22 @@ pub struct AgentOptions {
     pub metrics: Option<Address>,
     /// `--allow-plain`: `tcp+plain://` also beyond loopback.
     pub allow_plain: bool,
+    /// `--refuse-then`: no target that comes is moved on from here.
+    pub refuse_then: bool,
 }
 
 impl AgentOptions {
     /// An agent with every default.
     pub fn new(place: AgentPlace) -> Self {
-        Self { place, peers: None, max_memory: None, max_sessions: 16, metrics: None, allow_plain: false }
+        Self {
+            place,
+            peers: None,
+            max_memory: None,
+            max_sessions: 16,
+            metrics: None,
+            allow_plain: false,
+            refuse_then: false,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::words::SessionId;
 use crate::memory::lazy::Waits;
+use crate::migration::cascade::Stage;
 use crate::migration::points::taking::Cost;
 use crate::migration::report::CandidateReport;
 use crate::migration::switchover::forecast::Forecast;
@@ -108,6 +109,8 @@ pub struct Outcome {
     pub attempts: Vec<Attempt>,
     /// Of several destinations each.
     pub candidates: Vec<CandidateReport>,
+    /// Stages that have followed.
+    pub stages: Vec<Stage>,
     /// Processes in the tree.
     pub processes: Option<u32>,
     /// Threads in the tree.
@@ -143,6 +146,7 @@ impl Outcome {
             points: None,
             attempts: Vec::new(),
             candidates: Vec::new(),
+            stages: Vec::new(),
             processes: None,
             threads: None,
             notes: Vec::new(),

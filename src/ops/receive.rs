@@ -1,6 +1,7 @@
 //! The destination's end of a move: the engine behind [`crate::migration::destination`].
 
 use super::addresses;
+use super::cascade;
 use super::hooks::Aside;
 use super::late;
 use super::network::Arriving;
@@ -21,6 +22,7 @@ use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
+use crate::migration::cascade::{Onward, Passed};
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::inventory::{self, Inventory};
 use crate::migration::keeper;
@@ -43,22 +45,27 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Takes a target that comes over the link, and sees to it that it runs.
+/// Takes a target that comes over the link, and sees to it that it runs, and goes on to further hosts where that is wanted. `rule`: what
+/// forbids that here, if something does.
 ///
 /// # Errors
 /// See [`destination::run`].
 pub fn run(
     link: Link,
-    state_dir: &Path,
-    run: &Path,
+    (state_dir, run): (&Path, &Path),
     max_memory_bytes: Option<u64>,
+    rule: Option<&'static str>,
 ) -> std::result::Result<(), MoveError> {
     let journals = state_dir.join("moves");
     let stores = store::places(state_dir);
     let around = Surroundings { journals: &journals, run, stores: &stores, max_memory_bytes };
-    let mut engine = Engine { state_dir: state_dir.to_owned(), ..Engine::default() };
+    let mut engine = Engine { state_dir: state_dir.to_owned(), rule, ..Engine::default() };
     let received = destination::run(link, &mut engine, around);
     engine.hooks.end(received.is_ok());
+    let passed = engine.passed.take();
+    // Nothing of ours has a hand on it any more.
+    drop(engine);
+    passed.into_iter().for_each(cascade::pass_on);
     received
 }
 
@@ -114,6 +121,10 @@ struct Engine {
     adopted: Option<Adoption>,
     /// What states of the target have given so far.
     given: Given,
+    /// What forbids it to move targets on from here.
+    rule: Option<&'static str>,
+    /// The target runs here, and is to go on.
+    passed: Option<Passed>,
 }
 
 impl Builder for Engine {
@@ -151,6 +162,14 @@ impl Builder for Engine {
             self.to_mask = to_mask;
         }
         Ok(blockers)
+    }
+
+    fn look_onward(&mut self, onward: &Onward) -> (Vec<Blocker>, Vec<String>) {
+        cascade::look(onward, self.rule)
+    }
+
+    fn pass_on(&mut self, passed: Passed) {
+        self.passed = Some(passed);
     }
 
     fn adapted(&self, model: Model) -> Result<Model> {

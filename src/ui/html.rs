@@ -141,6 +141,7 @@ impl Record {
                 Event::Hook { point, name, ended: Some(ended) } => {
                     format!("hook {}", report::hook(*point, name, *ended))
                 }
+                Event::Stage(stage) => super::report::stage(stage),
                 Event::Warning(text) => format!("warning: {text}"),
                 Event::Progress { .. } | Event::Hook { ended: None, .. } => continue,
             };

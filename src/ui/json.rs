@@ -7,6 +7,7 @@ use crate::blocker::Blocker;
 use crate::failure::{Failure, TargetState};
 use crate::memory::lazy::Waits;
 use crate::memory::lazy::stalls::class_limit;
+use crate::migration::cascade::Stage;
 use crate::migration::points::taking::Cost;
 use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
@@ -179,6 +180,21 @@ fn candidate(candidate: &CandidateReport) -> Object {
         .known("ready_us", candidate.ready_after.map(us))
 }
 
+/// A stage of a cascade.
+pub fn stage(stage: &Stage) -> Object {
+    let moved = stage.moved.as_ref();
+    Object::default()
+        .with("number", stage.number)
+        .with("state", if moved.is_some() { "done" } else { "begun" })
+        .with("session_there", stage.session.as_str())
+        .known("from", stage.from.as_deref())
+        .with("dests", stage.dests.clone())
+        .known("to", moved.map(|moved| moved.to.as_str()))
+        .known("pid", moved.and_then(|moved| moved.pid))
+        .known("downtime_us", moved.and_then(|moved| moved.downtime_us))
+        .known("total_us", moved.and_then(|moved| moved.total_us))
+}
+
 /// The waits of one thread; classes without any are left out, the last one has no limit.
 fn stall(waits: &Waits) -> Object {
     let counts = waits.histogram.classes.iter().enumerate().filter(|(_, count)| **count > 0);
@@ -274,6 +290,9 @@ pub fn outcome(outcome: &Outcome) -> Object {
     if !outcome.candidates.is_empty() {
         fields = fields.list("candidates", outcome.candidates.iter().map(candidate).collect());
     }
+    if !outcome.stages.is_empty() {
+        fields = fields.list("stages", outcome.stages.iter().map(stage).collect());
+    }
     if !outcome.notes.is_empty() {
         fields = fields.with("notes", outcome.notes.clone());
     }
@@ -316,6 +335,7 @@ pub fn failure(failure: &Failure) -> Object {
         TargetState::Stopped => (Some("stopped"), Some("source")),
         TargetState::Held => (Some("held"), Some("source")),
         TargetState::RunningOn(host) => (Some("running"), Some(host.as_str())),
+        TargetState::HeldOn(host) => (Some("held"), Some(host.as_str())),
         TargetState::InDoubt => (Some("in-doubt"), None),
         TargetState::Ended(_) | TargetState::NotStarted => (Some("ended"), Some("nowhere")),
     };

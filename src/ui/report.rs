@@ -3,6 +3,7 @@
 use super::style::clean;
 use super::units::{bytes, count, time};
 use crate::memory::lazy::Waits;
+use crate::migration::cascade::{Moved, Stage};
 use crate::migration::points::taking::Cost;
 use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
@@ -84,6 +85,9 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     for candidate in &outcome.candidates {
         row("to", candidate_line(candidate));
     }
+    for stage in &outcome.stages {
+        row("then", self::stage(stage));
+    }
     if verb == "pre-dump" {
         row("session", outcome.session.to_string());
     }
@@ -113,6 +117,20 @@ fn candidate_line(candidate: &CandidateReport) -> String {
     };
     let volume = format!("{}, {}", bytes(candidate.bytes_sent), count(candidate.rounds.into(), "round"));
     format!("{}: {how} ({volume}{})", clean(&candidate.name), ready.unwrap_or_default())
+}
+
+/// A stage of a cascade, in a line.
+pub fn stage(stage: &Stage) -> String {
+    let from = stage.from.as_ref().map(|from| format!(" by {}", clean(from))).unwrap_or_default();
+    let Some(Moved { to, pid, downtime_us, total_us }) = &stage.moved else {
+        let (to, session) = (clean(&stage.dests.join(", ")), clean(&stage.session));
+        return format!("stage {}: moved on{from} to {to}, session {session} there", stage.number);
+    };
+    let pid = pid.map(|pid| format!(" as {pid}")).unwrap_or_default();
+    let us = |us: &u64| time(Duration::from_micros(*us));
+    let pause = downtime_us.as_ref().map(|pause| format!(", a pause of {}", us(pause))).unwrap_or_default();
+    let total = total_us.as_ref().map(|total| format!(", {} in all", us(total))).unwrap_or_default();
+    format!("stage {}: on {}{pid}{from}{pause}{total}", stage.number, clean(to))
 }
 
 /// States of the target that came back while it lacked memory.

@@ -224,6 +224,12 @@ impl Events for Session {
                 self.detail(|| format!("switched after a pause of {}", time(downtime)));
             }
             Event::Candidate { dest, stage, rounds, bytes } => self.candidate(&dest, stage, rounds, bytes),
+            Event::Stage(stage) => {
+                self.emit("stage", || json::stage(&stage));
+                if !self.settings.json && !self.settings.quiet {
+                    self.say(&format!("{}\n", report::stage(&stage)));
+                }
+            }
             Event::Hook { point, name, ended } => {
                 self.emit("hook", || json::hook(point, &name, ended));
                 if let Some(ended) = ended {

@@ -7,6 +7,7 @@ mod agent;
 mod agent_ends;
 mod ahead;
 mod attended;
+mod cascade;
 mod cgroups;
 mod choices;
 mod churn;

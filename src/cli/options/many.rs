@@ -6,6 +6,7 @@ use crate::cli::config::Config;
 use crate::failure::Failure;
 use crate::migration::source::Quorum;
 use crate::ops::attempts::Further;
+use crate::ops::cascade::Cascade;
 use crate::ops::options::{PeerOptions, Pinned};
 use crate::ops::paths::Disjoint;
 use crate::ops::words::{Time, WordError};
@@ -28,6 +29,8 @@ pub struct ManyArgs {
     retry_timeout: Option<Time>,
     #[command(flatten)]
     paths: PathArgs,
+    #[command(flatten)]
+    then: ThenArgs,
 }
 
 impl ManyArgs {
@@ -49,6 +52,16 @@ impl ManyArgs {
         self.paths.add_to(peer)
     }
 
+    /// The stages to come, each of which is tried as the first one is.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn then(&self, config: &Config) -> Result<Cascade, Failure> {
+        let within = self.retry_timeout.map(|time| time.0);
+        let disjoint = self.paths.disjoint();
+        Ok(Cascade { retries: self.retries, within, disjoint, ..self.then.cascade(config)? })
+    }
+
     /// The quorum as the engine takes it.
     pub fn quorum(&self) -> Quorum {
         self.quorum.quorum()
@@ -68,6 +81,35 @@ impl QuorumArgs {
     /// The quorum as the engine takes it.
     pub fn quorum(&self) -> Quorum {
         self.quorum.0
+    }
+}
+
+/// The stages to come.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct ThenArgs {
+    /// Where to from its destination; each use is one further stage
+    ///
+    /// The host that has got the target moves it on to the first of these that is ready, with the same choices: those of Mode, Memory and State (not --base, --fence-cmd), hooks, --with, --lease, --quorum, --retries, --retry-timeout, --disjoint-paths (not --alternate), and of Peer all but --rsh. A --route to one of them names an interface or address of the host that moves it there, and so does the DEST_IF of --move-address. Groups are this host's; names are looked up, keys are shown, and programs and logs are found on the host in between, which has to reach one of them before anything is stopped. This command ends when the target is at its last stage; where one fails the target runs on at the host it has come to (exit code 6).
+    #[arg(long, value_name = "LIST", value_parser = list)]
+    then: Vec<List>,
+}
+
+/// Destinations with commas between them.
+type List = std::sync::Arc<[DestArg]>;
+
+fn list(words: &str) -> Result<List, String> {
+    words.split(',').map(|word| word.parse().map_err(|error: WordError| error.to_string())).collect()
+}
+
+impl ThenArgs {
+    /// As the engine takes them.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn cascade(&self, config: &Config) -> Result<Cascade, Failure> {
+        let stages = self.then.iter().map(|list| dest::resolve(list, config)).collect::<Result<_, _>>()?;
+        Ok(Cascade { stages, ..Cascade::default() })
     }
 }
 

@@ -64,6 +64,7 @@ impl Peer<'_> {
                     earlier_bytes,
                     warnings,
                     names_late,
+                    passes_on,
                     ..
                 } => {
                     warnings.into_iter().for_each(|text| self.events.event(Event::Warning(text)));
@@ -73,7 +74,11 @@ impl Peer<'_> {
                     self.ordered(order);
                     self.earlier(earlier_bytes)?;
                     self.names_late = names_late;
-                    return Ok(blockers.into_iter().map(Blocker::from).collect());
+                    let mut blockers: Vec<Blocker> = blockers.into_iter().map(Blocker::from).collect();
+                    if self.wishes.onward.is_some() && !passes_on {
+                        blockers.push(self.passes_nothing_on());
+                    }
+                    return Ok(blockers);
                 }
                 other => return Err(self.unexpected(&other, "the verdict")),
             }

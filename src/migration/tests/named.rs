@@ -72,6 +72,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             base: None,
             lease_ms: None,
             conventions: Default::default(),
+            onward: None,
         };
         protocol::send(control, &offer).unwrap();
         protocol::send_model(control, &bytes).unwrap();

@@ -189,6 +189,7 @@ pub fn run(
             attempt.tell_others(target, owner);
             attempt.report_candidates(owner);
         }
+        attempt.report.observer = attempt.part();
         attempt.end_fan();
         result
     })?;

@@ -98,7 +98,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Who has the target is known.
-    pub(super) fn owner(&self) -> Option<Candidate> {
+    pub(in crate::migration::source) fn owner(&self) -> Option<Candidate> {
         match self.machine.phase() {
             Phase::Moved(owner) => Some(owner),
             _ => None,
