@@ -126,7 +126,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__agent)
-            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --metrics --allow-plain --json --log --config --progress --color --help"
+            opts="-v -q -h --listen --stdio --peers --max-memory --max-sessions --metrics --allow-plain --refuse-then --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -699,7 +699,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__move)
-            opts="-v -q -h --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --alternate --retries --retry-timeout --disjoint-paths --route --json --log --config --progress --color --help"
+            opts="-v -q -h --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --alternate --retries --retry-timeout --disjoint-paths --route --then --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -864,6 +864,10 @@ _migrate() {
                     return 0
                     ;;
                 --route)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --then)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1373,7 +1377,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__warm)
-            opts="-v -q -h --cpu-share --hook --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --disjoint-paths --route --json --log --config --progress --color --help"
+            opts="-v -q -h --cpu-share --hook --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --disjoint-paths --route --then --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1514,6 +1518,10 @@ _migrate() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --then)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log)
                     local oldifs
                     if [ -n "${IFS+x}" ]; then
@@ -1605,7 +1613,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--timeout|--to|--track|--with|-D) ((at++)) ;;
+            --alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--with|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -1613,7 +1621,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--timeout|--to|--track|--with|-D) return 0 ;;
+        --alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--with|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;

@@ -166,6 +166,7 @@ always\t'always'
 never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l stdio -d 'Serve one session over standard input and output, as ssh does'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l allow-plain -d 'Allow tcp+plain beyond loopback: nothing is encrypted, and whoever connects can run anything here'
+complete -c migrate -n "__fish_migrate_using_subcommand agent" -l refuse-then -d 'Move no program on from here to a further host, whoever asks for that (migrate move --then)'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -410,6 +411,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l disjoint-paths 
 drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -498,6 +500,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand warm" -l disjoint-paths 
 drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'

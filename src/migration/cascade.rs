@@ -60,8 +60,10 @@ impl Onward {
     /// # Errors
     /// Which one it does not.
     pub fn check(&self) -> Result<(), String> {
-        if self.stages.len() > STAGES_MAX {
-            return Err(format!("{} stages are more than the {STAGES_MAX} that follow one another", self.stages.len()));
+        // The first move is stage 1.
+        if self.number < 2 || self.number as usize + self.stages.len() > STAGES_MAX + 2 {
+            let (n, number) = (self.stages.len(), self.number);
+            return Err(format!("{n} stages from stage {number} on, where {STAGES_MAX} can follow the first move"));
         }
         if let Some(dests) = self.stages.iter().find(|dests| dests.is_empty() || dests.len() > CANDIDATES_MAX) {
             return Err(format!("a stage with {} destinations, where 1 to {CANDIDATES_MAX} are possible", dests.len()));
@@ -75,7 +77,7 @@ impl Onward {
     /// What is left after the next one.
     pub fn rest(&self) -> Self {
         let stages = self.stages.iter().skip(1).cloned().collect();
-        Self { number: self.number + 1, stages, choices: self.choices.clone() }
+        Self { number: self.number.saturating_add(1), stages, choices: self.choices.clone() }
     }
 }
 
@@ -337,6 +339,11 @@ mod tests {
         ] {
             assert!(onward(wrong).check().is_err());
         }
+        assert!(
+            [0, 1, 10, u32::MAX]
+                .iter()
+                .all(|number| Onward { number: *number, ..onward(vec![words(1)]) }.check().is_err())
+        );
         let rest = onward(vec![words(1), words(2)]).rest();
         assert_eq!((rest.number, rest.stages), (3, vec![words(2)]));
     }

@@ -521,6 +521,25 @@ mod tests {
     }
 
     #[test]
+    fn an_older_programs_verdict_passes_nothing_on() {
+        let verdict = FromDestination::Verdict {
+            attempt: AttemptId([1; 16]),
+            blockers: Vec::new(),
+            room_bytes: 1,
+            order: Order::default(),
+            shelf_pages: 0,
+            earlier_bytes: 0,
+            warnings: Vec::new(),
+            names_late: false,
+            passes_on: true,
+        };
+        let mut json = serde_json::to_value(&verdict).unwrap();
+        json.as_object_mut().unwrap().remove("passes_on");
+        let read = decode::<FromDestination>(&serde_json::to_vec(&json).unwrap(), "x").unwrap();
+        assert!(matches!(read, FromDestination::Verdict { passes_on: false, .. }));
+    }
+
+    #[test]
     fn a_model_travels_in_pieces() {
         let (mut a, mut b) = pair();
         let model: Vec<u8> = (0..9 << 20).map(|n: u32| (n >> 10) as u8).collect();

@@ -35,6 +35,7 @@ mod fan;
 mod late;
 mod left_tests;
 mod named;
+mod onward;
 mod wires;
 
 pub(super) use wires::links;
@@ -326,6 +327,8 @@ struct FakeBuilder {
     discarded: bool,
     /// What brings in the pages that follow.
     pager: Option<late::Pager>,
+    /// It is to go on.
+    passed: Option<cascade::Passed>,
 }
 
 impl FakeBuilder {
@@ -344,6 +347,15 @@ impl Builder for FakeBuilder {
         assert_eq!((model.tasks.len(), state["pids"].as_str()), (3, Some("auto")));
         self.fails(Fault::Verdict)?;
         Ok(if self.fault == Fault::VerdictBlocker { vec![too_large(1, 0)] } else { Vec::new() })
+    }
+
+    fn look_onward(&mut self, _: &cascade::Onward) -> (Vec<Blocker>, Vec<String>) {
+        Default::default()
+    }
+
+    fn pass_on(&mut self, passed: cascade::Passed) {
+        assert!(self.runs);
+        self.passed = Some(passed);
     }
 
     fn build_ahead(&mut self, _: Model, _: Instant, stored: Option<&ImageDir>) -> Result<Option<Standing>, Failure> {

@@ -229,10 +229,10 @@ pub(super) fn look(onward: &Onward, rule: Option<&str>) -> (Vec<Blocker>, Vec<St
 
 /// What stands in the way of moving a target to this destination, and on from there.
 fn reach(dest: &Dest, peer: &PeerOptions, rest: &Onward) -> Vec<Blocker> {
+    let of_stage = |code| Blocker::new(code, format!("{dest} (stage {})", rest.number - 1));
     let unreached = |error: &TransportError| {
         let failure = peer_failure(&dest.to_string(), error);
-        let code = failure.code.unwrap_or(codes::PEER_UNREACHABLE);
-        vec![Blocker::new(code, dest.to_string()).because(failure.causes.join(": "))]
+        vec![of_stage(failure.code.unwrap_or(codes::PEER_UNREACHABLE)).because(failure.causes.join(": "))]
     };
     let link = Abort::new()
         .map_err(|source| TransportError::Io { operation: "reach", peer: dest.to_string(), source })
@@ -253,9 +253,7 @@ fn reach(dest: &Dest, peer: &PeerOptions, rest: &Onward) -> Vec<Blocker> {
             let named = |blocker: Blocker| Blocker { object: format!("{} at {dest}", blocker.object), ..blocker };
             blockers.into_iter().map(|blocker| named(blocker.into())).collect()
         }
-        Ok(_) => {
-            vec![Blocker::new(codes::PEER_VERSION, dest.to_string()).because("it does not move a target on (--then)")]
-        }
+        Ok(_) => vec![of_stage(codes::PEER_VERSION).because("it does not move a target on (--then)")],
         // An older program does not understand the question.
         Err(error) => unreached(&error),
     }
@@ -605,7 +603,7 @@ mod tests {
         let mut onward = onward(&options(&[&["unix:/nonexistent"]])).unwrap().unwrap();
         let reason = |onward: &Onward, rule| look(onward, rule).0.remove(0).reason;
         assert!(reason(&onward, Some("--refuse-then")).contains("--refuse-then"));
-        assert_eq!(look(&onward, None).0[0].object, "unix:/nonexistent");
+        assert_eq!(look(&onward, None).0[0].object, "unix:/nonexistent (stage 2)");
         onward.choices = serde_json::json!({ "quorum": "many", "of a later version": 7 });
         assert!(reason(&onward, None).contains("cannot be read"));
         assert!(look(&onward.rest(), Some("x")).0.is_empty(), "nothing is to be passed on");

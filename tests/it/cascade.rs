@@ -2,12 +2,13 @@
 //! an agent with places of its own, on this kernel.
 
 use crate::handover::{wait, wait_for};
-use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
+use crate::moves::{Agent, Counter, Ended, Served, can_move, on_host, result, run, text};
 use migrate_engine::transport::keys;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -231,6 +232,11 @@ fn over_tls_with_the_keys_of_the_host_in_between() {
     }
     let dir = tempfile::tempdir().unwrap();
     let hosts = ["a", "b", "c"].map(|name| dir.path().join(name));
+    // The process of a user passes through both.
+    for dir in [dir.path(), &hosts[1]] {
+        std::fs::create_dir_all(dir).unwrap();
+        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o711)).unwrap();
+    }
     let [a, b, c] = hosts.clone().map(|host| keys::generate(&host.join("keys"), "x", false).unwrap().fingerprint());
     let peers = |n: usize, text: String| std::fs::write(hosts[n].join("peers"), text).unwrap();
     peers(0, format!("{b} b\n"));
@@ -331,4 +337,27 @@ fn a_warm_one_goes_on_after_its_switch() {
     let result = result(&output);
     assert_eq!(result["where"].as_str(), Some(hosts.address(1)), "{result}");
     assert_eq!(result["pid"].as_i64(), Some(hosts.check("warm").into()));
+}
+
+/// A host in between has its own network, and so has a client: the connection goes along, and the address from interface to interface.
+#[test]
+fn a_connection_and_its_address_go_all_the_way() {
+    if !can_move() {
+        return;
+    }
+    let Some(served) = Served::begin() else { return };
+    let host = |name: &str| served.dir.path().join(name);
+    let last =
+        Agent::start_by(served.networks.inside(0, "env"), &host("c"), &format!("unix:{}", host("c.sock").display()));
+    let mut source = served.source();
+    source.args(["move", &served.server.0.id().to_string(), "--move-address", "10.77.0.100/24@eth0", "--json"]);
+    let middle = format!("unix:{}", host("agent.sock").display());
+    let output = run(source, &[&middle, "--then", &last.address]);
+    assert!(output.status.success(), "{}", text(&output));
+    let result = result(&output);
+    let new = Ended(result["pid"].as_i64().unwrap().try_into().unwrap());
+    assert_eq!(result["where"].as_str(), Some(last.address.as_str()));
+    let network = |pid: String| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    assert_eq!(network(new.0.to_string()), network(last.pid().to_string()));
+    served.check("over a host in between");
 }

@@ -432,17 +432,17 @@ print(n, 'answers, longest gap', round(longest * 1000), 'ms')
 ";
 
 /// A server with an address that moves, in a network of its own, and a client of it in another.
-struct Served {
-    networks: Networks,
-    dir: tempfile::TempDir,
+pub struct Served {
+    pub networks: Networks,
+    pub dir: tempfile::TempDir,
     agent: Killed,
-    server: Killed,
+    pub server: Killed,
     client: Child,
     output: BufReader<std::process::ChildStdout>,
 }
 
 impl Served {
-    fn begin() -> Option<Self> {
+    pub fn begin() -> Option<Self> {
         let networks = Networks::make()?;
         let dir = tempfile::tempdir().unwrap();
         let mut agent = networks.inside(1, PROGRAM);
@@ -467,7 +467,7 @@ impl Served {
     }
 
     /// The program of a move, on the first host.
-    fn source(&self) -> Command {
+    pub fn source(&self) -> Command {
         let mut source = self.networks.inside(0, PROGRAM);
         source.env("MIGRATE_PLACES", self.dir.path().join("a"));
         source
@@ -479,7 +479,7 @@ impl Served {
     }
 
     /// The client saw no byte lost, and no reset.
-    fn check(mut self, what: &str) {
+    pub fn check(mut self, what: &str) {
         let ended = self.client.wait_with_output().unwrap();
         let mut said = String::new();
         self.output.read_line(&mut said).unwrap();
@@ -505,7 +505,7 @@ fn a_connection_moves_with_its_server_and_its_address() {
 }
 
 /// A process that is nobody's child here, killed in the end.
-struct Ended(i32);
+pub struct Ended(pub i32);
 
 impl Drop for Ended {
     fn drop(&mut self) {

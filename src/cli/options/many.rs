@@ -90,7 +90,7 @@ impl QuorumArgs {
 pub struct ThenArgs {
     /// Where to from its destination; each use is one further stage
     ///
-    /// The host that has got the target moves it on to the first of these that is ready, with the same choices: those of Mode, Memory and State (not --base, --fence-cmd), hooks, --with, --lease, --quorum, --retries, --retry-timeout, --disjoint-paths (not --alternate), and of Peer all but --rsh. A --route to one of them names an interface or address of the host that moves it there, and so does the DEST_IF of --move-address. Groups are this host's; names are looked up, keys are shown, and programs and logs are found on the host in between, which has to reach one of them before anything is stopped. This command ends when the target is at its last stage; where one fails the target runs on at the host it has come to (exit code 6).
+    /// The host that has got the target moves it on to the first of these that is ready. What is chosen here holds for each stage, but for --base, --fence-cmd, --rsh and --alternate; a --route to one of these names an interface or address of the host that moves it there, and the DEST_IF of --move-address is where the address goes on from. Groups are those of this host; keys, names and ssh are those of the host in between, which has to reach one of these before anything is stopped. The command ends when the target is at its last stage; if one fails the target runs on at the host it has come to (exit code 6). Who may have a host do this: migrate-security(7).
     #[arg(long, value_name = "LIST", value_parser = list)]
     then: Vec<List>,
 }
