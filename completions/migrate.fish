@@ -51,9 +51,11 @@ complete -c migrate -n "__fish_migrate_needs_command" -f -a "pre-dump" -d 'Save 
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "restore" -d 'Start a process tree from an image'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "demo" -d 'Show a live move between two hosts made of namespaces'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "move" -d 'Move a running process tree to another host'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "clone" -d 'Start a copy of a running process tree on every destination'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "warm" -d 'Keep a running process tree up to date on other hosts, for a move that takes a moment'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "switch" -d 'Move the target of a warm-up to a destination that is warm'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "cancel" -d 'End a warm-up, or the tracker that a pre-dump has left'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "evacuate" -d 'Move trees of this host to others, by a plan'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "resolve" -d 'Decide what becomes of this host\'s copy of a target whose move is in doubt'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l to -d 'Hosts to ask as well, as for `move`: separated by commas, or @GROUP' -r -f -a "(__fish_print_hostnames)"
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
@@ -166,6 +168,7 @@ always\t'always'
 never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l stdio -d 'Serve one session over standard input and output, as ssh does'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l allow-plain -d 'Allow tcp+plain beyond loopback: nothing is encrypted, and whoever connects can run anything here'
+complete -c migrate -n "__fish_migrate_using_subcommand agent" -l refuse-then -d 'Move no program on from here to a further host, whoever asks for that (migrate move --then)'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand agent" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -266,6 +269,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -l json -d 'Wr
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pidfile -d 'Write the process id of the tree\'s root to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l count -d 'Start so many copies, each in PID, network, UTS and mount namespaces of its own' -r
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
 minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
@@ -402,7 +406,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l remote -d 'How 
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l connect-timeout -d 'Give up when there is no connection after this time' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l lease -d 'What the destination waits for this side when it hears nothing before it deletes what it has of the target' -r
-complete -c migrate -n "__fish_migrate_using_subcommand move" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75% [default: 1]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l alternate -d 'Where to if none of the destinations takes the target' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l retries -d 'Try all of them again so often (not at all), after a second and then after longer pauses' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l retry-timeout -d 'Try nothing again after this time; without --retries as often as it allows' -r
@@ -410,6 +414,8 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -l disjoint-paths 
 drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -426,6 +432,102 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand move" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l address -d 'An address for the copy on the destination at this place of the list: IP/LEN@IF; once for each' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l hook -d 'Run a command at a point of the move: POINT=COMMAND; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l report -d 'Write what happened to this file as a page for a browser: timeline, rounds, where the pause went' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
+pre-copy\t'copy while the target runs, then pause it for what is left'
+stop-and-copy\t'pause it, copy everything'
+post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'
+hybrid\t'pre-copy, and what is left follows as in post-copy'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l max-downtime -d 'The pause to aim at: rounds go on until what is left fits in it' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l max-rounds -d 'Pause after this many rounds at the latest' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l max-time -d 'Pause when the rounds have taken this long' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l max-bytes -d 'Pause when the rounds have sent this much [default: unlimited]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l exit-when -d 'Conditions that end the rounds: the first that holds' -r -f -a "downtime\t'what is left fits in --max-downtime at the rate seen'
+downtime-net\t'the same with what is written meanwhile; never while that outruns the link'
+all-sent\t'all state was sent once'
+memory-sent\t'all pages were sent once'
+not-converging\t'written as fast as sent in 3 rounds, and no step of --converge is left'
+rounds\t'--max-rounds is reached'
+time\t'--max-time is reached'
+bytes\t'--max-bytes is reached'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l converge -d 'What is tried, in this order, for a target that writes as fast as it is sent' -r -f -a "defer\t'leave pages that are written again and again for later'
+delta\t'send of pages that were sent before what has changed in them'
+compress\t'pack pages harder'
+throttle\t'give the target less processor time'
+post-copy\t'pause, and what is left follows when the target runs'
+anyway\t'pause all the same'
+abort\t'leave it where it is, exit code 1'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l fence-cmd -d 'Command that switches the destination\'s host off, for a move in doubt whose destination is silent' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l recoverable -d 'In post-copy: a consistent state comes back every TIME until all memory is there, from which it can be resumed here' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
+wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
+soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'
+soft-dirty-pagemap\t'the same, read page by page from the pagemap: any kernel since 3.11'
+hash\t'compare each page with the copy taken before'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
+minimal\t'only those whose registers are in use'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
+same\t'the same, or none'
+new\t'the same, in a new PID namespace with its own /proc'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else compare what is read, copy what is written to'
+check\t'compare; refuse if one differs'
+copy\t'copy what differs (a move only)'
+skip\t'take what has the same name'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
+close\t'both ends see a reset'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree [default: refuse]' -r -f -a "refuse\t'refuse to dump or move'
+reconnect\t'connect again by the path of the peer'
+close\t'the program sees its peer gone'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
+attach\t'carry them to where this command runs'
+null\t'put /dev/null in their place'
+log\t'put a log file in their place'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to go on'
+hold\t'keep a systemd unit from starting it again, or beside it'
+ignore\t'you have taken care of it'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l with -d 'A directory that goes along as a whole, such as a database\'s; may be given several times' -r -f -a "(__fish_complete_directories)"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l base -d 'An image at the destination, such as an earlier one of the target: pages that it has are named, not sent' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l connect-timeout -d 'Give up when there is no connection after this time' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l lease -d 'What the destination waits for this side when it hears nothing before it deletes what it has of the target' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l alternate -d 'Where to if none of the destinations takes the target' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l retries -d 'Try all of them again so often (not at all), after a second and then after longer pauses' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l retry-timeout -d 'Try nothing again after this time; without --retries as often as it allows' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l disjoint-paths -d 'When the paths to two destinations share a node: both ends are not counted' -r -f -a "refuse\t'nothing is moved'
+drop\t'the later one is left out'
+replace\t'an alternate takes its place, the first whose path shares nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l then -d 'Where to from its destination; each use is one further stage' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75% [default: 100%]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l end-source -d 'End the target once a copy runs'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l dry-run -d 'Only say what stands in the way on either side, if anything'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l bootstrap -d 'Send this program where there is none of this version'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l cpu-share -d 'How much of one processor this takes at most while nobody waits for a switch' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l hook -d 'Run a command at a point of the move: POINT=COMMAND; may be given several times; see migrate-move(1)' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
@@ -493,11 +595,13 @@ complete -c migrate -n "__fish_migrate_using_subcommand warm" -l remote -d 'How 
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l connect-timeout -d 'Give up when there is no connection after this time' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l lease -d 'What a destination waits for this side when it hears nothing before it deletes what it has of the target' -r
-complete -c migrate -n "__fish_migrate_using_subcommand warm" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75% [default: 1]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l disjoint-paths -d 'When the paths to two destinations share a node: both ends are not counted' -r -f -a "refuse\t'nothing is moved'
 drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -541,6 +645,100 @@ complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s v -d 'Say mor
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l to -d 'Where to: destinations as for move, separated by commas, or @GROUP' -r -f -a "(__fish_print_hostnames)"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l jobs -d 'How many move at a time' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l place -d 'Which of the hosts that would take a tree gets it' -r -f -a "spread\t'each tree to the host with most free memory'
+fill\t'as few hosts as possible'
+fixed\t'the first of the list that would take it'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l hook -d 'Run a command at a point of each move: POINT=COMMAND; may be given several times; see migrate-move(1)' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l report -d 'Write what happened to this file as a page for a browser: a timeline of all moves, and what has become of each tree' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
+pre-copy\t'copy while the target runs, then pause it for what is left'
+stop-and-copy\t'pause it, copy everything'
+post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'
+hybrid\t'pre-copy, and what is left follows as in post-copy'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l max-downtime -d 'The pause to aim at: rounds go on until what is left fits in it' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l max-rounds -d 'Pause after this many rounds at the latest' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l max-time -d 'Pause when the rounds have taken this long' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l max-bytes -d 'Pause when the rounds have sent this much [default: unlimited]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l exit-when -d 'Conditions that end the rounds: the first that holds' -r -f -a "downtime\t'what is left fits in --max-downtime at the rate seen'
+downtime-net\t'the same with what is written meanwhile; never while that outruns the link'
+all-sent\t'all state was sent once'
+memory-sent\t'all pages were sent once'
+not-converging\t'written as fast as sent in 3 rounds, and no step of --converge is left'
+rounds\t'--max-rounds is reached'
+time\t'--max-time is reached'
+bytes\t'--max-bytes is reached'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l converge -d 'What is tried, in this order, for a target that writes as fast as it is sent' -r -f -a "defer\t'leave pages that are written again and again for later'
+delta\t'send of pages that were sent before what has changed in them'
+compress\t'pack pages harder'
+throttle\t'give the target less processor time'
+post-copy\t'pause, and what is left follows when the target runs'
+anyway\t'pause all the same'
+abort\t'leave it where it is, exit code 1'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l fence-cmd -d 'Command that switches the destination\'s host off, for a move in doubt whose destination is silent' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l recoverable -d 'In post-copy: a consistent state comes back every TIME until all memory is there, from which it can be resumed here' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l track -d 'How pages that were written to between two rounds are found' -r -f -a "auto\t'the best this kernel has'
+wp\t'userfaultfd write-protection and PAGEMAP_SCAN, Linux 6.7 and later'
+soft-dirty\t'soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), by PAGEMAP_SCAN where the kernel has it'
+soft-dirty-pagemap\t'the same, read page by page from the pagemap: any kernel since 3.11'
+hash\t'compare each page with the copy taken before'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l compress -d 'Compress pages: auto, off, or a level of zstd from 1 to 19' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l bandwidth -d 'Write or send at most this much a second, as in 100MB/s or 1Gbit/s' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l streams -d 'Number of streams pages are carried in [default: as many as pay]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
+minimal\t'only those whose registers are in use'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
+same\t'the same, or none'
+new\t'the same, in a new PID namespace with its own /proc'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l files -d 'What is done about files that the target has open or mapped [default: auto]' -r -f -a "auto\t'nothing where both sides see the same file system, else compare what is read, copy what is written to'
+check\t'compare; refuse if one differs'
+copy\t'copy what differs (a move only)'
+skip\t'take what has the same name'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l tcp -d 'What becomes of established TCP connections' -r -f -a "keep\t'they survive'
+close\t'both ends see a reset'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l external-unix -d 'What becomes of UNIX sockets connected to processes outside the tree [default: refuse]' -r -f -a "refuse\t'refuse to dump or move'
+reconnect\t'connect again by the path of the peer'
+close\t'the program sees its peer gone'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l stdio -d 'What becomes of terminals and pipes held outside the tree' -r -f -a "auto\t'attach for a restore in the foreground, else refuse'
+attach\t'carry them to where this command runs'
+null\t'put /dev/null in their place'
+log\t'put a log file in their place'
+refuse\t'refuse to dump or move'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l move-address -d 'An address that moves with the target: IP/LEN@IF[:DEST_IF]; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l cgroup -d 'Which cgroup the restored tree runs in: scope, same, or a path [default: scope]' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to go on'
+hold\t'keep a systemd unit from starting it again, or beside it'
+ignore\t'you have taken care of it'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l connect-timeout -d 'Give up when there is no connection after this time' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l lease -d 'What a destination waits for this side when it hears nothing before it deletes what it has of a target' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l alternate -d 'Where what none of the others takes is to go' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l retries -d 'Try all of them again so often (not at all), after a second and then after longer pauses' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l retry-timeout -d 'Try nothing again after this time; without --retries as often as it allows' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l all -d 'Every tree of this host that can be meant'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l serial -d 'One by one: the first by pre-copy, the others by post-copy'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l keep-going -d 'Begin moves also after one has failed'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l dry-run -d 'Print the plan: what would go where, in which order, bytes and time; nothing is moved'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l bootstrap -d 'Send this program where there is none of this version'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand resolve" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -646,6 +844,8 @@ function __fish_migrate_codes
         M0417 'UNIX socket with messages that cannot be read' \
         M0418 'socket that cannot stay while its program moves' \
         M0419 'urgent data in a TCP connection' \
+        M0420 'network interface not on this host' \
+        M0421 'address that each of several destinations would answer for' \
         M0501 'file differs from the one that was open' \
         M0502 'file does not exist here' \
         M0503 'not enough space for the image' \
@@ -718,6 +918,9 @@ complete -c migrate -n "__fish_migrate_using_subcommand dump" -f -a "(__fish_mig
 complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -f -a "(__fish_migrate_dests)"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -f -a "(__fish_migrate_targets)"
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -f -a "(__fish_migrate_dests)"
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -f -a "(__fish_migrate_targets)"
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -f -a "(__fish_migrate_dests)"
 complete -c migrate -n "__fish_migrate_using_subcommand switch" -f -a "(__fish_migrate_dests)"
+complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -f -a "(__fish_migrate_targets)"

@@ -12,8 +12,10 @@ mod catalogue;
 
 pub use catalogue::{GROUPS, codes};
 
+use serde::{Deserialize, Serialize};
+
 /// A stable code, shown as `M0301`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Code(pub u16);
 
 impl Code {
@@ -76,7 +78,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
 }
 
 /// One thing that stands in the way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocker {
     /// Stable code; `migrate explain CODE` has more.
     pub code: Code,

@@ -1,12 +1,13 @@
 //! What a command says when it could not do its work: object, causes, remedy, and the state the target is in.
 
 use crate::blocker::{Blocker, Code};
+use serde::{Deserialize, Serialize};
 
 /// The result of every operation that can fail.
 pub type Result<T> = std::result::Result<T, Failure>;
 
 /// A failed operation, ready to be shown to a person or a program.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What failed, one sentence that names the object.
     pub what: String,
@@ -25,7 +26,7 @@ pub struct Failure {
 }
 
 /// The state a target is left in. Every failure ends with one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TargetState {
     /// Nothing was stopped or started.
     Untouched,
@@ -37,6 +38,8 @@ pub enum TargetState {
     Held,
     /// Runs on this other host.
     RunningOn(String),
+    /// Held frozen on this other host.
+    HeldOn(String),
     /// Not known which host owns it: `migrate status`.
     InDoubt,
     /// It has ended, with the reason.
@@ -46,7 +49,7 @@ pub enum TargetState {
 }
 
 /// Classes of failure; the discriminant is the exit code (cli.md).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum FailureKind {
     /// Failed, the target is unharmed where it was, or nothing was started.
@@ -158,6 +161,7 @@ impl std::fmt::Display for TargetState {
             Self::Stopped => f.write_str("stopped where it was, unchanged"),
             Self::Held => f.write_str("held frozen on this host, unchanged"),
             Self::RunningOn(host) => write!(f, "running on {host}"),
+            Self::HeldOn(host) => write!(f, "held frozen on {host}"),
             Self::InDoubt => f.write_str("in doubt: see `migrate status`"),
             Self::Ended(why) => write!(f, "ended ({why})"),
             Self::NotStarted => f.write_str("not started"),

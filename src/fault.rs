@@ -117,6 +117,8 @@ points! {
     DestinationOwner = "destination-owner",
     /// Destination: it runs, RUNNING is not sent.
     DestinationRunning = "destination-running",
+    /// Destination: the source knows that it runs here, and nobody moves it on yet.
+    DestinationPasses = "destination-passes",
 }
 
 /// Dies (`MIGRATE_KILL=NAME`) or stands still (`MIGRATE_STOP=NAME`, until somebody sends SIGCONT) if this is where it was told

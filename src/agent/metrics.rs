@@ -194,7 +194,7 @@ impl Moves {
         };
         if line.step.is_final() {
             if self.known.insert((line.attempt, at_source)) {
-                *self.ended.entry(if line.step == Step::Done { "done" } else { "aborted" }).or_default() += 1;
+                *self.ended.entry(phase(line.step)).or_default() += 1;
                 line.downtime_us.into_iter().for_each(|us| self.pauses.add(us));
                 self.bytes_sent += line.bytes_sent.unwrap_or(0);
             }
@@ -260,6 +260,7 @@ fn phase(step: Step) -> &'static str {
         Step::Committing => "committing",
         Step::Owner => "owner",
         Step::Aborted => "aborted",
+        Step::Copied => "copied",
         Step::Done => "done",
     }
 }
@@ -280,6 +281,7 @@ mod tests {
             candidate: 0,
             target_pid: None,
             session: String::new(),
+            asked_for: String::new(),
             held: None,
             addresses: Vec::new(),
             pages_owed: false,
@@ -287,6 +289,7 @@ mod tests {
             bytes_sent: (step == Step::Done && role == Role::Source).then_some(4096),
             not_parked: None,
             ran: false,
+            copy: false,
             unix_ms: 0,
         }
     }

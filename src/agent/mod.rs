@@ -65,6 +65,7 @@ pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &m
         refusal: None,
         user: None,
         attend: None,
+        refuse_then: options.refuse_then,
         verbose: u8::from(tracing::enabled!(tracing::Level::INFO)) + u8::from(tracing::enabled!(tracing::Level::DEBUG)),
     };
     match &options.place {

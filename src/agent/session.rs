@@ -5,7 +5,7 @@ use super::confined::{self, User};
 use crate::companion::detach;
 use crate::migration::MoveError;
 use crate::migration::protocol::AttemptId;
-use crate::ops::receive;
+use crate::ops::{proxies, receive};
 use crate::sys::pass_fd;
 use crate::transport::frame::FrameKind;
 use crate::transport::hello::{self, HostFacts, Purpose};
@@ -80,6 +80,9 @@ pub struct SessionSpec {
     /// Nobody is served: the copy of this attempt, whose session is dead, is attended ([`super::attend`]).
     #[serde(default)]
     pub attend: Option<AttemptId>,
+    /// No target that comes is moved on from here.
+    #[serde(default)]
+    pub refuse_then: bool,
     /// How much of its log goes to standard error: as `-v` and `-vv`.
     pub verbose: u8,
 }
@@ -162,23 +165,36 @@ fn run(spec: &SessionSpec) -> Result<(), SessionError> {
         may_receive: control.may_receive,
     };
     let joined = Joins::listen(spec, door, &abort)?;
+    let rule = rule(spec, control.refuses_then);
     let link = Link::accept(control.channel, &grant, &joined.connections, OPENING_TIME)?;
     drop(joined);
-    serve(link, spec)
+    serve(link, spec, rule)
 }
 
 fn local(operation: &'static str, source: io::Error) -> TransportError {
     TransportError::Io { operation, peer: "a session".into(), source }
 }
 
+/// What forbids it to move a target on that comes in this session, if something does. What a peer that is confined to a user sends has
+/// no keys to show to a further host.
+fn rule(spec: &SessionSpec, by_peers_file: bool) -> Option<&'static str> {
+    let rules = [
+        (spec.refuse_then, "--refuse-then of the agent"),
+        (by_peers_file, "then=refuse in the peers file"),
+        (spec.user.is_some(), "user= in the peers file"),
+    ];
+    rules.into_iter().find(|(holds, _)| *holds).map(|(_, rule)| rule)
+}
+
 /// What the session is for.
-fn serve(link: Link, spec: &SessionSpec) -> Result<(), SessionError> {
+fn serve(link: Link, spec: &SessionSpec, rule: Option<&'static str>) -> Result<(), SessionError> {
     match link.purpose {
         Purpose::Look => Ok(look(link)?),
         Purpose::Send => {
             let limit = link.max_memory_bytes;
-            Ok(receive::run(link, &spec.state, &spec.run, limit)?)
+            Ok(receive::run(link, (&spec.state, &spec.run), limit, rule)?)
         }
+        Purpose::Relay => Ok(proxies::serve(link, &spec.keys, &spec.peers)?),
         Purpose::Receive => {
             link.control.refuse("this version gives no targets away on request");
             Ok(())
@@ -215,6 +231,8 @@ struct Control {
     may_receive: bool,
     /// Whatever it sends is this user's business.
     user: Option<User>,
+    /// And is not moved on from here.
+    refuses_then: bool,
 }
 
 impl Door {
@@ -244,6 +262,7 @@ impl Door {
                 may_send: spec.user.as_ref().is_none_or(|user| user.may_send),
                 may_receive: spec.user.as_ref().is_none_or(|user| user.may_receive),
                 user: None,
+                refuses_then: false,
             });
         }
         self.admit(input, spec, abort)
@@ -261,7 +280,8 @@ impl Door {
                 .map_err(taken)?;
                 let channel = Channel::new(stream, &spec.peer, opening(abort));
                 let max_memory_bytes = spec.max_memory_bytes;
-                Ok(Control { channel, max_memory_bytes, may_send: true, may_receive: true, user: None })
+                let (may_send, may_receive, refuses_then) = (true, true, false);
+                Ok(Control { channel, max_memory_bytes, may_send, may_receive, user: None, refuses_then })
             }
             Self::Tls(trust) => {
                 let socket = TcpStream::from(connection);
@@ -286,6 +306,7 @@ impl Door {
                     may_send: peer.may_send(),
                     may_receive: peer.may_receive(),
                     user,
+                    refuses_then: peer.refuses_then,
                 })
             }
         }

@@ -39,6 +39,9 @@ pub struct Args {
     /// Allow tcp+plain beyond loopback: nothing is encrypted, and whoever connects can run anything here
     #[arg(long, conflicts_with = "stdio")]
     allow_plain: bool,
+    /// Move no program on from here to a further host, whoever asks for that (migrate move --then)
+    #[arg(long)]
+    refuse_then: bool,
 }
 
 impl Args {
@@ -75,6 +78,7 @@ impl Args {
             max_sessions: self.max_sessions,
             metrics: self.metrics.clone(),
             allow_plain: self.allow_plain,
+            refuse_then: self.refuse_then,
         })
     }
 }

@@ -5,7 +5,7 @@ use super::warm::FRONT;
 use crate::agent::session;
 use crate::companion::{lock_guard, pager, tracker};
 use crate::migration::postcopy::receiver;
-use crate::ops::{guardian, places::Places, warm::session as warm};
+use crate::ops::{cascade, evacuate::mover, guardian, places::Places, warm::session as warm};
 use crate::ui;
 use std::ffi::OsString;
 
@@ -32,6 +32,8 @@ fn companion(arguments: &[OsString]) -> Option<Box<dyn FnOnce() -> u8>> {
             Some(Box::new(|| guardian::main(&|path| drop(ui::log::begin(0, Some(path))))))
         }
         [_, entry] if warm::is_entry(entry) => Some(Box::new(|| warm::main(&FRONT))),
+        [_, entry] if mover::is_entry(entry) => Some(Box::new(|| mover::main(&FRONT))),
+        [_, entry] if cascade::is_entry(entry) => Some(Box::new(|| cascade::main(&FRONT))),
         [_, entry] => Some(Box::new(pager::entry(entry).or_else(|| receiver::entry(entry))?)),
         [_, entry, argument] if entry == session::ENTRY => {
             let argument = argument.clone();

@@ -13,8 +13,10 @@ pub mod signals;
 mod agent;
 mod cancel;
 mod check;
+mod clone;
 mod demo;
 mod dump;
+mod evacuate;
 mod explain;
 mod keygen;
 mod list;
@@ -64,9 +66,11 @@ enum Verb {
     Restore(restore::Args),
     Demo(demo::Args),
     Move(Box<r#move::Args>),
+    Clone(Box<clone::Args>),
     Warm(Box<warm::Args>),
     Switch(switch::Args),
     Cancel(cancel::Args),
+    Evacuate(Box<evacuate::Args>),
     Resolve(resolve::Args),
 }
 
@@ -86,9 +90,11 @@ impl Verb {
             Self::Restore(args) => args.run(context),
             Self::Demo(args) => args.run(context),
             Self::Move(args) => args.run(context),
+            Self::Clone(args) => args.run(context),
             Self::Warm(args) => args.run(context),
             Self::Switch(args) => args.run(context),
             Self::Cancel(args) => args.run(context),
+            Self::Evacuate(args) => args.run(context),
             Self::Resolve(args) => args.run(context),
         }
     }
@@ -149,7 +155,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
     };
     let settings = cli.everywhere.settings();
     // That of a move is kept under the name of its session.
-    let keeps_log = matches!(cli.verb, Verb::Move(_)) && cli.everywhere.log.is_none();
+    let keeps_log = matches!(cli.verb, Verb::Move(_) | Verb::Clone(_)) && cli.everywhere.log.is_none();
     if !keeps_log && let Err(failure) = ui::log::begin(settings.verbose, cli.everywhere.log.as_deref()) {
         return ui::failure::show(&failure, &verb, &settings);
     }

@@ -6,6 +6,7 @@ use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::
 use super::signals::Watch;
 use super::{Context, config::Config};
 use crate::failure::{Failure, FailureKind};
+use crate::migration::source::Quorum;
 use crate::ops;
 use crate::ops::hooks::Hook;
 use crate::ops::options::{Compress, MoveOptions, StateOptions};
@@ -29,7 +30,7 @@ pub struct Args {
     dry_run: bool,
     /// Run a command at a point of the move: POINT=COMMAND; may be given several times
     ///
-    /// Points: preflight, pre-freeze, frozen, pre-commit, network, running, rolled-back, done. Ten seconds each, on the side where it belongs; one that fails before the target is handed over rolls the move back. It finds MIGRATE_HOOK (the point), MIGRATE_SIDE, MIGRATE_SESSION, MIGRATE_TARGET_PID, MIGRATE_DEST_PID and MIGRATE_PEER in its environment. See also /etc/migrate/hooks.d/POINT/.
+    /// Points: preflight, pre-freeze, frozen, pre-commit, network, running, rolled-back, done, and clone where a copy runs that migrate clone has made. Ten seconds each, on the side where it belongs; one that fails before the target is handed over rolls the move back. It finds MIGRATE_HOOK (the point), MIGRATE_SIDE, MIGRATE_SESSION, MIGRATE_TARGET_PID, MIGRATE_DEST_PID, MIGRATE_PEER and MIGRATE_CLONE_ID in its environment. See also /etc/migrate/hooks.d/POINT/.
     #[arg(long = "hook", value_name = "POINT=COMMAND")]
     hooks: Vec<Hook>,
     /// Write what happened to this file as a page for a browser: timeline, rounds, where the pause went
@@ -73,7 +74,11 @@ impl Args {
     /// # Errors
     /// Usage, before anything has happened; a failure of the move is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
-        let options = self.options(&context.config)?;
+        self.run_as(&self.options(&context.config)?, context)
+    }
+
+    /// The same with these choices.
+    pub(super) fn run_as(&self, options: &MoveOptions, context: &Context) -> Result<u8, Failure> {
         let further = self.many.further(&context.config)?;
         if !context.is_outside(&self.target)? {
             return Ok(0);
@@ -86,8 +91,13 @@ impl Args {
             .session(options.session, Some(self.target.to_string()), false)
             .with_page(self.report.clone())
             .with_log(log);
-        let result = ops::attempts::run(&options, &further, &session, &abort);
+        let result = ops::attempts::run(options, &further, &session, &abort);
         Ok(session.finish(result))
+    }
+
+    /// The quorum, or another one than is usual if none was chosen.
+    pub(super) fn quorum_or(&self, usual: Quorum) -> Quorum {
+        self.many.quorum_or(usual)
     }
 
     /// The choices as the engine takes them.
@@ -109,10 +119,12 @@ impl Args {
             state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
             with: self.with.clone(),
             base: self.base.clone(),
-            peer: self.many.add_to(self.peer.options()),
+            peer: self.many.add_to(self.peer.options(), config)?,
             lease: self.lease.0,
-            quorum: self.many.quorum(),
+            quorum: self.quorum_or(Quorum::default()),
             dry_run: self.dry_run,
+            copies: None,
+            then: self.many.then(config)?,
         })
     }
 }

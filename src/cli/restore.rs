@@ -31,6 +31,12 @@ pub struct Args {
     /// Run at once; memory comes when it is touched, and the rest behind
     #[arg(long, conflicts_with = "stream")]
     lazy: bool,
+    /// Start so many copies, each in PID, network, UTS and mount namespaces of its own
+    ///
+    /// As migrate clone does, see migrate-clone(1): TCP connections are over in all of them. Exit code 6 if only some could be started.
+    #[arg(long, value_name = "N", requires = "detach", conflicts_with_all = ["stream", "pidfile", "lazy", "move_addresses"],
+        value_parser = clap::value_parser!(u16).range(1..))]
+    count: Option<u16>,
     /// Only say whether it would run here
     #[arg(long)]
     dry_run: bool,
@@ -49,6 +55,10 @@ impl Args {
         let foreground = !options.detach && !options.dry_run;
         let watch = if foreground { Watch::begin_foreground()? } else { Watch::begin()? };
         let session = context.session(options.session, None, foreground);
+        if let Some(count) = self.count {
+            let copies = ops::copies::restore(&options, count, &session);
+            return Ok(session.finish(copies));
+        }
         match ops::restore::run(&options, &session) {
             Err(failure) if foreground => Ok(session.finish(Err(failure.kind(FailureKind::BeforeRun)))),
             Err(failure) => Ok(session.finish(Err(failure))),

@@ -1,8 +1,10 @@
 use super::*;
 use crate::failure::FailureKind;
 use crate::image::Pid;
+use crate::migration::source::Quorum;
 use crate::migration::switchover::{ExitCondition, Step};
 use crate::ops::options::*;
+use crate::ops::paths::Disjoint;
 use crate::ops::words::{Address, Dest, Target};
 use clap::{Args, Parser};
 use std::time::Duration;
@@ -79,6 +81,7 @@ fn dump_options() {
         cgroup: Some(Cgroup::Path("/jobs/7".into())),
         supervisor: Supervisor::Ignore,
         hooks: Vec::new(),
+        identity: None,
     };
     assert_eq!(options.state, state);
 }
@@ -155,8 +158,27 @@ fn restore() {
         "-D d --compress off",
         "--stream --lazy",
         "-D d --on host",
+        "-D d --count 2",
+        "-D d --detach --count 0",
+        "--stream --detach --count 2",
     ]);
     assert!(parse::<restore::Args>("-D d --lazy").unwrap().options().lazy);
+}
+
+#[test]
+fn clones() {
+    let read = |line| parse::<clone::Args>(line).unwrap().options(&Config::default()).unwrap();
+    let options = read("7 b b");
+    assert_eq!(options.dests.len(), 2, "a destination may be named twice");
+    assert_eq!(options.copies, Some(CopyOptions::default()));
+    assert_eq!((options.mode.mode, options.quorum), (Mode::PreCopy, Quorum::Percent(100)));
+    let options =
+        read("7 b c --end-source --address 10.0.0.7/24@eth0 --address fd00::7/64@eth1 --quorum 1 --mode stop-and-copy");
+    let copies = options.copies.unwrap();
+    let addresses: Vec<_> = copies.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!((copies.end_source, addresses), (true, vec!["10.0.0.7/24 at eth0".into(), "fd00::7/64 at eth1".into()]));
+    assert_eq!((options.mode.mode, options.quorum), (Mode::StopAndCopy, Quorum::Number(1)));
+    refused::<clone::Args>(&["7", "", "7 b --address 10.0.0.7", "7 b --address 10.0.0.7/24@eth0:eth1"]);
 }
 
 #[test]
@@ -167,6 +189,11 @@ fn moves() {
     let dest: Dest = "b".parse().unwrap();
     assert_eq!(options, MoveOptions { session: options.session, ..MoveOptions::new(Target::Pid(Pid(7)), dest) });
 
+    let then = read("7 b --then c,tcp://d --then e --retries 1 --disjoint-paths drop").unwrap().then;
+    let names: Vec<String> = then.dests().map(ToString::to_string).collect();
+    assert_eq!((then.stages.len(), names.join(" ").as_str()), (2, "c tcp://d:7413 e"));
+    assert_eq!((then.retries, then.disjoint), (Some(1), Some(Disjoint::Drop)));
+    assert!(read("7 b --then @none").is_err() && parse::<r#move::Args>("7 b --then c,").is_err());
     assert_eq!(read("7 b --base /images/a").unwrap().base, Some("/images/a".into()));
     assert!(parse::<r#move::Args>("7 b --base images").is_err(), "over there there is no directory where one is");
     let contradiction = read("7 b --base /a --compress off").unwrap_err();
@@ -200,7 +227,6 @@ fn moves() {
         "",
         "7 b --max-downtime 50",
         "7 http://x",
-        "7 b --via c",
         "7 b --mode lazy",
         "7 b --recoverable=2",
         "7 b --exit-when luck",
@@ -215,11 +241,46 @@ fn several_destinations() {
     for line in ["7 b c --quorum 50%", "7 b,c --quorum=50%"] {
         let options = parse::<r#move::Args>(line).unwrap().options(&config).unwrap();
         assert_eq!(options.dests, ["b", "c"].map(|dest| dest.parse().unwrap()));
-        assert_eq!(options.quorum, crate::migration::source::Quorum::Percent(50));
+        assert_eq!(options.quorum, Quorum::Percent(50));
     }
-    refused::<r#move::Args>(&["7 b --quorum 0", "7 b --quorum all"]);
+    let options = parse::<r#move::Args>("7 b c --via p,tcp://q").unwrap().options(&config).unwrap();
+    assert_eq!(options.peer.via, ["p", "tcp://q"].map(|dest| dest.parse().unwrap()));
+    refused::<r#move::Args>(&["7 b --quorum 0", "7 b --quorum all", "7 b --via"]);
     let failure = parse::<r#move::Args>("7 @rack").unwrap().options(&config).unwrap_err();
     assert!(failure.what.contains("no group rack"), "{}", failure.what);
+}
+
+#[test]
+fn evacuations() {
+    use crate::ops::evacuate::plan::Place;
+    let config = Config::default();
+    let read = |line| parse::<evacuate::Args>(line).unwrap().options(&config).unwrap();
+    let options = read("7 unit:a.service --to b,c");
+    let targets = vec![Target::Pid(Pid(7)), Target::Unit("a.service".into())];
+    let to = ["b", "c"].map(|dest| dest.parse().unwrap()).to_vec();
+    assert_eq!(options, EvacuateOptions { session: options.session, ..EvacuateOptions::new(targets, to) });
+    let options = read(
+        "--all --to b --jobs 3 --place fill --keep-going --dry-run --retries 2 --retry-timeout 1m --bandwidth 8Mbit/s \
+         --route b=eth0 --hook frozen=true --lease 3s --alternate c,d",
+    );
+    assert_eq!(options.further.alternates.len(), 2);
+    assert!(options.all && options.targets.is_empty() && options.keep_going && options.dry_run);
+    assert_eq!((options.jobs, options.place, options.memory.bandwidth), (3, Place::Fill, Some(1_000_000)));
+    assert_eq!((options.further.retries, options.further.within), (Some(2), Some(Duration::from_secs(60))));
+    assert_eq!((options.peer.routes.len(), options.state.hooks.len(), options.lease), (1, 1, Duration::from_secs(3)));
+    assert!(read("7 --to b --serial").serial);
+    refused::<evacuate::Args>(&[
+        "",
+        "7",
+        "--all",
+        "--to b",
+        "7 --all --to b",
+        "7 --to b --jobs 0",
+        "7 --to b --serial --jobs 3",
+        "7 --to b --place best",
+        "7 --to b --quorum 2",
+        "7 --to b --base /x",
+    ]);
 }
 
 #[test]

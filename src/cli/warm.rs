@@ -1,11 +1,13 @@
 //! `migrate warm`.
 
 use super::options::dest::{DestArg, resolve};
-use super::options::many::{PathArgs, QuorumArgs};
+use super::options::many::{PathArgs, ProxyArgs, QuorumArgs, ThenArgs};
 use super::options::{memory::MemoryArgs, mode::ModeArgs, peer::PeerArgs, state::StateArgs};
 use super::signals::Watch;
 use super::{Context, config::Config};
 use crate::failure::Failure;
+use crate::migration::source::Quorum;
+use crate::ops::cascade::Cascade;
 use crate::ops::hooks::Hook;
 use crate::ops::options::{MoveOptions, StateOptions, WarmOptions};
 use crate::ops::places::Places;
@@ -53,6 +55,10 @@ pub struct Args {
     quorum: QuorumArgs,
     #[command(flatten)]
     paths: PathArgs,
+    #[command(flatten)]
+    proxies: ProxyArgs,
+    #[command(flatten)]
+    then: ThenArgs,
 }
 
 impl Args {
@@ -82,10 +88,12 @@ impl Args {
             state: StateOptions { hooks: self.hooks.clone(), ..self.state.options() },
             with: self.with.clone(),
             base: None,
-            peer: self.paths.add_to(self.peer.options()),
+            peer: self.proxies.add_to(self.paths.add_to(self.peer.options()), config)?,
             lease: self.lease.0,
-            quorum: self.quorum.quorum(),
+            quorum: self.quorum.quorum_or(Quorum::default()),
             dry_run: false,
+            copies: None,
+            then: Cascade { disjoint: self.paths.disjoint(), ..self.then.cascade(config)? },
         };
         Ok(WarmOptions { moves, cpu_share: self.cpu_share.0, disjoint: self.paths.disjoint() })
     }
@@ -112,5 +120,10 @@ impl Front for SessionFront {
     fn begin(&self, settings: &str, verb: &str, session: SessionId, target: &str, say: Say) -> Box<dyn Shown> {
         let settings = ui::Settings::handed_on(settings);
         Box::new(ui::Session::begin_elsewhere(&settings, verb, session, target, say))
+    }
+
+    fn begin_part(&self, settings: &str, verb: &str, session: SessionId, target: &str, say: Say) -> Box<dyn Shown> {
+        let settings = ui::Settings::handed_on(settings);
+        Box::new(ui::Session::begin_elsewhere(&settings, verb, session, target, say).as_part())
     }
 }

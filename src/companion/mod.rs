@@ -11,7 +11,7 @@ pub(crate) mod parcel;
 pub mod tracker;
 
 use crate::image::Pid;
-use crate::sys::{clone, wait};
+use crate::sys::{clone, fd, wait};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
@@ -38,6 +38,17 @@ impl Started {
     }
 }
 
+/// What a companion with such a socket does first: it leaves its caller, and keeps nothing of that but the socket, which it was given
+/// as standard input. `None`: it cannot.
+pub(crate) fn leave() -> Option<UnixStream> {
+    fd::close_from(3).ok()?;
+    detach::leave_the_caller();
+    let socket = io::stdin().as_fd().try_clone_to_owned().ok()?;
+    let null = std::fs::File::open("/dev/null").ok()?;
+    fd::replace_stdin(null.as_fd()).ok()?;
+    Some(socket.into())
+}
+
 /// Starts this program as one of ours, by its hidden first word, with a socket as standard input; our end of that. It is born
 /// outside the caller's cgroups where that can be.
 pub(crate) fn spawn(entry: &str) -> io::Result<(Started, UnixStream)> {
@@ -51,4 +62,12 @@ pub(crate) fn spawn(entry: &str) -> io::Result<(Started, UnixStream)> {
     let environment = std::env::vars_os().map(setting).collect::<io::Result<Vec<_>>>()?;
     let child = detach::outside(|cgroup| clone::program(&path, &arguments, &environment, theirs.as_fd(), cgroup))?;
     Ok((Started(child), ours))
+}
+
+/// The socket that a process of ours was started with; its standard input is nobody's from here on.
+pub(crate) fn starter() -> io::Result<UnixStream> {
+    let socket = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from)?;
+    let null = std::fs::File::open("/dev/null")?;
+    fd::replace_stdin(null.as_fd())?;
+    Ok(socket)
 }

@@ -2,6 +2,7 @@
 //! target is in the end, running. Mirror of [`super::source`].
 
 use super::bases::Bases;
+use super::cascade::Onward;
 use super::conventions::Conventions;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 
 mod builder;
 mod luggage;
+mod onward;
 mod verdict;
 
 pub use builder::{Builder, Contents, Expected, Introduction, Standing};
@@ -74,8 +76,14 @@ struct Attempt<'a> {
     may_follow: bool,
     /// States of the target go back until all pages are there.
     recoverable: bool,
+    /// It runs beside others.
+    copy: bool,
     /// Files that come along.
     luggage: Luggage,
+    /// Where the target is to go on from here.
+    onward: Option<Box<Onward>>,
+    /// The source has said over this link that its original has ended.
+    settled: bool,
 }
 
 /// What a destination waits for a source that says nothing, where nobody has said how long.
@@ -141,6 +149,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         lease_ms,
         to_several,
         conventions,
+        copy,
+        onward,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
@@ -150,16 +160,15 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
     // Before PREPARED nobody counts on what is here: it goes with the source.
     bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
-    let who = Introduction {
+    builder.introduce(&Introduction {
         session: &session,
         peer: control.peer(),
         target_pid: target.pid,
         dry_run,
         base: base.as_ref(),
         to_several,
-    };
-    builder.introduce(&who);
-    let begun = begin(&around, id, (&session, lease), control.peer(), target.memory_bytes);
+    });
+    let begun = begin(&around, id, (&session, lease, copy), control.peer(), target.memory_bytes);
     let mut attempt = match begun {
         Ok((store, keeper)) => Attempt {
             id,
@@ -177,7 +186,10 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             base,
             may_follow: may_follow && !follows,
             recoverable,
+            copy,
             luggage: Luggage::of(files),
+            onward,
+            settled: false,
         },
         Err(error) => return refused(&mut control, id, model_bytes, error),
     };
@@ -185,34 +197,40 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         attempt.builder.may_lack_pages();
     }
     let result = attempt.whole(bulk, (&target, &conventions), model_bytes, dry_run);
-    result.inspect_err(|error| attempt.fail(error))
+    let result = result.inspect_err(|error| attempt.fail(error));
+    attempt.pass_on();
+    result
 }
 
-/// What is said first, if it may be an offer; whatever else is asked for has been done then.
+/// The first message of a link, which has been answered unless it is an offer.
 fn offered(
     mut control: Channel,
     builder: &mut dyn Builder,
     around: &Surroundings<'_>,
 ) -> Result<Option<(Channel, FromSource)>, MoveError> {
     control.during("waiting for an offer");
-    let first: FromSource = protocol::receive(&mut control)?;
-    if let Some((attempt, request)) = handover_of(&first) {
+    let message: FromSource = match protocol::receive(&mut control) {
+        // Whoever wanted to know whether this host can be reached.
+        Err(TransportError::Closed { .. }) => return Ok(None),
+        message => message?,
+    };
+    if let Some((attempt, request)) = handover_of(&message) {
         return answer(&mut control, builder, around, attempt, request).map(|()| None);
     }
-    match first {
-        FromSource::Pages { attempt, urgent } => relay::run(control, around.run, attempt, urgent).map(|()| None),
-        FromSource::Points { attempt, level } => {
-            points::giving::run(&mut control, builder, around, attempt, level).map(|()| None)
-        }
-        offer => Ok(Some((control, offer))),
-    }
+    let answered = match message {
+        FromSource::Pages { attempt, urgent } => relay::run(control, around.run, attempt, urgent),
+        FromSource::Points { attempt, level } => points::giving::run(&mut control, builder, around, attempt, level),
+        FromSource::Reach { attempt, onward } => onward::reaches(&mut control, builder, attempt, &onward),
+        offer => return Ok(Some((control, offer))),
+    };
+    answered.map(|()| None)
 }
 
 /// What an attempt needs from its beginning on.
 fn begin(
     around: &Surroundings<'_>,
     id: AttemptId,
-    (session, lease): (&str, Duration),
+    (session, lease, copy): (&str, Duration, bool),
     peer: &str,
     memory_bytes: u64,
 ) -> Result<(Store, Keeper), MoveError> {
@@ -221,6 +239,9 @@ fn begin(
     let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(session);
+    if copy {
+        journal.set_copy();
+    }
     Ok((store, Keeper::new(journal, lease)))
 }
 
@@ -528,7 +549,10 @@ impl Attempt<'_> {
                 }
             }
             match self.keeper.phase() {
-                Phase::Closed => return Ok(()),
+                Phase::Closed => {
+                    self.settled = true;
+                    return Ok(());
+                }
                 Phase::Aborted => return Err(MoveError::Stays { reason }),
                 _ => {}
             }
@@ -572,6 +596,10 @@ impl Attempt<'_> {
     /// The link is lost. What runs here runs on; what is prepared waits until somebody decides.
     fn wait(&mut self, error: MoveError) -> Result<(), MoveError> {
         let pid = match self.keeper.phase() {
+            Phase::Prepared if self.copy => {
+                self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::LeaseOver);
+                return Err(error);
+            }
             Phase::Prepared => {
                 let mut copy = Built(self.builder, &mut self.luggage);
                 let asked = if self.keeper.listens() { Ok(()) } else { self.keeper.listen(self.around.run) };

@@ -62,6 +62,8 @@ pub enum Step {
     Owner,
     /// Source: it goes on here. Destination: it was discarded.
     Aborted,
+    /// Source: it goes on here, and copies of it run elsewhere.
+    Copied,
     /// Source: the original has ended. Destination: the source knows.
     Done,
 }
@@ -69,7 +71,7 @@ pub enum Step {
 impl Step {
     /// Whether nothing is left to be decided after it.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Aborted | Self::Done)
+        matches!(self, Self::Aborted | Self::Copied | Self::Done)
     }
 
     /// Whether nobody counts on anything after it, at a destination: it has not said PREPARED.
@@ -113,6 +115,9 @@ pub struct Line {
     /// The session, as a person knows it.
     #[serde(default)]
     pub session: String,
+    /// At the source: the target, as a person has named it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub asked_for: String,
     /// The copy on this host while it stands still, so that a later program can let it go or end it.
     #[serde(default)]
     pub held: Option<Held>,
@@ -135,6 +140,9 @@ pub struct Line {
     /// by somebody else by then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ran: bool,
+    /// At the destination: it runs, or was to run, beside others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy: bool,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
@@ -145,7 +153,7 @@ impl Line {
         match self.step {
             Step::Committing | Step::Owner => source::Record::Committing(Candidate(self.candidate)),
             Step::Done => source::Record::Done(Candidate(self.candidate)),
-            Step::Aborted => source::Record::Aborted,
+            Step::Aborted | Step::Copied => source::Record::Aborted,
             Step::Begun | Step::Prepared | Step::Parked => source::Record::Begun,
         }
     }
@@ -162,9 +170,14 @@ impl Line {
             Step::Prepared => destination::Record::Prepared,
             Step::Parked => destination::Record::Parked,
             Step::Owner | Step::Committing => destination::Record::Owner,
-            Step::Aborted => destination::Record::Aborted,
+            Step::Aborted | Step::Copied => destination::Record::Aborted,
             Step::Done => destination::Record::Done,
         }
+    }
+
+    /// Whether nothing is left to be decided or heard: whoever runs beside others is nobody's concern once it runs.
+    pub fn is_over(&self) -> bool {
+        self.step.is_final() || self.copy && self.step == Step::Owner && self.ran
     }
 
     /// Written since this host was started.
@@ -232,6 +245,7 @@ impl Journal {
             candidate: 0,
             target_pid,
             session: String::new(),
+            asked_for: String::new(),
             held: None,
             addresses: Vec::new(),
             pages_owed: false,
@@ -239,6 +253,7 @@ impl Journal {
             bytes_sent: None,
             not_parked: None,
             ran: false,
+            copy: false,
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -276,9 +291,19 @@ impl Journal {
         self.line.session = session.into();
     }
 
+    /// Notes what a person has named the target, for later lines.
+    pub fn set_asked_for(&mut self, target: &str) {
+        self.line.asked_for = target.into();
+    }
+
     /// Notes the destinations, where there are several, for later lines.
     pub fn set_candidates(&mut self, peers: &[&str]) {
         self.line.candidates = peers.iter().map(|peer| (*peer).to_owned()).collect();
+    }
+
+    /// Notes the other side by another name, for later lines.
+    pub fn set_peer(&mut self, peer: &str) {
+        self.line.peer = peer.to_owned();
     }
 
     /// Notes which destination COMMIT goes to, for later lines.
@@ -310,6 +335,11 @@ impl Journal {
     /// Notes that the copy was let go, for later lines.
     pub fn set_ran(&mut self) {
         self.line.ran = true;
+    }
+
+    /// Notes that it runs beside others, for later lines.
+    pub fn set_copy(&mut self) {
+        self.line.copy = true;
     }
 
     /// Notes addresses that are here for the copy.

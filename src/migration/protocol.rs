@@ -25,6 +25,7 @@
 //! journal: done; ends the original
 //! packets that still come             ---------------> given to the target
 //! Done                                ---------------> forgets the attempt
+//!                                     <--------------- Stage            (any number, where it is to go on from there)
 //! ```
 //! At any time before Commit either side may say Abort (source) or Failed (destination): the target goes on at the
 //! source, the destination discards what it holds. After Commit only the destination knows; [`super::handover`].
@@ -32,6 +33,7 @@
 //! Messages are JSON in MESG frames, so that a newer program may add fields. Each names the attempt; a message of another
 //! attempt is refused. The model is sent in MODL frames, in pieces; how many bytes there will be is in the message before.
 
+use super::cascade::{News, Onward};
 use super::conventions::Conventions;
 use super::handover::Reply;
 use crate::blocker::{Blocker, Code};
@@ -202,6 +204,20 @@ pub enum FromSource {
         /// What both hosts should mean by the same numbers.
         #[serde(default)]
         conventions: Box<Conventions>,
+        /// A copy is to run there beside others, by the identity in `state`. Nobody counts on one that is prepared: when nothing is
+        /// heard it is deleted, not parked.
+        #[serde(default)]
+        copy: bool,
+        /// Where it is to go on from there, once it is there; see [`super::cascade`].
+        #[serde(default)]
+        onward: Option<Box<Onward>>,
+    },
+    /// On a link of its own, in somebody else's preflight: could a target that were there go on like this?
+    Reach {
+        /// Of this question.
+        attempt: AttemptId,
+        /// Where to.
+        onward: Box<Onward>,
     },
     /// To what was asked about files.
     Answers {
@@ -330,6 +346,19 @@ pub enum FromDestination {
         /// Pages that follow when the target runs can be named by what is on that list, too.
         #[serde(default)]
         names_late: bool,
+        /// That a copy was asked for is understood.
+        #[serde(default)]
+        copy: bool,
+        /// It has looked where the target is to go on to, and can see to that.
+        #[serde(default)]
+        passes_on: bool,
+    },
+    /// To [`FromSource::Reach`].
+    Reaches {
+        /// Of the question.
+        attempt: AttemptId,
+        /// What stands in the way of that there.
+        blockers: Vec<WireBlocker>,
     },
     /// Something about files, before the verdict.
     Asks {
@@ -398,6 +427,13 @@ pub enum FromDestination {
         model_bytes: u64,
         /// Length of the index.
         index_bytes: u64,
+    },
+    /// How it goes on from there.
+    Stage {
+        /// The attempt.
+        attempt: AttemptId,
+        /// How far it is.
+        news: Box<News>,
     },
     /// It will not run here; everything was discarded.
     Failed {
@@ -492,6 +528,26 @@ mod tests {
         assert_eq!(decode::<FromSource>(&bytes, "x").unwrap(), FromSource::Commit { attempt });
         let unknown = decode::<FromSource>(br#"{"message":"teleport"}"#, "x").unwrap_err().to_string();
         assert!(unknown.contains("teleport"), "{unknown}");
+    }
+
+    #[test]
+    fn an_older_programs_verdict_passes_nothing_on() {
+        let verdict = FromDestination::Verdict {
+            attempt: AttemptId([1; 16]),
+            blockers: Vec::new(),
+            room_bytes: 1,
+            order: Order::default(),
+            shelf_pages: 0,
+            earlier_bytes: 0,
+            warnings: Vec::new(),
+            names_late: false,
+            copy: false,
+            passes_on: true,
+        };
+        let mut json = serde_json::to_value(&verdict).unwrap();
+        json.as_object_mut().unwrap().remove("passes_on");
+        let read = decode::<FromDestination>(&serde_json::to_vec(&json).unwrap(), "x").unwrap();
+        assert!(matches!(read, FromDestination::Verdict { passes_on: false, .. }));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a move has shown.
 
+use super::cascade::Observer;
 use super::pages::Unsent;
 use super::points::taking::Cost;
 use super::postcopy::serving::Served;
@@ -45,6 +46,8 @@ impl Pause {
 pub enum Became {
     /// It has the target.
     Owner,
+    /// It runs a copy: process id of its root, as it sees it.
+    Runs(i32),
     /// It was told to stop, and has deleted what it held.
     Stopped,
     /// It was not told: it deletes what it holds when its lease ends, or parks it.
@@ -58,6 +61,7 @@ impl Became {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Owner => "owner",
+            Self::Runs(_) => "running",
             Self::Stopped => "stopped",
             Self::Untold => "untold",
             Self::Out(_) => "out",
@@ -72,6 +76,8 @@ pub struct CandidateReport {
     pub name: String,
     /// What became of it.
     pub became: Became,
+    /// What its copy is called, where each is to have one.
+    pub clone_id: Option<String>,
     /// Rounds that it took part in, the one inside the pause included.
     pub rounds: u32,
     /// Bytes sent to it, headers included.
@@ -116,6 +122,8 @@ pub struct Report {
     pub candidates: Vec<CandidateReport>,
     /// What went wrong without harm.
     pub warnings: Vec<String>,
+    /// The link over which it is heard how the target goes on from there.
+    pub observer: Option<Observer>,
 }
 
 impl Report {
@@ -139,6 +147,7 @@ impl Report {
             points: None,
             candidates: Vec::new(),
             warnings: Vec::new(),
+            observer: None,
         }
     }
 
@@ -151,9 +160,19 @@ impl Report {
 
     /// The target runs there.
     pub fn switched(&mut self, pid: i32, pause: Pause) {
-        self.pid = Some(pid);
+        self.stood(pause);
+        self.runs_as(pid);
+    }
+
+    /// The pause is over.
+    pub fn stood(&mut self, pause: Pause) {
         self.downtime = Some(pause.last - pause.begun);
         self.downtime_parts = pause.parts;
+    }
+
+    /// It runs there, by this process id of its root.
+    pub fn runs_as(&mut self, pid: i32) {
+        self.pid = Some(pid);
         self.total = Some(self.begun.elapsed());
     }
 }

@@ -1,6 +1,7 @@
 //! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`].
 
 use super::MoveError;
+use super::cascade::{Observer, Onward};
 use super::effort::Effort;
 use super::handover::source::{Event as Happened, Source};
 use super::handover::{Candidate, Rules};
@@ -156,6 +157,8 @@ pub trait Target {
 pub struct Wishes<'a> {
     /// The session's id, as a person sees it.
     pub session: String,
+    /// The target, as a person has named it.
+    pub asked_for: String,
     /// When to pause.
     pub goals: Goals,
     /// No rounds.
@@ -188,8 +191,23 @@ pub struct Wishes<'a> {
     pub lease: Duration,
     /// Of several destinations, how many the exit condition has to hold for.
     pub quorum: Quorum,
+    /// What is the same for several destinations leaves this host once.
+    pub shares_uplink: bool,
     /// Rounds go on without end, until this says that the target is to move.
     pub warm: Option<&'a Warm>,
+    /// Each destination starts a copy of its own, and this becomes of the original ([`fan`] only).
+    pub copies: Option<Original>,
+    /// Where the target is to go on from its destination.
+    pub onward: Option<Onward>,
+}
+
+/// What becomes of a target that copies are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Original {
+    /// It goes on as soon as everything that it is has been read.
+    RunsOn,
+    /// It ends once a copy runs.
+    Ends,
 }
 
 /// How many of several destinations have to be as far as the exit condition asks.
@@ -275,6 +293,7 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
     match attempt.whole(target) {
         Ok(()) => {
             attempt.report.bytes_sent = attempt.peers.link.bytes_sent();
+            attempt.report.observer = attempt.part();
             Ok(attempt.report)
         }
         Err(error @ MoveError::InDoubt { .. }) => Err(error),
@@ -288,6 +307,7 @@ fn journal(id: AttemptId, wishes: &Wishes<'_>, peers: &[&str]) -> Result<Journal
     let mut journal = Journal::begin(wishes.journals, Role::Source, id, first, None)
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(&wishes.session);
+    journal.set_asked_for(&wishes.asked_for);
     if peers.len() > 1 {
         // Whoever takes over has to know all of them from the first line on.
         journal.set_candidates(peers);
@@ -336,6 +356,14 @@ impl Attempt<'_> {
         let exit = self.rounds(target)?;
         self.report.exit = Some(exit);
         self.switch_over(target)
+    }
+
+    /// The link that the target went over, where it goes on from there: what is left to be done here is done.
+    fn part(&mut self) -> Option<Observer> {
+        self.wishes.onward.as_ref()?;
+        let owner = self.owner()?;
+        let peer = self.peers.take(owner).filter(|peer| !peer.lost)?;
+        Some(Observer::new(peer.link, self.id))
     }
 
     /// Both sides' preflight, before anything but a short look has happened to the target.

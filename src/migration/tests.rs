@@ -35,6 +35,7 @@ mod fan;
 mod late;
 mod left_tests;
 mod named;
+mod onward;
 mod wires;
 
 pub(super) use wires::links;
@@ -102,6 +103,8 @@ struct FakeTarget {
     follows: bool,
     /// Done when it is to be held.
     at_hold: Option<Box<dyn Fn()>>,
+    /// It may end without being held: copies of it run.
+    copied: bool,
 }
 
 impl FakeTarget {
@@ -114,7 +117,8 @@ impl FakeTarget {
         }
         let dirty = memory.keys().copied().collect();
         let (gone, state, follows, at_hold) = (BTreeSet::new(), State::Running, false, None);
-        Self { pages: Pages(Mutex::new(memory)), dirty, gone, state, fault, writes, steps: 0, follows, at_hold }
+        let (pages, steps, copied) = (Pages(Mutex::new(memory)), 0, false);
+        Self { pages, dirty, gone, state, fault, writes, steps, follows, at_hold, copied }
     }
 
     /// What it does while it runs: writes, frees, maps.
@@ -263,7 +267,8 @@ impl Target for FakeTarget {
     }
 
     fn end(&mut self) -> Result<(), Failure> {
-        assert_eq!(self.state, State::Held, "only what is held is ended");
+        let may_end = if self.copied { State::Frozen } else { State::Held };
+        assert_eq!(self.state, may_end, "only what is held is ended");
         self.fails(Fault::End)?;
         self.state = State::Ended;
         Ok(())
@@ -326,6 +331,8 @@ struct FakeBuilder {
     discarded: bool,
     /// What brings in the pages that follow.
     pager: Option<late::Pager>,
+    /// It is to go on.
+    passed: Option<cascade::Passed>,
 }
 
 impl FakeBuilder {
@@ -344,6 +351,15 @@ impl Builder for FakeBuilder {
         assert_eq!((model.tasks.len(), state["pids"].as_str()), (3, Some("auto")));
         self.fails(Fault::Verdict)?;
         Ok(if self.fault == Fault::VerdictBlocker { vec![too_large(1, 0)] } else { Vec::new() })
+    }
+
+    fn look_onward(&mut self, _: &cascade::Onward) -> (Vec<Blocker>, Vec<String>) {
+        Default::default()
+    }
+
+    fn pass_on(&mut self, passed: cascade::Passed) {
+        assert!(self.runs);
+        self.passed = Some(passed);
     }
 
     fn build_ahead(&mut self, _: Model, _: Instant, stored: Option<&ImageDir>) -> Result<Option<Standing>, Failure> {
@@ -471,6 +487,7 @@ fn goals() -> Goals {
 
 fn wishes(journals: &Path) -> Wishes<'_> {
     Wishes {
+        asked_for: "7".into(),
         session: "abcdefgh".into(),
         goals: goals(),
         stop_and_copy: false,
@@ -488,7 +505,10 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         recoverable: None,
         lease: destination::LEASE,
         quorum: Quorum::default(),
+        shares_uplink: false,
         warm: None,
+        copies: None,
+        onward: None,
     }
 }
 
@@ -700,6 +720,8 @@ fn messages_of_another_attempt_are_refused() {
             lease_ms: None,
             to_several: false,
             conventions: Default::default(),
+            copy: false,
+            onward: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

@@ -5,6 +5,7 @@
 
 use super::{Result, failed};
 use crate::sys::{Errno, socket};
+use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -19,10 +20,10 @@ const DESTINATION: u16 = 1;
 const LOCAL_ROUTE: u8 = 2;
 /// How long the route to an address of this host may take to appear.
 const ROUTE_MAX: Duration = Duration::from_secs(1);
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const EXCLUSIVE: u16 = 0x200;
-const CREATE: u16 = 0x400;
+pub(super) const REQUEST: u16 = 1;
+pub(super) const ACK: u16 = 4;
+pub(super) const EXCLUSIVE: u16 = 0x200;
+pub(super) const CREATE: u16 = 0x400;
 const ERROR: u16 = 2;
 /// `IFA_ADDRESS`, `IFA_LOCAL`.
 const ADDRESS: u16 = 1;
@@ -31,7 +32,7 @@ const LOCAL: u16 = 2;
 const NO_DETECTION: u8 = 2;
 
 /// An address on an interface of this thread's network namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The address.
     pub ip: IpAddr,
@@ -107,21 +108,7 @@ impl Place {
 
     fn ask(&self, kind: u16, flags: u16) -> std::result::Result<(), Errno> {
         let index = socket::interface_index(&self.interface)?;
-        let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_ROUTE)?;
-        socket::send(netlink.as_fd(), &self.message(kind, flags, index), &[], &[], None, 0)?;
-        let mut room = [0u8; 4096];
-        let received = socket::receive(netlink.as_fd(), &mut room, 0)?;
-        match &room[..received.len] {
-            // nlmsghdr, then nlmsgerr whose first member is the answer.
-            [_, _, _, _, kind_low, kind_high, rest @ ..] if u16::from_ne_bytes([*kind_low, *kind_high]) == ERROR => {
-                let code = rest.get(10..14).and_then(|code| code.try_into().ok()).ok_or(Errno::EBADMSG)?;
-                match i32::from_ne_bytes(code) {
-                    0 => Ok(()),
-                    code => Err(Errno::from_raw(-code)),
-                }
-            }
-            _ => Err(Errno::EBADMSG),
-        }
+        ask(&self.message(kind, flags, index))
     }
 
     fn message(&self, kind: u16, flags: u16, index: u32) -> Vec<u8> {
@@ -145,6 +132,25 @@ impl Place {
         let length = message.len() as u32;
         message[..4].copy_from_slice(&length.to_ne_bytes());
         message
+    }
+}
+
+/// Sends a request that is acknowledged (rtnetlink(7)), and waits for the answer.
+pub(super) fn ask(message: &[u8]) -> std::result::Result<(), Errno> {
+    let netlink = socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_ROUTE)?;
+    socket::send(netlink.as_fd(), message, &[], &[], None, 0)?;
+    let mut room = [0u8; 4096];
+    let received = socket::receive(netlink.as_fd(), &mut room, 0)?;
+    match &room[..received.len] {
+        // nlmsghdr, then nlmsgerr whose first member is the answer.
+        [_, _, _, _, kind_low, kind_high, rest @ ..] if u16::from_ne_bytes([*kind_low, *kind_high]) == ERROR => {
+            let code = rest.get(10..14).and_then(|code| code.try_into().ok()).ok_or(Errno::EBADMSG)?;
+            match i32::from_ne_bytes(code) {
+                0 => Ok(()),
+                code => Err(Errno::from_raw(-code)),
+            }
+        }
+        _ => Err(Errno::EBADMSG),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod filter;
 pub mod flows;
 pub mod gate;
+pub mod link;
 pub mod lock;
 pub mod multicast;
 pub mod namespace;

@@ -42,8 +42,8 @@ pub fn there(state: &StateOptions) -> Vec<Place> {
 }
 
 /// Places that this host has not.
-pub fn blockers(places: &[Place]) -> Vec<Blocker> {
-    let unknown = places.iter().filter(|place| !place.has_interface());
+pub fn blockers<'p>(places: impl IntoIterator<Item = &'p Place>) -> Vec<Blocker> {
+    let unknown = places.into_iter().filter(|place| !place.has_interface());
     let blocker = |place: &Place| {
         Blocker::new(codes::ADDRESS_MISSING, place.to_string()).because("there is no such interface here")
     };

@@ -2,14 +2,16 @@
 //! target runs where it is.
 
 use super::move_;
-use super::options::MoveOptions;
+use super::options::{MoveOptions, word};
 use super::outcome::{Attempt, Outcome};
 use super::paths::{self, Disjoint};
+use super::proxies;
 use super::words::Dest;
 use super::{Event, Events, interrupt};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::transport::Abort;
 use crate::transport::backoff::Backoff;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// Before the same destinations are tried again: at first, and at most.
@@ -18,9 +20,10 @@ const AGAIN_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What is tried when an attempt has failed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Further {
     /// `--alternate`: where to if none of the destinations takes the target.
+    #[serde(with = "word::list")]
     pub alternates: Vec<Dest>,
     /// `--retries`: how often all of them are tried once more; `None` = not at all, or as often as the time allows.
     pub retries: Option<u32>,
@@ -50,7 +53,9 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         let what = format!("{twice} is a destination and an alternate");
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
-    paths::refuse(&options.peer, &[&options.dests[..], &further.alternates].concat())?;
+    let all: Vec<Dest> = [&options.dests[..], &further.alternates].concat();
+    proxies::refuse(&options.peer, &all, further.disjoint)?;
+    paths::refuse(&options.peer, &all.into_iter().chain(options.then.dests().cloned()).collect::<Vec<_>>())?;
     let chosen = match further.disjoint {
         Some(disjoint) => paths::choose(disjoint, (&options.dests, &further.alternates), &options.peer, events, abort)?,
         None => (options.dests.clone(), further.alternates.clone()),
@@ -67,7 +72,7 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
             let tried = Instant::now();
             match move_::run(&MoveOptions { dests: dests.to_vec(), ..options.clone() }, events, abort) {
                 Ok(mut outcome) => {
-                    outcome.attempts = failed;
+                    outcome.attempts.splice(0..0, failed);
                     return Ok(outcome);
                 }
                 Err(failure) if !may_go_on(&failure, abort) => return Err(failure),
@@ -91,7 +96,7 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
 }
 
 /// The target is as it was, and nobody wants this to end.
-fn may_go_on(failure: &Failure, abort: &Abort) -> bool {
+pub(super) fn may_go_on(failure: &Failure, abort: &Abort) -> bool {
     let is_unharmed = matches!(failure.target, TargetState::Untouched | TargetState::Running);
     let is_of_a_kind = matches!(failure.kind, FailureKind::Failed | FailureKind::Peer | FailureKind::Blocked);
     is_unharmed && is_of_a_kind && !abort.is_triggered() && interrupt::requested().is_none()
@@ -103,7 +108,8 @@ fn tell(failure: &Failure, failed: &[Attempt], events: &dyn Events) {
         .event(Event::Warning(format!("attempt {number} has failed, the target goes on here: {}", in_short(failure))));
 }
 
-fn in_short(failure: &Failure) -> String {
+/// A failure in one line.
+pub(super) fn in_short(failure: &Failure) -> String {
     let blockers = failure.blockers.first().map(|one| format!("{} {}: {}", one.code, one.object, one.reason));
     let parts = std::iter::once(failure.what.clone()).chain(failure.causes.first().cloned()).chain(blockers);
     parts.collect::<Vec<_>>().join(": ")

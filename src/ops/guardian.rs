@@ -21,7 +21,7 @@ use super::words::Dest;
 use crate::collect::sysv;
 use crate::companion::held::Held;
 use crate::companion::lock_guard::Hand;
-use crate::companion::{Started, detach, parcel, spawn};
+use crate::companion::{self, Started, parcel, spawn};
 use crate::image::Pid;
 use crate::migration::handover::Candidate;
 use crate::migration::heir::{self, Original, Rest};
@@ -29,13 +29,12 @@ use crate::migration::journal::{self, Line, Step};
 use crate::migration::points::kept;
 use crate::migration::protocol::AttemptId;
 use crate::migration::source::{Again, Fence};
-use crate::sys::fd;
 use crate::trace::pages::TargetPages;
 use crate::transport::Abort;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -164,15 +163,7 @@ pub fn is_entry(argument: &OsStr) -> bool {
 
 /// Runs a guardian; the exit code. Standard input is its socket; `log` begins a log in a file.
 pub fn main(log: &dyn Fn(&Path)) -> u8 {
-    if fd::close_from(3).is_err() {
-        return 1;
-    }
-    detach::leave_the_caller();
-    let Ok(mut socket) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return 1 };
-    let Ok(null) = std::fs::File::open("/dev/null") else { return 1 };
-    if fd::replace_stdin(null.as_fd()).is_err() {
-        return 1;
-    }
+    let Some(mut socket) = companion::leave() else { return 1 };
     let descriptors = |word: &Word| match word {
         Word::Held { network, .. } => usize::from(*network),
         Word::Pages { objects, .. } => *objects,
@@ -212,9 +203,8 @@ struct Taken {
 fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
     let dests: Result<Vec<Dest>, _> = charge.dests.iter().map(|dest| dest.parse()).collect();
     let (Ok(dests), Ok(abort)) = (dests, Abort::new()) else { return 1 };
-    let again = |to: Candidate, ends: Option<&Abort>| {
-        super::move_::connect_again(&dests, to, &charge.peer, ends.unwrap_or(&abort))
-    };
+    let again =
+        |to: Candidate, ends: Option<&Abort>| super::reach::again(&dests, to, &charge.peer, ends.unwrap_or(&abort));
     if only_tells {
         tracing::info!(attempt = %charge.attempt, "a destination does not know that the target is not its own");
         heir::tell_the_others(&charge.journals, charge.attempt, Again::new(&again));

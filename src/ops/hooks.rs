@@ -70,6 +70,8 @@ points! {
     RolledBack = "rolled-back", true, true;
     /// The original has ended.
     Done = "done", true, true;
+    /// A copy of the target runs here, beside the original and other copies.
+    Clone = "clone", false, true;
 }
 
 /// Where a hook runs.
@@ -149,6 +151,8 @@ pub struct Hooks {
     pub target_pid: Option<i32>,
     /// The same at the destination, once it runs.
     pub dest_pid: Option<i32>,
+    /// Which of several copies it is.
+    pub clone_id: Option<String>,
     patience: Duration,
 }
 
@@ -163,6 +167,7 @@ impl Hooks {
             peer: peer.into(),
             target_pid: None,
             dest_pid: None,
+            clone_id: None,
             patience: PATIENCE,
         }
     }
@@ -232,7 +237,7 @@ impl Hooks {
             ("MIGRATE_TARGET_PID", number(self.target_pid)),
             ("MIGRATE_DEST_PID", number(self.dest_pid)),
             ("MIGRATE_PEER", self.peer.clone().into()),
-            ("MIGRATE_CLONE_ID", OsString::new()),
+            ("MIGRATE_CLONE_ID", self.clone_id.clone().unwrap_or_default().into()),
             (MARK, mark.clone().into()),
         ];
         // The result alone goes to standard output.
@@ -265,6 +270,8 @@ pub struct Aside {
     begun: bool,
     runs: bool,
     threads: Vec<std::thread::JoinHandle<()>>,
+    /// Which of several copies comes.
+    pub clone_id: Option<String>,
 }
 
 impl Aside {
@@ -281,7 +288,7 @@ impl Aside {
     /// One of the preflight fails.
     pub fn preflight(&mut self, given: &[Hook]) -> Result<()> {
         let Some(hooks) = &mut self.hooks else { return Ok(()) };
-        hooks.given = given.to_vec();
+        (hooks.given, hooks.clone_id) = (given.to_vec(), self.clone_id.clone());
         hooks.run(HookPoint::Preflight, &Quiet)
     }
 
@@ -295,7 +302,11 @@ impl Aside {
         if let Some(hooks) = self.hooks.as_mut().filter(|_| !self.runs) {
             hooks.dest_pid = Some(root);
             self.runs = true;
-            self.beside(&[HookPoint::Network, HookPoint::Running]);
+            self.beside(match self.clone_id {
+                // No address moves.
+                Some(_) => &[HookPoint::Clone, HookPoint::Running],
+                None => &[HookPoint::Network, HookPoint::Running],
+            });
         }
     }
 

@@ -1,16 +1,17 @@
 //! A move to several destinations: those that can be reached, and the first of them that is ready.
 
-use super::move_::{connect_to, peer_failure};
-use super::options::MoveOptions;
+use super::options::{MoveOptions, Pids};
 use super::words::Dest;
-use super::{Event, Events};
+use super::{Event, Events, copies};
+use super::{proxies, reach};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::MoveError;
 use crate::migration::handover::Candidate;
-use crate::migration::report::{Became, Report};
+use crate::migration::report::{Became, CandidateReport, Report};
 use crate::migration::source::{self, Target, Wishes, fan};
 use crate::migration::switchover::Step;
 use crate::transport::hello::Purpose;
+use crate::transport::proxy::Trunk;
 use crate::transport::{Abort, Link};
 
 /// What does not go together with several destinations, yet or at all.
@@ -29,7 +30,8 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
         return usage(format!("a target moves to {} destinations at once, at most", fan::CANDIDATES_MAX));
     }
     for (n, dest) in options.dests.iter().enumerate() {
-        if options.dests[..n].contains(dest) {
+        // Copies have nothing in common that two of them could not have at one host.
+        if options.copies.is_none() && options.dests[..n].contains(dest) {
             return usage(format!("{dest} is named twice"));
         }
     }
@@ -38,10 +40,26 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
 
 /// The steps for a target that does not converge: what deltas are made against is one destination's.
 pub(super) fn steps(options: &MoveOptions, mut steps: Vec<Step>) -> Vec<Step> {
-    if options.dests.len() > 1 {
+    if options.dests.len() > 1 || options.copies.is_some() {
         steps.retain(|step| *step != Step::Delta);
     }
     steps
+}
+
+/// The choices for each destination, by their places in the list that was asked for.
+///
+/// # Errors
+/// They cannot be written.
+pub(super) fn states(options: &MoveOptions, places: &[usize]) -> Result<Vec<serde_json::Value>> {
+    let state = |(dest, place): (&Dest, &usize)| {
+        let mut state = options.state.clone();
+        if *dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
+            state.pids = Some(Pids::New);
+        }
+        let state = copies::state(options, *place, state);
+        serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))
+    };
+    options.dests.iter().zip(places).map(state).collect()
 }
 
 /// All of them, for a person.
@@ -54,38 +72,41 @@ pub(super) fn name(dests: &[Dest], who: Candidate) -> String {
     dests.get(usize::from(who.0)).map(ToString::to_string).unwrap_or_default()
 }
 
-/// Which of them has the target.
+/// Which of them has the target, or the first that has a copy.
 pub(super) fn owner(options: &MoveOptions, report: &Report) -> String {
-    let n = report.candidates.iter().position(|candidate| candidate.became == Became::Owner).unwrap_or(0);
+    let has_it = |candidate: &CandidateReport| matches!(candidate.became, Became::Owner | Became::Runs(_));
+    let n = report.candidates.iter().position(has_it).unwrap_or(0);
     options.dests.get(n).map(ToString::to_string).unwrap_or_default()
+}
+
+/// Those that can be reached.
+pub(super) struct Reached {
+    /// With their places in the list.
+    pub links: Vec<(Link, usize)>,
+    /// The way that links take.
+    pub trunk: Option<Trunk>,
 }
 
 /// Links to those that can be reached, all tried at once; of the others a warning tells.
 ///
 /// # Errors
 /// None can be.
-pub(super) fn connect(
-    options: &MoveOptions,
-    streams: u16,
-    events: &dyn Events,
-    abort: &Abort,
-) -> Result<(Vec<Link>, Vec<Dest>)> {
+pub(super) fn connect(options: &MoveOptions, streams: u16, events: &dyn Events, abort: &Abort) -> Result<Reached> {
+    let trunk = proxies::begin(&options.peer, events, abort)?;
+    let connect = |dest| match &trunk {
+        Some(trunk) => proxies::link(trunk, dest, (&options.peer, streams), events, abort),
+        None => reach::to(dest, &options.peer, Purpose::Send, streams, abort),
+    };
     let tried: Vec<_> = std::thread::scope(|scope| {
-        let tries = options
-            .dests
-            .iter()
-            .map(|dest| scope.spawn(move || connect_to(dest, &options.peer, Purpose::Send, streams, abort)));
+        let tries = options.dests.iter().map(|dest| scope.spawn(move || connect(dest)));
         let tries: Vec<_> = tries.collect();
         tries.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
     });
-    let (mut links, mut dests, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-    for (dest, tried) in options.dests.iter().zip(tried) {
+    let (mut links, mut failures) = (Vec::new(), Vec::new());
+    for ((place, dest), tried) in options.dests.iter().enumerate().zip(tried) {
         match tried {
-            Ok(Ok(link)) => {
-                links.push(link);
-                dests.push(dest.clone());
-            }
-            Ok(Err(error)) => failures.push(peer_failure(&dest.to_string(), &error)),
+            Ok(Ok(link)) => links.push((link, place)),
+            Ok(Err(error)) => failures.push(reach::failure(&dest.to_string(), &error)),
             Err(_) => failures.push(Failure::new(format!("{dest} was not tried")).kind(FailureKind::Peer)),
         }
     }
@@ -100,7 +121,7 @@ pub(super) fn connect(
         let causes: String = failure.causes.iter().map(|cause| format!(": {cause}")).collect();
         events.event(Event::Warning(format!("{} and is left out{causes}", failure.what)));
     }
-    Ok((links, dests))
+    Ok(Reached { links, trunk })
 }
 
 /// Nobody can be reached.
@@ -124,7 +145,7 @@ pub(super) fn run(
     abort: &Abort,
 ) -> std::result::Result<Report, MoveError> {
     match links.len() {
-        1 if wishes.warm.is_none() => source::run(links.remove(0), target, wishes, events),
+        1 if wishes.warm.is_none() && wishes.copies.is_none() => source::run(links.remove(0), target, wishes, events),
         _ => fan::run(links, target, wishes, events, abort),
     }
 }

@@ -3,11 +3,14 @@
 mod addresses;
 pub mod attempts;
 pub mod cancel;
+pub mod cascade;
 pub mod check;
 mod choices;
 pub mod container;
+pub mod copies;
 pub mod demo;
 pub mod dump;
+pub mod evacuate;
 pub mod fence;
 pub mod foreground;
 pub mod guardian;
@@ -32,6 +35,8 @@ pub mod places;
 mod point;
 pub mod pre_dump;
 pub mod preflight;
+pub mod proxies;
+mod reach;
 pub mod receive;
 mod recover;
 pub mod resolve;
@@ -50,6 +55,7 @@ pub mod warm;
 pub mod words;
 
 use crate::blocker::Blocker;
+use crate::migration::cascade::Stage;
 use hooks::{HookEnd, HookPoint};
 use std::time::Duration;
 
@@ -116,6 +122,8 @@ pub enum Event {
         /// How it has ended; `None`: it begins.
         ended: Option<HookEnd>,
     },
+    /// A stage of a cascade begins, or is done.
+    Stage(Stage),
     /// Something a person should know; the operation goes on.
     Warning(String),
 }

@@ -6,14 +6,16 @@ use super::held_locks::GivenUp;
 use super::hooks::{HookPoint, Hooks, Side};
 use super::network::Leaving;
 use super::offered::Offered;
-use super::options::{Compress, Mode, ModeOptions, MoveOptions, PeerOptions, Pids, StateOptions, Stdio};
+use super::options::{Compress, Mode, ModeOptions, MoveOptions, StateOptions, Stdio};
 use super::outcome::{Outcome, State, Where};
 use super::places::Places;
 use super::supervisor;
 use super::systemd::HeldUnits;
 use super::target::Resolved;
-use super::words::Dest;
-use super::{Event, Events, addresses, fence, interrupt, late, luggage, many, outside, preflight, standstill};
+use super::{
+    Event, Events, addresses, cascade, copies, fence, late, luggage, many, outside, preflight, proxies, reach,
+    standstill,
+};
 use crate::collect::preflight::{Findings, size::Size};
 use crate::collect::{self, Collection, Policy, ShmemSource, Sources, sysv};
 use crate::companion::held::Held;
@@ -43,10 +45,7 @@ use crate::proc::smaps::Flagged;
 use crate::proc::table::Table;
 use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
-use crate::transport::connect::{self, ConnectOptions};
-use crate::transport::hello::Purpose;
-use crate::transport::link::{Link, Request};
-use crate::transport::{Abort, PeerAddress, TransportError};
+use crate::transport::{Abort, Link};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -78,15 +77,13 @@ pub(super) fn run_when(
     abort: &Abort,
 ) -> Result<Outcome> {
     refuse(options)?;
-    let policy = policy(&options.state);
-    late::complete(&super::target::resolve(&options.target)?.processes, events)?;
-    let (resolved, findings) = preflight::look_again(&options.target, &policy, Some(options.state.supervisor))?;
+    cascade::refuse(options)?;
+    proxies::or_directly(options, events, abort, &|options| attempt(options, warm, events, abort))
+}
+
+fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
+    let (resolved, policy, findings) = look(options, events)?;
     let root = resolved.root(&options.target)?;
-    if !findings.blockers.is_empty() {
-        return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
-            .target(TargetState::Running));
-    }
-    preflight::warn(&findings, events);
     let peers = many::names(&options.dests);
     let mut hooks = Hooks::new(Side::Source, options.state.hooks.clone(), options.session.to_string(), peers);
     hooks.target_pid = Some(root.0);
@@ -94,13 +91,19 @@ pub(super) fn run_when(
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
-    let (links, dests) = many::connect(options, streams, events, abort)?;
+    let (asked, many::Reached { links, trunk }) =
+        (options.dests.len(), many::connect(options, streams, events, abort)?);
+    let (links, places): (Vec<Link>, Vec<usize>) = links.into_iter().unzip();
+    let dests = places.iter().map(|place| options.dests[*place].clone()).collect();
     let options = &MoveOptions { dests, ..options.clone() };
     let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
-    let link_again =
-        |to: Candidate, ends: Option<&Abort>| connect_again(&options.dests, to, &options.peer, ends.unwrap_or(abort));
+    let link_again = |to: Candidate, ends: Option<&Abort>| match (&trunk, ends, options.dests.get(usize::from(to.0))) {
+        // One that a warm-up has lost comes back by the way that the others go.
+        (Some(trunk), Some(ends), Some(dest)) => proxies::link(trunk, dest, (&options.peer, 0), events, ends),
+        _ => reach::again(&options.dests, to, &options.peer, ends.unwrap_or(abort)),
+    };
     let again = Some(Again::new(&link_again));
     let command = options
         .mode
@@ -108,7 +111,16 @@ pub(super) fn run_when(
         .as_ref()
         .map(|command| |who: Candidate| fence::switch_off(command, &many::name(&options.dests, who), &session));
     let fence = command.as_ref().map(|command| Fence { command, after: options.peer.peer_timeout });
-    let wishes = Wishes { stop_and_copy: backend.is_none(), again, fence, files, warm, ..wishes(options, &journals)? };
+    let wishes = Wishes {
+        stop_and_copy: backend.is_none(),
+        shares_uplink: trunk.is_some(),
+        again,
+        fence,
+        files,
+        warm,
+        states: many::states(options, &places)?,
+        ..wishes(options, &journals)?
+    };
     let looked = (resolved, policy, findings);
     let mut live = Live::new(options, looked, backend.unwrap_or(Backend::Hash), addresses, (hooks.clone(), events));
     live.same_host = links.iter().any(Link::is_same_host);
@@ -118,20 +130,43 @@ pub(super) fn run_when(
         None => live.hold_units()?,
     }
     live.holds_late = warm.is_some();
-    let moved = many::run(links, &mut live, &wishes, events, abort);
+    let all_share = links.iter().all(|link| link.proxy.is_some());
+    let mut moved = many::run(links, &mut live, &wishes, events, abort);
+    if let (Some(trunk), Ok(report), true) = (&trunk, &mut moved, all_share) {
+        report.bytes_sent = trunk.bytes_sent();
+    }
     live.part(&moved);
     release(live.held.take(), &moved, events);
     hooks.dest_pid = moved.as_ref().ok().and_then(|report| report.pid);
-    if !options.dry_run && !matches!(&moved, Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. })) {
-        run_last(&hooks, moved.is_ok(), events);
-    }
-    let report = moved.map_err(|error| failure(options, error))?;
+    run_last(options, &hooks, &moved, events);
+    let mut report = moved.map_err(|error| failure(options, error))?;
+    let observer = report.observer.take();
     report.warnings.iter().for_each(|warning| events.event(Event::Warning(warning.clone())));
-    Ok(outcome(options, root.0, report, (live.at_once, live.was_frozen)))
+    let mut outcome = outcome(options, root.0, report, (std::mem::take(&mut live.at_once), live.was_frozen));
+    drop(live);
+    outcome.via = trunk.map_or_else(Vec::new, |_| options.peer.via.iter().map(ToString::to_string).collect());
+    cascade::follow(options, observer, copies::complete(outcome, options, (&places, asked)), events, abort)
+}
+
+/// The preflight on this side.
+fn look(options: &MoveOptions, events: &dyn Events) -> Result<(Resolved, Policy, Findings)> {
+    let policy = Policy { tcp: copies::tcp(options), ..policy(&options.state) };
+    late::complete(&super::target::resolve(&options.target)?.processes, events)?;
+    // Whose original goes on has no supervisor that would start it again.
+    let ends_here = Some(options.state.supervisor).filter(|_| !copies::original_stays(options));
+    let (resolved, findings) = preflight::look_again(&options.target, &policy, ends_here)?;
+    resolved.root(&options.target)?;
+    if !findings.blockers.is_empty() {
+        return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
+            .target(TargetState::Running));
+    }
+    preflight::warn(&findings, events);
+    Ok((resolved, policy, findings))
 }
 
 /// What does not go together.
 fn refuse(options: &MoveOptions) -> Result<()> {
+    copies::refuse(options)?;
     if options.state.stdio != Stdio::Attach {
         return refuse_recoverable(options);
     }
@@ -156,10 +191,18 @@ fn refuse_recoverable(options: &MoveOptions) -> Result<()> {
     Err(Failure::new(what).kind(FailureKind::Usage))
 }
 
-/// The hooks of a move that has come to its end: whatever they say, it stays as it is.
-fn run_last(hooks: &Hooks, moved: bool, events: &dyn Events) {
-    let point = if moved { HookPoint::Done } else { HookPoint::RolledBack };
-    hooks.run_all(point, events).into_iter().for_each(|text| events.event(Event::Warning(text)));
+/// The hooks of a move that has come to its end: whatever they say, it stays as it is. Nothing is done where a copy was made of what
+/// goes on.
+fn run_last(options: &MoveOptions, hooks: &Hooks, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
+    let point = match moved {
+        Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. }) => return,
+        Ok(_) if copies::original_stays(options) => return,
+        Ok(_) => HookPoint::Done,
+        Err(_) => HookPoint::RolledBack,
+    };
+    if !options.dry_run {
+        hooks.run_all(point, events).into_iter().for_each(|text| events.event(Event::Warning(text)));
+    }
 }
 
 fn release(held: Option<HeldUnits>, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
@@ -181,18 +224,11 @@ fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
     Ok(Some(backend).filter(|backend| rounds && *backend != Backend::Hash))
 }
 
-/// The wishes as the protocol takes them.
+/// The wishes as the protocol takes them, but for what depends on the destinations.
 fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
-    let state = |dest: &Dest| {
-        let mut state = options.state.clone();
-        if *dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
-            state.pids = Some(Pids::New);
-        }
-        serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))
-    };
-    let states = options.dests.iter().map(state).collect::<Result<_>>()?;
     Ok(Wishes {
         session: options.session.to_string(),
+        asked_for: options.target.to_string(),
         goals: Goals {
             downtime_max: options.mode.max_downtime,
             rounds_max: options.mode.max_rounds,
@@ -213,14 +249,17 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         bandwidth: options.memory.bandwidth,
         files: Default::default(),
         base: options.base.as_ref().map(|dir| Bytes(dir.as_os_str().as_encoded_bytes().to_vec())),
-        states,
+        states: Vec::new(),
         journals,
         again: None,
         fence: None,
         recoverable: options.mode.recoverable,
         lease: options.lease,
         quorum: options.quorum,
+        shares_uplink: false,
         warm: None,
+        copies: copies::original(options),
+        onward: cascade::onward(options)?,
     })
 }
 
@@ -234,69 +273,13 @@ fn steps(mode: &ModeOptions) -> Vec<Step> {
     mode.converge.iter().copied().filter(wanted).collect()
 }
 
-fn policy(state: &StateOptions) -> Policy {
+/// The choices as a preflight takes them.
+pub(super) fn policy(state: &StateOptions) -> Policy {
     Policy {
         tcp: state.tcp,
         external_unix: state.external_unix.unwrap_or_default(),
         lacks_memory: false,
         allow_external_stdio: !matches!(state.stdio, Stdio::Auto | Stdio::Refuse),
-    }
-}
-
-/// Opens a link with this many bulk channels.
-///
-/// # Errors
-/// See [`connect::connect`].
-pub(crate) fn connect_to(
-    dest: &Dest,
-    peer: &PeerOptions,
-    purpose: Purpose,
-    streams: u16,
-    abort: &Abort,
-) -> std::result::Result<Link, TransportError> {
-    let places = Places::here();
-    let connection = ConnectOptions {
-        keys: places.keys,
-        peers: places.peers,
-        connect_timeout: peer.connect_timeout,
-        peer_timeout: peer.peer_timeout,
-        allow_plain: peer.allow_plain,
-        rsh: peer.rsh.clone(),
-        remote: peer.remote.clone(),
-        bootstrap: peer.bootstrap,
-        program: crate::companion::OWN_PROGRAM.into(),
-        route: peer.route_to(dest).cloned(),
-    };
-    connect::connect(&address(dest), &connection, Request { purpose, streams }, abort)
-}
-
-/// Opens a link to one of several destinations again, without channels for pages.
-///
-/// # Errors
-/// See [`connect::connect`].
-pub(crate) fn connect_again(
-    dests: &[Dest],
-    to: Candidate,
-    peer: &PeerOptions,
-    abort: &Abort,
-) -> std::result::Result<Link, TransportError> {
-    let nobody = || TransportError::Io {
-        operation: "find",
-        peer: format!("destination {}", to.0),
-        source: std::io::ErrorKind::NotFound.into(),
-    };
-    let dest = dests.get(usize::from(to.0)).ok_or_else(nobody)?;
-    connect_to(dest, peer, Purpose::Send, 0, abort)
-}
-
-/// A destination as the transport knows it.
-pub(crate) fn address(dest: &Dest) -> PeerAddress {
-    match dest.clone() {
-        Dest::Ssh { user, host, port } => PeerAddress::Ssh { user, host, port },
-        Dest::Tls(address) => PeerAddress::Tls { host: address.host, port: address.port },
-        Dest::Plain(address) => PeerAddress::Plain { host: address.host, port: address.port },
-        Dest::Unix(path) => PeerAddress::Unix(path),
-        Dest::Local => PeerAddress::Local,
     }
 }
 
@@ -376,7 +359,10 @@ impl Live<'_> {
 
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
-        self.network.before_freeze(root);
+        // Nothing that is sent to the original is for its copies.
+        if self.options.copies.is_none() {
+            self.network.before_freeze(root);
+        }
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map_or_else(|| mappings(root), Tree::mappings);
         let (frozen, mut collection) =
@@ -516,7 +502,9 @@ impl Target for Live<'_> {
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
         self.hooks.run(HookPoint::Frozen, self.events)?;
-        self.hooks.run(HookPoint::Network, self.events)?;
+        if self.options.copies.is_none() {
+            self.hooks.run(HookPoint::Network, self.events)?;
+        }
         Ok(Final { plan, model: encoded, spaces, later, files })
     }
 
@@ -683,7 +671,11 @@ fn comm(model: &Model) -> String {
 fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen): (Vec<String>, bool)) -> Outcome {
     let moved = report.pid.is_some();
     let dest = many::owner(options, &report);
-    let place = if moved { Where::Dest(dest.clone()) } else { Where::Source };
+    let place = match moved {
+        true if copies::original_stays(options) => Where::Both,
+        true => Where::Dest(dest.clone()),
+        false => Where::Source,
+    };
     let mut outcome = Outcome::new(options.session, State::Running, place);
     outcome.notes = notes;
     outcome.target_pid = Some(root);
@@ -709,7 +701,7 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen)
         outcome.zero_pages = Some(report.unsent.zero);
         outcome.named_pages = Some(report.unsent.named + late.named);
         outcome.stalls = late.waits;
-        if outside::has_left() {
+        if outside::has_left() && !copies::original_stays(options) {
             let pid = report.pid.unwrap_or_default();
             outcome.notes.push(format!("process {root}, where this was typed, is now process {pid} on {dest}"));
         }
@@ -726,23 +718,12 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen)
     outcome
 }
 
-/// No link: nothing has happened to the target.
-pub(crate) fn peer_failure(dest: &str, error: &TransportError) -> Failure {
-    let failure = Failure::of(format!("{dest} cannot be reached"), error).kind(FailureKind::Peer);
-    let failure = failure.code(error.code());
-    let failure = match error {
-        TransportError::Aborted { .. } => failure.kind(interrupt::requested().unwrap_or(FailureKind::Interrupted)),
-        _ => failure,
-    };
-    match error.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
-}
-
 fn failure(options: &MoveOptions, error: MoveError) -> Failure {
     let (dest, session) = (many::names(&options.dests), options.session);
-    let what = format!("the target was not moved to {dest}");
+    let what = match options.copies {
+        Some(_) => format!("no copy of the target was started on {dest}"),
+        None => format!("the target was not moved to {dest}"),
+    };
     match error {
         MoveError::Blocked(blockers) => {
             Failure::blocked(format!("the target cannot move to {dest}"), blockers).target(TargetState::Running)
@@ -755,7 +736,7 @@ fn failure(options: &MoveOptions, error: MoveError) -> Failure {
         }
         MoveError::Transport(error) => {
             let causes = Failure::of("", &error).causes;
-            Failure { what, causes, ..peer_failure(&dest, &error) }.target(TargetState::Running)
+            Failure { what, causes, ..reach::failure(&dest, &error) }.target(TargetState::Running)
         }
         MoveError::InDoubt { ref peer, .. } => {
             let who = if options.dests.len() == 1 { &dest } else { peer };

@@ -3,12 +3,15 @@
 //! `cli/` fills them from the command line and the configuration, other front ends fill them directly, starting from
 //! `Default`. Each field says in the words of the command line which option it is. An option is here only when the engine honours it.
 
+use super::cascade::Cascade;
 use super::hooks::Hook;
 use super::paths::Disjoint;
 use super::words::{Address, Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
 use crate::migration::source::Quorum;
 use crate::migration::switchover::{ExitCondition, Step};
+use crate::net::address::Place;
+use crate::restore::clone::Identity;
 use crate::transport::route::Route;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -16,7 +19,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-mod word;
+mod evacuate;
+pub(super) mod word;
+
+pub use evacuate::EvacuateOptions;
 
 /// Where an image is written to or read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +75,7 @@ pub enum Compress {
 
 /// The MEMORY group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MemoryOptions {
     /// `--track`.
     pub track: Track,
@@ -232,6 +239,9 @@ pub struct StateOptions {
     /// `--hook`, any number, of a move.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<Hook>,
+    /// Of a copy of the target at one destination, who it is. It is no choice: `migrate clone` gives it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
 /// `--mode`: how a target moves.
@@ -252,6 +262,7 @@ pub enum Mode {
 
 /// The MODE group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ModeOptions {
     /// `--mode`.
     pub mode: Mode,
@@ -291,6 +302,7 @@ impl Default for ModeOptions {
 
 /// The PEER group: how the other host is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PeerOptions {
     /// `--rsh`: program and arguments; the host and the remote command follow.
     pub rsh: Vec<OsString>,
@@ -306,6 +318,9 @@ pub struct PeerOptions {
     pub allow_plain: bool,
     /// `--route`: the ways to some destinations.
     pub routes: Vec<Pinned>,
+    /// `--via`: proxies, the nearest first; none = destinations are connected to directly.
+    #[serde(with = "word::list")]
+    pub via: Vec<Dest>,
 }
 
 /// The way to one destination.
@@ -335,6 +350,7 @@ impl Default for PeerOptions {
             peer_timeout: Duration::from_secs(30),
             allow_plain: false,
             routes: Vec::new(),
+            via: Vec::new(),
         }
     }
 }
@@ -486,6 +502,20 @@ pub struct MoveOptions {
     pub quorum: Quorum,
     /// `--dry-run`: preflight on both sides only.
     pub dry_run: bool,
+    /// `--then`: where it goes on to.
+    pub then: Cascade,
+    /// `migrate clone`: a copy on every destination.
+    #[serde(default)]
+    pub copies: Option<CopyOptions>,
+}
+
+/// What `migrate clone` has beyond `migrate move`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOptions {
+    /// `--end-source`: the target ends here once a copy runs.
+    pub end_source: bool,
+    /// `--address`: that of each copy, in the order of the destinations; those that are left have none.
+    pub addresses: Vec<Place>,
 }
 
 impl MoveOptions {
@@ -504,6 +534,8 @@ impl MoveOptions {
             lease: crate::migration::destination::LEASE,
             quorum: Quorum::default(),
             dry_run: false,
+            copies: None,
+            then: Cascade::default(),
         }
     }
 }
@@ -590,12 +622,22 @@ pub struct AgentOptions {
     pub metrics: Option<Address>,
     /// `--allow-plain`: `tcp+plain://` also beyond loopback.
     pub allow_plain: bool,
+    /// `--refuse-then`: no target that comes is moved on from here.
+    pub refuse_then: bool,
 }
 
 impl AgentOptions {
     /// An agent with every default.
     pub fn new(place: AgentPlace) -> Self {
-        Self { place, peers: None, max_memory: None, max_sessions: 16, metrics: None, allow_plain: false }
+        Self {
+            place,
+            peers: None,
+            max_memory: None,
+            max_sessions: 16,
+            metrics: None,
+            allow_plain: false,
+            refuse_then: false,
+        }
     }
 }
 

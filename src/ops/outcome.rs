@@ -2,6 +2,7 @@
 
 use super::words::SessionId;
 use crate::memory::lazy::Waits;
+use crate::migration::cascade::Stage;
 use crate::migration::points::taking::Cost;
 use crate::migration::report::CandidateReport;
 use crate::migration::switchover::forecast::Forecast;
@@ -106,8 +107,14 @@ pub struct Outcome {
     pub points: Option<Cost>,
     /// Attempts before this one.
     pub attempts: Vec<Attempt>,
+    /// Proxies that it went through, the nearest first.
+    pub via: Vec<String>,
     /// Of several destinations each.
     pub candidates: Vec<CandidateReport>,
+    /// What was not done, where the rest was.
+    pub partly: Option<String>,
+    /// Stages that have followed.
+    pub stages: Vec<Stage>,
     /// Processes in the tree.
     pub processes: Option<u32>,
     /// Threads in the tree.
@@ -142,7 +149,10 @@ impl Outcome {
             stalls: Vec::new(),
             points: None,
             attempts: Vec::new(),
+            via: Vec::new(),
             candidates: Vec::new(),
+            partly: None,
+            stages: Vec::new(),
             processes: None,
             threads: None,
             notes: Vec::new(),

@@ -31,8 +31,9 @@ pub enum Disjoint {
 pub fn refuse(peer: &PeerOptions, dests: &[Dest]) -> Result<()> {
     let usage = |what: String| Err(Failure::new(what).kind(FailureKind::Usage));
     for (n, Pinned { dest: to, route }) in peer.routes.iter().enumerate() {
-        if !dests.contains(to) {
-            return usage(format!("--route {to}={route}: {to} is no destination of this"));
+        // The way to a proxy is one from here, too.
+        if !dests.contains(to) && !peer.via.contains(to) {
+            return usage(format!("--route {to}={route}: {to} is neither a destination nor a proxy of this"));
         }
         if matches!(to, Dest::Unix(_) | Dest::Local) {
             return usage(format!("--route {to}={route}: there is no network on the way to it"));

@@ -1,6 +1,7 @@
 //! The destination's end of a move: the engine behind [`crate::migration::destination`].
 
 use super::addresses;
+use super::cascade;
 use super::hooks::Aside;
 use super::late;
 use super::network::Arriving;
@@ -21,6 +22,7 @@ use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
+use crate::migration::cascade::{Onward, Passed};
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::inventory::{self, Inventory};
 use crate::migration::keeper;
@@ -33,9 +35,10 @@ use crate::migration::store;
 use crate::net::address::Place;
 use crate::restore::fd::bequest::Bequest;
 use crate::restore::reconcile::Fit;
-use crate::restore::{self, Armed, Prebuilt, Restored};
+use crate::restore::{self, Armed, Prebuilt, Restored, clone};
 use crate::trace::pages::TargetPages;
 use crate::transport::Link;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::net::IpAddr;
@@ -43,22 +46,27 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Takes a target that comes over the link, and sees to it that it runs.
+/// Takes a target that comes over the link, and sees to it that it runs, and goes on to further hosts where that is wanted. `rule`: what
+/// forbids that here, if something does.
 ///
 /// # Errors
 /// See [`destination::run`].
 pub fn run(
     link: Link,
-    state_dir: &Path,
-    run: &Path,
+    (state_dir, run): (&Path, &Path),
     max_memory_bytes: Option<u64>,
+    rule: Option<&'static str>,
 ) -> std::result::Result<(), MoveError> {
     let journals = state_dir.join("moves");
     let stores = store::places(state_dir);
     let around = Surroundings { journals: &journals, run, stores: &stores, max_memory_bytes };
-    let mut engine = Engine { state_dir: state_dir.to_owned(), ..Engine::default() };
+    let mut engine = Engine { state_dir: state_dir.to_owned(), rule, ..Engine::default() };
     let received = destination::run(link, &mut engine, around);
     engine.hooks.end(received.is_ok());
+    let passed = engine.passed.take();
+    // Nothing of ours has a hand on it any more.
+    drop(engine);
+    passed.into_iter().for_each(cascade::pass_on);
     received
 }
 
@@ -116,6 +124,10 @@ struct Engine {
     adopted: Option<Adoption>,
     /// What states of the target have given so far.
     given: Given,
+    /// What forbids it to move targets on from here.
+    rule: Option<&'static str>,
+    /// The target runs here, and is to go on.
+    passed: Option<Passed>,
 }
 
 impl Builder for Engine {
@@ -129,12 +141,15 @@ impl Builder for Engine {
         self.name = SessionId::random().to_string();
         self.state = serde_json::from_value(state.clone())
             .map_err(|error| Failure::of("the choices of the source cannot be read", &error))?;
+        self.hooks.clone_id = self.state.identity.as_ref().map(|identity| identity.id.clone());
         self.hooks.preflight(&self.state.hooks)?;
         let coming = self.state.move_addresses.iter().map(|address| address.ip).collect();
+        let model = &*self.own(Cow::Borrowed(model));
         self.begin_network(model);
         let scope = restore::preflight::Scope {
             cpu: self.state.cpu.unwrap_or_default(),
             original_runs: true,
+            original_stays: self.state.identity.is_some(),
             original_has_ports: self.same_network,
             coming,
             judged: judged.clone(),
@@ -150,8 +165,9 @@ impl Builder for Engine {
         if self.to_several {
             blockers.extend(self.network.keep_quiet(&self.addresses()));
         }
-        // On one host it is the unit that the target leaves, which the source looks after.
-        if !original_here(model) {
+        blockers.extend(addresses::blockers(self.state.identity.iter().flat_map(|identity| &identity.address)));
+        // On one host it is the unit that the target leaves, which the source looks after. A copy takes no unit's place.
+        if !original_here(model) && self.state.identity.is_none() {
             let (units, to_mask) = supervisor::beside(model, self.state.supervisor);
             blockers.extend(units);
             self.to_mask = to_mask;
@@ -159,8 +175,16 @@ impl Builder for Engine {
         Ok(blockers)
     }
 
+    fn look_onward(&mut self, onward: &Onward) -> (Vec<Blocker>, Vec<String>) {
+        cascade::look(onward, self.rule)
+    }
+
+    fn pass_on(&mut self, passed: Passed) {
+        self.passed = Some(passed);
+    }
+
     fn adapted(&self, model: Model) -> Result<Model> {
-        restore::vdso::adapted(model).map_err(|e| failed(&e))
+        restore::vdso::adapted(self.own(Cow::Owned(model)).into_owned()).map_err(|e| failed(&e))
     }
 
     fn build_ahead(&mut self, model: Model, read_at: Instant, stored: Option<&ImageDir>) -> Result<Option<Standing>> {
@@ -310,6 +334,8 @@ impl Builder for Engine {
         network.settle();
         self.memory = None;
         let root = armed.root().0;
+        let untold = self.state.identity.as_ref().and_then(|identity| clone::announce(armed.root(), identity));
+        untold.into_iter().for_each(|warning| tracing::warn!("{warning}"));
         if let Some(text) = self.masked.take().and_then(MaskedUnit::stay) {
             tracing::warn!("{text}");
         }
@@ -492,6 +518,10 @@ impl Engine {
     }
 
     fn begin_network(&mut self, model: &Model) {
+        // A copy has a network of its own, in which nobody can speak to it yet.
+        if self.state.identity.is_some() {
+            return;
+        }
         self.same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
         self.network = Arriving::begin(&self.addresses(), model, self.same_network);
     }
@@ -514,8 +544,10 @@ impl Engine {
             name: self.name.clone(),
             workers: default_workers(),
             lazy: false,
-            original_here: original_here(model),
+            original_here: original_here(model) && self.state.identity.is_none(),
             segments_kept: self.network.keeps(),
+            identity: self.state.identity.clone(),
+            id_dir: Places::here().run,
             ..restore::Options::default()
         }
     }
@@ -528,6 +560,14 @@ impl Engine {
         let root = model.root();
         let name = root.threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default();
         super::restore::state_log(&format!("{}.{}", name.replace(['/', '.'], "_"), root.pid))
+    }
+
+    /// The model as it is, or as that of a copy.
+    fn own<'m>(&self, model: Cow<'m, Model>) -> Cow<'m, Model> {
+        match &self.state.identity {
+            Some(identity) => Cow::Owned(clone::as_clone(model.into_owned(), identity)),
+            None => model,
+        }
     }
 
     /// Addresses that come with the target, on interfaces of this host.

@@ -21,6 +21,7 @@ use crate::memory::pipeline::default_workers;
 use crate::memory::store::{ImageDir, PageReader, Source, StoreError};
 use crate::net::address::Place;
 use crate::restore;
+use crate::restore::clone::{Identity, as_clone};
 use crate::sys::wait::{Status, wait};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,7 @@ pub fn run(options: &RestoreOptions, events: &dyn Events) -> Result<Running> {
     let spooled = Spooled::of(&options.image, std::io::stdin().lock())?;
     let dir = spooled.dir();
     let pager = (options.lazy && !options.dry_run).then(|| std::thread::spawn(Ready::pager));
-    let (image, mut model, pages) = opened(dir)?;
+    let (image, mut model, pages) = opened(dir, options.state.identity.as_ref())?;
     let state = choices::completed(&options.state, &image.manifest().restore)
         .map_err(|failure| failure.target(TargetState::NotStarted))?;
     let (closed, mut blockers) = choices::apply(&mut model, &state);
@@ -167,8 +168,8 @@ fn nothing_in_the_way(options: &RestoreOptions) -> Running {
     Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None }
 }
 
-/// The image, found to be sound but for the contents of its pages.
-fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
+/// The image, found to be sound but for the contents of its pages; with the model of this copy of it, where there are several.
+fn opened(dir: &Path, identity: Option<&Identity>) -> Result<(ImageDir, Model, PageReader)> {
     let damaged =
         |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
     let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
@@ -180,6 +181,10 @@ fn opened(dir: &Path) -> Result<(ImageDir, Model, PageReader)> {
     crate::image::verify::model(&model).map_err(|e| damaged(&e))?;
     let pages = PageReader::of(&image).map_err(|e| damaged(&e))?;
     pages.fits(&model).map_err(|e| damaged(&e))?;
+    let model = match identity {
+        Some(identity) => as_clone(model, identity),
+        None => model,
+    };
     Ok((image, model, pages))
 }
 
@@ -258,12 +263,14 @@ fn settings(options: &RestoreOptions, state: &StateOptions, stdio: Stdio) -> res
         log: log_of(&options.image, &options.session),
         own_session: stdio != Stdio::Attach,
         cgroup: state.cgroup.clone().unwrap_or_default(),
-        name: options.session.to_string(),
+        name: state.identity.as_ref().map_or_else(|| options.session.to_string(), |identity| identity.id.clone()),
         sibling: options.sibling,
         workers: default_workers(),
         lazy: options.lazy,
         original_here: false,
         segments_kept: false,
+        identity: state.identity.clone(),
+        id_dir: Places::here().run,
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Entry {
 impl Entry {
     /// Whether nothing is left to be decided or awaited.
     pub fn is_over(&self) -> bool {
-        self.line.step.is_final() && self.warm.as_ref().is_none_or(|account| account.phase == "ended")
+        self.line.is_over() && self.warm.as_ref().is_none_or(|account| account.phase == "ended")
     }
 }
 
@@ -153,7 +153,7 @@ fn is_busy(journals: &Path, line: &Line, patience: Duration) -> bool {
 
 /// What is not over always is; the others with `--all`, if they have not been over for too long.
 fn is_shown(line: &Line, all: bool, now: Duration) -> bool {
-    !line.step.is_final() || all && now.saturating_sub(Duration::from_millis(line.unix_ms)) < SHOWN_FOR
+    !line.is_over() || all && now.saturating_sub(Duration::from_millis(line.unix_ms)) < SHOWN_FOR
 }
 
 /// What the destination of a move says now; `None` if it cannot be reached.
@@ -161,7 +161,7 @@ pub(super) fn ask(line: &Line, request: Request) -> Option<Answer> {
     let dest: Dest = line.peer.parse().ok().filter(|_| line.role == Role::Source)?;
     let peer = PeerOptions { connect_timeout: PEER_TIME, peer_timeout: PEER_TIME, ..PeerOptions::default() };
     let abort = Abort::new().ok()?;
-    let mut link = super::move_::connect_to(&dest, &peer, Purpose::Send, 0, &abort).ok()?;
+    let mut link = super::reach::to(&dest, &peer, Purpose::Send, 0, &abort).ok()?;
     resolve::ask(&mut link.control, line, request).ok()
 }
 

@@ -16,6 +16,7 @@ use super::many;
 use super::options::{Mode, SwitchOptions, WarmOptions};
 use super::outcome::Outcome;
 use super::places::Places;
+use super::proxies;
 use super::words::{Dest, SessionId, Target};
 use crate::companion::{parcel, spawn};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -56,6 +57,9 @@ pub trait Front: Sync {
 
     /// Begins to show what this verb does, by `settings` that a [`Front`] of the command has written.
     fn begin(&self, settings: &str, verb: &str, session: SessionId, target: &str, say: Say) -> Box<dyn Shown>;
+
+    /// The same of what is a part of something larger: its end is no result of the command.
+    fn begin_part(&self, settings: &str, verb: &str, session: SessionId, target: &str, say: Say) -> Box<dyn Shown>;
 }
 
 /// What a session process is for.
@@ -150,6 +154,7 @@ fn refuse(options: &WarmOptions) -> Result<()> {
     if moves.dests.len() <= CANDIDATES_MAX {
         many::refuse(moves)?;
     }
+    proxies::refuse(&moves.peer, &moves.dests, options.disjoint)?;
     let what = if moves.dests.len() > CANDIDATES_MAX {
         format!("{CANDIDATES_MAX} destinations are kept warm at once, at most")
     } else if !matches!(moves.mode.mode, Mode::Auto | Mode::PreCopy) {
@@ -170,6 +175,7 @@ fn refuse(options: &WarmOptions) -> Result<()> {
 fn in_full(mut options: WarmOptions) -> Result<WarmOptions> {
     let moves = &mut options.moves;
     moves.dests = std::mem::take(&mut moves.dests).into_iter().map(absolute).collect::<Result<_>>()?;
+    moves.peer.via = std::mem::take(&mut moves.peer.via).into_iter().map(absolute).collect::<Result<_>>()?;
     if let Target::PidFile(path) = &mut moves.target {
         *path = full(path)?;
     }

@@ -106,8 +106,15 @@ fn extra_prot(vma: &Vma) -> u32 {
     if was_writable && vma.prot & libc::PROT_WRITE as u32 == 0 { libc::PROT_WRITE as u32 } else { 0 }
 }
 
-/// After the contents: final protection, advice, locks, names, and what `PR_SET_MM_MAP` says.
-pub fn finish(model: &Model, task: TaskId, skeletons: &mut Skeletons, material: &Material) -> Result<()> {
+/// After the contents: final protection, advice, locks, names, and what `PR_SET_MM_MAP` says. `as_child`: what a child of fork(2)
+/// finds empty is emptied.
+pub fn finish(
+    model: &Model,
+    task: TaskId,
+    skeletons: &mut Skeletons,
+    material: &Material,
+    as_child: bool,
+) -> Result<()> {
     let Some(mm) = own_mm(model, task) else { return Ok(()) };
     let (remote, scratch) = skeletons.leader(task);
     for old in &mm.old_vdsos {
@@ -116,6 +123,10 @@ pub fn finish(model: &Model, task: TaskId, skeletons: &mut Skeletons, material: 
     let mut batch = Batch::new();
     protection_keys(&mut batch, mm.pkeys);
     for vma in &mm.vmas {
+        // Only private anonymous memory can have that advice (madvise(2), "MADV_WIPEONFORK").
+        if as_child && vma.advice.wipe_on_fork {
+            batch.madvise(vma.start, vma.len(), libc::MADV_DONTNEED);
+        }
         attributes(&mut batch, vma);
     }
     set_layout(&mut batch, mm, material);

@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod clone;
 pub mod cow;
 pub mod creds;
 pub mod fd;
@@ -139,6 +140,10 @@ pub struct Options {
     pub original_here: bool,
     /// Somebody keeps TCP segments that are sent here before the tree runs: until then nobody answers them.
     pub segments_kept: bool,
+    /// The tree is one of several copies, see [`clone`], made of a model that [`clone::as_clone`] has made; with [`Pids::New`].
+    pub identity: Option<clone::Identity>,
+    /// In which directory a clone finds its id.
+    pub id_dir: std::path::PathBuf,
 }
 
 /// A tree that is complete and stopped.

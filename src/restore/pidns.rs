@@ -19,6 +19,7 @@ pub fn root(model: &Model, options: &Options, flags: u64, place: &Place, skeleto
     let scratch = skeletons.scratch;
     let failed = |errno| Error::System { operation: "clone3 (new PID namespace)", object: format!("pid {pid}"), errno };
     let flags = flags | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    let flags = if options.identity.is_some() { flags | libc::CLONE_NEWNET as u64 } else { flags };
     // Whoever may not make one makes it in a user namespace.
     let alone = super::creds::Own::read().caps & SYS_ADMIN == 0;
     let flags = if alone { flags | libc::CLONE_NEWUSER as u64 } else { flags };

@@ -93,7 +93,7 @@ impl<'m> Prebuilt<'m> {
         sessions::process_groups(model, &plan, options, &mut skeletons)?;
         fault::at(Point::RestoreGroups)?;
         for task in plan.order.iter().copied() {
-            mm::finish(model, task, &mut skeletons, &material)?;
+            mm::finish(model, task, &mut skeletons, &material, options.identity.is_some())?;
             ns::ids::enter(model, task, &mut skeletons)?;
             threads::make(model, task, &mut skeletons)?;
         }

@@ -33,6 +33,8 @@ pub struct Scope {
     pub cpu: Cpu,
     /// The original may still hold its ids and locks: it runs, here or on another host.
     pub original_runs: bool,
+    /// And it keeps them: the tree runs beside it.
+    pub original_stays: bool,
     /// The original is in this very network, and has its ports.
     pub original_has_ports: bool,
     /// Addresses that are put on this host with the tree.
@@ -70,8 +72,11 @@ pub fn look(model: &Model, options: &Options, scope: &Scope) -> Vec<Blocker> {
     blockers.extend(limits::blockers(model, &limits::Host::here(model)));
     blockers.extend(clock::goes_back(model));
     blockers.extend(cgroup::missing(&options.cgroup));
-    if !scope.original_runs {
+    if !scope.original_runs || scope.original_stays {
         blockers.extend(locks(model));
+    }
+    if scope.original_stays {
+        blockers.extend(names(model));
     }
     blockers
 }
@@ -85,11 +90,7 @@ fn leases(model: &Model) -> Vec<Blocker> {
         FileKind::Regular(regular) => Some(&regular.path),
         _ => None,
     });
-    let same = |path: &&PathRef| {
-        let here = nix::sys::stat::stat(std::ffi::OsStr::from_bytes(&path.path.0));
-        here.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (path.device, path.inode))
-    };
-    paths.filter(same).map(|path| Blocker::new(codes::LEASE, path.path.to_string())).collect()
+    paths.filter(|path| is_here(path)).map(|path| Blocker::new(codes::LEASE, path.path.to_string())).collect()
 }
 
 /// Whoever may not start programs as somebody else makes tasks of their own user, without capabilities, with their own groups of
@@ -251,6 +252,20 @@ fn locks(model: &Model) -> Vec<Blocker> {
         Some(Blocker::new(codes::LOCK_CONFLICT, path.path.to_string()).because(format!("{who} has it locked")))
     };
     model.locks.iter().filter_map(blocker).collect()
+}
+
+/// Paths that UNIX sockets of the original have on this very host.
+fn names(model: &Model) -> Vec<Blocker> {
+    let nodes = model.unix_sockets.iter().filter_map(|socket| socket.node.as_ref());
+    let reason = "a UNIX socket of the original has it, and keeps it";
+    let here = nodes.filter(|node| is_here(&node.path));
+    here.map(|node| Blocker::new(codes::PORT_IN_USE, node.path.path.to_string()).because(reason)).collect()
+}
+
+/// The very file is at its path on this host.
+fn is_here(path: &PathRef) -> bool {
+    let here = nix::sys::stat::stat(std::ffi::OsStr::from_bytes(&path.path.0));
+    here.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (path.device, path.inode))
 }
 
 /// Both cannot be held: flock(2) knows nothing of the others, and two that only read go together.

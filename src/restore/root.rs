@@ -2,7 +2,7 @@
 //! namespace that are not ours.
 
 use super::skeleton::{Skeleton, Skeletons, clone_from, empty, hold};
-use super::{Error, Options, Result, cgroup::Place, clock, ns, pidns};
+use super::{Error, Options, Result, cgroup::Place, clock, clone as copy, ns, pidns};
 use crate::image::{Model, NsPid, Pid, TaskId};
 use crate::ops::options::Pids;
 use crate::proc::ProcDir;
@@ -33,6 +33,10 @@ pub fn make(
         log_in(model, &mut remote, skeletons)?;
         skeletons.clock_offset = clock::enter(model, options.read_at, &mut remote, skeletons.scratch, warnings)?;
         ns::enter::mounts(model, TaskId(0), &mut remote, skeletons)?;
+        if let Some(identity) = &options.identity {
+            copy::place::network(remote.pid(), identity)?;
+            warnings.extend(copy::place::write_id(&mut remote, skeletons.scratch, (identity, &options.id_dir))?);
+        }
         empty(&mut remote, skeletons.scratch)
     };
     let prepared = prepare();

@@ -1,6 +1,7 @@
 //! Where a peer is.
 
 use super::error::{Result, TransportError};
+use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use std::path::PathBuf;
 pub const DEFAULT_PORT: u16 = 7413;
 
 /// A peer that can be connected to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PeerAddress {
     /// The agent's UNIX socket; the peer is known by its credentials.
     Unix(PathBuf),

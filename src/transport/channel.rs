@@ -155,6 +155,30 @@ impl Channel {
         }
     }
 
+    /// Receives the next frame as it is, header included and signs of life too: for whoever passes it on.
+    pub fn receive_raw(&mut self) -> Result<Vec<u8>> {
+        let mut frame = vec![0; HEADER_BYTES];
+        self.read_exact(&mut frame)?;
+        let header = Header::read_from_bytes(&frame).expect("the size is that of a header");
+        let length = header.passes().map_err(|e| self.frame_error(e))? as usize;
+        frame.resize(HEADER_BYTES + length, 0);
+        self.read_exact(&mut frame[HEADER_BYTES..])?;
+        Ok(frame)
+    }
+
+    /// Sends a frame that [`Channel::receive_raw`] has received elsewhere.
+    pub fn send_raw(&mut self, frame: &[u8]) -> Result<()> {
+        self.write_all(&mut [IoSlice::new(frame)])
+    }
+
+    /// Two hands on it, between two frames: one to receive by and one to send by, each in a thread of its own.
+    pub fn split(self) -> Result<(Self, Self)> {
+        let failed = |source| TransportError::Io { operation: "take in two hands", peer: self.peer.clone(), source };
+        let (input, output) = self.stream.split().map_err(failed)?;
+        let half = |stream| Self { during: self.during, ..Self::new(stream, self.peer.clone(), self.patience.clone()) };
+        Ok((half(input), half(output)))
+    }
+
     /// Receives a frame that must be of this kind.
     pub fn expect(&mut self, kind: FrameKind, name: &'static str) -> Result<&[u8]> {
         let peer = self.peer.clone();
@@ -168,9 +192,7 @@ impl Channel {
 
     /// Whether a frame (or its beginning, or the end of the stream) can be read without waiting.
     pub fn is_readable(&mut self) -> Result<bool> {
-        if let Stream::Tls(tls) = &mut self.stream
-            && tls.has_plain_text()
-        {
+        if self.stream.has_plain_text() {
             return Ok(true);
         }
         let (fd, events) = self.stream.read_interest();
@@ -317,7 +339,7 @@ impl Channel {
         match source.kind() {
             BrokenPipe | ConnectionReset | ConnectionAborted | UnexpectedEof => self.closed(),
             TimedOut => self.ended(Ended::Silent(self.patience.silence)),
-            io::ErrorKind::InvalidData if matches!(self.stream, Stream::Tls(_)) => {
+            io::ErrorKind::InvalidData if self.stream.is_tls() => {
                 TransportError::Tls { peer: self.peer.clone(), reason: source.to_string() }
             }
             _ => TransportError::Io { operation, peer: self.peer.clone(), source },

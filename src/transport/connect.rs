@@ -8,7 +8,7 @@ use super::link::{Link, Request};
 use super::peers::Peers;
 use super::preamble::{Preamble, SessionNumber};
 use super::route::Route;
-use super::ssh;
+use super::ssh::{self, SshChild};
 use super::stream::{self, Stream};
 use super::tls::TlsStream;
 use super::wait::{Abort, Ended, Patience};
@@ -57,19 +57,58 @@ pub fn connect(address: &PeerAddress, options: &ConnectOptions, request: Request
     if let PeerAddress::Local = address {
         return ssh::connect_local(options, request, abort);
     }
-    let mut tls = None;
-    if let PeerAddress::Tls { .. } = address {
-        tls = Some((Identity::load(&options.keys)?, Peers::load(&options.peers)?));
+    let trust = trust(address, options)?;
+    let one = |preamble: Preamble| open_channel(address, options, trust.as_ref(), preamble, options.patience(abort));
+    let control = greeted(one(Preamble::control())?)?;
+    Link::open(control, request, None, &mut |session: SessionNumber| one(Preamble::bulk(session)))
+}
+
+/// One connection, authenticated, for somebody else to speak on: a control channel, or a further one of this session.
+pub fn connection(
+    address: &PeerAddress,
+    options: &ConnectOptions,
+    session: Option<SessionNumber>,
+    abort: &Abort,
+) -> Result<(Channel, Option<SshChild>)> {
+    match address {
+        PeerAddress::Ssh { user, host, port } if session.is_none() => {
+            let place = ssh::Place { user: user.as_deref(), host, port: *port };
+            ssh::connection(&place, options, abort).map(|(channel, ssh)| (channel, Some(ssh)))
+        }
+        PeerAddress::Ssh { host, .. } => Err(ssh::only_one_stream(host)),
+        PeerAddress::Unix(_) | PeerAddress::Local => Err(TransportError::Connect {
+            address: address.to_string(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "that is no other host"),
+        }),
+        PeerAddress::Tls { .. } | PeerAddress::Plain { .. } => {
+            let (trust, patience) = (trust(address, options)?, options.patience(abort));
+            let one = |preamble| open_channel(address, options, trust.as_ref(), preamble, patience);
+            let channel = match session {
+                Some(session) => one(Preamble::bulk(session)),
+                None => greeted(one(Preamble::control())?),
+            };
+            channel.map(|channel| (channel, None))
+        }
     }
-    let one = |preamble: Preamble| open_channel(address, options, tls.as_ref(), preamble, options.patience(abort));
-    let mut control = one(Preamble::control())?;
+}
+
+/// Key and peers, where TLS is spoken.
+fn trust(address: &PeerAddress, options: &ConnectOptions) -> Result<Option<(Identity, Peers)>> {
+    match address {
+        PeerAddress::Tls { .. } => Ok(Some((Identity::load(&options.keys)?, Peers::load(&options.peers)?))),
+        _ => Ok(None),
+    }
+}
+
+/// `migrate` has answered.
+fn greeted(mut control: Channel) -> Result<Channel> {
     let mut noise = Vec::new();
     control.receive_preamble(&mut noise)?;
-    if !noise.is_empty() {
-        let noise = super::channel::printable(&noise, 500);
-        return Err(TransportError::NotMigrate { peer: address.to_string(), noise });
+    if noise.is_empty() {
+        return Ok(control);
     }
-    Link::open(control, request, None, &mut |session: SessionNumber| one(Preamble::bulk(session)))
+    let noise = super::channel::printable(&noise, 500);
+    Err(TransportError::NotMigrate { peer: control.peer().to_owned(), noise })
 }
 
 impl ConnectOptions {

@@ -49,10 +49,18 @@ impl FrameKind {
     pub const MISSING: Self = Self(*b"MISS");
     /// Who has waited for pages, and how long.
     pub const WAITS: Self = Self(*b"WAIT");
+    /// A frame of another connection on its way through a proxy: the number of its lane, and the frame ([`super::proxy`]).
+    pub const CARRY: Self = Self(*b"CARY");
 }
 
+/// The longest body of any frame that is passed on, bytes.
+const PASSED_MAX: u32 = 5 << 20;
+
+/// What a frame that is carried has before its body: its lane and its own header, bytes.
+const CARRIED_BYTES: u32 = 4 + HEADER_BYTES as u32;
+
 /// Every kind there is, and the longest body it may have, bytes.
-const KINDS: [(FrameKind, u32); 13] = [
+const KINDS: [(FrameKind, u32); 14] = [
     (FrameKind::HELLO, 64 << 10),
     (FrameKind::JOIN, 64),
     (FrameKind::REFUSE, 4 << 10),
@@ -66,6 +74,7 @@ const KINDS: [(FrameKind, u32); 13] = [
     (FrameKind::WANTED, 96 << 10),
     (FrameKind::MISSING, 96 << 10),
     (FrameKind::WAITS, 192 << 10),
+    (FrameKind::CARRY, PASSED_MAX + CARRIED_BYTES),
 ];
 
 impl Display for FrameKind {
@@ -141,6 +150,23 @@ impl Header {
         }
         let kind = FrameKind(self.kind);
         Ok((kind, checked_length(kind, u64::from(self.length.get()))?))
+    }
+
+    /// Of a frame that is passed on: the length of its body. Its kind, and whether it is damaged, is for its receiver to find.
+    pub fn passes(&self) -> Result<u32, FrameError> {
+        if self.magic != MAGIC {
+            return Err(FrameError::NotAFrame(self.magic));
+        }
+        let (kind, length) = (FrameKind(self.kind), self.length.get());
+        match length <= PASSED_MAX {
+            true => Ok(length),
+            false => Err(FrameError::TooLong { kind, length: length.into(), limit: PASSED_MAX.into() }),
+        }
+    }
+
+    /// The checksum that its sender has given it.
+    pub fn checksum(&self) -> u64 {
+        self.checksum.get()
     }
 
     /// Whether this is the body that was sent.

@@ -47,6 +47,8 @@ pub enum Purpose {
     Receive,
     /// The client only looks (`check --to`, `list --to`).
     Look,
+    /// The client has the server pass things on to others ([`super::proxy`]).
+    Relay,
 }
 
 /// What a peer should know of a host.

@@ -5,6 +5,7 @@ use super::error::{Result, TransportError};
 use super::frame::FrameKind;
 use super::hello::{self, ClientHello, HostFacts, PROTOCOL, Purpose, STREAMS_MAX, ServerHello};
 use super::preamble::{Preamble, SessionNumber};
+use super::proxy::Lasting;
 use super::ssh::SshChild;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -13,7 +14,8 @@ use std::time::{Duration, Instant};
 /// Version of this program, as told to peers.
 pub const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// A session's connections. Field order is drop order: the ssh child ends after its pipes are closed.
+/// A session's connections. Field order is drop order: the ssh child ends after its pipes are closed, and what was said through a
+/// proxy is on its way before nobody waits for that.
 #[derive(Debug)]
 pub struct Link {
     /// Messages; and bulk data where `bulk` is empty.
@@ -34,6 +36,8 @@ pub struct Link {
     pub session: SessionNumber,
     /// The ssh that carries the control channel.
     pub ssh: Option<SshChild>,
+    /// It goes through a proxy.
+    pub proxy: Option<Lasting>,
 }
 
 /// What a client asks for.
@@ -126,6 +130,7 @@ impl Link {
             peer: answer.host,
             purpose: request.purpose,
             ssh,
+            proxy: None,
         })
     }
 
@@ -138,7 +143,9 @@ impl Link {
         let peer = control.peer().to_owned();
         let asked: ClientHello = hello::decode(control.expect(FrameKind::HELLO, "the first message")?, &peer)?;
         let refusal = match asked.purpose {
-            Purpose::Send if !grant.may_send => Some("the peers file here lets this host only receive"),
+            Purpose::Send | Purpose::Relay if !grant.may_send => {
+                Some("the peers file here lets this host only receive")
+            }
             Purpose::Receive if !grant.may_receive => Some("the peers file here lets this host only send"),
             _ => None,
         };
@@ -178,6 +185,7 @@ impl Link {
             peer: asked.host,
             purpose: asked.purpose,
             ssh: None,
+            proxy: None,
         })
     }
 

@@ -14,6 +14,7 @@
 //!           <--------------------------------------- HELO: the same, protocol chosen, token, streams granted
 //! each bulk connection: preamble(bulk, session), TLS, JOIN token ->  <- JOIN
 //! ```
+//! Each of these connections may be a lane through a proxy ([`proxy`]).
 //!
 //! Invariants: every wait ends (abort, silence time-out or deadline); every length from outside has a limit; nothing
 //! here knows what a page is.
@@ -30,6 +31,7 @@ pub mod link;
 pub mod path;
 pub mod peers;
 pub mod preamble;
+pub mod proxy;
 pub mod pump;
 pub mod route;
 pub mod ssh;

@@ -1,7 +1,7 @@
 //! The peers file: who may connect, and what for. One peer a line, as in authorized_keys:
 //!
 //! ```text
-//! SHA256:... NAME [user=U] [max-memory=SIZE] [only=receive|send]
+//! SHA256:... NAME [user=U] [max-memory=SIZE] [only=receive|send] [then=refuse]
 //! ```
 //! Empty lines and lines that begin with `#` are skipped. Who may send without `user=` can run anything as the user the
 //! agent runs as.
@@ -27,6 +27,8 @@ pub struct Peer {
     pub max_memory_bytes: Option<u64>,
     /// What it may do.
     pub only: Direction,
+    /// No target it sends is moved on from here.
+    pub refuses_then: bool,
 }
 
 /// What a peer may do with this host.
@@ -91,6 +93,9 @@ impl Peers {
     }
 }
 
+/// What may stand behind the name.
+const OPTIONS: &str = "user=, max-memory=, only=, then=";
+
 fn parse_line(line: &str) -> std::result::Result<Peer, String> {
     let mut words = line.split_whitespace();
     let fingerprint = words.next().unwrap_or_default().parse().map_err(str::to_owned)?;
@@ -98,12 +103,11 @@ fn parse_line(line: &str) -> std::result::Result<Peer, String> {
     if name.contains('=') {
         return Err(format!("{name:?} stands where the name of the peer is due"));
     }
-    let mut peer = Peer { fingerprint, name: name.into(), user: None, max_memory_bytes: None, only: Direction::Both };
+    let (name, only) = (name.into(), Direction::Both);
+    let mut peer = Peer { fingerprint, name, user: None, max_memory_bytes: None, only, refuses_then: false };
     let mut seen: Vec<&str> = Vec::new();
     for word in words {
-        let (key, value) = word
-            .split_once('=')
-            .ok_or_else(|| format!("{word:?} is no option; there are user=, max-memory=, only="))?;
+        let (key, value) = word.split_once('=').ok_or_else(|| format!("{word:?} is no option; there are {OPTIONS}"))?;
         if seen.contains(&key) {
             return Err(format!("{key}= stands twice"));
         }
@@ -118,7 +122,9 @@ fn parse_line(line: &str) -> std::result::Result<Peer, String> {
             ("only", "receive") => peer.only = Direction::Receive,
             ("only", "send") => peer.only = Direction::Send,
             ("only", other) => return Err(format!("only={other} is neither receive nor send")),
-            (other, _) => return Err(format!("{other}= is no option; there are user=, max-memory=, only=")),
+            ("then", "refuse") => peer.refuses_then = true,
+            ("then", other) => return Err(format!("then={other} is not then=refuse")),
+            (other, _) => return Err(format!("{other}= is no option; there are {OPTIONS}")),
         }
     }
     Ok(peer)
@@ -152,7 +158,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_contract() {
-        let text = format!("# hosts\n\n{A} alpha user=web max-memory=4GiB only=send\n  {B} beta\n");
+        let text = format!("# hosts\n\n{A} alpha user=web max-memory=4GiB only=send then=refuse\n  {B} beta\n");
         let peers = Peers::parse(&text).unwrap();
         let alpha = peers.find(&A.parse().unwrap()).unwrap();
         assert_eq!(
@@ -162,6 +168,7 @@ mod tests {
         assert!(alpha.may_send() && !alpha.may_receive());
         let beta = peers.find(&B.parse().unwrap()).unwrap();
         assert!(beta.may_send() && beta.may_receive());
+        assert!(alpha.refuses_then && !beta.refuses_then);
     }
 
     #[test]
@@ -172,6 +179,7 @@ mod tests {
             (format!("{A} user=web\n"), "name of the peer"),
             (format!("{A} a user=web user=root\n"), "twice"),
             (format!("{A} a only=look\n"), "neither"),
+            (format!("{A} a then=allow\n"), "then=refuse"),
             (format!("{A} a max-memory=lots\n"), "no size"),
             (format!("{A} a max-memory=99999999999TiB\n"), "no size"),
             (format!("{A} a max-memroy=1GiB\n"), "no option"),

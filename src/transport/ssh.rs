@@ -54,7 +54,19 @@ pub struct SshChild {
 
 /// Runs `migrate agent --stdio` over there and opens a link to it; sends the program first if that is wanted and needed.
 pub fn connect(place: &Place<'_>, options: &ConnectOptions, request: Request, abort: &Abort) -> Result<Link> {
-    let first = start(place, options, &format!("{} agent --stdio", options.remote), request, abort);
+    run(place, options, abort, &|channel, ssh| link(channel, ssh, request, place.host))
+}
+
+/// The same for somebody else to speak on: both have said who they are.
+pub fn connection(place: &Place<'_>, options: &ConnectOptions, abort: &Abort) -> Result<(Channel, SshChild)> {
+    run(place, options, abort, &|channel, ssh| Ok((channel, ssh)))
+}
+
+/// What is made of the channel to the program over there, and of the ssh that carries it.
+type Made<'m, T> = &'m dyn Fn(Channel, SshChild) -> Result<T>;
+
+fn run<T>(place: &Place<'_>, options: &ConnectOptions, abort: &Abort, made: Made<'_, T>) -> Result<T> {
+    let first = start(place, options, &format!("{} agent --stdio", options.remote), abort, made);
     let missing = matches!(
         first,
         Err(TransportError::NoProgram { .. }
@@ -68,7 +80,7 @@ pub fn connect(place: &Place<'_>, options: &ConnectOptions, request: Request, ab
     let directory = sent.rsplit_once('/').map_or("", |(directory, _)| directory);
     let (prefix, _) = split_remote(&options.remote);
     let command = format!("{prefix}{sent} agent --stdio; s=$?; rm -rf {directory}; exit $s");
-    start(place, options, &format!("exec sh -c '{command}'"), request, abort)
+    start(place, options, &format!("exec sh -c '{command}'"), abort, made)
 }
 
 /// Starts `migrate agent --stdio` on this host and opens a link to it.
@@ -76,7 +88,8 @@ pub fn connect_local(options: &ConnectOptions, request: Request, abort: &Abort) 
     let place = Place { user: None, host: "local", port: None };
     let mut command = Command::new(&options.program);
     command.args(["agent", "--stdio"]);
-    open(SshChild::start(command, &place, "migrate agent --stdio".into())?, &place, options, request, abort)
+    let child = SshChild::start(command, &place, "migrate agent --stdio".into())?;
+    open(child, &place, options, abort, &|channel, ssh| link(channel, ssh, request, place.host))
 }
 
 /// `sudo -n migrate` is `sudo -n ` and `migrate`.
@@ -85,19 +98,30 @@ fn split_remote(remote: &str) -> (&str, &str) {
     remote.rfind(char::is_whitespace).map_or(("", remote), |at| remote.split_at(at + 1))
 }
 
-fn start(place: &Place<'_>, options: &ConnectOptions, command: &str, request: Request, abort: &Abort) -> Result<Link> {
+fn start<T>(place: &Place<'_>, options: &ConnectOptions, command: &str, abort: &Abort, made: Made<'_, T>) -> Result<T> {
     let (ssh, line) = remote_command(place, options, command)?;
-    open(SshChild::start(ssh, place, line)?, place, options, request, abort)
+    open(SshChild::start(ssh, place, line)?, place, options, abort, made)
 }
 
-/// Opens a link to the program at the other end of a child's pipes.
-fn open(
+/// A link over the one stream that there is.
+fn link(channel: Channel, ssh: SshChild, request: Request, host: &str) -> Result<Link> {
+    Link::open(channel, request, Some(ssh), &mut |_| Err(only_one_stream(host)))
+}
+
+/// What is answered to whoever wants another one.
+pub(super) fn only_one_stream(host: &str) -> TransportError {
+    let reason = "ssh has one stream, no further ones can join".into();
+    TransportError::Malformed { peer: host.into(), what: "first message", reason }
+}
+
+/// Speaks with the program at the other end of a child's pipes as far as both know that they are there.
+fn open<T>(
     (mut ssh, stream): (SshChild, Stream),
     place: &Place<'_>,
     options: &ConnectOptions,
-    request: Request,
     abort: &Abort,
-) -> Result<Link> {
+    made: Made<'_, T>,
+) -> Result<T> {
     let mut channel = Channel::new(stream, place.host, options.patience(abort));
     let mut noise = Vec::new();
     let answer = match channel.send_preamble(Preamble::control()) {
@@ -110,13 +134,7 @@ fn open(
             if !noise.is_empty() {
                 tracing::debug!(noise = printable(&noise, 500), "skipped before migrate's first bytes");
             }
-            Link::open(channel, request, Some(ssh), &mut |_| {
-                Err(TransportError::Malformed {
-                    peer: place.host.into(),
-                    what: "first message",
-                    reason: "ssh has one stream, no further ones can join".into(),
-                })
-            })
+            made(channel, ssh)
         }
         Err(TransportError::Closed { .. }) => {
             drop(channel);

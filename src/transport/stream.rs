@@ -11,6 +11,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A connected, authenticated stream of bytes.
@@ -22,6 +23,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// TCP with TLS 1.3.
     Tls(Box<TlsStream>),
+    /// One of two hands on TCP with TLS 1.3, and its socket.
+    SharedTls(Arc<Mutex<TlsStream>>, TcpStream),
     /// Two one-way descriptors: an ssh child's, or our own stdin and stdout.
     Pipes {
         /// Read from here.
@@ -61,14 +64,55 @@ impl Stream {
         Ok((Self::unix(a)?, Self::unix(b)?))
     }
 
+    /// Two hands on it: one to read by and one to write by, each in a thread of its own. It ends when both are dropped.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn split(self) -> io::Result<(Self, Self)> {
+        Ok(match self {
+            Self::Unix(socket) => (Self::Unix(socket.try_clone()?), Self::Unix(socket)),
+            Self::Tcp(socket) => (Self::Tcp(socket.try_clone()?), Self::Tcp(socket)),
+            Self::Tls(tls) => {
+                let sockets = (tls.socket().try_clone()?, tls.socket().try_clone()?);
+                let tls = Arc::new(Mutex::new(*tls));
+                (Self::SharedTls(Arc::clone(&tls), sockets.0), Self::SharedTls(tls, sockets.1))
+            }
+            Self::SharedTls(tls, socket) => {
+                (Self::SharedTls(Arc::clone(&tls), socket.try_clone()?), Self::SharedTls(tls, socket))
+            }
+            Self::Pipes { input, output } => {
+                (Self::Pipes { input: input.try_clone()?, output: output.try_clone()? }, Self::Pipes { input, output })
+            }
+        })
+    }
+
+    /// Whether something to read waits inside, invisible to poll(2).
+    pub fn has_plain_text(&mut self) -> bool {
+        match self {
+            Self::Tls(tls) => tls.has_plain_text(),
+            Self::SharedTls(tls, _) => lock(tls).has_plain_text(),
+            Self::Unix(_) | Self::Tcp(_) | Self::Pipes { .. } => false,
+        }
+    }
+
+    /// TLS is spoken on it.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_) | Self::SharedTls(..))
+    }
+
+    /// The TCP socket, also below TLS.
+    pub fn tcp_socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(socket) | Self::SharedTls(_, socket) => Some(socket),
+            Self::Tls(tls) => Some(tls.socket()),
+            Self::Unix(_) | Self::Pipes { .. } => None,
+        }
+    }
+
     /// Tunes a TCP connection for bulk data: cubic congestion control (the host's default may be half as fast on a
     /// clean path; a kernel without it keeps its default), and an end to unacknowledged data after `silence`.
     pub fn tune_for_bulk(&self, silence: Duration) {
-        let socket = match self {
-            Self::Tcp(socket) => socket,
-            Self::Tls(tls) => tls.socket(),
-            Self::Unix(_) | Self::Pipes { .. } => return,
-        };
+        let Some(socket) = self.tcp_socket() else { return };
         if let Err(errno) = setsockopt(socket, sockopt::TcpCongestion, &"cubic".into()) {
             tracing::debug!(%errno, "no cubic congestion control");
         }
@@ -84,6 +128,7 @@ impl Stream {
             Self::Unix(socket) => socket.read(buf),
             Self::Tcp(socket) => socket.read(buf),
             Self::Tls(tls) => tls.try_read(buf),
+            Self::SharedTls(tls, _) => lock(tls).try_read(buf),
             Self::Pipes { input, .. } => input.read(buf),
         }
     }
@@ -94,13 +139,18 @@ impl Stream {
             Self::Unix(socket) => socket.write_vectored(parts),
             Self::Tcp(socket) => socket.write_vectored(parts),
             Self::Tls(tls) => tls.try_write(parts),
+            Self::SharedTls(tls, _) => lock(tls).try_write(parts),
             Self::Pipes { output, .. } => output.write_vectored(parts),
         }
     }
 
     /// Pushes out what TLS still holds. `WouldBlock`: wait until writable.
     pub fn try_flush(&mut self) -> io::Result<()> {
-        if let Self::Tls(tls) = self { tls.try_flush() } else { Ok(()) }
+        match self {
+            Self::Tls(tls) => tls.try_flush(),
+            Self::SharedTls(tls, _) => lock(tls).try_flush(),
+            Self::Unix(_) | Self::Tcp(_) | Self::Pipes { .. } => Ok(()),
+        }
     }
 
     /// The descriptor and events to wait for before the next read.
@@ -109,6 +159,7 @@ impl Stream {
             Self::Unix(socket) => (socket.as_fd(), PollFlags::POLLIN),
             Self::Tcp(socket) => (socket.as_fd(), PollFlags::POLLIN),
             Self::Tls(tls) => (tls.socket().as_fd(), tls.read_events()),
+            Self::SharedTls(tls, socket) => (socket.as_fd(), lock(tls).read_events()),
             Self::Pipes { input, .. } => (input.as_fd(), PollFlags::POLLIN),
         }
     }
@@ -119,6 +170,7 @@ impl Stream {
             Self::Unix(socket) => (socket.as_fd(), PollFlags::POLLOUT),
             Self::Tcp(socket) => (socket.as_fd(), PollFlags::POLLOUT),
             Self::Tls(tls) => (tls.socket().as_fd(), PollFlags::POLLOUT),
+            Self::SharedTls(_, socket) => (socket.as_fd(), PollFlags::POLLOUT),
             Self::Pipes { output, .. } => (output.as_fd(), PollFlags::POLLOUT),
         }
     }
@@ -130,9 +182,15 @@ impl Stream {
             Self::Unix(socket) => socket.shutdown(std::net::Shutdown::Write),
             Self::Tcp(socket) => socket.shutdown(std::net::Shutdown::Write),
             Self::Tls(tls) => tls.close_notify(),
+            Self::SharedTls(tls, _) => lock(tls).close_notify(),
             Self::Pipes { .. } => Ok(()),
         };
     }
+}
+
+/// Nothing that is done with it blocks.
+fn lock(tls: &Mutex<TlsStream>) -> MutexGuard<'_, TlsStream> {
+    tls.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Effective uid of the process at the other end of a UNIX socket (unix(7), SO_PEERCRED).

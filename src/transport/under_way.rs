@@ -35,11 +35,7 @@ const DELIVERY_RATE: usize = 160;
 impl UnderWay {
     /// Of a TCP connection, also below TLS; `None` where the kernel does not say (before Linux 4.9), and for others.
     pub fn of(stream: &Stream) -> Option<Self> {
-        let socket = match stream {
-            Stream::Tcp(socket) => socket.as_fd(),
-            Stream::Tls(tls) => tls.socket().as_fd(),
-            Stream::Unix(_) | Stream::Pipes { .. } => return None,
-        };
+        let socket = stream.tcp_socket()?.as_fd();
         let mut info = [0; 256];
         let length = socket::option(socket, libc::SOL_TCP, libc::TCP_INFO, &mut info).ok()?;
         let info = info.get(..length)?;

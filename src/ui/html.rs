@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::memory::lazy::Waits;
 use crate::memory::lazy::stalls::{CLASSES, class_limit};
 use crate::ops::Event;
+use crate::ops::evacuate::{Evacuation, Fate};
 use crate::ops::outcome::Outcome;
 use std::fmt::Write;
 use std::time::Duration;
@@ -34,13 +35,7 @@ impl Record {
 
     /// The page. `headline` is what a person would be told; `now` is how long it took.
     pub fn page(&self, verb: &str, target: Option<&str>, result: &Result<Outcome, Failure>, now: Duration) -> String {
-        let title = format!("migrate {verb} {}", target.unwrap_or_default());
-        let mut page = String::new();
-        let _ = writeln!(
-            page,
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\n<style>{STYLE}</style></head>\n<body>\n<h1>{0}</h1>",
-            escaped(&title)
-        );
+        let mut page = begun(&format!("migrate {verb} {}", target.unwrap_or_default()));
         match result {
             Ok(outcome) => {
                 let text = report::text(verb, target, outcome);
@@ -141,6 +136,7 @@ impl Record {
                 Event::Hook { point, name, ended: Some(ended) } => {
                     format!("hook {}", report::hook(*point, name, *ended))
                 }
+                Event::Stage(stage) => super::report::stage(stage),
                 Event::Warning(text) => format!("warning: {text}"),
                 Event::Progress { .. } | Event::Hook { ended: None, .. } => continue,
             };
@@ -148,6 +144,54 @@ impl Record {
         }
         format!("<h2>Events</h2>\n<table>{rows}</table>\n")
     }
+}
+
+/// The beginning of a page, up to its heading.
+fn begun(title: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\n<style>{STYLE}</style></head>\n<body>\n<h1>{0}</h1>\n",
+        escaped(title)
+    )
+}
+
+/// The page of an evacuation: what a person would be told, and when each tree moved.
+pub fn evacuation(result: &Result<(Evacuation, String), Failure>) -> String {
+    let mut page = begun("migrate evacuate");
+    match result {
+        Ok((evacuation, text)) => {
+            let class = if evacuation.exit_code() == 0 { "ok" } else { "failed" };
+            let _ = writeln!(page, "<pre class=\"{class}\">{}</pre>", escaped(text));
+            page += &moves(evacuation);
+        }
+        Err(failure) => page += &failed(failure),
+    }
+    page + "</body></html>\n"
+}
+
+/// A bar for each move.
+fn moves(evacuation: &Evacuation) -> String {
+    let x = |at: Duration| WIDTH * at.as_secs_f64() / evacuation.total.as_secs_f64().max(1e-9);
+    let (mut bars, mut top) = (String::new(), 8);
+    for tree in &evacuation.trees {
+        let (Some(began), Some(took)) = (tree.began, tree.took) else { continue };
+        let (class, what) = match &tree.fate {
+            Fate::Moved { dest, .. } => ("round", format!("to {dest}")),
+            Fate::Stayed(_) => ("pause", "stays".to_owned()),
+            Fate::Planned { .. } | Fate::Gone(_) => continue,
+        };
+        let title = escaped(&format!("{} {} {what} in {}", tree.target, tree.name, time(took)));
+        let _ = writeln!(
+            bars,
+            "<rect class=\"{class}\" x=\"{:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"16\"><title>{title}</title></rect><text x=\"4\" y=\"{}\">{title}</text>",
+            x(began),
+            x(took).max(1.0),
+            top + 13
+        );
+        top += 22;
+    }
+    format!(
+        "<h2>Moves</h2>\n<svg width=\"{WIDTH}\" height=\"{top}\" role=\"img\" aria-label=\"moves\">\n{bars}</svg>\n"
+    )
 }
 
 fn failed(failure: &Failure) -> String {

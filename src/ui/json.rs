@@ -7,9 +7,11 @@ use crate::blocker::Blocker;
 use crate::failure::{Failure, TargetState};
 use crate::memory::lazy::Waits;
 use crate::memory::lazy::stalls::class_limit;
+use crate::migration::cascade::Stage;
 use crate::migration::points::taking::Cost;
 use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
+use crate::ops::evacuate::{Evacuation, Fate, LeftOut, TreeReport};
 use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Attempt, Outcome, Round, State, Where};
 use crate::ops::warm::wire::{Account, Candidate};
@@ -166,17 +168,35 @@ fn attempt(attempt: &Attempt) -> Object {
 
 /// One of several destinations, at the end of a move.
 fn candidate(candidate: &CandidateReport) -> Object {
-    let reason = match &candidate.became {
-        Became::Out(reason) => Some(reason.as_str()),
-        _ => None,
+    let (reason, pid) = match &candidate.became {
+        Became::Out(reason) => (Some(reason.as_str()), None),
+        Became::Runs(pid) => (None, Some(*pid)),
+        _ => (None, None),
     };
     Object::default()
         .with("dest", candidate.name.as_str())
         .with("became", candidate.became.name())
+        .known("clone_id", candidate.clone_id.as_deref())
+        .known("pid", pid)
         .known("reason", reason)
         .with("rounds", candidate.rounds)
         .with("bytes_sent", candidate.bytes_sent)
         .known("ready_us", candidate.ready_after.map(us))
+}
+
+/// A stage of a cascade.
+pub fn stage(stage: &Stage) -> Object {
+    let moved = stage.moved.as_ref();
+    Object::default()
+        .with("number", stage.number)
+        .with("state", if moved.is_some() { "done" } else { "begun" })
+        .with("session_there", stage.session.as_str())
+        .known("from", stage.from.as_deref())
+        .with("dests", stage.dests.clone())
+        .known("to", moved.map(|moved| moved.to.as_str()))
+        .known("pid", moved.and_then(|moved| moved.pid))
+        .known("downtime_us", moved.and_then(|moved| moved.downtime_us))
+        .known("total_us", moved.and_then(|moved| moved.total_us))
 }
 
 /// The waits of one thread; classes without any are left out, the last one has no limit.
@@ -271,8 +291,14 @@ pub fn outcome(outcome: &Outcome) -> Object {
     if !outcome.attempts.is_empty() {
         fields = fields.list("attempts", outcome.attempts.iter().map(attempt).collect());
     }
+    if !outcome.via.is_empty() {
+        fields = fields.with("via", outcome.via.clone());
+    }
     if !outcome.candidates.is_empty() {
         fields = fields.list("candidates", outcome.candidates.iter().map(candidate).collect());
+    }
+    if !outcome.stages.is_empty() {
+        fields = fields.list("stages", outcome.stages.iter().map(stage).collect());
     }
     if !outcome.notes.is_empty() {
         fields = fields.with("notes", outcome.notes.clone());
@@ -287,6 +313,52 @@ pub fn outcome(outcome: &Outcome) -> Object {
         .known("faults", outcome.faults)
         .known("processes", outcome.processes)
         .known("threads", outcome.threads)
+}
+
+/// The fields of `result` for an evacuation.
+pub fn evacuation(evacuation: &Evacuation) -> Object {
+    let left_out = |left: &LeftOut| {
+        Object::default()
+            .with("target", left.target.to_string())
+            .with("name", left.name.as_str())
+            .with("reason", left.why)
+    };
+    let fields = Object::default()
+        .list("trees", evacuation.trees.iter().map(tree).collect())
+        .with("total_us", us(evacuation.total))
+        .known("expected_us", evacuation.expected.map(us))
+        .with("bytes_sent", evacuation.bytes());
+    match evacuation.left_out.is_empty() {
+        true => fields,
+        false => fields.list("left_out", evacuation.left_out.iter().map(left_out).collect()),
+    }
+}
+
+/// One tree of an evacuation.
+fn tree(tree: &TreeReport) -> Object {
+    let fields = Object::default()
+        .with("target", tree.target.to_string())
+        .known("name", Some(tree.name.as_str()).filter(|name| !name.is_empty()))
+        .known("memory_bytes", tree.memory_bytes)
+        .known("session", tree.session.map(|session| session.to_string()))
+        .known("began_us", tree.began.map(us))
+        .known("took_us", tree.took.map(us));
+    match &tree.fate {
+        Fate::Planned { dest, forecast } => {
+            let fields = fields.with("became", "planned").with("dest", dest.to_string());
+            forecast.iter().fold(fields, |fields, cost| fields.object("forecast", self::forecast(cost)))
+        }
+        Fate::Moved { dest, moved } => fields
+            .with("became", "moved")
+            .with("dest", dest.to_string())
+            .known("pid", moved.pid)
+            .known("mode", moved.mode.as_deref())
+            .known("downtime_us", moved.downtime.map(us))
+            .known("bytes_sent", moved.bytes),
+        Fate::Gone(Some(dest)) => fields.with("became", "gone").with("dest", dest.as_str()),
+        Fate::Gone(None) => fields.with("became", "ended"),
+        Fate::Stayed(failure) => fields.with("became", "stayed").and(self::failure(failure)),
+    }
 }
 
 fn state(state: State) -> &'static str {
@@ -316,18 +388,23 @@ pub fn failure(failure: &Failure) -> Object {
         TargetState::Stopped => (Some("stopped"), Some("source")),
         TargetState::Held => (Some("held"), Some("source")),
         TargetState::RunningOn(host) => (Some("running"), Some(host.as_str())),
+        TargetState::HeldOn(host) => (Some("held"), Some(host.as_str())),
         TargetState::InDoubt => (Some("in-doubt"), None),
         TargetState::Ended(_) | TargetState::NotStarted => (Some("ended"), Some("nowhere")),
     };
-    let code = failure.explained().map(|code| code.to_string());
-    let what = Object::default()
-        .with("what", failure.what.as_str())
-        .with("causes", failure.causes.clone())
-        .known("hint", failure.hint.as_deref())
-        .known("code", code);
     Object::default()
         .known("state", state)
         .known("where", place)
         .list("blockers", failure.blockers.iter().map(blocker).collect())
-        .object("failure", what)
+        .object("failure", cause(failure))
+}
+
+/// What failed, and why.
+pub fn cause(failure: &Failure) -> Object {
+    let code = failure.explained().map(|code| code.to_string());
+    Object::default()
+        .with("what", failure.what.as_str())
+        .with("causes", failure.causes.clone())
+        .known("hint", failure.hint.as_deref())
+        .known("code", code)
 }

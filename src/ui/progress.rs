@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Time between two plain lines.
-const EVERY: Duration = Duration::from_secs(5);
+pub const EVERY: Duration = Duration::from_secs(5);
 
 /// Time before which nothing is shown: most work is done sooner.
 const QUIET_AT_FIRST: Duration = Duration::from_millis(300);
@@ -24,25 +24,35 @@ pub struct Display {
     expected_pause: Option<Duration>,
 }
 
+/// How progress is shown, once it is known what standard error is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
+    /// Something that moves.
     Bar,
+    /// A line now and then.
     Plain,
+    /// Nothing.
     None,
+}
+
+impl Kind {
+    /// What the settings ask for.
+    pub fn of(settings: &Settings) -> Self {
+        match settings.progress {
+            _ if settings.quiet || settings.json => Self::None,
+            Progress::Bar => Self::Bar,
+            Progress::Plain => Self::Plain,
+            Progress::None => Self::None,
+            Progress::Auto if std::io::stderr().is_terminal() => Self::Bar,
+            Progress::Auto => Self::Plain,
+        }
+    }
 }
 
 impl Display {
     /// A display as the settings ask for; nothing is shown yet.
     pub fn new(settings: &Settings) -> Self {
-        let kind = match settings.progress {
-            _ if settings.quiet || settings.json => Kind::None,
-            Progress::Bar => Kind::Bar,
-            Progress::Plain => Kind::Plain,
-            Progress::None => Kind::None,
-            Progress::Auto if std::io::stderr().is_terminal() => Kind::Bar,
-            Progress::Auto => Kind::Plain,
-        };
-        let now = Instant::now();
+        let (kind, now) = (Kind::of(settings), Instant::now());
         Self { kind, begun: now, bar: None, last_line: now, phase: "", round: 0, expected_pause: None }
     }
 

@@ -3,6 +3,7 @@
 use super::style::clean;
 use super::units::{bytes, count, time};
 use crate::memory::lazy::Waits;
+use crate::migration::cascade::{Moved, Stage};
 use crate::migration::points::taking::Cost;
 use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
@@ -49,14 +50,8 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     if let Some(total) = outcome.total {
         row("total", format!("{}{}", time(total), rounds(outcome)));
     }
-    let volume = match (outcome.bytes, outcome.pages) {
-        (Some(b), Some(p)) => Some(format!("{}, {}", bytes(b), count(p, "page"))),
-        (Some(b), None) => Some(bytes(b)),
-        (None, Some(p)) => Some(count(p, "page")),
-        (None, None) => None,
-    };
-    if let Some(volume) = volume {
-        row(if matches!(verb, "move" | "switch") { "sent" } else { "size" }, volume);
+    if let Some(volume) = volume(outcome) {
+        row(if matches!(verb, "move" | "clone" | "switch") { "sent" } else { "size" }, volume);
     }
     let not_sent: Vec<_> = [(outcome.zero_pages, "zero"), (outcome.named_pages, "named by digest")]
         .into_iter()
@@ -81,8 +76,14 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
             format!("{}, to {dests}, failed after {}: {}", n + 1, time(attempt.took), clean(&attempt.failure)),
         );
     }
+    if !outcome.via.is_empty() {
+        row("through", clean(&outcome.via.join(", then ")));
+    }
     for candidate in &outcome.candidates {
         row("to", candidate_line(candidate));
+    }
+    for stage in &outcome.stages {
+        row("then", self::stage(stage));
     }
     if verb == "pre-dump" {
         row("session", outcome.session.to_string());
@@ -91,6 +92,15 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         text += &format!("{}\n", clean(note));
     }
     text
+}
+
+fn volume(outcome: &Outcome) -> Option<String> {
+    match (outcome.bytes, outcome.pages) {
+        (Some(b), Some(p)) => Some(format!("{}, {}", bytes(b), count(p, "page"))),
+        (Some(b), None) => Some(bytes(b)),
+        (None, Some(p)) => Some(count(p, "page")),
+        (None, None) => None,
+    }
 }
 
 /// What a move would cost, in a line.
@@ -107,12 +117,29 @@ fn candidate_line(candidate: &CandidateReport) -> String {
     let ready = candidate.ready_after.map(|after| format!(", ready {} after the stop", time(after)));
     let how = match &candidate.became {
         Became::Owner => "has the target".to_owned(),
+        Became::Runs(pid) => {
+            format!("runs clone {} as {pid}", clean(candidate.clone_id.as_deref().unwrap_or_default()))
+        }
         Became::Stopped => "told to stop, has deleted what it held".to_owned(),
         Became::Untold => "not told to stop: deletes or parks what it holds when its lease ends".to_owned(),
         Became::Out(reason) => format!("left out: {}", clean(reason)),
     };
     let volume = format!("{}, {}", bytes(candidate.bytes_sent), count(candidate.rounds.into(), "round"));
     format!("{}: {how} ({volume}{})", clean(&candidate.name), ready.unwrap_or_default())
+}
+
+/// A stage of a cascade, in a line.
+pub fn stage(stage: &Stage) -> String {
+    let from = stage.from.as_ref().map(|from| format!(" by {}", clean(from))).unwrap_or_default();
+    let Some(Moved { to, pid, downtime_us, total_us }) = &stage.moved else {
+        let (to, session) = (clean(&stage.dests.join(", ")), clean(&stage.session));
+        return format!("stage {}: moved on{from} to {to}, session {session} there", stage.number);
+    };
+    let pid = pid.map(|pid| format!(" as {pid}")).unwrap_or_default();
+    let us = |us: &u64| time(Duration::from_micros(*us));
+    let pause = downtime_us.as_ref().map(|pause| format!(", a pause of {}", us(pause))).unwrap_or_default();
+    let total = total_us.as_ref().map(|total| format!(", {} in all", us(total))).unwrap_or_default();
+    format!("stage {}: on {}{pid}{from}{pause}{total}", stage.number, clean(to))
 }
 
 /// States of the target that came back while it lacked memory.
@@ -131,7 +158,7 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         (Some(pid), None) => pid.to_string(),
         (None, _) => target.map(clean).unwrap_or_default(),
     };
-    if outcome.place == Where::Source && matches!(verb, "dump" | "move") {
+    if outcome.place == Where::Source && matches!(verb, "dump" | "move" | "clone") {
         // A dry run: a real one leaves it elsewhere, nowhere, or on both sides.
         return format!("nothing is in the way of a {verb} of {name}");
     }
@@ -140,6 +167,7 @@ fn headline(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         "pre-dump" => "memory saved of",
         "restore" => "restored",
         "move" | "switch" => "moved",
+        "clone" => "cloned",
         other => other,
     };
     let pid = outcome.pid.map(|pid| format!(" as {pid}")).unwrap_or_default();
@@ -231,10 +259,23 @@ mod tests {
     fn each_of_several_destinations_has_a_line() {
         let mut outcome = Outcome::new(SessionId::random(), State::Running, Where::Dest("b".into()));
         let ready_after = Some(Duration::from_millis(2));
-        let one =
-            CandidateReport { name: "b".into(), became: Became::Owner, rounds: 3, bytes_sent: 1 << 20, ready_after };
+        let one = CandidateReport {
+            name: "b".into(),
+            became: Became::Owner,
+            clone_id: None,
+            rounds: 3,
+            bytes_sent: 1 << 20,
+            ready_after,
+        };
         let out = Became::Out("it cannot".into());
-        let other = CandidateReport { name: "c".into(), became: out, rounds: 1, bytes_sent: 7, ready_after: None };
+        let other = CandidateReport {
+            name: "c".into(),
+            became: out,
+            clone_id: None,
+            rounds: 1,
+            bytes_sent: 7,
+            ready_after: None,
+        };
         outcome.candidates = vec![one, other];
         let text = text("move", None, &outcome);
         let lines = "  to        b: has the target (1.00 MiB, 3 rounds, ready 2.00 ms after the stop)\n  to        c: left out: it cannot (7 B, 1 round)\n";

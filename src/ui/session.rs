@@ -10,7 +10,7 @@ use crate::failure::{Failure, TargetState};
 use crate::ops::outcome::Outcome;
 use crate::ops::warm::{Say, Shown};
 use crate::ops::words::SessionId;
-use crate::ops::{Event, Events};
+use crate::ops::{Event, Events, copies};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -29,6 +29,8 @@ pub struct Session {
     log: Option<PathBuf>,
     /// Who says things instead of this process.
     say: Option<Say>,
+    /// What its last event is called.
+    last: &'static str,
 }
 
 impl Session {
@@ -59,6 +61,7 @@ impl Session {
             page: None,
             log: None,
             say,
+            last: "result",
         };
         session.emit("session", || {
             Object::default().with("verb", session.verb.as_str()).known("asked_for", session.target.as_deref())
@@ -69,6 +72,12 @@ impl Session {
     /// The end of this session is also written as a page (`--report`).
     pub fn with_page(mut self, path: Option<PathBuf>) -> Self {
         self.page = path.map(|path| (path, Mutex::default()));
+        self
+    }
+
+    /// It is a part of something larger, which has a result of its own.
+    pub fn as_part(mut self) -> Self {
+        self.last = "tree";
         self
     }
 
@@ -96,29 +105,44 @@ impl Session {
             "warm" => format!("{}\n", outcome.session),
             verb => report::text(verb, self.target.as_deref(), outcome),
         };
+        let partly = result.as_ref().ok().and_then(copies::partly);
         let result = result.map(|outcome| (json::outcome(&outcome), text(&outcome)));
-        self.end(result)
+        let exit = partly.as_ref().map_or(0, Failure::exit_code);
+        self.end_with((exit, partly), result)
     }
 
     /// Shows the end of any session: fields of the `result` for programs, a text for people, or the failure.
     /// Returns the exit code.
     pub(super) fn end(self, result: Result<(Object, String), Failure>) -> u8 {
+        self.end_with((0, None), result)
+    }
+
+    /// The same where what was achieved may not be everything: with the exit code, and what has failed of it.
+    pub(super) fn end_with(
+        self,
+        (exit, partly): (u8, Option<Failure>),
+        result: Result<(Object, String), Failure>,
+    ) -> u8 {
         self.display.lock().unwrap_or_else(PoisonError::into_inner).end();
         match result {
             Ok((fields, text)) => {
-                self.emit("result", || {
-                    let ok = Object::default().with("ok", true).with("exit", 0).with("verb", self.verb.as_str());
-                    ok.and(fields)
+                self.emit(self.last, || {
+                    let ok = Object::default().with("ok", exit == 0).with("exit", exit);
+                    let ended = ok.with("verb", self.verb.as_str()).and(fields);
+                    partly.iter().fold(ended, |ended, failure| ended.object("failure", json::cause(failure)))
                 });
                 // Without the id of what was started nobody could speak to it.
                 if !self.settings.json && (!self.settings.quiet || self.verb == "warm") {
                     self.put(self.results, &text);
                 }
-                0
+                if let Some(failure) = partly.filter(|_| !self.settings.json) {
+                    self.put(Stream::Err, &failure::text(&failure, true, self.log.as_deref(), &self.settings));
+                }
+                exit
             }
             Err(failure) => {
                 let log = self.log.as_deref();
-                self.emit("result", || failure::result(&failure, &self.verb).known("log", log.and_then(Path::to_str)));
+                self.emit(self.last, || failure::result(&failure, &self.verb).known("log", log.and_then(Path::to_str)));
                 if !self.settings.json {
                     let told = self.target.is_some() || failure.target != TargetState::Untouched;
                     self.put(Stream::Err, &failure::text(&failure, told, log, &self.settings));
@@ -128,8 +152,13 @@ impl Session {
         }
     }
 
+    /// How things are shown.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Writes an event for programs.
-    fn emit(&self, kind: &str, fields: impl FnOnce() -> Object) {
+    pub(super) fn emit(&self, kind: &str, fields: impl FnOnce() -> Object) {
         if self.settings.json {
             self.put(self.results, &self.stamp.line(kind, fields()));
         }
@@ -224,6 +253,12 @@ impl Events for Session {
                 self.detail(|| format!("switched after a pause of {}", time(downtime)));
             }
             Event::Candidate { dest, stage, rounds, bytes } => self.candidate(&dest, stage, rounds, bytes),
+            Event::Stage(stage) => {
+                self.emit("stage", || json::stage(&stage));
+                if !self.settings.json && !self.settings.quiet {
+                    self.say(&format!("{}\n", report::stage(&stage)));
+                }
+            }
             Event::Hook { point, name, ended } => {
                 self.emit("hook", || json::hook(point, &name, ended));
                 if let Some(ended) = ended {

@@ -143,6 +143,7 @@ fn phase(entry: &Entry) -> &'static str {
         Step::Committing => "committing",
         Step::Owner => "owner",
         Step::Aborted => "stayed",
+        Step::Copied => "cloned",
         Step::Done => "moved",
     }
 }

@@ -19,7 +19,8 @@ mod peers;
 mod stream;
 
 use migrate_engine::memory::store::{ImageDir, send};
-use migrate_engine::migration::protocol::{AttemptId, FromDestination, FromSource};
+use migrate_engine::migration::cascade::{Fate, News, Onward};
+use migrate_engine::migration::protocol::{AttemptId, FromDestination, FromSource, WireFailure};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -128,6 +129,19 @@ fn whatever_a_file_of_an_image_holds_is_decoded_or_refused() {
     holds("stream", stream::check, &[stream::seed(&streamed), streamed]);
 }
 
+/// Stages to come, of several destinations each.
+fn onward() -> Onward {
+    let stages = vec![vec!["tcp://c:7413".to_owned(), "d".to_owned()], vec!["e".to_owned()]];
+    Onward { number: 2, stages, choices: serde_json::json!({ "quorum": { "Number": 1 } }) }
+}
+
+/// The end of a cascade.
+fn news() -> News {
+    let fate = Fate::HeldAt { dest: "c".into(), pid: Some(7) };
+    let (what, causes) = ("x".to_owned(), vec!["y".to_owned()]);
+    News::Ended { fate, failure: Some(WireFailure { what, causes, hint: None, blockers: Vec::new() }) }
+}
+
 #[test]
 fn whatever_comes_from_a_peer_is_decoded_or_refused() {
     let attempt = AttemptId([7; 16]);
@@ -145,8 +159,12 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             earlier_bytes: 0,
             warnings: vec!["x".into()],
             names_late: true,
+            copy: false,
+            passes_on: true,
         })
         .expect("plain"),
+        serde_json::to_vec(&FromSource::Reach { attempt, onward: Box::new(onward()) }).expect("plain"),
+        serde_json::to_vec(&FromDestination::Stage { attempt, news: Box::new(news()) }).expect("plain"),
     ];
     holds("messages", messages::check, &sent);
     holds("frame", frame::check, &[frame::seed(&sent[0]), frame::seed(b"")]);
@@ -156,6 +174,6 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
 #[test]
 fn whatever_stands_in_the_file_of_peers_is_read_or_refused() {
     let key = "SHA256:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0";
-    let text = format!("# hosts\n{key} alpha user=web max-memory=4GiB only=send\n");
+    let text = format!("# hosts\n{key} alpha user=web max-memory=4GiB only=send then=refuse\n");
     holds("peers", peers::check, &[text.into_bytes(), b"\xff\n".to_vec()]);
 }

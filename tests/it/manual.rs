@@ -179,9 +179,11 @@ impl Desk {
             let pid = self.pid();
             fs::write(self.path("run/redis.pid"), pid.to_string()).unwrap();
         }
-        if foreground {
+        if line.contains("evacuate --all") {
+            self.everything(&line);
+        } else if foreground {
             self.foreground(&line);
-        } else if line.contains("--move-address") {
+        } else if line.contains("--move-address") || line.contains(" --address") {
             self.with_address(&line);
         } else if line.contains("tcp://b") {
             self.over_tls(&line);
@@ -230,7 +232,9 @@ impl Desk {
 
     /// A command that ends by itself. What it has started elsewhere is noted, to be ended later.
     fn ordinary(&mut self, line: &str) {
-        let starts = ["migrate restore", "migrate move", "migrate switch"].iter().any(|verb| line.contains(verb))
+        let starts = ["migrate restore", "migrate move", "migrate clone", "migrate switch", "migrate evacuate"]
+            .iter()
+            .any(|verb| line.contains(verb))
             && !line.contains("--dry-run");
         if !starts {
             self.must(line);
@@ -242,6 +246,10 @@ impl Desk {
         let events = self.path("run/events");
         let noted = match line.split_once("--json |") {
             Some((ours, theirs)) => format!("{ours}--json | tee {} | {theirs}", events.display()),
+            // A command for a shell over there.
+            None if line.starts_with("ssh") && line.ends_with('\'') => {
+                format!("{} --json' > {}", line.trim_end_matches('\''), events.display())
+            }
             None => format!("{line} --json > {}", events.display()),
         };
         let output = self.shell(&noted).output().unwrap();
@@ -255,10 +263,21 @@ impl Desk {
         let events = fs::read_to_string(events).unwrap();
         let result: serde_json::Value =
             serde_json::from_str(events.lines().last().expect("there is a result")).unwrap();
-        self.restored = result["pid"].as_i64().and_then(|pid| pid.try_into().ok());
+        if line.contains("migrate clone") || line.contains("--count") {
+            let copies: Vec<i32> = result["candidates"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|copy| copy["pid"].as_i64().unwrap_or_else(|| panic!("{line}: {result}")) as i32)
+                .collect();
+            assert!(!copies.is_empty(), "{line}: {result}");
+            return copies.into_iter().for_each(end);
+        }
+        let pid = result["pid"].as_i64().or_else(|| result["trees"][0]["pid"].as_i64());
+        self.restored = pid.and_then(|pid| pid.try_into().ok());
         assert!(self.restored.is_some(), "{line}: {result}");
         // It is on the other host now: the next line is about the reader's program here.
-        if line.contains("migrate move") || line.contains("migrate switch") {
+        if ["migrate move", "migrate switch", "migrate evacuate"].iter().any(|verb| line.contains(verb)) {
             self.warm = None;
             self.end_target();
         }
@@ -286,6 +305,17 @@ impl Desk {
         let result = fs::read_to_string(&events).unwrap_or_default();
         assert!(output.status.success(), "{line}: {result} {}", String::from_utf8_lossy(&output.stderr));
         self.note_restored(line, &events);
+    }
+
+    /// Everything that is there goes: nothing else than a program may be, and everything ends with its PID namespace.
+    fn everything(&self, line: &str) {
+        let script = format!("{CLOSE} {SLEEP} {SLEEP} sleep 0.2; {line} --json");
+        let mut command = self.shell("exec unshare --pid --fork --kill-child --mount-proc -- bash --norc -c \"$0\"");
+        let output = command.arg(script).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {said}");
+        let wanted = if line.contains("--dry-run") { "\"became\":\"planned\"" } else { "\"became\":\"moved\"" };
+        assert_eq!(said.matches(wanted).count(), 2, "{line}: {said}");
     }
 
     /// A move to an agent over TLS: host b is this one, with the same key, in places of its own.

@@ -62,8 +62,13 @@ impl Counter {
 
     /// Another program that counts in the file of its first argument, with further ones.
     pub fn of(script: &str, arguments: &[&str]) -> Self {
+        Self::by(Command::new("setsid"), script, arguments)
+    }
+
+    /// The same, by a command that executes the one in its further arguments.
+    pub fn by(mut command: Command, script: &str, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let child = Command::new("setsid")
+        let child = command
             .args(["/usr/bin/python3", "-c", script])
             .arg(dir.path().join("count"))
             .args(arguments)
@@ -440,7 +445,7 @@ pub struct Served {
     pub networks: Networks,
     pub dir: tempfile::TempDir,
     agents: Vec<Killed>,
-    server: Killed,
+    pub server: Killed,
     client: Child,
     output: BufReader<std::process::ChildStdout>,
 }

@@ -12,9 +12,8 @@
 //! ```
 
 use crate::cli::events;
-use crate::handover::wait;
 use crate::moves::{Agent, can_move, text};
-use crate::networks::Killed;
+use crate::networks::{Killed, hold};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -39,13 +38,7 @@ impl Paths {
         if !can_move() {
             return None;
         }
-        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
-        let hold = || Killed(Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().unwrap());
-        let paths = Self { holders: NAMES.map(|_| hold()).into(), dir: tempfile::tempdir().unwrap() };
-        let is_apart = |holder: &Killed| {
-            std::fs::read_link(format!("/proc/{}/ns/net", holder.0.id())).is_ok_and(|network| network != own)
-        };
-        wait(|| paths.holders.iter().all(is_apart), "the networks are there");
+        let paths = Self { holders: hold(NAMES.len())?, dir: tempfile::tempdir().unwrap() };
         let mut script =
             String::from("set -e\nn() { network=$1; shift; nsenter --net=/proc/$network/ns/net ip \"$@\"; }\n");
         for name in NAMES {

@@ -187,8 +187,8 @@ table! { SOCKETS:
         remedy: "--move-address IP/LEN@IF, or give the destination the address first, or --tcp close",
         kernel: "all";
     PORT_IN_USE = 412, "port in use here",
-        object: "a local address and port; the process that has it is named where visible",
-        why: "Two sockets cannot have the same address and port.",
+        object: "a local address and port, or the path of a UNIX socket whose original stays; the process that has it is named where visible",
+        why: "Two sockets cannot have the same address.",
         remedy: "end the other program (ss -ltnp shows it)",
         kernel: "all";
     ACCEPT_QUEUE = 413, "connections that were not accepted yet",

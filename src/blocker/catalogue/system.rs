@@ -125,7 +125,7 @@ table! { PEER:
         remedy: "migrate keygen on both hosts and exchange the lines; for ssh: ssh-copy-id",
         kernel: "all";
     PEER_REFUSES = 905, "peer does not allow this",
-        object: "the rule in its peers file: only=, user=, max-memory=",
+        object: "the rule in its peers file (only=, user=, max-memory=, then=), or what its agent was told to refuse",
         why: "The administrator of the other host has limited what this one may do.",
         remedy: "ask for a change of its peers file",
         kernel: "all";

@@ -52,6 +52,10 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
                 "Start it again in the background and note its process id.",
                 "migrate restore -D /var/backups/job --detach --pidfile /run/job.pid",
             ),
+            (
+                "Start three copies of it, each with a host name of its own.",
+                "migrate restore -D /var/backups/job --count 3 --detach",
+            ),
             ("Would it run on this host?", "migrate restore -D /var/backups/job --dry-run"),
         ],
     ),
@@ -64,6 +68,17 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
                 "migrate move pidfile:/run/redis.pid b --move-address 192.0.2.7/24@eth0",
             ),
             ("Say what stands in the way, and stop nothing.", "migrate move 4242 b --dry-run"),
+        ],
+    ),
+    (
+        "clone",
+        &[
+            ("Start a copy of process 4242 on hosts b and c; it runs on.", "migrate clone 4242 b c"),
+            (
+                "Two copies of a service on host b, each with an address of its own on the network of eth0.",
+                "migrate clone pidfile:/run/redis.pid b b --address 192.0.2.8/24@eth0 --address 192.0.2.9/24@eth0",
+            ),
+            ("Put three copies into the place of process 4242.", "migrate clone 4242 b c d --end-source"),
         ],
     ),
     (
@@ -81,6 +96,16 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("Move it, as soon as the pause will be short enough.", "migrate switch hkqwzrtb"),
             ("Move it at once, to this host.", "migrate switch hkqwzrtb b --now"),
+        ],
+    ),
+    (
+        "evacuate",
+        &[
+            ("What would go where, and what would stay?", "migrate evacuate 4242 --to b,c --dry-run"),
+            (
+                "Move it, and whatever else is named, to as few hosts as possible.",
+                "migrate evacuate 4242 --to b,c --place fill",
+            ),
         ],
     ),
     ("show", &[("What is in this image?", "migrate show /var/backups/job")]),

@@ -6,6 +6,7 @@ use crate::cli::config::Config;
 use crate::failure::Failure;
 use crate::migration::source::Quorum;
 use crate::ops::attempts::Further;
+use crate::ops::cascade::Cascade;
 use crate::ops::options::{PeerOptions, Pinned};
 use crate::ops::paths::Disjoint;
 use crate::ops::words::{Time, WordError};
@@ -20,14 +21,14 @@ pub struct ManyArgs {
     /// Where to if none of the destinations takes the target
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     alternate: Vec<DestArg>,
-    /// Try all of them again so often (not at all), after a second and then after longer pauses
-    #[arg(long, value_name = "N")]
-    retries: Option<u32>,
-    /// Try nothing again after this time; without --retries as often as it allows
-    #[arg(long, value_name = "TIME")]
-    retry_timeout: Option<Time>,
+    #[command(flatten)]
+    retries: RetryArgs,
     #[command(flatten)]
     paths: PathArgs,
+    #[command(flatten)]
+    proxies: ProxyArgs,
+    #[command(flatten)]
+    then: ThenArgs,
 }
 
 impl ManyArgs {
@@ -38,20 +39,51 @@ impl ManyArgs {
     pub fn further(&self, config: &Config) -> Result<Further, Failure> {
         Ok(Further {
             alternates: dest::resolve(&self.alternate, config)?,
-            retries: self.retries,
-            within: self.retry_timeout.map(|time| time.0),
             disjoint: self.paths.disjoint(),
+            ..self.retries.further()
         })
     }
 
     /// With the ways to some of them.
-    pub fn add_to(&self, peer: PeerOptions) -> PeerOptions {
-        self.paths.add_to(peer)
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn add_to(&self, peer: PeerOptions, config: &Config) -> Result<PeerOptions, Failure> {
+        self.proxies.add_to(self.paths.add_to(peer), config)
     }
 
-    /// The quorum as the engine takes it.
-    pub fn quorum(&self) -> Quorum {
-        self.quorum.quorum()
+    /// The stages to come, each of which is tried as the first one is.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn then(&self, config: &Config) -> Result<Cascade, Failure> {
+        let Further { retries, within, .. } = self.retries.further();
+        let disjoint = self.paths.disjoint();
+        Ok(Cascade { retries, within, disjoint, ..self.then.cascade(config)? })
+    }
+
+    /// The quorum as the engine takes it; this one if none was chosen.
+    pub fn quorum_or(&self, usual: Quorum) -> Quorum {
+        self.quorum.quorum_or(usual)
+    }
+}
+
+/// How often the same destinations are tried.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct RetryArgs {
+    /// Try all of them again so often (not at all), after a second and then after longer pauses
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Try nothing again after this time; without --retries as often as it allows
+    #[arg(long, value_name = "TIME")]
+    retry_timeout: Option<Time>,
+}
+
+impl RetryArgs {
+    /// What is tried when an attempt has failed.
+    pub fn further(&self) -> Further {
+        Further { retries: self.retries, within: self.retry_timeout.map(|time| time.0), ..Further::default() }
     }
 }
 
@@ -59,15 +91,44 @@ impl ManyArgs {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Many destinations")]
 pub struct QuorumArgs {
-    /// The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75%
-    #[arg(long, value_name = "N|PERCENT", default_value = "1")]
-    quorum: QuorumArg,
+    /// The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75% [default: 1]
+    #[arg(long, value_name = "N|PERCENT")]
+    quorum: Option<QuorumArg>,
 }
 
 impl QuorumArgs {
-    /// The quorum as the engine takes it.
-    pub fn quorum(&self) -> Quorum {
-        self.quorum.0
+    /// The quorum as the engine takes it; this one if none was chosen.
+    pub fn quorum_or(&self, usual: Quorum) -> Quorum {
+        self.quorum.map_or(usual, |quorum| quorum.0)
+    }
+}
+
+/// The stages to come.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct ThenArgs {
+    /// Where to from its destination; each use is one further stage
+    ///
+    /// The host that has got the target moves it on to the first of these that is ready. What is chosen here holds for each stage, but for --base, --fence-cmd, --rsh and --alternate; a --route to one of these names an interface or address of the host that moves it there, and the DEST_IF of --move-address is where the address goes on from. Groups are those of this host; keys, names and ssh are those of the host in between, which has to reach one of these before anything is stopped. The command ends when the target is at its last stage; if one fails the target runs on at the host it has come to (exit code 6). Who may have a host do this: migrate-security(7).
+    #[arg(long, value_name = "LIST", value_parser = list)]
+    then: Vec<List>,
+}
+
+/// Destinations with commas between them.
+type List = std::sync::Arc<[DestArg]>;
+
+fn list(words: &str) -> Result<List, String> {
+    words.split(',').map(|word| word.parse().map_err(|error: WordError| error.to_string())).collect()
+}
+
+impl ThenArgs {
+    /// As the engine takes them.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn cascade(&self, config: &Config) -> Result<Cascade, Failure> {
+        let stages = self.then.iter().map(|list| dest::resolve(list, config)).collect::<Result<_, _>>()?;
+        Ok(Cascade { stages, ..Cascade::default() })
     }
 }
 
@@ -80,11 +141,27 @@ pub struct PathArgs {
     /// The nodes are looked for as traceroute(8) does. Whoever is named first stays. The only gateway of this host is named as such; only refuse counts it.
     #[arg(long, value_name = "WHAT", value_parser = one_of(DISJOINT))]
     disjoint_paths: Option<Disjoint>,
+    #[command(flatten)]
+    routes: RouteArgs,
+}
+
+/// Ways that are pinned.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct RouteArgs {
     /// The way to a destination: an interface of this host, or one of its addresses; may be given several times
     ///
     /// With ssh its options -B and -b.
     #[arg(long = "route", value_name = "DEST=IF|ADDRESS")]
     routes: Vec<RouteArg>,
+}
+
+impl RouteArgs {
+    /// How peers are reached, with the ways to some of them.
+    pub fn add_to(&self, mut peer: PeerOptions) -> PeerOptions {
+        peer.routes.extend(self.routes.iter().map(|arg| arg.0.clone()));
+        peer
+    }
 }
 
 const DISJOINT: Words<Disjoint> = &[
@@ -100,9 +177,30 @@ impl PathArgs {
     }
 
     /// How peers are reached, with the ways to some of them.
-    pub fn add_to(&self, mut peer: PeerOptions) -> PeerOptions {
-        peer.routes.extend(self.routes.iter().map(|arg| arg.0.clone()));
-        peer
+    pub fn add_to(&self, peer: PeerOptions) -> PeerOptions {
+        self.routes.add_to(peer)
+    }
+}
+
+/// Hosts on the way.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Many destinations")]
+pub struct ProxyArgs {
+    /// Send what is for the destinations once to this host, which passes it on; of several, each to the next
+    ///
+    /// They run an agent, or are reached by ssh, as destinations are, and reach destinations (tcp:// or ssh) by keys of their own. A proxy keeps nothing. Where it fails before the target is handed over, destinations are connected to directly.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    via: Vec<DestArg>,
+}
+
+impl ProxyArgs {
+    /// How peers are reached, with the hosts on the way.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn add_to(&self, mut peer: PeerOptions, config: &Config) -> Result<PeerOptions, Failure> {
+        peer.via = dest::resolve(&self.via, config)?;
+        Ok(peer)
     }
 }
 
@@ -121,7 +219,7 @@ impl FromStr for RouteArg {
 }
 
 /// `N` or `PERCENT`.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct QuorumArg(Quorum);
 
 impl FromStr for QuorumArg {

@@ -39,6 +39,7 @@ impl PeerArgs {
             peer_timeout: self.peer_timeout.0,
             allow_plain: self.allow_plain,
             routes: Vec::new(),
+            via: Vec::new(),
         }
     }
 }

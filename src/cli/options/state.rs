@@ -102,6 +102,7 @@ impl StateArgs {
             cgroup: self.cgroup.clone(),
             supervisor: self.supervisor,
             hooks: Vec::new(),
+            identity: None,
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What makes trees of what comes, and what it is told.
 
-use crate::blocker::Blocker;
+use crate::blocker::{Blocker, codes};
 use crate::companion::held::Held;
 use crate::failure::Failure;
 use crate::image::{Bytes, Model};
 use crate::memory::store::ImageDir;
 use crate::memory::{RangeSet, Space};
+use crate::migration::cascade::{Onward, Passed};
 use crate::migration::inventory::Inventory;
 use crate::migration::landing::Memory;
 use crate::migration::parked;
@@ -33,6 +34,17 @@ pub trait Builder {
         state: &serde_json::Value,
         judged: &HashSet<Bytes>,
     ) -> Result<Vec<Blocker>, Failure>;
+
+    /// Whether a target that is here could go on like this: what stands in the way, and what a person should know.
+    fn look_onward(&mut self, onward: &Onward) -> (Vec<Blocker>, Vec<String>) {
+        let _ = onward;
+        (vec![Blocker::new(codes::PEER_REFUSES, "--then").because("nobody moves targets on here")], Vec::new())
+    }
+
+    /// The target is to go on. The last call of all.
+    fn pass_on(&mut self, passed: Passed) {
+        let _ = passed;
+    }
 
     /// A model as it is to be made here: this kernel may differ from the source's.
     fn adapted(&self, model: Model) -> Result<Model, Failure> {

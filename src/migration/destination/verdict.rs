@@ -37,12 +37,14 @@ impl Attempt<'_> {
         blockers.extend(self.judge(&model)?);
         let (state, judged) = (self.state.clone(), self.luggage.paths());
         blockers.extend(while_alive(&mut self.control, || self.builder.preflight(&model, &state, judged))?);
+        let (of_stages, stages) = self.look_onward();
+        blockers.extend(of_stages);
         let earlier = self.earlier(&mut blockers, dry_run);
         let may_come = blockers.is_empty();
         let blockers = blockers.iter().map(Into::into).collect();
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
         let (shelf_pages, earlier_bytes) = (self.shelf.max() as u32, earlier.len() as u64);
-        let warnings = conventions.differences();
+        let warnings = conventions.differences().into_iter().chain(stages).collect();
         let names_late = earlier_bytes > 0;
         self.send(&FromDestination::Verdict {
             attempt,
@@ -53,6 +55,8 @@ impl Attempt<'_> {
             earlier_bytes,
             warnings,
             names_late,
+            copy: self.copy,
+            passes_on: true,
         })?;
         protocol::send_model(&mut self.control, &earlier)?;
         if may_come {

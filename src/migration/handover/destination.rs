@@ -120,13 +120,20 @@ pub struct Destination {
     phase: Phase,
     /// There is an image, and the journal says so.
     parked: bool,
+    /// It is one of several copies, and the original has an owner of its own: nobody counts on it before it runs.
+    beside_others: bool,
     rules: Rules,
 }
 
 impl Destination {
     /// An offer has been taken, and [`Record::Begun`] is on the disk.
     pub fn new(attempt: AttemptId, rules: Rules) -> Self {
-        Self { attempt, phase: Phase::Receiving, parked: false, rules }
+        Self { attempt, phase: Phase::Receiving, parked: false, beside_others: false, rules }
+    }
+
+    /// Whether it is one of several copies: such a one is deleted, not parked, when its lease is over.
+    pub fn beside_others(self, beside_others: bool) -> Self {
+        Self { beside_others, ..self }
     }
 
     /// After the death of whoever drove it: from the journal (`last`: its last line), whether that was written on this boot of the
@@ -156,7 +163,7 @@ impl Destination {
             Some(Record::Begun) => (Phase::Aborted, abort(Sync::Now)),
             Some(Record::Aborted) => (Phase::Aborted, vec![Action::Discard]),
         };
-        (Self { attempt, phase, parked: phase == Phase::Parked, rules }, actions)
+        (Self { attempt, phase, parked: phase == Phase::Parked, beside_others: false, rules }, actions)
     }
 
     /// How far it has come.
@@ -173,6 +180,7 @@ impl Destination {
             Event::Failed => self.before_prepared(),
             Event::Silent if self.phase == Phase::Prepared && !self.rules.keep(Rule::KeepAfterPrepared) => self.abort(),
             Event::Silent => self.before_prepared(),
+            Event::LeaseOver if self.phase == Phase::Prepared && self.beside_others => self.abort(),
             Event::LeaseOver if self.phase == Phase::Prepared => self.park(),
             Event::LeaseOver => self.before_prepared(),
             Event::CopyDied if self.phase == Phase::Prepared => self.abort(),
@@ -286,5 +294,27 @@ impl Destination {
     fn to<const N: usize>(&mut self, phase: Phase, actions: [Action; N]) -> Vec<Action> {
         self.phase = phase;
         actions.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_several_copies_is_deleted_when_nothing_is_heard_and_the_only_one_is_parked() {
+        let prepared = |beside_others| {
+            let mut machine = Destination::new(AttemptId([1; 16]), Rules::default()).beside_others(beside_others);
+            machine.on(Event::Armed);
+            assert_eq!(machine.on(Event::Recorded), [Action::Reply(Reply::Prepared)]);
+            machine
+        };
+        let mut copy = prepared(true);
+        assert_eq!(copy.on(Event::LeaseOver), [Action::Record(Record::Aborted, Sync::Now)]);
+        assert_eq!(copy.on(Event::Recorded), [Action::Discard, Action::Reply(Reply::Aborted)]);
+        let late = copy.on(Event::Asked(AttemptId([1; 16]), Request::Commit));
+        assert_eq!(late, [Action::Reply(Reply::Aborted)], "what is deleted never runs");
+        let mut only = prepared(false);
+        assert!(only.on(Event::LeaseOver).contains(&Action::Park));
     }
 }

@@ -17,7 +17,8 @@
 //! `PREPARED` to an asking source is answered by the same COMMIT; a durable ABORTED lets the original go, or the next
 //! candidate that is ready take over. A destination that has said PREPARED never deletes on its own: when its lease is over it
 //! *parks*, writes what it has as an image and ends the tree, and COMMIT, whenever it comes, makes the tree of that image before
-//! `owner` is recorded. One that has not said PREPARED deletes what it has.
+//! `owner` is recorded. One that has not said PREPARED deletes what it has. Of copies that run beside each other none is the only one: a
+//! source that makes copies has no such machine ([`super::source::fan`]), and their destinations delete where others park.
 //!
 //! The drivers ([`super::source`], [`super::destination`], the guardians) perform the actions of a list in their order and
 //! stop at the first that fails. An action whose success decides something is the last of its list, and is followed by

@@ -94,7 +94,7 @@ impl Attempt<'_> {
     fn runs_there(&mut self, target: &mut dyn Target, to: Candidate, interrupted: &Abort) -> Result<(), MoveError> {
         if self.serving.is_some() {
             self.takes_states();
-            self.tell_others(target, Some(to));
+            self.tell_others(target, &[to]);
         }
         self.drained(interrupted).map_err(|error| self.in_doubt(error))
     }
@@ -300,7 +300,7 @@ impl Attempt<'_> {
         written.map_err(|source| MoveError::Journal { source })
     }
 
-    fn end_original(&mut self, target: &mut dyn Target) {
+    pub(super) fn end_original(&mut self, target: &mut dyn Target) {
         if let Err(failure) = target.end() {
             self.report.warnings.push(format!("the frozen original could not be ended: {failure}"));
         }

@@ -64,8 +64,14 @@ impl Peer<'_> {
                     earlier_bytes,
                     warnings,
                     names_late,
+                    copy,
+                    passes_on,
                     ..
                 } => {
+                    if self.wishes.copies.is_some() && !copy {
+                        let reason = "it has a version of this program that knows nothing of clones".to_owned();
+                        return Err(MoveError::Stays { reason });
+                    }
                     warnings.into_iter().for_each(|text| self.events.event(Event::Warning(text)));
                     self.room_bytes = room_bytes;
                     let shelf_pages = usize::try_from(shelf_pages).unwrap_or(usize::MAX);
@@ -73,7 +79,11 @@ impl Peer<'_> {
                     self.ordered(order);
                     self.earlier(earlier_bytes)?;
                     self.names_late = names_late;
-                    return Ok(blockers.into_iter().map(Blocker::from).collect());
+                    let mut blockers: Vec<Blocker> = blockers.into_iter().map(Blocker::from).collect();
+                    if self.wishes.onward.is_some() && !passes_on {
+                        blockers.push(self.passes_nothing_on());
+                    }
+                    return Ok(blockers);
                 }
                 other => return Err(self.unexpected(&other, "the verdict")),
             }

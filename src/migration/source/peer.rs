@@ -2,7 +2,7 @@
 
 use super::luggage::Luggage;
 use super::{Final, Survey, Wishes};
-use crate::blocker::Blocker;
+use crate::blocker::{Blocker, codes};
 use crate::migration::MoveError;
 use crate::migration::bases::Bases;
 use crate::migration::handover::Candidate;
@@ -94,6 +94,8 @@ impl Peer<'_> {
             lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
             to_several: self.wishes.states.len() > 1,
             conventions: Box::new(survey.conventions.clone()),
+            copy: self.wishes.copies.is_some(),
+            onward: self.wishes.onward.clone().map(Box::new),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;
@@ -102,6 +104,12 @@ impl Peer<'_> {
 
     fn state(&self) -> serde_json::Value {
         self.wishes.states.get(usize::from(self.candidate.0)).cloned().unwrap_or_default()
+    }
+
+    /// It has not understood that the target is to go on from there.
+    pub fn passes_nothing_on(&self) -> Blocker {
+        let theirs = &self.link.peer_program;
+        Blocker::new(codes::PEER_VERSION, format!("migrate {theirs}")).because("it does not move a target on (--then)")
     }
 
     /// It makes the tree ahead of time.
@@ -180,6 +188,8 @@ impl Peer<'_> {
             | FromDestination::Running { attempt, .. }
             | FromDestination::Says { attempt, .. }
             | FromDestination::Point { attempt, .. }
+            | FromDestination::Reaches { attempt, .. }
+            | FromDestination::Stage { attempt, .. }
             | FromDestination::Failed { attempt, .. } => *attempt,
         };
         if attempt != self.id {

@@ -2,6 +2,7 @@
 //! shown. Pure, as the policy itself.
 
 use super::{Decision, Goals, RoundStats, decide};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The policy has decided long before, whatever it was told.
@@ -32,7 +33,7 @@ pub struct Sample {
 }
 
 /// What is expected. Unknown is what depends on what nobody can know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Forecast {
     /// Bytes that travel.
     pub bytes: u64,

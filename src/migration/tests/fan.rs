@@ -4,7 +4,7 @@
 use super::*;
 use crate::migration::handover::Candidate;
 use crate::migration::report::{Became, Report};
-use crate::migration::source::{Again, fan};
+use crate::migration::source::{Again, Original, fan};
 use std::sync::atomic::AtomicBool;
 
 /// One destination of a play.
@@ -390,5 +390,59 @@ proptest! {
         play_all(follows(pages, 3), &parts, streams, |wishes| {
             (wishes.follows, wishes.stop_and_copy) = (true, !rounds);
         }).check();
+    }
+}
+
+/// A play in which each destination is to have a copy.
+fn copies(original: Original, faults: &[Fault]) -> Fan {
+    let parts: Vec<Part> =
+        faults.iter().map(|fault| Part { fault: *fault, ahead: Ahead::FitsInPart, ..Part::default() }).collect();
+    let mut target = FakeTarget::new(600, 10, Fault::None);
+    target.copied = true;
+    let play = play_all(target, &parts, 1, |wishes| wishes.copies = Some(original));
+    assert_eq!(play.left_behind, 0, "page stores are removed");
+    let open = journal::undecided(&play.dir.path().join("source")).unwrap();
+    assert!(open.is_empty(), "{open:?}");
+    for builder in &play.builders {
+        if builder.runs {
+            assert_eq!(builder.built.as_ref(), Some(&play.target.expected()), "a copy has wrong memory");
+        } else {
+            assert!(builder.discarded || builder.built.is_none(), "what does not run is deleted");
+        }
+    }
+    play
+}
+
+#[test]
+fn each_starts_a_copy_of_the_same_moment() {
+    for (original, state) in [(Original::RunsOn, State::Running), (Original::Ends, State::Ended)] {
+        for number in [1, 2, 5] {
+            let play = copies(original, &vec![Fault::None; number]);
+            assert!(play.builders.iter().all(|builder| builder.runs));
+            assert_eq!((play.became(), play.target.state), (vec!["running"; number], state));
+            let report = play.source.as_ref().unwrap();
+            assert!(report.downtime.is_some() && report.total.is_some() && report.pid.is_some());
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_fails_takes_nothing_from_the_others() {
+    use Fault::{Adopt, Arm, Prepare, Verdict, VerdictBlocker};
+    for (original, state) in [(Original::RunsOn, State::Running), (Original::Ends, State::Ended)] {
+        for fault in [Verdict, VerdictBlocker, Adopt, Prepare, Arm] {
+            let play = copies(original, &[Fault::None, fault, Fault::None]);
+            assert_eq!((play.became(), play.target.state), (vec!["running", "out", "running"], state), "{fault:?}");
+        }
+    }
+}
+
+#[test]
+fn where_no_copy_runs_the_original_goes_on() {
+    for original in [Original::RunsOn, Original::Ends] {
+        for fault in [Fault::Verdict, Fault::Prepare, Fault::Arm] {
+            let play = copies(original, &[fault, fault]);
+            assert!(play.source.is_err() && play.target.state == State::Running, "{original:?} {fault:?}");
+        }
     }
 }

@@ -73,6 +73,8 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             lease_ms: None,
             to_several: false,
             conventions: Default::default(),
+            copy: false,
+            onward: None,
         };
         protocol::send(control, &offer).unwrap();
         protocol::send_model(control, &bytes).unwrap();

@@ -6,7 +6,7 @@ use crate::failure::{Failure, FailureKind, Result};
 use crate::migration::switchover::forecast::Forecast;
 use crate::ops::options::{CheckOptions, MoveOptions, PeerOptions};
 use crate::ops::words::{Dest, Target};
-use crate::ops::{Quiet, move_};
+use crate::ops::{Quiet, move_, reach};
 use crate::transport::hello::{HostFacts, Purpose};
 use crate::transport::link::Link;
 use crate::transport::{Abort, TransportError};
@@ -59,7 +59,7 @@ pub fn look(dest: &Dest, targets: &[Target], options: &CheckOptions, abort: &Abo
 /// What a destination is, whatever would go there; one that cannot be reached has that as its blocker.
 pub fn reach(dest: &Dest, options: &PeerOptions, abort: &Abort) -> PeerReport {
     let (mut program, mut host) = (None, HostFacts::default());
-    let blockers = match move_::connect_to(dest, options, Purpose::Look, 0, abort) {
+    let blockers = match reach::to(dest, options, Purpose::Look, 0, abort) {
         Ok(Link { peer, peer_program, .. }) => {
             let blockers = unfit(&HostFacts::here(), &peer);
             (host, program) = (peer, Some(peer_program));

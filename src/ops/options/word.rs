@@ -32,3 +32,23 @@ pub mod list {
         words.into_iter().map(|word| word.parse().map_err(Error::custom)).collect()
     }
 }
+
+/// Any number of lists of words.
+pub mod lists {
+    use super::{Deserialize, Deserializer, Display, Error, FromStr, Serializer};
+
+    /// Writes them.
+    pub fn serialize<T: Display, S: Serializer>(lists: &[Vec<T>], serializer: S) -> Result<S::Ok, S::Error> {
+        let words = |list: &Vec<T>| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        serializer.collect_seq(lists.iter().map(words))
+    }
+
+    /// Reads them.
+    pub fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Vec<T>>, D::Error> {
+        let lists = Vec::<Vec<String>>::deserialize(deserializer)?;
+        let parse = |word: String| word.parse().map_err(Error::custom);
+        lists.into_iter().map(|words| words.into_iter().map(parse).collect()).collect()
+    }
+}

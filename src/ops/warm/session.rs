@@ -8,7 +8,7 @@
 
 use super::wire::{self, Account, Candidate, Reply, Request};
 use super::{Charge, ENTRY, Front, PATIENCE, Say, Shown, socket_path};
-use crate::companion::{detach, parcel};
+use crate::companion::{self, parcel};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::Pid;
 use crate::migration::warm::{Standing, Told, Warm};
@@ -18,7 +18,6 @@ use crate::ops::places::Places;
 use crate::ops::words::SessionId;
 use crate::ops::{Event, Events, move_, paths, target};
 use crate::proc::ProcDir;
-use crate::sys::fd;
 use crate::transport::Abort;
 use crate::transport::backoff::Backoff;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -58,16 +57,8 @@ pub(super) fn end_path(state: &Path, session: &str) -> PathBuf {
 
 /// Runs a session process; the exit code. Standard input is the socket of the command that has started it.
 pub fn main(front: &'static dyn Front) -> u8 {
-    if fd::close_from(3).is_err() {
-        return 1;
-    }
-    detach::leave_the_caller();
+    let Some(mut starter) = companion::leave() else { return 1 };
     let Some(abort) = front.watch() else { return 1 };
-    let Ok(mut starter) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return 1 };
-    let Ok(null) = std::fs::File::open("/dev/null") else { return 1 };
-    if fd::replace_stdin(null.as_fd()).is_err() {
-        return 1;
-    }
     let charge = starter
         .set_read_timeout(Some(PATIENCE))
         .and_then(|()| starter.set_write_timeout(Some(PATIENCE)))
@@ -250,7 +241,8 @@ impl Session {
     /// What is to be kept warm, once it is clear which destinations have paths that share nothing.
     fn on_paths_of_their_own(&self) -> Result<MoveOptions> {
         let WarmOptions { moves, disjoint, .. } = &self.options;
-        paths::refuse(&moves.peer, &moves.dests)?;
+        let all: Vec<_> = moves.dests.iter().chain(moves.then.dests()).cloned().collect();
+        paths::refuse(&moves.peer, &all)?;
         let Some(disjoint) = *disjoint else { return Ok(moves.clone()) };
         let (dests, _) = paths::choose(disjoint, (&moves.dests, &[]), &moves.peer, &*self.relay, &self.abort)?;
         Ok(MoveOptions { dests, ..moves.clone() })

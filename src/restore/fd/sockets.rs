@@ -119,7 +119,9 @@ fn place<'a>(maker: &'a Maker<'_>, ns: NsId) -> tcp::Place<'a> {
     let net = maker.sockets.asleep.namespaces.get(&ns).map(AsFd::as_fd);
     // Nobody keeps what is sent to a network namespace that comes with the tree.
     let deaf_listeners = maker.options.segments_kept && maker.model.namespaces[ns.at()].of_host;
-    tcp::Place { net, address_later: false, deaf_listeners }
+    // A clone need not have the addresses of the original, ever.
+    let address_later = maker.options.identity.is_some() && net.is_some();
+    tcp::Place { net, address_later, deaf_listeners }
 }
 
 /// How messages name a socket.
@@ -238,7 +240,13 @@ impl Sleeping {
             let kind = &model.files[id.at()].kind;
             let FileKind::Udp(udp) = kind else { continue };
             let injector = injector(&mut injectors, &self.namespaces, udp.net)?;
-            warnings.extend(udp::finish(fd.as_fd(), udp, injector).map_err(failed(describe(kind)))?);
+            match udp::finish(fd.as_fd(), udp, injector) {
+                // In a network of its own there may be no way to its peer.
+                Err(error @ net::Error::Kernel { .. }) if self.namespaces.contains_key(&udp.net) => {
+                    warnings.push(format!("{}: {error}", describe(kind)));
+                }
+                done => warnings.extend(done.map_err(failed(describe(kind)))?),
+            }
         }
         Ok(warnings)
     }

@@ -152,8 +152,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Starts a target at the source, moves it to these addresses, looks at its memory, and ends it.
-    pub fn moves(&self, addresses: &[&str]) -> Result<Moved, String> {
+    /// Starts a target at the source, moves it to these addresses (`via`: through a proxy), looks at its memory, and ends it.
+    pub fn moves(&self, addresses: &[&str], via: Option<&str>) -> Result<Moved, String> {
         let source = &self.hosts[0];
         let path = self.dir.join("notes");
         let notes = Notes::make(&path)?;
@@ -165,6 +165,7 @@ impl Stage {
         let mut command = source.command(PROGRAM);
         command.args(["move", &pid.to_string()]).args(addresses);
         command.args(["--allow-plain", "--mode", "pre-copy", "--files", "skip", "--json"]);
+        command.args(via.iter().flat_map(|via| ["--via", via]));
         let mut moving = Ours(command.stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?);
         let mover = Group::make(&format!("many-{}-source", std::process::id()))?;
         mover.add(moving.0.id() as i32)?;
@@ -253,6 +254,71 @@ impl Stage {
         let mut command = self.hosts[host].command("timeout");
         command.args(["10", "sh", "-c", SCRIPT, "sh", &pid.to_string()]).stderr(Stdio::null());
         let _ = command.status();
+    }
+}
+
+/// What one evacuation has shown; times in milliseconds.
+#[derive(Debug)]
+pub struct Evacuated {
+    /// From the beginning of the first move to the end of the last.
+    pub total: f64,
+    /// The longest pause of a tree.
+    pub pause: f64,
+    /// The longest access to memory of a tree since it was started.
+    pub access: f64,
+    /// Bytes that have left the source's device, over the memory of all trees.
+    pub uplink: f64,
+}
+
+impl Stage {
+    /// Slows down what leaves the source (tc-tbf(8)), or no longer.
+    pub fn limit_source(&self, rate: Option<&str>) -> Result<(), String> {
+        // There may be none.
+        let _ = self.hosts[0].run("tc qdisc del dev eth0 root");
+        let limit =
+            |rate| self.hosts[0].run(&format!("tc qdisc add dev eth0 root tbf rate {rate} burst 128k latency 20ms"));
+        rate.map_or(Ok(()), limit)
+    }
+
+    /// Starts so many targets of `mib` MiB at the source, evacuates it to the first two agents, looks at all memory, and ends them.
+    pub fn evacuates(&self, trees: usize, mib: u64, options: &[&str]) -> Result<Evacuated, String> {
+        let (mut pids, mut notes) = (Vec::new(), Vec::new());
+        for n in 0..trees {
+            let path = self.dir.join(format!("notes-{n}"));
+            notes.push(Notes::make(&path)?);
+            let (fixture, path) = (self.fixture.display().to_string(), path.display().to_string());
+            let words = [fixture.as_str(), &mib.to_string(), PAGES_PER_SECOND, "uniform", &path];
+            pids.push(self.hosts[0].start(words)?.to_string());
+        }
+        notes.iter().try_for_each(|notes| notes.until(notes::READY).map(drop))?;
+        let sent = self.uplink()?;
+        let mut command = self.hosts[0].command(PROGRAM);
+        command.arg("evacuate").args(&pids).args(["--to", &format!("{},{}", self.address(0), self.address(1))]);
+        command.args(["--allow-plain", "--files", "skip", "--json"]).args(options);
+        let output = command.output().map_err(|e| e.to_string())?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            return Err(format!("the evacuation failed: {}: {said}", output.status));
+        }
+        let uplink = (self.uplink()? - sent) / (trees as u64 * (mib << 20)) as f64;
+        let result: serde_json::Value =
+            said.lines().last().and_then(|line| serde_json::from_str(line).ok()).ok_or("no result")?;
+        let (mut first, mut last, mut pause, mut access) = (f64::INFINITY, 0.0_f64, 0.0_f64, 0.0_f64);
+        for tree in result["trees"].as_array().ok_or("no trees")? {
+            let number = |name: &str| tree[name].as_f64().ok_or_else(|| format!("no {name}: {tree}"));
+            (first, last) = (first.min(number("began_us")?), last.max(number("began_us")? + number("took_us")?));
+            pause = pause.max(number("downtime_us")? / 1e3);
+            let n = pids.iter().position(|pid| tree["target"] == pid.as_str()).ok_or("a tree that nobody has named")?;
+            let wrong = notes[n].wrong()?;
+            let accesses = notes[n].accesses()?;
+            access = accesses.iter().map(|one| f64::from(one.took_us) / 1e3).fold(access, f64::max);
+            let host = (0..2).find(|n| tree["dest"] == self.address(*n)).ok_or("no such agent")?;
+            self.kill(host + 1, tree["pid"].as_i64().ok_or("it has no id")?);
+            if wrong != 0 {
+                return Err(format!("{wrong} WRONG PAGES after the evacuation"));
+            }
+        }
+        Ok(Evacuated { total: (last - first) / 1e3, pause, access, uplink })
     }
 }
 

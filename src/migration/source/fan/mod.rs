@@ -13,8 +13,11 @@
 //! Where memory follows, nobody gets in the pause what can be sent later. What one lacks then is its own ([`owed`]): what all lack, and
 //! what it has missed of the rounds. Whoever is told to run the target is served, and nobody else; if it gives the target up, the
 //! next one is, from the beginning: the original has everything until it ends.
+//!
+//! Where each is to start a copy ([`copies`]), all get everything in the pause, and nobody is chosen.
 
 mod comeback;
+mod copies;
 mod lane;
 mod others;
 mod owed;
@@ -75,6 +78,8 @@ enum Stage {
 /// One destination, from the side of whoever reads the pages.
 struct Member {
     candidate: Candidate,
+    /// What it knows the attempt by: copies are attempts of their own, as two of them may be at one host.
+    id: AttemptId,
     name: String,
     /// Which kernel it runs on.
     boot_id: String,
@@ -157,6 +162,8 @@ pub(super) struct Fan<'a> {
     found: Vec<(Candidate, Lane)>,
     /// Looks for those that are lost, in a warm-up.
     searcher: Option<comeback::Searcher>,
+    /// Those that have started a copy, the first first, with the process id of its root there.
+    started: Vec<(Candidate, i32)>,
 }
 
 /// Moves the target to the first of several destinations that is ready. What [`super::run`] says of one holds here.
@@ -172,7 +179,11 @@ pub fn run(
 ) -> Result<Report, MoveError> {
     let id = AttemptId::random()?;
     let names: Vec<&str> = links.iter().map(|link| link.control.peer()).collect();
-    let journal = super::journal(id, wishes, &names)?;
+    let journal = match wishes.copies {
+        // Nobody else can go on with that: no destination is asked for what became of the target.
+        Some(_) => super::journal(id, wishes, &[&names.join(",")])?,
+        None => super::journal(id, wishes, &names)?,
+    };
     let peers = Peers::of(links.iter().map(|_| None).collect());
     let mut attempt = Attempt::new(id, peers, wishes, events, journal);
     std::thread::scope(|scope| {
@@ -185,10 +196,11 @@ pub fn run(
         };
         // In doubt the others stay as they are: only the owner's word says what becomes of them.
         if !matches!(result, Err(MoveError::InDoubt { .. })) {
-            let owner = attempt.owner();
-            attempt.tell_others(target, owner);
-            attempt.report_candidates(owner);
+            let keepers = attempt.keepers();
+            attempt.tell_others(target, &keepers);
+            attempt.report_candidates();
         }
+        attempt.report.observer = attempt.part();
         attempt.end_fan();
         result
     })?;
@@ -212,10 +224,12 @@ impl<'a> Fan<'a> {
         for (n, link) in (0..).zip(links) {
             let candidate = Candidate(n);
             let (name, boot_id) = (link.control.peer().to_owned(), link.peer.boot_id.clone());
+            let id = if wishes.copies.is_some() { AttemptId::random()? } else { id };
             let peer = Peer::new(id, (candidate, link), wishes, events);
             let lane = Lane::begin(scope, candidate, peer, (news.clone(), room.clone()))?;
             members.push(Member {
                 candidate,
+                id,
                 name,
                 boot_id,
                 lane,
@@ -256,6 +270,7 @@ impl<'a> Fan<'a> {
             whole: Owed::default(),
             found: Vec::new(),
             searcher,
+            started: Vec::new(),
         })
     }
 
@@ -320,7 +335,10 @@ impl<'a> Attempt<'a> {
         }
         let exit = self.rounds_to_all(target)?;
         self.report.exit = Some(exit);
-        self.switch_over_to_first(target)
+        match self.wishes.copies {
+            Some(original) => self.copy_to_all(target, original),
+            None => self.switch_over_to_first(target),
+        }
     }
 
     /// Whatever is heard; news of a destination that is out go to the machine, too.

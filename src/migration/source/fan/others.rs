@@ -73,17 +73,17 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Everybody but the owner is told that the target is not its own, and says that it has deleted what it held.
+    /// Everybody but these is told that the target is not its own, and says that it has deleted what it held.
     /// Once; nothing where there is one destination.
-    pub(in crate::migration::source) fn tell_others(&mut self, target: &mut dyn Target, owner: Option<Candidate>) {
+    pub(in crate::migration::source) fn tell_others(&mut self, target: &mut dyn Target, keepers: &[Candidate]) {
         if self.fan.as_ref().is_none_or(|fan| fan.untold.is_some()) {
             return;
         }
-        let ways = self.recall(target, owner);
-        let (again, id) = (self.wishes.again, self.id);
+        let ways = self.recall(target, keepers);
+        let again = self.wishes.again;
         let told: Vec<(Candidate, bool)> = std::thread::scope(|scope| {
             let told = ways.into_iter().map(|(who, way)| {
-                let again = again.map(|again| again.to(who));
+                let (again, id) = (again.map(|again| again.to(who)), self.fan().member(who).id);
                 (who, scope.spawn(move || has_deleted(way, again, id)))
             });
             let told: Vec<_> = told.collect();
@@ -98,10 +98,18 @@ impl<'a> Attempt<'a> {
     }
 
     /// Who has the target is known.
-    pub(super) fn owner(&self) -> Option<Candidate> {
+    pub(in crate::migration::source) fn owner(&self) -> Option<Candidate> {
         match self.machine.phase() {
             Phase::Moved(owner) => Some(owner),
             _ => None,
+        }
+    }
+
+    /// Who is known to have the target, or a copy of it.
+    pub(super) fn keepers(&self) -> Vec<Candidate> {
+        match self.machine.phase() {
+            Phase::Moved(owner) => vec![owner],
+            _ => self.fan.iter().flat_map(|fan| &fan.started).map(|(who, _)| *who).collect(),
         }
     }
 
@@ -117,7 +125,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// All threads end, and their links come back. How each of the others is told.
-    fn recall(&mut self, target: &mut dyn Target, owner: Option<Candidate>) -> Vec<(Candidate, Way<'a>)> {
+    fn recall(&mut self, target: &mut dyn Target, keepers: &[Candidate]) -> Vec<(Candidate, Way<'a>)> {
         let mut usable = Vec::new();
         for member in &mut self.fan().members {
             let stage = match &member.stage {
@@ -136,13 +144,14 @@ impl<'a> Attempt<'a> {
         }
         let until = Instant::now() + RECALLED_AFTER;
         let all: Vec<Candidate> = self.fan().members.iter().map(|member| member.candidate).collect();
-        while all.iter().any(|who| self.peers.get(*who).is_none()) && Instant::now() < until {
+        let is_awaited = |who: &&Candidate| !keepers.contains(who);
+        while all.iter().filter(is_awaited).any(|who| self.peers.get(*who).is_none()) && Instant::now() < until {
             if let Some(news) = self.fan().next(LOOK) {
                 self.hear(target, news);
             }
         }
         let ready = self.fan().ready.clone();
-        let others = all.into_iter().filter(|who| Some(*who) != owner);
+        let others = all.into_iter().filter(|who| !keepers.contains(who));
         others
             .map(|who| {
                 let peer = self.peers.take(who);
@@ -159,16 +168,20 @@ impl<'a> Attempt<'a> {
             .collect()
     }
 
-    pub(super) fn report_candidates(&mut self, owner: Option<Candidate>) {
+    pub(super) fn report_candidates(&mut self) {
+        let keepers = self.keepers();
+        let started = self.fan().started.clone();
+        let runs = |who| started.iter().find(|(started, _)| *started == who).map(|(_, pid)| Became::Runs(*pid));
         let untold = self.fan().untold.clone().unwrap_or_default();
         let members = self.fan.as_ref().map_or(&[][..], |fan| &fan.members);
         let report = |member: &Member| CandidateReport {
             name: member.name.clone(),
-            became: match Some(member.candidate) == owner {
-                true => Became::Owner,
+            became: match keepers.contains(&member.candidate) {
+                true => runs(member.candidate).unwrap_or(Became::Owner),
                 false if untold.contains(&member.candidate) => Became::Untold,
                 false => Became::of(&member.stage),
             },
+            clone_id: None,
             rounds: member.number,
             bytes_sent: member.bytes_sent(),
             ready_after: member.ready_after,

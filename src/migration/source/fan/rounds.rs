@@ -24,6 +24,9 @@ const ALONE_BYTES: u64 = 4 << 20;
 /// Pages of the pause, at most, with which one destination goes ahead: read once more if the others have to follow.
 const AHEAD_BYTES: u64 = 16 << 20;
 
+/// Where each is to have a copy: how long the target stands still, once one has everything, for those that have not.
+const STRAGGLERS_MAX: Duration = Duration::from_secs(10);
+
 /// How long it is alone: twice what was expected of the pause, but not less nor more than this.
 const HEAD_START: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
@@ -248,17 +251,39 @@ impl<'a> Attempt<'a> {
         }))
     }
 
-    /// The target is stopped: they get what they lack of it, until the first is ready. One of them goes ahead where that costs no more
-    /// than a moment: the way out of this host is its alone, and it is ready sooner than if all were made ready at once.
-    pub(super) fn send_last(&mut self, target: &mut dyn Target, last: &Arc<Final>) -> Result<(), MoveError> {
-        let expected = self.report.expected_downtime.unwrap_or_default();
-        let fan = self.fan.as_mut().expect("there are several destinations");
+    /// The target is stopped, and is this.
+    fn note_last(&mut self, target: &dyn Target, last: &Arc<Final>) {
+        let fan = self.fan();
         for member in fan.members.iter_mut().filter(|member| member.is_in()) {
             member.owed.forget_dead(&last.spaces);
             let follows = member.owed.put_off(&last.plan, &|space, pages| target.can_follow(space, pages));
             member.later = Arc::new(owed::later(last, &follows));
         }
         fan.last = Some(last.clone());
+    }
+
+    /// The target is stopped: all get what they lack of it. Who takes much longer than the first is left out.
+    pub(super) fn send_last_to_each(&mut self, target: &mut dyn Target, last: &Arc<Final>) -> Result<(), MoveError> {
+        self.note_last(target, last);
+        let fan = self.fan();
+        let all: Vec<usize> = (0..fan.members.len()).filter(|n| fan.members[*n].is_in()).collect();
+        let mut pass = Pass::begin(fan.enter(&all), &fan.members);
+        self.serve_all(target, &mut pass, None)?;
+        for (n, _) in std::mem::take(&mut pass.due) {
+            let who = self.fan().members[n].candidate;
+            let reason = "it was too slow with what was left when the target stood still".to_owned();
+            self.drop_out(target, who, MoveError::Stays { reason });
+        }
+        self.note_last_round(&pass);
+        Ok(())
+    }
+
+    /// The target is stopped: they get what they lack of it, until the first is ready. One of them goes ahead where that costs no more
+    /// than a moment: the way out of this host is its alone, and it is ready sooner than if all were made ready at once.
+    pub(super) fn send_last(&mut self, target: &mut dyn Target, last: &Arc<Final>) -> Result<(), MoveError> {
+        let expected = self.report.expected_downtime.unwrap_or_default();
+        self.note_last(target, last);
+        let fan = self.fan();
         let (first, rest) = fan.ahead(last.plan.bytes());
         let mut pass = Pass::begin(fan.enter(&first), &fan.members);
         fan.held_back = rest;
@@ -274,6 +299,12 @@ impl<'a> Attempt<'a> {
                 self.serve_all(target, &mut pass, None)?;
             }
         }
+        self.note_last_round(&pass);
+        self.fan().unserved = pass.due;
+        Ok(())
+    }
+
+    fn note_last_round(&mut self, pass: &Pass) {
         let stats = RoundStats {
             took: pass.begun.elapsed(),
             sent_bytes: 0,
@@ -286,8 +317,6 @@ impl<'a> Attempt<'a> {
             self.fan().members.iter().zip(&pass.before).map(|(member, before)| member.bytes_sent() - before).max();
         let number = u32::try_from(self.rounds.len()).unwrap_or(u32::MAX).saturating_add(1);
         self.note_round_of(number, pass.pages, &RoundStats { sent_bytes: most.unwrap_or(0), ..stats }, None);
-        self.fan().unserved = pass.due;
-        Ok(())
     }
 
     /// The one that was to have the target does not: the others get what they lack still, until one of them is ready or it is then.
@@ -302,11 +331,15 @@ impl<'a> Attempt<'a> {
         served
     }
 
-    /// In the pause: all who take part get what they lack, the one that lacks the least first, until somebody is ready. What
-    /// others lack then is left in the pass.
+    /// In the pause: all who take part get what they lack, the one that lacks the least first, until somebody is ready, unless each
+    /// is to have a copy. What others lack then is left in the pass.
     fn serve_all(&mut self, target: &mut dyn Target, pass: &mut Pass, until: Option<Instant>) -> Result<(), MoveError> {
+        let (for_all, mut until) = (self.wishes.copies.is_some(), until);
         // Who is so far behind that another one is ready before is not waited for.
-        while !pass.due.is_empty() && self.fan().ready.is_empty() && until.is_none_or(|until| Instant::now() < until) {
+        while !pass.due.is_empty()
+            && (for_all || self.fan().ready.is_empty())
+            && until.is_none_or(|until| Instant::now() < until)
+        {
             let (source, mut parts, mut left) = (target.frozen_pages(), pass.parts(), Vec::new());
             for n in pass.least_first() {
                 self.send_to(n, &mut parts, pass, &*source, until.map_or(Served::InPause, Served::Until))?;
@@ -322,6 +355,10 @@ impl<'a> Attempt<'a> {
                 self.hear(target, news);
             }
             pass.due = left;
+            let has_all = |member: &Member| matches!(member.stage, Stage::Sent | Stage::Prepared);
+            if for_all && until.is_none() && self.fan().count(has_all) > 0 {
+                until = Some(Instant::now() + STRAGGLERS_MAX);
+            }
         }
         Ok(())
     }
@@ -360,7 +397,8 @@ impl<'a> Attempt<'a> {
             let to: Vec<_> = to.map(|(n, member)| (n, &member.lane)).collect();
             let (room, missed, tallies) = (&*fan.room, &pass.missed, &pass.tallies[..]);
             let (throttle, is_over, given) = (&throttle, &is_over, Mutex::default());
-            let spread = Spread { to, room, in_pause, throttle, is_over, missed, given, tallies };
+            let shares_uplink = self.wishes.shares_uplink;
+            let spread = Spread { to, room, in_pause, shares_uplink, throttle, is_over, missed, given, tallies };
             let plan = Plan { pages, ..Plan::default() };
             let (begun, total) = (pass.begun_bytes, pass.total_bytes);
             let progress = |done| self.events.event(Event::Progress { phase: "memory", done: begun + done, total });

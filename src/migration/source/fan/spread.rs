@@ -20,6 +20,12 @@ const GRACE: Duration = Duration::from_millis(20);
 /// The same in the pause.
 const GRACE_IN_PAUSE: Duration = Duration::from_millis(2);
 
+/// In a round where what is sent to all at once leaves this host once, and what one is passed over with leaves it once more.
+const GRACE_SHARED: Duration = Duration::from_millis(100);
+
+/// So much waits for everybody who goes on: nobody is held up, bytes.
+const PLENTY_BYTES: u64 = 1 << 20;
+
 /// Between two looks whether a queue is shorter.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -29,6 +35,8 @@ pub(super) struct Spread<'f> {
     pub to: Vec<(usize, &'f Lane)>,
     pub room: &'f Room,
     pub in_pause: bool,
+    /// A frame leaves this host once, however many take it.
+    pub shares_uplink: bool,
     pub throttle: &'f Throttle,
     /// Nobody wants them any more.
     pub is_over: &'f (dyn Fn() -> bool + Sync),
@@ -61,8 +69,12 @@ impl Spread<'_> {
         let shared: Arc<[u8]> = frame.into();
         let (covered, content) = pages::covered(frame);
         let (mut left, mut taken) = (self.to.clone(), 0);
-        let since = Instant::now();
-        let grace = if self.in_pause { GRACE_IN_PAUSE } else { GRACE };
+        let mut since = (!self.shares_uplink).then(Instant::now);
+        let grace = match (self.in_pause, self.shares_uplink) {
+            (true, _) => GRACE_IN_PAUSE,
+            (false, true) => GRACE_SHARED,
+            (false, false) => GRACE,
+        };
         loop {
             left.retain(|(number, lane)| {
                 if lane.is_closed() {
@@ -83,8 +95,9 @@ impl Spread<'_> {
             if (self.is_over)() {
                 return Err(over());
             }
-            if taken > 0 {
+            if taken > 0 && !self.holds_nobody_up() {
                 // Some go on: who has had its grace is passed over.
+                let since = since.get_or_insert_with(Instant::now);
                 let waited = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 left.retain(|(number, _)| {
                     let had = self.tallies[*number].waited_us.load(Ordering::Relaxed);
@@ -101,11 +114,18 @@ impl Spread<'_> {
             }
             self.room.wait(LOOK);
         }
-        self.throttle.sent(frame.len() as u64 * taken);
+        let times = if self.shares_uplink { taken.min(1) } else { taken };
+        self.throttle.sent(frame.len() as u64 * times);
         match self.to.iter().all(|(_, lane)| lane.is_closed()) {
             true => Err(over()),
             false => Ok(()),
         }
+    }
+
+    /// Who has no room can be waited for: the others have enough to go on with.
+    fn holds_nobody_up(&self) -> bool {
+        let is_busy = |lane: &Lane| lane.is_closed() || lane.queued() >= PLENTY_BYTES;
+        self.shares_uplink && !self.in_pause && self.to.iter().all(|(_, lane)| is_busy(lane))
     }
 
     /// Nobody gets the rest of these.

@@ -1,0 +1,80 @@
+//! `migrate clone`.
+
+use super::{Context, config::Config, r#move};
+use crate::failure::Failure;
+use crate::migration::source::Quorum;
+use crate::net::address::Place;
+use crate::ops::options::{CopyOptions, Mode, ModeOptions, MoveAddress, MoveOptions};
+use crate::ops::words::WordError;
+use std::str::FromStr;
+
+/// Start a copy of a running process tree on every destination
+///
+/// All copies are of one moment. The target stands still for that moment, and goes on as soon as all that it is has been read, unless it is to end.
+/// Each copy is in PID, network, UTS and mount namespaces of its own: it has the process ids of the original, its host name with the id of the clone behind it, and a network in which there is only loopback and the address it was given, if it was given one. Its id is in clone-id in the run-time directory of its host (/run/migrate for root), which shows nothing else to it.
+/// Listening sockets listen in its own network; established TCP connections stay with the original, and the copy finds them reset. Memory with MADV_WIPEONFORK is empty, as in a child of fork. Files are as for a move: on one file system the original and its copies write to the same ones.
+/// Exit code 6 if some were started and others were not. If none was, the target runs on.
+#[derive(Debug, Clone, clap::Args)]
+// That of a move is in it, and has the same name.
+#[group(skip)]
+#[command(mut_arg("dests", |arg| arg.help(DESTS)), mut_arg("quorum", |arg| arg.help(QUORUM)))]
+pub struct Args {
+    /// End the target once a copy runs
+    ///
+    /// It stands still until then. If no copy can be started it goes on.
+    #[arg(long)]
+    end_source: bool,
+    /// An address for the copy on the destination at this place of the list: IP/LEN@IF; once for each
+    ///
+    /// It is on an interface of the copy's own that is called IF and joined to IF of the destination (macvlan), so that it is reached from that network, though not from the destination itself.
+    #[arg(long = "address", value_name = "IP/LEN@IF")]
+    addresses: Vec<AddressArg>,
+    #[command(flatten)]
+    moves: r#move::Args,
+}
+
+const DESTS: &str = "[USER@]HOST (ssh), tcp://HOST[:PORT] (TLS), unix:PATH, local, or @GROUP; a copy for each, also for one that is named again";
+const QUORUM: &str = "The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75% [default: 100%]";
+
+impl Args {
+    /// Starts the copies and says what became of each.
+    ///
+    /// # Errors
+    /// Usage, before anything has happened; a failure is shown as the session's result.
+    pub fn run(&self, context: &Context) -> Result<u8, Failure> {
+        self.moves.run_as(&self.options(&context.config)?, context)
+    }
+
+    /// The choices as the engine takes them.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn options(&self, config: &Config) -> Result<MoveOptions, Failure> {
+        let options = self.moves.options(config)?;
+        // What may follow when it runs would be one copy's alone.
+        let mode = if options.mode.mode == Mode::Auto { Mode::PreCopy } else { options.mode.mode };
+        let addresses = self.addresses.iter().map(|address| address.0.clone()).collect();
+        Ok(MoveOptions {
+            mode: ModeOptions { mode, ..options.mode },
+            quorum: self.moves.quorum_or(Quorum::Percent(100)),
+            copies: Some(CopyOptions { end_source: self.end_source, addresses }),
+            ..options
+        })
+    }
+}
+
+/// `IP/LEN@IF`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct AddressArg(Place);
+
+impl FromStr for AddressArg {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let address: MoveAddress = word.parse().map_err(|error: WordError| error.to_string())?;
+        match address.dest_interface {
+            None => Ok(Self(Place { ip: address.ip, prefix: address.prefix, interface: address.interface })),
+            Some(_) => Err("write IP/LEN@IF: the interface is the destination's".to_owned()),
+        }
+    }
+}

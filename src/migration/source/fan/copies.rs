@@ -1,0 +1,195 @@
+//! Every destination starts a copy of its own.
+//!
+//! ```text
+//! source                                             each destination
+//! rounds  ------------------------------------------> makes a tree ahead of time
+//! freeze; the last pages and the model to all ------> rebuilds it
+//! the original goes on, unless it is to end (where files go along, once all have them)
+//!                    <------------------------------- PREPARED
+//! COMMIT             -------------------------------> journal: owner; runs the copy
+//!                    <------------------------------- RUNNING
+//! the original ends, if it is to, once somebody has said so
+//! ```
+//! There is no handover: a copy is another process, and the original is nobody's but the source's. It is held by ptrace alone, so
+//! that it goes on if this program dies, and is ended only when a copy runs, which its destination says after that is on its disk.
+//! One that fails takes nothing from the others; it deletes what it has as soon as it hears nothing more.
+
+use super::super::peer::Peer;
+use super::super::{Again, Attempt, MoveError, Original, Target};
+use super::{Event, LOOK, Member, Stage};
+use crate::fault::{self, Point};
+use crate::migration::handover::{Candidate, Reply, Sync};
+use crate::migration::journal::Step;
+use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource};
+use crate::migration::report::Pause;
+use crate::transport::TransportError;
+use crossbeam_channel::unbounded;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long one is asked anew whose link was lost when it was told to run its copy.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Between two questions.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+impl Attempt<'_> {
+    /// The pause, and what follows it.
+    pub(super) fn copy_to_all(&mut self, target: &mut dyn Target, original: Original) -> Result<(), MoveError> {
+        let mut pause = Pause::begin();
+        let last = Arc::new(target.freeze()?);
+        pause.frozen(target.frozen_since());
+        self.fan().paused_at = target.frozen_since().or_else(|| Some(Instant::now()));
+        self.events.event(Event::Frozen);
+        self.send_last_to_each(target, &last)?;
+        pause.part("residual");
+        fault::strike(Point::SourceReady);
+        let mut pause = Some(pause);
+        if original == Original::RunsOn {
+            // Files are read on the way out, and must not change before.
+            let is_sending = |member: &Member| member.ships && matches!(member.stage, Stage::Sent);
+            self.wait_until(target, "sending files", |fan| fan.count(is_sending) == 0)?;
+            self.goes_on(target)?;
+            self.stood(&mut pause, "release");
+        }
+        self.start_each(target, &mut pause);
+        let Some((first, pid)) = self.fan().started.first().copied() else { return Err(self.all_out()) };
+        if original == Original::Ends {
+            self.end_original(target);
+        }
+        self.report.runs_as(pid);
+        self.note_copied(first, original);
+        Ok(())
+    }
+
+    fn goes_on(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        target.resume().map_err(|failure| {
+            let reason = "it was to go on before its copies are started".to_owned();
+            MoveError::NotResumed { failure, source: Box::new(MoveError::Stays { reason }) }
+        })
+    }
+
+    fn stood(&mut self, pause: &mut Option<Pause>, part: &'static str) {
+        if let Some(mut pause) = pause.take() {
+            pause.part(part);
+            self.report.stood(pause);
+        }
+    }
+
+    /// Whoever is ready starts its copy at once; whoever fails is left out.
+    fn start_each(&mut self, target: &mut dyn Target, pause: &mut Option<Pause>) {
+        let again = self.wishes.again;
+        let (tell, told) = unbounded();
+        std::thread::scope(|scope| {
+            let mut under_way = 0;
+            loop {
+                for who in std::mem::take(&mut self.fan().ready) {
+                    let Some(mut peer) = self.peers.take(who) else { continue };
+                    let (tell, again) = (tell.clone(), again.map(|again| again.to(who)));
+                    under_way += 1;
+                    // The one who wants to know waits for it.
+                    scope.spawn(move || {
+                        let started = start(&mut peer, again);
+                        drop(tell.send((who, peer, started)));
+                    });
+                }
+                if under_way == 0 && self.fan().count(|member| matches!(member.stage, Stage::Sent)) == 0 {
+                    break;
+                }
+                if let Some(news) = self.fan().next(LOOK) {
+                    self.hear(target, news);
+                }
+                for (who, mut peer, started) in told.try_iter() {
+                    under_way -= 1;
+                    match started {
+                        Ok(pid) => {
+                            self.fan().started.push((who, pid));
+                            self.stood(pause, "handover");
+                            self.tell_stage(who, "running");
+                        }
+                        Err(error) => {
+                            // Whatever it has by now it is told to delete over a new link.
+                            peer.lost = true;
+                            self.peers.put(who, peer);
+                            self.drop_out(target, who, error);
+                        }
+                    }
+                }
+                self.heed_interrupt(target);
+            }
+        });
+    }
+
+    /// Who has not been told to run its copy is not told any more.
+    fn heed_interrupt(&mut self, target: &mut dyn Target) {
+        let during = "the destinations rebuild the target";
+        if self.fan().check_interrupted(during).is_ok() {
+            return;
+        }
+        let waiting = self.fan().members.iter().filter(|member| matches!(member.stage, Stage::Sent));
+        for who in waiting.map(|member| member.candidate).collect::<Vec<_>>() {
+            self.drop_out(target, who, TransportError::Aborted { during }.into());
+        }
+    }
+
+    fn note_copied(&mut self, first: Candidate, original: Original) {
+        let (step, name) = match original {
+            Original::RunsOn => (Step::Copied, None),
+            Original::Ends => (Step::Done, Some(self.fan().member(first).name.clone())),
+        };
+        name.into_iter().for_each(|name| self.journal.set_peer(&name));
+        let sent = self.fan().bytes_sent();
+        self.journal.set_cost(self.report.downtime, sent);
+        // Whether or not it can be written, the copies run; that it could not is a warning.
+        if let Err(error) = self.note(step, Sync::Later) {
+            tracing::warn!(%error, "the journal of the session");
+        }
+    }
+}
+
+/// Has a destination run its copy; process id of its root there.
+fn start(peer: &mut Peer<'_>, again: Option<Again<'_>>) -> Result<i32, MoveError> {
+    let attempt = peer.id;
+    peer.link.control.during("starting the copy");
+    let told = protocol::send(&mut peer.link.control, &FromSource::Commit { attempt });
+    fault::strike(Point::SourceCommitted);
+    match told.map_err(MoveError::from).and_then(|()| peer.receive()) {
+        Ok(FromDestination::Running { pid, .. }) => {
+            // Unheard it is of no consequence: nobody counts on its knowing.
+            let _ = protocol::send(&mut peer.link.control, &FromSource::Done { attempt });
+            Ok(pid)
+        }
+        Ok(FromDestination::Says { reply: Some(Reply::Aborted), .. }) => {
+            Err(MoveError::Stays { reason: "it has deleted its copy".to_owned() })
+        }
+        Ok(other) => Err(peer.unexpected(&other, "the word that the copy runs")),
+        Err(error) if error.is_link_lost() => start_anew(peer.id, again, error),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same over new links: what was said may have been heard.
+fn start_anew(attempt: AttemptId, again: Option<Again<'_>>, error: MoveError) -> Result<i32, MoveError> {
+    let until = Instant::now() + ANSWERED_WITHIN;
+    let Some(again) = again else { return Err(error) };
+    while Instant::now() < until {
+        let said = again.link().and_then(|mut link| {
+            link.control.deadline(Some(ANSWERED_WITHIN));
+            protocol::send(&mut link.control, &FromSource::Commit { attempt })?;
+            let said = protocol::receive(&mut link.control)?;
+            if let FromDestination::Says { reply: Some(Reply::Running), .. } = said {
+                protocol::send(&mut link.control, &FromSource::Done { attempt })?;
+            }
+            Ok(said)
+        });
+        match said {
+            Ok(FromDestination::Says { reply: Some(Reply::Running), pid: Some(pid), .. }) => return Ok(pid),
+            Ok(FromDestination::Says { reply: Some(Reply::Aborted | Reply::Unknown), .. }) => return Err(error),
+            // Whoever decides there is busy with just that.
+            Ok(_) => {}
+            Err(unheard) => tracing::debug!(%unheard, "a destination does not say whether its copy runs"),
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
+    Err(error)
+}

@@ -1,0 +1,267 @@
+//! The proxy's end: connections to destinations, and what the source has for them.
+//!
+//! ```text
+//! link to the source ─ this thread ─ queue (bounded by the source's window) ─ thread of the lane ──> destination
+//!          ^                                                                                             │
+//!          └──────────────────────────────── thread that listens to the lane <───────────────────────────┘
+//! ```
+
+use super::super::connect::{self, ConnectOptions};
+use super::super::hello::Purpose;
+use super::super::link::{Link, Request};
+use super::super::preamble::SessionNumber;
+use super::super::pump::pump;
+use super::super::wait::Abort;
+use super::recent::{Frame, Recent};
+use super::{
+    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Manner, NEVER, PeerAddress, Pulse, Result, ToProxy,
+    TransportError, WINDOW_BYTES,
+};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+
+/// Passes on what comes over the link, until either end has closed it. `own`: how this host reaches others.
+///
+/// # Errors
+/// A proxy behind this one cannot be reached; the source is lost, or breaks a rule.
+pub fn serve(link: Link, own: &ConnectOptions) -> Result<()> {
+    let Link { mut control, .. } = link;
+    control.during("waiting for what is to be passed on");
+    let (on, manner) = match super::receive(&mut control)? {
+        ToProxy::Through { on, manner } => (on, manner),
+        other => return Err(super::malformed(control.peer(), format!("{other:?} instead of Through"))),
+    };
+    let options = manner.options(own);
+    if let Some((next, further)) = on.split_first() {
+        return pass_everything_on(control, next, further, (&manner, &options));
+    }
+    super::send(&mut control, &FromProxy::Ready)?;
+    control.silence(options.peer_timeout);
+    control.stream().tune_for_bulk(options.peer_timeout);
+    let peer = control.peer().to_owned();
+    let (mut input, output) = control.split()?;
+    let proxy = Proxy { peer, options, out: Mutex::new(output) };
+    std::thread::scope(|scope| proxy.run(scope, &mut input))
+}
+
+/// Another proxy is the last one: this one does not look at what is said.
+fn pass_everything_on(
+    control: Channel,
+    next: &PeerAddress,
+    further: &[PeerAddress],
+    (manner, options): (&Manner, &ConnectOptions),
+) -> Result<()> {
+    let request = Request { purpose: Purpose::Relay, streams: 0 };
+    let linked = new_abort(control.peer()).and_then(|abort| connect::connect(next, options, request, &abort));
+    let told = linked.and_then(|mut link| {
+        super::send(&mut link.control, &ToProxy::Through { on: further.to_vec(), manner: manner.clone() })?;
+        Ok(link)
+    });
+    let Link { control: further, ssh: _ssh, .. } = match told {
+        Ok(link) => link,
+        Err(error) => {
+            control.refuse(&format!("the proxy {next} cannot be reached from here: {}", super::in_words(&error)));
+            return Err(error);
+        }
+    };
+    let peer = control.peer().to_owned();
+    further.stream().tune_for_bulk(options.peer_timeout);
+    pump(&mut control.into_stream(), &mut further.into_stream(), &peer)
+}
+
+fn new_abort(peer: &str) -> Result<Abort> {
+    Abort::new().map_err(|source| TransportError::Io { operation: "serve", peer: peer.into(), source })
+}
+
+/// What its threads share.
+struct Proxy {
+    /// The source.
+    peer: String,
+    options: ConnectOptions,
+    /// The link to the source, to send by.
+    out: Mutex<Channel>,
+}
+
+/// What goes to a destination; `None`: nothing more.
+type Queued = Option<Frame>;
+
+/// A lane, from the side of whoever hears the source.
+struct Lane {
+    queue: Sender<Queued>,
+    counts: Arc<Counts>,
+    /// Ends every wait of its threads.
+    abort: Abort,
+}
+
+/// Of one lane.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Bytes that wait.
+    queued: AtomicU64,
+    /// The connection is there.
+    is_open: AtomicBool,
+}
+
+impl Lane {
+    /// What waits is still written, then it ends.
+    fn end(&self) {
+        // Its thread may have ended already.
+        let _ = self.queue.send(None);
+        if !self.counts.is_open.load(Ordering::Relaxed) {
+            self.abort.trigger();
+        }
+    }
+}
+
+impl Proxy {
+    fn run<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, input: &mut Channel) -> Result<()> {
+        let (mut lanes, mut recent) = (HashMap::new(), Recent::default());
+        let done = self.hear_all(scope, input, (&mut lanes, &mut recent));
+        lanes.values().for_each(Lane::end);
+        done
+    }
+
+    fn hear_all<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        input: &mut Channel,
+        (lanes, recent): (&mut HashMap<u32, Lane>, &mut Recent),
+    ) -> Result<()> {
+        let mut pulse = Pulse::new(self.options.peer_timeout);
+        let alive = || self.out().send(FrameKind::ALIVE, &[]);
+        input.during("passing things on");
+        loop {
+            pulse.wait(input, &alive)?;
+            let frame = match input.receive_one() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => continue,
+                Err(TransportError::Closed { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            match frame.kind {
+                FrameKind::CARRY => {
+                    let (number, frame) = super::carried(frame.body, &self.peer)?;
+                    let frame = Arc::new(frame.to_vec());
+                    recent.note(&frame);
+                    self.queue(lanes, number, frame)?;
+                }
+                FrameKind::MESSAGE => match super::decode(frame.body, &self.peer)? {
+                    ToProxy::Open { lane, address, session } => self.open(scope, lanes, lane, (address, session))?,
+                    ToProxy::Same { lane, number, checksum } => {
+                        let unknown = || super::malformed(&self.peer, format!("frame {number} is not known"));
+                        self.queue(lanes, lane, recent.get(number, checksum).ok_or_else(unknown)?)?;
+                    }
+                    ToProxy::HangUp { lane } => lanes.remove(&lane).iter().for_each(Lane::end),
+                    other => return Err(super::malformed(&self.peer, format!("{other:?} for the second time"))),
+                },
+                got => {
+                    let peer = self.peer.clone();
+                    return Err(TransportError::UnexpectedKind { peer, expected: "what is to be passed on", got });
+                }
+            }
+        }
+    }
+
+    fn out(&self) -> MutexGuard<'_, Channel> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the source. That it is lost is found by whoever hears it.
+    fn say(&self, message: &FromProxy) {
+        if let Err(error) = super::send(&mut self.out(), message) {
+            tracing::debug!(%error, peer = self.peer, "the source was not told");
+        }
+    }
+
+    /// A frame for a destination.
+    fn queue(&self, lanes: &HashMap<u32, Lane>, number: u32, frame: Frame) -> Result<()> {
+        // One that has just ended: the source is told, or knows.
+        let Some(lane) = lanes.get(&number) else { return Ok(()) };
+        let bytes = frame.len() as u64;
+        let queued = lane.counts.queued.fetch_add(bytes, Ordering::Relaxed);
+        if bytes > FRAME_BYTES_MAX || queued > WINDOW_BYTES + FRAME_BYTES_MAX {
+            return Err(super::malformed(&self.peer, format!("more than may be under way on lane {number}")));
+        }
+        let _ = lane.queue.send(Some(frame));
+        Ok(())
+    }
+
+    fn open<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        lanes: &mut HashMap<u32, Lane>,
+        number: u32,
+        (address, session): (PeerAddress, Option<[u8; 16]>),
+    ) -> Result<()> {
+        if lanes.len() >= LANES_MAX || lanes.contains_key(&number) {
+            let reason = format!("a proxy has {LANES_MAX} connections at a time, each with a number of its own");
+            self.say(&FromProxy::HungUp { lane: number, reason });
+            return Ok(());
+        }
+        let (queue, items) = unbounded();
+        let lane = Lane { queue, counts: Arc::default(), abort: new_abort(&self.peer)? };
+        let (ends, counts, abort) = (lane.queue.clone(), Arc::clone(&lane.counts), lane.abort.clone());
+        lanes.insert(number, lane);
+        scope.spawn(move || {
+            let connected = connect::connection(&address, &self.options, session.map(SessionNumber), &abort);
+            let done = connected.and_then(|(channel, _ssh)| {
+                counts.is_open.store(true, Ordering::Relaxed);
+                self.serve_lane(number, channel, (&ends, &items, &counts), &abort)
+            });
+            let reason = done.err().map_or_else(|| "it was closed".to_owned(), |error| super::in_words(&error));
+            tracing::debug!(lane = number, %address, reason, "a connection of a source has ended");
+            self.say(&FromProxy::HungUp { lane: number, reason });
+        });
+        Ok(())
+    }
+
+    /// Both directions of a connection, until either end has closed it.
+    fn serve_lane(
+        &self,
+        number: u32,
+        mut channel: Channel,
+        (ends, items, counts): (&Sender<Queued>, &Receiver<Queued>, &Counts),
+        abort: &Abort,
+    ) -> Result<()> {
+        channel.deadline(None);
+        channel.during("passing things on");
+        channel.stream().tune_for_bulk(self.options.peer_timeout);
+        let (mut input, mut output) = channel.split()?;
+        input.silence(NEVER);
+        self.say(&FromProxy::Opened { lane: number });
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let end = self.listen(number, &mut input);
+                tracing::debug!(lane = number, end = %end, "nothing more comes back");
+                let _ = ends.send(None);
+            });
+            let written = self.write(number, &mut output, items, counts);
+            abort.trigger();
+            written
+        })
+    }
+
+    /// Writes what comes for a destination.
+    fn write(&self, number: u32, output: &mut Channel, items: &Receiver<Queued>, counts: &Counts) -> Result<()> {
+        for frame in items.iter().map_while(|frame| frame) {
+            output.send_raw(&frame)?;
+            let bytes = frame.len() as u64;
+            counts.queued.fetch_sub(bytes, Ordering::Relaxed);
+            self.say(&FromProxy::Written { lane: number, bytes });
+        }
+        Ok(())
+    }
+
+    /// Carries what a destination says; why that has ended.
+    fn listen(&self, number: u32, input: &mut Channel) -> TransportError {
+        loop {
+            let carried = input.receive_raw().and_then(|frame| super::send_carried(&mut self.out(), number, &frame));
+            if let Err(error) = carried {
+                return error;
+            }
+        }
+    }
+}
