@@ -51,7 +51,13 @@ mod tests {
     #[test]
     fn only_hidden_words_are_companions() {
         let is = |line: &str| companion(&line.split(' ').map(OsString::from).collect::<Vec<_>>()).is_some();
-        for line in ["m tracker-process", "m lock-guard-process will", "m pages-process"] {
+        for line in [
+            "m tracker-process",
+            "m lock-guard-process will",
+            "m pages-process",
+            "m cascade-process",
+            "m evacuate-move-process",
+        ] {
             assert!(is(line), "{line}");
         }
         for line in ["m", "m dump", "m dump 7", "m lock-guard-process", "m tracker-process 7", "m dump tracker-process"]

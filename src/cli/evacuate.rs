@@ -25,6 +25,7 @@ const PLACE: Words<Place> = &[
 ///
 /// Every tree is looked at here and at the destination that it is placed at; what cannot move stays, with the reasons, and does not keep the others. Several move at a time, what takes longest first; each move is one of migrate move, with a session of its own, and --bandwidth is for all of them together. A destination that is lost gets nothing more, and what was to go there goes to another one that would take it.
 /// It is safe to run again: trees that have left are no error, and one whose move is in doubt or under way is named and left alone. An interrupt rolls back the moves that are under way, until the moment of handing over, and none begins.
+/// A destination is another host, named once; --move-address is for one tree only.
 /// The exit code is 0 if nothing is left, 6 if something stayed, 4 if a person is needed for one of the trees.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -49,7 +50,7 @@ pub struct Args {
     place: Place,
     /// One by one: the first by pre-copy, the others by post-copy
     ///
-    /// Each has the links for itself, and but for the first no page is sent twice, whatever is written meanwhile.
+    /// Each has the links for itself, and but for the first no page is sent twice, whatever is written meanwhile. Not with --mode and --jobs; --recoverable holds for all but the first.
     #[arg(long, conflicts_with = "jobs")]
     serial: bool,
     /// Begin moves also after one has failed

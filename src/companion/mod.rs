@@ -1,7 +1,9 @@
-//! Small processes of ours that hold something for longer than a command runs.
+//! Processes of ours beside a command. Those of this room are small: they have no threads, and hold something for longer than a
+//! command runs. Those of `ops/` are started from here, too, and a move goes on in them: a warm-up, a stage of a cascade, one tree
+//! of an evacuation.
 //!
-//! Each is this program started again with a hidden first word: no threads, no descriptor but those it was handed, a session
-//! of its own, outside the caller's cgroup.
+//! Each is this program started again with a hidden first word, with no descriptor but those it was handed, in a session of its
+//! own, outside the caller's cgroup.
 
 pub mod detach;
 pub mod held;
@@ -43,10 +45,7 @@ impl Started {
 pub(crate) fn leave() -> Option<UnixStream> {
     fd::close_from(3).ok()?;
     detach::leave_the_caller();
-    let socket = io::stdin().as_fd().try_clone_to_owned().ok()?;
-    let null = std::fs::File::open("/dev/null").ok()?;
-    fd::replace_stdin(null.as_fd()).ok()?;
-    Some(socket.into())
+    starter().ok()
 }
 
 /// Starts this program as one of ours, by its hidden first word, with a socket as standard input; our end of that. It is born

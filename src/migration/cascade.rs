@@ -28,6 +28,12 @@ use std::time::{Duration, Instant};
 /// Most stages beyond the one under way.
 pub const STAGES_MAX: usize = 8;
 
+/// Most ways through all stages.
+const WAYS_MAX: usize = 256;
+
+/// Most news of the stages that follow.
+const NEWS_COUNT_MAX: usize = 1024;
+
 /// Longest destination, bytes.
 const WORD_MAX: usize = 1024;
 
@@ -64,6 +70,11 @@ impl Onward {
         if self.number < 2 || self.number as usize + self.stages.len() > STAGES_MAX + 2 {
             let (n, number) = (self.stages.len(), self.number);
             return Err(format!("{n} stages from stage {number} on, where {STAGES_MAX} can follow the first move"));
+        }
+        // Each is asked of the next ones, so that questions multiply.
+        let ways = self.stages.iter().try_fold(1_usize, |ways, dests| ways.checked_mul(dests.len()));
+        if ways.is_none_or(|ways| ways > WAYS_MAX) {
+            return Err(format!("more than {WAYS_MAX} ways through the stages"));
         }
         if let Some(dests) = self.stages.iter().find(|dests| dests.is_empty() || dests.len() > CANDIDATES_MAX) {
             return Err(format!("a stage with {} destinations, where 1 to {CANDIDATES_MAX} are possible", dests.len()));
@@ -290,6 +301,7 @@ impl Observer {
         control.deadline(None);
         control.during(DURING);
         let (peer, mut is_told, mut heard) = (control.peer().to_owned(), false, Instant::now());
+        let mut left = NEWS_COUNT_MAX;
         loop {
             if interrupted.is_triggered() && !std::mem::replace(&mut is_told, true) {
                 let reason = "it is not to be moved on".to_owned();
@@ -308,7 +320,14 @@ impl Observer {
             match protocol::decode(frame.body, &peer)? {
                 FromDestination::Stage { attempt, news } if attempt == self.attempt => match *news {
                     News::Ended { fate, failure } => return Ok((fate, failure)),
-                    news => tell(news),
+                    news if left > 0 => {
+                        left -= 1;
+                        tell(news);
+                    }
+                    _ => {
+                        let got = "more of them".to_owned();
+                        return Err(MoveError::OutOfTurn { peer, expected: "an end of its stages", got });
+                    }
                 },
                 other => {
                     let got = format!("{other:?}");
@@ -330,8 +349,10 @@ mod tests {
     #[test]
     fn stages_have_limits() {
         let words = |n: usize| vec!["host".to_owned(); n];
-        assert!(onward(vec![words(CANDIDATES_MAX); STAGES_MAX]).check().is_ok());
+        assert!(onward(vec![words(2); STAGES_MAX]).check().is_ok());
+        assert!(onward(vec![words(CANDIDATES_MAX); 2]).check().is_ok());
         for wrong in [
+            vec![words(CANDIDATES_MAX); 3],
             vec![words(1); STAGES_MAX + 1],
             vec![words(1), Vec::new()],
             vec![words(CANDIDATES_MAX + 1)],

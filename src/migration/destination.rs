@@ -161,6 +161,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     // Before PREPARED nobody counts on what is here: it goes with the source.
     bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
     builder.introduce(&Introduction {
+        attempt: id,
         session: &session,
         peer: control.peer(),
         target_pid: target.pid,
@@ -197,9 +198,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         attempt.builder.may_lack_pages();
     }
     let result = attempt.whole(bulk, (&target, &conventions), model_bytes, dry_run);
-    let result = result.inspect_err(|error| attempt.fail(error));
-    attempt.pass_on();
-    result
+    attempt.end(result)
 }
 
 /// The first message of a link, which has been answered unless it is an offer.
@@ -628,6 +627,13 @@ impl Attempt<'_> {
 
     fn send(&mut self, message: &FromDestination) -> Result<(), MoveError> {
         Ok(protocol::send(&mut self.control, message)?)
+    }
+
+    /// It is over: what is here is removed if it has failed, and what came to stay may go on.
+    fn end(mut self, result: Result<(), MoveError>) -> Result<(), MoveError> {
+        let result = result.inspect_err(|error| self.fail(error));
+        self.pass_on();
+        result
     }
 
     /// Removes everything and says why, if somebody listens.

@@ -593,7 +593,7 @@ impl Heirloom<'_> {
     /// Neighbours are answered who ask for its addresses, if they were not as others stood ready as well; says whether it was so.
     fn end_quiet(&self) -> bool {
         let all: Vec<IpAddr> = self.addresses.iter().map(|(ip, ..)| *ip).collect();
-        let ended = if all.is_empty() { Ok(false) } else { quiet::end(&all) };
+        let ended = if all.is_empty() { Ok(false) } else { quiet::end(&all, &self.files.1) };
         ended.unwrap_or_else(|error| {
             tracing::error!(%error, "neighbours who ask for a moved address are not answered");
             true

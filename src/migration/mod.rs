@@ -73,6 +73,12 @@ pub enum MoveError {
         /// Why.
         reason: String,
     },
+    /// It was told to run its copy, one of several.
+    #[error("{peer} was told to run its copy and does not answer: it may run there")]
+    CopyUnanswered {
+        /// Who.
+        peer: String,
+    },
     /// A message that makes sense, but not now.
     #[error("{peer} sent {got} where {expected} was due")]
     OutOfTurn {

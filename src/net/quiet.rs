@@ -3,9 +3,10 @@
 //!
 //! A table of nf_tables in the families of ARP (Linux 3.14) and IPv6 drops the questions. It changes nothing while the address is
 //! not here, so it is made long before: a transaction waits for a grace period, which has no place in a pause. Its name follows
-//! from the addresses, so that whoever has to do with the copy when its session is dead finds it.
+//! from the addresses and the attempt, so that whoever has to do with the copy when its session is dead finds it. One that a session
+//! has left that was killed before its copy was ready is removed when the address is to come here again.
 
-use super::nft::{Batch, PREFIX, V6, netlink, remove_from};
+use super::nft::{Batch, PREFIX, V6, leftovers, netlink, remove_from};
 use super::{Result, failed};
 use crate::sys::Errno;
 use std::net::IpAddr;
@@ -23,9 +24,8 @@ const ACCEPT: u32 = 1;
 ///
 /// # Errors
 /// The kernel has no nf_tables for one of the families that are needed.
-pub fn begin(addresses: &[IpAddr]) -> Result<()> {
-    end(addresses)?;
-    let name = name_of(addresses);
+pub fn begin(addresses: &[IpAddr], attempt: &str) -> Result<()> {
+    let name = name_of(addresses, attempt);
     let make = || -> std::result::Result<(), Errno> {
         for (family, hook) in FAMILIES.into_iter().zip(HOOKS) {
             let of_family: Vec<_> = addresses.iter().filter(|ip| ip.is_ipv4() == (family == ARP)).collect();
@@ -42,14 +42,26 @@ pub fn begin(addresses: &[IpAddr]) -> Result<()> {
 ///
 /// # Errors
 /// The table cannot be removed.
-pub fn end(addresses: &[IpAddr]) -> Result<bool> {
-    remove_from(None, &name_of(addresses), &FAMILIES)
+pub fn end(addresses: &[IpAddr], attempt: &str) -> Result<bool> {
+    remove_from(None, &name_of(addresses, attempt), &FAMILIES)
 }
 
-fn name_of(addresses: &[IpAddr]) -> String {
+/// The same for whatever attempts have left.
+///
+/// # Errors
+/// A table cannot be removed.
+pub fn sweep(addresses: &[IpAddr]) -> Result<()> {
+    let ours = name_of(addresses, "");
+    for name in leftovers(None)?.iter().filter(|name| name.starts_with(&ours)) {
+        remove_from(None, name, &FAMILIES)?;
+    }
+    Ok(())
+}
+
+fn name_of(addresses: &[IpAddr], attempt: &str) -> String {
     let mut lines: Vec<String> = addresses.iter().map(|ip| format!("{ip}\n")).collect();
     lines.sort_unstable();
-    format!("{PREFIX}quiet-{:016x}", xxhash_rust::xxh3::xxh3_64(lines.concat().as_bytes()))
+    format!("{PREFIX}quiet-{:016x}-{attempt}", xxhash_rust::xxh3::xxh3_64(lines.concat().as_bytes()))
 }
 
 /// A table with a chain and a rule for each address.

@@ -53,9 +53,16 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         let what = format!("{twice} is a destination and an alternate");
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
-    let all: Vec<Dest> = [&options.dests[..], &further.alternates].concat();
+    if options.copies.as_ref().is_some_and(|copies| !copies.addresses.is_empty())
+        && (further.disjoint.is_some() || !further.alternates.is_empty())
+    {
+        let what = "--address goes by the places of the destinations: not with --disjoint-paths or --alternate";
+        return Err(Failure::new(what).kind(FailureKind::Usage));
+    }
+    let all = options.dests.iter().chain(&further.alternates).chain(options.then.dests());
+    let all: Vec<Dest> = all.cloned().collect();
     proxies::refuse(&options.peer, &all, further.disjoint)?;
-    paths::refuse(&options.peer, &all.into_iter().chain(options.then.dests().cloned()).collect::<Vec<_>>())?;
+    paths::refuse(&options.peer, &all)?;
     let chosen = match further.disjoint {
         Some(disjoint) => paths::choose(disjoint, (&options.dests, &further.alternates), &options.peer, events, abort)?,
         None => (options.dests.clone(), further.alternates.clone()),

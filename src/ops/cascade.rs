@@ -15,7 +15,7 @@ use super::paths::Disjoint;
 use super::warm::Front;
 use super::words::{Dest, SessionId, Target, WordError};
 use super::{Event, Events};
-use super::{many, reach};
+use super::{many, proxies, reach};
 use crate::blocker::{Blocker, codes};
 use crate::companion::{self, parcel};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -138,7 +138,8 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
     }
     for (n, dests) in (2..).zip(&options.then.stages) {
         let stage = MoveOptions { dests: dests.clone(), then: Cascade::default(), ..options.clone() };
-        many::refuse(&stage).map_err(|failure| Failure { what: format!("stage {n}: {}", failure.what), ..failure })?;
+        let refused = many::refuse(&stage).and_then(|()| proxies::refuse(&options.peer, dests, None));
+        refused.map_err(|failure| Failure { what: format!("stage {n}: {}", failure.what), ..failure })?;
     }
     Ok(())
 }

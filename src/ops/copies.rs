@@ -45,6 +45,8 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
         "the address of the original is not for several copies: --address gives each one of its own"
     } else if state.pids == Some(Pids::Same) {
         "a copy has the process ids of the original in a PID namespace of its own, not --pids same"
+    } else if !options.then.stages.is_empty() {
+        "--then moves a target on, not copies of it: they stay where they are started"
     } else if copies.addresses.len() > options.dests.len() {
         "there are more addresses than destinations: each --address is for the destination at its place"
     } else {
@@ -154,11 +156,12 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         type Change = fn(&mut MoveOptions);
-        let changes: [Change; 4] = [
+        let changes: [Change; 5] = [
             |options| options.mode.mode = Mode::Hybrid,
             |options| options.mode.fence = Some("true".into()),
             |options| options.state.move_addresses = vec!["10.0.0.7/24@eth0".parse().unwrap()],
             |options| options.state.pids = Some(Pids::Same),
+            |options| options.then.stages = vec![vec!["c".parse().unwrap()]],
         ];
         for change in changes {
             let mut options = options(&["b"]);

@@ -20,6 +20,7 @@ pub use mover::{Far, Moved, Shows};
 pub use select::LeftOut;
 
 use super::options::{EvacuateOptions, Mode};
+use super::warm::{absolute, full};
 use super::words::{Dest, SessionId, Target};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::switchover::forecast::Forecast;
@@ -27,7 +28,6 @@ use crate::transport::Abort;
 use board::Board;
 use hosts::Hosts;
 use select::{Found, Journals};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Something that happens meanwhile.
@@ -234,18 +234,13 @@ fn refuse(options: &EvacuateOptions) -> Result<()> {
 
 /// The options for other processes, and for journals that are read elsewhere.
 fn in_full(mut options: EvacuateOptions) -> Result<EvacuateOptions> {
-    let full = |path: &Path| -> Result<PathBuf> {
-        std::path::absolute(path).map_err(|e| Failure::of(format!("{} cannot be found", path.display()), &e))
-    };
     for target in &mut options.targets {
         if let Target::PidFile(path) = target {
             *path = full(path)?;
         }
     }
     for dest in options.to.iter_mut().chain(&mut options.further.alternates) {
-        if let Dest::Unix(path) = dest {
-            *path = full(path)?;
-        }
+        *dest = absolute(dest.clone())?;
     }
     Ok(options)
 }

@@ -745,6 +745,12 @@ fn failure(options: &MoveOptions, error: MoveError) -> Failure {
                 .target(TargetState::InDoubt)
                 .hint(format!("migrate status {session} says who has it; migrate resolve {session} decides"))
         }
+        MoveError::CopyUnanswered { ref peer } => {
+            Failure::of(format!("it is not known whether a copy of the target runs on {peer}"), &error)
+                .kind(FailureKind::NeedsPerson)
+                .target(TargetState::Running)
+                .hint(format!("migrate status on {peer} says whether one runs there"))
+        }
         error @ MoveError::NotResumed { .. } => {
             Failure::of(what, &error).kind(FailureKind::NeedsPerson).target(TargetState::Held)
         }

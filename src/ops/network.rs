@@ -37,6 +37,7 @@ use crate::proc::table::Table;
 use crate::trace::freeze::Frozen;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long what comes to the old place is forwarded: neighbours have heard of the new one by then.
@@ -368,6 +369,10 @@ pub(super) struct Arriving {
     added: Vec<Place>,
     /// Addresses that neighbours who ask for them are not told of, as others may get the target.
     quiet: Vec<IpAddr>,
+    /// For which attempt.
+    attempt: String,
+    /// Ends that.
+    ending: Option<JoinHandle<()>>,
     /// Packets from the source that wait until the target runs.
     kept: Vec<Vec<u8>>,
     kept_bytes: usize,
@@ -383,6 +388,12 @@ impl Arriving {
     /// source is in this very network, and captures what comes.
     pub fn begin(addresses: &[Place], model: &Model, same_network: bool) -> Self {
         let needed = !Flows::of(model).is_empty() || !addresses.is_empty();
+        let ips: Vec<IpAddr> = addresses.iter().map(|place| place.ip).collect();
+        if !ips.is_empty()
+            && let Err(error) = quiet::sweep(&ips)
+        {
+            tracing::warn!(%error, "what a killed session has left may keep neighbours from an address");
+        }
         let keeper = if needed { Keeper::open() } else { None };
         let announcers = announcers(addresses);
         let mut arriving = Self::default();
@@ -390,14 +401,15 @@ impl Arriving {
         arriving
     }
 
-    /// Nobody hears of these addresses before the target is ours: others have been offered it, too.
-    pub fn keep_quiet(&mut self, addresses: &[Place]) -> Option<Blocker> {
-        self.quiet = addresses.iter().map(|place| place.ip).collect();
-        if self.quiet.is_empty() {
+    /// Nobody hears of these addresses before the target is ours: others have been offered it, too. Where they are the original's, on
+    /// this host, it goes on to be answered for.
+    pub fn keep_quiet(&mut self, addresses: &[Place], attempt: &str) -> Option<Blocker> {
+        if addresses.is_empty() || addresses.iter().any(Place::is_here) {
             return None;
         }
+        (self.quiet, self.attempt) = (addresses.iter().map(|place| place.ip).collect(), attempt.to_owned());
         let object = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let refused = quiet::begin(&self.quiet).err()?;
+        let refused = quiet::begin(&self.quiet, attempt).err()?;
         Some(Blocker::new(codes::ADDRESS_OF_SEVERAL, object()).because(refused.to_string()))
     }
 
@@ -429,7 +441,8 @@ impl Arriving {
         let quiet = std::mem::take(&mut self.quiet);
         if !quiet.is_empty() {
             // It waits for a grace period, and the target for nobody: those who know the address already are told here.
-            std::thread::spawn(move || end_quiet(&quiet));
+            let attempt = self.attempt.clone();
+            self.ending = Some(std::thread::spawn(move || end_quiet(&quiet, &attempt)));
         }
         // Where the order came before anything could be said, or nothing might be.
         self.announce();
@@ -495,7 +508,7 @@ impl Arriving {
                 tracing::warn!(%error, "an address was left behind");
             }
         }
-        end_quiet(&std::mem::take(&mut self.quiet));
+        end_quiet(&std::mem::take(&mut self.quiet), &self.attempt);
         if let Some(keeper) = &mut self.keeper {
             keeper.rest();
         }
@@ -506,15 +519,17 @@ impl Drop for Arriving {
     fn drop(&mut self) {
         // Addresses that are still here are a prepared copy's: whoever decides about it ends this, too.
         if self.added.is_empty() {
-            end_quiet(&self.quiet);
+            end_quiet(&self.quiet, &self.attempt);
         }
+        // A panic there has been logged.
+        self.ending.take().into_iter().for_each(|ending| drop(ending.join()));
     }
 }
 
 /// Neighbours are answered again.
-fn end_quiet(addresses: &[IpAddr]) {
+fn end_quiet(addresses: &[IpAddr], attempt: &str) {
     if !addresses.is_empty()
-        && let Err(error) = quiet::end(addresses)
+        && let Err(error) = quiet::end(addresses, attempt)
     {
         tracing::error!(%error, "neighbours who ask for a moved address are not answered");
     }

@@ -100,6 +100,8 @@ struct Engine {
     network: Arriving,
     /// Others have been offered the target, too.
     to_several: bool,
+    /// Which attempt this is, in names.
+    attempt: String,
     /// The original is in this very network, and what it has of sockets is taken over.
     same_network: bool,
     /// The memory of the tree that stands still, until it runs.
@@ -135,6 +137,7 @@ impl Builder for Engine {
         self.hooks = Aside::of(who);
         self.base = who.base.map(|base| OsStr::from_bytes(&base.0).into());
         self.to_several = who.to_several && !who.dry_run;
+        self.attempt = who.attempt.to_string();
     }
 
     fn preflight(&mut self, model: &Model, state: &serde_json::Value, judged: &HashSet<Bytes>) -> Result<Vec<Blocker>> {
@@ -163,7 +166,7 @@ impl Builder for Engine {
         let mut blockers = restore::preflight::look(model, &options, &scope);
         blockers.extend(addresses::blockers(&self.addresses()));
         if self.to_several {
-            blockers.extend(self.network.keep_quiet(&self.addresses()));
+            blockers.extend(self.network.keep_quiet(&self.addresses(), &self.attempt));
         }
         blockers.extend(addresses::blockers(self.state.identity.iter().flat_map(|identity| &identity.address)));
         // On one host it is the unit that the target leaves, which the source looks after. A copy takes no unit's place.

@@ -154,7 +154,8 @@ fn refuse(options: &WarmOptions) -> Result<()> {
     if moves.dests.len() <= CANDIDATES_MAX {
         many::refuse(moves)?;
     }
-    proxies::refuse(&moves.peer, &moves.dests, options.disjoint)?;
+    let all: Vec<_> = moves.dests.iter().chain(moves.then.dests()).cloned().collect();
+    proxies::refuse(&moves.peer, &all, options.disjoint)?;
     let what = if moves.dests.len() > CANDIDATES_MAX {
         format!("{CANDIDATES_MAX} destinations are kept warm at once, at most")
     } else if !matches!(moves.mode.mode, Mode::Auto | Mode::PreCopy) {
@@ -186,14 +187,14 @@ fn in_full(mut options: WarmOptions) -> Result<WarmOptions> {
     Ok(options)
 }
 
-fn absolute(dest: Dest) -> Result<Dest> {
+pub(super) fn absolute(dest: Dest) -> Result<Dest> {
     Ok(match dest {
         Dest::Unix(path) => Dest::Unix(full(&path)?),
         other => other,
     })
 }
 
-fn full(path: &Path) -> Result<PathBuf> {
+pub(super) fn full(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Failure::of(format!("{} cannot be found", path.display()), &e))
 }
 

@@ -1,7 +1,8 @@
 //! Model to target: makes a live tree.
 //!
 //! [`plan`] (pure) orders the work; [`material`] opens what skeletons inherit; [`skeleton`] makes empty stopped tasks with
-//! the right ids; the rooms that mirror the model give each what it had; [`go`] sets registers and releases everybody.
+//! the right ids; the rooms that mirror the model give each what it had; [`go`] sets registers and releases everybody. [`clone`]
+//! makes different what copies of one tree cannot both have.
 //! [`prebuilt`] is where a migration stops for a while, and [`reconcile`] what it does when the target has changed.
 //! Until [`Restored::go`] the tree is held by [`skeleton::Skeletons`], which kills it when dropped.
 

@@ -170,6 +170,11 @@ fn text(evacuation: &Evacuation, settings: &Settings) -> String {
         let memory = if evacuation.dry_run { "BYTES" } else { "SENT" };
         text += &table::lay_out(["TREE", "NAME", "STATE", "HOST", "PID", "PAUSE", memory, "TIME"], &rows, coloured);
     }
+    for tree in &evacuation.trees {
+        if let Fate::Moved { moved, .. } = &tree.fate {
+            moved.notes.iter().for_each(|note| text += &format!("{}: {}\n", tree.target, clean(note)));
+        }
+    }
     for (tree, failure) in evacuation.stayed() {
         text += &format!("\n{}\n", end(tree));
         if let Some(hint) = &failure.hint {

@@ -354,7 +354,8 @@ fn tree(tree: &TreeReport) -> Object {
             .known("pid", moved.pid)
             .known("mode", moved.mode.as_deref())
             .known("downtime_us", moved.downtime.map(us))
-            .known("bytes_sent", moved.bytes),
+            .known("bytes_sent", moved.bytes)
+            .known("notes", Some(moved.notes.clone()).filter(|notes| !notes.is_empty())),
         Fate::Gone(Some(dest)) => fields.with("became", "gone").with("dest", dest.as_str()),
         Fate::Gone(None) => fields.with("became", "ended"),
         Fate::Stayed(failure) => fields.with("became", "stayed").and(self::failure(failure)),

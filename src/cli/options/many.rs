@@ -188,7 +188,7 @@ impl PathArgs {
 pub struct ProxyArgs {
     /// Send what is for the destinations once to this host, which passes it on; of several, each to the next
     ///
-    /// They run an agent, or are reached by ssh, as destinations are, and reach destinations (tcp:// or ssh) by keys of their own. A proxy keeps nothing. Where it fails before the target is handed over, destinations are connected to directly.
+    /// They run an agent, or are reached by ssh, as destinations are, and reach destinations (tcp:// or ssh) by keys of their own. A proxy keeps nothing. Where it fails before the target is handed over, destinations are connected to directly. Not with --disjoint-paths, and not for a destination on this host (unix:, local).
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     via: Vec<DestArg>,
 }

@@ -174,6 +174,8 @@ pub trait Builder {
 /// Who comes.
 #[derive(Debug)]
 pub struct Introduction<'a> {
+    /// The attempt.
+    pub attempt: AttemptId,
     /// The session, as the source's user knows it.
     pub session: &'a str,
     /// From where.

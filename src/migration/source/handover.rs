@@ -90,10 +90,13 @@ impl Attempt<'_> {
         })
     }
 
-    /// It runs at this one, for good: while the rest of its memory follows, the others need not wait to be told.
+    /// It runs at this one, for good: while the rest of its memory follows, the others need not wait to be told; and one of them may be
+    /// where it goes on to.
     fn runs_there(&mut self, target: &mut dyn Target, to: Candidate, interrupted: &Abort) -> Result<(), MoveError> {
         if self.serving.is_some() {
             self.takes_states();
+        }
+        if self.serving.is_some() || self.wishes.onward.is_some() {
             self.tell_others(target, &[to]);
         }
         self.drained(interrupted).map_err(|error| self.in_doubt(error))

@@ -8,7 +8,7 @@ use crate::blocker::{Blocker, codes};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::resolve::Owner;
 use crate::migration::switchover::forecast::Forecast;
-use crate::ops::attempts::Further;
+use crate::ops::attempts::{Further, in_short};
 use crate::ops::check::peers;
 use crate::ops::options::{EvacuateOptions, Mode, MoveOptions, StateOptions, StatusOptions};
 use crate::ops::words::SessionId;
@@ -426,10 +426,6 @@ fn cannot_start(error: &std::io::Error) -> Failure {
 /// The tree runs here as if nothing had been.
 fn is_unharmed(failure: &Failure) -> bool {
     matches!(failure.target, TargetState::Untouched | TargetState::Running)
-}
-
-fn in_short(failure: &Failure) -> String {
-    std::iter::once(&failure.what).chain(&failure.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
 }
 
 /// What has become of a move whose process was killed: its guardian settles it, and the journal says how.

@@ -46,6 +46,12 @@ const LANES_MAX: usize = 64;
 /// The longest frame that is carried, its header included, bytes.
 const FRAME_BYTES_MAX: u64 = 6 << 20;
 
+/// Proxies in a row, at most.
+const PROXIES_MAX: usize = 8;
+
+/// How long a proxy waits for others, whatever the source says.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+
 /// The longest time between two signs of life.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
@@ -77,7 +83,7 @@ impl Manner {
 
     /// By the keys and the ssh of this host.
     fn options(&self, own: &ConnectOptions) -> ConnectOptions {
-        let time = |ms: u64| Duration::from_millis(ms).min(Duration::from_secs(24 * 3600));
+        let time = |ms: u64| Duration::from_millis(ms).clamp(PATIENCE.0, PATIENCE.1);
         ConnectOptions {
             connect_timeout: time(self.connect_timeout_ms),
             peer_timeout: time(self.peer_timeout_ms),

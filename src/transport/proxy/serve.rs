@@ -14,12 +14,12 @@ use super::super::pump::pump;
 use super::super::wait::Abort;
 use super::recent::{Frame, Recent};
 use super::{
-    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Manner, NEVER, PeerAddress, Pulse, Result, ToProxy,
-    TransportError, WINDOW_BYTES,
+    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Manner, NEVER, PROXIES_MAX, PeerAddress, Pulse, Result,
+    ToProxy, TransportError, WINDOW_BYTES,
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 
@@ -34,6 +34,12 @@ pub fn serve(link: Link, own: &ConnectOptions) -> Result<()> {
         ToProxy::Through { on, manner } => (on, manner),
         other => return Err(super::malformed(control.peer(), format!("{other:?} instead of Through"))),
     };
+    if on.len() >= PROXIES_MAX {
+        let reason = format!("{} proxies behind this one, where {PROXIES_MAX} in a row are possible", on.len());
+        let error = super::malformed(control.peer(), reason.clone());
+        control.refuse(&reason);
+        return Err(error);
+    }
     let options = manner.options(own);
     if let Some((next, further)) = on.split_first() {
         return pass_everything_on(control, next, further, (&manner, &options));
@@ -43,7 +49,7 @@ pub fn serve(link: Link, own: &ConnectOptions) -> Result<()> {
     control.stream().tune_for_bulk(options.peer_timeout);
     let peer = control.peer().to_owned();
     let (mut input, output) = control.split()?;
-    let proxy = Proxy { peer, options, out: Mutex::new(output) };
+    let proxy = Proxy { peer, options, out: Mutex::new(output), living: AtomicUsize::new(0) };
     std::thread::scope(|scope| proxy.run(scope, &mut input))
 }
 
@@ -83,6 +89,8 @@ struct Proxy {
     options: ConnectOptions,
     /// The link to the source, to send by.
     out: Mutex<Channel>,
+    /// Connections whose threads have not ended, those too that the source has hung up.
+    living: AtomicUsize,
 }
 
 /// What goes to a destination; `None`: nothing more.
@@ -196,7 +204,7 @@ impl Proxy {
         number: u32,
         (address, session): (PeerAddress, Option<[u8; 16]>),
     ) -> Result<()> {
-        if lanes.len() >= LANES_MAX || lanes.contains_key(&number) {
+        if self.living.load(Ordering::Relaxed) >= LANES_MAX || lanes.contains_key(&number) {
             let reason = format!("a proxy has {LANES_MAX} connections at a time, each with a number of its own");
             self.say(&FromProxy::HungUp { lane: number, reason });
             return Ok(());
@@ -205,6 +213,7 @@ impl Proxy {
         let lane = Lane { queue, counts: Arc::default(), abort: new_abort(&self.peer)? };
         let (ends, counts, abort) = (lane.queue.clone(), Arc::clone(&lane.counts), lane.abort.clone());
         lanes.insert(number, lane);
+        self.living.fetch_add(1, Ordering::Relaxed);
         scope.spawn(move || {
             let connected = connect::connection(&address, &self.options, session.map(SessionNumber), &abort);
             let done = connected.and_then(|(channel, _ssh)| {
@@ -213,6 +222,7 @@ impl Proxy {
             });
             let reason = done.err().map_or_else(|| "it was closed".to_owned(), |error| super::in_words(&error));
             tracing::debug!(lane = number, %address, reason, "a connection of a source has ended");
+            self.living.fetch_sub(1, Ordering::Relaxed);
             self.say(&FromProxy::HungUp { lane: number, reason });
         });
         Ok(())

@@ -187,7 +187,8 @@ impl Trunk {
     }
 
     /// Nobody can be reached by it any more.
-    pub fn is_lost(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_lost(&self) -> bool {
         self.0.state().lost.is_some()
     }
 

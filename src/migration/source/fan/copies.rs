@@ -20,7 +20,7 @@ use super::{Event, LOOK, Member, Stage};
 use crate::fault::{self, Point};
 use crate::migration::handover::{Candidate, Reply, Sync};
 use crate::migration::journal::Step;
-use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource};
+use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::report::Pause;
 use crate::transport::TransportError;
 use crossbeam_channel::unbounded;
@@ -151,6 +151,7 @@ impl Attempt<'_> {
 fn start(peer: &mut Peer<'_>, again: Option<Again<'_>>) -> Result<i32, MoveError> {
     let attempt = peer.id;
     peer.link.control.during("starting the copy");
+    peer.link.control.deadline(Some(ANSWERED_WITHIN));
     let told = protocol::send(&mut peer.link.control, &FromSource::Commit { attempt });
     fault::strike(Point::SourceCommitted);
     match told.map_err(MoveError::from).and_then(|()| peer.receive()) {
@@ -163,15 +164,16 @@ fn start(peer: &mut Peer<'_>, again: Option<Again<'_>>) -> Result<i32, MoveError
             Err(MoveError::Stays { reason: "it has deleted its copy".to_owned() })
         }
         Ok(other) => Err(peer.unexpected(&other, "the word that the copy runs")),
-        Err(error) if error.is_link_lost() => start_anew(peer.id, again, error),
-        Err(error) => Err(error),
+        Err(error) => start_anew(peer, again, &error),
     }
 }
 
 /// The same over new links: what was said may have been heard.
-fn start_anew(attempt: AttemptId, again: Option<Again<'_>>, error: MoveError) -> Result<i32, MoveError> {
-    let until = Instant::now() + ANSWERED_WITHIN;
-    let Some(again) = again else { return Err(error) };
+fn start_anew(peer: &Peer<'_>, again: Option<Again<'_>>, error: &MoveError) -> Result<i32, MoveError> {
+    let (attempt, until) = (peer.id, Instant::now() + ANSWERED_WITHIN);
+    let unanswered = MoveError::CopyUnanswered { peer: peer.link.control.peer().to_owned() };
+    tracing::warn!(%error, "no answer to the order to run a copy");
+    let Some(again) = again else { return Err(unanswered) };
     while Instant::now() < until {
         let said = again.link().and_then(|mut link| {
             link.control.deadline(Some(ANSWERED_WITHIN));
@@ -184,12 +186,14 @@ fn start_anew(attempt: AttemptId, again: Option<Again<'_>>, error: MoveError) ->
         });
         match said {
             Ok(FromDestination::Says { reply: Some(Reply::Running), pid: Some(pid), .. }) => return Ok(pid),
-            Ok(FromDestination::Says { reply: Some(Reply::Aborted | Reply::Unknown), .. }) => return Err(error),
+            Ok(FromDestination::Says { reply: Some(Reply::Aborted | Reply::Unknown), .. }) => {
+                return Err(MoveError::Stays { reason: "it has no copy any more".to_owned() });
+            }
             // Whoever decides there is busy with just that.
             Ok(_) => {}
             Err(unheard) => tracing::debug!(%unheard, "a destination does not say whether its copy runs"),
         }
         std::thread::sleep(ASK_AGAIN);
     }
-    Err(error)
+    Err(unanswered)
 }

@@ -6,6 +6,8 @@
 //!   queue (bounded)   [lane 0]             [lane 1]             [lane 2]: full, passed over: its own dirty state grows
 //!   threads           driver, bulk ...     driver, bulk ...     driver, bulk ...
 //! ```
+//! One that a warm-up has lost is taken back ([`comeback`]); where each destination starts a copy, [`copies`] tells all of them.
+//!
 //! In a round take part those that have stored their last one; the others go on with theirs, and what this round has they get in
 //! their next. The policy of [`super::super::switchover`] looks at as many as the quorum says. In the pause one goes ahead for a moment,
 //! then all get what they lack; the first PREPARED gets COMMIT, the others are told that the target is not theirs once it runs ([`others`]).
@@ -443,7 +445,10 @@ impl<'a> Attempt<'a> {
                 Stage::Out(error) => {
                     let said = MoveError::Stays { reason: in_short(&error) };
                     member.stage = Stage::Out(said);
-                    other = Some(error);
+                    // Whether nothing has happened is not known where one does not answer: nobody tries again then.
+                    if !matches!(other, Some(MoveError::CopyUnanswered { .. })) {
+                        other = Some(error);
+                    }
                 }
                 stage => member.stage = stage,
             }
