@@ -14,11 +14,16 @@ pub mod tracker;
 
 use crate::image::Pid;
 use crate::sys::{clone, fd, wait};
+use serde::de::DeserializeOwned;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// What its starter has to say to a companion comes within this time, or does not come.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a companion is started from: the program that runs, also when its file was replaced since, as in an upgrade.
 pub const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -69,4 +74,15 @@ pub(crate) fn starter() -> io::Result<UnixStream> {
     let null = std::fs::File::open("/dev/null")?;
     fd::replace_stdin(null.as_fd())?;
     Ok(socket)
+}
+
+/// What a process of ours is started for, from whoever has started it. The companion never waits longer than ten seconds for the other end,
+/// afterwards either.
+///
+/// # Errors
+/// The socket's; what is no such charge.
+pub(crate) fn charge<T: DeserializeOwned>(starter: &mut UnixStream) -> io::Result<T> {
+    starter.set_read_timeout(Some(PATIENCE))?;
+    starter.set_write_timeout(Some(PATIENCE))?;
+    parcel::receive(starter, |_| 0).map(|(charge, _)| charge)
 }

@@ -6,6 +6,7 @@
 use super::op::Op;
 use super::{Result, failed};
 use crate::image::Bytes;
+use crate::sys::page_buffer::PageBuffer;
 use nix::unistd::{Whence, lseek};
 use std::fs::File;
 use std::io;
@@ -80,7 +81,7 @@ pub fn changed<E: From<super::Error>>(
     let read = |e: io::Error| E::from(failed("read", path)(e));
     let mut extents = Extents { file, size, data: (0, 0) };
     let mut digests = Vec::new();
-    let mut buffer = vec![0; BLOCK as usize];
+    let mut buffer = PageBuffer::of(BLOCK as usize);
     for (n, from) in (0..size).step_by(BLOCK as usize).enumerate() {
         let to = (from + BLOCK).min(size);
         let segments = extents.within(from, to).map_err(read)?;
@@ -145,7 +146,7 @@ fn fill(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
 /// It cannot be read.
 pub fn whole(file: &File, path: &Bytes, len: u64) -> Result<Option<String>> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = PageBuffer::of(1 << 20);
     let mut at = 0;
     while at < len {
         let part = buffer.len().min(usize::try_from(len - at).unwrap_or(usize::MAX));

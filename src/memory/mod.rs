@@ -14,4 +14,5 @@ pub mod track;
 pub mod unprotect;
 pub mod zero;
 
+pub use crate::sys::page_buffer::PageBuffer;
 pub use ranges::{PageRange, RangeSet, Space};

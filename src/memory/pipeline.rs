@@ -5,7 +5,7 @@
 //! how pages are read or written is the engine's, behind [`ReadPages`] and [`WritePages`].
 
 use super::{
-    PageRange, Space,
+    PageBuffer, PageRange, Space,
     store::{Mark, PageLane, PageReader, PageSink, ResolvedRun, Scratch, Source, StoreError},
 };
 use crate::image::mm::PAGE;
@@ -224,7 +224,7 @@ fn dump(
     }
     Work::run(batches(plan, GRAIN_PAGES), workers_for(pages, workers), &|work| {
         let mut lane = sink.lane()?;
-        let mut buf = vec![0u8; (pages.min(BATCH_PAGES) * PAGE) as usize];
+        let mut buf = PageBuffer::of((pages.min(BATCH_PAGES) * PAGE) as usize);
         let mut compared = Compared::default();
         while let Some(grain) = work.next() {
             let parts: Vec<_> = grain.ranges.iter().map(|r| (grain.space, *r)).collect();
@@ -254,7 +254,7 @@ fn dump(
 #[derive(Default)]
 struct Compared {
     scratch: Scratch,
-    content: Vec<u8>,
+    content: PageBuffer,
 }
 
 impl Compared {
@@ -296,7 +296,7 @@ impl Compared {
             if !matches!(piece.source, Source::Data { .. }) {
                 continue;
             }
-            self.content.resize(piece.range.bytes() as usize, 0);
+            self.content.resize(piece.range.bytes() as usize);
             parent.read_into(&piece, &mut self.content, &mut self.scratch)?;
             let skip = piece.range.first - first;
             let ours = data[(skip * PAGE) as usize..].chunks_exact(PAGE as usize);
@@ -358,7 +358,8 @@ pub fn load_pages(
     let content = |run: &&ResolvedRun| matches!(run.source, Source::Data { .. });
     let pages: u64 = runs.iter().filter(content).map(|r| r.range.count).sum();
     Work::run(load_batches(runs, reader), workers_for(pages, workers), &|work| {
-        let mut loader = Loader { reader, dest, scratch: Scratch::default(), buf: Vec::new(), ranges: Vec::new() };
+        let mut loader =
+            Loader { reader, dest, scratch: Scratch::default(), buf: PageBuffer::default(), ranges: Vec::new() };
         while let Some(batch) = work.next() {
             let space = batch[0].space;
             let written =
@@ -385,7 +386,7 @@ struct Loader<'a> {
     reader: &'a PageReader,
     dest: &'a dyn WritePages,
     scratch: Scratch,
-    buf: Vec<u8>,
+    buf: PageBuffer,
     ranges: Vec<PageRange>,
 }
 
@@ -395,17 +396,15 @@ impl Loader<'_> {
         self.ranges.clear();
         batch.iter().for_each(|r| append(&mut self.ranges, r.range));
         let bytes = self.ranges.iter().map(|r| r.bytes() as usize).sum::<usize>();
-        if self.buf.len() < bytes {
-            self.buf.resize(bytes, 0);
-        }
-        let mut rest = &mut self.buf[..bytes];
+        self.buf.resize(bytes);
+        let mut rest = &mut self.buf[..];
         for run in batch {
             let (part, later) = rest.split_at_mut(run.range.bytes() as usize);
             self.reader.read_into(run, part, &mut self.scratch)?;
             rest = later;
         }
         let space = batch[0].space;
-        let written = self.dest.write(space, &self.ranges, &self.buf[..bytes]);
+        let written = self.dest.write(space, &self.ranges, &self.buf);
         written.map_err(|source| PipelineError::Write { space, source })?;
         Ok(bytes as u64)
     }

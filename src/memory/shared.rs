@@ -8,7 +8,7 @@
 use super::pipeline::PageError;
 use super::scan::shared_pages;
 use super::track::TrackError;
-use super::{PageRange, RangeSet, Space};
+use super::{PageBuffer, PageRange, RangeSet, Space};
 use crate::image::mm::{PAGE, ShmemKind};
 use crate::image::{Model, Pid, ShmemId};
 use crate::proc::ProcDir;
@@ -266,7 +266,7 @@ impl Object {
         let workers = if pages < INLINE_PAGES { 1 } else { super::pipeline::default_workers() };
         let share = pieces.len().div_ceil(workers).max(1);
         let compare = |part: &[PageRange]| -> std::io::Result<RangeSet> {
-            let mut buf = vec![0; (BATCH_PAGES * PAGE) as usize];
+            let mut buf = PageBuffer::of((BATCH_PAGES * PAGE) as usize);
             let mut changed = RangeSet::new();
             for piece in part {
                 let buf = &mut buf[..piece.bytes() as usize];

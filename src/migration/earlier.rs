@@ -10,7 +10,7 @@ use super::pages::{DIGEST_BYTES, Packer, Run, What};
 use crate::image::limits::FRAME_PAGES;
 use crate::image::mm::PAGE;
 use crate::memory::store::{PageReader, ResolvedRun, Scratch, Source, StoreError};
-use crate::memory::{PageRange, Space, zero};
+use crate::memory::{PageBuffer, PageRange, Space, zero};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -50,14 +50,14 @@ impl Earlier {
         // It may be replaced while it is read: what is read is checked each time.
         let reader = PageReader::open(dir)?.suspicious();
         let (mut runs, mut places) = (Vec::new(), HashMap::new());
-        let (mut content, mut scratch) = (Vec::new(), Scratch::default());
+        let (mut content, mut scratch) = (PageBuffer::default(), Scratch::default());
         let spaces: Vec<_> = reader.spaces().collect();
         'all: for space in spaces {
             for run in reader.runs(space)?.iter().flat_map(|run| run.by_frame(&reader)) {
                 if !matches!(run.source, Source::Data { .. }) {
                     continue;
                 }
-                content.resize(run.range.bytes() as usize, 0);
+                content.resize(run.range.bytes() as usize);
                 reader.read_into(&run, &mut content, &mut scratch)?;
                 for (n, page) in (0u32..).zip(content.chunks_exact(PAGE as usize)) {
                     places.entry(hint(blake3::hash(page).as_bytes())).or_insert((runs.len() as u32, n));

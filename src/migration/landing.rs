@@ -6,7 +6,7 @@
 use super::MoveError;
 use super::pages::{Run, What};
 use crate::memory::pipeline::{ReadPages, WritePages};
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageBuffer, PageRange, RangeSet, Space};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -132,11 +132,11 @@ impl Landing {
     /// # Errors
     /// Memory of the tree cannot be read; whatever `out` fails with.
     pub fn take_out(&self, kept: &dyn Fn(Space, Space) -> RangeSet, out: &mut Out<'_>) -> Result<(), MoveError> {
-        let mut buffer = Vec::new();
+        let mut buffer = PageBuffer::default();
         for (name, plot) in &self.plots {
             let plot = plot.lock().unwrap_or_else(PoisonError::into_inner);
             for piece in plot.landed.difference(&kept(*name, plot.home)).iter().flat_map(|r| r.pieces(BATCH_PAGES)) {
-                buffer.resize(piece.bytes() as usize, 0);
+                buffer.resize(piece.bytes() as usize);
                 self.memory
                     .read(plot.home, &[piece], &mut buffer)
                     .map_err(|source| MoveError::Landing { space: plot.home, source })?;

@@ -10,7 +10,7 @@ use super::source::Plan;
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
-use crate::memory::{PageRange, Space};
+use crate::memory::{PageBuffer, PageRange, Space};
 use crate::transport::{Channel, FrameKind, Link};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -281,7 +281,7 @@ impl Work<'_> {
     fn run(&self, channel: &mut dyn Outlet, number: usize) -> Result<(), MoveError> {
         let mut way =
             Way { channel, number, packer: Packer::new(self.packing.level), pace: Pace::begin(self.channels) };
-        let mut buffer = vec![0; (GRAIN_PAGES * PAGE) as usize];
+        let mut buffer = PageBuffer::of((GRAIN_PAGES * PAGE) as usize);
         loop {
             let grain = self.grains.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((space, ranges)) = grain else { break };

@@ -19,7 +19,7 @@ use super::earlier::{self, Earlier, Hint};
 use super::pages::{DIGEST_BYTES, Packer, Run, What};
 use crate::image::mm::PAGE;
 use crate::memory::store::Scratch;
-use crate::memory::{PageRange, Space, zero};
+use crate::memory::{PageBuffer, PageRange, Space, zero};
 use crate::transport::TransportError;
 use crate::transport::wait::Patience;
 use std::collections::{HashMap, HashSet};
@@ -301,7 +301,7 @@ impl Shelf {
         each: &mut Each<'_>,
     ) -> Result<(), MoveError> {
         let (digests, _) = digests.as_chunks::<DIGEST_BYTES>();
-        let mut content = vec![0; digests.len().min(BATCH_PAGES) * PAGE_BYTES];
+        let mut content = PageBuffer::of(digests.len().min(BATCH_PAGES) * PAGE_BYTES);
         let mut first = run.range.first;
         for digests in digests.chunks(BATCH_PAGES) {
             let content = &mut content[..digests.len() * PAGE_BYTES];

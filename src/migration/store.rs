@@ -9,11 +9,11 @@ use super::pages::{self, Run, What};
 use super::protocol::{AttemptId, SpaceName};
 use super::shelf::Fetching;
 use crate::image::{MmId, Model, mm::PAGE};
-use crate::memory::Space;
 use crate::memory::store::{
     Compression, Draft, ImageDir, ImageWriter, Lane, Mark, PageOptions, PageReader, PageWriter, Scratch, Source,
     SpaceInfo, StoreError, free_bytes,
 };
+use crate::memory::{PageBuffer, Space};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, DirEntry, File};
@@ -132,14 +132,14 @@ impl Store {
     /// The image cannot be read, or there is no room.
     pub fn take_back(&self, image: &ImageDir, names: &[SpaceName]) -> Result<(), MoveError> {
         let reader = PageReader::of(image)?;
-        let (mut taker, mut scratch, mut content) = (self.taker(), Scratch::default(), Vec::new());
+        let (mut taker, mut scratch, mut content) = (self.taker(), Scratch::default(), PageBuffer::default());
         for name in names {
             let (Some(home), space) = (name.model.map(Space::from), Space::from(name.sent_as)) else { continue };
             for run in reader.runs(home)?.iter().flat_map(|run| run.by_frame(&reader)) {
-                content.clear();
+                content.resize(0);
                 let what = match run.source {
                     Source::Data { .. } => {
-                        content.resize(run.range.bytes() as usize, 0);
+                        content.resize(run.range.bytes() as usize);
                         reader.read_into(&run, &mut content, &mut scratch)?;
                         What::Data
                     }

@@ -1,7 +1,7 @@
 //! Interfaces of network namespaces that are joined to one of this host (rtnetlink(7), RTM_NEWLINK).
 
 use super::address::{ACK, CREATE, EXCLUSIVE, REQUEST, ask};
-use super::{Result, failed};
+use super::{Result, failed, push_attribute};
 use crate::sys::socket;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -47,23 +47,8 @@ fn message(interface: &str, index: u32, ns: BorrowedFd<'_>) -> Vec<u8> {
     message
 }
 
-/// Length and kind, then the value, filled up to four bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 + value.len().next_multiple_of(4));
-    bytes.extend((4 + value.len() as u16).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    push_attribute(&mut bytes, kind, value);
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attributes_are_filled_up() {
-        assert_eq!(attribute(7, b"abcde"), [9, 0, 7, 0, b'a', b'b', b'c', b'd', b'e', 0, 0, 0]);
-        assert_eq!(attribute(7, b"abcd").len(), 8);
-    }
 }

@@ -1,7 +1,7 @@
 //! What the network must see, and must not see, while a tree changes its place: [`lock`] keeps sockets and packets as they
 //! are, [`capture`] keeps what they do not take meanwhile, [`segment`] gives it to them and says to a restored socket what its
-//! peer has said before, [`announce`] tells neighbours of an address that has moved, [`quiet`] keeps it from them until it is known where to, and
-//! [`link`] joins an interface of a clone's to one of this host.
+//! peer has said before, [`announce`] tells neighbours of an address that has moved, [`quiet`] keeps it from them until it is known
+//! where to, and [`link`] joins an interface of a clone's to one of this host.
 
 pub mod address;
 pub mod announce;
@@ -60,4 +60,26 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub fn failed(kind: &'static str, operation: &str) -> impl FnOnce(Errno) -> Error + use<> {
     let operation = operation.to_owned();
     move |errno| Error::Kernel { kind, operation, errno }
+}
+
+/// Appends an attribute of a netlink message (netlink(7)): length and kind, then the value, filled up to four bytes.
+fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    message.extend((4 + value.len() as u16).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::push_attribute;
+
+    #[test]
+    fn attributes_are_filled_up() {
+        let mut message = Vec::new();
+        push_attribute(&mut message, 7, b"abcde");
+        assert_eq!(message, [9, 0, 7, 0, b'a', b'b', b'c', b'd', b'e', 0, 0, 0]);
+        push_attribute(&mut message, 7, b"abcd");
+        assert_eq!(message.len(), 12 + 8);
+    }
 }

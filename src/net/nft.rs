@@ -7,7 +7,7 @@
 
 use super::lock::NetLock;
 use super::segment::{PASS_MARK, parse_address};
-use super::{Result, failed, namespace};
+use super::{Result, failed, namespace, push_attribute};
 use crate::sys::{Errno, socket};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -328,10 +328,7 @@ impl Batch {
     }
 
     fn bytes(&mut self, kind: u16, value: &[u8]) {
-        self.bytes.extend((value.len() as u16 + 4).to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend(value);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        push_attribute(&mut self.bytes, kind, value);
     }
 
     fn text(&mut self, kind: u16, value: &str) {

@@ -39,9 +39,6 @@ use std::time::Duration;
 /// The hidden first word of a mover.
 const ENTRY: &str = "cascade-process";
 
-/// How long a mover waits for its charge, or for whoever relays what it says.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Where a target goes on to from its destination.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cascade {
@@ -471,11 +468,7 @@ pub fn main(front: &'static dyn Front) -> u8 {
     if let Err(error) = quiet.and_then(|done| done) {
         tracing::warn!(%error, "keeps standard output and standard error");
     }
-    let charge = socket
-        .set_read_timeout(Some(PATIENCE))
-        .and_then(|()| socket.set_write_timeout(Some(PATIENCE)))
-        .and_then(|()| parcel::receive::<Charge>(&mut socket, |_| 0));
-    let Ok((Charge { onward, pid, started }, _)) = charge else { return 1 };
+    let Ok(Charge { onward, pid, started }) = companion::charge(&mut socket) else { return 1 };
     let (Ok(mut orders), Ok(())) = (socket.try_clone(), socket.set_read_timeout(None)) else { return 1 };
     let (stop, courier) = (abort.clone(), Courier(Mutex::new(Some(socket))));
     let listening = std::thread::Builder::new().name("orders".into()).spawn(move || {

@@ -89,11 +89,10 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     if let Some(id) = options.session.as_ref().filter(|_| lines.is_empty()) {
         return Err(Failure::new(format!("there is no session {id} on this host")));
     }
-    // Of a warm-up that has begun anew the last attempt is what it is now, or was in the end.
+    // Of a session that has begun anew (a warm-up, a move with retries) the last attempt is what it is now, or was in the end.
     let (sessions, newest) = (warm::fitting(""), newest_of_each(&lines));
     let is_warm = |line: &Line| sessions.contains(&line.session) && newest.contains(&line.attempt);
-    let was_warm = |line: &Line| sessions.contains(&line.session) || warm::last_words(&line.session).is_some();
-    let is_replaced = |line: &Line| line.step.is_final() && !newest.contains(&line.attempt) && was_warm(line);
+    let is_replaced = |line: &Line| line.step.is_final() && !newest.contains(&line.attempt);
     lines.retain(|line| options.all || line.role != Role::Source || !is_replaced(line));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let has_left = |line: &Line| kept::left(&journals, line.attempt).is_some();

@@ -10,7 +10,7 @@ use crate::image::task::Task;
 use crate::image::{MmId, Model, TaskId};
 use crate::memory::pipeline::{PipelineError, ReadPages, WritePages, load_pages};
 use crate::memory::store::{PageReader, ResolvedRun, Source};
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageBuffer, PageRange, RangeSet, Space};
 use crate::trace::Batch;
 use std::collections::{HashMap, HashSet};
 
@@ -131,9 +131,9 @@ impl Prebuilt<'_> {
         drop_pages(task, &same.difference(&inherited), &mut self.skeletons)?;
         let moved = inherited.difference(&same);
         let memory = self.memory()?;
-        let mut buffer = Vec::new();
+        let mut buffer = PageBuffer::default();
         for piece in moved.iter().flat_map(|range| range.pieces(BATCH_PAGES)) {
-            buffer.resize(piece.bytes() as usize, 0);
+            buffer.resize(piece.bytes() as usize);
             let (from, to) = (Space::Mm(parent), Space::Mm(child));
             let read = memory.read(from, &[piece], &mut buffer);
             read.map_err(|source| PipelineError::Read { space: from, source })?;

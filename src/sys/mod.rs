@@ -18,6 +18,7 @@ pub mod mount;
 pub mod nsfs;
 pub mod openat2;
 pub mod packet;
+pub mod page_buffer;
 pub mod pagemap;
 pub mod pass_fd;
 pub mod pidfd;

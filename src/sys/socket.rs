@@ -43,11 +43,26 @@ impl Order {
     }
 }
 
-/// Options that are the number of an interface: level, number of the option. In the order in which they can be set.
-pub const INTERFACE_OPTIONS: [(i32, i32, Order); 3] = [
-    (libc::SOL_IP, 50, Order::Network),   // IP_UNICAST_IF, Linux 3.3
-    (libc::SOL_IPV6, 76, Order::Network), // IPV6_UNICAST_IF, Linux 3.3
-    (libc::SOL_IPV6, libc::IPV6_MULTICAST_IF, Order::Host),
+/// An option that is the number of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InterfaceOption {
+    /// Its level, as of setsockopt(2).
+    pub level: i32,
+    /// Its number.
+    pub name: i32,
+    /// The order of its bytes.
+    pub order: Order,
+    /// Whether a stream socket has it by choice. A connection of TCP says in `IPV6_MULTICAST_IF` by which interface its first segment
+    /// has come, and no call sets that.
+    pub of_streams: bool,
+}
+
+/// All of them, in the order in which they can be set.
+pub const INTERFACE_OPTIONS: [InterfaceOption; 3] = [
+    // IP_UNICAST_IF and IPV6_UNICAST_IF, Linux 3.3
+    InterfaceOption { level: libc::SOL_IP, name: 50, order: Order::Network, of_streams: true },
+    InterfaceOption { level: libc::SOL_IPV6, name: 76, order: Order::Network, of_streams: true },
+    InterfaceOption { level: libc::SOL_IPV6, name: libc::IPV6_MULTICAST_IF, order: Order::Host, of_streams: false },
 ];
 
 fn owned(fd: libc::c_long) -> OwnedFd {

@@ -3,6 +3,7 @@
 
 use crate::handover::{wait, wait_for};
 use crate::moves::{Agent, Counter, Ended, Served, can_move, on_host, result, run, text};
+use crate::places::is_settled;
 use migrate_engine::transport::keys;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -63,12 +64,7 @@ impl Hosts {
         wait(|| self.counter.processes().len() == 1, &format!("{what}: one copy is left"));
         self.counter.check_runs();
         for name in ('a'..).take(self.agents.len() + 1) {
-            let undecided = || {
-                let output = run(on_host(&self.host(&name.to_string())), &["status", "--json"]);
-                assert!(output.status.success(), "{}", text(&output));
-                result(&output)["sessions"].as_array().map_or(0, Vec::len)
-            };
-            wait(|| undecided() == 0, &format!("{what}: {name} knows that it is over"));
+            is_settled(&self.host(&name.to_string()), what);
         }
         wait(|| self.movers().is_empty(), &format!("{what}: nobody moves it on any more"));
         self.counter.processes()[0]

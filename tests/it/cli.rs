@@ -53,6 +53,13 @@ pub fn events(output: &Output) -> Vec<Value> {
     events
 }
 
+/// What it has warned of, a line each.
+pub fn warnings(output: &Output) -> String {
+    let all = events(output);
+    let texts = all.iter().filter(|event| event["event"] == "warning").filter_map(|event| event["text"].as_str());
+    texts.collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn a_log_that_cannot_be_written_ends_nobody() {
     if !crate::moves::can_move() {

@@ -4,6 +4,7 @@
 use crate::handover::wait;
 use crate::moves::{Agent, can_move, end_all, on_host, result, run, text};
 use crate::networks::Networks;
+use crate::places::is_settled;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -210,11 +211,7 @@ impl Stage {
             assert_eq!(self.subject.ask(pid, &["ground"]), ["True"], "{what}: memory of {pid}");
         }
         for host in std::iter::once("source".to_owned()).chain((0..self.agents.len()).map(|n| format!("dest{n}"))) {
-            let is_over = || {
-                let output = run(on_host(&self.dir.path().join(&host)), &["status", "--json"]);
-                result(&output)["sessions"].as_array().is_none_or(Vec::is_empty)
-            };
-            wait(is_over, &format!("{what}: {host} knows that it is over"));
+            is_settled(&self.dir.path().join(host), what);
         }
     }
 

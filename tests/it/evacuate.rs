@@ -4,6 +4,7 @@
 use crate::handover::wait;
 use crate::hosts::{self, Host};
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
+use crate::places::processes;
 use migrate_engine::migration::journal::{Journal, Role, Step};
 use migrate_engine::migration::protocol::AttemptId;
 use nix::sys::signal::{Signal, kill};
@@ -97,15 +98,8 @@ impl Stage {
 
     /// Ends a host: its agent and everybody it has made.
     fn lose(&mut self, n: usize) {
-        let places = self.dir.path().join(format!("dest{n}"));
-        let wanted = format!("MIGRATE_PLACES={}", places.display());
         self.agents[n].kill();
-        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-        let is_of_it = |pid: &i32| {
-            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|line| line == wanted.as_bytes())
-        };
-        for pid in pids.filter(is_of_it) {
+        for pid in processes(&self.dir.path().join(format!("dest{n}"))) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

@@ -3,6 +3,7 @@
 
 use crate::handover::wait;
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
+use crate::places::{is_settled, others};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -76,24 +77,10 @@ impl Stage {
     /// Nobody of ours is at that destination but its agent, and nothing waits there for memory.
     fn is_left_alone(&self, n: usize, what: &str) {
         let place = self.dir.path().join(format!("dest{n}"));
-        let ours = format!("MIGRATE_PLACES={}", place.display());
-        let environment = |pid: &u32| std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let is_there = |pid: &u32| environment(pid).split(|byte| *byte == 0).any(|word| word == ours.as_bytes());
-        let others = || {
-            let pids = std::fs::read_dir("/proc").unwrap().flatten();
-            let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-            pids.filter(|pid| *pid != self.agents[n].pid() && is_there(pid)).count()
-        };
-        wait(|| others() == 0, &format!("{what}: processes at destination {n}"));
+        wait(|| others(&place, self.agents[n].pid()) == 0, &format!("{what}: processes at destination {n}"));
         let left = |dir: &str| std::fs::read_dir(place.join(dir)).into_iter().flatten().flatten();
         let sockets: Vec<_> = left("run").map(|entry| entry.file_name()).collect();
         assert!(!sockets.iter().any(|name| name.to_string_lossy().starts_with("pages-")), "{what}: {sockets:?}");
-    }
-
-    fn undecided(&self, host: &str) -> usize {
-        let output = run(on_host(&self.dir.path().join(host)), &["status", "--json"]);
-        assert!(output.status.success(), "{}", text(&output));
-        result(&output)["sessions"].as_array().map_or(0, Vec::len)
     }
 
     /// One copy counts on, and no host holds anything else of it.
@@ -102,7 +89,7 @@ impl Stage {
         wait(|| self.counter.processes().len() == 1, &format!("{what}: one copy is left"));
         self.counter.check_runs();
         for host in std::iter::once("source".to_owned()).chain((0..self.agents.len()).map(|n| format!("dest{n}"))) {
-            wait(|| self.undecided(&host) == 0, &format!("{what}: {host} knows that it is over"));
+            is_settled(&self.dir.path().join(host), what);
         }
     }
 }

@@ -41,6 +41,7 @@ mod other_end;
 mod outside;
 mod paths;
 mod peer_user;
+mod places;
 mod programs;
 mod reader;
 mod refusals;

@@ -11,7 +11,7 @@
 //!                         +--------------------- d
 //! ```
 
-use crate::cli::events;
+use crate::cli::{events, warnings};
 use crate::moves::{Agent, can_move, text};
 use crate::networks::{Killed, hold};
 use std::path::Path;
@@ -125,12 +125,6 @@ fn refused(output: &Output) -> Vec<(String, String)> {
     let found = last["blockers"].as_array().unwrap_or_else(|| panic!("{last}"));
     let found = found.iter().filter(|one| one["code"] == "M0910");
     found.map(|one| (one["object"].as_str().unwrap().into(), one["reason"].as_str().unwrap().into())).collect()
-}
-
-fn warnings(output: &Output) -> String {
-    let all = events(output);
-    let texts = all.iter().filter(|event| event["event"] == "warning").filter_map(|event| event["text"].as_str());
-    texts.collect::<Vec<_>>().join("\n")
 }
 
 fn runs(target: &Killed) -> bool {

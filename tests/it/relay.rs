@@ -1,10 +1,11 @@
 //! `--via`: a source, two hosts that pass things on, and four destinations, each in a network of its own, on one bridge.
 
-use crate::cli::events;
+use crate::cli::warnings;
 use crate::fan::became;
 use crate::handover::wait;
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
 use crate::networks::{Killed, hold};
+use crate::places::{is_settled, others};
 use migrate_engine::transport::keys;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -140,17 +141,7 @@ impl Star {
 
     /// Nobody is left at a host that has passed things on but its agent, and nothing on its disk.
     fn check_holds_nothing(&self, proxy: &str, agent: &Agent, what: &str) {
-        let wanted = format!("MIGRATE_PLACES={}", self.places(proxy).display());
-        let is_there = |pid: &u32| {
-            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|word| word == wanted.as_bytes())
-        };
-        let others = || {
-            let pids = std::fs::read_dir("/proc").unwrap().flatten();
-            let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-            pids.filter(|pid| *pid != agent.pid() && is_there(pid)).count()
-        };
-        wait(|| others() == 0, &format!("{what}: nobody is left at {proxy}"));
+        wait(|| others(&self.places(proxy), agent.pid()) == 0, &format!("{what}: nobody is left at {proxy}"));
         let left = files(&self.places(proxy));
         assert!(left.is_empty(), "{what}: {left:?}");
     }
@@ -161,12 +152,7 @@ impl Star {
         wait(|| target.processes().len() == 1, &format!("{what}: one copy is left"));
         target.check_runs();
         for name in ["s"].iter().chain(&DESTINATIONS).filter(|name| self.places(name).exists()) {
-            let undecided = || {
-                let output = run(on_host(&self.places(name)), &["status", "--json"]);
-                assert!(output.status.success(), "{}", text(&output));
-                result(&output)["sessions"].as_array().map_or(0, Vec::len)
-            };
-            wait(|| undecided() == 0, &format!("{what}: {name} knows that it is over"));
+            is_settled(&self.places(name), what);
         }
     }
 }
@@ -179,12 +165,6 @@ fn number(name: &str) -> usize {
 fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
-}
-
-fn warnings(output: &Output) -> String {
-    let all = events(output);
-    let texts = all.iter().filter(|event| event["event"] == "warning").filter_map(|event| event["text"].as_str());
-    texts.collect::<Vec<_>>().join("\n")
 }
 
 fn attempts(output: &Output) -> usize {

@@ -4,6 +4,7 @@
 use crate::fan::{Stage, became};
 use crate::handover::{wait, wait_for};
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
+use crate::places;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -50,14 +51,7 @@ impl Warm {
 
     /// Processes with the places of this host.
     fn processes(&self, host: &str) -> Vec<i32> {
-        let places = self.stage.dir.path().join(host);
-        let wanted = format!("MIGRATE_PLACES={}", places.display());
-        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-        let is = |pid: &i32| {
-            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|line| line == wanted.as_bytes())
-        };
-        pids.filter(is).collect()
+        places::processes(&self.stage.dir.path().join(host))
     }
 
     /// The process of the session.

@@ -4,7 +4,8 @@ use crate::blocker::{Blocker, codes};
 use crate::image::Bytes;
 use crate::image::fd::SocketOptions;
 use crate::net::{Result, failed};
-use crate::sys::{Errno, socket};
+use crate::sys::Errno;
+use crate::sys::socket::{self, InterfaceOption};
 use std::os::fd::BorrowedFd;
 
 /// `IPPROTO_MPTCP`.
@@ -166,13 +167,9 @@ pub fn options(fd: BorrowedFd<'_>) -> Result<SocketOptions> {
 /// send on it either.
 fn interfaces(fd: BorrowedFd<'_>) -> Result<Vec<(i32, i32, Bytes)>> {
     let mut found = Vec::new();
-    // A connection of TCP says by which interface its first segment has come; no call sets it.
-    let chooses = |level, name| {
-        (level, name) != (libc::SOL_IPV6, libc::IPV6_MULTICAST_IF)
-            || socket::int_option(fd, libc::SOL_SOCKET, libc::SO_TYPE) != Ok(libc::SOCK_STREAM)
-    };
-    for (level, name, order) in socket::INTERFACE_OPTIONS.into_iter().filter(|(level, name, _)| chooses(*level, *name))
-    {
+    let is_stream = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_TYPE) == Ok(libc::SOCK_STREAM);
+    for option in socket::INTERFACE_OPTIONS.into_iter().filter(|option| option.of_streams || !is_stream) {
+        let InterfaceOption { level, name, order, .. } = option;
         let Ok(value @ 1..) = socket::int_option(fd, level, name).map(|value| order.number(value)) else { continue };
         match socket::interface_name_at(fd, value) {
             Ok(interface) => found.push((level, name, Bytes(interface))),

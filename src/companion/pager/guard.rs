@@ -9,7 +9,7 @@ use crate::image::ShmemId;
 use crate::image::mm::PAGE;
 use crate::memory::lazy::source::Lost;
 use crate::memory::lazy::{Arrival, Fault, Missing, Piece, Server, Source};
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageBuffer, PageRange, RangeSet, Space};
 use crate::sys::{fd, pass_fd};
 use nix::sys::signal::{SigSet, Signal};
 use std::io::{self, Read, Write};
@@ -151,7 +151,7 @@ struct Nothing;
 impl Source for Nothing {
     fn want(&mut self, _: Fault) {}
 
-    fn next(&mut self, _: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
+    fn next(&mut self, _: &mut PageBuffer) -> Result<Option<Arrival>, Lost> {
         Ok(None)
     }
 }

@@ -9,7 +9,7 @@ use super::stalls::Stalls;
 use super::touches::Touches;
 use crate::image::mm::PAGE;
 use crate::image::{Pid, ShmemId};
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageBuffer, PageRange, RangeSet, Space};
 use crate::proc::fdinfo::faults_pending;
 use crate::sys::Errno;
 use crate::sys::userfaultfd::{self as sys, Message};
@@ -112,7 +112,7 @@ pub struct Server<'a, S> {
     again: Vec<(usize, u64, u32)>,
     /// The same in views of shared memory, by page.
     again_shared: Vec<(usize, u64, u32)>,
-    data: Vec<u8>,
+    data: PageBuffer,
     counts: Counts,
     touches: Touches,
     stalls: Stalls,
@@ -122,7 +122,7 @@ impl<'a, S: Source> Server<'a, S> {
     /// Serves these address spaces.
     pub fn new(source: S, members: Vec<(OwnedFd, Missing)>, on_fork: Box<OnFork<'a>>) -> Self {
         let members = members.into_iter().map(|(uffd, missing)| Member::new(uffd, missing)).collect();
-        let (again, data, counts, touches) = (Vec::new(), Vec::new(), Counts::default(), Touches::default());
+        let (again, data, counts, touches) = (Vec::new(), PageBuffer::default(), Counts::default(), Touches::default());
         let (objects, stalls) = (Objects::default(), Stalls::default());
         Self { source, members, objects, on_fork, again, again_shared: Vec::new(), data, counts, touches, stalls }
     }

@@ -5,7 +5,7 @@ use super::stalls::Waits;
 use super::touches::Touches;
 use crate::image::mm::PAGE;
 use crate::memory::store::{PageReader, Scratch, StoreError};
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageBuffer, PageRange, RangeSet, Space};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub trait Source {
     ///
     /// # Errors
     /// Pages that will never come.
-    fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<Arrival>, Lost>;
+    fn next(&mut self, data: &mut PageBuffer) -> Result<Option<Arrival>, Lost>;
 
     /// These become readable when there may be more; none, where [`Self::next`] never has to wait.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
@@ -112,9 +112,9 @@ impl StoreSource {
         Lost { space: Space::Mm(crate::image::MmId(0)), range, reason: "the image has no more of them".into() }
     }
 
-    fn read(&mut self, space: Space, range: PageRange, data: &mut Vec<u8>) -> Result<(), StoreError> {
+    fn read(&mut self, space: Space, range: PageRange, data: &mut PageBuffer) -> Result<(), StoreError> {
         // Every byte of it is read.
-        data.resize(range.bytes() as usize, 0);
+        data.resize(range.bytes() as usize);
         let mut there = 0;
         for run in self.pages.contents_in(space, range)? {
             let at = ((run.range.first - range.first) * PAGE) as usize;
@@ -131,7 +131,7 @@ impl Source for StoreSource {
         self.order.fault(fault);
     }
 
-    fn next(&mut self, data: &mut Vec<u8>) -> Result<Option<Arrival>, Lost> {
+    fn next(&mut self, data: &mut PageBuffer) -> Result<Option<Arrival>, Lost> {
         let Some((space, range)) = self.choose() else {
             return if self.only_wanted { Ok(None) } else { Err(self.exhausted()) };
         };

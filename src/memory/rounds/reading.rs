@@ -4,7 +4,7 @@ use super::Objects;
 use crate::image::Pid;
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::{PageError, ReadPages};
-use crate::memory::{PageRange, Space};
+use crate::memory::{PageBuffer, PageRange, Space};
 use crate::trace::pages::{Sharing, TargetPages, read_private};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -64,7 +64,7 @@ impl ReadPages for Named<'_> {
 pub struct Copied {
     /// Ascending within a space, with the place in `bytes`.
     places: HashMap<Space, Vec<(PageRange, usize)>>,
-    bytes: Vec<u8>,
+    bytes: PageBuffer,
 }
 
 impl Copied {
@@ -75,7 +75,7 @@ impl Copied {
     pub fn of(source: &dyn ReadPages, plan: &[(Space, PageRange)]) -> Result<Self, PageError> {
         const RANGES: usize = 512;
         let pages: u64 = plan.iter().map(|(_, r)| r.count).sum();
-        let mut copied = Self { places: HashMap::new(), bytes: vec![0; (pages * PAGE) as usize] };
+        let mut copied = Self { places: HashMap::new(), bytes: PageBuffer::of((pages * PAGE) as usize) };
         let mut at = 0;
         for part in plan.chunk_by(|a, b| a.0 == b.0).flat_map(|same| same.chunks(RANGES)) {
             let space = part[0].0;

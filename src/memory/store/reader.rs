@@ -6,7 +6,7 @@ use super::{
     writer::first_hole,
 };
 use crate::image::{Model, limits, manifest::pages_file, mm::PAGE};
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageBuffer, PageRange, RangeSet, Space};
 use std::{
     fs::File,
     os::unix::fs::FileExt,
@@ -79,7 +79,7 @@ pub struct Scratch {
 #[derive(Debug, Default)]
 struct Unpacked {
     at: (u16, u32),
-    pages: Vec<u8>,
+    pages: PageBuffer,
 }
 
 impl Scratch {
@@ -92,7 +92,7 @@ impl Scratch {
     fn frame(
         &mut self,
         at: (u16, u32),
-        load: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>) -> Result<(), StoreError>,
+        load: impl FnOnce(&mut PageBuffer, &mut Vec<u8>) -> Result<(), StoreError>,
     ) -> Result<&[u8], StoreError> {
         let frame = match self.kept.iter().position(|frame| frame.at == at) {
             Some(found) => self.kept.remove(found),
@@ -361,7 +361,7 @@ impl PageReader {
 
     /// Reads, checks and unpacks one frame; gives its length in the file.
     pub fn verify_frame(&self, (layer, frame): (u16, u32), scratch: &mut Scratch) -> Result<u64, StoreError> {
-        let mut pages = Vec::new();
+        let mut pages = PageBuffer::default();
         self.layers[usize::from(layer)].load(frame, &mut pages, &mut scratch.packed)?;
         Ok(u64::from(self.frame(layer, frame).stored))
     }
@@ -463,18 +463,17 @@ impl Layer {
     }
 
     /// Reads, checks and unpacks a frame into `pages`.
-    fn load(&self, number: u32, pages: &mut Vec<u8>, packed: &mut Vec<u8>) -> Result<(), StoreError> {
+    fn load(&self, number: u32, pages: &mut PageBuffer, packed: &mut Vec<u8>) -> Result<(), StoreError> {
         let frame = &self.index.frames[number as usize];
         let raw = frame.pages as usize * PAGE_BYTES;
-        let into = if frame.packing == Packing::Raw { &mut *pages } else { &mut *packed };
-        into.resize(frame.stored as usize, 0);
+        pages.resize(raw);
+        packed.resize(frame.stored as usize, 0);
+        let into = if frame.packing == Packing::Raw { &mut pages[..] } else { &mut packed[..] };
         self.read(frame.file, frame.offset, into)?;
         self.check(number, into)?;
         if frame.packing == Packing::Zstd {
-            pages.clear();
-            pages.reserve(raw);
-            let unpacked = zstd::zstd_safe::decompress(pages, packed);
-            if unpacked != Ok(raw) || pages.len() != raw {
+            let unpacked = zstd::zstd_safe::decompress(&mut pages[..], packed);
+            if unpacked != Ok(raw) {
                 let what = format!("the {} bytes at {} do not unpack to {raw}", frame.stored, frame.offset);
                 return Err(StoreError::Damaged { path: self.path(frame.file), what });
             }

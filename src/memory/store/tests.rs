@@ -6,6 +6,7 @@ use crate::image::{
     manifest::{HostSummary, Kind, pages_file},
     mm::PAGE,
 };
+use crate::memory::PageBuffer;
 use crate::memory::pipeline::{
     Against, PageError, ReadPages, WritePages, dump_changed_pages, dump_pages, load_pages, verify_pages,
 };
@@ -189,7 +190,7 @@ fn a_frame_is_given_as_a_whole_and_every_page_once() {
         let ranges: usize = owed.values().map(|set| set.ranges().len()).sum();
         let frames = reader.frames().count();
         let mut source = StoreSource::new(reader, Order::new(owed));
-        let (mut came, mut data, mut arrivals, mut waits) = (BTreeMap::new(), Vec::new(), 0, 0);
+        let (mut came, mut data, mut arrivals, mut waits) = (BTreeMap::new(), PageBuffer::default(), 0, 0);
         while came.len() < content.len() {
             // Somebody waits in the middle of what has not come, now and then.
             let wanted = (arrivals % 7 == 0).then(|| content.keys().nth(arrivals * 131 % content.len())).flatten();

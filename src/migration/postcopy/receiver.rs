@@ -9,7 +9,7 @@ use crate::image::MmId;
 use crate::image::mm::PAGE;
 use crate::memory::lazy::source::Lost;
 use crate::memory::lazy::{Arrival, Fault, Source, Waits};
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageBuffer, PageRange, RangeSet, Space};
 use crate::migration::pages::{What, unpack};
 use crate::migration::send_pages::ALIVE_EVERY;
 use crate::transport::stream::Stream;
@@ -267,7 +267,7 @@ impl Source for Receiver {
         self.soon.insert(space, pages.clone());
     }
 
-    fn next(&mut self, data: &mut Vec<u8>) -> std::result::Result<Option<Arrival>, Lost> {
+    fn next(&mut self, data: &mut PageBuffer) -> std::result::Result<Option<Arrival>, Lost> {
         self.accept();
         if self.came.is_empty() {
             self.hear_any();
@@ -284,10 +284,11 @@ impl Source for Receiver {
         let owed = &self.owed;
         let lacks = |space: &Space, pages| owed.get(space).is_some_and(|owed| !owed.within(pages).is_empty());
         self.wanted.retain(|(of, page), (count, _)| lacks(of, PageRange::new(*page, *count)));
-        data.clear();
-        data.extend_from_slice(&content);
+        data.resize((range.count * PAGE) as usize);
         // Zeros are named, not sent.
-        data.resize((range.count * PAGE) as usize, 0);
+        let (sent, zeros) = data.split_at_mut(content.len());
+        sent.copy_from_slice(&content);
+        zeros.fill(0);
         Ok(Some((space, range)))
     }
 
@@ -382,7 +383,7 @@ mod tests {
         let missing = receive_missing(&mut urgent).unwrap();
         let expected: RangeSet = [PageRange::new(130, 19)].into_iter().collect();
         assert_eq!(missing[&SPACE], expected);
-        let (mut came, mut data) = (0, Vec::new());
+        let (mut came, mut data) = (0, PageBuffer::default());
         while let Some((_, range)) = receiver.next(&mut data).unwrap() {
             assert!(data.chunks(PAGE as usize).zip(range.first..).all(|(page, n)| page.iter().all(|b| *b == n as u8)));
             came += range.count;

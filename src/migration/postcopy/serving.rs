@@ -5,7 +5,7 @@ use crate::image::mm::PAGE;
 use crate::memory::lazy::order::{FAR_PAGES, NEAR_PAGES, Next};
 use crate::memory::lazy::{Order, Waits};
 use crate::memory::pipeline::{PageError, ReadPages};
-use crate::memory::{PageRange, RangeSet, Space};
+use crate::memory::{PageBuffer, PageRange, RangeSet, Space};
 use crate::migration::MoveError;
 use crate::migration::earlier::{self, Hint};
 use crate::migration::pages::Packer;
@@ -296,7 +296,7 @@ impl Serving {
         packer: &mut Packer,
         known: Option<&HashSet<Hint>>,
     ) -> Result<(), MoveError> {
-        let mut content = vec![0; (next.range.count * PAGE) as usize];
+        let mut content = PageBuffer::of((next.range.count * PAGE) as usize);
         pages
             .read(next.space, &[next.range], &mut content)
             .map_err(|source| MoveError::Pages { space: next.space, source })?;

@@ -30,9 +30,6 @@ use std::time::{Duration, Instant};
 /// The hidden first word of its command line.
 const ENTRY: &str = "evacuate-move-process";
 
-/// A charge that does not come within this time does not come.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Between two words of how far the memory is.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
@@ -229,11 +226,9 @@ pub fn main(front: &'static dyn Front) -> u8 {
     detach::leave_the_session();
     let Some(abort) = front.watch() else { return 1 };
     let Ok(mut socket) = companion::starter() else { return 1 };
-    let charge = socket
-        .set_read_timeout(Some(PATIENCE))
-        .and_then(|()| parcel::receive::<Charge>(&mut socket, |_| 0))
-        .and_then(|(charge, _)| socket.set_read_timeout(None).map(|()| charge));
-    let Ok(Charge { moves, further, shows }) = charge else { return 1 };
+    let Ok(Charge { moves, further, shows }) = companion::charge(&mut socket) else { return 1 };
+    // Whoever has started it may be stopped for a while, by Ctrl-Z.
+    let Ok(()) = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None)) else { return 1 };
     let Ok(hears) = socket.try_clone() else { return 1 };
     if !moves.dry_run {
         front.log(moves.session);

@@ -8,7 +8,7 @@
 
 use super::wire::{self, Account, Candidate, Reply, Request};
 use super::{Charge, ENTRY, Front, PATIENCE, Say, Shown, socket_path};
-use crate::companion::{self, parcel};
+use crate::companion;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::Pid;
 use crate::migration::warm::{Standing, Told, Warm};
@@ -59,11 +59,7 @@ pub(super) fn end_path(state: &Path, session: &str) -> PathBuf {
 pub fn main(front: &'static dyn Front) -> u8 {
     let Some(mut starter) = companion::leave() else { return 1 };
     let Some(abort) = front.watch() else { return 1 };
-    let charge = starter
-        .set_read_timeout(Some(PATIENCE))
-        .and_then(|()| starter.set_write_timeout(Some(PATIENCE)))
-        .and_then(|()| parcel::receive::<Charge>(&mut starter, |_| 0));
-    let Ok((Charge { options, settings }, _)) = charge else { return 1 };
+    let Ok(Charge { options, settings }) = companion::charge(&mut starter) else { return 1 };
     front.log(options.moves.session);
     let relay = Arc::new(Relay::default());
     let session = Arc::new(Session::new(options, relay, abort));

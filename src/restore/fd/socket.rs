@@ -36,11 +36,10 @@ pub fn early(fd: BorrowedFd<'_>, options: &SocketOptions, skip: &[i32]) -> Resul
 /// Sets an option to the number that an interface has here.
 fn set_interface(fd: BorrowedFd<'_>, level: i32, name: i32, interface: &[u8]) -> Result<()> {
     let bad = || Error::BadModel { kind: "any", reason: format!("option {name} of level {level} names an interface") };
-    let (.., order) =
-        socket::INTERFACE_OPTIONS.into_iter().find(|(l, n, _)| (*l, *n) == (level, name)).ok_or_else(bad)?;
+    let option = socket::INTERFACE_OPTIONS.into_iter().find(|o| (o.level, o.name) == (level, name)).ok_or_else(bad)?;
     let what = || format!("looking for the interface {}", String::from_utf8_lossy(interface));
     let index = socket::interface_index_at(fd, interface).map_err(|e| failed("any", &what())(e))?;
-    let value = order.number(index.cast_signed()).cast_signed();
+    let value = option.order.number(index.cast_signed()).cast_signed();
     socket::set_int_option(fd, level, name, value)
         .map_err(failed("any", &format!("setting option {name} of level {level}")))
 }

@@ -4,6 +4,7 @@ use super::harness::{Run, Scenario};
 use super::late_lost::{SHARED, TARGET, is_lost_and_never_zero, root, state, until};
 use super::tools::{adopt_orphans, compiled};
 use crate::moves::{Agent, on_host};
+use crate::places::processes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -63,14 +64,7 @@ impl Moving {
 
     /// On one of them.
     pub fn helpers_on(&self, host: &str) -> Vec<i32> {
-        let places = format!("MIGRATE_PLACES={}", self.run.path(host).display());
-        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let is_ours = |pid: &i32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|word| word == places.as_bytes())
-        };
-        pids.filter(is_ours).collect()
+        processes(&self.run.path(host))
     }
 
     /// Every program of the move at the source is killed: its guardian as well.

@@ -2,6 +2,7 @@
 
 use super::{Head, Item, StreamError, StreamReader, StreamWriter};
 use crate::image::manifest::Kind;
+use crate::memory::PageBuffer;
 use crate::memory::store::{
     Draft, ImageDir, ImageWriter, Mark, PageOptions, PageReader, PageSink, Scratch, Source, SpaceInfo, StoreError,
 };
@@ -25,7 +26,7 @@ pub fn send<W: Write + Send>(image: &ImageDir, out: W, level: Option<i32>) -> Re
     }
     let reader = PageReader::of(image)?;
     let mut scratch = Scratch::default();
-    let mut buf = Vec::new();
+    let mut buf = PageBuffer::default();
     let mut lane = stream.lane()?;
     for entry in &reader.index().spaces {
         let info = SpaceInfo { identity: entry.identity, parent: None, cow_parent: entry.cow_parent };
@@ -35,7 +36,7 @@ pub fn send<W: Write + Send>(image: &ImageDir, out: W, level: Option<i32>) -> Re
                 Source::Zero => lane.mark(entry.space, piece.range, Mark::Zero)?,
                 Source::Inherit => lane.mark(entry.space, piece.range, Mark::Inherit)?,
                 Source::Data { .. } => {
-                    buf.resize(piece.range.bytes() as usize, 0);
+                    buf.resize(piece.range.bytes() as usize);
                     reader.read_into(&piece, &mut buf, &mut scratch)?;
                     lane.write_run(entry.space, piece.range.first, &buf)?;
                 }
