@@ -415,6 +415,7 @@ drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l fanout-tree -d 'Destinations pass on what is for several of them, to so many each: this host sends it to the first K only, to the first alone with 1' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
@@ -509,6 +510,7 @@ drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l fanout-tree -d 'Destinations pass on what is for several of them, to so many each: this host sends it to the first K only, to the first alone with 1' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75% [default: 100%]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l log -d 'Write a debug log to this file' -r -F
@@ -601,6 +603,7 @@ drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l fanout-tree -d 'Destinations pass on what is for several of them, to so many each: this host sends it to the first K only, to the first alone with 1' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F

@@ -505,7 +505,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         recoverable: None,
         lease: destination::LEASE,
         quorum: Quorum::default(),
-        shares_uplink: false,
+        uplink_copies: None,
         warm: None,
         copies: None,
         onward: None,

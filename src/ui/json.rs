@@ -173,6 +173,7 @@ fn candidate(candidate: &CandidateReport) -> Object {
         Became::Runs(pid) => (None, Some(*pid)),
         _ => (None, None),
     };
+    let via = Some(candidate.via.clone()).filter(|via| !via.is_empty());
     Object::default()
         .with("dest", candidate.name.as_str())
         .with("became", candidate.became.name())
@@ -182,6 +183,7 @@ fn candidate(candidate: &CandidateReport) -> Object {
         .with("rounds", candidate.rounds)
         .with("bytes_sent", candidate.bytes_sent)
         .known("ready_us", candidate.ready_after.map(us))
+        .known("via", via)
 }
 
 /// A stage of a cascade.

@@ -20,6 +20,7 @@ mod demo;
 mod evacuate;
 mod fan;
 mod fan_network;
+mod fanout_tree;
 mod files;
 mod generated;
 mod handover;

@@ -4,7 +4,7 @@ use super::dest::{self, DestArg};
 use super::{Words, one_of};
 use crate::cli::config::Config;
 use crate::failure::Failure;
-use crate::migration::source::Quorum;
+use crate::migration::source::{Quorum, fan};
 use crate::ops::attempts::Further;
 use crate::ops::cascade::Cascade;
 use crate::ops::options::{PeerOptions, Pinned};
@@ -191,7 +191,15 @@ pub struct ProxyArgs {
     /// They run an agent, or are reached by ssh, as destinations are, and reach destinations (tcp:// or ssh) by keys of their own. A proxy keeps nothing. Where it fails before the target is handed over, destinations are connected to directly. Not with --disjoint-paths, and not for a destination on this host (unix:, local).
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     via: Vec<DestArg>,
+    /// Destinations pass on what is for several of them, to so many each: this host sends it to the first K only, to the first alone with 1
+    ///
+    /// Those that are named first pass it on to those named later, which they reach (tcp:// or ssh) by keys of their own. One that fails is passed by: what is behind it is connected to by the first on that way, or directly. Not with --via and --disjoint-paths, and not for a destination on this host (unix:, local).
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(1..=FANOUT_MAX))]
+    fanout_tree: Option<u8>,
 }
+
+/// As many as there can be destinations.
+const FANOUT_MAX: i64 = fan::CANDIDATES_MAX as i64;
 
 impl ProxyArgs {
     /// How peers are reached, with the hosts on the way.
@@ -200,6 +208,7 @@ impl ProxyArgs {
     /// Usage, for an unknown group.
     pub fn add_to(&self, mut peer: PeerOptions, config: &Config) -> Result<PeerOptions, Failure> {
         peer.via = dest::resolve(&self.via, config)?;
+        peer.fanout_tree = self.fanout_tree;
         Ok(peer)
     }
 }

@@ -185,6 +185,7 @@ impl<'a> Attempt<'a> {
             rounds: member.number,
             bytes_sent: member.bytes_sent(),
             ready_after: member.ready_after,
+            via: Vec::new(),
         };
         self.report.candidates = members.iter().map(report).collect();
         for candidate in self.report.candidates.iter().filter(|one| !matches!(one.became, Became::Out(_))) {
