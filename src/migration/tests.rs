@@ -722,6 +722,7 @@ fn messages_of_another_attempt_are_refused() {
             conventions: Default::default(),
             copy: false,
             onward: None,
+            keep_warm: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

@@ -302,6 +302,11 @@ pub fn outcome(outcome: &Outcome) -> Object {
     if !outcome.stages.is_empty() {
         fields = fields.list("stages", outcome.stages.iter().map(stage).collect());
     }
+    if let Some(kept) = &outcome.kept_warm {
+        let (session, host) = (kept.session.as_str(), kept.host.as_str());
+        let kept = Object::default().with("session", session).with("host", host).with("dests", kept.dests.clone());
+        fields = fields.object("keep_warm", kept);
+    }
     if !outcome.notes.is_empty() {
         fields = fields.with("notes", outcome.notes.clone());
     }

@@ -85,6 +85,13 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     for stage in &outcome.stages {
         row("then", self::stage(stage));
     }
+    if let Some(kept) = &outcome.kept_warm {
+        let (host, dests) = (clean(&kept.host), clean(&kept.dests.join(", ")));
+        row(
+            "warm",
+            format!("{dests}, from {host} by session {}: migrate status, switch and cancel there", kept.session),
+        );
+    }
     if verb == "pre-dump" {
         row("session", outcome.session.to_string());
     }

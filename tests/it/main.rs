@@ -28,6 +28,7 @@ mod hooks;
 mod hostile;
 #[path = "../bench/hosts.rs"]
 mod hosts;
+mod keep_warm;
 mod leases;
 mod leases_tcp;
 mod leftovers;
