@@ -415,6 +415,7 @@ drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l fanout-tree -d 'Destinations pass on what is for several of them, to so many each: this host sends it to the first K only, to the first alone with 1' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
@@ -428,6 +429,7 @@ never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l dry-run -d 'Only say what stands in the way on either side, if anything'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l bootstrap -d 'Send this program where there is none of this version'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
+complete -c migrate -n "__fish_migrate_using_subcommand move" -l keep-warm -d 'Keep the destinations that have not got the target up to date, from the one that has; the id of that session is in the report'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -509,6 +511,7 @@ drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l fanout-tree -d 'Destinations pass on what is for several of them, to so many each: this host sends it to the first K only, to the first alone with 1' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l quorum -d 'The pause begins when the exit condition holds for so many of the destinations: a number, or a share such as 75% [default: 100%]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l log -d 'Write a debug log to this file' -r -F
@@ -524,6 +527,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand clone" -l end-source -d 
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l dry-run -d 'Only say what stands in the way on either side, if anything'
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l bootstrap -d 'Send this program where there is none of this version'
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l keep-warm -d 'Keep the destinations that have not got the target up to date, from the one that has; the id of that session is in the report'
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -601,6 +605,7 @@ drop\t'the later one is left out'
 replace\t'an alternate takes its place, the first whose path shares nothing'"
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l route -d 'The way to a destination: an interface of this host, or one of its addresses; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l via -d 'Send what is for the destinations once to this host, which passes it on; of several, each to the next' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l fanout-tree -d 'Destinations pass on what is for several of them, to so many each: this host sends it to the first K only, to the first alone with 1' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l then -d 'Where to from its destination; each use is one further stage' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
@@ -613,6 +618,7 @@ always\t'always'
 never\t'never'"
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l bootstrap -d 'Send this program where there is none of this version'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l keep-warm -d 'Keep the destinations that have not got the target up to date, from the one that has; the id of that session is in the report'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'

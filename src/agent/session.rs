@@ -20,7 +20,7 @@ use crate::transport::{Abort, Channel, TransportError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpStream;
@@ -194,12 +194,30 @@ fn serve(link: Link, spec: &SessionSpec, rule: Option<&'static str>) -> Result<(
             let limit = link.max_memory_bytes;
             Ok(receive::run(link, (&spec.state, &spec.run), limit, rule)?)
         }
-        Purpose::Relay => Ok(proxies::serve(link, &spec.keys, &spec.peers)?),
+        Purpose::Relay => {
+            let own = own_session(&link, spec, rule);
+            Ok(proxies::serve(link, (&spec.keys, &spec.peers), own)?)
+        }
         Purpose::Receive => {
             link.control.refuse("this version gives no targets away on request");
             Ok(())
         }
     }
+}
+
+/// How a source that has this host pass things on has a session here itself, as one of the destinations: what holds for this session
+/// holds for that one.
+fn own_session(link: &Link, spec: &SessionSpec, rule: Option<&'static str>) -> Result<Vec<OsString>, String> {
+    if spec.user.is_some() {
+        // A program that this one starts would not have what a session of the user keeps (confined.rs).
+        return Err("a destination that has user= in its peers file is connected to directly".to_owned());
+    }
+    let mut arguments = vec!["--peers".into(), spec.peers.clone().into_os_string()];
+    if let Some(bytes) = link.max_memory_bytes {
+        arguments.extend(["--max-memory".into(), bytes.to_string().into()]);
+    }
+    arguments.extend(rule.map(|_| "--refuse-then".into()));
+    Ok(arguments)
 }
 
 /// Answers every message with fresh facts of this host, until the client closes.

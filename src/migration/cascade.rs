@@ -17,6 +17,7 @@ use super::send_pages::ALIVE_EVERY;
 use super::source::fan::CANDIDATES_MAX;
 use super::{MoveError, destination};
 use crate::companion::parcel;
+use crate::failure::Failure;
 use crate::transport::{Abort, Channel, FrameKind, Link, TransportError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,9 @@ pub struct Onward {
     pub stages: Vec<Vec<String>>,
     /// The choices of the source's user, as the options' JSON.
     pub choices: serde_json::Value,
+    /// The target stays where it has come to, and the destinations of the only stage are kept up to date from there.
+    #[serde(default)]
+    pub keep_warm: bool,
 }
 
 impl Onward {
@@ -88,7 +92,16 @@ impl Onward {
     /// What is left after the next one.
     pub fn rest(&self) -> Self {
         let stages = self.stages.iter().skip(1).cloned().collect();
-        Self { number: self.number.saturating_add(1), stages, choices: self.choices.clone() }
+        Self { number: self.number.saturating_add(1), stages, ..self.clone() }
+    }
+
+    /// For one of the destinations of this move: where the others stay warm, without itself.
+    pub fn told_to(&self, place: usize) -> Self {
+        let mut told = self.clone();
+        if let Some(dests) = told.stages.first_mut().filter(|dests| self.keep_warm && place < dests.len()) {
+            dests.remove(place);
+        }
+        told
     }
 }
 
@@ -157,6 +170,13 @@ pub enum Fate {
 pub enum News {
     /// One begins, or is done.
     Stage(Stage),
+    /// Others are kept up to date from there.
+    Warm {
+        /// The session.
+        session: String,
+        /// Who, as the host that does it calls them.
+        dests: Vec<String>,
+    },
     /// Something a person should know.
     Warning {
         /// In words.
@@ -222,6 +242,14 @@ impl Passed {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Tells the source why the target stays here and nothing more is done.
+    pub fn refuse(mut self, failure: Failure) {
+        let failure = Some(MoveError::Target(failure).to_wire());
+        if let Err(error) = self.say(News::Ended { fate: Fate::RunsHere, failure }) {
+            tracing::warn!(%error, "the source does not know that the target stays here");
         }
     }
 
@@ -305,7 +333,7 @@ impl Observer {
         loop {
             if interrupted.is_triggered() && !std::mem::replace(&mut is_told, true) {
                 let reason = "it is not to be moved on".to_owned();
-                protocol::send(control, &FromSource::Abort { attempt: self.attempt, reason })?;
+                protocol::send(control, &FromSource::Abort { attempt: self.attempt, reason, keep: false })?;
             }
             if !control.wait_readable(LOOK)? {
                 // A patience that is shorter than that is not for signs of life.
@@ -343,7 +371,7 @@ mod tests {
     use super::*;
 
     fn onward(stages: Vec<Vec<String>>) -> Onward {
-        Onward { number: 2, stages, choices: serde_json::Value::Null }
+        Onward { number: 2, stages, choices: serde_json::Value::Null, keep_warm: false }
     }
 
     #[test]

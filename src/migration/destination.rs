@@ -9,6 +9,7 @@ use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
 use super::journal::{Journal, Role, Step};
 use super::keeper::{self, Answer, Copy, Keeper, Question};
+use super::kept::{self, Used};
 use super::landing::{Landing, Plot};
 use super::pages::{Run, What};
 use super::parked;
@@ -84,6 +85,8 @@ struct Attempt<'a> {
     onward: Option<Box<Onward>>,
     /// The source has said over this link that its original has ended.
     settled: bool,
+    /// Pages that were kept here of an earlier attempt.
+    used: Option<Used>,
 }
 
 /// What a destination waits for a source that says nothing, where nobody has said how long.
@@ -151,12 +154,15 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         conventions,
         copy,
         onward,
+        keep_warm,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     luggage::sweep(around.journals);
+    kept::sweep(around.journals);
+    let (base, used) = kept_base(base, around.journals);
     let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
     // Before PREPARED nobody counts on what is here: it goes with the source.
     bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
@@ -189,8 +195,9 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             recoverable,
             copy,
             luggage: Luggage::of(files),
-            onward,
+            onward: onward.or(keep_warm),
             settled: false,
+            used,
         },
         Err(error) => return refused(&mut control, id, model_bytes, error),
     };
@@ -242,6 +249,14 @@ fn begin(
         journal.set_copy();
     }
     Ok((store, Keeper::new(journal, lease)))
+}
+
+/// The image that an offer names: pages that were kept here are found by their attempt, and where they are gone there is none.
+fn kept_base(base: Option<Bytes>, journals: &Path) -> (Option<Bytes>, Option<Used>) {
+    let Some(dir) = base.as_ref().and_then(|base| kept::directory_of(journals, &base.0)) else { return (base, None) };
+    let used = Used::begin(&dir);
+    let image = used.as_ref().map(|used| Bytes(used.image().into_os_string().into_encoded_bytes()));
+    (image, used)
 }
 
 /// There is no room for it here.
@@ -530,8 +545,11 @@ impl Attempt<'_> {
             }
             let (attempt, request) = match self.receive() {
                 Ok(message) => {
-                    if let FromSource::Abort { reason: why, .. } = &message {
+                    if let FromSource::Abort { reason: why, keep, .. } = &message {
                         reason.clone_from(why);
+                        if *keep && self.keeper.phase() == Phase::Prepared {
+                            self.keep_pages();
+                        }
                     }
                     match handover_of(&message) {
                         Some(order) => order,
@@ -555,6 +573,14 @@ impl Attempt<'_> {
                 Phase::Aborted => return Err(MoveError::Stays { reason }),
                 _ => {}
             }
+        }
+    }
+
+    /// The target runs elsewhere, and this host is to be kept up to date from there. What cannot be kept comes again.
+    fn keep_pages(&mut self) {
+        let (dir, lease) = (kept::directory(self.around.journals, self.id), self.keeper.lease());
+        if let Err(failure) = while_alive(&mut self.control, || self.builder.keep(&dir, lease)) {
+            tracing::warn!("pages are not kept: {failure}");
         }
     }
 
@@ -632,6 +658,10 @@ impl Attempt<'_> {
     /// It is over: what is here is removed if it has failed, and what came to stay may go on.
     fn end(mut self, result: Result<(), MoveError>) -> Result<(), MoveError> {
         let result = result.inspect_err(|error| self.fail(error));
+        // A source that is lost may come back.
+        if let (Some(used), Ok(()) | Err(MoveError::Stays { .. })) = (self.used.take(), &result) {
+            used.end();
+        }
         self.pass_on();
         result
     }

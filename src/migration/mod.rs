@@ -21,6 +21,7 @@ mod intake;
 pub mod inventory;
 pub mod journal;
 pub mod keeper;
+pub mod kept;
 pub mod landing;
 mod pace;
 pub mod pages;

@@ -211,6 +211,10 @@ pub enum FromSource {
         /// Where it is to go on from there, once it is there; see [`super::cascade`].
         #[serde(default)]
         onward: Option<Box<Onward>>,
+        /// The same where it is to stay there, and others are kept up to date from there: apart from that, so that a program which does
+        /// not know it moves nothing on.
+        #[serde(default)]
+        keep_warm: Option<Box<Onward>>,
     },
     /// On a link of its own, in somebody else's preflight: could a target that were there go on like this?
     Reach {
@@ -316,6 +320,10 @@ pub enum FromSource {
         attempt: AttemptId,
         /// Why.
         reason: String,
+        /// It has gone elsewhere, from where this destination is to be kept up to date: pages of a copy that stands ready are kept
+        /// ([`super::kept`]).
+        #[serde(default)]
+        keep: bool,
     },
 }
 

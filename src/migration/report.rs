@@ -84,6 +84,8 @@ pub struct CandidateReport {
     pub bytes_sent: u64,
     /// When the target stood ready there, since it was stopped.
     pub ready_after: Option<Duration>,
+    /// Who has passed on what it got, the nearest to the source first: filled in by whoever has made the links.
+    pub via: Vec<String>,
 }
 
 /// A move.

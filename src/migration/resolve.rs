@@ -49,7 +49,9 @@ pub fn ask(control: &mut Channel, line: &Line, request: Request) -> Result<Answe
         Request::Ask => FromSource::Ask { attempt },
         Request::Commit => FromSource::Commit { attempt },
         Request::Done => FromSource::Done { attempt },
-        Request::Abort => FromSource::Abort { attempt, reason: "a person has decided at the source".into() },
+        Request::Abort => {
+            FromSource::Abort { attempt, reason: "a person has decided at the source".into(), keep: false }
+        }
     };
     protocol::send(control, &message)?;
     match protocol::receive(control)? {

@@ -191,8 +191,8 @@ pub struct Wishes<'a> {
     pub lease: Duration,
     /// Of several destinations, how many the exit condition has to hold for.
     pub quorum: Quorum,
-    /// What is the same for several destinations leaves this host once.
-    pub shares_uplink: bool,
+    /// What is the same for several destinations leaves this host so many times at most; `None` = once for each.
+    pub uplink_copies: Option<u64>,
     /// Rounds go on without end, until this says that the target is to move.
     pub warm: Option<&'a Warm>,
     /// Each destination starts a copy of its own, and this becomes of the original ([`fan`] only).

@@ -505,7 +505,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         recoverable: None,
         lease: destination::LEASE,
         quorum: Quorum::default(),
-        shares_uplink: false,
+        uplink_copies: None,
         warm: None,
         copies: None,
         onward: None,
@@ -722,6 +722,7 @@ fn messages_of_another_attempt_are_refused() {
             conventions: Default::default(),
             copy: false,
             onward: None,
+            keep_warm: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

@@ -36,6 +36,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+mod kept_warm;
+
 /// The hidden first word of a mover.
 const ENTRY: &str = "cascade-process";
 
@@ -53,6 +55,9 @@ pub struct Cascade {
     pub within: Option<Duration>,
     /// `--disjoint-paths` of each stage.
     pub disjoint: Option<Disjoint>,
+    /// `--keep-warm`: the destinations that have not got the target stay up to date.
+    #[serde(default)]
+    pub keep_warm: bool,
 }
 
 impl Cascade {
@@ -133,6 +138,9 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
         let what = format!("--then is for {STAGES_MAX} further stages at most");
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
+    if options.then.keep_warm {
+        refuse_keep_warm(options)?;
+    }
     for (n, dests) in (2..).zip(&options.then.stages) {
         let stage = MoveOptions { dests: dests.clone(), then: Cascade::default(), ..options.clone() };
         let refused = many::refuse(&stage).and_then(|()| proxies::refuse(&options.peer, dests, None));
@@ -141,20 +149,37 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
     Ok(())
 }
 
-/// What the destinations are told of the stages to come; nothing where there are none.
+/// What does not go together with destinations that stay warm.
+fn refuse_keep_warm(options: &MoveOptions) -> Result<()> {
+    let (what, hint) = if options.copies.is_some() {
+        ("--keep-warm: no destination of a clone is left over", "migrate warm keeps further ones up to date")
+    } else if !options.then.stages.is_empty() {
+        ("--keep-warm and --then: a target that moves on keeps nobody warm", "--keep-warm is for the last stage alone")
+    } else if options.dests.contains(&Dest::Local) {
+        ("--keep-warm: local is another host wherever the target may be", "name this host as the others reach it")
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(what).hint(hint).kind(FailureKind::Usage))
+}
+
+/// What the destinations are told of the stages to come, or of each other where they stay warm; nothing where there are none.
 ///
 /// # Errors
 /// The choices cannot be written.
 pub(super) fn onward(options: &MoveOptions) -> Result<Option<Onward>> {
-    if options.then.stages.is_empty() {
-        return Ok(None);
-    }
     let words = |dests: &Vec<Dest>| dests.iter().map(ToString::to_string).collect();
+    let stages = match options.then.keep_warm {
+        true => kept_warm::others(options),
+        false => Some(options.then.stages.iter().map(words).collect()),
+    };
+    let Some(stages) = stages.filter(|stages: &Vec<Vec<String>>| !stages.is_empty()) else { return Ok(None) };
     let choices = serde_json::to_value(Choices::of(options));
     Ok(Some(Onward {
         number: options.then.number() + 1,
-        stages: options.then.stages.iter().map(words).collect(),
+        stages,
         choices: choices.map_err(|e| Failure::of("the choices cannot be written", &e))?,
+        keep_warm: options.then.keep_warm,
     }))
 }
 
@@ -170,7 +195,7 @@ fn next(onward: &Onward, pid: i32) -> Result<(MoveOptions, Further)> {
     let dests = stages.next().ok_or_else(|| Failure::new("there is no further stage"))?;
     let Choices { mode, memory, state, with, peer, lease, quorum, retries, within, disjoint } = choices;
     let done = onward.number.saturating_sub(1);
-    let then = Cascade { stages: stages.collect(), done, retries, within, disjoint };
+    let then = Cascade { stages: stages.collect(), done, retries, within, disjoint, keep_warm: false };
     let further = Further { alternates: Vec::new(), retries, within, disjoint };
     let lease = lease.unwrap_or(crate::migration::destination::LEASE);
     let options = MoveOptions {
@@ -197,12 +222,18 @@ fn next(onward: &Onward, pid: i32) -> Result<(MoveOptions, Further)> {
 /// Whether a target that were here could go on like this: what stands in the way, and what a person should know. `rule`: what
 /// forbids it here, if something does.
 pub(super) fn look(onward: &Onward, rule: Option<&str>) -> (Vec<Blocker>, Vec<String>) {
+    let found = obstacles(onward, rule);
+    if onward.keep_warm { kept_warm::warnings(found) } else { found }
+}
+
+fn obstacles(onward: &Onward, rule: Option<&str>) -> (Vec<Blocker>, Vec<String>) {
     if onward.stages.is_empty() {
         return Default::default();
     }
     if let Some(rule) = rule {
+        let option = if onward.keep_warm { "--keep-warm" } else { "--then" };
         let reason = format!("{rule} forbids it to whoever sends the target to move it on from here");
-        return (vec![Blocker::new(codes::PEER_REFUSES, "--then").because(reason)], Vec::new());
+        return (vec![Blocker::new(codes::PEER_REFUSES, option).because(reason)], Vec::new());
     }
     let options = match next(onward, 0) {
         Ok((options, _)) => options,
@@ -220,14 +251,18 @@ pub(super) fn look(onward: &Onward, rule: Option<&str>) -> (Vec<Blocker>, Vec<St
         return (tried.into_iter().flatten().collect(), Vec::new());
     }
     let left_out = |blocker: &Blocker| {
-        format!("of stage {}, {} may be left out: {}", onward.number, blocker.object, blocker.reason)
+        let of = if onward.keep_warm { String::new() } else { format!("of stage {}, ", onward.number) };
+        format!("{of}{} may be left out: {}", blocker.object, blocker.reason)
     };
     (Vec::new(), tried.iter().flatten().map(left_out).collect())
 }
 
 /// What stands in the way of moving a target to this destination, and on from there.
 fn reach(dest: &Dest, peer: &PeerOptions, rest: &Onward) -> Vec<Blocker> {
-    let of_stage = |code| Blocker::new(code, format!("{dest} (stage {})", rest.number - 1));
+    let of_stage = |code| match rest.keep_warm {
+        true => Blocker::new(code, dest.to_string()),
+        false => Blocker::new(code, format!("{dest} (stage {})", rest.number - 1)),
+    };
     let unreached = |error: &TransportError| {
         let failure = reach::failure(&dest.to_string(), error);
         vec![of_stage(failure.code.unwrap_or(codes::PEER_UNREACHABLE)).because(failure.causes.join(": "))]
@@ -268,6 +303,9 @@ pub(super) fn follow(
     events: &dyn Events,
     abort: &Abort,
 ) -> Result<Outcome> {
+    if options.then.keep_warm && !options.dry_run {
+        return Ok(kept_warm::follow(options, observer, outcome, events, abort));
+    }
     if options.dry_run || !options.then.is_used() {
         return Ok(outcome);
     }
@@ -354,7 +392,8 @@ impl Seen {
                 events.event(Event::Warning(if is_named { text } else { format!("{}: {text}", self.at) }));
                 None
             }
-            News::Ended { .. } => None,
+            // Nobody of a cascade says the one, and the other is the end.
+            News::Warm { .. } | News::Ended { .. } => None,
         }
     }
 
@@ -413,10 +452,17 @@ struct Charge {
     pid: i32,
     /// When that process started, clock ticks since boot.
     started: u64,
+    /// The attempt that has brought it.
+    attempt: AttemptId,
 }
 
-/// A target that has come here goes on: a process of its own moves it, and the source hears how that goes.
-pub(super) fn pass_on(mut passed: Passed) {
+/// A target that has come here goes on, or others are kept up to date from here: a process of its own does it, and the source hears how
+/// that goes. `rule`: what forbids it here, if something does.
+pub(super) fn pass_on(passed: Passed, rule: Option<&str>) {
+    if let Some(rule) = rule {
+        passed.refuse(Failure::new(format!("{rule} forbids it")));
+        return;
+    }
     tracing::info!(pid = passed.pid, stages = ?passed.onward.stages, "the target is to go on");
     fault::strike(Point::DestinationPasses);
     match mover(&passed) {
@@ -430,11 +476,7 @@ pub(super) fn pass_on(mut passed: Passed) {
             passed.relay(socket);
         }
         Err(error) => {
-            let failure = Failure::of("no process can be started that moves the target on", &error);
-            let failure = Some(MoveError::Target(failure).to_wire());
-            if let Err(error) = passed.say(News::Ended { fate: Fate::RunsHere, failure }) {
-                tracing::warn!(%error, "the source does not know that the target stays here");
-            }
+            passed.refuse(Failure::of("no process can be started that moves the target on", &error));
         }
     }
 }
@@ -442,7 +484,8 @@ pub(super) fn pass_on(mut passed: Passed) {
 fn mover(passed: &Passed) -> io::Result<UnixStream> {
     let started = started(passed.pid).ok_or(io::ErrorKind::NotFound)?;
     let (_child, mut socket) = companion::spawn(ENTRY)?;
-    parcel::send(&mut socket, &Charge { onward: passed.onward.clone(), pid: passed.pid, started }, &[])?;
+    let charge = Charge { onward: passed.onward.clone(), pid: passed.pid, started, attempt: passed.attempt };
+    parcel::send(&mut socket, &charge, &[])?;
     Ok(socket)
 }
 
@@ -468,7 +511,7 @@ pub fn main(front: &'static dyn Front) -> u8 {
     if let Err(error) = quiet.and_then(|done| done) {
         tracing::warn!(%error, "keeps standard output and standard error");
     }
-    let Ok(Charge { onward, pid, started }) = companion::charge(&mut socket) else { return 1 };
+    let Ok(charge) = companion::charge(&mut socket) else { return 1 };
     let (Ok(mut orders), Ok(())) = (socket.try_clone(), socket.set_read_timeout(None)) else { return 1 };
     let (stop, courier) = (abort.clone(), Courier(Mutex::new(Some(socket))));
     let listening = std::thread::Builder::new().name("orders".into()).spawn(move || {
@@ -479,6 +522,11 @@ pub fn main(front: &'static dyn Front) -> u8 {
     if let Err(error) = listening {
         tracing::warn!(%error, "the source cannot end this");
     }
+    if charge.onward.keep_warm {
+        courier.say(&kept_warm::ended(kept_warm::start(&charge, &|news| courier.say(&news))));
+        return 0;
+    }
+    let Charge { onward, pid, started, .. } = charge;
     let result = next(&onward, pid).and_then(|(options, further)| {
         front.log(options.session);
         tracing::info!(pid, session = %options.session, "moves on to {}", many::names(&options.dests));

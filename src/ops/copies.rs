@@ -112,6 +112,7 @@ pub fn restore(options: &RestoreOptions, count: u16, events: &dyn Events) -> Res
             rounds: 0,
             bytes_sent: 0,
             ready_after: None,
+            via: Vec::new(),
         });
     }
     whole.total = Some(began.elapsed());
@@ -186,6 +187,7 @@ mod tests {
             rounds: 1,
             bytes_sent: 1,
             ready_after: None,
+            via: Vec::new(),
         };
         // The first could not be reached.
         outcome.candidates = vec![candidate(Became::Runs(7)), candidate(Became::Runs(8))];

@@ -203,8 +203,9 @@ struct Taken {
 fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
     let dests: Result<Vec<Dest>, _> = charge.dests.iter().map(|dest| dest.parse()).collect();
     let (Ok(dests), Ok(abort)) = (dests, Abort::new()) else { return 1 };
-    let again =
-        |to: Candidate, ends: Option<&Abort>| super::reach::again(&dests, to, &charge.peer, ends.unwrap_or(&abort));
+    let again = |to: Candidate, ends: Option<&Abort>| {
+        super::reach::again(&dests, to, (&charge.peer, None), ends.unwrap_or(&abort))
+    };
     if only_tells {
         tracing::info!(attempt = %charge.attempt, "a destination does not know that the target is not its own");
         heir::tell_the_others(&charge.journals, charge.attempt, Again::new(&again));

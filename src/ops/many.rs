@@ -1,9 +1,10 @@
 //! A move to several destinations: those that can be reached, and the first of them that is ready.
 
 use super::options::{MoveOptions, Pids};
+use super::proxies::{self, Via, ways::Ways};
+use super::reach;
 use super::words::Dest;
 use super::{Event, Events, copies};
-use super::{proxies, reach};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::MoveError;
 use crate::migration::handover::Candidate;
@@ -11,7 +12,6 @@ use crate::migration::report::{Became, CandidateReport, Report};
 use crate::migration::source::{self, Target, Wishes, fan};
 use crate::migration::switchover::Step;
 use crate::transport::hello::Purpose;
-use crate::transport::proxy::Trunk;
 use crate::transport::{Abort, Link};
 
 /// What does not go together with several destinations, yet or at all.
@@ -30,8 +30,9 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
         return usage(format!("a target moves to {} destinations at once, at most", fan::CANDIDATES_MAX));
     }
     for (n, dest) in options.dests.iter().enumerate() {
-        // Copies have nothing in common that two of them could not have at one host.
-        if options.copies.is_none() && options.dests[..n].contains(dest) {
+        // Copies have nothing in common that two of them could not have at one host, unless it passes on what it gets.
+        let once = options.copies.is_none() || options.peer.fanout_tree.is_some();
+        if once && options.dests[..n].contains(dest) {
             return usage(format!("{dest} is named twice"));
         }
     }
@@ -81,10 +82,10 @@ pub(super) fn owner(options: &MoveOptions, report: &Report) -> String {
 
 /// Those that can be reached.
 pub(super) struct Reached {
-    /// With their places in the list.
-    pub links: Vec<(Link, usize)>,
-    /// The way that links take.
-    pub trunk: Option<Trunk>,
+    /// With their places in the list, and who passes on what goes over them.
+    pub links: Vec<(Link, (usize, Via))>,
+    /// The ways that links take through others.
+    pub ways: Option<Ways>,
 }
 
 /// Links to those that can be reached, all tried at once; of the others a warning tells.
@@ -92,10 +93,10 @@ pub(super) struct Reached {
 /// # Errors
 /// None can be.
 pub(super) fn connect(options: &MoveOptions, streams: u16, events: &dyn Events, abort: &Abort) -> Result<Reached> {
-    let trunk = proxies::begin(&options.peer, events, abort)?;
-    let connect = |dest| match &trunk {
-        Some(trunk) => proxies::link(trunk, dest, (&options.peer, streams), events, abort),
-        None => reach::to(dest, &options.peer, Purpose::Send, streams, abort),
+    let ways = proxies::begin(&options.dests, &options.peer, events, abort)?;
+    let connect = |dest| match &ways {
+        Some(ways) => proxies::link(ways, dest, (&options.peer, streams), events, abort),
+        None => reach::to(dest, &options.peer, Purpose::Send, streams, abort).map(|link| (link, None)),
     };
     let tried: Vec<_> = std::thread::scope(|scope| {
         let tries = options.dests.iter().map(|dest| scope.spawn(move || connect(dest)));
@@ -105,7 +106,7 @@ pub(super) fn connect(options: &MoveOptions, streams: u16, events: &dyn Events, 
     let (mut links, mut failures) = (Vec::new(), Vec::new());
     for ((place, dest), tried) in options.dests.iter().enumerate().zip(tried) {
         match tried {
-            Ok(Ok(link)) => links.push((link, place)),
+            Ok(Ok((link, via))) => links.push((link, (place, via))),
             Ok(Err(error)) => failures.push(reach::failure(&dest.to_string(), &error)),
             Err(_) => failures.push(Failure::new(format!("{dest} was not tried")).kind(FailureKind::Peer)),
         }
@@ -121,7 +122,7 @@ pub(super) fn connect(options: &MoveOptions, streams: u16, events: &dyn Events, 
         let causes: String = failure.causes.iter().map(|cause| format!(": {cause}")).collect();
         events.event(Event::Warning(format!("{} and is left out{causes}", failure.what)));
     }
-    Ok(Reached { links, trunk })
+    Ok(Reached { links, ways })
 }
 
 /// Nobody can be reached.

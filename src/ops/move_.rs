@@ -48,6 +48,7 @@ use crate::trace::pages::TargetPages;
 use crate::transport::{Abort, Link};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 mod begin;
@@ -91,18 +92,22 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
     let streams = options.memory.streams.unwrap_or(STREAMS);
-    let (asked, many::Reached { links, trunk }) =
-        (options.dests.len(), many::connect(options, streams, events, abort)?);
-    let (links, places): (Vec<Link>, Vec<usize>) = links.into_iter().unzip();
+    let (asked, many::Reached { links, ways }) = (options.dests.len(), many::connect(options, streams, events, abort)?);
+    let (links, (places, vias)): (Vec<Link>, (Vec<usize>, Vec<_>)) = links.into_iter().unzip();
+    let vias = Mutex::new(vias);
     let dests = places.iter().map(|place| options.dests[*place].clone()).collect();
     let options = &MoveOptions { dests, ..options.clone() };
     let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
     let files = luggage::wish(options, &supervisor::directories(&resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
-    let link_again = |to: Candidate, ends: Option<&Abort>| match (&trunk, ends, options.dests.get(usize::from(to.0))) {
+    let link_again = |to: Candidate, ends: Option<&Abort>| match (&ways, ends, options.dests.get(usize::from(to.0))) {
         // One that a warm-up has lost comes back by the way that the others go.
-        (Some(trunk), Some(ends), Some(dest)) => proxies::link(trunk, dest, (&options.peer, 0), events, ends),
-        _ => reach::again(&options.dests, to, &options.peer, ends.unwrap_or(abort)),
+        (Some(ways), Some(ends), Some(dest)) => {
+            let (link, via) = proxies::link(ways, dest, (&options.peer, 0), events, ends)?;
+            vias.lock().unwrap_or_else(PoisonError::into_inner)[usize::from(to.0)] = via;
+            Ok(link)
+        }
+        _ => reach::again(&options.dests, to, (&options.peer, ways.as_ref()), ends.unwrap_or(abort)),
     };
     let again = Some(Again::new(&link_again));
     let command = options
@@ -113,7 +118,7 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
     let fence = command.as_ref().map(|command| Fence { command, after: options.peer.peer_timeout });
     let wishes = Wishes {
         stop_and_copy: backend.is_none(),
-        shares_uplink: trunk.is_some(),
+        uplink_copies: ways.as_ref().map(|ways| ways.copies),
         again,
         fence,
         files,
@@ -130,10 +135,9 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
         None => live.hold_units()?,
     }
     live.holds_late = warm.is_some();
-    let all_share = links.iter().all(|link| link.proxy.is_some());
     let mut moved = many::run(links, &mut live, &wishes, events, abort);
-    if let (Some(trunk), Ok(report), true) = (&trunk, &mut moved, all_share) {
-        report.bytes_sent = trunk.bytes_sent();
+    if let (Some(ways), Ok(report)) = (&ways, &mut moved) {
+        proxies::complete(report, ways, &vias.lock().unwrap_or_else(PoisonError::into_inner));
     }
     live.part(&moved);
     release(live.held.take(), &moved, events);
@@ -144,7 +148,7 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
     report.warnings.iter().for_each(|warning| events.event(Event::Warning(warning.clone())));
     let mut outcome = outcome(options, root.0, report, (std::mem::take(&mut live.at_once), live.was_frozen));
     drop(live);
-    outcome.via = trunk.map_or_else(Vec::new, |_| options.peer.via.iter().map(ToString::to_string).collect());
+    outcome.via = ways.map_or_else(Vec::new, |_| options.peer.via.iter().map(ToString::to_string).collect());
     cascade::follow(options, observer, copies::complete(outcome, options, (&places, asked)), events, abort)
 }
 
@@ -256,7 +260,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         recoverable: options.mode.recoverable,
         lease: options.lease,
         quorum: options.quorum,
-        shares_uplink: false,
+        uplink_copies: None,
         warm: None,
         copies: copies::original(options),
         onward: cascade::onward(options)?,

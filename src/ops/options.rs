@@ -321,6 +321,8 @@ pub struct PeerOptions {
     /// `--via`: proxies, the nearest first; none = destinations are connected to directly.
     #[serde(with = "word::list")]
     pub via: Vec<Dest>,
+    /// `--fanout-tree`: destinations pass on what they get, to so many each.
+    pub fanout_tree: Option<u8>,
 }
 
 /// The way to one destination.
@@ -351,6 +353,7 @@ impl Default for PeerOptions {
             allow_plain: false,
             routes: Vec::new(),
             via: Vec::new(),
+            fanout_tree: None,
         }
     }
 }

@@ -60,6 +60,17 @@ pub struct Attempt {
     pub took: Duration,
 }
 
+/// Destinations that have not got the target, and stay up to date from the one that has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptWarm {
+    /// The session of the warm-up.
+    pub session: String,
+    /// Where that is.
+    pub host: String,
+    /// Who.
+    pub dests: Vec<String>,
+}
+
 /// The outcome of a dump, pre-dump, restore or move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -115,6 +126,8 @@ pub struct Outcome {
     pub partly: Option<String>,
     /// Stages that have followed.
     pub stages: Vec<Stage>,
+    /// Who stays up to date.
+    pub kept_warm: Option<KeptWarm>,
     /// Processes in the tree.
     pub processes: Option<u32>,
     /// Threads in the tree.
@@ -153,6 +166,7 @@ impl Outcome {
             candidates: Vec::new(),
             partly: None,
             stages: Vec::new(),
+            kept_warm: None,
             processes: None,
             threads: None,
             notes: Vec::new(),

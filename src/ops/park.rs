@@ -14,7 +14,7 @@ use crate::image::mm::Backing;
 use crate::image::{Model, Pid, ShmemId};
 use crate::memory::pipeline::{default_workers, dump_pages};
 use crate::memory::scan::{private_pages, shared_pages};
-use crate::memory::store::{Compression, Draft, ImageWriter, PageOptions, free_bytes};
+use crate::memory::store::{Compression, Draft, ImageWriter, PageOptions, StoredPages, free_bytes};
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::inventory::{self, Inventory, Way};
 use crate::migration::parked::{self, Terms};
@@ -49,15 +49,9 @@ pub(super) fn write(
     parked::begin(dir, &terms).map_err(|e| failed(&e))?;
     let late = terms.late.as_ref().map(|late| late.pages.as_slice());
     let plan = without(plan(model, pages).map_err(|e| failed(&e))?, late.unwrap_or_default());
-    room(&plan, dir)?;
     let kind = if late.is_some() { Kind::Memory } else { Kind::Full };
-    let mut image = ImageWriter::create(&parked::image(dir), false).map_err(|e| failed(&e))?;
-    let out = image.pages(PageOptions { compression: Compression::Auto, parent: None });
-    dump_pages(pages, &plan, &out, default_workers(), &|_| {}).map_err(|e| failed(&e))?;
-    let stored = out.finish().map_err(|e| failed(&e))?;
-    // Every address space is written whole.
-    let mut model = model.clone();
-    model.mms.iter_mut().for_each(|mm| mm.cow_parent = None);
+    let (mut image, stored) = write_pages(pages, &plan, dir)?;
+    let model = whole(model);
     if kind == Kind::Full {
         image.write_model(&model).map_err(|e| failed(&e))?;
     } else {
@@ -73,6 +67,35 @@ pub(super) fn write(
     image.commit(Draft { kind, ..Draft::of(&model, &stored) }, stored).map_err(|e| failed(&e))?;
     packets.into_iter().for_each(PacketLock::keep);
     Ok(())
+}
+
+/// Writes its pages alone, for a session that is to bring the target here once more.
+///
+/// # Errors
+/// A full disk, or memory that cannot be read: what was written is for the caller to remove.
+pub(super) fn keep((model, pages): (&Model, &TargetPages), dir: &Path) -> Result<()> {
+    let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("the pages cannot be kept", e);
+    let (image, stored) = write_pages(pages, &plan(model, pages).map_err(|e| failed(&e))?, dir)?;
+    let draft = Draft { kind: Kind::Memory, ..Draft::of(&whole(model), &stored) };
+    image.commit(draft, stored).map(drop).map_err(|e| failed(&e))
+}
+
+/// The model of an image in which every address space is written whole.
+fn whole(model: &Model) -> Model {
+    let mut model = model.clone();
+    model.mms.iter_mut().for_each(|mm| mm.cow_parent = None);
+    model
+}
+
+/// Writes these pages into an image that is not complete yet.
+fn write_pages(pages: &TargetPages, plan: &[(Space, PageRange)], dir: &Path) -> Result<(ImageWriter, StoredPages)> {
+    let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("pages of the prepared copy cannot be written", e);
+    room(plan, dir)?;
+    let image = ImageWriter::create(&parked::image(dir), false).map_err(|e| failed(&e))?;
+    let out = image.pages(PageOptions { compression: Compression::Auto, parent: None });
+    dump_pages(pages, plan, &out, default_workers(), &|_| {}).map_err(|e| failed(&e))?;
+    let stored = out.finish().map_err(|e| failed(&e))?;
+    Ok((image, stored))
 }
 
 /// What a copy that is held is, for whoever parks it when we are dead.
@@ -173,7 +196,7 @@ fn room(plan: &[(Space, PageRange)], dir: &Path) -> Result<()> {
     if needed <= free.saturating_sub(RESERVE_BYTES) {
         return Ok(());
     }
-    let what = format!("parking needs room for {needed} bytes, {} has {free} bytes free", dir.display());
+    let what = format!("the image needs room for {needed} bytes, {} has {free} bytes free", dir.display());
     Err(Failure::new(what).hint("make room there: it is tried again after another lease"))
 }
 

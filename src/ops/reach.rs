@@ -2,6 +2,7 @@
 
 use super::options::PeerOptions;
 use super::places::Places;
+use super::proxies::ways::Ways;
 use super::words::Dest;
 use super::{interrupt, proxies};
 use crate::failure::{Failure, FailureKind};
@@ -42,14 +43,14 @@ pub(super) fn manner(dest: &Dest, peer: &PeerOptions) -> ConnectOptions {
     }
 }
 
-/// Opens a link to one of several destinations again, without channels for pages.
+/// Opens a link to one of several destinations again, without channels for pages. `ways`: those that there were through others.
 ///
 /// # Errors
 /// See [`connect::connect`].
 pub(super) fn again(
     dests: &[Dest],
     to: Candidate,
-    peer: &PeerOptions,
+    (peer, ways): (&PeerOptions, Option<&Ways>),
     abort: &Abort,
 ) -> std::result::Result<Link, TransportError> {
     let nobody = || TransportError::Io {
@@ -58,7 +59,7 @@ pub(super) fn again(
         source: std::io::ErrorKind::NotFound.into(),
     };
     let dest = dests.get(usize::from(to.0)).ok_or_else(nobody)?;
-    proxies::link_again(dest, peer, abort)
+    proxies::link_again(dest, peer, ways, abort)
 }
 
 /// A destination as the transport knows it.

@@ -26,6 +26,7 @@ use crate::migration::cascade::{Onward, Passed};
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::inventory::{self, Inventory};
 use crate::migration::keeper;
+use crate::migration::kept::KeptPages;
 use crate::migration::landing::Memory;
 use crate::migration::parked::{self, Terms};
 use crate::migration::points::Taken;
@@ -63,10 +64,11 @@ pub fn run(
     let mut engine = Engine { state_dir: state_dir.to_owned(), rule, ..Engine::default() };
     let received = destination::run(link, &mut engine, around);
     engine.hooks.end(received.is_ok());
-    let passed = engine.passed.take();
+    let (passed, kept) = (engine.passed.take(), engine.kept.take());
     // Nothing of ours has a hand on it any more.
     drop(engine);
-    passed.into_iter().for_each(cascade::pass_on);
+    passed.into_iter().for_each(|passed| cascade::pass_on(passed, rule));
+    kept.into_iter().for_each(KeptPages::hold);
     received
 }
 
@@ -130,6 +132,8 @@ struct Engine {
     rule: Option<&'static str>,
     /// The target runs here, and is to go on.
     passed: Option<Passed>,
+    /// It runs elsewhere, and these are its pages.
+    kept: Option<KeptPages>,
 }
 
 impl Builder for Engine {
@@ -367,6 +371,22 @@ impl Builder for Engine {
             return Err(Failure::new("there is nothing to park"));
         };
         park::write((armed.model(), memory), self.terms()?, self.same_network, dir)
+    }
+
+    fn keep(&mut self, dir: &Path, lease: Duration) -> Result<()> {
+        let (Some(armed), Some(memory)) = (&self.armed, &self.memory) else {
+            return Err(Failure::new("there is nothing to keep"));
+        };
+        let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("the pages cannot be kept", e);
+        let kept = KeptPages::begin(dir, lease).map_err(|e| failed(&e))?;
+        match park::keep((armed.model(), memory), dir) {
+            Ok(()) => self.kept = Some(kept),
+            Err(failure) => {
+                kept.discard();
+                return Err(failure);
+            }
+        }
+        Ok(())
     }
 
     fn describe(&self, path: &Path, lease: Duration) -> Result<()> {

@@ -162,7 +162,8 @@ fn refuse(options: &WarmOptions) -> Result<()> {
         "a warm-up is made of rounds: --mode auto or pre-copy".to_owned()
     } else if moves.mode.recoverable.is_some() {
         "--recoverable is for memory that follows, which a switch does not do, for now".to_owned()
-    } else if moves.base.is_some() {
+    } else if moves.base.as_ref().is_some_and(|base| base.is_absolute()) {
+        // Pages that were kept for this session have another name.
         "--base is not for a warm-up, for now".to_owned()
     } else if !(1..=100).contains(&options.cpu_share) {
         "--cpu-share is from 1% to 100% of one processor".to_owned()

@@ -11,6 +11,7 @@ use super::link::{Link, Request};
 use super::preamble::Preamble;
 use super::stream::Stream;
 use super::wait::{Abort, Patience};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -86,10 +87,30 @@ fn run<T>(place: &Place<'_>, options: &ConnectOptions, abort: &Abort, made: Made
 /// Starts `migrate agent --stdio` on this host and opens a link to it.
 pub fn connect_local(options: &ConnectOptions, request: Request, abort: &Abort) -> Result<Link> {
     let place = Place { user: None, host: "local", port: None };
+    let made: Made<'_, Link> = &|channel, ssh| link(channel, ssh, request, place.host);
+    run_local(&[], &place, options, abort, made)
+}
+
+/// The same with further arguments, for somebody else to speak on.
+pub(super) fn connection_local(
+    arguments: &[OsString],
+    options: &ConnectOptions,
+    abort: &Abort,
+) -> Result<(Channel, SshChild)> {
+    let place = Place { user: None, host: "local", port: None };
+    run_local(arguments, &place, options, abort, &|channel, ssh| Ok((channel, ssh)))
+}
+
+fn run_local<T>(
+    arguments: &[OsString],
+    place: &Place<'_>,
+    options: &ConnectOptions,
+    abort: &Abort,
+    made: Made<'_, T>,
+) -> Result<T> {
     let mut command = Command::new(&options.program);
-    command.args(["agent", "--stdio"]);
-    let child = SshChild::start(command, &place, "migrate agent --stdio".into())?;
-    open(child, &place, options, abort, &|channel, ssh| link(channel, ssh, request, place.host))
+    command.args(["agent", "--stdio"]).args(arguments);
+    open(SshChild::start(command, place, "migrate agent --stdio".into())?, place, options, abort, made)
 }
 
 /// `sudo -n migrate` is `sudo -n ` and `migrate`.

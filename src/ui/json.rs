@@ -173,6 +173,7 @@ fn candidate(candidate: &CandidateReport) -> Object {
         Became::Runs(pid) => (None, Some(*pid)),
         _ => (None, None),
     };
+    let via = Some(candidate.via.clone()).filter(|via| !via.is_empty());
     Object::default()
         .with("dest", candidate.name.as_str())
         .with("became", candidate.became.name())
@@ -182,6 +183,7 @@ fn candidate(candidate: &CandidateReport) -> Object {
         .with("rounds", candidate.rounds)
         .with("bytes_sent", candidate.bytes_sent)
         .known("ready_us", candidate.ready_after.map(us))
+        .known("via", via)
 }
 
 /// A stage of a cascade.
@@ -299,6 +301,11 @@ pub fn outcome(outcome: &Outcome) -> Object {
     }
     if !outcome.stages.is_empty() {
         fields = fields.list("stages", outcome.stages.iter().map(stage).collect());
+    }
+    if let Some(kept) = &outcome.kept_warm {
+        let (session, host) = (kept.session.as_str(), kept.host.as_str());
+        let kept = Object::default().with("session", session).with("host", host).with("dests", kept.dests.clone());
+        fields = fields.object("keep_warm", kept);
     }
     if !outcome.notes.is_empty() {
         fields = fields.with("notes", outcome.notes.clone());

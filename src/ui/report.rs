@@ -85,6 +85,13 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     for stage in &outcome.stages {
         row("then", self::stage(stage));
     }
+    if let Some(kept) = &outcome.kept_warm {
+        let (host, dests) = (clean(&kept.host), clean(&kept.dests.join(", ")));
+        row(
+            "warm",
+            format!("{dests}, from {host} by session {}: migrate status, switch and cancel there", kept.session),
+        );
+    }
     if verb == "pre-dump" {
         row("session", outcome.session.to_string());
     }
@@ -125,7 +132,9 @@ fn candidate_line(candidate: &CandidateReport) -> String {
         Became::Out(reason) => format!("left out: {}", clean(reason)),
     };
     let volume = format!("{}, {}", bytes(candidate.bytes_sent), count(candidate.rounds.into(), "round"));
-    format!("{}: {how} ({volume}{})", clean(&candidate.name), ready.unwrap_or_default())
+    let via = Some(candidate.via.join(", then ")).filter(|via| !via.is_empty());
+    let via = via.map(|via| format!(", by {}", clean(&via))).unwrap_or_default();
+    format!("{}: {how} ({volume}{}{via})", clean(&candidate.name), ready.unwrap_or_default())
 }
 
 /// A stage of a cascade, in a line.
@@ -266,6 +275,7 @@ mod tests {
             rounds: 3,
             bytes_sent: 1 << 20,
             ready_after,
+            via: Vec::new(),
         };
         let out = Became::Out("it cannot".into());
         let other = CandidateReport {
@@ -275,10 +285,11 @@ mod tests {
             rounds: 1,
             bytes_sent: 7,
             ready_after: None,
+            via: vec!["b".into(), "d".into()],
         };
         outcome.candidates = vec![one, other];
         let text = text("move", None, &outcome);
-        let lines = "  to        b: has the target (1.00 MiB, 3 rounds, ready 2.00 ms after the stop)\n  to        c: left out: it cannot (7 B, 1 round)\n";
+        let lines = "  to        b: has the target (1.00 MiB, 3 rounds, ready 2.00 ms after the stop)\n  to        c: left out: it cannot (7 B, 1 round, by b, then d)\n";
         assert!(text.ends_with(lines), "{text}");
     }
 

@@ -132,7 +132,7 @@ fn whatever_a_file_of_an_image_holds_is_decoded_or_refused() {
 /// Stages to come, of several destinations each.
 fn onward() -> Onward {
     let stages = vec![vec!["tcp://c:7413".to_owned(), "d".to_owned()], vec!["e".to_owned()]];
-    Onward { number: 2, stages, choices: serde_json::json!({ "quorum": { "Number": 1 } }) }
+    Onward { number: 2, stages, choices: serde_json::json!({ "quorum": { "Number": 1 } }), keep_warm: false }
 }
 
 /// The end of a cascade.
@@ -147,7 +147,7 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
     let attempt = AttemptId([7; 16]);
     let sent = [
         serde_json::to_vec(&FromSource::Commit { attempt }).expect("plain"),
-        serde_json::to_vec(&FromSource::Abort { attempt, reason: "no".into() }).expect("plain"),
+        serde_json::to_vec(&FromSource::Abort { attempt, reason: "no".into(), keep: false }).expect("plain"),
         serde_json::to_vec(&FromSource::Prepare { attempt, spaces: Vec::new(), model_bytes: 5, late_bytes: 0 })
             .expect("plain"),
         serde_json::to_vec(&FromDestination::Verdict {

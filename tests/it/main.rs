@@ -20,6 +20,7 @@ mod demo;
 mod evacuate;
 mod fan;
 mod fan_network;
+mod fanout_tree;
 mod files;
 mod generated;
 mod handover;
@@ -27,6 +28,7 @@ mod hooks;
 mod hostile;
 #[path = "../bench/hosts.rs"]
 mod hosts;
+mod keep_warm;
 mod leases;
 mod leases_tcp;
 mod leftovers;

@@ -34,17 +34,17 @@ with open(path, 'a', buffering=1) as out:
 
 /// The switch, the source, who passes things on, destinations.
 const NAMES: [&str; 8] = ["switch", "s", "p", "q", "b", "c", "d", "e"];
-const DESTINATIONS: [&str; 4] = ["b", "c", "d", "e"];
+pub const DESTINATIONS: [&str; 4] = ["b", "c", "d", "e"];
 
 /// The hosts. Removed when dropped.
-struct Star {
+pub struct Star {
     /// Processes that hold the networks.
     holders: Vec<Killed>,
     dir: tempfile::TempDir,
 }
 
 impl Star {
-    fn make() -> Option<Self> {
+    pub fn make() -> Option<Self> {
         if !can_move() {
             return None;
         }
@@ -69,43 +69,43 @@ impl Star {
         Some(star)
     }
 
-    fn pid(&self, name: &str) -> u32 {
+    pub fn pid(&self, name: &str) -> u32 {
         self.holders[number(name)].0.id()
     }
 
-    fn address(&self, name: &str) -> String {
+    pub fn address(&self, name: &str) -> String {
         format!("10.78.0.{}", number(name))
     }
 
-    fn inside(&self, name: &str) -> Command {
+    pub fn inside(&self, name: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{}/ns/net", self.pid(name))).stdin(Stdio::null());
         command
     }
 
-    fn places(&self, name: &str) -> PathBuf {
+    pub fn places(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn url(&self, name: &str) -> String {
+    pub fn url(&self, name: &str) -> String {
         format!("tcp+plain://{}:7413", self.address(name))
     }
 
-    fn agent(&self, name: &str) -> Agent {
+    pub fn agent(&self, name: &str) -> Agent {
         let mut command = self.inside(name);
         command.args(["sh", "-c", "exec \"$@\" --allow-plain", "sh"]);
         Agent::start_by(command, &self.places(name), &self.url(name))
     }
 
     /// A target at the source, of so many pages.
-    fn target(&self, pages: u32) -> Counter {
+    pub fn target(&self, pages: u32) -> Counter {
         let mut command = self.inside("s");
         command.arg("setsid");
         Counter::by(command, RANDOM, &[&pages.to_string()])
     }
 
     /// A command at the source about this target and these destinations.
-    fn command(&self, verb: &str, target: &Counter, to: &[&str], options: &[&str]) -> Command {
+    pub fn command(&self, verb: &str, target: &Counter, to: &[&str], options: &[&str]) -> Command {
         let mut command = self.inside("s");
         command.args([PROGRAM, verb, &target.pid()]).args(to.iter().map(|name| self.url(name)));
         command.args(["--allow-plain", "--connect-timeout", "2s", "--peer-timeout", "2s"]).args(options);
@@ -113,12 +113,12 @@ impl Star {
         command
     }
 
-    fn moves(&self, target: &Counter, to: &[&str], options: &[&str]) -> Output {
+    pub fn moves(&self, target: &Counter, to: &[&str], options: &[&str]) -> Output {
         run(self.command("move", target, to, options), &["--json"])
     }
 
     /// Bytes that have left this host so far.
-    fn sent(&self, name: &str) -> u64 {
+    pub fn sent(&self, name: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/net/dev", self.pid(name))).unwrap();
         let device = text.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap();
         // After eight numbers of what it has received (proc_pid_net(5)).
@@ -126,7 +126,7 @@ impl Star {
     }
 
     /// Ends whoever passes things on for a source at this host, as a line for a shell.
-    fn kills(&self, proxy: &str, agent: &Agent) -> String {
+    pub fn kills(&self, proxy: &str, agent: &Agent) -> String {
         let path = self.dir.path().join(format!("kill-{proxy}"));
         let script = format!(
             "#!/bin/sh\nfor dir in /proc/[0-9]*; do pid=${{dir#/proc/}}\n[ $pid = {} ] && continue\n\
@@ -140,14 +140,14 @@ impl Star {
     }
 
     /// Nobody is left at a host that has passed things on but its agent, and nothing on its disk.
-    fn check_holds_nothing(&self, proxy: &str, agent: &Agent, what: &str) {
+    pub fn check_holds_nothing(&self, proxy: &str, agent: &Agent, what: &str) {
         wait(|| others(&self.places(proxy), agent.pid()) == 0, &format!("{what}: nobody is left at {proxy}"));
         let left = files(&self.places(proxy));
         assert!(left.is_empty(), "{what}: {left:?}");
     }
 
     /// One copy counts on, and no host waits for anything.
-    fn check(&self, target: &Counter, what: &str) {
+    pub fn check(&self, target: &Counter, what: &str) {
         target.check_runs();
         wait(|| target.processes().len() == 1, &format!("{what}: one copy is left"));
         target.check_runs();
@@ -162,12 +162,12 @@ fn number(name: &str) -> usize {
 }
 
 /// Everything below a directory that is no directory.
-fn files(dir: &Path) -> Vec<PathBuf> {
+pub fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-fn attempts(output: &Output) -> usize {
+pub fn attempts(output: &Output) -> usize {
     result(output)["attempts"].as_array().map_or(0, Vec::len)
 }
 

@@ -4,7 +4,7 @@ use super::dest::{self, DestArg};
 use super::{Words, one_of};
 use crate::cli::config::Config;
 use crate::failure::Failure;
-use crate::migration::source::Quorum;
+use crate::migration::source::{Quorum, fan};
 use crate::ops::attempts::Further;
 use crate::ops::cascade::Cascade;
 use crate::ops::options::{PeerOptions, Pinned};
@@ -112,6 +112,11 @@ pub struct ThenArgs {
     /// The host that has got the target moves it on to the first of these that is ready. What is chosen here holds for each stage, but for --base, --fence-cmd, --rsh and --alternate; a --route to one of these names an interface or address of the host that moves it there, and the DEST_IF of --move-address is where the address goes on from. Groups are those of this host; keys, names and ssh are those of the host in between, which has to reach one of these before anything is stopped. The command ends when the target is at its last stage; if one fails the target runs on at the host it has come to (exit code 6). Who may have a host do this: migrate-security(7).
     #[arg(long, value_name = "LIST", value_parser = list)]
     then: Vec<List>,
+    /// Keep the destinations that have not got the target up to date, from the one that has; the id of that session is in the report
+    ///
+    /// It is a session as migrate warm begins one, on the host that has the target: migrate status, switch and cancel know it there. That host reaches the others by keys and ssh of its own; what it cannot reach is said before anything is stopped, and looked for again later. Those that stood ready keep their pages for it, which are named then, not sent. Not with --then, and not for local.
+    #[arg(long)]
+    keep_warm: bool,
 }
 
 /// Destinations with commas between them.
@@ -128,7 +133,7 @@ impl ThenArgs {
     /// Usage, for an unknown group.
     pub fn cascade(&self, config: &Config) -> Result<Cascade, Failure> {
         let stages = self.then.iter().map(|list| dest::resolve(list, config)).collect::<Result<_, _>>()?;
-        Ok(Cascade { stages, ..Cascade::default() })
+        Ok(Cascade { stages, keep_warm: self.keep_warm, ..Cascade::default() })
     }
 }
 
@@ -191,7 +196,15 @@ pub struct ProxyArgs {
     /// They run an agent, or are reached by ssh, as destinations are, and reach destinations (tcp:// or ssh) by keys of their own. A proxy keeps nothing. Where it fails before the target is handed over, destinations are connected to directly. Not with --disjoint-paths, and not for a destination on this host (unix:, local).
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     via: Vec<DestArg>,
+    /// Destinations pass on what is for several of them, to so many each: this host sends it to the first K only, to the first alone with 1
+    ///
+    /// Those that are named first pass it on to those named later, which they reach (tcp:// or ssh) by keys of their own. One that fails is passed by: what is behind it is connected to by the first on that way, or directly. Not with --via and --disjoint-paths, and not for a destination on this host (unix:, local).
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(1..=FANOUT_MAX))]
+    fanout_tree: Option<u8>,
 }
+
+/// As many as there can be destinations.
+const FANOUT_MAX: i64 = fan::CANDIDATES_MAX as i64;
 
 impl ProxyArgs {
     /// How peers are reached, with the hosts on the way.
@@ -200,6 +213,7 @@ impl ProxyArgs {
     /// Usage, for an unknown group.
     pub fn add_to(&self, mut peer: PeerOptions, config: &Config) -> Result<PeerOptions, Failure> {
         peer.via = dest::resolve(&self.via, config)?;
+        peer.fanout_tree = self.fanout_tree;
         Ok(peer)
     }
 }

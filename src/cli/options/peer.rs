@@ -40,6 +40,7 @@ impl PeerArgs {
             allow_plain: self.allow_plain,
             routes: Vec::new(),
             via: Vec::new(),
+            fanout_tree: None,
         }
     }
 }

@@ -130,6 +130,16 @@ pub trait Builder {
     /// Leaves what is armed as it is, to whoever finds it in the journal.
     fn leave(&mut self);
 
+    /// Writes the pages of what is armed as an image into this directory, and keeps that after the end of the attempt, see
+    /// [`super::super::kept`]. It stands as before.
+    ///
+    /// # Errors
+    /// A full disk: nothing is left then.
+    fn keep(&mut self, dir: &Path, lease: Duration) -> Result<(), Failure> {
+        let _ = (dir, lease);
+        Err(Failure::new("nothing can be kept here"))
+    }
+
     /// Writes what is armed as an image into this directory, see [`parked`]: complete, synced and renamed. It stands as before.
     ///
     /// # Errors

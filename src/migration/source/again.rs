@@ -108,7 +108,7 @@ impl Attempt<'_> {
             let Ok(link) = link else { return false };
             self.peers.link = link;
             self.peers.link.control.deadline(Some(Duration::from_secs(5)));
-            let abort = FromSource::Abort { attempt: self.id, reason: "the link was lost".into() };
+            let abort = FromSource::Abort { attempt: self.id, reason: "the link was lost".into(), keep: false };
             let said = protocol::send(&mut self.peers.link.control, &abort)
                 .and_then(|()| protocol::receive(&mut self.peers.link.control));
             matches!(said, Ok(FromDestination::Says { reply: Some(Reply::Aborted), .. }))

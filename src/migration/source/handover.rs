@@ -248,7 +248,7 @@ impl Attempt<'_> {
             Request::Done => FromSource::Done { attempt },
             Request::Abort => {
                 self.peers.link.control.deadline(Some(Duration::from_secs(1)));
-                FromSource::Abort { attempt, reason: "the target stays".into() }
+                FromSource::Abort { attempt, reason: "the target stays".into(), keep: false }
             }
         };
         // Unheard it is silence, which has an event of its own.

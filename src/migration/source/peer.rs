@@ -5,6 +5,7 @@ use super::{Final, Survey, Wishes};
 use crate::blocker::{Blocker, codes};
 use crate::migration::MoveError;
 use crate::migration::bases::Bases;
+use crate::migration::cascade::Onward;
 use crate::migration::handover::Candidate;
 use crate::migration::postcopy::{self, Later};
 use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
@@ -79,6 +80,9 @@ impl Peer<'_> {
     /// Offers it the target; what stands in the way there.
     pub fn offer(&mut self, survey: &Survey) -> Result<Vec<Blocker>, MoveError> {
         self.link.control.during("the preflight");
+        let told = |onward: &Onward| Box::new(onward.told_to(usize::from(self.candidate.0)));
+        let (keep_warm, onward): (Vec<_>, Vec<_>) =
+            self.wishes.onward.iter().map(told).partition(|onward| onward.keep_warm);
         let offer = FromSource::Offer {
             attempt: self.id,
             session: self.wishes.session.clone(),
@@ -95,7 +99,8 @@ impl Peer<'_> {
             to_several: self.wishes.states.len() > 1,
             conventions: Box::new(survey.conventions.clone()),
             copy: self.wishes.copies.is_some(),
-            onward: self.wishes.onward.clone().map(Box::new),
+            onward: onward.into_iter().next(),
+            keep_warm: keep_warm.into_iter().next(),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;

@@ -75,6 +75,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             conventions: Default::default(),
             copy: false,
             onward: None,
+            keep_warm: None,
         };
         protocol::send(control, &offer).unwrap();
         protocol::send_model(control, &bytes).unwrap();

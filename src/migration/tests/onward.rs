@@ -4,7 +4,8 @@ use super::*;
 use crate::migration::cascade::Onward;
 
 fn onward() -> Onward {
-    Onward { number: 2, stages: vec![vec!["c".into(), "d".into()]], choices: serde_json::json!({ "quorum": 1 }) }
+    let choices = serde_json::json!({ "quorum": 1 });
+    Onward { number: 2, stages: vec![vec!["c".into(), "d".into()]], choices, keep_warm: false }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! link, its purpose is `relay`
 //! Through { on: further proxies }  -------> a link to the next of them, by which everything goes; or, behind the last:
 //!           <------------------------------ Ready
-//! Open { lane, address, session }  -------> one more connection  --------------------> preamble, TLS
+//! Open { lane, address, .. }       -------> one more connection  --------------------> preamble, TLS
 //!           <------------------------------ Opened { lane }
 //! CARY lane, frame                 -------> the frame, as it is  -------------------->
 //! Same { lane, number, checksum }  -------> a frame that has come lately, for this one too ->
@@ -21,12 +21,16 @@
 //! Both ends keep the frames that have been carried lately ([`recent`]): a frame that goes to a second lane is named by its number. What
 //! is under way on a lane is bounded ([`WINDOW_BYTES`]): a destination that is slow holds its own lane up, and nothing else. A proxy keeps
 //! nothing but what is under way, in memory; when either end is gone, or the proxy is killed, every lane ends as a cut link does.
+//!
+//! Lanes may part behind a proxy ([`Branch`]): it is then the source of the next one, with a [`Trunk`] of its own, so that what is the same
+//! for all who are behind that leaves this host once, too. And a proxy may be a destination itself: its lane leads to a session process of
+//! its own host, by pipes, so that what the proxy has for others does not come a second time for itself.
 
 mod recent;
 mod serve;
 mod trunk;
 
-pub use serve::serve;
+pub use serve::{Own, serve};
 pub use trunk::{Lasting, Trunk};
 
 use super::channel::Channel;
@@ -46,8 +50,8 @@ const LANES_MAX: usize = 64;
 /// The longest frame that is carried, its header included, bytes.
 const FRAME_BYTES_MAX: u64 = 6 << 20;
 
-/// Proxies in a row, at most.
-const PROXIES_MAX: usize = 8;
+/// Proxies in a row, at most: as many as there can be destinations.
+const PROXIES_MAX: usize = 16;
 
 /// How long a proxy waits for others, whatever the source says.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
@@ -57,6 +61,15 @@ const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// For waits that somebody else ends: who speaks over a lane knows what silence means there.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// How the way to a destination goes on from the end of a trunk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Branch {
+    /// Further proxies, the nearest first.
+    pub by: Vec<PeerAddress>,
+    /// The last of them (the end of the trunk where there is none) is the destination.
+    pub ends_there: bool,
+}
 
 /// How a proxy is to reach the others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,10 +123,13 @@ enum ToProxy {
     Open {
         /// Its number, chosen by the source, never twice.
         lane: u32,
-        /// Where to.
+        /// Where to; [`PeerAddress::Local`] = to the host of the proxy that reads this.
         address: PeerAddress,
         /// The session there that it joins; `None` = it begins one.
         session: Option<[u8; 16]>,
+        /// Proxies behind this one that it goes through, the nearest first.
+        #[serde(default)]
+        by: Vec<PeerAddress>,
     },
     /// The frame of this number, which both ends still have, goes on this lane as well.
     Same {

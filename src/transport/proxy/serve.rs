@@ -1,7 +1,7 @@
 //! The proxy's end: connections to destinations, and what the source has for them.
 //!
 //! ```text
-//! link to the source ─ this thread ─ queue (bounded by the source's window) ─ thread of the lane ──> destination
+//! link to the source ─ this thread ─ queue (bounded by the source's window) ─ thread of the lane ──> destination, or a trunk to the next
 //!          ^                                                                                             │
 //!          └──────────────────────────────── thread that listens to the lane <───────────────────────────┘
 //! ```
@@ -11,23 +11,38 @@ use super::super::hello::Purpose;
 use super::super::link::{Link, Request};
 use super::super::preamble::SessionNumber;
 use super::super::pump::pump;
+use super::super::ssh::{self, SshChild};
 use super::super::wait::Abort;
 use super::recent::{Frame, Recent};
 use super::{
-    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Manner, NEVER, PROXIES_MAX, PeerAddress, Pulse, Result,
-    ToProxy, TransportError, WINDOW_BYTES,
+    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Lasting, Manner, NEVER, PROXIES_MAX, PeerAddress, Pulse,
+    Result, ToProxy, TransportError, Trunk, WINDOW_BYTES,
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
+use std::time::{Duration, Instant};
 
-/// Passes on what comes over the link, until either end has closed it. `own`: how this host reaches others.
+/// Before a proxy is looked for again that could not be reached: until then those who want it are told the same.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// What a proxy is where it is.
+#[derive(Debug)]
+pub struct Own {
+    /// How this host reaches others.
+    pub connects: ConnectOptions,
+    /// Arguments for `migrate agent --stdio`, as which the source has a session on this host, too; or what forbids that.
+    pub session: std::result::Result<Vec<OsString>, String>,
+}
+
+/// Passes on what comes over the link, until either end has closed it.
 ///
 /// # Errors
 /// A proxy behind this one cannot be reached; the source is lost, or breaks a rule.
-pub fn serve(link: Link, own: &ConnectOptions) -> Result<()> {
+pub fn serve(link: Link, own: &Own) -> Result<()> {
     let Link { mut control, .. } = link;
     control.during("waiting for what is to be passed on");
     let (on, manner) = match super::receive(&mut control)? {
@@ -40,7 +55,7 @@ pub fn serve(link: Link, own: &ConnectOptions) -> Result<()> {
         control.refuse(&reason);
         return Err(error);
     }
-    let options = manner.options(own);
+    let options = manner.options(&own.connects);
     if let Some((next, further)) = on.split_first() {
         return pass_everything_on(control, next, further, (&manner, &options));
     }
@@ -49,7 +64,8 @@ pub fn serve(link: Link, own: &ConnectOptions) -> Result<()> {
     control.stream().tune_for_bulk(options.peer_timeout);
     let peer = control.peer().to_owned();
     let (mut input, output) = control.split()?;
-    let proxy = Proxy { peer, options, out: Mutex::new(output), living: AtomicUsize::new(0) };
+    let (out, living) = (Mutex::new(output), AtomicUsize::new(0));
+    let proxy = Proxy { peer, options, own, out, living, next: Mutex::default(), has_session: AtomicBool::new(false) };
     std::thread::scope(|scope| proxy.run(scope, &mut input))
 }
 
@@ -83,14 +99,43 @@ fn new_abort(peer: &str) -> Result<Abort> {
 }
 
 /// What its threads share.
-struct Proxy {
+struct Proxy<'o> {
     /// The source.
     peer: String,
     options: ConnectOptions,
+    own: &'o Own,
     /// The link to the source, to send by.
     out: Mutex<Channel>,
     /// Connections whose threads have not ended, those too that the source has hung up.
     living: AtomicUsize,
+    /// Ways to proxies behind this one, by their addresses.
+    next: Mutex<HashMap<String, Arc<Mutex<Next>>>>,
+    /// The source has a session on this host: one at a time, with one connection, as this host is one destination.
+    has_session: AtomicBool,
+}
+
+/// The way to a proxy behind this one.
+#[derive(Default)]
+enum Next {
+    #[default]
+    Untried,
+    There(Arc<Trunk>),
+    /// It could not be reached, for this reason.
+    Failed(Instant, String),
+}
+
+/// Where a lane leads to.
+struct Wanted {
+    address: PeerAddress,
+    session: Option<[u8; 16]>,
+    by: Vec<PeerAddress>,
+}
+
+/// What a connection rests on: dropped after it.
+#[derive(Default)]
+struct Rest {
+    _child: Option<SshChild>,
+    _proxy: Option<Lasting>,
 }
 
 /// What goes to a destination; `None`: nothing more.
@@ -113,6 +158,12 @@ struct Counts {
     is_open: AtomicBool,
 }
 
+impl Wanted {
+    fn is_here(&self) -> bool {
+        self.by.is_empty() && self.address == PeerAddress::Local
+    }
+}
+
 impl Lane {
     /// What waits is still written, then it ends.
     fn end(&self) {
@@ -124,7 +175,7 @@ impl Lane {
     }
 }
 
-impl Proxy {
+impl Proxy<'_> {
     fn run<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, input: &mut Channel) -> Result<()> {
         let (mut lanes, mut recent) = (HashMap::new(), Recent::default());
         let done = self.hear_all(scope, input, (&mut lanes, &mut recent));
@@ -157,7 +208,9 @@ impl Proxy {
                     self.queue(lanes, number, frame)?;
                 }
                 FrameKind::MESSAGE => match super::decode(frame.body, &self.peer)? {
-                    ToProxy::Open { lane, address, session } => self.open(scope, lanes, lane, (address, session))?,
+                    ToProxy::Open { lane, address, session, by } => {
+                        self.open(scope, lanes, lane, Wanted { address, session, by })?;
+                    }
                     ToProxy::Same { lane, number, checksum } => {
                         let unknown = || super::malformed(&self.peer, format!("frame {number} is not known"));
                         self.queue(lanes, lane, recent.get(number, checksum).ok_or_else(unknown)?)?;
@@ -202,10 +255,16 @@ impl Proxy {
         scope: &'scope Scope<'scope, '_>,
         lanes: &mut HashMap<u32, Lane>,
         number: u32,
-        (address, session): (PeerAddress, Option<[u8; 16]>),
+        wanted: Wanted,
     ) -> Result<()> {
-        if self.living.load(Ordering::Relaxed) >= LANES_MAX || lanes.contains_key(&number) {
-            let reason = format!("a proxy has {LANES_MAX} connections at a time, each with a number of its own");
+        let refusal = if self.living.load(Ordering::Relaxed) >= LANES_MAX || lanes.contains_key(&number) {
+            Some(format!("a proxy has {LANES_MAX} connections at a time, each with a number of its own"))
+        } else if wanted.is_here() && self.has_session.swap(true, Ordering::Relaxed) {
+            Some("a proxy has one session of the source's on its own host".to_owned())
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
             self.say(&FromProxy::HungUp { lane: number, reason });
             return Ok(());
         }
@@ -215,17 +274,75 @@ impl Proxy {
         lanes.insert(number, lane);
         self.living.fetch_add(1, Ordering::Relaxed);
         scope.spawn(move || {
-            let connected = connect::connection(&address, &self.options, session.map(SessionNumber), &abort);
-            let done = connected.and_then(|(channel, _ssh)| {
+            let done = self.connect(&wanted, &abort).and_then(|(channel, _rest)| {
                 counts.is_open.store(true, Ordering::Relaxed);
                 self.serve_lane(number, channel, (&ends, &items, &counts), &abort)
             });
+            if wanted.is_here() {
+                self.has_session.store(false, Ordering::Relaxed);
+            }
             let reason = done.err().map_or_else(|| "it was closed".to_owned(), |error| super::in_words(&error));
-            tracing::debug!(lane = number, %address, reason, "a connection of a source has ended");
+            tracing::debug!(lane = number, address = %wanted.address, reason, "a connection of a source has ended");
             self.living.fetch_sub(1, Ordering::Relaxed);
             self.say(&FromProxy::HungUp { lane: number, reason });
         });
         Ok(())
+    }
+
+    /// The connection of a lane.
+    fn connect(&self, wanted: &Wanted, abort: &Abort) -> Result<(Channel, Rest)> {
+        let session = wanted.session.map(SessionNumber);
+        if let Some((next, by)) = wanted.by.split_first() {
+            let trunk = self.next(next, by.len(), abort)?;
+            let made = trunk.connection(&wanted.address, (session, by), &self.options, abort);
+            return made.map(|(channel, lasting)| (channel, Rest { _proxy: Some(lasting), ..Rest::default() }));
+        }
+        let (channel, child) = match wanted.is_here() {
+            true => self.own_session(abort).map(|(channel, child)| (channel, Some(child)))?,
+            false => connect::connection(&wanted.address, &self.options, session, abort)?,
+        };
+        Ok((channel, Rest { _child: child, ..Rest::default() }))
+    }
+
+    /// The way to the next proxy, behind which there are so many: one for all lanes.
+    fn next(&self, address: &PeerAddress, behind: usize, abort: &Abort) -> Result<Arc<Trunk>> {
+        if behind >= PROXIES_MAX {
+            return Err(super::malformed(&self.peer, format!("more than {PROXIES_MAX} proxies in a row")));
+        }
+        let next = {
+            let mut all = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(address.to_string()).or_default())
+        };
+        // Who comes meanwhile waits for the same.
+        let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*next {
+            Next::There(trunk) if !trunk.is_lost() => return Ok(Arc::clone(trunk)),
+            Next::Failed(at, reason) if at.elapsed() < AGAIN_AFTER => {
+                return Err(TransportError::Refused { peer: address.to_string(), reason: reason.clone() });
+            }
+            _ => {}
+        }
+        match Trunk::begin(std::slice::from_ref(address), &self.options, abort) {
+            Ok(trunk) => {
+                let trunk = Arc::new(trunk);
+                *next = Next::There(Arc::clone(&trunk));
+                Ok(trunk)
+            }
+            Err(error) => {
+                // Of a lane that has been given up the others know nothing.
+                if !matches!(error, TransportError::Aborted { .. }) {
+                    *next = Next::Failed(Instant::now(), super::in_words(&error));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A session of the source's on this host.
+    fn own_session(&self, abort: &Abort) -> Result<(Channel, SshChild)> {
+        let refused = |reason: &str| TransportError::Refused { peer: "This host".into(), reason: reason.into() };
+        let arguments = self.own.session.as_ref().map_err(|reason| refused(reason))?;
+        ssh::connection_local(arguments, &self.options, abort)
     }
 
     /// Both directions of a connection, until either end has closed it.

@@ -58,7 +58,8 @@ fn agent(serve: impl Fn(Link) + Send + Sync + 'static) -> PeerAddress {
 }
 
 fn proxy() -> PeerAddress {
-    agent(|link| drop(serve(link, &options())))
+    let own = Own { connects: options(), session: Err("this is a test".into()) };
+    agent(move |link| drop(serve(link, &own)))
 }
 
 /// An agent that tells of the pages that it gets, and answers every message.
@@ -85,6 +86,10 @@ fn destination() -> (PeerAddress, Receiver<Vec<u8>>) {
 }
 
 fn link(trunk: &Trunk, to: &PeerAddress, streams: u16) -> Result<Link> {
+    link_by(trunk, (to, &Branch::default()), streams)
+}
+
+fn link_by(trunk: &Trunk, to: (&PeerAddress, &Branch), streams: u16) -> Result<Link> {
     trunk.connect(to, &options(), Request { purpose: Purpose::Send, streams }, &Abort::new().unwrap())
 }
 
@@ -121,6 +126,68 @@ fn what_is_for_several_leaves_once_and_everybody_gets_all() {
         let (sent, once) = (trunk.bytes_sent(), 30 * 1_000_000);
         assert!(sent > once && sent < once * 21 / 20, "{sent} bytes by way of {proxies}");
     }
+}
+
+/// Behind the first proxy the lanes part: two destinations there, and two behind a second one, to which everything goes once.
+#[test]
+fn where_lanes_part_each_link_carries_once_what_is_the_same() {
+    let (carried, counted) = unbounded();
+    let PeerAddress::Plain { port: behind, .. } = proxy() else { unreachable!() };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let second = PeerAddress::Plain { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+    // Counts what the first proxy has for the second.
+    thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut from, _) = listener.accept().unwrap();
+        let mut to = TcpStream::connect(("127.0.0.1", behind)).unwrap();
+        let (mut back, mut answers) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        let (mut total, mut buffer) = (0, vec![0; 1 << 16]);
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            total += count as u64;
+            to.write_all(&buffer[..count]).unwrap();
+        }
+        let _ = to.shutdown(std::net::Shutdown::Write);
+        carried.send(total).unwrap();
+    });
+    let trunk = begin(&[proxy()]);
+    let (all, got): (Vec<_>, Vec<_>) = (0..4).map(|_| destination()).unzip();
+    let far = Branch { by: vec![second], ends_there: false };
+    let branches = [Branch::default(), Branch::default(), far.clone(), far];
+    let mut links: Vec<Link> =
+        all.iter().zip(&branches).map(|(to, branch)| link_by(&trunk, (to, branch), 1).unwrap()).collect();
+    let frames: Vec<Vec<u8>> = (0..20).map(pages).collect();
+    thread::scope(|scope| {
+        for link in &mut links {
+            scope.spawn(|| frames.iter().for_each(|body| link.bulk[0].send(FrameKind::PAGES, body).unwrap()));
+        }
+    });
+    for got in &got {
+        assert!(frames.iter().all(|body| got.recv_timeout(LIMIT).unwrap() == *body));
+    }
+    for link in &mut links {
+        link.control.send(FrameKind::MESSAGE, b"are you there").unwrap();
+        assert_eq!(link.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"are you there");
+    }
+    let (sent, once) = (trunk.bytes_sent(), 20 * 1_000_000);
+    drop((links, trunk));
+    for bytes in [sent, counted.recv_timeout(LIMIT).unwrap()] {
+        assert!(bytes > once && bytes < once * 21 / 20, "{bytes} bytes");
+    }
+}
+
+/// Who is behind a proxy that is not there is told so at once, all but the first, and is reached by the others all the same.
+#[test]
+fn a_proxy_behind_one_that_is_not_there_is_named_to_all_who_want_it() {
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let gone = PeerAddress::Plain { host: "127.0.0.1".into(), port: gone };
+    let (trunk, (to, _got)) = (begin(&[proxy()]), destination());
+    let far = Branch { by: vec![gone.clone()], ends_there: false };
+    for _ in 0..2 {
+        let error = link_by(&trunk, (&to, &far), 0).err().unwrap().to_string();
+        assert!(error.contains(&gone.to_string()), "{error}");
+    }
+    assert!(link(&trunk, &to, 0).is_ok() && !trunk.is_lost());
 }
 
 #[test]
@@ -221,11 +288,22 @@ fn who_breaks_the_rules_is_cut_off() {
     assert!(unknown.receive().is_err());
     let (idle, _) = destination();
     let mut much = connect();
-    send(&mut much, &ToProxy::Open { lane: 1, address: PeerAddress::Local, session: None }).unwrap();
-    let FromProxy::HungUp { lane: 1, reason } = receive(&mut much).unwrap() else { panic!("nobody is there") };
-    assert!(reason.contains("no other host"), "{reason}");
-    send(&mut much, &ToProxy::HangUp { lane: 1 }).unwrap();
-    send(&mut much, &ToProxy::Open { lane: 2, address: idle, session: None }).unwrap();
+    let mut refusal = |lane, address: PeerAddress, by: Vec<PeerAddress>| {
+        send(&mut much, &ToProxy::Open { lane, address, session: None, by }).unwrap();
+        let FromProxy::HungUp { reason, .. } = receive(&mut much).unwrap() else { panic!("nobody is there") };
+        send(&mut much, &ToProxy::HangUp { lane }).unwrap();
+        reason
+    };
+    let unix = PeerAddress::Unix("/nowhere".into());
+    for (lane, address, by, says) in [
+        (1, unix, Vec::new(), "no other host"),
+        (3, PeerAddress::Local, Vec::new(), "this is a test"),
+        (4, idle.clone(), vec![idle.clone(); PROXIES_MAX + 1], "in a row"),
+    ] {
+        let reason = refusal(lane, address, by);
+        assert!(reason.contains(says), "{reason}");
+    }
+    send(&mut much, &ToProxy::Open { lane: 2, address: idle, session: None, by: Vec::new() }).unwrap();
     assert_eq!(receive::<FromProxy>(&mut much).unwrap(), FromProxy::Opened { lane: 2 });
     let header_only = vec![0; HEADER_BYTES];
     send_carried(&mut much, 7, &header_only).unwrap();
@@ -240,11 +318,17 @@ fn messages_are_read_as_written() {
         lane: 7,
         address: PeerAddress::Ssh { user: Some("u".into()), host: "h".into(), port: None },
         session: Some([1; 16]),
+        by: vec![PeerAddress::Local],
     };
     for message in [through, open, ToProxy::Same { lane: 1, number: 2, checksum: u64::MAX }] {
         assert_eq!(decode::<ToProxy>(&hello::encode(&message), "x").unwrap(), message);
     }
     assert!(decode::<ToProxy>(b"{}", "x").is_err());
+    let earlier = br#"{"message":"open","lane":1,"address":"local","session":null}"#;
+    assert!(
+        matches!(decode(earlier, "x").unwrap(), ToProxy::Open { by, .. } if by.is_empty()),
+        "of an earlier version"
+    );
     let own = ConnectOptions { rsh: vec!["own".into()], ..options() };
     let wanted = ConnectOptions { rsh: vec!["other".into()], allow_plain: true, ..options() };
     let made = Manner::of(&wanted).options(&own);

@@ -15,7 +15,8 @@ use super::super::stream::Stream;
 use super::super::wait::{Abort, Patience};
 use super::recent::{Frame, Recent};
 use super::{
-    Channel, FrameKind, FromProxy, Manner, NEVER, PeerAddress, Pulse, Result, ToProxy, TransportError, WINDOW_BYTES,
+    Branch, Channel, FrameKind, FromProxy, Manner, NEVER, PeerAddress, Pulse, Result, ToProxy, TransportError,
+    WINDOW_BYTES,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -163,22 +164,41 @@ impl Trunk {
         Ok(Self(shared))
     }
 
-    /// A link to an agent, as [`connect::connect`] makes one.
+    /// A link to an agent, as [`connect::connect`] makes one; `branch`: the way there from the end of this trunk.
     ///
     /// # Errors
-    /// The proxy cannot reach it, or is lost; those of [`Link::open`].
+    /// A proxy cannot reach it, or is lost; those of [`Link::open`].
     pub fn connect(
         &self,
-        address: &PeerAddress,
+        (address, branch): (&PeerAddress, &Branch),
         options: &ConnectOptions,
         request: Request,
         abort: &Abort,
     ) -> Result<Link> {
-        let one = |session| self.lane(address, session, options.patience(abort));
+        let name = address.to_string();
+        let address = if branch.ends_there { &PeerAddress::Local } else { address };
+        let patience = || patient(options, branch.by.len(), abort);
+        let one = |session| self.lane(&name, (address, session, &branch.by), patience());
         let (control, lane) = one(None)?;
         let mut link = Link::open(control, request, None, &mut |session| Ok(one(Some(session))?.0))?;
         link.proxy = Some(Lasting { shared: Arc::clone(&self.0), lane });
         Ok(link)
+    }
+
+    /// One connection, for somebody else to speak on; `by`: proxies behind the end of this trunk.
+    ///
+    /// # Errors
+    /// A proxy cannot reach it, or is lost.
+    pub(super) fn connection(
+        &self,
+        address: &PeerAddress,
+        (session, by): (Option<SessionNumber>, &[PeerAddress]),
+        options: &ConnectOptions,
+        abort: &Abort,
+    ) -> Result<(Channel, Lasting)> {
+        let patience = patient(options, by.len(), abort);
+        let (channel, lane) = self.lane(&address.to_string(), (address, session, by), patience)?;
+        Ok((channel, Lasting { shared: Arc::clone(&self.0), lane }))
     }
 
     /// Bytes sent to the proxy, headers included, TLS not.
@@ -187,30 +207,30 @@ impl Trunk {
     }
 
     /// Nobody can be reached by it any more.
-    #[cfg(test)]
     pub(super) fn is_lost(&self) -> bool {
         self.0.state().lost.is_some()
     }
 
-    /// One connection; what is said on it is said to the destination.
+    /// One connection to whoever is called `name`; what is said on it is said to the destination.
     fn lane(
         &self,
-        address: &PeerAddress,
-        session: Option<SessionNumber>,
+        name: &str,
+        (address, session, by): (&PeerAddress, Option<SessionNumber>, &[PeerAddress]),
         patience: Patience,
     ) -> Result<(Channel, u32)> {
-        let (shared, name) = (&self.0, address.to_string());
-        let failed = |source| TransportError::Connect { address: name.clone(), source };
+        let shared = &self.0;
+        let failed = |source| TransportError::Connect { address: name.to_owned(), source };
         let (near, far) = UnixStream::pair().map_err(failed)?;
         let socket = far.try_clone().map_err(failed)?;
         let ours = Patience { abort: shared.abort.clone(), silence: NEVER, deadline: None };
-        let (mut input, back) = Channel::new(Stream::unix(far).map_err(failed)?, name.as_str(), ours).split()?;
+        let (mut input, back) = Channel::new(Stream::unix(far).map_err(failed)?, name, ours).split()?;
         let back = Arc::new(Mutex::new(back));
         let lane = Lane { under_way: 0, is_open: false, ended: None, back, socket };
-        let number = shared.add(lane, &name)?;
+        let number = shared.add(lane, name)?;
+        let (address, session) = (address.clone(), session.map(|session| session.0));
         let opened = shared
-            .say(&ToProxy::Open { lane: number, address: address.clone(), session: session.map(|session| session.0) })
-            .and_then(|()| shared.wait_open(number, &name, &patience));
+            .say(&ToProxy::Open { lane: number, address, session, by: by.to_vec() })
+            .and_then(|()| shared.wait_open(number, name, &patience));
         if let Err(error) = opened {
             shared.hang_up(number);
             return Err(error);
@@ -231,6 +251,13 @@ impl Trunk {
         })?;
         Ok((Channel::new(Stream::unix(near).map_err(failed)?, name, patience), number))
     }
+}
+
+/// For everything up to the end of the first exchange, where each of so many proxies behind the first waits for the next.
+fn patient(options: &ConnectOptions, proxies: usize, abort: &Abort) -> Patience {
+    let waits = u32::try_from(proxies).unwrap_or(u32::MAX).saturating_add(1);
+    let deadline = Instant::now().checked_add(options.connect_timeout.saturating_mul(waits));
+    Patience { deadline, ..options.patience(abort) }
 }
 
 impl Drop for Trunk {

@@ -57,6 +57,10 @@ pub enum Struck {
     All,
     /// All, one after the other.
     OneByOne,
+    /// None: the proxy that they are behind.
+    Proxy,
+    /// That, and the one that has come to the step.
+    ProxyAndOne,
 }
 
 impl Struck {
@@ -67,21 +71,32 @@ impl Struck {
             Self::Others => "all but one struck",
             Self::All => "all struck at once",
             Self::OneByOne => "all struck one by one",
+            Self::Proxy => "the proxy struck",
+            Self::ProxyAndOne => "the proxy and one destination struck",
         }
     }
 
-    /// Drawn from a seed.
-    pub fn draw(seed: u64) -> Self {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::One, Self::Others, Self::All, Self::OneByOne, Self::Proxy, Self::ProxyAndOne];
+
+    /// Drawn from a seed; where there is a proxy it is struck in half of all runs.
+    pub fn draw(seed: u64, has_proxy: bool) -> Self {
         let mut random = Random::new(seed.rotate_left(32) ^ 0x5EED);
-        [Self::One, Self::Others, Self::All, Self::OneByOne][random.below(4) as usize]
+        let n = match has_proxy {
+            true => [0, 1, 2, 3, 4, 4, 4, 5][random.below(8) as usize],
+            false => random.below(4) as usize,
+        };
+        Self::ALL[n]
     }
 
-    /// Of so many, where this one has come to the step.
+    /// Of so many, where this one has come to the step; the number of the proxy is that behind the last.
     pub fn victims(self, of: usize, one: usize) -> Vec<usize> {
         match self {
             Self::One => vec![one],
             Self::Others => (0..of).filter(|n| *n != one).collect(),
             Self::All | Self::OneByOne => (one..of).chain(0..one).collect(),
+            Self::Proxy => vec![of],
+            Self::ProxyAndOne => vec![of, one],
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Fault injection: a move is struck in the handover, and a witness outside all hosts counts. `cargo bench --bench chaos`.
 //!
-//! usage: chaos [--runs N] [--seed N] [--jobs N] [--to N] [--break RULE[,RULE]] [--chance PERCENT]
+//! usage: chaos [--runs N] [--seed N] [--jobs N] [--to N] [--via | --fanout-tree K] [--break RULE[,RULE]] [--chance PERCENT]
 //!
 //! Half of the runs are struck at a named step, half at a time drawn uniformly from the handover: programs and guardians are killed,
 //! stopped for longer than every time-out, the link falls silent one way or both or breaks, a host loses power with what it has not
@@ -11,6 +11,10 @@
 //!
 //! With `--to N` the target goes to so many destinations at once, without the client: one of them is struck, all but one, all at once,
 //! or all one by one. What a destination keeps that has not got the target is counted: page stores, sessions, mounts, processes.
+//!
+//! With `--via` they are behind a proxy on a host of its own, which is among those that are struck: its process is killed or stopped,
+//! the source's link to it falls silent or breaks, its host loses power. With `--fanout-tree K` destinations pass on to each other, and
+//! whoever is struck at a destination is struck in that, too. Destinations are reached by TCP then, and their own links stay whole.
 //!
 //! `--chance PERCENT`: nothing of that; each destination dies with that chance before it is ready, and moves to one, two and four
 //! destinations are counted that failed.
@@ -32,7 +36,7 @@ mod witness;
 
 use accident::{Mode, Struck};
 use seeds::Seeds;
-use stage::{End, Record, Setting};
+use stage::{End, Record, Setting, Through};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,6 +47,11 @@ fn main() -> ExitCode {
     let number = |name: &str, usual| value(name).and_then(|n| n.parse().ok()).unwrap_or(usual);
     let (runs, first, jobs): (u64, u64, u64) = (number("--runs", 500), number("--seed", 1), number("--jobs", 2));
     let (broken, destinations) = (value("--break"), number("--to", 1).clamp(1, 8) as u8);
+    let through = match (words.iter().any(|word| word == "--via"), value("--fanout-tree")) {
+        (true, _) => Through::Proxy,
+        (false, Some(_)) => Through::Tree(number("--fanout-tree", 1).clamp(1, 8) as u8),
+        (false, None) => Through::Nobody,
+    };
     if !nix::unistd::geteuid().is_root() {
         println!("needs root");
         return ExitCode::from(3);
@@ -51,7 +60,7 @@ fn main() -> ExitCode {
     let dir = tempfile::tempdir_in("/dev/shm").expect("there is room for a disk");
     let disk = dir.path().join("disk");
     let ready = host::make_disk(&disk).and_then(|()| stage::keep_program(dir.path()));
-    let setting = Setting { disk: &disk, destinations, usual: Duration::ZERO };
+    let setting = Setting { disk: &disk, destinations, through, usual: Duration::ZERO };
     let setting = match ready.and_then(|()| stage::usual(&setting)) {
         Ok(usual) => Setting { usual, ..setting },
         Err(error) => {
@@ -146,8 +155,8 @@ fn summary(records: &[Record], runs: u64, first: u64) {
     for mode in [Mode::Auto, Mode::Hybrid, Mode::PostCopy] {
         row(&format!("all, {}", mode.name()), records.iter().filter(|record| record.mode == mode));
     }
-    for struck in [Struck::One, Struck::Others, Struck::All, Struck::OneByOne] {
-        if records.iter().any(|record| record.struck.is_some()) {
+    for struck in Struck::ALL {
+        if records.iter().any(|record| record.struck == Some(struck)) {
             row(struck.name(), records.iter().filter(|record| record.struck == Some(struck)));
         }
     }

@@ -61,6 +61,11 @@ impl Networks {
         format!("c{}{}", place.letter(), self.tag)
     }
 
+    /// What a place is reached by.
+    pub fn address(place: Place) -> String {
+        format!("10.77.0.{}", u32::from(place.letter()) - u32::from('a') + 1)
+    }
+
     /// For setns(2).
     pub fn path(&self, place: Place) -> PathBuf {
         PathBuf::from("/run/netns").join(self.name(place))
@@ -68,12 +73,14 @@ impl Networks {
 
     /// A network as a host has it that has just come up.
     pub fn plug(&self, place: Place) -> io::Result<()> {
-        let n = u32::from(place.letter()) - u32::from('a') + 1;
         let (name, bridge) = (self.name(place), self.bridge());
+        // Of a card that stays in the host: others go on sending to it.
+        let mac = format!("02:00:00:00:00:{:02x}", u32::from(place.letter()));
         shell(&format!(
-            "ip netns add {name} && ip link add {name}h type veth peer name eth0 netns {name} \
+            "ip netns add {name} && ip link add {name}h type veth peer name eth0 address {mac} netns {name} \
              && ip link set {name}h master {bridge} up && ip -n {name} link set lo up && ip -n {name} link set eth0 up \
-             && ip -n {name} addr add 10.77.0.{n}/24 dev eth0"
+             && ip -n {name} addr add {}/24 dev eth0",
+            Self::address(place)
         ))
     }
 

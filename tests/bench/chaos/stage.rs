@@ -36,6 +36,8 @@ pub fn program() -> &'static Path {
 const PEER_TIMEOUT: &str = "1s";
 /// Longer than each of them.
 const STOPPED: Duration = Duration::from_millis(6500);
+/// The same, and shorter than what leftovers are waited for.
+const LEASE: &str = "10s";
 /// Until each side has decided what it makes of the silence.
 const HEALED_AFTER: Duration = Duration::from_millis(2500);
 const POWER_IS_BACK: Duration = Duration::from_millis(500);
@@ -97,6 +99,16 @@ struct Said {
     last: String,
 }
 
+/// By whom what is for the destinations passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Through {
+    Nobody,
+    /// A host of its own.
+    Proxy,
+    /// Destinations, which pass on to so many each.
+    Tree(u8),
+}
+
 /// How a run is set up.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting<'a> {
@@ -104,6 +116,8 @@ pub struct Setting<'a> {
     pub disk: &'a Path,
     /// How many destinations the target goes to at once.
     pub destinations: u8,
+    /// By whom.
+    pub through: Through,
     /// How long an undisturbed handover takes.
     pub usual: Duration,
 }
@@ -111,7 +125,10 @@ pub struct Setting<'a> {
 pub struct Stage {
     dir: tempfile::TempDir,
     pub a: Host,
+    /// Destinations, and behind them the proxy if there is one.
     pub there: Vec<There>,
+    destinations: usize,
+    through: Through,
     book: Book,
     /// Where there is one destination: the address of the target goes to one only.
     client: Option<Client>,
@@ -128,7 +145,8 @@ impl Stage {
         dooms: &[Option<Point>],
     ) -> io::Result<Self> {
         let dir = tempfile::tempdir_in("/dev/shm")?;
-        let networks = Arc::new(Networks::make(setting.destinations)?);
+        let hosts = setting.destinations + u8::from(setting.through == Through::Proxy);
+        let networks = Arc::new(Networks::make(hosts)?);
         let a = Host::up("a", Place::Source, &networks, dir.path(), setting.disk)?;
         let rate = mode.is_late().then_some(RATE);
         let up = |n: u8| {
@@ -137,7 +155,7 @@ impl Stage {
             environment.extend(doom.map(|point| ("MIGRATE_KILL", point.name().to_owned())));
             There::up(n, &networks, (dir.path(), setting.disk), rate, environment)
         };
-        let there = (0..setting.destinations).map(up).collect::<io::Result<Vec<There>>>()?;
+        let there = (0..hosts).map(up).collect::<io::Result<Vec<There>>>()?;
         let book = Book { path: dir.path().join("book") };
         // Alone with process 1 of its host: whoever starts it must not see it stop.
         let mut target = a.command("sh");
@@ -158,7 +176,8 @@ impl Stage {
             1 => Some(Client::start(&dir.path().join("book.port"), &networks.path(Place::Client))?),
             _ => None,
         };
-        let stage = Self { dir, a, there, book, client, mode, environment };
+        let (destinations, through) = (usize::from(setting.destinations), setting.through);
+        let stage = Self { dir, a, there, destinations, through, book, client, mode, environment };
         match stage.client.as_ref().is_none_or(|client| client.is_answered(Duration::from_secs(5))) {
             true => Ok(stage),
             false => Err(io::Error::other("the target does not answer")),
@@ -179,7 +198,7 @@ impl Stage {
         let status = std::fs::read_to_string(format!("/proc/{target}/status"))?;
         let pid = status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last());
         let mut command = self.a.command(program());
-        command.args(["move", pid.unwrap_or_default()]).args(self.there.iter().map(|there| &there.address));
+        command.args(["move", pid.unwrap_or_default()]).args(self.destinations());
         command.args(["--json", "--peer-timeout", PEER_TIMEOUT, "--connect-timeout", PEER_TIMEOUT]);
         command.args(["--mode", self.mode.name()]).stderr(appended(&self.path("mover.err"))?);
         if self.client.is_some() {
@@ -206,6 +225,22 @@ impl Stage {
             }
         });
         Ok((mover, said))
+    }
+
+    /// As options have them.
+    fn destinations(&self) -> Vec<String> {
+        let (there, proxy) = self.there.split_at(self.destinations);
+        let by =
+            |there: &There| if self.through == Through::Nobody { &there.address } else { &there.by_network }.clone();
+        let mut words: Vec<String> = there.iter().map(by).collect();
+        match self.through {
+            Through::Nobody => return words,
+            Through::Proxy => words.extend(proxy.iter().flat_map(|proxy| ["--via".to_owned(), proxy.address.clone()])),
+            Through::Tree(fanout) => words.extend(["--fanout-tree".to_owned(), fanout.to_string()]),
+        }
+        // Whose proxy has lost power hears nothing of that.
+        words.extend(["--allow-plain", "--lease", LEASE].map(str::to_owned));
+        words
     }
 
     fn members(&self, who: Who, mover: &Inside, victims: &[usize]) -> Vec<i32> {
@@ -285,6 +320,8 @@ impl Stage {
                 members.iter().for_each(|pid| send(*pid, Signal::SIGCONT));
                 mover.go_on();
             }
+            // What is by TCP has no link that could fail: then it is that to the proxy.
+            What::Link(outage) if self.through == Through::Proxy => self.there[self.destinations].link.set(outage),
             What::Link(outage) => victims.iter().for_each(|n| self.there[*n].link.set(outage)),
             What::Power(Side::Source) if self.a.was_down() => {}
             What::Power(Side::Source) => self.a.lose_power(POWER_IS_BACK, mover)?,
@@ -383,7 +420,8 @@ pub fn usual(setting: &Setting<'_>) -> io::Result<Duration> {
 pub fn run(setting: &Setting<'_>, seed: u64, broken: Option<&str>) -> io::Result<Record> {
     let (mode, moment, what) = draw(seed, setting.usual);
     let of = usize::from(setting.destinations);
-    let struck = (of > 1).then(|| Struck::draw(seed));
+    let has_proxy = setting.through == Through::Proxy;
+    let struck = (of > 1 || has_proxy).then(|| Struck::draw(seed, has_proxy));
     let once = tempfile::NamedTempFile::new()?;
     let mut environment: Vec<(&'static str, String)> = Vec::new();
     environment.extend(broken.map(|rules| ("MIGRATE_BREAK", rules.to_owned())));

@@ -1,6 +1,6 @@
 //! One of the destinations: a host, its agent, and the link to it.
 
-use crate::host::{Host, Inside, state};
+use crate::host::{Host, Inside, parent, state};
 use crate::link::Link;
 use crate::net::{Networks, Place};
 use crate::stage::{appended, program, wait};
@@ -17,6 +17,8 @@ pub struct There {
     pub link: Link,
     /// Of the link, at the source.
     pub address: String,
+    /// For whoever is on the same network.
+    pub by_network: String,
     socket: PathBuf,
     environment: Vec<(&'static str, String)>,
     /// Mounts of the host before anything has happened.
@@ -35,17 +37,24 @@ impl There {
         let name = char::from(b'b' + number).to_string();
         let host = Host::up(&name, Place::Destination(number), networks, dir, disk)?;
         let (socket, at) = (dir.join(format!("agent-{name}.sock")), dir.join(format!("link-{name}.sock")));
-        let agent = agent(&host, &socket, &environment)?;
+        let by_network = format!("tcp+plain://{}:7413", Networks::address(Place::Destination(number)));
+        let agent = agent(&host, (&socket, &by_network), &environment)?;
         let link = Link::lay(&at, &socket, rate)?;
         let mounts = host.mounts();
-        Ok(Self { host, agent, link, address: format!("unix:{}", at.display()), socket, environment, mounts })
+        let address = format!("unix:{}", at.display());
+        Ok(Self { host, agent, link, address, by_network, socket, environment, mounts })
     }
 
-    /// Processes of sessions: children of the agent. What they have made of the target has their command line, too.
+    /// Processes of sessions: children of the agent, or of the one that a session has started which passes things on. What they have made
+    /// of the target has their command line, too.
     pub fn sessions(&self) -> Vec<i32> {
-        let agent = format!("PPid:\t{}\n", self.agent.pid);
         let of_agent = |pid: &i32| {
-            std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| status.contains(&agent))
+            let agent = |parent: i32| {
+                parent == self.agent.pid
+                    || std::fs::read(format!("/proc/{parent}/cmdline"))
+                        .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == b"--stdio"))
+            };
+            parent(*pid).is_some_and(agent)
         };
         self.host.processes("session-process").into_iter().filter(of_agent).collect()
     }
@@ -58,7 +67,7 @@ impl There {
     /// Power is lost; it comes up again after this time, with an agent.
     pub fn lose_power(&mut self, down: Duration) -> io::Result<()> {
         self.host.lose_power(down, &self.agent)?;
-        self.agent = agent(&self.host, &self.socket, &self.environment)?;
+        self.agent = agent(&self.host, (&self.socket, &self.by_network), &self.environment)?;
         self.mounts = self.host.mounts();
         Ok(())
     }
@@ -86,9 +95,10 @@ impl There {
     }
 }
 
-fn agent(on: &Host, socket: &Path, environment: &[(&'static str, String)]) -> io::Result<Inside> {
+fn agent(on: &Host, (socket, by_network): (&Path, &str), environment: &[(&'static str, String)]) -> io::Result<Inside> {
     let mut command = on.command(program());
     command.args(["agent", "--listen", &format!("unix:{}", socket.display())]);
+    command.args(["--listen", by_network, "--allow-plain"]);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stderr(appended(&socket.with_extension("err"))?).stdout(Stdio::null());
     if std::env::var_os("CHAOS_LOG").is_some() {

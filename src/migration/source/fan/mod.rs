@@ -346,6 +346,13 @@ impl<'a> Attempt<'a> {
     /// Whatever is heard; news of a destination that is out go to the machine, too.
     fn hear(&mut self, target: &mut dyn Target, news: News<'a>) {
         match news {
+            News::Verdict(who, Verdict { blockers, earlier, .. })
+                if blockers.is_empty() && !self.fan().catalogue.earlier().is_subset(&earlier) =>
+            {
+                // One that came back: frames name pages that the others have.
+                let reason = "pages that it had in an image, and that are named, are gone there".to_owned();
+                self.drop_out(target, who, MoveError::Stays { reason });
+            }
             News::Verdict(who, Verdict { blockers, ships, earlier }) if blockers.is_empty() => {
                 let member = self.fan().member(who);
                 (member.stage, member.ships, member.earlier) = (Stage::Idle, ships, earlier);

@@ -22,6 +22,12 @@ const ANOTHER_WITHIN: Duration = Duration::from_secs(10);
 /// How long one that is not chosen may take to say that it has deleted what it held.
 const CONFIRMED_AFTER: Duration = Duration::from_secs(5);
 
+/// The same where it writes the pages first that it keeps.
+const KEPT_AFTER: Duration = Duration::from_secs(60);
+
+/// How long those that are to keep their pages may take to stand ready, while the target runs elsewhere already.
+const READY_WITHIN: Duration = Duration::from_secs(3);
+
 /// Between two questions whether it has.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -79,12 +85,19 @@ impl<'a> Attempt<'a> {
         if self.fan.as_ref().is_none_or(|fan| fan.untold.is_some()) {
             return;
         }
+        // Where memory follows they have little of it.
+        let keep = self.wishes.onward.as_ref().is_some_and(|onward| onward.keep_warm)
+            && self.serving.is_none()
+            && !keepers.is_empty();
+        if keep {
+            self.let_them_be_ready(target);
+        }
         let ways = self.recall(target, keepers);
         let again = self.wishes.again;
         let told: Vec<(Candidate, bool)> = std::thread::scope(|scope| {
             let told = ways.into_iter().map(|(who, way)| {
                 let (again, id) = (again.map(|again| again.to(who)), self.fan().member(who).id);
-                (who, scope.spawn(move || has_deleted(way, again, id)))
+                (who, scope.spawn(move || has_deleted(way, again, (id, keep))))
             });
             let told: Vec<_> = told.collect();
             told.into_iter().map(|(who, told)| (who, told.join().unwrap_or(false))).collect()
@@ -95,6 +108,29 @@ impl<'a> Attempt<'a> {
             untold.iter().for_each(|who| self.warn_of_untold(*who, is_told_later));
         }
         self.fan().untold = Some(untold);
+    }
+
+    /// Who stands ready can keep what it has: the others get what they lack still, for a while.
+    fn let_them_be_ready(&mut self, target: &mut dyn Target) {
+        let until = Instant::now() + READY_WITHIN;
+        let mut ready = std::mem::take(&mut self.fan().ready);
+        while Instant::now() < until {
+            if let Err(error) = self.serve_rest(target, until) {
+                tracing::warn!(%error, "the other destinations do not get what they lack");
+                break;
+            }
+            if let Some(news) = self.fan().next(LOOK) {
+                self.hear(target, news);
+            }
+            let fan = self.fan();
+            ready.append(&mut fan.ready);
+            let about_to = |member: &Member| matches!(member.stage, Stage::Sent);
+            if fan.count(about_to) == 0 && fan.unserved.is_empty() && fan.held_back.is_empty() {
+                break;
+            }
+        }
+        ready.append(&mut self.fan().ready);
+        self.fan().ready = ready;
     }
 
     /// Who has the target is known.
@@ -185,6 +221,7 @@ impl<'a> Attempt<'a> {
             rounds: member.number,
             bytes_sent: member.bytes_sent(),
             ready_after: member.ready_after,
+            via: Vec::new(),
         };
         self.report.candidates = members.iter().map(report).collect();
         for candidate in self.report.candidates.iter().filter(|one| !matches!(one.became, Became::Out(_))) {
@@ -205,17 +242,17 @@ impl<'a> Attempt<'a> {
 }
 
 /// Tells one that the target is not its own; whether it has deleted what it held.
-fn has_deleted(way: Way<'_>, again: Option<Again<'_>>, id: AttemptId) -> bool {
+fn has_deleted(way: Way<'_>, again: Option<Again<'_>>, (id, keep): (AttemptId, bool)) -> bool {
     match way {
         Way::None => true,
-        Way::Link(peer, is_ready) => says_so(*peer, is_ready) || is_told_anew(again, id),
+        Way::Link(peer, is_ready) => says_so(*peer, is_ready, keep) || is_told_anew(again, id),
         Way::Anew => is_told_anew(again, id),
     }
 }
 
-fn says_so(mut peer: Peer<'_>, is_ready: bool) -> bool {
-    peer.link.control.deadline(Some(CONFIRMED_AFTER));
-    let abort = FromSource::Abort { attempt: peer.id, reason: "the target is not for this destination".into() };
+fn says_so(mut peer: Peer<'_>, is_ready: bool, keep: bool) -> bool {
+    peer.link.control.deadline(Some(if keep { KEPT_AFTER } else { CONFIRMED_AFTER }));
+    let abort = FromSource::Abort { attempt: peer.id, reason: "the target is not for this destination".into(), keep };
     if protocol::send(&mut peer.link.control, &abort).is_err() {
         return false;
     }
@@ -239,7 +276,8 @@ fn is_told_anew(again: Option<Again<'_>>, id: AttemptId) -> bool {
     while Instant::now() < until {
         let said = again.link().and_then(|mut link| {
             link.control.deadline(Some(CONFIRMED_AFTER));
-            let abort = FromSource::Abort { attempt: id, reason: "the target is not for this destination".into() };
+            let reason = "the target is not for this destination".into();
+            let abort = FromSource::Abort { attempt: id, reason, keep: false };
             protocol::send(&mut link.control, &abort)?;
             protocol::receive(&mut link.control)
         });

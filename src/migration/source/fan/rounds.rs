@@ -397,8 +397,8 @@ impl<'a> Attempt<'a> {
             let to: Vec<_> = to.map(|(n, member)| (n, &member.lane)).collect();
             let (room, missed, tallies) = (&*fan.room, &pass.missed, &pass.tallies[..]);
             let (throttle, is_over, given) = (&throttle, &is_over, Mutex::default());
-            let shares_uplink = self.wishes.shares_uplink;
-            let spread = Spread { to, room, in_pause, shares_uplink, throttle, is_over, missed, given, tallies };
+            let uplink_copies = self.wishes.uplink_copies;
+            let spread = Spread { to, room, in_pause, uplink_copies, throttle, is_over, missed, given, tallies };
             let plan = Plan { pages, ..Plan::default() };
             let (begun, total) = (pass.begun_bytes, pass.total_bytes);
             let progress = |done| self.events.event(Event::Progress { phase: "memory", done: begun + done, total });

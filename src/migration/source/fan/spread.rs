@@ -35,8 +35,8 @@ pub(super) struct Spread<'f> {
     pub to: Vec<(usize, &'f Lane)>,
     pub room: &'f Room,
     pub in_pause: bool,
-    /// A frame leaves this host once, however many take it.
-    pub shares_uplink: bool,
+    /// A frame leaves this host so many times at most, however many take it; `None` = once for each.
+    pub uplink_copies: Option<u64>,
     pub throttle: &'f Throttle,
     /// Nobody wants them any more.
     pub is_over: &'f (dyn Fn() -> bool + Sync),
@@ -69,8 +69,8 @@ impl Spread<'_> {
         let shared: Arc<[u8]> = frame.into();
         let (covered, content) = pages::covered(frame);
         let (mut left, mut taken) = (self.to.clone(), 0);
-        let mut since = (!self.shares_uplink).then(Instant::now);
-        let grace = match (self.in_pause, self.shares_uplink) {
+        let mut since = (!self.shares_uplink()).then(Instant::now);
+        let grace = match (self.in_pause, self.shares_uplink()) {
             (true, _) => GRACE_IN_PAUSE,
             (false, true) => GRACE_SHARED,
             (false, false) => GRACE,
@@ -114,7 +114,7 @@ impl Spread<'_> {
             }
             self.room.wait(LOOK);
         }
-        let times = if self.shares_uplink { taken.min(1) } else { taken };
+        let times = self.uplink_copies.map_or(taken, |copies| taken.min(copies));
         self.throttle.sent(frame.len() as u64 * times);
         match self.to.iter().all(|(_, lane)| lane.is_closed()) {
             true => Err(over()),
@@ -122,10 +122,14 @@ impl Spread<'_> {
         }
     }
 
+    fn shares_uplink(&self) -> bool {
+        self.uplink_copies.is_some()
+    }
+
     /// Who has no room can be waited for: the others have enough to go on with.
     fn holds_nobody_up(&self) -> bool {
         let is_busy = |lane: &Lane| lane.is_closed() || lane.queued() >= PLENTY_BYTES;
-        self.shares_uplink && !self.in_pause && self.to.iter().all(|(_, lane)| is_busy(lane))
+        self.shares_uplink() && !self.in_pause && self.to.iter().all(|(_, lane)| is_busy(lane))
     }
 
     /// Nobody gets the rest of these.
