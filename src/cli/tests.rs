@@ -157,12 +157,22 @@ fn restore() {
         "-D d --stream",
         "-D d --compress off",
         "--stream --lazy",
-        "-D d --on host",
+        "--stream --on host",
+        "-D d --on host --lazy",
+        "-D d --on host --pidfile p",
+        "-D d --on host --leave-stopped",
+        "-D d --detach --rsh ssh",
+        "-D d --detach --lease 5s",
         "-D d --count 2",
         "-D d --detach --count 0",
         "--stream --detach --count 2",
     ]);
     assert!(parse::<restore::Args>("-D d --lazy").unwrap().options().lazy);
+    let remote = |line| parse::<restore::Args>(line).unwrap().remote(&Config::default()).unwrap();
+    assert_eq!(remote("-D d"), None);
+    let on = remote("-D d --on b,tcp://c --count 3 --peer-timeout 5s").unwrap();
+    assert_eq!((on.dests, on.count), (vec!["b".parse().unwrap(), "tcp://c".parse().unwrap()], Some(3)));
+    assert_eq!((on.peer.peer_timeout, on.lease), (Duration::from_secs(5), Duration::from_secs(60)));
 }
 
 #[test]

@@ -199,6 +199,8 @@ pub struct Wishes<'a> {
     pub copies: Option<Original>,
     /// Where the target is to go on from its destination.
     pub onward: Option<Onward>,
+    /// The target comes from an image: nothing of it runs here, or stands still meanwhile.
+    pub from_image: bool,
 }
 
 /// What becomes of a target that copies are made of.
@@ -308,6 +310,9 @@ fn journal(id: AttemptId, wishes: &Wishes<'_>, peers: &[&str]) -> Result<Journal
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(&wishes.session);
     journal.set_asked_for(&wishes.asked_for);
+    if wishes.from_image {
+        journal.set_from_image();
+    }
     if peers.len() > 1 {
         // Whoever takes over has to know all of them from the first line on.
         journal.set_candidates(peers);

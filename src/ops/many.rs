@@ -1,6 +1,6 @@
 //! A move to several destinations: those that can be reached, and the first of them that is ready.
 
-use super::options::{MoveOptions, Pids};
+use super::options::{MoveOptions, Pids, StateOptions};
 use super::words::Dest;
 use super::{Event, Events, copies};
 use super::{proxies, reach};
@@ -52,7 +52,7 @@ pub(super) fn steps(options: &MoveOptions, mut steps: Vec<Step>) -> Vec<Step> {
 /// They cannot be written.
 pub(super) fn states(options: &MoveOptions, places: &[usize]) -> Result<Vec<serde_json::Value>> {
     let state = |(dest, place): (&Dest, &usize)| {
-        let mut state = options.state.clone();
+        let mut state = StateOptions { from_image: options.is_image(), ..options.state.clone() };
         if *dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
             state.pids = Some(Pids::New);
         }

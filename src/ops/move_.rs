@@ -225,7 +225,7 @@ fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
 }
 
 /// The wishes as the protocol takes them, but for what depends on the destinations.
-fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
+pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
     Ok(Wishes {
         session: options.session.to_string(),
         asked_for: options.target.to_string(),
@@ -260,6 +260,7 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         warm: None,
         copies: copies::original(options),
         onward: cascade::onward(options)?,
+        from_image: options.is_image(),
     })
 }
 
@@ -372,7 +373,7 @@ impl Live<'_> {
     }
 }
 
-fn encoded(model: &Model) -> Result<Vec<u8>> {
+pub(super) fn encoded(model: &Model) -> Result<Vec<u8>> {
     codec::encode(model).map_err(|e| Failure::of("the target's state cannot be written", &e))
 }
 
@@ -647,7 +648,7 @@ pub(super) fn everything(model: &Model, sources: &Sources) -> collect::Result<Re
 }
 
 /// What every space that pages are sent for is called in the model.
-fn space_names(model: &Model, names: &[(Space, Option<Space>)]) -> Vec<SpaceName> {
+pub(super) fn space_names(model: &Model, names: &[(Space, Option<Space>)]) -> Vec<SpaceName> {
     let cow_parent = |of: Option<Space>| match of {
         Some(Space::Mm(id)) => model.mms[id.at()].cow_parent.map(|parent| parent.0),
         _ => None,
@@ -664,11 +665,11 @@ fn space_names(model: &Model, names: &[(Space, Option<Space>)]) -> Vec<SpaceName
     names.iter().map(|(from, to)| name(*from, *to)).chain(own).collect()
 }
 
-fn comm(model: &Model) -> String {
+pub(super) fn comm(model: &Model) -> String {
     model.root().threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default()
 }
 
-fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen): (Vec<String>, bool)) -> Outcome {
+pub(super) fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen): (Vec<String>, bool)) -> Outcome {
     let moved = report.pid.is_some();
     let dest = many::owner(options, &report);
     let place = match moved {
@@ -718,15 +719,20 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen)
     outcome
 }
 
-fn failure(options: &MoveOptions, error: MoveError) -> Failure {
+pub(super) fn failure(options: &MoveOptions, error: MoveError) -> Failure {
     let (dest, session) = (many::names(&options.dests), options.session);
     let what = match options.copies {
         Some(_) => format!("no copy of the target was started on {dest}"),
+        None if options.is_image() => format!("{} was not restored on {dest}", options.target),
         None => format!("the target was not moved to {dest}"),
     };
     match error {
         MoveError::Blocked(blockers) => {
-            Failure::blocked(format!("the target cannot move to {dest}"), blockers).target(TargetState::Running)
+            let what = match &options.target {
+                image @ Target::Image(_) => format!("{image} cannot be restored on {dest}"),
+                _ => format!("the target cannot move to {dest}"),
+            };
+            Failure::blocked(what, blockers).target(TargetState::Running)
         }
         MoveError::Target(failure) if matches!(failure.target, TargetState::Ended(_)) => failure,
         MoveError::Target(failure) => failure.target(TargetState::Running),

@@ -242,6 +242,10 @@ pub struct StateOptions {
     /// Of a copy of the target at one destination, who it is. It is no choice: `migrate clone` gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// The target comes from an image: no original of it holds process ids, ports or locks. It is no choice: `migrate restore --on`
+    /// says so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub from_image: bool,
 }
 
 /// `--mode`: how a target moves.
@@ -472,6 +476,19 @@ impl RestoreOptions {
     }
 }
 
+/// `migrate restore --on`: where an image is restored instead of here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteOptions {
+    /// `--on`: of several hosts the first that is ready, unless there are to be copies.
+    pub dests: Vec<Dest>,
+    /// `--count`: so many copies, on the hosts in turn.
+    pub count: Option<u16>,
+    /// PEER.
+    pub peer: PeerOptions,
+    /// `--lease`: what a host waits for this one when it hears nothing.
+    pub lease: Duration,
+}
+
 /// `migrate move`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveOptions {
@@ -537,6 +554,11 @@ impl MoveOptions {
             copies: None,
             then: Cascade::default(),
         }
+    }
+
+    /// What is started there comes from an image, not from a tree that runs.
+    pub fn is_image(&self) -> bool {
+        matches!(self.target, Target::Image(_))
     }
 }
 

@@ -149,7 +149,9 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
     }
     let target = match (phase, pid) {
         (Phase::Stays, Some(pid)) => format!("it goes on here as process {pid}"),
+        (Phase::Stays, None) if line.from_image => "it runs nowhere: its image can be restored again".to_owned(),
         (Phase::Stays, None) => "it goes on here".to_owned(),
+        (Phase::Moved(_), _) if line.from_image => format!("{} has the target", line.peer),
         (Phase::Moved(_), _) => format!("the copy here has ended; {} has the target", line.peer),
         _ => return Err(undecided(line, &io::Error::other("nothing could be decided"))),
     };

@@ -37,7 +37,7 @@ pub struct Stage {
     pub dir: tempfile::TempDir,
     pub counter: Counter,
     pub agents: Vec<Agent>,
-    once: PathBuf,
+    pub once: PathBuf,
 }
 
 impl Stage {
@@ -101,6 +101,11 @@ impl Stage {
         self.counter.check_runs();
         wait(|| self.counter.processes().len() == 1, &format!("{what}: one copy is left"));
         self.counter.check_runs();
+        self.check_decided(what);
+    }
+
+    /// No host has anything to decide.
+    pub fn check_decided(&self, what: &str) {
         for host in std::iter::once("source".to_owned()).chain((0..self.agents.len()).map(|n| format!("dest{n}"))) {
             wait(|| self.undecided(&host) == 0, &format!("{what}: {host} knows that it is over"));
         }

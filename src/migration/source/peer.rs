@@ -89,7 +89,8 @@ impl Peer<'_> {
             follows: self.wishes.follows,
             may_follow: self.wishes.may_follow,
             recoverable: self.wishes.recoverable.is_some(),
-            files: Some(self.wishes.files.clone()),
+            // What files were when the image was made no file here can tell.
+            files: (!self.wishes.from_image).then(|| self.wishes.files.clone()),
             base: self.wishes.base.clone(),
             lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
             to_several: self.wishes.states.len() > 1,

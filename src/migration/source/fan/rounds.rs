@@ -356,7 +356,9 @@ impl<'a> Attempt<'a> {
             }
             pass.due = left;
             let has_all = |member: &Member| matches!(member.stage, Stage::Sent | Stage::Prepared);
-            if for_all && until.is_none() && self.fan().count(has_all) > 0 {
+            // For an image nothing stands still meanwhile.
+            let waits = for_all && !self.wishes.from_image;
+            if waits && until.is_none() && self.fan().count(has_all) > 0 {
                 until = Some(Instant::now() + STRAGGLERS_MAX);
             }
         }
