@@ -188,6 +188,9 @@ fn clones() {
     let addresses: Vec<_> = copies.addresses.iter().map(ToString::to_string).collect();
     assert_eq!((copies.end_source, addresses), (true, vec!["10.0.0.7/24 at eth0".into(), "fd00::7/64 at eth1".into()]));
     assert_eq!((options.mode.mode, options.quorum), (Mode::StopAndCopy, Quorum::Number(1)));
+    let left_to = |line| read(line).copies.unwrap().connections;
+    assert_eq!(left_to("7 b c --connections close"), None);
+    assert_eq!(left_to("7 b c --end-source --connections tcp://c"), Some("tcp://c".parse().unwrap()));
     refused::<clone::Args>(&["7", "", "7 b --address 10.0.0.7", "7 b --address 10.0.0.7/24@eth0:eth1"]);
 }
 

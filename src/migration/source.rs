@@ -210,6 +210,15 @@ pub enum Original {
     RunsOn,
     /// It ends once a copy runs.
     Ends,
+    /// It goes to this destination by the handover of a move, with what only one can have, and the others start copies beside it.
+    Moves(Candidate),
+}
+
+impl Wishes<'_> {
+    /// Whether this destination is to start a copy.
+    pub(super) fn is_copy(&self, who: Candidate) -> bool {
+        self.copies.is_some_and(|original| original != Original::Moves(who))
+    }
 }
 
 /// How many of several destinations have to be as far as the exit condition asks.

@@ -258,7 +258,7 @@ pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -
         quorum: options.quorum,
         shares_uplink: false,
         warm: None,
-        copies: copies::original(options),
+        copies: copies::original(options)?,
         onward: cascade::onward(options)?,
         from_image: options.is_image(),
     })
@@ -361,7 +361,7 @@ impl Live<'_> {
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
         // Nothing that is sent to the original is for its copies.
-        if self.options.copies.is_none() {
+        if !copies::only(self.options) {
             self.network.before_freeze(root);
         }
         // Walking the page tables for flags of mappings is done while the target runs.
@@ -503,7 +503,7 @@ impl Target for Live<'_> {
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
         self.hooks.run(HookPoint::Frozen, self.events)?;
-        if self.options.copies.is_none() {
+        if !copies::only(self.options) {
             self.hooks.run(HookPoint::Network, self.events)?;
         }
         Ok(Final { plan, model: encoded, spaces, later, files })

@@ -528,11 +528,18 @@ pub struct MoveOptions {
 
 /// What `migrate clone` has beyond `migrate move`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CopyOptions {
     /// `--end-source`: the target ends here once a copy runs.
     pub end_source: bool,
     /// `--address`: that of each copy, in the order of the destinations; those that are left have none.
     pub addresses: Vec<Place>,
+    /// `--connections`: the destination that the target itself goes to, with its connections, while the others start copies; `None`:
+    /// no copy has any.
+    #[serde(with = "word::option")]
+    pub connections: Option<Dest>,
+    /// Destinations that were asked for and are not among those of this attempt (`--disjoint-paths`).
+    pub left_out: usize,
 }
 
 impl MoveOptions {

@@ -69,9 +69,9 @@ impl Peer<'_> {
                     images,
                     ..
                 } => {
-                    let unknown = match self.wishes {
-                        wishes if wishes.copies.is_some() && !copy => Some("clones"),
-                        wishes if wishes.from_image && !images => Some("images that come from another host"),
+                    let unknown = match (self.is_copy() && !copy, self.wishes.from_image && !images) {
+                        (true, _) => Some("clones"),
+                        (_, true) => Some("images that come from another host"),
                         _ => None,
                     };
                     if let Some(unknown) = unknown {

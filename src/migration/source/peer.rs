@@ -95,7 +95,7 @@ impl Peer<'_> {
             lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
             to_several: self.wishes.states.len() > 1,
             conventions: Box::new(survey.conventions.clone()),
-            copy: self.wishes.copies.is_some(),
+            copy: self.is_copy(),
             onward: self.wishes.onward.clone().map(Box::new),
         };
         protocol::send(&mut self.link.control, &offer)?;
@@ -105,6 +105,11 @@ impl Peer<'_> {
 
     fn state(&self) -> serde_json::Value {
         self.wishes.states.get(usize::from(self.candidate.0)).cloned().unwrap_or_default()
+    }
+
+    /// It is to start a copy.
+    pub fn is_copy(&self) -> bool {
+        self.wishes.is_copy(self.candidate)
     }
 
     /// It has not understood that the target is to go on from there.
