@@ -728,9 +728,9 @@ pub(super) fn failure(options: &MoveOptions, error: MoveError) -> Failure {
     };
     match error {
         MoveError::Blocked(blockers) => {
-            let what = match &options.target {
-                image @ Target::Image(_) => format!("{image} cannot be restored on {dest}"),
-                _ => format!("the target cannot move to {dest}"),
+            let what = match options.is_image() {
+                true => format!("{} cannot be restored on {dest}", options.target),
+                false => format!("the target cannot move to {dest}"),
             };
             Failure::blocked(what, blockers).target(TargetState::Running)
         }
