@@ -194,7 +194,7 @@ fn a_damaged_image_is_offered_to_nobody() {
         return;
     }
     let saved = Saved::of(Counter::on_ground(4, 500), &[&[]]);
-    let pages = std::fs::OpenOptions::new().read(true).write(true).open(saved.image.join("pages.0")).unwrap();
+    let pages = std::fs::OpenOptions::new().read(true).write(true).open(saved.image.join("pages-0.bin")).unwrap();
     let (mut byte, at) = ([0], pages.metadata().unwrap().len() / 2);
     pages.read_exact_at(&mut byte, at).unwrap();
     pages.write_all_at(&[!byte[0]], at).unwrap();
