@@ -353,10 +353,11 @@ impl Session {
     ///
     /// # Errors
     /// The warm-up was begun so that none follows, which its destinations have been told.
-    fn rest(&self, mode: Mode) -> Result<Rest, String> {
+    fn rest(&self, mode: Mode) -> std::result::Result<Rest, String> {
         match mode {
             Mode::PostCopy | Mode::Hybrid if !move_::may_follow(&self.options.moves.mode) => {
-                Err("no memory follows in this warm-up: it was begun with --mode pre-copy, or without post-copy in --converge".into())
+                let begun = "it was begun with --mode pre-copy, or without post-copy in --converge";
+                Err(format!("no memory follows in this warm-up: {begun}"))
             }
             Mode::PostCopy | Mode::Hybrid => Ok(Rest::Follows),
             Mode::PreCopy | Mode::StopAndCopy => Ok(Rest::InPause),
