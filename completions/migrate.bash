@@ -345,6 +345,10 @@ _migrate() {
                 return 0
             fi
             case "${prev}" in
+                --connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --address)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1506,7 +1510,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --lazy --count --dry-run --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --lazy --count --on --lease --dry-run --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1535,6 +1539,14 @@ _migrate() {
                     return 0
                     ;;
                 --count)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --on)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --lease)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1572,6 +1584,22 @@ _migrate() {
                     ;;
                 --supervisor)
                     COMPREPLY=($(compgen -W "refuse hold ignore" -- "${cur}"))
+                    return 0
+                    ;;
+                --rsh)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --remote)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connect-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --peer-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --log)
@@ -1724,12 +1752,16 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__switch)
-            opts="-v -q -h --now --timeout --json --log --config --progress --color --help"
+            opts="-v -q -h --now --mode --timeout --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --mode)
+                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy post-copy hybrid" -- "${cur}"))
+                    return 0
+                    ;;
                 --timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

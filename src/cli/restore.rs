@@ -1,13 +1,15 @@
 //! `migrate restore`.
 
-use super::Context;
-use super::options::{image::ImageArgs, state::StateArgs};
+use super::options::dest::{DestArg, resolve};
+use super::options::{image::ImageArgs, peer::PeerArgs, state::StateArgs};
 use super::signals::Watch;
+use super::{Context, config::Config};
 use crate::failure::{Failure, FailureKind};
 use crate::image::Pid;
 use crate::ops;
-use crate::ops::options::RestoreOptions;
-use crate::ops::words::SessionId;
+use crate::ops::options::{RemoteOptions, RestoreOptions};
+use crate::ops::words::{SessionId, Time};
+use crate::transport::Abort;
 use crate::ui;
 use std::path::PathBuf;
 
@@ -16,6 +18,8 @@ use std::path::PathBuf;
 /// The tree goes on exactly where it was. Everything in the image is checked before the first process is made; if anything fails, nothing is left behind.
 /// Without --detach the command stays, passes signals on and ends as the target ends: with its exit status, or 128+N after signal N.
 #[derive(Debug, Clone, clap::Args)]
+#[command(group = clap::ArgGroup::new("apart").args(["detach", "on"]).multiple(true))]
+#[command(mut_group("PeerArgs", |group| group.requires("on")))]
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
@@ -34,23 +38,39 @@ pub struct Args {
     /// Start so many copies, each in PID, network, UTS and mount namespaces of its own
     ///
     /// As migrate clone does, see migrate-clone(1): TCP connections are over in all of them. Exit code 6 if only some could be started.
-    #[arg(long, value_name = "N", requires = "detach", conflicts_with_all = ["stream", "pidfile", "lazy", "move_addresses"],
+    #[arg(long, value_name = "N", requires = "apart", conflicts_with_all = ["stream", "pidfile", "lazy", "move_addresses"],
         value_parser = clap::value_parser!(u16).range(1..))]
     count: Option<u16>,
+    /// Restore on these hosts instead of here: [USER@]HOST (ssh), tcp://HOST[:PORT] (TLS), unix:PATH, local, or @GROUP
+    ///
+    /// The whole image is checked, then sent to all of them, and the first that is ready runs the tree; the others delete what they were sent. With --count so many copies are started, on the hosts in turn. The image stays here as it is: if no host takes it, nothing was started (exit code 5, or 3 if something is in the way at each). The command returns when the tree runs, as with --detach. Files are compared as by a restore here. Peers of connections that --tcp close ends hear of it when they next send.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_hint = clap::ValueHint::Hostname,
+        conflicts_with_all = ["stream", "pidfile", "lazy", "leave_stopped"])]
+    on: Vec<DestArg>,
+    /// What a host of --on waits for this one when it hears nothing before it deletes what it was sent, or parks what is prepared
+    ///
+    /// See --lease in migrate-move(1).
+    #[arg(long, value_name = "TIME", default_value = "60s", requires = "on", help_heading = "Peer")]
+    lease: Time,
     /// Only say whether it would run here
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     state: StateArgs,
+    #[command(flatten)]
+    peer: PeerArgs,
 }
 
 impl Args {
     /// Restores the tree; without `--detach` stays until its root ends, and ends as it did.
     ///
     /// # Errors
-    /// None here: a failure is shown as the session's result.
+    /// Usage, for an unknown group; any other failure is shown as the session's result.
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let options = self.options();
+        if let Some(remote) = self.remote(&context.config)? {
+            return Self::run_on(&options, &remote, context);
+        }
         // In the foreground standard output and the exit code are the target's.
         let foreground = !options.detach && !options.dry_run;
         let watch = if foreground { Watch::begin_foreground()? } else { Watch::begin()? };
@@ -74,6 +94,28 @@ impl Args {
                 Ok(if foreground { restored.wait() } else { code })
             }
         }
+    }
+
+    /// Restores the tree on other hosts. Signals end that until the moment of handing over.
+    fn run_on(options: &RestoreOptions, remote: &RemoteOptions, context: &Context) -> Result<u8, Failure> {
+        let watch = Watch::begin()?;
+        let abort = Abort::new().map_err(|error| Failure::of("nothing can be interrupted", &error))?;
+        watch.abort_with(&abort);
+        let session = context.session(options.session, None, false);
+        let restored = ops::remote_restore::run(options, remote, &session, &abort);
+        Ok(session.finish(restored))
+    }
+
+    /// Where it is restored instead of here, if it is.
+    ///
+    /// # Errors
+    /// Usage, for an unknown group.
+    pub fn remote(&self, config: &Config) -> Result<Option<RemoteOptions>, Failure> {
+        if self.on.is_empty() {
+            return Ok(None);
+        }
+        let dests = resolve(&self.on, config)?;
+        Ok(Some(RemoteOptions { dests, count: self.count, peer: self.peer.options(), lease: self.lease.0 }))
     }
 
     /// The choices as the engine takes them.

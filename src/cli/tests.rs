@@ -82,6 +82,7 @@ fn dump_options() {
         supervisor: Supervisor::Ignore,
         hooks: Vec::new(),
         identity: None,
+        from_image: false,
     };
     assert_eq!(options.state, state);
 }
@@ -157,12 +158,22 @@ fn restore() {
         "-D d --stream",
         "-D d --compress off",
         "--stream --lazy",
-        "-D d --on host",
+        "--stream --on host",
+        "-D d --on host --lazy",
+        "-D d --on host --pidfile p",
+        "-D d --on host --leave-stopped",
+        "-D d --detach --rsh ssh",
+        "-D d --detach --lease 5s",
         "-D d --count 2",
         "-D d --detach --count 0",
         "--stream --detach --count 2",
     ]);
     assert!(parse::<restore::Args>("-D d --lazy").unwrap().options().lazy);
+    let remote = |line| parse::<restore::Args>(line).unwrap().remote(&Config::default()).unwrap();
+    assert_eq!(remote("-D d"), None);
+    let on = remote("-D d --on b,tcp://c --count 3 --peer-timeout 5s").unwrap();
+    assert_eq!((on.dests, on.count), (vec!["b".parse().unwrap(), "tcp://c".parse().unwrap()], Some(3)));
+    assert_eq!((on.peer.peer_timeout, on.lease), (Duration::from_secs(5), Duration::from_secs(60)));
 }
 
 #[test]
@@ -178,6 +189,9 @@ fn clones() {
     let addresses: Vec<_> = copies.addresses.iter().map(ToString::to_string).collect();
     assert_eq!((copies.end_source, addresses), (true, vec!["10.0.0.7/24 at eth0".into(), "fd00::7/64 at eth1".into()]));
     assert_eq!((options.mode.mode, options.quorum), (Mode::StopAndCopy, Quorum::Number(1)));
+    let left_to = |line| read(line).copies.unwrap().connections;
+    assert_eq!(left_to("7 b c --connections close"), None);
+    assert_eq!(left_to("7 b c --end-source --connections tcp://c"), Some("tcp://c".parse().unwrap()));
     refused::<clone::Args>(&["7", "", "7 b --address 10.0.0.7", "7 b --address 10.0.0.7/24@eth0:eth1"]);
 }
 

@@ -118,6 +118,9 @@ pub struct Line {
     /// At the source: the target, as a person has named it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub asked_for: String,
+    /// At the source: the target comes from an image, so that nothing of it stands here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_image: bool,
     /// The copy on this host while it stands still, so that a later program can let it go or end it.
     #[serde(default)]
     pub held: Option<Held>,
@@ -246,6 +249,7 @@ impl Journal {
             target_pid,
             session: String::new(),
             asked_for: String::new(),
+            from_image: false,
             held: None,
             addresses: Vec::new(),
             pages_owed: false,
@@ -294,6 +298,11 @@ impl Journal {
     /// Notes what a person has named the target, for later lines.
     pub fn set_asked_for(&mut self, target: &str) {
         self.line.asked_for = target.into();
+    }
+
+    /// Notes that the target comes from an image, for later lines.
+    pub fn set_from_image(&mut self) {
+        self.line.from_image = true;
     }
 
     /// Notes the destinations, where there are several, for later lines.
@@ -354,6 +363,8 @@ impl Journal {
 
     /// Notes what the move has cost, for later lines.
     pub fn set_cost(&mut self, downtime: Option<Duration>, bytes_sent: u64) {
+        // While an image is sent nothing stands still.
+        let downtime = downtime.filter(|_| !self.line.from_image);
         self.line.downtime_us = downtime.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
         self.line.bytes_sent = Some(bytes_sent);
     }

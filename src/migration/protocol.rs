@@ -360,6 +360,9 @@ pub enum FromDestination {
         /// It has looked where the target is to go on to, and can see to that.
         #[serde(default)]
         passes_on: bool,
+        /// A target that comes from an image is known as one (`from_image` of the choices).
+        #[serde(default)]
+        images: bool,
     },
     /// To [`FromSource::Reach`].
     Reaches {
@@ -551,6 +554,7 @@ mod tests {
             names_late: false,
             copy: false,
             passes_on: true,
+            images: true,
         };
         let mut json = serde_json::to_value(&verdict).unwrap();
         json.as_object_mut().unwrap().remove("passes_on");

@@ -199,6 +199,8 @@ pub struct Wishes<'a> {
     pub copies: Option<Original>,
     /// Where the target is to go on from its destination.
     pub onward: Option<Onward>,
+    /// The target comes from an image: nothing of it runs here, or stands still meanwhile.
+    pub from_image: bool,
 }
 
 /// What becomes of a target that copies are made of.
@@ -208,6 +210,15 @@ pub enum Original {
     RunsOn,
     /// It ends once a copy runs.
     Ends,
+    /// It goes to this destination by the handover of a move, with what only one can have, and the others start copies beside it.
+    Moves(Candidate),
+}
+
+impl Wishes<'_> {
+    /// Whether this destination is to start a copy.
+    pub(super) fn is_copy(&self, who: Candidate) -> bool {
+        self.copies.is_some_and(|original| original != Original::Moves(who))
+    }
 }
 
 /// How many of several destinations have to be as far as the exit condition asks.
@@ -308,6 +319,9 @@ fn journal(id: AttemptId, wishes: &Wishes<'_>, peers: &[&str]) -> Result<Journal
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(&wishes.session);
     journal.set_asked_for(&wishes.asked_for);
+    if wishes.from_image {
+        journal.set_from_image();
+    }
     if peers.len() > 1 {
         // Whoever takes over has to know all of them from the first line on.
         journal.set_candidates(peers);

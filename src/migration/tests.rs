@@ -509,6 +509,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         warm: None,
         copies: None,
         onward: None,
+        from_image: false,
     }
 }
 

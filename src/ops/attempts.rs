@@ -1,13 +1,12 @@
 //! Attempts of one move: at first to the destinations, then to the alternates, then to the same ones again. Between two of them the
 //! target runs where it is.
 
-use super::move_;
-use super::options::{MoveOptions, word};
+use super::options::{CopyOptions, MoveOptions, word};
 use super::outcome::{Attempt, Outcome};
 use super::paths::{self, Disjoint};
 use super::proxies;
 use super::words::Dest;
-use super::{Event, Events, interrupt};
+use super::{Event, Events, copies, interrupt, move_};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::transport::Abort;
 use crate::transport::backoff::Backoff;
@@ -53,12 +52,7 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         let what = format!("{twice} is a destination and an alternate");
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
-    if options.copies.as_ref().is_some_and(|copies| !copies.addresses.is_empty())
-        && (further.disjoint.is_some() || !further.alternates.is_empty())
-    {
-        let what = "--address goes by the places of the destinations: not with --disjoint-paths or --alternate";
-        return Err(Failure::new(what).kind(FailureKind::Usage));
-    }
+    copies::refuse_further(options, further)?;
     let all = options.dests.iter().chain(&further.alternates).chain(options.then.dests());
     let all: Vec<Dest> = all.cloned().collect();
     proxies::refuse(&options.peer, &all, further.disjoint)?;
@@ -67,6 +61,9 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         Some(disjoint) => paths::choose(disjoint, (&options.dests, &further.alternates), &options.peer, events, abort)?,
         None => (options.dests.clone(), further.alternates.clone()),
     };
+    let left_out = options.dests.len().saturating_sub(chosen.0.len());
+    let copies = options.copies.clone().map(|copies| CopyOptions { left_out, ..copies });
+    let options = &MoveOptions { copies, ..options.clone() };
     let turns = [chosen.0.as_slice(), chosen.1.as_slice()];
     let (begun, mut failed, mut backoff) = (Instant::now(), Vec::new(), Backoff::new(AGAIN_AFTER));
     let mut again = 0;

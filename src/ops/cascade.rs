@@ -511,7 +511,7 @@ pub fn main(front: &'static dyn Front) -> u8 {
     if let Err(error) = quiet.and_then(|done| done) {
         tracing::warn!(%error, "keeps standard output and standard error");
     }
-    let Ok(charge) = companion::charge(&mut socket) else { return 1 };
+    let Ok(charge) = companion::charge::<Charge>(&mut socket) else { return 1 };
     let (Ok(mut orders), Ok(())) = (socket.try_clone(), socket.set_read_timeout(None)) else { return 1 };
     let (stop, courier) = (abort.clone(), Courier(Mutex::new(Some(socket))));
     let listening = std::thread::Builder::new().name("orders".into()).spawn(move || {

@@ -1,10 +1,12 @@
 //! `migrate clone`: what differs from a move, as the operation of a move asks for it; and several copies of an image.
 
 use super::Events;
+use super::attempts::Further;
 use super::options::{Mode, MoveOptions, Pids, RestoreOptions, StateOptions, Supervisor, Tcp};
 use super::outcome::{Outcome, State, Where};
 use super::words::SessionId;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
+use crate::migration::handover::Candidate;
 use crate::migration::report::{Became, CandidateReport};
 use crate::migration::source::Original;
 use crate::net::address::Place;
@@ -12,20 +14,35 @@ use crate::restore::clone::Identity;
 use std::time::Instant;
 
 /// What becomes of the original; `None` in a move.
-pub(super) fn original(options: &MoveOptions) -> Option<Original> {
-    let copies = options.copies.as_ref()?;
-    Some(if copies.end_source { Original::Ends } else { Original::RunsOn })
+///
+/// # Errors
+/// The destination that is to have its connections is not among those that were reached.
+pub(super) fn original(options: &MoveOptions) -> Result<Option<Original>> {
+    let Some(copies) = &options.copies else { return Ok(None) };
+    let Some(dest) = &copies.connections else {
+        return Ok(Some(if copies.end_source { Original::Ends } else { Original::RunsOn }));
+    };
+    let found = (0..).zip(&options.dests).find(|(_, other)| *other == dest).map(|(n, _)| Candidate(n));
+    found.map(|to| Some(Original::Moves(to))).ok_or_else(|| {
+        let what = format!("{dest}, which was to have the connections, cannot be reached");
+        Failure::new(what).kind(FailureKind::Peer).target(TargetState::Running)
+    })
 }
 
 /// The original goes on beside its copies.
 pub(super) fn original_stays(options: &MoveOptions) -> bool {
-    original(options) == Some(Original::RunsOn)
+    options.copies.as_ref().is_some_and(|copies| !copies.end_source)
+}
+
+/// There are copies and nothing else: nobody takes over what only one can have.
+pub(super) fn only(options: &MoveOptions) -> bool {
+    options.copies.as_ref().is_some_and(|copies| copies.connections.is_none())
 }
 
 /// What becomes of connections: a copy has none of them.
 pub(super) fn tcp(options: &MoveOptions) -> Tcp {
     match options.state.tcp {
-        Tcp::Keep if options.copies.is_some() => Tcp::Close,
+        Tcp::Keep if only(options) => Tcp::Close,
         chosen => chosen,
     }
 }
@@ -41,7 +58,7 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
         "a copy has all of its memory before it runs: --mode pre-copy or stop-and-copy"
     } else if mode.recoverable.is_some() || mode.fence.is_some() {
         "--recoverable and --fence-cmd are for a target that only one host may have, not for copies of it"
-    } else if !state.move_addresses.is_empty() {
+    } else if !state.move_addresses.is_empty() && only(options) {
         "the address of the original is not for several copies: --address gives each one of its own"
     } else if state.pids == Some(Pids::Same) {
         "a copy has the process ids of the original in a PID namespace of its own, not --pids same"
@@ -50,9 +67,53 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
     } else if copies.addresses.len() > options.dests.len() {
         "there are more addresses than destinations: each --address is for the destination at its place"
     } else {
-        return Ok(());
+        return refuse_connections(options);
     };
     Err(Failure::new(what).kind(FailureKind::Usage))
+}
+
+/// What makes no sense where the target itself goes to one of the destinations, with its connections.
+fn refuse_connections(options: &MoveOptions) -> Result<()> {
+    let Some((copies, dest)) = options.copies.as_ref().and_then(|copies| Some((copies, copies.connections.as_ref()?)))
+    else {
+        return Ok(());
+    };
+    let (what, hint) = if !copies.end_source {
+        let what =
+            "a connection cannot have two ends on this side: the target would go on to speak on those that a copy has";
+        (what, "--end-source ends it here; without, its connections stay with it (--connections close)")
+    } else if options.state.tcp != Tcp::Keep {
+        ("--connections leaves established connections to a destination, and --tcp does not keep them", "one of both")
+    } else if options.dests.iter().position(|other| other == dest).is_some_and(|place| place < copies.addresses.len()) {
+        let what = "the destination that has the connections has the addresses of the target, and no --address";
+        (what, "name it behind those that an --address is for; --move-address takes one of the target's along")
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(what).hint(hint).kind(FailureKind::Usage))
+}
+
+/// What of other destinations makes no sense where places in the list count, or one destination in it does.
+///
+/// # Errors
+/// Usage.
+pub(super) fn refuse_further(options: &MoveOptions, further: &Further) -> Result<()> {
+    let Some(copies) = &options.copies else { return Ok(()) };
+    let usage = |what: String| Err(Failure::new(what).kind(FailureKind::Usage));
+    if let Some(dest) = copies.connections.as_ref().filter(|dest| !options.dests.contains(dest)) {
+        return usage(format!("--connections {dest} is none of the destinations"));
+    }
+    let by_place = if copies.connections.is_some() {
+        "--connections names one of the destinations"
+    } else if !copies.addresses.is_empty() {
+        "--address goes by the places of the destinations"
+    } else {
+        return Ok(());
+    };
+    match further.disjoint.is_some() || !further.alternates.is_empty() {
+        true => usage(format!("{by_place}: not with --disjoint-paths or --alternate")),
+        false => Ok(()),
+    }
 }
 
 /// The id of one of the copies of a session, the first is 0.
@@ -60,9 +121,10 @@ fn id(session: SessionId, number: usize) -> String {
     format!("{session}-{}", number + 1)
 }
 
-/// The choices for the destination at this place of the list.
-pub(super) fn state(options: &MoveOptions, place: usize, state: StateOptions) -> StateOptions {
+/// The choices for this destination, which was at this place of the list that was asked for.
+pub(super) fn state(options: &MoveOptions, who: Candidate, place: usize, state: StateOptions) -> StateOptions {
     match &options.copies {
+        Some(_) if matches!(original(options), Ok(Some(Original::Moves(to))) if to == who) => state,
         Some(copies) => of_copy(id(options.session, place), copies.addresses.get(place).cloned(), state),
         None => state,
     }
@@ -75,6 +137,8 @@ fn of_copy(id: String, address: Option<Place>, state: StateOptions) -> StateOpti
         pids: Some(Pids::New),
         // It takes no unit's place.
         supervisor: Supervisor::Ignore,
+        // They are the original's.
+        move_addresses: Vec::new(),
         identity: Some(Identity { id, host, address }),
         ..state
     }
@@ -124,10 +188,15 @@ pub(super) fn complete(mut outcome: Outcome, options: &MoveOptions, (places, ask
     if options.copies.is_none() || options.dry_run {
         return outcome;
     }
+    let asked = asked + options.copies.as_ref().map_or(0, |copies| copies.left_out);
+    let mut started = 0;
     for (candidate, place) in outcome.candidates.iter_mut().zip(places) {
-        candidate.clone_id = Some(id(options.session, *place));
+        // Whoever has the target itself has no copy of it.
+        if candidate.became != Became::Owner {
+            candidate.clone_id = Some(id(options.session, *place));
+        }
+        started += usize::from(matches!(candidate.became, Became::Owner | Became::Runs(_)));
     }
-    let started = outcome.candidates.iter().filter(|one| matches!(one.became, Became::Runs(_))).count();
     outcome.partly = (started < asked).then(|| format!("{started} of {asked} copies were started"));
     outcome
 }
@@ -175,9 +244,51 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_left_to_one_that_can_have_them() {
+        type Change = fn(&mut MoveOptions);
+        let changes: [Change; 3] = [
+            |options| options.copies.as_mut().unwrap().end_source = false,
+            |options| options.state.tcp = Tcp::Close,
+            |options| {
+                let address = "10.0.0.7/24@eth0".parse::<crate::ops::options::MoveAddress>().unwrap();
+                let place = Place { ip: address.ip, prefix: address.prefix, interface: address.interface };
+                options.copies.as_mut().unwrap().addresses = vec![place.clone(), place];
+            },
+        ];
+        let made = || {
+            let mut options = options(&["b", "c"]);
+            options.copies = Some(CopyOptions {
+                end_source: true,
+                connections: Some("c".parse().unwrap()),
+                ..CopyOptions::default()
+            });
+            options
+        };
+        for change in changes {
+            let mut options = made();
+            assert!(refuse(&options).is_ok());
+            change(&mut options);
+            assert_eq!(refuse(&options).unwrap_err().kind, FailureKind::Usage);
+        }
+        let mut options = made();
+        options.state.move_addresses = vec!["10.0.0.7/24@eth0".parse().unwrap()];
+        assert!(refuse(&options).is_ok(), "the address of the target may go along with it");
+        assert_eq!(original(&options), Ok(Some(Original::Moves(Candidate(1)))));
+        let of = |who: u8| state(&options, Candidate(who), who.into(), options.state.clone());
+        assert!(of(1).identity.is_none() && of(1).move_addresses.len() == 1);
+        assert!(of(0).identity.is_some() && of(0).move_addresses.is_empty());
+        options.dests.remove(1);
+        assert_eq!(original(&options).unwrap_err().kind, FailureKind::Peer);
+        let further = Further::default();
+        assert_eq!(refuse_further(&options, &further).unwrap_err().kind, FailureKind::Usage);
+        let further = Further { alternates: vec!["d".parse().unwrap()], ..Further::default() };
+        assert_eq!(refuse_further(&made(), &further).unwrap_err().kind, FailureKind::Usage);
+    }
+
+    #[test]
     fn ids_go_by_the_place_on_the_command_line() {
         let options = options(&["b", "c", "c"]);
-        let of = |place| state(&options, place, StateOptions::default()).identity.unwrap().id;
+        let of = |place| state(&options, Candidate(0), place, StateOptions::default()).identity.unwrap().id;
         assert_eq!([of(0), of(2)], [format!("{}-1", options.session), format!("{}-3", options.session)]);
         let mut outcome = Outcome::new(options.session, State::Running, Where::Both);
         let candidate = |became| CandidateReport {
@@ -195,5 +306,10 @@ mod tests {
         assert_eq!(outcome.candidates[1].clone_id.as_deref(), Some(of(2).as_str()));
         let partly = partly(&outcome).unwrap();
         assert_eq!((partly.kind, partly.target), (FailureKind::Partly, TargetState::Running));
+        // All that were tried are started, and one was left out before, as its path was not its own.
+        let left_out = CopyOptions { left_out: 1, ..CopyOptions::default() };
+        let options = MoveOptions { copies: Some(left_out), ..options };
+        let outcome = complete(Outcome { partly: None, ..outcome }, &options, (&[0, 1], 2));
+        assert_eq!(outcome.partly.as_deref(), Some("2 of 3 copies were started"));
     }
 }

@@ -1,6 +1,6 @@
 //! A move to several destinations: those that can be reached, and the first of them that is ready.
 
-use super::options::{MoveOptions, Pids};
+use super::options::{MoveOptions, Pids, StateOptions};
 use super::proxies::{self, Via, ways::Ways};
 use super::reach;
 use super::words::Dest;
@@ -8,7 +8,7 @@ use super::{Event, Events, copies};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::MoveError;
 use crate::migration::handover::Candidate;
-use crate::migration::report::{Became, CandidateReport, Report};
+use crate::migration::report::{Became, Report};
 use crate::migration::source::{self, Target, Wishes, fan};
 use crate::migration::switchover::Step;
 use crate::transport::hello::Purpose;
@@ -52,15 +52,15 @@ pub(super) fn steps(options: &MoveOptions, mut steps: Vec<Step>) -> Vec<Step> {
 /// # Errors
 /// They cannot be written.
 pub(super) fn states(options: &MoveOptions, places: &[usize]) -> Result<Vec<serde_json::Value>> {
-    let state = |(dest, place): (&Dest, &usize)| {
-        let mut state = options.state.clone();
+    let state = |((who, dest), place): ((u8, &Dest), &usize)| {
+        let mut state = StateOptions { from_image: options.is_image(), ..options.state.clone() };
         if *dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
             state.pids = Some(Pids::New);
         }
-        let state = copies::state(options, *place, state);
+        let state = copies::state(options, Candidate(who), *place, state);
         serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))
     };
-    options.dests.iter().zip(places).map(state).collect()
+    (0..).zip(&options.dests).zip(places).map(state).collect()
 }
 
 /// All of them, for a person.
@@ -75,8 +75,9 @@ pub(super) fn name(dests: &[Dest], who: Candidate) -> String {
 
 /// Which of them has the target, or the first that has a copy.
 pub(super) fn owner(options: &MoveOptions, report: &Report) -> String {
-    let has_it = |candidate: &CandidateReport| matches!(candidate.became, Became::Owner | Became::Runs(_));
-    let n = report.candidates.iter().position(has_it).unwrap_or(0);
+    let first = |is: fn(&Became) -> bool| report.candidates.iter().position(|candidate| is(&candidate.became));
+    let copy = || first(|became| matches!(became, Became::Runs(_)));
+    let n = first(|became| *became == Became::Owner).or_else(copy).unwrap_or(0);
     options.dests.get(n).map(ToString::to_string).unwrap_or_default()
 }
 

@@ -39,6 +39,7 @@ pub mod proxies;
 mod reach;
 pub mod receive;
 mod recover;
+pub mod remote_restore;
 pub mod resolve;
 pub mod restore;
 mod scope;

@@ -229,7 +229,7 @@ fn backend(options: &MoveOptions) -> Result<Option<Backend>> {
 }
 
 /// The wishes as the protocol takes them, but for what depends on the destinations.
-fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
+pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wishes<'a>> {
     Ok(Wishes {
         session: options.session.to_string(),
         asked_for: options.target.to_string(),
@@ -262,12 +262,13 @@ fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -> Result<Wi
         quorum: options.quorum,
         uplink_copies: None,
         warm: None,
-        copies: copies::original(options),
+        copies: copies::original(options)?,
         onward: cascade::onward(options)?,
+        from_image: options.is_image(),
     })
 }
 
-fn may_follow(mode: &ModeOptions) -> bool {
+pub(super) fn may_follow(mode: &ModeOptions) -> bool {
     matches!(mode.mode, Mode::PostCopy | Mode::Hybrid) || steps(mode).contains(&Step::PostCopy)
 }
 
@@ -364,7 +365,7 @@ impl Live<'_> {
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
         // Nothing that is sent to the original is for its copies.
-        if self.options.copies.is_none() {
+        if !copies::only(self.options) {
             self.network.before_freeze(root);
         }
         // Walking the page tables for flags of mappings is done while the target runs.
@@ -376,7 +377,7 @@ impl Live<'_> {
     }
 }
 
-fn encoded(model: &Model) -> Result<Vec<u8>> {
+pub(super) fn encoded(model: &Model) -> Result<Vec<u8>> {
     codec::encode(model).map_err(|e| Failure::of("the target's state cannot be written", &e))
 }
 
@@ -506,7 +507,7 @@ impl Target for Live<'_> {
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
         self.hooks.run(HookPoint::Frozen, self.events)?;
-        if self.options.copies.is_none() {
+        if !copies::only(self.options) {
             self.hooks.run(HookPoint::Network, self.events)?;
         }
         Ok(Final { plan, model: encoded, spaces, later, files })
@@ -651,7 +652,7 @@ pub(super) fn everything(model: &Model, sources: &Sources) -> collect::Result<Re
 }
 
 /// What every space that pages are sent for is called in the model.
-fn space_names(model: &Model, names: &[(Space, Option<Space>)]) -> Vec<SpaceName> {
+pub(super) fn space_names(model: &Model, names: &[(Space, Option<Space>)]) -> Vec<SpaceName> {
     let cow_parent = |of: Option<Space>| match of {
         Some(Space::Mm(id)) => model.mms[id.at()].cow_parent.map(|parent| parent.0),
         _ => None,
@@ -668,11 +669,16 @@ fn space_names(model: &Model, names: &[(Space, Option<Space>)]) -> Vec<SpaceName
     names.iter().map(|(from, to)| name(*from, *to)).chain(own).collect()
 }
 
-fn comm(model: &Model) -> String {
+pub(super) fn comm(model: &Model) -> String {
     model.root().threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default()
 }
 
-fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen): (Vec<String>, bool)) -> Outcome {
+pub(super) fn outcome(
+    options: &MoveOptions,
+    root: i32,
+    report: Report,
+    (notes, was_frozen): (Vec<String>, bool),
+) -> Outcome {
     let moved = report.pid.is_some();
     let dest = many::owner(options, &report);
     let place = match moved {
@@ -722,15 +728,20 @@ fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen)
     outcome
 }
 
-fn failure(options: &MoveOptions, error: MoveError) -> Failure {
+pub(super) fn failure(options: &MoveOptions, error: MoveError) -> Failure {
     let (dest, session) = (many::names(&options.dests), options.session);
     let what = match options.copies {
         Some(_) => format!("no copy of the target was started on {dest}"),
+        None if options.is_image() => format!("{} was not restored on {dest}", options.target),
         None => format!("the target was not moved to {dest}"),
     };
     match error {
         MoveError::Blocked(blockers) => {
-            Failure::blocked(format!("the target cannot move to {dest}"), blockers).target(TargetState::Running)
+            let what = match options.is_image() {
+                true => format!("{} cannot be restored on {dest}", options.target),
+                false => format!("the target cannot move to {dest}"),
+            };
+            Failure::blocked(what, blockers).target(TargetState::Running)
         }
         MoveError::Target(failure) if matches!(failure.target, TargetState::Ended(_)) => failure,
         MoveError::Target(failure) => failure.target(TargetState::Running),

@@ -242,6 +242,10 @@ pub struct StateOptions {
     /// Of a copy of the target at one destination, who it is. It is no choice: `migrate clone` gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// The target comes from an image: no original of it holds process ids, ports or locks. It is no choice: `migrate restore --on`
+    /// says so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub from_image: bool,
 }
 
 /// `--mode`: how a target moves.
@@ -475,6 +479,19 @@ impl RestoreOptions {
     }
 }
 
+/// `migrate restore --on`: where an image is restored instead of here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteOptions {
+    /// `--on`: of several hosts the first that is ready, unless there are to be copies.
+    pub dests: Vec<Dest>,
+    /// `--count`: so many copies, on the hosts in turn.
+    pub count: Option<u16>,
+    /// PEER.
+    pub peer: PeerOptions,
+    /// `--lease`: what a host waits for this one when it hears nothing.
+    pub lease: Duration,
+}
+
 /// `migrate move`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveOptions {
@@ -514,11 +531,18 @@ pub struct MoveOptions {
 
 /// What `migrate clone` has beyond `migrate move`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CopyOptions {
     /// `--end-source`: the target ends here once a copy runs.
     pub end_source: bool,
     /// `--address`: that of each copy, in the order of the destinations; those that are left have none.
     pub addresses: Vec<Place>,
+    /// `--connections`: the destination that the target itself goes to, with its connections, while the others start copies; `None`:
+    /// no copy has any.
+    #[serde(with = "word::option")]
+    pub connections: Option<Dest>,
+    /// Destinations that were asked for and are not among those of this attempt (`--disjoint-paths`).
+    pub left_out: usize,
 }
 
 impl MoveOptions {
@@ -540,6 +564,11 @@ impl MoveOptions {
             copies: None,
             then: Cascade::default(),
         }
+    }
+
+    /// What is started there comes from an image, not from a tree that runs.
+    pub fn is_image(&self) -> bool {
+        matches!(self.target, Target::Image(_))
     }
 }
 
@@ -565,6 +594,8 @@ pub struct SwitchOptions {
     pub now: bool,
     /// `--timeout`: how long the exit condition is waited for; `None` = as long as it takes.
     pub timeout: Option<Duration>,
+    /// `--mode`; post-copy waits for nothing.
+    pub mode: Mode,
 }
 
 /// `migrate check`.

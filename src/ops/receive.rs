@@ -155,8 +155,8 @@ impl Builder for Engine {
         self.begin_network(model);
         let scope = restore::preflight::Scope {
             cpu: self.state.cpu.unwrap_or_default(),
-            original_runs: true,
-            original_stays: self.state.identity.is_some(),
+            original_runs: !self.state.from_image,
+            original_stays: self.state.identity.is_some() && !self.state.from_image,
             original_has_ports: self.same_network,
             coming,
             judged: judged.clone(),
@@ -174,7 +174,7 @@ impl Builder for Engine {
         }
         blockers.extend(addresses::blockers(self.state.identity.iter().flat_map(|identity| &identity.address)));
         // On one host it is the unit that the target leaves, which the source looks after. A copy takes no unit's place.
-        if !original_here(model) && self.state.identity.is_none() {
+        if !self.original_here(model) && self.state.identity.is_none() {
             let (units, to_mask) = supervisor::beside(model, self.state.supervisor);
             blockers.extend(units);
             self.to_mask = to_mask;
@@ -545,7 +545,7 @@ impl Engine {
         if self.state.identity.is_some() {
             return;
         }
-        self.same_network = original_here(model) && restore::fd::taken_over::is_same_network(model);
+        self.same_network = self.original_here(model) && restore::fd::taken_over::is_same_network(model);
         self.network = Arriving::begin(&self.addresses(), model, self.same_network);
     }
 
@@ -567,7 +567,7 @@ impl Engine {
             name: self.name.clone(),
             workers: default_workers(),
             lazy: false,
-            original_here: original_here(model) && self.state.identity.is_none(),
+            original_here: self.original_here(model) && self.state.identity.is_none(),
             segments_kept: self.network.keeps(),
             identity: self.state.identity.clone(),
             id_dir: Places::here().run,
@@ -593,13 +593,13 @@ impl Engine {
         }
     }
 
+    /// The original is on this kernel.
+    fn original_here(&self, model: &Model) -> bool {
+        !self.state.from_image && crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id)
+    }
+
     /// Addresses that come with the target, on interfaces of this host.
     fn addresses(&self) -> Vec<Place> {
         addresses::there(&self.state)
     }
-}
-
-/// The original is on this kernel.
-fn original_here(model: &Model) -> bool {
-    crate::proc::sys::boot_id().is_ok_and(|here| here == model.host.boot_id)
 }

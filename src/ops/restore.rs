@@ -162,14 +162,14 @@ fn scope(state: &StateOptions, places: &[Place]) -> restore::preflight::Scope {
 }
 
 /// The answer of `--dry-run`.
-fn nothing_in_the_way(options: &RestoreOptions) -> Running {
+pub(super) fn nothing_in_the_way(options: &RestoreOptions) -> Running {
     let mut outcome = Outcome::new(options.session, State::Ended, Where::Nowhere);
     outcome.notes.push("nothing stands in the way; nothing was started".into());
     Running { outcome, root: Pid(0), child: Pid(0), terminal: None, late: None }
 }
 
 /// The image, found to be sound but for the contents of its pages; with the model of this copy of it, where there are several.
-fn opened(dir: &Path, identity: Option<&Identity>) -> Result<(ImageDir, Model, PageReader)> {
+pub(super) fn opened(dir: &Path, identity: Option<&Identity>) -> Result<(ImageDir, Model, PageReader)> {
     let damaged =
         |e: &(dyn std::error::Error + 'static)| super::image::image_failure(dir, e).target(TargetState::NotStarted);
     let image = ImageDir::open(dir).map_err(|e| damaged(&e))?;
@@ -289,7 +289,7 @@ fn has_session_at_terminal(model: &Model) -> bool {
 }
 
 /// What was held outside the tree, where nothing is given for it.
-fn not_given(model: &Model, stdio: Stdio) -> Vec<Blocker> {
+pub(super) fn not_given(model: &Model, stdio: Stdio) -> Vec<Blocker> {
     if !matches!(stdio, Stdio::Auto | Stdio::Refuse) {
         return Vec::new();
     }

@@ -130,13 +130,15 @@ pub fn resolve(target: &Target) -> Result<Resolved, TargetError> {
     let table = match target {
         Target::Pid(pid) => Table::around(*pid)?,
         Target::PidFile(path) => Table::around(pid_file(path)?)?,
-        Target::Unit(_) | Target::Cgroup(_) => Table::read()?,
+        Target::Unit(_) | Target::Cgroup(_) | Target::Image(_) => Table::read()?,
     };
     let found = match target {
         Target::Pid(pid) => one(&table, *pid)?,
         Target::PidFile(path) => vec![fresh(&table, path, pid_file(path)?)?],
         Target::Unit(name) => within(&table, &unit_path(&table, name, target)?, Some("unit")),
         Target::Cgroup(path) => within(&table, &cgroup_path(path), None),
+        // Nobody runs there.
+        Target::Image(_) => Vec::new(),
     };
     let mut roots = roots(&table, &found);
     roots.sort_unstable();

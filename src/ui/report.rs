@@ -51,7 +51,8 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
         row("total", format!("{}{}", time(total), rounds(outcome)));
     }
     if let Some(volume) = volume(outcome) {
-        row(if matches!(verb, "move" | "clone" | "switch") { "sent" } else { "size" }, volume);
+        let to_another = matches!(&outcome.place, Where::Dest(host) if host != "local");
+        row(if matches!(verb, "move" | "clone" | "switch") || to_another { "sent" } else { "size" }, volume);
     }
     let not_sent: Vec<_> = [(outcome.zero_pages, "zero"), (outcome.named_pages, "named by digest")]
         .into_iter()

@@ -300,6 +300,58 @@ fn the_original_ends_once_a_copy_runs_if_it_is_to() {
 }
 
 #[test]
+fn connections_are_left_to_one_that_the_target_itself_goes_to() {
+    if !can_move() {
+        return;
+    }
+    let mut stage = Stage::begin(&[&[], &[]]);
+    let original = stage.subject.pid();
+    let output = stage.clone(&["--end-source", "--connections", &stage.agents[1].address]);
+    assert!(output.status.success(), "{}", text(&output));
+    let result = result(&output);
+    assert_eq!(result["where"].as_str(), Some(stage.agents[1].address.as_str()), "{result}");
+    assert_eq!(result["candidates"][1]["became"].as_str(), Some("owner"), "{result}");
+    let copies = started(&result);
+    assert_eq!(copies.len(), 1, "{result}");
+    stage.subject.child.wait().unwrap();
+    stage.check_settled(2, "left to one");
+    assert!(!stage.subject.processes().contains(&original));
+    // Who has them is the target as it was; the copy finds them reset.
+    stage.subject.check_unharmed();
+    assert_eq!(stage.subject.ask(copies[0].0, &["first", "ground"]), ["ECONNRESET", "True"]);
+    let without_end = stage.on_source();
+    let refused = run(without_end, &["clone", "1", "b", "--connections", "b"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
+}
+
+#[test]
+fn where_the_target_cannot_go_with_its_connections_no_copy_is_started() {
+    if !can_move() {
+        return;
+    }
+    // Once it is prepared another process over there stands in for the one that is killed, as in a move.
+    for (point, left) in [("destination-armed", 1), ("destination-prepared", 2), ("destination-owner", 2)] {
+        let strike: &[(&str, &str)] = &[("MIGRATE_KILL", point)];
+        let mut stage = Stage::begin(&[&[], strike]);
+        let output = stage.clone(&["--end-source", "--connections", &stage.agents[1].address]);
+        assert!(!stage.once.exists(), "{point} was not reached: {}", text(&output));
+        assert_eq!(output.status.success(), left == 2, "{point}: {}", text(&output));
+        stage.check_settled(left, point);
+        stage.subject.check_unharmed();
+    }
+    // The guardian settles it; copies that were not told to run are deleted.
+    for point in ["source-ready", "source-committed"] {
+        let mut stage = Stage::begin(&[&[], &[]]);
+        let mut cloner = stage.cloner(&["--end-source", "--connections", &stage.agents[1].address]);
+        cloner.env("MIGRATE_KILL", point);
+        let output = run(cloner, &[]);
+        assert!(!stage.once.exists(), "{point} was not reached: {}", text(&output));
+        stage.check_settled(1, point);
+        stage.subject.check_unharmed();
+    }
+}
+
+#[test]
 fn where_only_some_are_started_the_exit_code_says_so() {
     if !can_move() {
         return;

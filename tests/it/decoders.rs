@@ -161,6 +161,7 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             names_late: true,
             copy: false,
             passes_on: true,
+            images: true,
         })
         .expect("plain"),
         serde_json::to_vec(&FromSource::Reach { attempt, onward: Box::new(onward()) }).expect("plain"),

@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// Counts, writes to one page after the other of what it has of memory that changes, and has other memory that only has to be there. When
 /// it is asked to, it looks at all of it.
-const LOOKS: &str = "
+pub const LOOKS: &str = "
 import os, sys, time
 path, still, hot = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 ground = bytearray().join(bytes([n % 251 + 1]) * 4096 for n in range(still))
@@ -38,7 +38,7 @@ pub struct Stage {
     pub dir: tempfile::TempDir,
     pub counter: Counter,
     pub agents: Vec<Agent>,
-    once: PathBuf,
+    pub once: PathBuf,
 }
 
 impl Stage {
@@ -66,7 +66,7 @@ impl Stage {
     }
 
     /// The target has all of its memory: it has looked itself.
-    fn looks(&self, what: &str) {
+    pub fn looks(&self, what: &str) {
         let beside = |end: &str| self.counter.path().with_extension(end);
         std::fs::write(beside("look"), "").unwrap();
         wait(|| beside("seen").exists(), &format!("{what}: it has looked at its memory"));
@@ -88,6 +88,11 @@ impl Stage {
         self.counter.check_runs();
         wait(|| self.counter.processes().len() == 1, &format!("{what}: one copy is left"));
         self.counter.check_runs();
+        self.check_decided(what);
+    }
+
+    /// No host has anything to decide.
+    pub fn check_decided(&self, what: &str) {
         for host in std::iter::once("source".to_owned()).chain((0..self.agents.len()).map(|n| format!("dest{n}"))) {
             is_settled(&self.dir.path().join(host), what);
         }

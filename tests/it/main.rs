@@ -48,6 +48,7 @@ mod programs;
 mod reader;
 mod refusals;
 mod relay;
+mod remote_restore;
 mod rounds;
 mod same_network;
 mod sockets;

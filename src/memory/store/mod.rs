@@ -9,6 +9,7 @@
 //! Integrity: every frame has an xxh3-64 in the index, the index and the model have their BLAKE3 in the manifest, and the
 //! manifest has its own. Whoever can write the directory can of course write all of them.
 
+mod contents;
 mod dir;
 pub mod index;
 mod lane;
@@ -20,6 +21,7 @@ mod stream;
 mod tests;
 mod writer;
 
+pub use contents::Contents;
 pub use dir::{Draft, ImageDir, ImageWriter, free_bytes};
 pub use lane::Lane;
 pub use reader::{PageReader, ResolvedRun, Scratch, Source};

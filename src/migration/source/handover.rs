@@ -115,8 +115,9 @@ impl Attempt<'_> {
     fn ask_until_known(&mut self, target: &mut dyn Target, interrupted: &Abort) -> Result<Option<i32>, MoveError> {
         let Some(again) = self.wishes.again else { return Ok(None) };
         let (mut backoff, mut pid) = (Backoff::new(LOOK_AGAIN), None);
+        let held = if self.wishes.from_image { "" } else { "the target is held here while " };
         self.events.event(Event::Warning(format!(
-            "in doubt: the target is held here while {} is asked whether it runs there",
+            "in doubt: {held}{} is asked whether it runs there",
             self.peers.link.control.peer()
         )));
         let mut silence = Silence::begin(self.wishes.fence, self.peers.spoken());

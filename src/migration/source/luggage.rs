@@ -66,10 +66,16 @@ impl Peer<'_> {
                     names_late,
                     copy,
                     passes_on,
+                    images,
                     ..
                 } => {
-                    if self.wishes.copies.is_some() && !copy {
-                        let reason = "it has a version of this program that knows nothing of clones".to_owned();
+                    let unknown = match (self.is_copy() && !copy, self.wishes.from_image && !images) {
+                        (true, _) => Some("clones"),
+                        (_, true) => Some("images that come from another host"),
+                        _ => None,
+                    };
+                    if let Some(unknown) = unknown {
+                        let reason = format!("it has a version of this program that knows nothing of {unknown}");
                         return Err(MoveError::Stays { reason });
                     }
                     warnings.into_iter().for_each(|text| self.events.event(Event::Warning(text)));

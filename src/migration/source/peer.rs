@@ -93,12 +93,13 @@ impl Peer<'_> {
             follows: self.wishes.follows,
             may_follow: self.wishes.may_follow,
             recoverable: self.wishes.recoverable.is_some(),
-            files: Some(self.wishes.files.clone()),
+            // What files were when the image was made no file here can tell.
+            files: (!self.wishes.from_image).then(|| self.wishes.files.clone()),
             base: self.wishes.base.clone(),
             lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
             to_several: self.wishes.states.len() > 1,
             conventions: Box::new(survey.conventions.clone()),
-            copy: self.wishes.copies.is_some(),
+            copy: self.is_copy(),
             onward: onward.into_iter().next(),
             keep_warm: keep_warm.into_iter().next(),
         };
@@ -109,6 +110,11 @@ impl Peer<'_> {
 
     fn state(&self) -> serde_json::Value {
         self.wishes.states.get(usize::from(self.candidate.0)).cloned().unwrap_or_default()
+    }
+
+    /// It is to start a copy.
+    pub fn is_copy(&self) -> bool {
+        self.wishes.is_copy(self.candidate)
     }
 
     /// It has not understood that the target is to go on from there.

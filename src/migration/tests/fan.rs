@@ -446,3 +446,35 @@ fn where_no_copy_runs_the_original_goes_on() {
         }
     }
 }
+
+/// A play in which the target goes to the destination in the middle, and the others are to have copies.
+fn beside_copies(faults: [Fault; 3]) -> Fan {
+    let parts = faults.map(|fault| Part { fault, ahead: Ahead::FitsInPart, ..Part::default() });
+    let to = Original::Moves(Candidate(1));
+    let play = play_all(FakeTarget::new(600, 10, Fault::None), &parts, 1, |wishes| wishes.copies = Some(to));
+    assert_eq!(play.left_behind, 0, "page stores are removed");
+    let open = journal::undecided(&play.dir.path().join("source")).unwrap();
+    assert!(open.is_empty(), "{open:?}");
+    for builder in &play.builders {
+        if builder.runs {
+            assert_eq!(builder.built.as_ref(), Some(&play.target.expected()), "wrong memory");
+        } else {
+            assert!(builder.discarded || builder.built.is_none(), "what does not run is deleted");
+        }
+    }
+    play
+}
+
+#[test]
+fn the_target_moves_to_one_and_the_others_start_copies_if_it_does() {
+    use Fault::{Arm, None, Prepare, Verdict};
+    let play = beside_copies([None; 3]);
+    assert_eq!((play.became(), play.target.state), (vec!["running", "owner", "running"], State::Ended));
+    for fault in [Verdict, Prepare, Arm] {
+        let play = beside_copies([fault, None, None]);
+        assert_eq!((play.became(), play.target.state), (vec!["out", "owner", "running"], State::Ended), "{fault:?}");
+        let play = beside_copies([None, fault, None]);
+        assert!(play.source.is_err() && play.target.state == State::Running, "{fault:?}");
+        assert!(play.builders.iter().all(|builder| !builder.runs), "{fault:?}");
+    }
+}

@@ -17,6 +17,8 @@ pub enum Target {
     Unit(String),
     /// Every process of a cgroup, as a path below the mount of its hierarchy: `cgroup:/jobs/7`.
     Cgroup(PathBuf),
+    /// The tree in an image, which is restored on another host. No word of a command line: that has `-D DIR`.
+    Image(PathBuf),
 }
 
 const HOW: &str = "write a process id, pidfile:PATH, unit:NAME or cgroup:PATH";
@@ -53,6 +55,7 @@ impl Display for Target {
             Self::PidFile(path) => write!(f, "pidfile:{}", path.display()),
             Self::Unit(name) => write!(f, "unit:{name}"),
             Self::Cgroup(path) => write!(f, "cgroup:{}", path.display()),
+            Self::Image(dir) => write!(f, "image:{}", dir.display()),
         }
     }
 }
@@ -64,7 +67,9 @@ mod tests {
 
     #[test]
     fn wrong_targets_are_refused() {
-        for wrong in ["", "0", "-1", "+1", "x", "1x", "pid:1", "pidfile:", "unit:a/b", "container:x", "99999999999"] {
+        for wrong in
+            ["", "0", "-1", "+1", "x", "1x", "pid:1", "pidfile:", "unit:a/b", "container:x", "image:/x", "99999999999"]
+        {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }

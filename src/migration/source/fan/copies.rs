@@ -16,7 +16,8 @@
 
 use super::super::peer::Peer;
 use super::super::{Again, Attempt, MoveError, Original, Target};
-use super::{Event, LOOK, Member, Stage};
+use super::rounds::STRAGGLERS_MAX;
+use super::{Fan, LOOK, Member, Stage};
 use crate::fault::{self, Point};
 use crate::migration::handover::{Candidate, Reply, Sync};
 use crate::migration::journal::Step;
@@ -24,7 +25,6 @@ use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::report::Pause;
 use crate::transport::TransportError;
 use crossbeam_channel::unbounded;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long one is asked anew whose link was lost when it was told to run its copy.
@@ -36,19 +36,13 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 impl Attempt<'_> {
     /// The pause, and what follows it.
     pub(super) fn copy_to_all(&mut self, target: &mut dyn Target, original: Original) -> Result<(), MoveError> {
-        let mut pause = Pause::begin();
-        let last = Arc::new(target.freeze()?);
-        pause.frozen(target.frozen_since());
-        self.fan().paused_at = target.frozen_since().or_else(|| Some(Instant::now()));
-        self.events.event(Event::Frozen);
+        let (mut pause, last) = self.stop(target)?;
         self.send_last_to_each(target, &last)?;
         pause.part("residual");
         fault::strike(Point::SourceReady);
         let mut pause = Some(pause);
         if original == Original::RunsOn {
-            // Files are read on the way out, and must not change before.
-            let is_sending = |member: &Member| member.ships && matches!(member.stage, Stage::Sent);
-            self.wait_until(target, "sending files", |fan| fan.count(is_sending) == 0)?;
+            self.await_files(target)?;
             self.goes_on(target)?;
             self.stood(&mut pause, "release");
         }
@@ -59,6 +53,44 @@ impl Attempt<'_> {
         }
         self.report.runs_as(pid);
         self.note_copied(first, original);
+        Ok(())
+    }
+
+    /// The pause of a target that goes to one of the destinations as in a move; the others are told to run their copies once it does.
+    /// If it stays here, no copy is started either.
+    pub(super) fn move_beside_copies(&mut self, target: &mut dyn Target, to: Candidate) -> Result<(), MoveError> {
+        target.guard(self.id);
+        let (mut pause, last) = self.stop(target)?;
+        target.make_way()?;
+        self.send_last_to_each(target, &last)?;
+        pause.part("residual");
+        let during = "the destination rebuilds the target";
+        self.wait_until(target, during, |fan| fan.ready.contains(&to) || !fan.members[usize::from(to.0)].is_left())?;
+        if !self.fan().ready.contains(&to) {
+            let reason = format!("{} does not take it", self.fan().member(to).name);
+            return Err(MoveError::Stays { reason });
+        }
+        pause.part("rebuild");
+        self.peers.speak_to(to);
+        let interrupted = self.fan().interrupted.clone();
+        self.fan().check_interrupted("handing the target over")?;
+        self.commit(target, pause, &interrupted)?;
+        self.fan().ready.retain(|who| *who != to);
+        self.start_each(target, &mut None);
+        Ok(())
+    }
+
+    /// Files are read on the way out, and must not change before. Once one destination is ready the others have a moment more.
+    fn await_files(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        let is_sending = |member: &Member| member.ships && matches!(member.stage, Stage::Sent);
+        let (during, is_done) = ("sending files", move |fan: &Fan<'_>| fan.count(is_sending) == 0);
+        self.wait_until(target, during, |fan| is_done(fan) || !fan.ready.is_empty())?;
+        let until = Instant::now() + STRAGGLERS_MAX;
+        self.wait_until(target, during, |fan| is_done(fan) || Instant::now() >= until)?;
+        let behind = self.fan().members.iter().filter(|member| is_sending(member));
+        for who in behind.map(|member| member.candidate).collect::<Vec<_>>() {
+            self.leave_behind(target, who);
+        }
         Ok(())
     }
 
@@ -135,7 +167,7 @@ impl Attempt<'_> {
     fn note_copied(&mut self, first: Candidate, original: Original) {
         let (step, name) = match original {
             Original::RunsOn => (Step::Copied, None),
-            Original::Ends => (Step::Done, Some(self.fan().member(first).name.clone())),
+            Original::Ends | Original::Moves(_) => (Step::Done, Some(self.fan().member(first).name.clone())),
         };
         name.into_iter().for_each(|name| self.journal.set_peer(&name));
         let sent = self.fan().bytes_sent();

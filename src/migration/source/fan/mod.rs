@@ -28,7 +28,7 @@ mod spread;
 mod warm;
 
 use super::peer::{Peer, Peers};
-use super::{Attempt, Final, MoveError, Survey, Target, Wishes};
+use super::{Attempt, Final, MoveError, Original, Survey, Target, Wishes};
 use crate::blocker::Blocker;
 use crate::migration::earlier::Hint;
 use crate::migration::handover::source::{Event as Happened, Phase};
@@ -183,8 +183,8 @@ pub fn run(
     let names: Vec<&str> = links.iter().map(|link| link.control.peer()).collect();
     let journal = match wishes.copies {
         // Nobody else can go on with that: no destination is asked for what became of the target.
-        Some(_) => super::journal(id, wishes, &[&names.join(",")])?,
-        None => super::journal(id, wishes, &names)?,
+        Some(Original::RunsOn | Original::Ends) => super::journal(id, wishes, &[&names.join(",")])?,
+        Some(Original::Moves(_)) | None => super::journal(id, wishes, &names)?,
     };
     let peers = Peers::of(links.iter().map(|_| None).collect());
     let mut attempt = Attempt::new(id, peers, wishes, events, journal);
@@ -226,7 +226,7 @@ impl<'a> Fan<'a> {
         for (n, link) in (0..).zip(links) {
             let candidate = Candidate(n);
             let (name, boot_id) = (link.control.peer().to_owned(), link.peer.boot_id.clone());
-            let id = if wishes.copies.is_some() { AttemptId::random()? } else { id };
+            let id = if wishes.is_copy(candidate) { AttemptId::random()? } else { id };
             let peer = Peer::new(id, (candidate, link), wishes, events);
             let lane = Lane::begin(scope, candidate, peer, (news.clone(), room.clone()))?;
             members.push(Member {
@@ -338,6 +338,7 @@ impl<'a> Attempt<'a> {
         let exit = self.rounds_to_all(target)?;
         self.report.exit = Some(exit);
         match self.wishes.copies {
+            Some(Original::Moves(to)) => self.move_beside_copies(target, to),
             Some(original) => self.copy_to_all(target, original),
             None => self.switch_over_to_first(target),
         }
@@ -369,6 +370,12 @@ impl<'a> Attempt<'a> {
                 }
                 self.tell_stage(who, "stored");
             }
+            // What it was sent last may have been read when the target went on: it is told to delete that.
+            News::Prepared(who, mut peer, _) if !self.fan().member(who).is_left() => {
+                peer.lost = true;
+                self.fan().member(who).link_bytes = peer.link.bytes_sent();
+                self.peers.put(who, *peer);
+            }
             News::Prepared(who, peer, took) => {
                 let fan = self.fan();
                 fan.ready.push(who);
@@ -380,7 +387,8 @@ impl<'a> Attempt<'a> {
                 self.report.rebuild.get_or_insert(took);
                 self.peers.put(who, *peer);
                 self.tell_stage(who, "prepared");
-                if matches!(self.machine.phase(), Phase::Committed(_) | Phase::InDoubt(_)) {
+                let is_next = self.wishes.copies.is_none();
+                if is_next && matches!(self.machine.phase(), Phase::Committed(_) | Phase::InDoubt(_)) {
                     let said = Happened::Said(who, self.id, crate::migration::handover::Reply::Prepared);
                     self.happened(target, said);
                 }
@@ -515,14 +523,20 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The pause.
-    fn switch_over_to_first(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
-        target.guard(self.id);
+    /// The target stands still from here on.
+    fn stop(&mut self, target: &mut dyn Target) -> Result<(Pause, Arc<Final>), MoveError> {
         let mut pause = Pause::begin();
         let last = Arc::new(target.freeze()?);
         pause.frozen(target.frozen_since());
         self.fan().paused_at = target.frozen_since().or_else(|| Some(Instant::now()));
         self.events.event(Event::Frozen);
+        Ok((pause, last))
+    }
+
+    /// The pause.
+    fn switch_over_to_first(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
+        target.guard(self.id);
+        let (mut pause, last) = self.stop(target)?;
         target.make_way()?;
         self.send_last(target, &last)?;
         pause.part("residual");

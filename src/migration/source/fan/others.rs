@@ -45,7 +45,8 @@ impl<'a> Attempt<'a> {
     /// The one that was told to run the target never will: before it is decided what follows from that, the others get a time in
     /// which to be ready, those too that have not been sent everything yet.
     pub(in crate::migration::source) fn find_another(&mut self, target: &mut dyn Target, interrupted: &Abort) {
-        if self.fan.is_none() {
+        // Whoever has a copy has not what the target has.
+        if self.fan.is_none() || self.wishes.copies.is_some() {
             return;
         }
         let failed = self.peers.spoken();
@@ -143,10 +144,8 @@ impl<'a> Attempt<'a> {
 
     /// Who is known to have the target, or a copy of it.
     pub(super) fn keepers(&self) -> Vec<Candidate> {
-        match self.machine.phase() {
-            Phase::Moved(owner) => vec![owner],
-            _ => self.fan.iter().flat_map(|fan| &fan.started).map(|(who, _)| *who).collect(),
-        }
+        let started = self.fan.iter().flat_map(|fan| &fan.started).map(|(who, _)| *who);
+        self.owner().into_iter().chain(started).collect()
     }
 
     fn warn_of_untold(&mut self, who: Candidate, is_told_later: bool) {

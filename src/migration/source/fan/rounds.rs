@@ -9,6 +9,7 @@ use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
 use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::effort::Sparing;
+use crate::migration::handover::Candidate;
 use crate::migration::pages::What;
 use crate::migration::send_pages::{Packing, mark, note_frames, read_round};
 use crate::migration::switchover::{self, RoundStats};
@@ -25,7 +26,7 @@ const ALONE_BYTES: u64 = 4 << 20;
 const AHEAD_BYTES: u64 = 16 << 20;
 
 /// Where each is to have a copy: how long the target stands still, once one has everything, for those that have not.
-const STRAGGLERS_MAX: Duration = Duration::from_secs(10);
+pub(super) const STRAGGLERS_MAX: Duration = Duration::from_secs(10);
 
 /// How long it is alone: twice what was expected of the pause, but not less nor more than this.
 const HEAD_START: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
@@ -271,11 +272,16 @@ impl<'a> Attempt<'a> {
         self.serve_all(target, &mut pass, None)?;
         for (n, _) in std::mem::take(&mut pass.due) {
             let who = self.fan().members[n].candidate;
-            let reason = "it was too slow with what was left when the target stood still".to_owned();
-            self.drop_out(target, who, MoveError::Stays { reason });
+            self.leave_behind(target, who);
         }
         self.note_last_round(&pass);
         Ok(())
+    }
+
+    /// The target does not stand still for this one any longer.
+    pub(super) fn leave_behind(&mut self, target: &mut dyn Target, who: Candidate) {
+        let reason = "it was too slow with what was left when the target stood still".to_owned();
+        self.drop_out(target, who, MoveError::Stays { reason });
     }
 
     /// The target is stopped: they get what they lack of it, until the first is ready. One of them goes ahead where that costs no more
@@ -356,7 +362,9 @@ impl<'a> Attempt<'a> {
             }
             pass.due = left;
             let has_all = |member: &Member| matches!(member.stage, Stage::Sent | Stage::Prepared);
-            if for_all && until.is_none() && self.fan().count(has_all) > 0 {
+            // For an image nothing stands still meanwhile.
+            let waits = for_all && !self.wishes.from_image;
+            if waits && until.is_none() && self.fan().count(has_all) > 0 {
                 until = Some(Instant::now() + STRAGGLERS_MAX);
             }
         }
