@@ -13,6 +13,8 @@
 //! Round n; pages on the bulk channels, a MARK on each;
 //! RoundEnd n                          ---------------> pages land in that tree, or are stored
 //!                                     <--------------- RoundDone n      (n = 1.. while the target runs)
+//! Keep, model                         ---------------> on the disk      (after the round of a state, see [`super::standby`])
+//!                                     <--------------- Kept
 //! -- freeze --
 //! Files; FILE frames; FilesEnd;       ---------------> what has changed of them
 //! Prepare, final model;
@@ -36,6 +38,7 @@
 use super::cascade::{News, Onward};
 use super::conventions::Conventions;
 use super::handover::Reply;
+use super::standby::Standby;
 use crate::blocker::{Blocker, Code};
 use crate::files::{Answer, Order, Question, Wish};
 use crate::image::{Bytes, MmId, ShmemId};
@@ -211,6 +214,9 @@ pub enum FromSource {
         /// Where it is to go on from there, once it is there; see [`super::cascade`].
         #[serde(default)]
         onward: Option<Box<Onward>>,
+        /// The newest state is to be kept for the death of the source; see [`super::standby`].
+        #[serde(default)]
+        standby: Option<Box<Standby>>,
     },
     /// On a link of its own, in somebody else's preflight: could a target that were there go on like this?
     Reach {
@@ -253,6 +259,9 @@ pub enum FromSource {
         attempt: AttemptId,
         /// 1 for the first.
         number: u32,
+        /// They are of a target that stood still, and go into a state alone; see [`super::standby`].
+        #[serde(default)]
+        state: bool,
     },
     /// All pages of this round were sent; each bulk channel has got its MARK.
     RoundEnd {
@@ -260,6 +269,17 @@ pub enum FromSource {
         attempt: AttemptId,
         /// As announced.
         number: u32,
+    },
+    /// The round of a state is complete. The model of that moment follows in `model_bytes` bytes: this is the newest state.
+    Keep {
+        /// The attempt.
+        attempt: AttemptId,
+        /// How long ago the target stood still for it, microseconds.
+        age_us: u64,
+        /// What spaces are called.
+        spaces: Vec<SpaceName>,
+        /// Length of the model.
+        model_bytes: u64,
     },
     /// The target is stopped. The final model follows in `model_bytes` bytes, then the last round, which is not answered:
     /// rebuild it, and stop short of running.
@@ -352,6 +372,9 @@ pub enum FromDestination {
         /// It has looked where the target is to go on to, and can see to that.
         #[serde(default)]
         passes_on: bool,
+        /// It keeps the newest state.
+        #[serde(default)]
+        stands_by: bool,
     },
     /// To [`FromSource::Reach`].
     Reaches {
@@ -385,6 +408,13 @@ pub enum FromDestination {
         number: u32,
         /// Bytes of pages that can still be stored.
         room_bytes: u64,
+    },
+    /// To [`FromSource::Keep`].
+    Kept {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why it is not, and no later one will be until everything is sent anew; the state before it still is.
+        trouble: Option<String>,
     },
     /// The target is rebuilt and stands before its first instruction.
     Prepared {
@@ -543,6 +573,7 @@ mod tests {
             names_late: false,
             copy: false,
             passes_on: true,
+            stands_by: true,
         };
         let mut json = serde_json::to_value(&verdict).unwrap();
         json.as_object_mut().unwrap().remove("passes_on");

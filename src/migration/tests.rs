@@ -509,6 +509,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         warm: None,
         copies: None,
         onward: None,
+        standby: None,
     }
 }
 
@@ -722,6 +723,7 @@ fn messages_of_another_attempt_are_refused() {
             conventions: Default::default(),
             copy: false,
             onward: None,
+            standby: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

@@ -57,6 +57,7 @@ impl Attempt<'_> {
             names_late,
             copy: self.copy,
             passes_on: true,
+            stands_by: true,
         })?;
         protocol::send_model(&mut self.control, &earlier)?;
         if may_come {

@@ -66,6 +66,7 @@ impl Peer<'_> {
                     names_late,
                     copy,
                     passes_on,
+                    stands_by,
                     ..
                 } => {
                     if self.wishes.copies.is_some() && !copy {
@@ -82,6 +83,9 @@ impl Peer<'_> {
                     let mut blockers: Vec<Blocker> = blockers.into_iter().map(Blocker::from).collect();
                     if self.wishes.onward.is_some() && !passes_on {
                         blockers.push(self.passes_nothing_on());
+                    }
+                    if self.wishes.standby.is_some() && !stands_by {
+                        blockers.push(self.stands_by_nothing());
                     }
                     return Ok(blockers);
                 }

@@ -117,10 +117,17 @@ impl<'a> Attempt<'a> {
         let name = self.fan().member(who).name.clone();
         let ends = match is_told_later {
             true => "it is told as soon as it can be reached".to_owned(),
+            false if self.wishes.standby.is_some() => format!("migrate cancel {} ends it there", self.wishes.session),
             false => format!("migrate resolve {} --discard ends it there", self.wishes.session),
         };
-        let what =
-            format!("{name} may hold a copy of the target, which is deleted or parked when its lease ends: {ends}");
+        let what = match self.wishes.standby {
+            Some(_) => {
+                format!("{name} may keep a state of the target, which nobody must start (migrate promote): {ends}")
+            }
+            None => {
+                format!("{name} may hold a copy of the target, which is deleted or parked when its lease ends: {ends}")
+            }
+        };
         self.events.event(Event::Warning(what));
     }
 
@@ -150,7 +157,7 @@ impl<'a> Attempt<'a> {
                 self.hear(target, news);
             }
         }
-        let ready = self.fan().ready.clone();
+        let (ready, stands_by) = (self.fan().ready.clone(), self.wishes.standby.is_some());
         let others = all.into_iter().filter(|who| !keepers.contains(who));
         others
             .map(|who| {
@@ -160,7 +167,8 @@ impl<'a> Attempt<'a> {
                     Some(peer) if !peer.lost && (is_ready || usable.contains(&who)) => {
                         Way::Link(Box::new(peer), is_ready)
                     }
-                    Some(peer) if peer.lost && !peer.prepare_sent => Way::None,
+                    // One that stands by keeps what it has when it is lost.
+                    Some(peer) if peer.lost && !peer.prepare_sent && !stands_by => Way::None,
                     _ => Way::Anew,
                 };
                 (who, way)
