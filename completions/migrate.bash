@@ -52,6 +52,9 @@ _migrate() {
             migrate,pre-dump)
                 cmd="migrate__subcmd__pre__subcmd__dump"
                 ;;
+            migrate,promote)
+                cmd="migrate__subcmd__promote"
+                ;;
             migrate,resolve)
                 cmd="migrate__subcmd__resolve"
                 ;;
@@ -80,7 +83,7 @@ _migrate() {
 
     case "${cmd}" in
         migrate)
-            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen dump pre-dump restore demo move clone warm switch cancel evacuate resolve"
+            opts="-v -q -h -V --json --log --config --progress --color --help --version check list status show verify explain agent keygen dump pre-dump restore demo move clone warm switch cancel promote evacuate resolve"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1445,6 +1448,62 @@ _migrate() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        migrate__subcmd__promote)
+            opts="-v -q -h --fence-cmd --yes --json --log --config --progress --color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --fence-cmd)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --config)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --progress)
+                    COMPREPLY=($(compgen -W "auto bar plain none" -- "${cur}"))
+                    return 0
+                    ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         migrate__subcmd__resolve)
             opts="-v -q -h --run --discard --yes --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -1824,13 +1883,17 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__warm)
-            opts="-v -q -h --cpu-share --hook --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --disjoint-paths --route --via --then --json --log --config --progress --color --help"
+            opts="-v -q -h --cpu-share --standby --hook --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --disjoint-paths --route --via --then --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --cpu-share)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --standby)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2064,7 +2127,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) ((at++)) ;;
+            --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--standby|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -2072,7 +2135,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) return 0 ;;
+        --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--standby|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;
@@ -2218,6 +2281,7 @@ M0907
 M0908
 M0909
 M0910
+M0911
 M1001
 M1002
 M1003

@@ -44,7 +44,9 @@ impl Warm {
     /// Until each destination has been brought so many states.
     fn wait_for_states(&self, number: u64) {
         let has = |one: &serde_json::Value| one["states"].as_u64().is_some_and(|states| states >= number);
-        wait(|| self.candidates().iter().all(has), "states are kept");
+        // There are none while it begins anew.
+        let all = |candidates: &[serde_json::Value]| !candidates.is_empty() && candidates.iter().all(has);
+        wait(|| all(&self.candidates()), "states are kept");
     }
 
     /// The program of the session and the target end at once, as with their host.

@@ -133,6 +133,7 @@ impl<'a> Attempt<'a> {
 
     /// All threads end, and their links come back. How each of the others is told.
     fn recall(&mut self, target: &mut dyn Target, keepers: &[Candidate]) -> Vec<(Candidate, Way<'a>)> {
+        let tells_lost = self.tells_lost(keepers);
         let mut usable = Vec::new();
         for member in &mut self.fan().members {
             let stage = match &member.stage {
@@ -157,7 +158,7 @@ impl<'a> Attempt<'a> {
                 self.hear(target, news);
             }
         }
-        let (ready, stands_by) = (self.fan().ready.clone(), self.wishes.standby.is_some());
+        let ready = self.fan().ready.clone();
         let others = all.into_iter().filter(|who| !keepers.contains(who));
         others
             .map(|who| {
@@ -167,13 +168,19 @@ impl<'a> Attempt<'a> {
                     Some(peer) if !peer.lost && (is_ready || usable.contains(&who)) => {
                         Way::Link(Box::new(peer), is_ready)
                     }
-                    // One that stands by keeps what it has when it is lost.
-                    Some(peer) if peer.lost && !peer.prepare_sent && !stands_by => Way::None,
+                    Some(peer) if peer.lost && !peer.prepare_sent && !tells_lost => Way::None,
                     _ => Way::Anew,
                 };
                 (who, way)
             })
             .collect()
+    }
+
+    /// One that stands by keeps what it has when it is lost. Where all are, the warm-up is about to begin anew, and nobody but they could
+    /// go on if this host died meanwhile; else nobody is to start what they keep.
+    fn tells_lost(&mut self, keepers: &[Candidate]) -> bool {
+        let is_over = |fan: &super::Fan<'_>| fan.interrupted.is_triggered() || fan.count(Member::is_left) > 0;
+        self.wishes.standby.is_some() && (!keepers.is_empty() || is_over(self.fan()))
     }
 
     pub(super) fn report_candidates(&mut self) {
@@ -242,10 +249,15 @@ fn says_so(mut peer: Peer<'_>, is_ready: bool) -> bool {
 }
 
 fn is_told_anew(again: Option<Again<'_>>, id: AttemptId) -> bool {
-    let Some(again) = again else { return false };
+    let (Some(again), Ok(own)) = (again, Abort::new()) else { return false };
+    // Who wants the session to end wants this to be done still.
+    let link = || match again.link() {
+        Err(TransportError::Aborted { .. }) => again.link_until(&own),
+        link => link,
+    };
     let until = Instant::now() + CONFIRMED_AFTER;
     while Instant::now() < until {
-        let said = again.link().and_then(|mut link| {
+        let said = link().and_then(|mut link| {
             link.control.deadline(Some(CONFIRMED_AFTER));
             let abort = FromSource::Abort { attempt: id, reason: "the target is not for this destination".into() };
             protocol::send(&mut link.control, &abort)?;
