@@ -55,6 +55,7 @@ complete -c migrate -n "__fish_migrate_needs_command" -f -a "clone" -d 'Start a 
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "warm" -d 'Keep a running process tree up to date on other hosts, for a move that takes a moment'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "switch" -d 'Move the target of a warm-up to a destination that is warm'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "cancel" -d 'End a warm-up, or the tracker that a pre-dump has left'
+complete -c migrate -n "__fish_migrate_needs_command" -f -a "promote" -d 'Start a target that was kept warm on this host, when its source is dead'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "evacuate" -d 'Move trees of this host to others, by a plan'
 complete -c migrate -n "__fish_migrate_needs_command" -f -a "resolve" -d 'Decide what becomes of this host\'s copy of a target whose move is in doubt'
 complete -c migrate -n "__fish_migrate_using_subcommand check" -l to -d 'Hosts to ask as well, as for `move`: separated by commas, or @GROUP' -r -f -a "(__fish_print_hostnames)"
@@ -542,6 +543,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand clone" -s q -d 'Say noth
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l cpu-share -d 'How much of one processor this takes at most while nobody waits for a switch' -r
+complete -c migrate -n "__fish_migrate_using_subcommand warm" -l standby -d 'Every TIME destinations are brought a consistent state of the target, from which migrate promote starts it there when this host is dead [default: 10s]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l hook -d 'Run a command at a point of the move: POINT=COMMAND; may be given several times; see migrate-move(1)' -r
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l mode -d 'How the target moves' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
 pre-copy\t'copy while the target runs, then pause it for what is left'
@@ -665,6 +667,21 @@ complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s v -d 'Say mor
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand cancel" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -l fence-cmd -d 'Switch the source\'s host off first, by this command' -r
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -l log -d 'Write a debug log to this file' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
+bar\t'a bar that moves'
+plain\t'a line every 5 seconds'
+none\t'nothing'"
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -l color -d 'Whether colours are used' -r -f -a "auto\t'on a terminal, unless NO_COLOR is set'
+always\t'always'
+never\t'never'"
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -l yes -d 'Without it only the age of the state and the risk are told'
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -s v -d 'Say more on standard error; -vv says everything'
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -s q -d 'Say nothing but failures'
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
+complete -c migrate -n "__fish_migrate_using_subcommand promote" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l to -d 'Where to: destinations as for move, separated by commas, or @GROUP' -r -f -a "(__fish_print_hostnames)"
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l jobs -d 'How many move at a time' -r
 complete -c migrate -n "__fish_migrate_using_subcommand evacuate" -l place -d 'Which of the hosts that would take a tree gets it' -r -f -a "spread\t'each tree to the host with most free memory'
@@ -917,6 +934,7 @@ function __fish_migrate_codes
         M0908 'user over there may not restore this' \
         M0909 'image of --base cannot be used' \
         M0910 'paths to destinations share a node' \
+        M0911 'target was started there' \
         M1001 'image is not complete' \
         M1002 'image is damaged' \
         M1003 'image of a newer version' \

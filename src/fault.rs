@@ -79,6 +79,10 @@ points! {
     PagerServes = "pager-serves",
     /// Source: a state that came back is about to go on, the original has ended.
     Recovering = "recovering",
+    /// Destination: a state that was kept for the death of the source is about to be started.
+    Promoting = "promoting",
+    /// Destination: all of a state that is kept for the death of the source has come, and is not on the disk yet.
+    DestinationKeeps = "destination-keeps",
     /// Destination: a state of the target was asked for that is to go back.
     DestinationPoint = "destination-point",
     /// Source: a pass of files is there, the target runs.

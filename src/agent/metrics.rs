@@ -291,6 +291,7 @@ mod tests {
             not_parked: None,
             ran: false,
             copy: false,
+            standby: None,
             unix_ms: 0,
         }
     }

@@ -8,6 +8,7 @@ use crate::ui;
 /// End a warm-up, or the tracker that a pre-dump has left
 ///
 /// Returns when the destinations of a warm-up have deleted what they hold. Its target runs on.
+/// On a host that keeps a state of the target of a warm-up (see --standby of migrate warm), once the source is not heard any more: deletes that.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Session id, or a beginning of it that fits one session only

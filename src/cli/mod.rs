@@ -22,6 +22,7 @@ mod keygen;
 mod list;
 mod r#move;
 mod pre_dump;
+mod promote;
 mod resolve;
 mod restore;
 mod show;
@@ -70,6 +71,7 @@ enum Verb {
     Warm(Box<warm::Args>),
     Switch(switch::Args),
     Cancel(cancel::Args),
+    Promote(promote::Args),
     Evacuate(Box<evacuate::Args>),
     Resolve(resolve::Args),
 }
@@ -94,6 +96,7 @@ impl Verb {
             Self::Warm(args) => args.run(context),
             Self::Switch(args) => args.run(context),
             Self::Cancel(args) => args.run(context),
+            Self::Promote(args) => args.run(context),
             Self::Evacuate(args) => args.run(context),
             Self::Resolve(args) => args.run(context),
         }

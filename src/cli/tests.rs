@@ -312,6 +312,9 @@ fn smaller_verbs() {
     let resolve = parse::<resolve::Args>("abc --discard --yes").unwrap().options();
     assert_eq!((resolve.choice, resolve.yes), (crate::migration::handover::Choice::Discard, true));
     refused::<resolve::Args>(&["", "abc", "abc --run --discard"]);
+    let promote = parse::<promote::Args>("abc --yes --fence-cmd true").unwrap().options();
+    assert_eq!((promote.session.as_str(), promote.fence.as_deref(), promote.yes), ("abc", Some("true"), true));
+    refused::<promote::Args>(&["", "abc --run"]);
     assert_eq!(parse::<cancel::Args>("abc").unwrap().options().session, "abc");
     assert_eq!(parse::<demo::Args>("").unwrap().options(), DemoOptions::default());
     assert!(parse::<demo::Args>("--keep --mode pre-copy").unwrap().options().keep);

@@ -20,7 +20,7 @@ use crate::ui;
 ///
 /// Prints the id of the session and returns; a process of its own sends what the target writes, without end, also after everything was sent, until migrate switch moves the target or migrate cancel ends it.
 /// Nothing is stopped meanwhile. A destination that is lost is left out while the others go on; it is looked for again, and sent everything anew when it is back, and so are all of them if all are lost.
-/// If the process of the session is killed, the target runs on, and destinations delete what they hold.
+/// If the process of the session is killed, the target runs on, and destinations delete what they hold, but for the newest state of --standby.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// PID, pidfile:PATH, unit:NAME or cgroup:PATH
@@ -32,6 +32,11 @@ pub struct Args {
     /// How much of one processor this takes at most while nobody waits for a switch
     #[arg(long, value_name = "PERCENT", default_value = "25%")]
     cpu_share: Percent,
+    /// Every TIME destinations are brought a consistent state of the target, from which migrate promote starts it there when this host is dead [default: 10s]
+    ///
+    /// The target stands still for each as for a switch, and goes on here: migrate status says how long and how many bytes. A destination writes what comes to its disk, beside its journals: at least once the target's memory, at most three times. What it has is at most TIME and the way there old; migrate promote says how old. Without this a destination deletes what it holds when this host is not heard any more. Files that go along are as they were last sent, which may be before or after the state. No hooks run for a state.
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "10s")]
+    standby: Option<Time>,
     /// Run a command at a point of the move: POINT=COMMAND; may be given several times; see migrate-move(1)
     #[arg(long = "hook", value_name = "POINT=COMMAND")]
     hooks: Vec<Hook>,
@@ -95,7 +100,12 @@ impl Args {
             copies: None,
             then: Cascade { disjoint: self.paths.disjoint(), ..self.then.cascade(config)? },
         };
-        Ok(WarmOptions { moves, cpu_share: self.cpu_share.0, disjoint: self.paths.disjoint() })
+        Ok(WarmOptions {
+            moves,
+            cpu_share: self.cpu_share.0,
+            standby: self.standby.map(|time| time.0),
+            disjoint: self.paths.disjoint(),
+        })
     }
 }
 

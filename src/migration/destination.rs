@@ -17,6 +17,7 @@ use super::points;
 use super::postcopy::{self, relay};
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure, WireSpace};
 use super::shelf::Shelf;
+use super::standby::Standby;
 use super::store::Store;
 use super::{MoveError, while_alive};
 use crate::companion::held::Held;
@@ -28,6 +29,7 @@ use crate::memory::{PageRange, RangeSet, Space};
 use crate::transport::{Channel, FrameKind, Link, TransportError};
 use crossbeam_channel::bounded;
 use luggage::Luggage;
+use standby::{Of, StandsBy};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -35,9 +37,11 @@ use std::time::{Duration, Instant};
 mod builder;
 mod luggage;
 mod onward;
+mod standby;
 mod verdict;
 
 pub use builder::{Builder, Contents, Expected, Introduction, Standing};
+pub use luggage::sweep as sweep_files;
 
 /// Where things lie at the destination.
 #[derive(Debug, Clone, Copy)]
@@ -83,6 +87,8 @@ struct Attempt<'a> {
     luggage: Luggage,
     /// Where the target is to go on from here.
     onward: Option<Box<Onward>>,
+    /// What is kept for the death of the source.
+    standby: Option<StandsBy>,
     /// The source has said over this link that its original has ended.
     settled: bool,
     /// Pages that were kept here of an earlier attempt.
@@ -155,12 +161,12 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         copy,
         onward,
         keep_warm,
+        standby,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
-    luggage::sweep(around.journals);
     kept::sweep(around.journals);
     let (base, used) = kept_base(base, around.journals);
     let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
@@ -196,6 +202,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             copy,
             luggage: Luggage::of(files),
             onward: onward.or(keep_warm),
+            standby: None,
             settled: false,
             used,
         },
@@ -204,7 +211,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     if follows && !dry_run {
         attempt.builder.may_lack_pages();
     }
-    let result = attempt.whole(bulk, (&target, &conventions), model_bytes, dry_run);
+    let result = attempt.whole(bulk, (&target, &conventions, standby), model_bytes, dry_run);
     attempt.end(result)
 }
 
@@ -240,6 +247,10 @@ fn begin(
     peer: &str,
     memory_bytes: u64,
 ) -> Result<(Store, Keeper), MoveError> {
+    if let Some(promoted) = standby::promoted(around.journals, session) {
+        return Err(promoted);
+    }
+    luggage::sweep(around.journals);
     let store = Store::begin(around.stores, id, memory_bytes, around.max_memory_bytes)?;
     // Begun long before the pause: making a file costs a wait for the disk.
     let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
@@ -270,7 +281,7 @@ impl Attempt<'_> {
     fn whole(
         &mut self,
         bulk: Vec<Channel>,
-        (target, conventions): (&TargetSummary, &Conventions),
+        (target, conventions, standby): (&TargetSummary, &Conventions, Option<Box<Standby>>),
         model_bytes: u64,
         dry_run: bool,
     ) -> Result<(), MoveError> {
@@ -281,6 +292,7 @@ impl Attempt<'_> {
             self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);
             return Ok(());
         }
+        standby.into_iter().for_each(|wanted| self.stand_by(*wanted));
         let mut bulk = bulk;
         let (spaces, model_bytes, late_bytes) = self.rounds(&mut bulk)?;
         self.prepare(&mut bulk, &spaces, model_bytes, late_bytes)
@@ -305,8 +317,8 @@ impl Attempt<'_> {
     fn sample(&mut self, mut bulk: Vec<Channel>) -> Result<(), MoveError> {
         loop {
             match protocol::receive(&mut self.control) {
-                Ok(FromSource::Round { attempt, number }) if attempt == self.id => {
-                    self.round(&mut bulk, number)?;
+                Ok(FromSource::Round { attempt, number, .. }) if attempt == self.id => {
+                    self.round(&mut bulk, number, Of::Round)?;
                     let room_bytes = self.store.room_bytes();
                     self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;
                 }
@@ -329,14 +341,17 @@ impl Attempt<'_> {
                     self.send(&FromDestination::Built { attempt: self.id })?;
                 }
                 FromSource::Files { attempt, last } if attempt == self.id => self.pass(last)?,
-                FromSource::Round { attempt, number } if attempt == self.id => {
+                FromSource::Round { attempt, number, state } if attempt == self.id => {
                     // What takes so many rounds may never converge.
                     if number > FEW_ROUNDS && std::mem::take(&mut self.may_follow) {
                         self.builder.may_lack_pages();
                     }
-                    self.round(bulk, number)?;
+                    self.round(bulk, number, if state { Of::State } else { Of::Round })?;
                     let room_bytes = self.store.room_bytes();
                     self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;
+                }
+                FromSource::Keep { attempt, age_us, spaces, model_bytes } if attempt == self.id => {
+                    self.keep(Duration::from_micros(age_us), &spaces, model_bytes)?;
                 }
                 FromSource::Prepare { attempt, spaces, model_bytes, late_bytes } if attempt == self.id => {
                     return Ok((spaces, model_bytes, late_bytes));
@@ -383,10 +398,16 @@ impl Attempt<'_> {
     }
 
     /// Takes the pages of one round: each bulk channel on a thread of its own, until its mark.
-    fn round(&mut self, bulk: &mut [Channel], number: u32) -> Result<(), MoveError> {
+    fn round(&mut self, bulk: &mut [Channel], number: u32, of: Of) -> Result<(), MoveError> {
         let (id, control) = (self.id, &mut self.control);
-        let intake =
-            Intake { store: &self.store, landing: self.landing.as_ref(), bases: &self.bases, shelf: &self.shelf };
+        let intake = Intake {
+            store: &self.store,
+            landing: self.landing.as_ref(),
+            bases: &self.bases,
+            shelf: &self.shelf,
+            standby: self.standby.as_ref().and_then(|standby| standby.begins(of)),
+            of_state: of == Of::State,
+        };
         let streams = bulk.len();
         // Where there are bulk channels the control channel brings no pages.
         let mut open = self.shelf.open(streams.max(1));
@@ -470,7 +491,7 @@ impl Attempt<'_> {
         self.expect(late_bytes)?;
         let unfit = self.reconcile(model, names)?;
         match protocol::receive(&mut self.control)? {
-            FromSource::Round { attempt, number } if attempt == self.id => self.round(bulk, number)?,
+            FromSource::Round { attempt, number, .. } if attempt == self.id => self.round(bulk, number, Of::Pause)?,
             other => return Err(self.out_of_turn(&other, "the last round")),
         }
         match (unfit, &self.landing) {
@@ -657,6 +678,7 @@ impl Attempt<'_> {
 
     /// It is over: what is here is removed if it has failed, and what came to stay may go on.
     fn end(mut self, result: Result<(), MoveError>) -> Result<(), MoveError> {
+        self.leave_state(&result);
         let result = result.inspect_err(|error| self.fail(error));
         // A source that is lost may come back.
         if let (Some(used), Ok(()) | Err(MoveError::Stays { .. })) = (self.used.take(), &result) {

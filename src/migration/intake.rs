@@ -5,6 +5,7 @@ use super::destination::out_of_turn;
 use super::landing::Landing;
 use super::protocol::{self, AttemptId, FromSource};
 use super::shelf::{Fetching, Shelf};
+use super::standby::keeping::Keeping;
 use super::store::Store;
 use super::{MoveError, send_pages};
 use crate::transport::{Channel, FrameKind, TransportError};
@@ -21,6 +22,10 @@ pub(super) struct Intake<'a> {
     pub bases: &'a Bases,
     /// What can be named by digest.
     pub shelf: &'a Shelf,
+    /// Also there, for the death of the source.
+    pub standby: Option<&'a Keeping>,
+    /// There alone.
+    pub of_state: bool,
 }
 
 impl Intake<'_> {

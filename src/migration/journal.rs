@@ -11,6 +11,7 @@
 use super::handover::source::Record;
 use super::handover::{Candidate, destination, source};
 use super::protocol::AttemptId;
+use super::standby;
 use crate::companion::held::Held;
 use crate::sys::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -146,6 +147,9 @@ pub struct Line {
     /// At the destination: it runs, or was to run, beside others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub copy: bool,
+    /// At the destination: what became of the newest state that it keeps for the death of the source ([`super::standby`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<standby::Became>,
     /// When, milliseconds since the epoch.
     pub unix_ms: u64,
 }
@@ -258,6 +262,7 @@ impl Journal {
             not_parked: None,
             ran: false,
             copy: false,
+            standby: None,
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -349,6 +354,11 @@ impl Journal {
     /// Notes that it runs beside others, for later lines.
     pub fn set_copy(&mut self) {
         self.line.copy = true;
+    }
+
+    /// Notes what became of the state that is kept here, for later lines.
+    pub fn set_standby(&mut self, became: Option<standby::Became>) {
+        self.line.standby = became;
     }
 
     /// Notes addresses that are here for the copy.

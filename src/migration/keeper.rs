@@ -14,6 +14,7 @@ use super::journal::{Journal, Role, Step};
 use super::parked;
 use super::postcopy;
 use super::protocol::AttemptId;
+use super::standby;
 use crate::companion::held::Held;
 use crate::failure::Failure;
 use crate::fault::{self, Point};
@@ -137,6 +138,7 @@ impl Keeper {
             addresses: if same_boot { last.addresses.clone() } else { Vec::new() },
             pid: last.target_pid,
             files: (journals.to_owned(), attempt.to_string()),
+            state: standby::directory(journals, attempt),
             bequest: None,
             inventory: journal.inventory(),
             copy: parked::copy(&parked::directory(journals, attempt)),
@@ -199,9 +201,25 @@ impl Keeper {
             let actions = self.machine.on(Event::CopyDied);
             replies.extend(self.perform(copy, actions));
         }
+        if matches!(event, Event::Asked(of, Request::Abort) if of == self.attempt)
+            || event == Event::Resolved(Choice::Discard)
+        {
+            self.forget_state();
+        }
         let actions = self.machine.on(event);
         replies.extend(self.perform(copy, actions));
+        // Not in the pause.
+        if matches!(event, Event::Asked(of, Request::Done) if of == self.attempt)
+            || event == Event::Resolved(Choice::Run)
+        {
+            self.forget_state();
+        }
         replies
+    }
+
+    /// Nobody is to start an earlier state of a target of which it is known where it is.
+    fn forget_state(&self) {
+        standby::forget(&standby::directory(self.journals(), self.attempt));
     }
 
     fn perform(&mut self, copy: &mut dyn Copy, mut actions: Vec<Action>) -> Vec<Reply> {
@@ -322,8 +340,12 @@ impl Keeper {
         }
     }
 
+    fn journals(&self) -> &Path {
+        self.journal.path().parent().unwrap_or(Path::new("/"))
+    }
+
     fn parked_in(&self) -> PathBuf {
-        parked::directory(self.journal.path().parent().unwrap_or(Path::new("/")), self.attempt)
+        parked::directory(self.journals(), self.attempt)
     }
 
     /// Where the copy is parked, once it is.
@@ -546,6 +568,8 @@ struct Heirloom<'b> {
     pid: Option<i32>,
     /// Where the record of its files is, and the name of the attempt.
     files: (PathBuf, String),
+    /// Where a state is kept for the death of the source.
+    state: PathBuf,
     /// What its sockets need.
     bequest: Option<Bequest>,
     /// Where it stands what it is.
@@ -634,7 +658,9 @@ impl Copy for Heirloom<'_> {
             self.end_pager();
         }
         self.held.kill();
-        record::conclude(&self.files.0, &self.files.1, Fate::Undo);
+        // They belong to a state that is kept, if there is one.
+        let fate = if standby::is_complete(&self.state) { Fate::Leave } else { Fate::Undo };
+        record::conclude(&self.files.0, &self.files.1, fate);
     }
 
     fn park(&mut self, dir: &Path) -> Result<(), Failure> {

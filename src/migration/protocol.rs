@@ -13,6 +13,8 @@
 //! Round n; pages on the bulk channels, a MARK on each;
 //! RoundEnd n                          ---------------> pages land in that tree, or are stored
 //!                                     <--------------- RoundDone n      (n = 1.. while the target runs)
+//! Keep, model                         ---------------> on the disk      (after the round of a state, see [`super::standby`])
+//!                                     <--------------- Kept
 //! -- freeze --
 //! Files; FILE frames; FilesEnd;       ---------------> what has changed of them
 //! Prepare, final model;
@@ -36,6 +38,7 @@
 use super::cascade::{News, Onward};
 use super::conventions::Conventions;
 use super::handover::Reply;
+use super::standby::Standby;
 use crate::blocker::{Blocker, Code};
 use crate::files::{Answer, Order, Question, Wish};
 use crate::image::{Bytes, MmId, ShmemId};
@@ -215,6 +218,9 @@ pub enum FromSource {
         /// not know it moves nothing on.
         #[serde(default)]
         keep_warm: Option<Box<Onward>>,
+        /// The newest state is to be kept for the death of the source; see [`super::standby`].
+        #[serde(default)]
+        standby: Option<Box<Standby>>,
     },
     /// On a link of its own, in somebody else's preflight: could a target that were there go on like this?
     Reach {
@@ -257,6 +263,9 @@ pub enum FromSource {
         attempt: AttemptId,
         /// 1 for the first.
         number: u32,
+        /// They are of a target that stood still, and go into a state alone; see [`super::standby`].
+        #[serde(default)]
+        state: bool,
     },
     /// All pages of this round were sent; each bulk channel has got its MARK.
     RoundEnd {
@@ -264,6 +273,17 @@ pub enum FromSource {
         attempt: AttemptId,
         /// As announced.
         number: u32,
+    },
+    /// The round of a state is complete. The model of that moment follows in `model_bytes` bytes: this is the newest state.
+    Keep {
+        /// The attempt.
+        attempt: AttemptId,
+        /// How long ago the target stood still for it, microseconds.
+        age_us: u64,
+        /// What spaces are called.
+        spaces: Vec<SpaceName>,
+        /// Length of the model.
+        model_bytes: u64,
     },
     /// The target is stopped. The final model follows in `model_bytes` bytes, then the last round, which is not answered:
     /// rebuild it, and stop short of running.
@@ -363,6 +383,9 @@ pub enum FromDestination {
         /// A target that comes from an image is known as one (`from_image` of the choices).
         #[serde(default)]
         images: bool,
+        /// It keeps the newest state.
+        #[serde(default)]
+        stands_by: bool,
     },
     /// To [`FromSource::Reach`].
     Reaches {
@@ -396,6 +419,13 @@ pub enum FromDestination {
         number: u32,
         /// Bytes of pages that can still be stored.
         room_bytes: u64,
+    },
+    /// To [`FromSource::Keep`].
+    Kept {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why it is not, and no later one will be until everything is sent anew; the state before it still is.
+        trouble: Option<String>,
     },
     /// The target is rebuilt and stands before its first instruction.
     Prepared {
@@ -555,6 +585,7 @@ mod tests {
             copy: false,
             passes_on: true,
             images: true,
+            stands_by: true,
         };
         let mut json = serde_json::to_value(&verdict).unwrap();
         json.as_object_mut().unwrap().remove("passes_on");

@@ -37,7 +37,7 @@ mod plan;
 mod rounds;
 
 pub use again::{Again, Fence};
-pub use plan::{Final, Plan, Survey, Taken};
+pub use plan::{Final, Plan, Still, Survey, Taken};
 
 use again::Silence;
 use fan::Fan;
@@ -74,6 +74,15 @@ pub trait Target {
     /// Paths of files that it writes to by its memory, now.
     fn mapped_files(&mut self) -> HashSet<Bytes> {
         HashSet::new()
+    }
+
+    /// Stops it for a moment, and reads all that rounds have not, as [`Target::freeze`] does; then it goes on, and rounds too, as if
+    /// nothing had been.
+    ///
+    /// # Errors
+    /// It cannot be read, or too much of it is left. It runs on.
+    fn still(&mut self) -> Result<Still, Failure> {
+        Err(Failure::new("states of it cannot be taken"))
     }
 
     /// Stops it, and reads all that is left. On failure it runs on.
@@ -201,6 +210,17 @@ pub struct Wishes<'a> {
     pub onward: Option<Onward>,
     /// The target comes from an image: nothing of it runs here, or stands still meanwhile.
     pub from_image: bool,
+    /// Of a warm-up: destinations keep states of the target for our death ([`super::standby`]).
+    pub standby: Option<StandBy>,
+}
+
+/// States that destinations keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandBy {
+    /// How often one is taken.
+    pub every: Duration,
+    /// The destinations, as a person has named them, by their numbers.
+    pub dests: Vec<String>,
 }
 
 /// What becomes of a target that copies are made of.

@@ -273,7 +273,8 @@ impl Taker<'_> {
         if run.shelve {
             into.shelf.keep(&content)?;
         }
-        self.take_run(run, &content, into.landing)
+        into.standby.iter().for_each(|keeping| keeping.take(run, &content));
+        if into.of_state { Ok(()) } else { self.take_run(run, &content, into.landing) }
     }
 
     fn take_run(&mut self, run: Run, content: &[u8], landing: Option<&Landing>) -> Result<(), MoveError> {

@@ -510,6 +510,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         copies: None,
         onward: None,
         from_image: false,
+        standby: None,
     }
 }
 
@@ -724,6 +725,7 @@ fn messages_of_another_attempt_are_refused() {
             copy: false,
             onward: None,
             keep_warm: None,
+            standby: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();

@@ -92,6 +92,37 @@ pub struct Standing {
     pub stored_at: Option<Instant>,
     /// How long the pause of a switch would be now; an upper bound where `--bandwidth` holds the rounds back. `None` = unknown.
     pub expected_pause: Option<Duration>,
+    /// `--standby`: when the target was as in the newest state that is kept there.
+    pub state_taken_at: Option<Instant>,
+    /// How many states were kept there, each in place of the one before.
+    pub states: u64,
+    /// Why no more are until everything is sent there anew.
+    pub states_end: Option<String>,
+}
+
+/// `--standby`: what states have cost so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct States {
+    /// How many were taken.
+    pub taken: u64,
+    /// How long the target stood still for the last one, and for the longest.
+    pub pauses: (Duration, Duration),
+    /// For all of them.
+    pub paused: Duration,
+    /// Bytes of pages that were read while it stood still: for the last one, and for all.
+    pub bytes: (u64, u64),
+    /// States that did not come to be, and why the last of them.
+    pub failed: (u64, Option<String>),
+}
+
+impl States {
+    /// Another one was taken.
+    pub(super) fn note(&mut self, pause: Duration, bytes: u64) {
+        self.taken += 1;
+        self.pauses = (pause, self.pauses.1.max(pause));
+        self.paused += pause;
+        self.bytes = (bytes, self.bytes.1 + bytes);
+    }
 }
 
 /// All of a warm-up, as the last look has shown it.
@@ -105,6 +136,8 @@ pub struct Seen {
     pub is_ordered: bool,
     /// The pause has begun.
     pub is_taken: bool,
+    /// What states have cost; `None` before the first.
+    pub states: Option<States>,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +152,7 @@ pub struct Warm {
     state: Mutex<State>,
     changed: Condvar,
     budget: Arc<CpuBudget>,
+    standby: Option<Duration>,
     tell: Box<dyn Fn(Told) + Send + Sync>,
 }
 
@@ -129,10 +163,16 @@ impl fmt::Debug for Warm {
 }
 
 impl Warm {
-    /// One that uses so much of one processor at most; `tell` is called by the thread that sees to the rounds.
-    pub fn new(percent: u8, tell: Box<dyn Fn(Told) + Send + Sync>) -> Self {
+    /// One that uses so much of one processor at most, and takes a state for those that stand by so often; `tell` is called by the thread
+    /// that sees to the rounds.
+    pub fn new(percent: u8, standby: Option<Duration>, tell: Box<dyn Fn(Told) + Send + Sync>) -> Self {
         let budget = Arc::new(CpuBudget::new(percent));
-        Self { state: Mutex::default(), changed: Condvar::new(), budget, tell }
+        Self { state: Mutex::default(), changed: Condvar::new(), budget, standby, tell }
+    }
+
+    /// How often a state is taken for those that stand by; `None`: nobody does.
+    pub fn standby(&self) -> Option<Duration> {
+        self.standby
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -239,6 +279,11 @@ impl Warm {
         state.seen.dirty_bytes_per_s = dirty_bytes_per_s.or(state.seen.dirty_bytes_per_s);
     }
 
+    /// What states have cost by now.
+    pub(super) fn note_states(&self, states: States) {
+        self.state().seen.states = Some(states);
+    }
+
     /// Waits until something is wanted, or for so long.
     pub(super) fn rest(&self, moment: Duration) {
         let state = self.state();
@@ -258,7 +303,7 @@ mod tests {
     use super::*;
 
     fn warm() -> Warm {
-        let warm = Warm::new(25, Box::new(|_| ()));
+        let warm = Warm::new(25, None, Box::new(|_| ()));
         warm.begins(vec!["a".into(), "b".into()]);
         warm
     }
@@ -288,6 +333,9 @@ mod tests {
             left_bytes: None,
             stored_at: None,
             expected_pause: None,
+            state_taken_at: None,
+            states: 0,
+            states_end: None,
         };
         warm.note(vec![standing("a", Far::Out), standing("b", Far::UpToDate)], Some(1));
         assert!(warm.order(&["a".into()], false, Rest::default()).is_err());

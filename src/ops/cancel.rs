@@ -1,8 +1,8 @@
-//! `migrate cancel`: ends a warm-up, or the tracker that a pre-dump has left.
+//! `migrate cancel`: ends a warm-up, deletes the state of one that is kept here, or ends the tracker that a pre-dump has left.
 
 use super::options::{CancelOptions, ResolveOptions, StatusOptions};
 use super::places::Places;
-use super::{resolve, status, warm};
+use super::{promote, resolve, status, warm};
 use crate::companion::tracker;
 use crate::failure::{Failure, FailureKind, Result};
 use crate::migration::handover::Choice;
@@ -11,7 +11,7 @@ use crate::migration::journal::{Role, Step};
 /// Ends the session; gives its whole id.
 ///
 /// # Errors
-/// No session of this name, or several; the target of a warm-up is moving already.
+/// No session of this name, or several; the target of a warm-up is moving already; a source whose state is kept here is heard.
 pub fn run(options: &CancelOptions) -> Result<String> {
     let run = Places::here().run;
     let (warm, trackers) = (warm::fitting(&options.session), tracker::fitting(&run, &options.session));
@@ -22,7 +22,10 @@ pub fn run(options: &CancelOptions) -> Result<String> {
             tracker::cancel(&run, id);
             Ok(id.clone())
         }
-        [] => cut_off(options).ok_or_else(|| none(options)),
+        [] => match promote::discard(&options.session)? {
+            Some(id) => Ok(id),
+            None => cut_off(options).ok_or_else(|| none(options)),
+        },
         several => {
             Err(Failure::new(format!("{} can be any of: {}", options.session, several.join(", ")))
                 .kind(FailureKind::Usage))

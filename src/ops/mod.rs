@@ -35,6 +35,7 @@ pub mod places;
 mod point;
 pub mod pre_dump;
 pub mod preflight;
+pub mod promote;
 pub mod proxies;
 mod reach;
 pub mod receive;

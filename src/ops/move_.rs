@@ -34,7 +34,7 @@ use crate::migration::pages::{Run, What};
 use crate::migration::protocol::{AttemptId, SpaceName, TargetSummary};
 use crate::migration::report::Report;
 use crate::migration::source::{
-    Again, Compression, Fence, Final, Plan, Send, SendSegments, Survey, Taken, Target, Wishes,
+    Again, Compression, Fence, Final, Plan, Send, SendSegments, StandBy, Still, Survey, Taken, Target, Wishes,
 };
 use crate::migration::switchover::{Goals, Step};
 use crate::migration::warm::Warm;
@@ -47,11 +47,13 @@ use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use crate::transport::{Abort, Link};
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 mod begin;
+mod look;
+
+use look::LastLook;
 
 /// Bulk channels when nobody chose a number: more than two bring nothing on one link.
 const STREAMS: u16 = 2;
@@ -123,6 +125,10 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
         fence,
         files,
         warm,
+        standby: warm.and_then(Warm::standby).map(|every| {
+            let dests = options.dests.iter().map(ToString::to_string).collect();
+            StandBy { every, dests }
+        }),
         states: many::states(options, &places)?,
         ..wishes(options, &journals)?
     };
@@ -265,6 +271,7 @@ pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -
         copies: copies::original(options)?,
         onward: cascade::onward(options)?,
         from_image: options.is_image(),
+        standby: None,
     })
 }
 
@@ -458,44 +465,21 @@ impl Target for Live<'_> {
         self.resolved.root(&self.options.target).map_or_else(|_| HashSet::new(), luggage::mapped)
     }
 
+    fn still(&mut self) -> Result<Still> {
+        self.stand_still()
+    }
+
     fn freeze(&mut self) -> Result<Final> {
         if self.holds_late {
             self.hold_units()?;
         }
         self.hooks.run(HookPoint::PreFreeze, self.events)?;
-        let (frozen, Collection { mut model, sources, .. }) = self.freeze_and_collect()?;
-        let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("cannot find the target's pages", e);
-        let mut residual = match &mut self.tree {
-            Some(tree) => tree.last(&model, &sources.mms).map_err(|e| failed(&e))?,
-            None => {
-                let mut all = everything(&model, &sources).map_err(|e| failed(&e))?;
-                inherit_at_once(&model, &sources.mms, &mut all).map_err(|e| failed(&e))?;
-                all
-            }
-        };
-        let files = sources.shmems.iter().map(|ShmemSource::File(file)| file.as_fd());
-        let shared = match &self.tree {
-            Some(tree) => tree.last_shared(&model, files),
-            None => Objects::default().last(&model, files),
-        };
-        let shared = shared.map_err(|e| failed(&e))?;
-        residual.plan.extend(shared.plan);
-        residual.gone.extend(shared.gone);
-        residual.names.extend(shared.names);
-        for (child, parent) in &residual.kin {
-            model.mms[child.at()].cow_parent = Some(*parent);
-        }
-        let mut all_notes = notes(&residual.gone, What::Hole);
-        all_notes.extend(notes(&residual.inherited, What::Inherit));
-        let plan = Plan { pages: residual.plan, notes: all_notes, spaces: Vec::new() };
-        let shmems = sources.shmems.into_iter().map(|ShmemSource::File(file)| file).collect();
-        let known = |pid| self.tree.as_ref().and_then(|tree| tree.sharing(pid));
-        self.pages = TargetPages::new(sources.mms, shmems).sharing(known);
-        self.names = residual.names;
+        let (frozen, Collection { model, sources, .. }) = self.freeze_and_collect()?;
+        let LastLook { model, mut plan, pages, names } = self.last_look(model, sources)?;
+        (self.pages, self.names) = (pages, names);
         self.segments = sysv::ids(&model);
         self.was_frozen = !model.frozen.is_empty();
         let spaces = space_names(&model, &self.names);
-        let mut plan = plan;
         let mut later = Vec::new();
         if self.is_late() {
             (later, self.at_once) = late::put_off(&model, &mut plan, &self.names, self.late_wanted());

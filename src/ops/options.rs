@@ -579,6 +579,8 @@ pub struct WarmOptions {
     pub moves: MoveOptions,
     /// `--cpu-share`: percent of one processor.
     pub cpu_share: u8,
+    /// `--standby`: how often destinations are brought a state of the target that they keep.
+    pub standby: Option<Duration>,
     /// `--disjoint-paths`.
     pub disjoint: Option<Disjoint>,
 }
@@ -722,6 +724,17 @@ pub struct ResolveOptions {
     pub session: String,
     /// What becomes of this host's copy.
     pub choice: crate::migration::handover::Choice,
+    /// The risk is known.
+    pub yes: bool,
+}
+
+/// `migrate promote`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromoteOptions {
+    /// The session, or a unique beginning of its id.
+    pub session: String,
+    /// `--fence-cmd`: switches the source's host off.
+    pub fence: Option<String>,
     /// The risk is known.
     pub yes: bool,
 }

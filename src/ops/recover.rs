@@ -112,7 +112,7 @@ impl Recovery {
     }
 }
 
-/// What becomes of a target whose state of then is resumed.
+/// What becomes of a target whose state of then goes on.
 pub(super) fn loss(taken: SystemTime) -> String {
     format!(
         "it goes on here as it was {:.1} s ago: replies and changes of files since then are lost, and TCP connections are reset",

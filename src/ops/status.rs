@@ -12,6 +12,7 @@ use crate::migration::parked::{self, Parked};
 use crate::migration::points::kept;
 use crate::migration::protocol::AttemptId;
 use crate::migration::resolve::{self, Owner};
+use crate::migration::standby::{self, Newest};
 use crate::transport::Abort;
 use crate::transport::hello::Purpose;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -46,6 +47,8 @@ pub struct Entry {
     pub parked: Option<Parked>,
     /// What the destination says, where this host is in doubt and it answers.
     pub said: Option<Reply>,
+    /// The newest state that is kept here for the death of the source.
+    pub standby: Option<Newest>,
     /// Its destinations are kept warm: how far that is; or, of one that has ended and was asked for, how it was.
     pub warm: Option<Account>,
 }
@@ -53,7 +56,9 @@ pub struct Entry {
 impl Entry {
     /// Whether nothing is left to be decided or awaited.
     pub fn is_over(&self) -> bool {
-        self.line.is_over() && self.warm.as_ref().is_none_or(|account| account.phase == "ended")
+        self.line.is_over()
+            && self.standby.is_none()
+            && self.warm.as_ref().is_none_or(|account| account.phase == "ended")
     }
 }
 
@@ -95,12 +100,14 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     let is_replaced = |line: &Line| line.step.is_final() && !newest.contains(&line.attempt);
     lines.retain(|line| options.all || line.role != Role::Source || !is_replaced(line));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let has_left = |line: &Line| kept::left(&journals, line.attempt).is_some();
+    let left = |line: &Line| kept::left(&journals, line.attempt).or_else(|| standby::left(&journals, line.attempt));
+    let has_left = |line: &Line| left(line).is_some();
+    let keeps = |line: &Line| kept_by(&journals, line).is_some();
     lines.retain(|line| {
-        options.session.is_some() || is_shown(line, options.all, now) || is_warm(line) || has_left(line)
+        options.session.is_some() || is_shown(line, options.all, now) || is_warm(line) || has_left(line) || keeps(line)
     });
     let entry = |line: Line| {
-        let left = kept::left(&journals, line.attempt);
+        let left = left(&line);
         let patience = if left.is_some() { LOOKING } else { Duration::ZERO };
         let busy = is_busy(&journals, &line, patience);
         let mut owner = resolve::owner(&line);
@@ -121,9 +128,16 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
                 .then(|| warm::last_words(&line.session))
                 .flatten(),
         };
-        Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said, warm }
+        let standby = kept_by(&journals, &line);
+        Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said, standby, warm }
     };
     Ok(lines.into_iter().map(entry).collect())
+}
+
+/// The newest state that is kept here, where it is not settled otherwise who has the target.
+fn kept_by(journals: &Path, line: &Line) -> Option<Newest> {
+    let is_open = line.role == Role::Destination && matches!(line.step, Step::Begun | Step::Aborted);
+    is_open.then(|| standby::newest(&standby::directory(journals, line.attempt))).flatten()
 }
 
 /// The last attempt of each session at the source.

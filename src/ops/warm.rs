@@ -38,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a session may take to tell all destinations that they are to delete what they hold.
 const CANCELLED_AFTER: Duration = Duration::from_secs(60);
 
+/// Between two states that destinations keep.
+const STATES_MIN: Duration = Duration::from_millis(100);
+
 /// Says something: on standard output (`true`) or standard error.
 pub type Say = Box<dyn Fn(bool, &str) + Send + Sync>;
 
@@ -172,6 +175,8 @@ fn refuse(options: &WarmOptions) -> Result<()> {
         "--base is not for a warm-up, for now".to_owned()
     } else if !(1..=100).contains(&options.cpu_share) {
         "--cpu-share is from 1% to 100% of one processor".to_owned()
+    } else if options.standby.is_some_and(|every| every < STATES_MIN) {
+        "--standby takes no state more often than every 100 ms".to_owned()
     } else {
         return Ok(());
     };
@@ -260,7 +265,7 @@ mod tests {
 
     fn options() -> WarmOptions {
         let moves = MoveOptions::new(Target::Pid(Pid(7)), Dest::Unix("a.sock".into()));
-        WarmOptions { moves, cpu_share: 25, disjoint: None }
+        WarmOptions { moves, cpu_share: 25, standby: None, disjoint: None }
     }
 
     #[test]
@@ -288,6 +293,7 @@ mod tests {
         assert!(refused(&|options| options.moves.mode.mode = Mode::PostCopy));
         assert!(refused(&|options| options.moves.mode.mode = Mode::StopAndCopy));
         assert!(refused(&|options| options.cpu_share = 0));
+        assert!(refused(&|options| options.standby = Some(Duration::from_millis(99))));
         assert!(refused(&|options| options.moves.dests.clear()));
         assert!(refused(&|options| options.moves.dests.push(Dest::Unix("a.sock".into()))));
     }

@@ -14,7 +14,7 @@ use crate::migration::switchover::forecast::Forecast;
 use crate::ops::evacuate::{Evacuation, Fate, LeftOut, TreeReport};
 use crate::ops::hooks::{HookEnd, HookPoint, How};
 use crate::ops::outcome::{Attempt, Outcome, Round, State, Where};
-use crate::ops::warm::wire::{Account, Candidate};
+use crate::ops::warm::wire::{Account, Candidate, States};
 use crate::ops::words::SessionId;
 use serde::ser::{Serialize, Serializer};
 use serde_json::Value;
@@ -247,13 +247,30 @@ pub fn warm(account: &Account) -> Object {
             .known("left_bytes", one.left_bytes)
             .known("stored_age_ms", one.stored_age_ms)
             .known("expected_downtime_us", one.expected_downtime_us)
+            .known("state_age_ms", one.state_age_ms)
+            .known("states", Some(one.states).filter(|states| *states > 0))
+            .known("states_end", one.states_end.as_deref())
     };
+    let states = |states: &States| {
+        Object::default()
+            .with("taken", states.taken)
+            .with("pause_us", states.pause_us)
+            .with("longest_pause_us", states.longest_pause_us)
+            .with("paused_us", states.paused_us)
+            .with("bytes", states.bytes)
+            .with("total_bytes", states.total_bytes)
+            .with("failed", states.failed)
+            .known("reason", states.reason.as_deref())
+    };
+    let kept =
+        account.states.as_ref().map_or_else(Object::default, |one| Object::default().object("states", states(one)));
     Object::default()
         .with("phase", account.phase.as_str())
         .with("target", account.target.as_str())
         .with("age_ms", account.age_ms)
         .known("dirty_bytes_per_s", account.dirty_bytes_per_s)
         .list("candidates", account.candidates.iter().map(candidate).collect())
+        .and(kept)
         .with("notes", account.notes.clone())
 }
 

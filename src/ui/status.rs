@@ -6,9 +6,11 @@ use super::{Settings, Stream, put, result, table, units};
 use crate::migration::handover::Reply;
 use crate::migration::journal::{Role, Step};
 use crate::migration::resolve::Owner;
+use crate::migration::standby::Became;
+use crate::ops::promote::Promoted;
 use crate::ops::resolve::Resolved;
 use crate::ops::status::Entry;
-use crate::ops::warm::wire::Account;
+use crate::ops::warm::wire::{Account, Candidate, States};
 use crate::ops::words::SessionId;
 use std::io::IsTerminal;
 use std::time::{Duration, SystemTime};
@@ -66,7 +68,34 @@ fn warm(account: &Account, coloured: bool) -> String {
     let phase = if is_over { "its warm-up has ended, after" } else { &account.phase };
     let since = if is_over { "" } else { "for " };
     text += &format!("\n{}: {phase} {since}{}{rate}\n", account.session, ms(account.age_ms));
+    if let Some(states) = account.states.as_ref().filter(|_| !is_over) {
+        text += &of_states(states, &account.candidates);
+    }
     account.notes.iter().for_each(|note| text += &format!("  note: {}\n", clean(note)));
+    text
+}
+
+/// What states for the death of the source have cost, and who keeps one.
+fn of_states(states: &States, candidates: &[Candidate]) -> String {
+    let us = |us: u64| units::time(Duration::from_micros(us));
+    let kept = |one: &Candidate| {
+        let age = one.state_age_ms.map(|ms| format!("{} old", units::time(Duration::from_millis(ms))));
+        let end = one.states_end.as_ref().map(|why| format!("no more: {}", clean(why)));
+        let words: Vec<String> = age.into_iter().chain(end).collect();
+        format!("{} {}", clean(&one.dest), if words.is_empty() { "none".to_owned() } else { words.join(", ") })
+    };
+    let kept: Vec<String> = candidates.iter().map(kept).collect();
+    let mut text = format!(
+        "  states: {} taken, pause {} (longest {}), {}; kept: {}\n",
+        states.taken,
+        us(states.pause_us),
+        us(states.longest_pause_us),
+        units::bytes(states.bytes),
+        kept.join("; ")
+    );
+    if let Some(reason) = &states.reason {
+        text += &format!("  states that were not taken: {}, the last: {}\n", states.failed, clean(reason));
+    }
     text
 }
 
@@ -134,6 +163,8 @@ fn phase(entry: &Entry) -> &'static str {
         return phase;
     }
     match entry.line.step {
+        _ if entry.standby.is_some() && !entry.busy => "standby",
+        Step::Done if entry.line.standby == Some(Became::Promoted) => "promoted",
         Step::Begun if entry.busy => "under way",
         Step::Begun => "interrupted",
         Step::Prepared if entry.busy => "prepared, waits",
@@ -156,6 +187,12 @@ fn words(entry: &Entry) -> String {
             "this host: its later state was about to go on from {}; if it does not run, migrate restore -D does that",
             image.display()
         );
+    }
+    if let Some(newest) = &entry.standby {
+        let (size, age) = (units::bytes(newest.bytes), seconds(newest.taken));
+        let start =
+            if entry.busy { String::new() } else { format!("; migrate promote {} starts it", entry.line.session) };
+        return format!("{who}, unless it is dead: a state {age} s old is kept here ({size}){start}");
     }
     match (entry.recoverable, &entry.parked, &entry.line.not_parked) {
         (Some(taken), ..) => format!("{who} (a state {} s old can be resumed here)", seconds(taken)),
@@ -232,6 +269,11 @@ fn about(entry: &Entry) -> Object {
             entry.parked.as_ref().map(|parked| parked.since.elapsed().unwrap_or_default().as_millis() as u64),
         )
         .known("not_parked", entry.line.not_parked.clone())
+        .known(
+            "state_age_ms",
+            entry.standby.as_ref().map(|newest| newest.taken.elapsed().unwrap_or_default().as_millis() as u64),
+        )
+        .known("state_bytes", entry.standby.as_ref().map(|newest| newest.bytes))
         .and(
             entry
                 .warm
@@ -239,6 +281,20 @@ fn about(entry: &Entry) -> Object {
                 .map_or_else(Object::default, |account| Object::default().object("warm", json::warm(account))),
         )
         .with("words", words(entry))
+}
+
+/// A person has started a state.
+pub fn promoted(promoted: &Promoted, settings: &Settings) {
+    for warning in &promoted.warnings {
+        put(Stream::Err, &format!("warning: {}\n", clean(warning)));
+    }
+    let fields = Object::default()
+        .with("promoted", promoted.session.as_str())
+        .with("pid", promoted.pid)
+        .with("state_age_ms", promoted.age.as_millis() as u64);
+    let age = promoted.age.as_secs_f64();
+    let text = format!("{}: it runs here as process {}, as it was {age:.1} s ago\n", promoted.session, promoted.pid);
+    result(settings, "promote", fields, &text);
 }
 
 /// A person has decided.

@@ -150,6 +150,9 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
         serde_json::to_vec(&FromSource::Abort { attempt, reason: "no".into(), keep: false }).expect("plain"),
         serde_json::to_vec(&FromSource::Prepare { attempt, spaces: Vec::new(), model_bytes: 5, late_bytes: 0 })
             .expect("plain"),
+        serde_json::to_vec(&FromSource::Keep { attempt, age_us: 7, spaces: Vec::new(), model_bytes: 5 })
+            .expect("plain"),
+        serde_json::to_vec(&FromDestination::Kept { attempt, trouble: None }).expect("plain"),
         serde_json::to_vec(&FromDestination::Verdict {
             attempt,
             blockers: Vec::new(),
@@ -162,6 +165,7 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             copy: false,
             passes_on: true,
             images: true,
+            stands_by: true,
         })
         .expect("plain"),
         serde_json::to_vec(&FromSource::Reach { attempt, onward: Box::new(onward()) }).expect("plain"),

@@ -53,6 +53,7 @@ mod rounds;
 mod same_network;
 mod sockets;
 mod ssh;
+mod standby;
 mod supervisors;
 mod terminals;
 mod tidy;

@@ -167,6 +167,10 @@ impl Desk {
             self.warm = Some(String::from_utf8(self.must(&line).stdout).unwrap().trim().to_owned());
             return;
         }
+        let line = match line.contains("migrate promote") {
+            true => line.replace("hkqwzrtb", &self.stood_by()),
+            false => line,
+        };
         let line = match line.contains("migrate cancel") && !about_warm {
             true => line.replace("hkqwzrtb", &self.tracked()),
             false => line,
@@ -192,6 +196,14 @@ impl Desk {
         } else {
             self.ordinary(&line);
         }
+        if let Some(session) = calls(&line)
+            .iter()
+            .find(|words| words.iter().any(|word| word == "promote"))
+            .and_then(|words| words.get(2).cloned())
+        {
+            // What is left of its source, on the same host here.
+            self.must(&format!("migrate cancel {session}"));
+        }
     }
 
     /// The session of a warm-up, which is begun if there is none.
@@ -202,6 +214,33 @@ impl Desk {
             self.warm = Some(String::from_utf8(output.stdout).unwrap().trim().to_owned());
         }
         self.warm.clone().unwrap()
+    }
+
+    /// A session whose state is kept here, and whose source is dead: its process, and the target.
+    fn stood_by(&mut self) -> String {
+        self.end_warm();
+        self.end_target();
+        let pid = self.pid();
+        let output = self.must(&format!("migrate warm {pid} b --standby=100ms"));
+        let session = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        let until = Instant::now() + Duration::from_secs(20);
+        let asks = format!("migrate status {session} --json");
+        let status = |desk: &Self| String::from_utf8(desk.must(&asks).stdout).unwrap();
+        while !status(self).contains("\"states\":1") {
+            assert!(Instant::now() < until, "no state is kept: {}", status(self));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let ours = format!("XDG_CONFIG_HOME={}", self.path("none").display());
+        let read = |pid: &i32, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let is = |pid: &i32| read(pid, "cmdline").contains("warm-session") && read(pid, "environ").contains(&ours);
+        pids.filter(is).for_each(end);
+        self.end_target();
+        while !status(self).contains("\"phase\":\"standby\"") {
+            assert!(Instant::now() < until, "the source is still heard");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        session
     }
 
     fn end_warm(&mut self) {
@@ -232,9 +271,8 @@ impl Desk {
 
     /// A command that ends by itself. What it has started elsewhere is noted, to be ended later.
     fn ordinary(&mut self, line: &str) {
-        let starts = ["migrate restore", "migrate move", "migrate clone", "migrate switch", "migrate evacuate"]
-            .iter()
-            .any(|verb| line.contains(verb))
+        let verbs = ["restore", "move", "clone", "switch", "evacuate", "promote"];
+        let starts = verbs.map(|verb| format!("migrate {verb}")).iter().any(|verb| line.contains(verb))
             && !line.contains("--dry-run");
         if !starts {
             self.must(line);

@@ -13,14 +13,17 @@ use std::process::Output;
 use std::time::Duration;
 
 /// A target that is kept warm. What is left of the session is ended with it.
-struct Warm {
-    stage: Stage,
-    session: String,
+pub struct Warm {
+    pub stage: Stage,
+    pub session: String,
 }
 
 impl Warm {
-    fn begin(counter: Counter, agents: usize, options: &[&str]) -> Self {
-        let stage = Stage::begin(counter, &vec![&[][..]; agents]);
+    pub fn begin(counter: Counter, agents: usize, options: &[&str]) -> Self {
+        Self::on(Stage::begin(counter, &vec![&[][..]; agents]), options)
+    }
+
+    pub fn on(stage: Stage, options: &[&str]) -> Self {
         let output = warm(&stage, options);
         assert!(output.status.success(), "{}", text(&output));
         let session = String::from_utf8(output.stdout).unwrap().trim().to_owned();
@@ -28,18 +31,18 @@ impl Warm {
         Self { stage, session }
     }
 
-    fn source(&self, arguments: &[&str]) -> Output {
+    pub fn source(&self, arguments: &[&str]) -> Output {
         run(on_host(&self.stage.dir.path().join("source")), arguments)
     }
 
     /// What `migrate status ID` says of the session; of one that has ended, too.
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         let output = self.source(&["status", &self.session, "--json"]);
         assert!(output.status.success(), "{}", text(&output));
         result(&output)["sessions"][0].clone()
     }
 
-    fn candidates(&self) -> Vec<Value> {
+    pub fn candidates(&self) -> Vec<Value> {
         self.status()["warm"]["candidates"].as_array().cloned().unwrap_or_default()
     }
 
@@ -50,12 +53,12 @@ impl Warm {
     }
 
     /// Processes with the places of this host.
-    fn processes(&self, host: &str) -> Vec<i32> {
+    pub fn processes(&self, host: &str) -> Vec<i32> {
         places::processes(&self.stage.dir.path().join(host))
     }
 
     /// The process of the session.
-    fn process(&self) -> Option<i32> {
+    pub fn process(&self) -> Option<i32> {
         let is = |pid: &i32| {
             std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("warm-session"))
         };
@@ -85,7 +88,7 @@ impl Warm {
     }
 
     /// Nothing of it is left at the destinations but their agents, and nothing here but the target.
-    fn check_nothing_is_left(&self, attempt: &str) {
+    pub fn check_nothing_is_left(&self, attempt: &str) {
         for (n, agent) in self.stage.agents.iter().enumerate() {
             let is_alone = || self.processes(&format!("dest{n}")) == [i32::try_from(agent.pid()).unwrap()];
             wait(is_alone, "nobody is left at the destination but its agent");
@@ -99,11 +102,11 @@ impl Warm {
         self.stage.check("nothing is left");
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.process().expect("the session has a process")), signal).unwrap();
     }
 
-    fn attempt(&self) -> String {
+    pub fn attempt(&self) -> String {
         self.status()["attempt"].as_str().unwrap().to_owned()
     }
 }
@@ -322,7 +325,7 @@ fn what_cannot_be_kept_warm_is_said_before_anything_is_started() {
     for (options, exit) in [
         (&["--mode", "post-copy"][..], 2),
         (&["--cpu-share", "0%"], 2),
-        (&["--standby"], 2),
+        (&["--standby=1ms"], 2),
         (&["--pids", "same"], 3),
         (&["--pids", "same", "--json"], 3),
     ] {

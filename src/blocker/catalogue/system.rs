@@ -154,6 +154,11 @@ table! { PEER:
         why: "With --disjoint-paths no node may take two of the destinations down with it.",
         remedy: "choose another destination, pin a path with --route DEST=IF, or --disjoint-paths drop or replace",
         kernel: "all";
+    PROMOTED = 911, "target was started there",
+        object: "the session, and the process over there",
+        why: "A person has started a state of the target on that host (migrate promote) while this one was not heard: a switch would have a third one.",
+        remedy: "see which of the two is to go on, and end the other; then migrate warm begins anew",
+        kernel: "all";
 }
 
 table! { SUPERVISOR:

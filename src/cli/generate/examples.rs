@@ -94,6 +94,10 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
                 "The same with a tenth of a processor and of a slow link.",
                 "migrate warm 4242 b --cpu-share 10% --bandwidth 10Mbit/s",
             ),
+            (
+                "The same for the death of this host, at most some 5 seconds of which are lost then.",
+                "migrate warm 4242 b --standby=5s",
+            ),
         ],
     ),
     (
@@ -144,5 +148,6 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
             ("End it, because the target runs on the other host.", "migrate resolve hkqwzrtb --discard --yes"),
         ],
     ),
+    ("promote", &[("Its host is off: start on this one what was kept here.", "migrate promote hkqwzrtb --yes")]),
     ("cancel", &[("End a tracker or a warm-up that is not needed any more.", "migrate cancel hkqwzrtb")]),
 ];

@@ -2,6 +2,7 @@
 //! `migration/source/luggage.rs`.
 
 use super::super::journal::{self, Role, Step};
+use super::super::standby;
 use super::{Attempt, FromDestination, FromSource, MoveError, protocol, while_alive};
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
@@ -50,6 +51,12 @@ impl Luggage {
         if let Some(installer) = &mut self.installer {
             installer.decide(fate);
         }
+    }
+
+    /// What has come stays as it is, for whoever starts the target from a state that is kept here.
+    pub fn leave(&mut self) {
+        self.decide(Fate::Leave);
+        self.installer = None;
     }
 
     pub fn undo(&mut self) {
@@ -131,15 +138,18 @@ impl Attempt<'_> {
 
 /// Brings files to an end that came for attempts whose programs are dead: they go, unless the target runs here or may be let
 /// run.
-pub(super) fn sweep(journals: &Path) {
+pub fn sweep(journals: &Path) {
     let Ok(lines) = journal::all(journals) else { return };
+    let keeps = |line: Option<&journal::Line>| {
+        line.is_some_and(|line| standby::is_complete(&standby::directory(journals, line.attempt)))
+    };
     record::sweep(journals, &|attempt| {
         let line = lines.iter().find(|line| line.role == Role::Destination && line.attempt.to_string() == attempt);
         // A copy that is armed and stands still may have them open, whatever the last line says.
         let stands = |line: &journal::Line| line.is_of_this_boot() && line.held.as_ref().is_some_and(Held::is_whole);
         match line.map(|line| (line.step, stands(line))) {
             Some((Step::Owner | Step::Done, _)) => Fate::Keep,
-            Some((Step::Aborted | Step::Begun, false)) => Fate::Undo,
+            Some((Step::Aborted | Step::Begun, false)) if !keeps(line) => Fate::Undo,
             _ => Fate::Leave,
         }
     });

@@ -58,6 +58,7 @@ impl Attempt<'_> {
             copy: self.copy,
             passes_on: true,
             images: true,
+            stands_by: true,
         })?;
         protocol::send_model(&mut self.control, &earlier)?;
         if may_come {

@@ -67,6 +67,7 @@ impl Peer<'_> {
                     copy,
                     passes_on,
                     images,
+                    stands_by,
                     ..
                 } => {
                     let unknown = match (self.is_copy() && !copy, self.wishes.from_image && !images) {
@@ -88,6 +89,9 @@ impl Peer<'_> {
                     let mut blockers: Vec<Blocker> = blockers.into_iter().map(Blocker::from).collect();
                     if self.wishes.onward.is_some() && !passes_on {
                         blockers.push(self.passes_nothing_on());
+                    }
+                    if self.wishes.standby.is_some() && !stands_by {
+                        blockers.push(self.stands_by_nothing());
                     }
                     return Ok(blockers);
                 }

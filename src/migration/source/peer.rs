@@ -10,6 +10,7 @@ use crate::migration::handover::Candidate;
 use crate::migration::postcopy::{self, Later};
 use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, WireFailure};
 use crate::migration::shelf::Catalogue;
+use crate::migration::standby::Standby;
 use crate::ops::Events;
 use crate::transport::Link;
 use std::ops::{Deref, DerefMut};
@@ -102,6 +103,7 @@ impl Peer<'_> {
             copy: self.is_copy(),
             onward: onward.into_iter().next(),
             keep_warm: keep_warm.into_iter().next(),
+            standby: self.standby().map(Box::new),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;
@@ -115,6 +117,21 @@ impl Peer<'_> {
     /// It is to start a copy.
     pub fn is_copy(&self) -> bool {
         self.wishes.is_copy(self.candidate)
+    }
+
+    /// What it is to keep for our death.
+    fn standby(&self) -> Option<Standby> {
+        let wanted = self.wishes.standby.as_ref()?;
+        let dests = wanted.dests.iter().enumerate();
+        let others = dests.filter(|(n, _)| *n != usize::from(self.candidate.0)).map(|(_, name)| name.clone());
+        let every_ms = u64::try_from(wanted.every.as_millis()).unwrap_or(u64::MAX);
+        Some(Standby { every_ms, others: others.collect() })
+    }
+
+    /// It has not understood that it is to keep the newest state.
+    pub fn stands_by_nothing(&self) -> Blocker {
+        let theirs = &self.link.peer_program;
+        Blocker::new(codes::PEER_VERSION, format!("migrate {theirs}")).because("it does not stand by (--standby)")
     }
 
     /// It has not understood that the target is to go on from there.
@@ -137,13 +154,26 @@ impl Peer<'_> {
         }
     }
 
-    /// A round begins: its pages are on their way, or will be.
-    pub fn begin_round(&mut self) -> Result<u32, MoveError> {
+    /// A round begins: its pages are on their way, or will be. `state`: they go into a state alone.
+    pub fn begin_round(&mut self, state: bool) -> Result<u32, MoveError> {
         let number = self.number;
         self.number += 1;
         self.link.control.during("sending pages");
-        protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number })?;
+        protocol::send(&mut self.link.control, &FromSource::Round { attempt: self.id, number, state })?;
         Ok(number)
+    }
+
+    /// The round of a state is stored: it keeps that, with this model. Why it does not, if so.
+    pub fn keep(&mut self, last: &Final, taken: Instant) -> Result<Option<String>, MoveError> {
+        self.link.control.during("the destination stores a state of the target");
+        let age_us = u64::try_from(taken.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let (spaces, model_bytes) = (last.spaces.clone(), last.model.len() as u64);
+        protocol::send(&mut self.link.control, &FromSource::Keep { attempt: self.id, age_us, spaces, model_bytes })?;
+        protocol::send_model(&mut self.link.control, &last.model)?;
+        match self.receive()? {
+            FromDestination::Kept { trouble, .. } => Ok(trouble),
+            other => Err(self.unexpected(&other, "the word that a state is kept")),
+        }
     }
 
     /// All pages of a round are sent; waits until they are stored unless it is the last.
@@ -195,6 +225,7 @@ impl Peer<'_> {
             | FromDestination::FilesDone { attempt }
             | FromDestination::Built { attempt }
             | FromDestination::RoundDone { attempt, .. }
+            | FromDestination::Kept { attempt, .. }
             | FromDestination::Prepared { attempt, .. }
             | FromDestination::Running { attempt, .. }
             | FromDestination::Says { attempt, .. }

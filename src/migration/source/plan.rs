@@ -2,13 +2,15 @@
 
 use crate::blocker::Blocker;
 use crate::files::Wanted;
+use crate::memory::pipeline::ReadPages;
 use crate::memory::{PageRange, Space};
 use crate::migration::conventions::Conventions;
 use crate::migration::pages::Run;
 use crate::migration::postcopy::Later;
 use crate::migration::protocol::{SpaceName, TargetSummary};
 use std::collections::HashSet;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What the source knows of a target before it moves: read in a short freeze, after which it runs on.
 #[derive(Debug)]
@@ -88,6 +90,18 @@ pub struct Final {
     pub later: Later,
     /// What it has open or mapped.
     pub files: Vec<Wanted>,
+}
+
+/// What was read of a target that goes on.
+pub struct Still {
+    /// What is left to send, and what it was; nothing of it follows.
+    pub last: Arc<Final>,
+    /// The contents of those pages.
+    pub pages: Box<dyn ReadPages + Send>,
+    /// When it was like this.
+    pub taken: Instant,
+    /// How long it stood still.
+    pub pause: Duration,
 }
 
 /// What became of the pages of a round.

@@ -156,7 +156,7 @@ impl Attempt<'_> {
     pub(super) fn round(&mut self, plan: &Plan, pages: &dyn ReadPages, in_pause: bool) -> Result<Journey, MoveError> {
         let started = Instant::now();
         let before = self.peers.link.bytes_sent();
-        let number = self.peers.begin_round()?;
+        let number = self.peers.begin_round(false)?;
         let throttle = Throttle::new(self.wishes.bandwidth.filter(|_| !in_pause));
         let compression = self.wishes.compression;
         let bandwidth = self.wishes.bandwidth.filter(|_| !in_pause);

@@ -76,12 +76,13 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             copy: false,
             onward: None,
             keep_warm: None,
+            standby: None,
         };
         protocol::send(control, &offer).unwrap();
         protocol::send_model(control, &bytes).unwrap();
         let verdict = protocol::receive::<FromDestination>(control).unwrap();
         assert!(matches!(verdict, FromDestination::Verdict { shelf_pages: 3, .. }), "{verdict:?}");
-        protocol::send(control, &FromSource::Round { attempt, number: 1 }).unwrap();
+        protocol::send(control, &FromSource::Round { attempt, number: 1, state: false }).unwrap();
         let mut packer = Packer::new(None);
         for frame in frames {
             frame(&mut packer);

@@ -37,7 +37,7 @@ pub(super) fn start(charge: &Charge, say: &dyn Fn(News)) -> Result<()> {
     let base = (moves.memory.compress != Compress::Off).then(|| kept::name(charge.attempt).into());
     let moves = MoveOptions { mode, base, ..moves };
     let (session, dests) = (moves.session, moves.dests.iter().map(ToString::to_string).collect());
-    let options = WarmOptions { moves, cpu_share: CPU_SHARE, disjoint: None };
+    let options = WarmOptions { moves, cpu_share: CPU_SHARE, disjoint: None, standby: None };
     let mut said = Vec::new();
     let exit = warm::start(&options, String::new(), &mut |out, text| said.extend((!out).then(|| text.to_owned())))?;
     if exit != 0 {

@@ -6,12 +6,12 @@
 //!   switch thread looks whether the command that has asked is still there, and whether its time is over
 //! ```
 
-use super::wire::{self, Account, Candidate, Reply, Request};
+use super::wire::{self, Account, Candidate, Reply, Request, States};
 use super::{Charge, ENTRY, Front, PATIENCE, Say, Shown, socket_path};
 use crate::companion;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::Pid;
-use crate::migration::warm::{Rest, Standing, Told, Warm};
+use crate::migration::warm::{self, Rest, Standing, Told, Warm};
 use crate::ops::options::{Mode, MoveOptions, WarmOptions};
 use crate::ops::outcome::{Outcome, State, Where};
 use crate::ops::places::Places;
@@ -156,7 +156,7 @@ impl Session {
                 .hint(format!("the warm-up goes on: migrate status {id}"))
                 .target(TargetState::Running))),
         };
-        let warm = Warm::new(options.cpu_share, Box::new(tell));
+        let warm = Warm::new(options.cpu_share, options.standby, Box::new(tell));
         Self {
             options,
             warm,
@@ -282,6 +282,7 @@ impl Session {
             age_ms: millis(self.begun.elapsed()),
             dirty_bytes_per_s: seen.dirty_bytes_per_s,
             candidates: seen.standings.iter().map(candidate).collect(),
+            states: seen.states.as_ref().map(states),
             notes,
         }
     }
@@ -397,8 +398,24 @@ impl Session {
     }
 }
 
+fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn states(states: &warm::States) -> States {
+    States {
+        taken: states.taken,
+        pause_us: us(states.pauses.0),
+        longest_pause_us: us(states.pauses.1),
+        paused_us: us(states.paused),
+        bytes: states.bytes.0,
+        total_bytes: states.bytes.1,
+        failed: states.failed.0,
+        reason: states.failed.1.clone(),
+    }
+}
+
 fn candidate(standing: &Standing) -> Candidate {
-    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     Candidate {
         dest: standing.name.clone(),
         state: standing.far.name().to_owned(),
@@ -408,6 +425,9 @@ fn candidate(standing: &Standing) -> Candidate {
         left_bytes: standing.left_bytes,
         stored_age_ms: standing.stored_at.map(|at| millis(at.elapsed())),
         expected_downtime_us: standing.expected_pause.map(us),
+        state_age_ms: standing.state_taken_at.map(|at| millis(at.elapsed())),
+        states: standing.states,
+        states_end: standing.states_end.clone(),
     }
 }
 

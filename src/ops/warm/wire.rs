@@ -75,6 +75,33 @@ pub struct Candidate {
     pub stored_age_ms: Option<u64>,
     /// The pause that a switch to it would have now, microseconds.
     pub expected_downtime_us: Option<u64>,
+    /// How old the newest state is that is kept there for the death of the source, milliseconds.
+    pub state_age_ms: Option<u64>,
+    /// How many were kept there, each in place of the one before.
+    pub states: u64,
+    /// Why no more are.
+    pub states_end: Option<String>,
+}
+
+/// What states for the death of the source have cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct States {
+    /// How many were taken.
+    pub taken: u64,
+    /// How long the target stood still for the last one, microseconds.
+    pub pause_us: u64,
+    /// For the longest.
+    pub longest_pause_us: u64,
+    /// For all of them.
+    pub paused_us: u64,
+    /// Bytes of pages that were read while it stood still, for the last one.
+    pub bytes: u64,
+    /// For all of them.
+    pub total_bytes: u64,
+    /// How many did not come to be.
+    pub failed: u64,
+    /// Why the last of those.
+    pub reason: Option<String>,
 }
 
 /// How far a warm-up is.
@@ -92,6 +119,8 @@ pub struct Account {
     pub dirty_bytes_per_s: Option<u64>,
     /// Each destination.
     pub candidates: Vec<Candidate>,
+    /// What states have cost; none = none was taken.
+    pub states: Option<States>,
     /// What a person should know, the newest last.
     pub notes: Vec<String>,
 }

@@ -464,6 +464,7 @@ pub const NOT_HERE: &[(&str, &str)] = &[
     ("FILE_SPACE", "takes a full disk; src/files"),
     ("FILE_PLACE", "tests/it/files.rs"),
     ("PIDNS_NESTED", "not in use"),
+    ("PROMOTED", "tests/it/standby.rs"),
     ("CLOCK_BACK", "takes another host without time namespaces; src/restore/clock.rs"),
     ("NAMESPACE_LIMIT", "takes a host that allows no namespaces; src/kernel"),
     ("CGROUP_ACCESS", "a probe of `migrate check`; src/kernel"),

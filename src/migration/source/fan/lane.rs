@@ -30,8 +30,10 @@ pub(super) enum Order {
     Ship(HashSet<Bytes>),
     /// Have the tree made ahead of time.
     Build(Arc<Vec<SpaceName>>),
-    /// A round begins.
-    Round,
+    /// A round begins; its pages go into a state alone (`state`).
+    Round { state: bool },
+    /// The round of a state is stored: it is kept, of a target that stood still then.
+    Keep(Arc<Final>, Instant),
     /// Pages, where there is no channel for them alone.
     Frame(Arc<[u8]>),
     /// All pages of the round are sent, or on their way; the last one is inside the pause.
@@ -60,6 +62,8 @@ pub(super) enum News<'a> {
     Verdict(Candidate, Verdict),
     /// A round is stored there.
     RoundDone(Candidate, Instant, u64),
+    /// The state of a target that stood still then is kept there, or is not.
+    Kept(Candidate, Instant, Option<String>),
     /// The target is rebuilt there, and stops short of running.
     Prepared(Candidate, Box<Peer<'a>>, Duration),
     /// It is lost, or cannot.
@@ -277,7 +281,11 @@ impl<'a> Driver<'a> {
             }
             Order::Ship(mapped) => self.peer.ship(|| mapped)?,
             Order::Build(spaces) => self.peer.build(&spaces)?,
-            Order::Round => self.round = self.peer.begin_round()?,
+            Order::Round { state } => self.round = self.peer.begin_round(state)?,
+            Order::Keep(last, taken) => {
+                let trouble = self.peer.keep(&last, taken)?;
+                let _ = news.send(News::Kept(self.candidate, taken, trouble));
+            }
             Order::Frame(frame) => {
                 let sent = self.peer.link.control.send(FrameKind::PAGES, &frame);
                 self.counts.queued.fetch_sub(frame.len() as u64, Ordering::Relaxed);

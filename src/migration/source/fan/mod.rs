@@ -6,7 +6,7 @@
 //!   queue (bounded)   [lane 0]             [lane 1]             [lane 2]: full, passed over: its own dirty state grows
 //!   threads           driver, bulk ...     driver, bulk ...     driver, bulk ...
 //! ```
-//! One that a warm-up has lost is taken back ([`comeback`]); where each destination starts a copy, [`copies`] tells all of them.
+//! One that a warm-up has lost is taken back ([`comeback`]); what destinations keep for our death is read between two rounds ([`standby`]); where each destination starts a copy, [`copies`] tells all of them.
 //!
 //! In a round take part those that have stored their last one; the others go on with theirs, and what this round has they get in
 //! their next. The policy of [`super::super::switchover`] looks at as many as the quorum says. In the pause one goes ahead for a moment,
@@ -25,6 +25,7 @@ mod others;
 mod owed;
 mod rounds;
 mod spread;
+mod standby;
 mod warm;
 
 use super::peer::{Peer, Peers};
@@ -113,6 +114,8 @@ struct Member {
     earlier_bytes: u64,
     /// It is lost, and looked for.
     search: Option<comeback::Search>,
+    /// What it keeps for our death.
+    newest: standby::Newest,
 }
 
 impl Member {
@@ -156,6 +159,8 @@ pub(super) struct Fan<'a> {
     untold: Option<Vec<Candidate>>,
     /// Of a warm-up.
     pace: warm::Pace,
+    /// Those that destinations keep for our death.
+    states: standby::Pending,
     /// What the target was when it was offered.
     survey: Option<(Arc<Survey>, Instant)>,
     /// All that one lacks who has nothing; in a warm-up, where one that was lost may come back.
@@ -250,6 +255,7 @@ impl<'a> Fan<'a> {
                 link_bytes: 0,
                 earlier_bytes: 0,
                 search: None,
+                newest: standby::Newest::default(),
             });
         }
         let search = |_| comeback::begin(scope, id, (wishes, events), (news.clone(), room.clone()));
@@ -268,6 +274,7 @@ impl<'a> Fan<'a> {
             unserved: Vec::new(),
             untold: None,
             pace: warm::Pace::default(),
+            states: standby::Pending::default(),
             survey: None,
             whole: Owed::default(),
             found: Vec::new(),
@@ -376,6 +383,7 @@ impl<'a> Attempt<'a> {
                 self.fan().member(who).link_bytes = peer.link.bytes_sent();
                 self.peers.put(who, *peer);
             }
+            News::Kept(who, taken, trouble) => self.heard_of_state(who, taken, trouble),
             News::Prepared(who, peer, took) => {
                 let fan = self.fan();
                 fan.ready.push(who);

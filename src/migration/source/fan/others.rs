@@ -152,15 +152,23 @@ impl<'a> Attempt<'a> {
         let name = self.fan().member(who).name.clone();
         let ends = match is_told_later {
             true => "it is told as soon as it can be reached".to_owned(),
+            false if self.wishes.standby.is_some() => format!("migrate cancel {} ends it there", self.wishes.session),
             false => format!("migrate resolve {} --discard ends it there", self.wishes.session),
         };
-        let what =
-            format!("{name} may hold a copy of the target, which is deleted or parked when its lease ends: {ends}");
+        let what = match self.wishes.standby {
+            Some(_) => {
+                format!("{name} may keep a state of the target, which nobody must start (migrate promote): {ends}")
+            }
+            None => {
+                format!("{name} may hold a copy of the target, which is deleted or parked when its lease ends: {ends}")
+            }
+        };
         self.events.event(Event::Warning(what));
     }
 
     /// All threads end, and their links come back. How each of the others is told.
     fn recall(&mut self, target: &mut dyn Target, keepers: &[Candidate]) -> Vec<(Candidate, Way<'a>)> {
+        let tells_lost = self.tells_lost(keepers);
         let mut usable = Vec::new();
         for member in &mut self.fan().members {
             let stage = match &member.stage {
@@ -195,12 +203,19 @@ impl<'a> Attempt<'a> {
                     Some(peer) if !peer.lost && (is_ready || usable.contains(&who)) => {
                         Way::Link(Box::new(peer), is_ready)
                     }
-                    Some(peer) if peer.lost && !peer.prepare_sent => Way::None,
+                    Some(peer) if peer.lost && !peer.prepare_sent && !tells_lost => Way::None,
                     _ => Way::Anew,
                 };
                 (who, way)
             })
             .collect()
+    }
+
+    /// One that stands by keeps what it has when it is lost. Where all are, the warm-up is about to begin anew, and nobody but they could
+    /// go on if this host died meanwhile; else nobody is to start what they keep.
+    fn tells_lost(&mut self, keepers: &[Candidate]) -> bool {
+        let is_over = |fan: &super::Fan<'_>| fan.interrupted.is_triggered() || fan.count(Member::is_left) > 0;
+        self.wishes.standby.is_some() && (!keepers.is_empty() || is_over(self.fan()))
     }
 
     pub(super) fn report_candidates(&mut self) {
@@ -270,10 +285,15 @@ fn says_so(mut peer: Peer<'_>, is_ready: bool, keep: bool) -> bool {
 }
 
 fn is_told_anew(again: Option<Again<'_>>, id: AttemptId) -> bool {
-    let Some(again) = again else { return false };
+    let (Some(again), Ok(own)) = (again, Abort::new()) else { return false };
+    // Who wants the session to end wants this to be done still.
+    let link = || match again.link() {
+        Err(TransportError::Aborted { .. }) => again.link_until(&own),
+        link => link,
+    };
     let until = Instant::now() + CONFIRMED_AFTER;
     while Instant::now() < until {
-        let said = again.link().and_then(|mut link| {
+        let said = link().and_then(|mut link| {
             link.control.deadline(Some(CONFIRMED_AFTER));
             let reason = "the target is not for this destination".into();
             let abort = FromSource::Abort { attempt: id, reason, keep: false };

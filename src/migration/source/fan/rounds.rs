@@ -1,6 +1,6 @@
 //! Rounds to several destinations, and the last one.
 
-use super::super::{Attempt, Decision, ExitCondition, Final, MoveError, Plan, Taken, Target};
+use super::super::{Attempt, Decision, ExitCondition, Final, MoveError, Plan, Still, Taken, Target};
 use super::owed::{self, Mask, Pages};
 use super::spread::{Spread, Tally};
 use super::warm::rested;
@@ -67,6 +67,8 @@ struct Pass {
 enum Served {
     /// While the target runs.
     InRound,
+    /// The same, of what was read while it stood still.
+    OfStill,
     /// While it is stopped.
     InPause,
     /// The same, and not for longer than this.
@@ -98,6 +100,7 @@ impl<'a> Attempt<'a> {
             }
             if let Some(warm) = self.wishes.warm {
                 self.rest(target, warm, shown.is_some())?;
+                self.stand_by(target, warm)?;
             }
             let quorum = self.wishes.quorum;
             self.wait_until(target, "sending pages", |fan| fan.count(Member::is_idle) >= fan.at_least(quorum))?;
@@ -177,7 +180,7 @@ impl<'a> Attempt<'a> {
             if member.number == 0 && fan.kin.is_empty() {
                 member.lane.order(Order::Build(spaces.clone()));
             }
-            member.begin_round();
+            member.begin_round(false);
             let (pages, notes) = member.owed.due(plan, false);
             note_frames(&notes).into_iter().for_each(|frame| member.lane.push(&frame.into()));
             due.push((n, pages));
@@ -200,6 +203,31 @@ impl<'a> Attempt<'a> {
             }
         }
         Ok(pass)
+    }
+
+    /// Sends what was read of a target that stood still to these, who have all that rounds have brought. Who is too slow with it does
+    /// not get this state.
+    pub(super) fn send_still(&mut self, still: &Still, who: &[usize]) -> Result<(), MoveError> {
+        let (pages, notes) = owed::Owed::default().due(&still.last.plan, true);
+        let frames: Vec<Arc<[u8]>> = note_frames(&notes).into_iter().map(Into::into).collect();
+        let mut due = Vec::new();
+        for n in who {
+            let member = &mut self.fan().members[*n];
+            member.begin_round(true);
+            frames.iter().for_each(|frame| member.lane.push(frame));
+            due.push((*n, pages.clone()));
+        }
+        let mut pass = Pass::begin(due, &self.fan().members);
+        let mut parts = pass.parts();
+        for n in pass.least_first() {
+            self.send_to(n, &mut parts, &mut pass, &*still.pages, Served::OfStill)?;
+            let member = &mut self.fan().members[n];
+            member.end_round(false);
+            if pass.missed_by(n).is_none() {
+                member.lane.order(Order::Keep(still.last.clone(), still.taken));
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the round is stored where the policy looks: at as many as the quorum says. Those who are nearly there get a
@@ -381,7 +409,7 @@ impl<'a> Attempt<'a> {
         source: &dyn ReadPages,
         served: Served,
     ) -> Result<(), MoveError> {
-        let in_pause = served != Served::InRound;
+        let in_pause = matches!(served, Served::InPause | Served::Until(_));
         let (theirs, rest): (Vec<_>, Vec<_>) =
             std::mem::take(parts).into_iter().partition(|(mask, _)| Spread::takes(*mask, n));
         *parts = rest;
@@ -411,7 +439,7 @@ impl<'a> Attempt<'a> {
             let (begun, total) = (pass.begun_bytes, pass.total_bytes);
             let progress = |done| self.events.event(Event::Progress { phase: "memory", done: begun + done, total });
             let mut outlets = vec![&spread; if plan.bytes() > ALONE_BYTES { READERS } else { 1 }];
-            match read_round(source, &plan, in_pause, packing, &unlimited, &progress, &mut outlets) {
+            match read_round(source, &plan, served != Served::InRound, packing, &unlimited, &progress, &mut outlets) {
                 Ok(part) => sent.push(part),
                 Err(error) if fan.interrupted.is_triggered() || !error.is_abort() => return Err(error),
                 // Nobody of these takes any more, or somebody is ready: what is left of this part was not sent.
@@ -473,7 +501,7 @@ impl Fan<'_> {
         let enter = |n: &usize| {
             let member = &mut self.members[*n];
             member.lane.order(Order::Prepare(last.clone(), member.later.clone()));
-            member.begin_round();
+            member.begin_round(false);
             let (pages, notes) = member.owed.due(&last.plan, true);
             note_frames(&notes).into_iter().for_each(|frame| member.lane.push(&frame.into()));
             (*n, pages)
@@ -496,9 +524,9 @@ impl Fan<'_> {
 }
 
 impl Member {
-    fn begin_round(&mut self) {
+    fn begin_round(&mut self, state: bool) {
         self.number += 1;
-        self.lane.order(Order::Round);
+        self.lane.order(Order::Round { state });
     }
 
     fn end_round(&mut self, last: bool) {

@@ -145,6 +145,9 @@ impl Attempt<'_> {
                 left_bytes: knows.then_some(left),
                 stored_at: (member.stored > 0).then_some(member.stored_at),
                 expected_pause: pause.filter(|_| knows),
+                state_taken_at: member.newest.taken,
+                states: member.newest.kept,
+                states_end: member.newest.trouble.clone(),
             }
         });
         warm.note(standings.collect(), dirty_rate);

@@ -1,0 +1,148 @@
+//! A source that wants the newest state of its target to be here when it dies ([`crate::migration::standby`]).
+
+use super::{Attempt, FromDestination, MoveError, SpaceName, homes, while_alive};
+use crate::blocker::{Blocker, codes};
+use crate::failure::Failure;
+use crate::fault::{self, Point};
+use crate::image::codec;
+use crate::migration::handover::destination::Phase;
+use crate::migration::journal::{self, Role, Step};
+use crate::migration::protocol::AttemptId;
+use crate::migration::standby::keeping::Keeping;
+use crate::migration::standby::{self, Became, Described, Standby, Terms};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What pages of a round are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    /// The tree that is made ahead of time, and every state from here on.
+    Round,
+    /// A state alone.
+    State,
+    /// The target itself: it is about to run here.
+    Pause,
+}
+
+/// What is kept for the death of the source.
+#[derive(Debug)]
+pub(super) struct StandsBy {
+    dir: PathBuf,
+    /// Or why nothing can be.
+    keeping: Result<Keeping, String>,
+    /// One was complete in this session.
+    has_kept: bool,
+}
+
+impl StandsBy {
+    /// A round begins: where pages of it go.
+    pub fn begins(&self, of: Of) -> Option<&Keeping> {
+        let keeping = self.keeping.as_ref().ok().filter(|_| of != Of::Pause)?;
+        keeping.begins(of == Of::State);
+        Some(keeping)
+    }
+}
+
+/// A person has started the target of this session here.
+pub(super) fn promoted(journals: &Path, session: &str) -> Option<MoveError> {
+    let lines = journal::all(journals).ok()?;
+    let found = lines.iter().find(|line| {
+        line.role == Role::Destination && line.session == session && line.standby == Some(Became::Promoted)
+    })?;
+    let pid = found.target_pid.map(|pid| format!(" as process {pid}")).unwrap_or_default();
+    let blocker = Blocker::new(codes::PROMOTED, format!("session {session}"));
+    let blocker = blocker.because(format!("a state of its target was started there{pid} (migrate promote)"));
+    Some(MoveError::Target(Failure::blocked(
+        "the target was started here when its source was not heard",
+        vec![blocker],
+    )))
+}
+
+/// Deletes states of earlier attempts of the session, which began anew when all its destinations were lost, and pages of any session that
+/// was killed before it had one.
+fn forget_others(journals: &Path, session: &str, attempt: AttemptId) {
+    for line in journal::all(journals).unwrap_or_default() {
+        let dir = standby::directory(journals, line.attempt);
+        let is_other = line.role == Role::Destination && line.attempt != attempt && dir.exists();
+        let is_useless = line.session == session || !standby::is_complete(&dir);
+        if is_other && is_useless && !journal::is_decided(journals, &line) {
+            standby::forget(&dir);
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// The target may come: pages are kept from here on.
+    pub(super) fn stand_by(&mut self, wanted: Standby) {
+        let dir = standby::directory(self.around.journals, self.id);
+        let line = self.keeper.journal().line();
+        let terms = Terms {
+            session: line.session.clone(),
+            peer: line.peer.clone(),
+            standby: wanted,
+            state: self.state.clone(),
+        };
+        // One that has lost its source before has the newest state still.
+        let became = standby::is_complete(&dir).then_some(Became::Kept);
+        self.keeper.journal().set_standby(became);
+        let keeping = Keeping::begin(&dir, terms).map_err(|error| error.to_string());
+        self.standby = Some(StandsBy { dir, keeping, has_kept: false });
+    }
+
+    /// All of a state is here.
+    pub(super) fn keep(&mut self, age: Duration, names: &[SpaceName], model_bytes: u64) -> Result<(), MoveError> {
+        let mut model = self.model(model_bytes)?;
+        homes(&model, names)?;
+        self.luggage.adapt(&mut model);
+        fault::strike(Point::DestinationKeeps);
+        let encoded = codec::encode(&model).map_err(|error| MoveError::Model { reason: error.to_string() })?;
+        let kept = match self.standby.as_ref().map(|standby| &standby.keeping) {
+            Some(Ok(keeping)) => {
+                let described = Described { model: &encoded, names, age };
+                while_alive(&mut self.control, || keeping.keep(&described)).map_err(|error| error.to_string())
+            }
+            Some(Err(trouble)) => Err(trouble.clone()),
+            None => Err("nobody stands by here".to_owned()),
+        };
+        if kept.is_ok() {
+            self.note_first();
+        }
+        self.send(&FromDestination::Kept { attempt: self.id, trouble: kept.err() })
+    }
+
+    /// The first state of a session says in the journal that there is one.
+    fn note_first(&mut self) {
+        let Some(standby) = self.standby.as_mut().filter(|standby| !standby.has_kept) else { return };
+        standby.has_kept = true;
+        let journal = self.keeper.journal();
+        journal.set_standby(Some(Became::Kept));
+        if let Err(error) = journal.write(Step::Begun) {
+            tracing::warn!(%error, "the journal does not say that a state is kept");
+        }
+        let session = journal.line().session.clone();
+        forget_others(self.around.journals, &session, self.id);
+    }
+
+    /// The attempt has come to its end like this, and nothing of it has been removed yet: a state that is complete is for a person,
+    /// unless the source has said what became of the target.
+    pub(super) fn leave_state(&mut self, result: &Result<(), MoveError>) {
+        let Some(standby) = self.standby.take() else { return };
+        let is_told = matches!(result, Err(MoveError::Stays { .. }));
+        match self.keeper.phase() {
+            // Until it is settled who has the target.
+            Phase::Prepared | Phase::Parked if !is_told => {}
+            Phase::Receiving | Phase::Preparing if !is_told && standby::is_complete(&standby.dir) => {
+                tracing::warn!(dir = %standby.dir.display(), "the source is not heard: the newest state of the target is kept");
+                self.luggage.leave();
+            }
+            phase => {
+                self.keeper.journal().set_standby(None);
+                standby::forget(&standby.dir);
+                if is_told || matches!(phase, Phase::Owner | Phase::Closed) {
+                    let session = self.keeper.journal().line().session.clone();
+                    forget_others(self.around.journals, &session, self.id);
+                }
+            }
+        }
+    }
+}
