@@ -160,12 +160,9 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
-    luggage::sweep(around.journals);
-    kept::sweep(around.journals);
+    sweep(around.journals);
     let (base, used) = kept_base(base, around.journals);
-    let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
-    // Before PREPARED nobody counts on what is here: it goes with the source.
-    bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
+    let lease = leased(lease_ms, bulk.iter_mut().chain(std::iter::once(&mut control)));
     builder.introduce(&Introduction {
         attempt: id,
         session: &session,
@@ -206,6 +203,19 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     }
     let result = attempt.whole(bulk, (&target, &conventions), model_bytes, dry_run);
     attempt.end(result)
+}
+
+/// Removes what dead programs of ours have left beside the journals.
+fn sweep(journals: &Path) {
+    luggage::sweep(journals);
+    kept::sweep(journals);
+}
+
+/// How long the source may be silent. Before PREPARED nobody counts on what is here: it goes with the source.
+fn leased<'c>(lease_ms: Option<u64>, channels: impl Iterator<Item = &'c mut Channel>) -> Duration {
+    let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
+    channels.for_each(|channel| channel.silence(lease));
+    lease
 }
 
 /// The first message of a link, which has been answered unless it is an offer.
