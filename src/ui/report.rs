@@ -133,8 +133,8 @@ fn candidate_line(candidate: &CandidateReport) -> String {
 
 /// Those that stay up to date, in a line.
 fn kept_warm(kept: &KeptWarm) -> String {
-    let (host, dests) = (clean(&kept.host), clean(&kept.dests.join(", ")));
-    format!("{dests}, from {host} by session {}: migrate status, switch and cancel there", kept.session)
+    let (host, dests, session) = (clean(&kept.host), clean(&kept.dests.join(", ")), clean(&kept.session));
+    format!("{dests}, from {host} by session {session}: migrate status, switch and cancel there")
 }
 
 /// A stage of a cascade, in a line.
