@@ -169,9 +169,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     kept::sweep(around.journals);
     let (base, used) = kept_base(base, around.journals);
-    let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
-    // Before PREPARED nobody counts on what is here: it goes with the source.
-    bulk.iter_mut().chain(std::iter::once(&mut control)).for_each(|channel| channel.silence(lease));
+    let lease = leased(lease_ms, bulk.iter_mut().chain(std::iter::once(&mut control)));
     builder.introduce(&Introduction {
         attempt: id,
         session: &session,
@@ -213,6 +211,13 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     }
     let result = attempt.whole(bulk, (&target, &conventions, standby), model_bytes, dry_run);
     attempt.end(result)
+}
+
+/// How long the source may be silent. Before PREPARED nobody counts on what is here: it goes with the source.
+fn leased<'c>(lease_ms: Option<u64>, channels: impl Iterator<Item = &'c mut Channel>) -> Duration {
+    let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
+    channels.for_each(|channel| channel.silence(lease));
+    lease
 }
 
 /// The first message of a link, which has been answered unless it is an offer.

@@ -8,7 +8,7 @@ use crate::migration::points::taking::Cost;
 use crate::migration::report::{Became, CandidateReport};
 use crate::migration::switchover::forecast::Forecast;
 use crate::ops::hooks::{HookEnd, HookPoint, How};
-use crate::ops::outcome::{Outcome, State, Where};
+use crate::ops::outcome::{KeptWarm, Outcome, State, Where};
 use std::time::Duration;
 
 /// Threads that a person is told of one by one.
@@ -86,13 +86,7 @@ pub fn text(verb: &str, target: Option<&str>, outcome: &Outcome) -> String {
     for stage in &outcome.stages {
         row("then", self::stage(stage));
     }
-    if let Some(kept) = &outcome.kept_warm {
-        let (host, dests) = (clean(&kept.host), clean(&kept.dests.join(", ")));
-        row(
-            "warm",
-            format!("{dests}, from {host} by session {}: migrate status, switch and cancel there", kept.session),
-        );
-    }
+    outcome.kept_warm.iter().for_each(|kept| row("warm", kept_warm(kept)));
     if verb == "pre-dump" {
         row("session", outcome.session.to_string());
     }
@@ -136,6 +130,12 @@ fn candidate_line(candidate: &CandidateReport) -> String {
     let via = Some(candidate.via.join(", then ")).filter(|via| !via.is_empty());
     let via = via.map(|via| format!(", by {}", clean(&via))).unwrap_or_default();
     format!("{}: {how} ({volume}{}{via})", clean(&candidate.name), ready.unwrap_or_default())
+}
+
+/// Those that stay up to date, in a line.
+fn kept_warm(kept: &KeptWarm) -> String {
+    let (host, dests, session) = (clean(&kept.host), clean(&kept.dests.join(", ")), clean(&kept.session));
+    format!("{dests}, from {host} by session {session}: migrate status, switch and cancel there")
 }
 
 /// A stage of a cascade, in a line.

@@ -2,6 +2,7 @@
 //! the session of a warm-up beside it, as `migrate warm` does, and the source hears its id.
 
 use super::{Charge, Seen, next};
+use crate::blocker::Blocker;
 use crate::failure::{Failure, Result};
 use crate::migration::MoveError;
 use crate::migration::cascade::{Fate, News, Observer};
@@ -15,9 +16,7 @@ use crate::transport::Abort;
 const CPU_SHARE: u8 = 25;
 
 /// What keeps a host from doing that is no reason not to have the target.
-pub(super) fn warnings(
-    (blockers, warnings): (Vec<crate::blocker::Blocker>, Vec<String>),
-) -> (Vec<crate::blocker::Blocker>, Vec<String>) {
+pub(super) fn warnings((blockers, warnings): (Vec<Blocker>, Vec<String>)) -> (Vec<Blocker>, Vec<String>) {
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let warned = blockers.into_iter().map(|blocker| {
         format!("{host} would not keep all of the others warm: {} {}: {}", blocker.code, blocker.object, blocker.reason)

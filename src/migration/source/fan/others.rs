@@ -26,7 +26,7 @@ const CONFIRMED_AFTER: Duration = Duration::from_secs(5);
 const KEPT_AFTER: Duration = Duration::from_secs(60);
 
 /// How long those that are to keep their pages may take to stand ready, while the target runs elsewhere already.
-const READY_WITHIN: Duration = Duration::from_secs(3);
+const READY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Between two questions whether it has.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
