@@ -339,12 +339,16 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__clone)
-            opts="-v -q -h --end-source --address --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --alternate --retries --retry-timeout --disjoint-paths --route --via --then --quorum --json --log --config --progress --color --help"
+            opts="-v -q -h --end-source --connections --address --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --alternate --retries --retry-timeout --disjoint-paths --route --via --then --quorum --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --address)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1498,7 +1502,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__restore)
-            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --lazy --count --dry-run --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --json --log --config --progress --color --help"
+            opts="-D -v -q -h --stream --detach --pidfile --leave-stopped --lazy --count --on --lease --dry-run --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1527,6 +1531,14 @@ _migrate() {
                     return 0
                     ;;
                 --count)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --on)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --lease)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1564,6 +1576,22 @@ _migrate() {
                     ;;
                 --supervisor)
                     COMPREPLY=($(compgen -W "refuse hold ignore" -- "${cur}"))
+                    return 0
+                    ;;
+                --rsh)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --remote)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connect-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --peer-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --log)
@@ -1716,12 +1744,16 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__switch)
-            opts="-v -q -h --now --timeout --json --log --config --progress --color --help"
+            opts="-v -q -h --now --mode --timeout --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --mode)
+                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy post-copy hybrid" -- "${cur}"))
+                    return 0
+                    ;;
                 --timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -2064,7 +2096,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) ((at++)) ;;
+            --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--connections|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--on|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -2072,7 +2104,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) return 0 ;;
+        --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--connections|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--on|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;

@@ -270,6 +270,8 @@ complete -c migrate -n "__fish_migrate_using_subcommand pre-dump" -s h -l help -
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s D -d 'Directory of the image; a dump makes it, with mode 0700' -r -f -a "(__fish_complete_directories)"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pidfile -d 'Write the process id of the tree\'s root to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l count -d 'Start so many copies, each in PID, network, UTS and mount namespaces of its own' -r
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l on -d 'Restore on these hosts instead of here: [USER@]HOST (ssh), tcp://HOST[:PORT] (TLS), unix:PATH, local, or @GROUP' -r -f -a "(__fish_print_hostnames)"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l lease -d 'What a host of --on waits for this one when it hears nothing before it deletes what it was sent, or parks what is prepared' -r
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cpu -d 'Which CPU features the destination must have [default: superset]' -r -f -a "superset\t'all features of the source\'s CPU'
 minimal\t'only those whose registers are in use'"
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l pids -d 'Which process ids the restored tree gets [default: auto]' -r -f -a "auto\t'the same if they are free, else a new PID namespace'
@@ -295,6 +297,10 @@ complete -c migrate -n "__fish_migrate_using_subcommand restore" -l cgroup -d 'W
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l supervisor -d 'What is done about a service manager that would start the target again' -r -f -a "refuse\t'refuse to go on'
 hold\t'keep a systemd unit from starting it again, or beside it'
 ignore\t'you have taken care of it'"
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l rsh -d 'Program that reaches a host, with its arguments; your ssh_config counts' -r
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l remote -d 'How migrate is called over there, as in \'sudo -n migrate\'' -r
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l connect-timeout -d 'Give up when there is no connection after this time' -r
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l peer-timeout -d 'Take the peer for lost after a silence of this length' -r
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l progress -d 'How progress is shown' -r -f -a "auto\t'bar on a terminal, else plain'
@@ -309,6 +315,8 @@ complete -c migrate -n "__fish_migrate_using_subcommand restore" -l detach -d 'R
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l lazy -d 'Run at once; memory comes when it is touched, and the rest behind'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l dry-run -d 'Only say whether it would run here'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l bootstrap -d 'Send this program where there is none of this version'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s v -d 'Say more on standard error; -vv says everything'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
@@ -432,6 +440,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand move" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand move" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand move" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand clone" -l connections -d 'What becomes of established TCP connections: close, or the destination that they are left to' -r -f -a "(__fish_print_hostnames)"
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l address -d 'An address for the copy on the destination at this place of the list: IP/LEN@IF; once for each' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l hook -d 'Run a command at a point of the move: POINT=COMMAND; may be given several times' -r
 complete -c migrate -n "__fish_migrate_using_subcommand clone" -l report -d 'Write what happened to this file as a page for a browser: timeline, rounds, where the pause went' -r -F
@@ -617,6 +626,11 @@ complete -c migrate -n "__fish_migrate_using_subcommand warm" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c migrate -n "__fish_migrate_using_subcommand switch" -l mode -d 'How the target moves: auto and pre-copy as the warm-up has begun it, hybrid and post-copy with what is left following when it runs' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
+pre-copy\t'copy while the target runs, then pause it for what is left'
+stop-and-copy\t'pause it, copy everything'
+post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'
+hybrid\t'pre-copy, and what is left follows as in post-copy'"
 complete -c migrate -n "__fish_migrate_using_subcommand switch" -l timeout -d 'Give up when the exit condition has not held for so long [default: wait]' -r
 complete -c migrate -n "__fish_migrate_using_subcommand switch" -l log -d 'Write a debug log to this file' -r -F
 complete -c migrate -n "__fish_migrate_using_subcommand switch" -l config -d 'Read this configuration before the user\'s and the system\'s' -r -F

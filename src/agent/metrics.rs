@@ -282,6 +282,7 @@ mod tests {
             target_pid: None,
             session: String::new(),
             asked_for: String::new(),
+            from_image: false,
             held: None,
             addresses: Vec::new(),
             pages_owed: false,

@@ -2,8 +2,10 @@
 
 use super::Context;
 use super::options::dest::{DestArg, resolve};
+use super::options::mode::MODE;
+use super::options::one_of;
 use crate::failure::Failure;
-use crate::ops::options::SwitchOptions;
+use crate::ops::options::{Mode, SwitchOptions};
 use crate::ops::warm;
 use crate::ops::words::Time;
 use crate::ui;
@@ -23,6 +25,11 @@ pub struct Args {
     /// Do not wait for the exit condition, however long the pause will be
     #[arg(long)]
     now: bool,
+    /// How the target moves: auto and pre-copy as the warm-up has begun it, hybrid and post-copy with what is left following when it runs
+    ///
+    /// With auto what is left follows only where the target writes as fast as it is sent, as --converge of the warm-up says. pre-copy: it never does. hybrid: the exit condition is waited for, post-copy: it is not, as with --now. Not where the warm-up was begun with --mode pre-copy.
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = one_of(MODE))]
+    mode: Mode,
     /// Give up when the exit condition has not held for so long [default: wait]
     #[arg(long, value_name = "TIME")]
     timeout: Option<Time>,
@@ -39,6 +46,7 @@ impl Args {
             dests: resolve(&self.dests, &context.config)?,
             now: self.now,
             timeout: self.timeout.map(|time| time.0),
+            mode: self.mode,
         };
         warm::switch(&options, context.settings.to_hand_on(), &mut ui::relayed)
     }

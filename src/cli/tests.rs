@@ -82,6 +82,7 @@ fn dump_options() {
         supervisor: Supervisor::Ignore,
         hooks: Vec::new(),
         identity: None,
+        from_image: false,
     };
     assert_eq!(options.state, state);
 }

@@ -363,6 +363,8 @@ impl Journal {
 
     /// Notes what the move has cost, for later lines.
     pub fn set_cost(&mut self, downtime: Option<Duration>, bytes_sent: u64) {
+        // While an image is sent nothing stands still.
+        let downtime = downtime.filter(|_| !self.line.from_image);
         self.line.downtime_us = downtime.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
         self.line.bytes_sent = Some(bytes_sent);
     }

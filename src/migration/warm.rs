@@ -28,6 +28,20 @@ pub struct Order {
     pub chosen: Vec<Candidate>,
     /// Whether or not the exit condition holds.
     pub now: bool,
+    /// What becomes of memory that is left then.
+    pub rest: Rest,
+}
+
+/// What becomes of memory that the destination lacks still when the pause begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rest {
+    /// It goes in the pause, unless the policy of the warm-up has it follow.
+    #[default]
+    AsPolicySays,
+    /// It goes in the pause.
+    InPause,
+    /// It follows when the target runs.
+    Follows,
 }
 
 /// How far a destination is.
@@ -141,7 +155,7 @@ impl Warm {
     ///
     /// # Errors
     /// Why that cannot be, in words.
-    pub fn order(&self, chosen: &[String], now: bool) -> Result<(), String> {
+    pub fn order(&self, chosen: &[String], now: bool, rest: Rest) -> Result<(), String> {
         let mut state = self.state();
         if state.order.is_some() || state.seen.is_taken {
             return Err("a switch of this session is under way".into());
@@ -159,7 +173,7 @@ impl Warm {
             return Err("none of these destinations is kept warm any more".into());
         }
         let chosen = numbers.into_iter().filter_map(|n| u8::try_from(n).ok()).map(Candidate).collect();
-        state.order = Some(Order { chosen, now });
+        state.order = Some(Order { chosen, now, rest });
         drop(state);
         // What a person waits for is worth the processor.
         self.budget.lift(true);
@@ -192,6 +206,11 @@ impl Warm {
     /// What is wanted.
     pub(super) fn ordered(&self) -> Option<Order> {
         self.state().order.clone()
+    }
+
+    /// It is wanted that memory follows.
+    pub(super) fn wants_rest_to_follow(&self) -> bool {
+        self.state().order.as_ref().is_some_and(|order| order.rest == Rest::Follows)
     }
 
     /// The round that goes on is not worth waiting for.
@@ -247,12 +266,12 @@ mod tests {
     #[test]
     fn an_order_is_for_those_that_are_named_and_can_be_withdrawn_until_the_pause() {
         let warm = warm();
-        assert!(warm.order(&["c".into()], false).unwrap_err().contains("a, b"));
-        warm.order(&["b".into()], false).unwrap();
-        assert_eq!(warm.ordered(), Some(Order { chosen: vec![Candidate(1)], now: false }));
-        assert!(warm.order(&[], true).is_err(), "one at a time");
+        assert!(warm.order(&["c".into()], false, Rest::default()).unwrap_err().contains("a, b"));
+        warm.order(&["b".into()], false, Rest::default()).unwrap();
+        assert_eq!(warm.ordered(), Some(Order { chosen: vec![Candidate(1)], now: false, rest: Rest::AsPolicySays }));
+        assert!(warm.order(&[], true, Rest::Follows).is_err(), "one at a time");
         assert!(warm.withdraw() && warm.ordered().is_none() && !warm.take());
-        warm.order(&[], true).unwrap();
+        warm.order(&[], true, Rest::Follows).unwrap();
         assert_eq!(warm.ordered().unwrap().chosen.len(), 2);
         assert!(warm.is_urgent() && warm.take() && !warm.withdraw());
     }
@@ -271,7 +290,7 @@ mod tests {
             expected_pause: None,
         };
         warm.note(vec![standing("a", Far::Out), standing("b", Far::UpToDate)], Some(1));
-        assert!(warm.order(&["a".into()], false).is_err());
-        assert!(warm.order(&[], false).is_ok());
+        assert!(warm.order(&["a".into()], false, Rest::default()).is_err());
+        assert!(warm.order(&[], false, Rest::default()).is_ok());
     }
 }

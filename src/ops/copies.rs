@@ -79,7 +79,8 @@ fn refuse_connections(options: &MoveOptions) -> Result<()> {
         return Ok(());
     };
     let (what, hint) = if !copies.end_source {
-        let what = "a connection cannot have two ends on this side: the target would go on to speak on those that a copy has";
+        let what =
+            "a connection cannot have two ends on this side: the target would go on to speak on those that a copy has";
         (what, "--end-source ends it here; without, its connections stay with it (--connections close)")
     } else if options.state.tcp != Tcp::Keep {
         ("--connections leaves established connections to a destination, and --tcp does not keep them", "one of both")
@@ -255,8 +256,11 @@ mod tests {
         ];
         let made = || {
             let mut options = options(&["b", "c"]);
-            options.copies =
-                Some(CopyOptions { end_source: true, connections: Some("c".parse().unwrap()), ..CopyOptions::default() });
+            options.copies = Some(CopyOptions {
+                end_source: true,
+                connections: Some("c".parse().unwrap()),
+                ..CopyOptions::default()
+            });
             options
         };
         for change in changes {
@@ -300,5 +304,10 @@ mod tests {
         assert_eq!(outcome.candidates[1].clone_id.as_deref(), Some(of(2).as_str()));
         let partly = partly(&outcome).unwrap();
         assert_eq!((partly.kind, partly.target), (FailureKind::Partly, TargetState::Running));
+        // All that were tried are started, and one was left out before, as its path was not its own.
+        let left_out = CopyOptions { left_out: 1, ..CopyOptions::default() };
+        let options = MoveOptions { copies: Some(left_out), ..options };
+        let outcome = complete(Outcome { partly: None, ..outcome }, &options, (&[0, 1], 2));
+        assert_eq!(outcome.partly.as_deref(), Some("2 of 3 copies were started"));
     }
 }

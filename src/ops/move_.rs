@@ -264,7 +264,7 @@ pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -
     })
 }
 
-fn may_follow(mode: &ModeOptions) -> bool {
+pub(super) fn may_follow(mode: &ModeOptions) -> bool {
     matches!(mode.mode, Mode::PostCopy | Mode::Hybrid) || steps(mode).contains(&Step::PostCopy)
 }
 
@@ -669,7 +669,12 @@ pub(super) fn comm(model: &Model) -> String {
     model.root().threads.first().map(|thread| thread.comm.to_string()).unwrap_or_default()
 }
 
-pub(super) fn outcome(options: &MoveOptions, root: i32, report: Report, (notes, was_frozen): (Vec<String>, bool)) -> Outcome {
+pub(super) fn outcome(
+    options: &MoveOptions,
+    root: i32,
+    report: Report,
+    (notes, was_frozen): (Vec<String>, bool),
+) -> Outcome {
     let moved = report.pid.is_some();
     let dest = many::owner(options, &report);
     let place = match moved {
@@ -728,9 +733,9 @@ pub(super) fn failure(options: &MoveOptions, error: MoveError) -> Failure {
     };
     match error {
         MoveError::Blocked(blockers) => {
-            let what = match &options.target {
-                image @ Target::Image(_) => format!("{image} cannot be restored on {dest}"),
-                _ => format!("the target cannot move to {dest}"),
+            let what = match options.is_image() {
+                true => format!("{} cannot be restored on {dest}", options.target),
+                false => format!("the target cannot move to {dest}"),
             };
             Failure::blocked(what, blockers).target(TargetState::Running)
         }

@@ -591,6 +591,8 @@ pub struct SwitchOptions {
     pub now: bool,
     /// `--timeout`: how long the exit condition is waited for; `None` = as long as it takes.
     pub timeout: Option<Duration>,
+    /// `--mode`; post-copy waits for nothing.
+    pub mode: Mode,
 }
 
 /// `migrate check`.

@@ -75,11 +75,15 @@ pub fn run(options: &RestoreOptions, remote: &RemoteOptions, events: &dyn Events
 fn as_move(options: &RestoreOptions, remote: &RemoteOptions) -> Result<(MoveOptions, PathBuf)> {
     let usage = |what: &str| Err(Failure::new(what).kind(FailureKind::Usage).target(TargetState::NotStarted));
     let ImagePlace::Dir(dir) = &options.image else {
-        return usage("an image that comes as a stream would be lost with the hosts: --on takes one that is in a directory");
+        return usage(
+            "an image that comes as a stream would be lost with the hosts: --on takes one that is in a directory",
+        );
     };
     luggage::no_copies(options.state.files)?;
     if options.state.stdio == Stdio::Attach {
-        return usage("--stdio attach does not reach from another host to this terminal: use --stdio log or --stdio null");
+        return usage(
+            "--stdio attach does not reach from another host to this terminal: use --stdio log or --stdio null",
+        );
     }
     let dests = match remote.count {
         Some(count) if usize::from(count) < remote.dests.len() => {
@@ -114,9 +118,8 @@ fn attempt(
     abort: &Abort,
 ) -> Result<Report> {
     let (moves, journals) = (stored.moves, Places::here().state.join("moves"));
-    let link_again = |to: Candidate, ends: Option<&Abort>| {
-        reach::again(&moves.dests, to, &moves.peer, ends.unwrap_or(abort))
-    };
+    let link_again =
+        |to: Candidate, ends: Option<&Abort>| reach::again(&moves.dests, to, &moves.peer, ends.unwrap_or(abort));
     let wishes = Wishes {
         stop_and_copy: true,
         again: Some(Again::new(&link_again)),

@@ -104,7 +104,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
         match (choice, said) {
             (Choice::Run, Some(Reply::Running)) => {
                 return Err(Failure::new(format!("{} says that the target runs there", line.peer))
-                    .hint("--discard ends the copy that is held here")
+                    .hint(at_hand(line).1)
                     .kind(FailureKind::NeedsPerson)
                     .target(TargetState::RunningOn(line.peer.clone())));
             }
@@ -118,9 +118,9 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
             }
             (Choice::Discard, Some(Reply::Aborted)) => {
                 return Err(Failure::new(format!("{} says that it does not have the target", line.peer))
-                    .hint("--run lets the copy go on that is held here")
+                    .hint(at_hand(line).0)
                     .kind(FailureKind::NeedsPerson)
-                    .target(TargetState::Held));
+                    .target(at_hand(line).2));
             }
             (_, None | Some(Reply::Prepared | Reply::Unknown)) => warnings.push(risk(line, choice)),
             _ => {}
@@ -201,5 +201,21 @@ fn undecided(line: &Line, error: &io::Error) -> Failure {
         io::ErrorKind::PermissionDenied => "nothing was committed: the copy here is the only one; --run lets it go on",
         _ => "the target is as it was",
     };
-    Failure::of(what, error).hint(hint).kind(FailureKind::NeedsPerson).target(TargetState::Held)
+    Failure::of(what, error).hint(hint).kind(FailureKind::NeedsPerson).target(at_hand(line).2)
+}
+
+/// What `--run` and `--discard` do on this host, and the state that the target is in here until then.
+fn at_hand(line: &Line) -> (&'static str, &'static str, TargetState) {
+    match line.from_image {
+        true => (
+            "--run notes that it runs nowhere: its image can be restored again",
+            "--discard notes that it runs there",
+            TargetState::NotStarted,
+        ),
+        false => (
+            "--run lets the copy go on that is held here",
+            "--discard ends the copy that is held here",
+            TargetState::Held,
+        ),
+    }
 }

@@ -88,9 +88,14 @@ pub fn start(options: &WarmOptions, settings: String, say: &mut dyn FnMut(bool, 
 /// # Errors
 /// No such session, or several; it has ended before its time.
 pub fn switch(options: &SwitchOptions, settings: String, say: &mut dyn FnMut(bool, &str)) -> Result<u8> {
+    if options.mode == Mode::StopAndCopy {
+        let what = "a warm-up has sent memory already: --mode auto, pre-copy, hybrid or post-copy";
+        return Err(Failure::new(what).hint("--now waits for no exit condition").kind(FailureKind::Usage));
+    }
     let (_, mut socket) = only(&options.session)?;
     let dests = options.dests.iter().cloned().map(|dest| Ok(absolute(dest)?.to_string())).collect::<Result<_>>()?;
-    let request = Request::Switch { dests, now: options.now, timeout: options.timeout, settings };
+    let SwitchOptions { now, timeout, mode, .. } = *options;
+    let request = Request::Switch { dests, now, timeout, mode, settings };
     let failed = |e: &std::io::Error| Failure::of("the session does not answer", e);
     wire::send(&mut socket, &request).map_err(|e| failed(&e))?;
     socket.set_read_timeout(None).map_err(|e| failed(&e))?;
@@ -161,7 +166,7 @@ fn refuse(options: &WarmOptions) -> Result<()> {
     } else if !matches!(moves.mode.mode, Mode::Auto | Mode::PreCopy) {
         "a warm-up is made of rounds: --mode auto or pre-copy".to_owned()
     } else if moves.mode.recoverable.is_some() {
-        "--recoverable is for memory that follows, which a switch does not do, for now".to_owned()
+        "--recoverable is not for a warm-up, for now".to_owned()
     } else if moves.base.is_some() {
         "--base is not for a warm-up, for now".to_owned()
     } else if !(1..=100).contains(&options.cpu_share) {
@@ -172,7 +177,7 @@ fn refuse(options: &WarmOptions) -> Result<()> {
     Err(Failure::new(what).kind(FailureKind::Usage))
 }
 
-/// The options for a process in another directory; what a switch does not do is left out.
+/// The options for a process in another directory; what a warm-up does not do is left out.
 fn in_full(mut options: WarmOptions) -> Result<WarmOptions> {
     let moves = &mut options.moves;
     moves.dests = std::mem::take(&mut moves.dests).into_iter().map(absolute).collect::<Result<_>>()?;
@@ -183,7 +188,7 @@ fn in_full(mut options: WarmOptions) -> Result<WarmOptions> {
     for path in &mut moves.with {
         *path = full(path)?;
     }
-    moves.mode.converge.retain(|step| !matches!(step, Step::PostCopy | Step::Delta));
+    moves.mode.converge.retain(|step| *step != Step::Delta);
     Ok(options)
 }
 
@@ -268,7 +273,7 @@ mod tests {
         assert_eq!(read.options, options);
         let full = in_full(options).unwrap();
         assert!(matches!(&full.moves.dests[0], Dest::Unix(path) if path.is_absolute()), "{full:?}");
-        assert!(!full.moves.mode.converge.contains(&Step::PostCopy));
+        assert!(!full.moves.mode.converge.contains(&Step::Delta));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// Counts, writes to one page after the other of what it has of memory that changes, and has other memory that only has to be there. When
 /// it is asked to, it looks at all of it.
-const LOOKS: &str = "
+pub const LOOKS: &str = "
 import os, sys, time
 path, still, hot = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 ground = bytearray().join(bytes([n % 251 + 1]) * 4096 for n in range(still))
@@ -65,7 +65,7 @@ impl Stage {
     }
 
     /// The target has all of its memory: it has looked itself.
-    fn looks(&self, what: &str) {
+    pub fn looks(&self, what: &str) {
         let beside = |end: &str| self.counter.path().with_extension(end);
         std::fs::write(beside("look"), "").unwrap();
         wait(|| beside("seen").exists(), &format!("{what}: it has looked at its memory"));

@@ -268,7 +268,11 @@ impl Desk {
                 .as_array()
                 .into_iter()
                 .flatten()
-                .map(|copy| copy["pid"].as_i64().unwrap_or_else(|| panic!("{line}: {result}")) as i32)
+                // Where one has the target itself that is the process of the result.
+                .map(|copy| {
+                    copy["pid"].as_i64().or(result["pid"].as_i64()).unwrap_or_else(|| panic!("{line}: {result}"))
+                })
+                .map(|pid| pid as i32)
                 .collect();
             assert!(!copies.is_empty(), "{line}: {result}");
             return copies.into_iter().for_each(end);

@@ -5,6 +5,8 @@ use crate::fan::{Stage, became};
 use crate::handover::wait;
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
 use crate::networks::Networks;
+use migrate_engine::migration::journal::{Journal, Role, Step};
+use migrate_engine::migration::protocol::AttemptId;
 use migrate_engine::transport::keys;
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
@@ -194,7 +196,7 @@ fn a_damaged_image_is_offered_to_nobody() {
         return;
     }
     let saved = Saved::of(Counter::on_ground(4, 500), &[&[]]);
-    let pages = std::fs::OpenOptions::new().read(true).write(true).open(saved.image.join("pages.0")).unwrap();
+    let pages = std::fs::OpenOptions::new().read(true).write(true).open(saved.image.join("pages-0.bin")).unwrap();
     let (mut byte, at) = ([0], pages.metadata().unwrap().len() / 2);
     pages.read_exact_at(&mut byte, at).unwrap();
     pages.write_all_at(&[!byte[0]], at).unwrap();
@@ -234,6 +236,25 @@ fn each_copy_is_itself() {
         assert_eq!(saved.stage.counter.processes().len(), started, "each has its memory");
         saved.stage.check_decided("copies");
         saved.is_whole("copies");
+    }
+}
+
+#[test]
+fn a_person_who_decides_is_told_what_becomes_of_an_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let on_source = || on_host(&dir.path().join("source"));
+    for (choice, said) in [("--run", "its image can be restored again"), ("--discard", "unix:/gone has the target")] {
+        let journals = dir.path().join("source/state/moves");
+        let mut journal =
+            Journal::begin(&journals, Role::Source, AttemptId::random().unwrap(), "unix:/gone", None).unwrap();
+        journal.set_session("hkqwzrtb");
+        journal.set_from_image();
+        journal.write(Step::Committing).unwrap();
+        drop(journal);
+        let output = run(on_source(), &["resolve", "hkqwzrtb", choice, "--yes"]);
+        assert!(output.status.success(), "{choice}: {}", text(&output));
+        assert!(text(&output).contains(said), "{choice}: {}", text(&output));
+        std::fs::remove_dir_all(journals).unwrap();
     }
 }
 

@@ -1,7 +1,7 @@
 //! `migrate warm`, `switch`, `status` and `cancel`: destinations that are kept up to date until somebody wants the target to move. Each
 //! destination has an agent with places of its own, on this kernel.
 
-use crate::fan::{Stage, became};
+use crate::fan::{LOOKS, Stage, became};
 use crate::handover::{wait, wait_for};
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
 use nix::sys::signal::{Signal, kill};
@@ -341,4 +341,35 @@ fn what_cannot_be_kept_warm_is_said_before_anything_is_started() {
     assert_eq!(output.status.code(), Some(5), "{}", text(&output));
     stage.check("refused");
     assert_eq!(stage.counter.processes()[0].to_string(), stage.counter.pid());
+}
+
+#[test]
+fn memory_follows_where_a_switch_wants_it_so() {
+    if !can_move() {
+        return;
+    }
+    for (number, mode) in [(1, "post-copy"), (2, "post-copy"), (2, "hybrid")] {
+        let warm = Warm::begin(Counter::of(LOOKS, &["3000", "500"]), number, &[]);
+        warm.wait_until_warm(number);
+        let output = warm.source(&["switch", &warm.session, "--mode", mode, "--json"]);
+        let what = format!("{mode} to {number}");
+        assert!(output.status.success(), "{what}: {}", text(&output));
+        let result = result(&output);
+        assert_eq!(result["mode"].as_str(), Some("hybrid"), "{what}: {result}");
+        assert!(
+            !text(&output).contains("what is left follows"),
+            "nobody is told what they asked for: {}",
+            text(&output)
+        );
+        warm.stage.looks(&what);
+        warm.stage.check(&what);
+    }
+    let warm = Warm::begin(Counter::on_ground(4, 500), 1, &["--mode", "pre-copy"]);
+    warm.wait_until_warm(1);
+    let output = warm.source(&["switch", &warm.session, "--mode", "post-copy", "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("begun with --mode pre-copy"), "{}", text(&output));
+    let output = warm.source(&["switch", &warm.session, "--mode", "pre-copy", "--json"]);
+    assert!(output.status.success(), "{}", text(&output));
+    warm.stage.check("pre-copy");
 }

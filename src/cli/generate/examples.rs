@@ -57,6 +57,7 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
                 "migrate restore -D /var/backups/job --count 3 --detach",
             ),
             ("Would it run on this host?", "migrate restore -D /var/backups/job --dry-run"),
+            ("Start it on the first of two other hosts that is ready.", "migrate restore -D /var/backups/job --on b,c"),
         ],
     ),
     (
@@ -79,6 +80,10 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
                 "migrate clone pidfile:/run/redis.pid b b --address 192.0.2.8/24@eth0 --address 192.0.2.9/24@eth0",
             ),
             ("Put three copies into the place of process 4242.", "migrate clone 4242 b c d --end-source"),
+            (
+                "Move it to b with its connections, and start a copy of the same moment on c.",
+                "migrate clone 4242 b c --end-source --connections b",
+            ),
         ],
     ),
     (
@@ -96,6 +101,7 @@ pub const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("Move it, as soon as the pause will be short enough.", "migrate switch hkqwzrtb"),
             ("Move it at once, to this host.", "migrate switch hkqwzrtb b --now"),
+            ("Move it at once; what is not there yet follows.", "migrate switch hkqwzrtb --mode post-copy"),
         ],
     ),
     (

@@ -103,6 +103,7 @@ impl StateArgs {
             supervisor: self.supervisor,
             hooks: Vec::new(),
             identity: None,
+            from_image: false,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::migration::pages::What;
 use crate::migration::send_pages::{Packing, Sent, send_round};
 use crate::migration::source::Compression;
 use crate::migration::switchover::{self, RoundStats};
+use crate::migration::warm::Warm;
 use crate::ops::Event;
 use crate::ops::outcome::Round;
 use std::time::{Duration, Instant};
@@ -90,10 +91,12 @@ impl Attempt<'_> {
         }
     }
 
-    /// Rounds do not help.
+    /// Rounds do not help, or a switch wants it so.
     pub(super) fn put_off(&mut self, target: &mut dyn Target) {
-        let text = "the target writes as fast as it is sent: what is left follows when it runs";
-        self.events.event(Event::Warning(text.to_owned()));
+        if !self.wishes.warm.is_some_and(Warm::wants_rest_to_follow) {
+            let text = "the target writes as fast as it is sent: what is left follows when it runs";
+            self.events.event(Event::Warning(text.to_owned()));
+        }
         target.put_off();
         self.report.expected_downtime = self.expected_pause(0);
     }

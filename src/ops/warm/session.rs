@@ -11,8 +11,8 @@ use super::{Charge, ENTRY, Front, PATIENCE, Say, Shown, socket_path};
 use crate::companion::{self, parcel};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::Pid;
-use crate::migration::warm::{Standing, Told, Warm};
-use crate::ops::options::{MoveOptions, WarmOptions};
+use crate::migration::warm::{Rest, Standing, Told, Warm};
+use crate::ops::options::{Mode, MoveOptions, WarmOptions};
 use crate::ops::outcome::{Outcome, State, Where};
 use crate::ops::places::Places;
 use crate::ops::words::SessionId;
@@ -299,8 +299,8 @@ impl Session {
             let answered = match request {
                 Ok(Request::Status) => wire::send(&mut socket, &Reply::Account(Box::new(self.account()))),
                 Ok(Request::Cancel) => self.cancel(socket),
-                Ok(Request::Switch { dests, now, timeout, settings }) => {
-                    self.switch(socket, front, &settings, (&dests, now, timeout))
+                Ok(Request::Switch { dests, now, timeout, mode, settings }) => {
+                    self.switch(socket, front, &settings, (&dests, now, timeout, mode))
                 }
                 Err(error) => Err(error),
             };
@@ -326,7 +326,7 @@ impl Session {
         mut socket: UnixStream,
         front: &dyn Front,
         settings: &str,
-        (dests, now, timeout): (&[String], bool, Option<Duration>),
+        (dests, now, timeout, mode): (&[String], bool, Option<Duration>, Mode),
     ) -> io::Result<()> {
         let looks = socket.try_clone()?;
         if !self.has_begun.load(Ordering::Relaxed) || self.is_lost.load(Ordering::Relaxed) {
@@ -336,13 +336,33 @@ impl Session {
         if !self.attach(front, "switch", settings, socket.try_clone()?) {
             return wire::send(&mut socket, &Reply::Refused("a switch of this session is under way".into()));
         }
-        if let Err(why) = self.warm.order(dests, now) {
+        let order = || {
+            let rest = self.rest(mode)?;
+            self.warm.order(dests, now || mode == Mode::PostCopy, rest)
+        };
+        if let Err(why) = order() {
             self.relay.finish(Err(Failure::new(why).target(TargetState::Running)));
             return Ok(());
         }
         let session = self.clone();
         std::thread::Builder::new().name("switch".to_owned()).spawn(move || session.look_after(&looks, timeout))?;
         Ok(())
+    }
+
+    /// What becomes of memory that is left when the pause begins.
+    ///
+    /// # Errors
+    /// The warm-up was begun so that none follows, which its destinations have been told.
+    fn rest(&self, mode: Mode) -> std::result::Result<Rest, String> {
+        match mode {
+            Mode::PostCopy | Mode::Hybrid if !move_::may_follow(&self.options.moves.mode) => {
+                let begun = "it was begun with --mode pre-copy, or without post-copy in --converge";
+                Err(format!("no memory follows in this warm-up: {begun}"))
+            }
+            Mode::PostCopy | Mode::Hybrid => Ok(Rest::Follows),
+            Mode::PreCopy | Mode::StopAndCopy => Ok(Rest::InPause),
+            Mode::Auto => Ok(Rest::AsPolicySays),
+        }
     }
 
     /// Until the pause begins: whoever has asked may go away, and its time may come to an end.

@@ -1,6 +1,7 @@
 //! What is said over the socket of a warm-up: one request, then replies; each a length (u32, little-endian) and JSON.
 
 use crate::companion::parcel;
+use crate::ops::options::Mode;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -22,6 +23,9 @@ pub enum Request {
         now: bool,
         /// How long the exit condition is waited for.
         timeout: Option<Duration>,
+        /// How the target moves; post-copy waits for nothing.
+        #[serde(default)]
+        mode: Mode,
         /// How it is shown.
         settings: String,
     },
@@ -117,8 +121,8 @@ mod tests {
     fn messages_arrive_as_they_were_and_lengths_are_limited() {
         let (mut a, mut b) = UnixStream::pair().unwrap();
         let settings = "{\"json\":true}".to_owned();
-        let switch =
-            Request::Switch { dests: vec!["b".into()], now: true, timeout: Some(Duration::from_secs(3)), settings };
+        let (dests, timeout) = (vec!["b".into()], Some(Duration::from_secs(3)));
+        let switch = Request::Switch { dests, now: true, timeout, mode: Mode::Hybrid, settings };
         for request in [Request::Status, switch, Request::Cancel] {
             send(&mut a, &request).unwrap();
             assert_eq!(receive::<Request>(&mut b).unwrap(), request);

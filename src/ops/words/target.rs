@@ -67,7 +67,9 @@ mod tests {
 
     #[test]
     fn wrong_targets_are_refused() {
-        for wrong in ["", "0", "-1", "+1", "x", "1x", "pid:1", "pidfile:", "unit:a/b", "container:x", "image:/x", "99999999999"] {
+        for wrong in
+            ["", "0", "-1", "+1", "x", "1x", "pid:1", "pidfile:", "unit:a/b", "container:x", "image:/x", "99999999999"]
+        {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }

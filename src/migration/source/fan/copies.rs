@@ -15,9 +15,9 @@
 //! One that fails takes nothing from the others; it deletes what it has as soon as it hears nothing more.
 
 use super::super::peer::Peer;
-use super::super::{Again, Attempt, Final, MoveError, Original, Target};
+use super::super::{Again, Attempt, MoveError, Original, Target};
 use super::rounds::STRAGGLERS_MAX;
-use super::{Event, Fan, LOOK, Member, Stage};
+use super::{Fan, LOOK, Member, Stage};
 use crate::fault::{self, Point};
 use crate::migration::handover::{Candidate, Reply, Sync};
 use crate::migration::journal::Step;
@@ -25,7 +25,6 @@ use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::report::Pause;
 use crate::transport::TransportError;
 use crossbeam_channel::unbounded;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long one is asked anew whose link was lost when it was told to run its copy.
@@ -79,16 +78,6 @@ impl Attempt<'_> {
         self.fan().ready.retain(|who| *who != to);
         self.start_each(target, &mut None);
         Ok(())
-    }
-
-    /// The target stands still from here on.
-    fn stop(&mut self, target: &mut dyn Target) -> Result<(Pause, Arc<Final>), MoveError> {
-        let mut pause = Pause::begin();
-        let last = Arc::new(target.freeze()?);
-        pause.frozen(target.frozen_since());
-        self.fan().paused_at = target.frozen_since().or_else(|| Some(Instant::now()));
-        self.events.event(Event::Frozen);
-        Ok((pause, last))
     }
 
     /// Files are read on the way out, and must not change before. Once one destination is ready the others have a moment more.

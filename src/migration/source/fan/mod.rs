@@ -516,6 +516,16 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// The target stands still from here on.
+    fn stop(&mut self, target: &mut dyn Target) -> Result<(Pause, Arc<Final>), MoveError> {
+        let mut pause = Pause::begin();
+        let last = Arc::new(target.freeze()?);
+        pause.frozen(target.frozen_since());
+        self.fan().paused_at = target.frozen_since().or_else(|| Some(Instant::now()));
+        self.events.event(Event::Frozen);
+        Ok((pause, last))
+    }
+
     /// The pause.
     fn switch_over_to_first(&mut self, target: &mut dyn Target) -> Result<(), MoveError> {
         target.guard(self.id);

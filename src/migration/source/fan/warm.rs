@@ -2,8 +2,8 @@
 
 use super::super::{Attempt, Decision, ExitCondition, MoveError, Target};
 use super::{Fan, Member, Stage, in_short};
-use crate::migration::switchover::{self, RoundStats};
-use crate::migration::warm::{Far, Order, Standing, Warm};
+use crate::migration::switchover::{self, RoundStats, Step};
+use crate::migration::warm::{Far, Order, Rest, Standing, Warm};
 use std::time::{Duration, Instant};
 
 /// Between two rounds, at least; at most, where nothing is written.
@@ -94,14 +94,18 @@ impl Attempt<'_> {
         self.look_around(warm, dirty_rate);
         self.forget_old_rounds(order.is_some());
         let Some(order) = order else { return Decision::Continue };
+        let mut goals = self.wishes.goals.clone();
+        if order.rest == Rest::InPause {
+            goals.converge.retain(|step| *step != Step::PostCopy);
+        }
         let decision = match order.now {
             true => Decision::SwitchOver(ExitCondition::Now),
-            false => switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried),
+            false => switchover::decide(&self.rounds, &goals, &self.effort.tried),
         };
         match decision {
             // Who has withdrawn it meanwhile gets another round.
             Decision::SwitchOver(_) | Decision::Follow(_) if !warm.take() => Decision::Continue,
-            Decision::Follow(exit) => Decision::SwitchOver(exit),
+            Decision::SwitchOver(exit) if order.rest == Rest::Follows => Decision::Follow(exit),
             Decision::Abort(exit) => {
                 let goal = self.wishes.goals.downtime_max;
                 warm.refuse(in_short(&MoveError::TooLong { goal, exit }));
