@@ -12,6 +12,7 @@ use crate::ui;
 /// Reads the journals of this host; where only the other host can tell who owns the target, that is asked, if it can be reached.
 /// Of a warm-up it says for each destination how far it is, and the pause that a switch would have now.
 /// Of a prepared copy that is parked (see --lease of migrate move) it says where the image lies, its size and its age.
+/// Of a state that is kept here for the death of the source (see --standby of migrate warm) it says how old it is; on the source what such states have cost, and who keeps which.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Session id, or a beginning of it

@@ -252,6 +252,7 @@ impl Desk {
     /// The session id of a tracker that waits.
     fn tracked(&mut self) -> String {
         let (pid, image) = (self.pid(), self.path("backups/tracked"));
+        let _ = fs::remove_dir_all(&image);
         let output = self.must(&format!("migrate pre-dump {pid} -D {} --json", image.display()));
         let events = String::from_utf8(output.stdout).unwrap();
         let result: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();

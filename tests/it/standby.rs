@@ -33,6 +33,48 @@ while True:
     time.sleep(0.002)
 ";
 
+/// The same by a family: a child that was forked from it writes versions of its own to pages that it has from its parent, both read what
+/// they have in common still, and write to shared memory; others come and go.
+const FAMILY: &str = "
+import mmap, os, sys, time
+os.closerange(3, 1024)
+path, pages = sys.argv[1], int(sys.argv[2])
+out = open(path, 'a', buffering=1)
+shared = mmap.mmap(-1, 2 * pages * 4096)
+memory = bytearray(pages * 4096)
+common = bytearray().join(bytes([page % 251 + 1]) * 4096 for page in range(pages))
+def torn(what):
+    open(path + '.torn', 'a').write('%d: %s\\n' % (os.getpid(), what))
+def write(n, of):
+    version = n.to_bytes(8, 'little')
+    for page in range(pages):
+        memory[page * 4096:page * 4096 + 8] = version
+        at = (of * pages + page) * 4096
+        shared[at:at + 8] = version
+    for page in range(pages):
+        at = (of * pages + page) * 4096
+        if memory[page * 4096:page * 4096 + 8] != version or shared[at:at + 8] != version:
+            torn('page %d of %d in %d' % (page, n, of))
+        if n % 16 == 0 and common[page * 4096:(page + 1) * 4096] != bytes([page % 251 + 1]) * 4096:
+            torn('common page %d' % page)
+child = os.fork()
+n = 0
+while True:
+    n += 1
+    write(n, 0 if child else 1)
+    if child:
+        if n % 8 == 0:
+            other = os.fork()
+            if other == 0:
+                version = n.to_bytes(8, 'little')
+                time.sleep(0.01)
+                os._exit(any(memory[page * 4096:page * 4096 + 8] != version for page in range(pages)))
+            if os.waitpid(other, 0)[1]:
+                torn('a child')
+        out.write('%d\\n' % n)
+    time.sleep(0.002)
+";
+
 impl Warm {
     /// With states so often.
     fn stand_by(counter: Counter, agents: usize, options: &[&str]) -> Self {
@@ -88,6 +130,11 @@ impl Warm {
 
     /// One copy runs, from a number that it had counted to, and nothing of its memory is of another moment.
     fn check_went_on(&self, before: &[u64], what: &str) {
+        self.check_family_went_on(before, what, |found| found == 1);
+    }
+
+    /// The same of so many processes.
+    fn check_family_went_on(&self, before: &[u64], what: &str, is_whole: impl Fn(usize) -> bool) {
         let counter = &self.stage.counter;
         let first = wait_for(|| counter.numbers().get(before.len()).copied(), &format!("{what}: it counts"));
         let last = *before.last().unwrap();
@@ -96,7 +143,7 @@ impl Warm {
         let after = counter.numbers().split_off(before.len());
         assert!(after.windows(2).all(|pair| pair[1] == pair[0] + 1), "{what}: each number once");
         assert!(!counter.path().with_extension("torn").exists(), "{what}: memory of two moments");
-        assert_eq!(counter.processes().len(), 1, "{what}: one copy");
+        assert!(is_whole(counter.processes().len()), "{what}: one copy");
     }
 }
 
@@ -139,6 +186,24 @@ fn whenever_the_source_dies_the_target_goes_on_from_one_moment() {
         let output = warm.at(other, &["cancel", &warm.session]);
         assert!(output.status.success(), "{what}: {}", text(&output));
         assert!(warm.states_at(other).is_empty() && warm.kept_at(other).is_none(), "{what}: it is deleted");
+    }
+}
+
+#[test]
+fn a_family_goes_on_from_one_moment() {
+    if !can_move() {
+        return;
+    }
+    for moment in [90, 330, 610] {
+        let warm = Warm::stand_by(Counter::of(FAMILY, &["64"]), 1, &["--standby=120ms"]);
+        std::thread::sleep(Duration::from_millis(moment));
+        warm.source_dies();
+        let before = warm.stage.counter.numbers();
+        warm.wait_until_left(0);
+        let output = warm.at(0, &["promote", &warm.session, "--yes"]);
+        let what = format!("killed after {moment} ms");
+        assert!(output.status.success(), "{what}: {}", text(&output));
+        warm.check_family_went_on(&before, &what, |found| found == 2 || found == 3);
     }
 }
 

@@ -123,7 +123,7 @@ impl Fan<'_> {
         (member.owed, member.is_patchy, member.is_aside) = (owed, is_patchy, is_aside);
         (member.number, member.stored) = (0, 0);
         // It may have the newest state still.
-        member.newest.trouble = None;
+        (member.newest.trouble, member.newest.is_under_way) = (None, false);
         member.room_bytes = u64::MAX;
         member.lane.order(Order::Offer(survey, surveyed));
         Some(member.name.clone())

@@ -372,7 +372,7 @@ impl<'a> Attempt<'a> {
                 (member.stored_at, member.room_bytes) = (at, room_bytes);
                 member.stored += 1;
                 // One that was behind may have been sent the last round meanwhile.
-                if matches!(member.stage, Stage::InRound) {
+                if matches!(member.stage, Stage::InRound) && !member.newest.is_under_way {
                     member.stage = Stage::Idle;
                 }
                 self.tell_stage(who, "stored");

@@ -224,6 +224,7 @@ impl<'a> Attempt<'a> {
             let member = &mut self.fan().members[n];
             member.end_round(false);
             if pass.missed_by(n).is_none() {
+                member.newest.is_under_way = true;
                 member.lane.order(Order::Keep(still.last.clone(), still.taken));
             }
         }

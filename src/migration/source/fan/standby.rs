@@ -25,6 +25,8 @@ pub(super) struct Newest {
     pub kept: u64,
     /// Why there are no more until everything is sent anew.
     pub trouble: Option<String>,
+    /// One has come there, and is not on the disk yet: nothing else is sent meanwhile, least of all a target that is stopped.
+    pub is_under_way: bool,
 }
 
 impl Attempt<'_> {
@@ -65,15 +67,17 @@ impl Attempt<'_> {
     /// A destination has kept a state, or has not.
     pub(super) fn heard_of_state(&mut self, who: Candidate, taken: Instant, trouble: Option<String>) {
         let member = self.fan().member(who);
-        let newest = &mut member.newest;
-        newest.trouble.clone_from(&trouble);
-        match trouble {
-            None => (newest.taken, newest.kept) = (Some(taken), newest.kept + 1),
-            Some(trouble) => {
-                let name = member.name.clone();
-                self.events.event(Event::Warning(format!("{name} keeps no further state of the target: {trouble}")));
-            }
+        member.newest.is_under_way = false;
+        if matches!(member.stage, Stage::InRound) {
+            member.stage = Stage::Idle;
         }
+        let Some(why) = &trouble else {
+            (member.newest.taken, member.newest.kept) = (Some(taken), member.newest.kept + 1);
+            return;
+        };
+        let text = format!("{} keeps no further state of the target: {why}", member.name);
+        member.newest.trouble = trouble;
+        self.events.event(Event::Warning(text));
     }
 
     /// A destination has said that the target was started there.
