@@ -7,14 +7,13 @@ use super::conventions::Conventions;
 use super::handover::destination::{Event, Phase};
 use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
-use super::journal::{Journal, Role, Step};
+use super::journal::{Journal, Step};
 use super::keeper::{self, Answer, Copy, Keeper, Question};
 use super::kept::{self, Used};
 use super::landing::{Landing, Plot};
 use super::pages::{Run, What};
 use super::parked;
-use super::points;
-use super::postcopy::{self, relay};
+use super::postcopy;
 use super::protocol::{self, AttemptId, FromDestination, FromSource, SpaceName, TargetSummary, WireFailure, WireSpace};
 use super::shelf::Shelf;
 use super::standby::Standby;
@@ -36,6 +35,7 @@ use std::time::{Duration, Instant};
 
 mod builder;
 mod luggage;
+mod offer;
 mod onward;
 mod standby;
 mod verdict;
@@ -98,9 +98,6 @@ struct Attempt<'a> {
 /// What a destination waits for a source that says nothing, where nobody has said how long.
 pub const LEASE: Duration = Duration::from_secs(60);
 
-/// The shortest and the longest lease that is taken.
-const LEASES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
-
 /// Rounds of a target that converges, about.
 const FEW_ROUNDS: u32 = 4;
 
@@ -142,7 +139,7 @@ impl Copy for Built<'_> {
 /// Whatever the reason: nothing of it is left here, unless COMMIT was received; then it runs here.
 pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> Result<(), MoveError> {
     let Link { control, mut bulk, .. } = link;
-    let Some((mut control, offer)) = offered(control, builder, &around)? else { return Ok(()) };
+    let Some((mut control, offer)) = offer::offered(control, builder, &around)? else { return Ok(()) };
     let FromSource::Offer {
         attempt: id,
         target,
@@ -168,8 +165,8 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     kept::sweep(around.journals);
-    let (base, used) = kept_base(base, around.journals);
-    let lease = leased(lease_ms, bulk.iter_mut().chain(std::iter::once(&mut control)));
+    let (base, used) = offer::kept_base(base, around.journals);
+    let lease = offer::leased(lease_ms, bulk.iter_mut().chain(std::iter::once(&mut control)));
     builder.introduce(&Introduction {
         attempt: id,
         session: &session,
@@ -179,7 +176,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         base: base.as_ref(),
         to_several,
     });
-    let begun = begin(&around, id, (&session, lease, copy), control.peer(), target.memory_bytes);
+    let begun = offer::begin(&around, id, (&session, lease, copy), control.peer(), target.memory_bytes);
     let mut attempt = match begun {
         Ok((store, keeper)) => Attempt {
             id,
@@ -204,82 +201,13 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             settled: false,
             used,
         },
-        Err(error) => return refused(&mut control, id, model_bytes, error),
+        Err(error) => return offer::refused(&mut control, id, model_bytes, error),
     };
     if follows && !dry_run {
         attempt.builder.may_lack_pages();
     }
     let result = attempt.whole(bulk, (&target, &conventions, standby), model_bytes, dry_run);
     attempt.end(result)
-}
-
-/// How long the source may be silent. Before PREPARED nobody counts on what is here: it goes with the source.
-fn leased<'c>(lease_ms: Option<u64>, channels: impl Iterator<Item = &'c mut Channel>) -> Duration {
-    let lease = lease_ms.map_or(LEASE, Duration::from_millis).clamp(LEASES.0, LEASES.1);
-    channels.for_each(|channel| channel.silence(lease));
-    lease
-}
-
-/// The first message of a link, which has been answered unless it is an offer.
-fn offered(
-    mut control: Channel,
-    builder: &mut dyn Builder,
-    around: &Surroundings<'_>,
-) -> Result<Option<(Channel, FromSource)>, MoveError> {
-    control.during("waiting for an offer");
-    let message: FromSource = match protocol::receive(&mut control) {
-        // Whoever wanted to know whether this host can be reached.
-        Err(TransportError::Closed { .. }) => return Ok(None),
-        message => message?,
-    };
-    if let Some((attempt, request)) = handover_of(&message) {
-        return answer(&mut control, builder, around, attempt, request).map(|()| None);
-    }
-    let answered = match message {
-        FromSource::Pages { attempt, urgent } => relay::run(control, around.run, attempt, urgent),
-        FromSource::Points { attempt, level } => points::giving::run(&mut control, builder, around, attempt, level),
-        FromSource::Reach { attempt, onward } => onward::reaches(&mut control, builder, attempt, &onward),
-        offer => return Ok(Some((control, offer))),
-    };
-    answered.map(|()| None)
-}
-
-/// What an attempt needs from its beginning on.
-fn begin(
-    around: &Surroundings<'_>,
-    id: AttemptId,
-    (session, lease, copy): (&str, Duration, bool),
-    peer: &str,
-    memory_bytes: u64,
-) -> Result<(Store, Keeper), MoveError> {
-    if let Some(promoted) = standby::promoted(around.journals, session) {
-        return Err(promoted);
-    }
-    luggage::sweep(around.journals);
-    let store = Store::begin(around.stores, id, memory_bytes, around.max_memory_bytes)?;
-    // Begun long before the pause: making a file costs a wait for the disk.
-    let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
-        .map_err(|source| MoveError::Journal { source })?;
-    journal.set_session(session);
-    if copy {
-        journal.set_copy();
-    }
-    Ok((store, Keeper::new(journal, lease)))
-}
-
-/// The image that an offer names: pages that were kept here are found by their attempt, and where they are gone there is none.
-fn kept_base(base: Option<Bytes>, journals: &Path) -> (Option<Bytes>, Option<Used>) {
-    let Some(dir) = base.as_ref().and_then(|base| kept::directory_of(journals, &base.0)) else { return (base, None) };
-    let used = Used::begin(&dir);
-    let image = used.as_ref().map(|used| Bytes(used.image().into_os_string().into_encoded_bytes()));
-    (image, used)
-}
-
-/// There is no room for it here.
-fn refused(control: &mut Channel, id: AttemptId, model_bytes: u64, error: MoveError) -> Result<(), MoveError> {
-    protocol::receive_model(control, model_bytes)?;
-    protocol::send(control, &FromDestination::Failed { attempt: id, failure: error.to_wire() })?;
-    Err(error)
 }
 
 impl Attempt<'_> {
