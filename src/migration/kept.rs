@@ -79,7 +79,7 @@ impl KeptPages {
             if lock(&self.dir, "used", FlockArg::LockExclusiveNonblock).is_err() {
                 used = Instant::now();
             }
-            std::thread::sleep(LOOK_EVERY.min(self.lease));
+            std::thread::sleep(LOOK_EVERY.min(self.lease / 4));
         }
         remove(&self.dir);
     }
