@@ -342,7 +342,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__clone)
-            opts="-v -q -h --end-source --address --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --alternate --retries --retry-timeout --disjoint-paths --route --via --fanout-tree --then --keep-warm --quorum --json --log --config --progress --color --help"
+            opts="-v -q -h --end-source --connections --address --dry-run --hook --report --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --base --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --alternate --retries --retry-timeout --disjoint-paths --route --via --fanout-tree --then --keep-warm --quorum --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1923,7 +1923,7 @@ _migrate() {
             return 0
             ;;
         migrate__subcmd__warm)
-            opts="-v -q -h --cpu-share --hook --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --disjoint-paths --route --via --fanout-tree --then --keep-warm --json --log --config --progress --color --help"
+            opts="-v -q -h --cpu-share --standby --hook --mode --max-downtime --max-rounds --max-time --max-bytes --exit-when --converge --fence-cmd --recoverable --track --compress --bandwidth --streams --cpu --pids --files --tcp --external-unix --stdio --move-address --cgroup --supervisor --with --rsh --remote --bootstrap --connect-timeout --peer-timeout --allow-plain --lease --quorum --disjoint-paths --route --via --fanout-tree --then --keep-warm --json --log --config --progress --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2171,7 +2171,7 @@ _migrate_dynamic() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         word=${COMP_WORDS[at]}
         case "$word" in
-            --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fanout-tree|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) ((at++)) ;;
+            --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--connections|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fanout-tree|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--on|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--standby|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) ((at++)) ;;
             -*) ;;
             *) if [[ -z $verb ]]; then verb=$word; else ((positional++)); fi ;;
         esac
@@ -2179,7 +2179,7 @@ _migrate_dynamic() {
     [[ -n $verb && $cur != -* ]] || return 0
     case "$prev" in
         --to) kind=host ;;
-        --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fanout-tree|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) return 0 ;;
+        --address|--alternate|--bandwidth|--base|--cgroup|--color|--compress|--config|--connect-timeout|--connections|--converge|--count|--cpu|--cpu-share|--disjoint-paths|--exit-when|--external-unix|--fanout-tree|--fence-cmd|--file|--files|--hook|--jobs|--keep-tracking|--kill|--lease|--listen|--log|--max-bytes|--max-downtime|--max-memory|--max-rounds|--max-sessions|--max-time|--metrics|--mode|--move-address|--name|--on|--parent|--part|--peer-timeout|--peers|--pidfile|--pids|--place|--progress|--quorum|--recoverable|--remote|--report|--retries|--retry-timeout|--route|--rsh|--standby|--stdio|--streams|--supervisor|--tcp|--then|--timeout|--to|--track|--via|--with|-D) return 0 ;;
         *)
             case "$verb:$positional" in
                 check:*) kind=target ;;
