@@ -164,7 +164,6 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
-    kept::sweep(around.journals);
     let (base, used) = offer::kept_base(base, around.journals);
     let lease = offer::leased(lease_ms, bulk.iter_mut().chain(std::iter::once(&mut control)));
     builder.introduce(&Introduction {
@@ -176,8 +175,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         base: base.as_ref(),
         to_several,
     });
-    let begun = offer::begin(&around, id, (&session, lease, copy), control.peer(), target.memory_bytes);
-    let mut attempt = match begun {
+    let mut attempt = match offer::begin(&around, id, (&session, lease, copy), control.peer(), target.memory_bytes) {
         Ok((store, keeper)) => Attempt {
             id,
             control,

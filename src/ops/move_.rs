@@ -125,10 +125,7 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
         fence,
         files,
         warm,
-        standby: warm.and_then(Warm::standby).map(|every| {
-            let dests = options.dests.iter().map(ToString::to_string).collect();
-            StandBy { every, dests }
-        }),
+        standby: standby(options, warm),
         states: many::states(options, &places)?,
         ..wishes(options, &journals)?
     };
@@ -156,6 +153,12 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
     drop(live);
     outcome.via = ways.map_or_else(Vec::new, |_| options.peer.via.iter().map(ToString::to_string).collect());
     cascade::follow(options, observer, copies::complete(outcome, options, (&places, asked)), events, abort)
+}
+
+/// States that destinations of a warm-up keep for the death of this host.
+fn standby(options: &MoveOptions, warm: Option<&Warm>) -> Option<StandBy> {
+    let every = warm.and_then(Warm::standby)?;
+    Some(StandBy { every, dests: options.dests.iter().map(ToString::to_string).collect() })
 }
 
 /// The preflight on this side.

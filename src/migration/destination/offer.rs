@@ -71,8 +71,9 @@ pub(super) fn begin(
     Ok((store, Keeper::new(journal, lease)))
 }
 
-/// The image that an offer names: pages that were kept here are found by their attempt, and where they are gone there is none.
+/// The image that an offer names. Pages that were kept here are found by their attempt, and where they are gone there is none.
 pub(super) fn kept_base(base: Option<Bytes>, journals: &Path) -> (Option<Bytes>, Option<Used>) {
+    kept::sweep(journals);
     let Some(dir) = base.as_ref().and_then(|base| kept::directory_of(journals, &base.0)) else { return (base, None) };
     let used = Used::begin(&dir);
     let image = used.as_ref().map(|used| Bytes(used.image().into_os_string().into_encoded_bytes()));
