@@ -1818,7 +1818,7 @@ _migrate() {
             fi
             case "${prev}" in
                 --mode)
-                    COMPREPLY=($(compgen -W "auto pre-copy stop-and-copy post-copy hybrid" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto pre-copy post-copy hybrid" -- "${cur}"))
                     return 0
                     ;;
                 --timeout)

@@ -315,7 +315,7 @@ complete -c migrate -n "__fish_migrate_using_subcommand restore" -l stream -d 'T
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l detach -d 'Return as soon as the target runs'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l leave-stopped -d 'Leave the target stopped, as by SIGSTOP'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l lazy -d 'Run at once; memory comes when it is touched, and the rest behind'
-complete -c migrate -n "__fish_migrate_using_subcommand restore" -l dry-run -d 'Only say whether it would run here'
+complete -c migrate -n "__fish_migrate_using_subcommand restore" -l dry-run -d 'Only say whether it would run, here or on the hosts of --on'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l bootstrap -d 'Send this program where there is none of this version'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -l allow-plain -d 'Allow tcp+plain to hosts beyond loopback: nothing is encrypted, nobody is authenticated'
 complete -c migrate -n "__fish_migrate_using_subcommand restore" -s v -d 'Say more on standard error; -vv says everything'
@@ -634,9 +634,8 @@ complete -c migrate -n "__fish_migrate_using_subcommand warm" -s v -d 'Say more 
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -s q -d 'Say nothing but failures'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -l json -d 'Write events and the result to standard output as JSON Lines, see migrate-events(5)'
 complete -c migrate -n "__fish_migrate_using_subcommand warm" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c migrate -n "__fish_migrate_using_subcommand switch" -l mode -d 'How the target moves: auto and pre-copy as the warm-up has begun it, hybrid and post-copy with what is left following when it runs' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
+complete -c migrate -n "__fish_migrate_using_subcommand switch" -l mode -d 'How the target moves: with what is left in the pause, or following when it runs' -r -f -a "auto\t'pre-copy; what does not converge goes on as in post-copy'
 pre-copy\t'copy while the target runs, then pause it for what is left'
-stop-and-copy\t'pause it, copy everything'
 post-copy\t'pause it, move what it needs to run; memory follows as it is touched, the rest behind'
 hybrid\t'pre-copy, and what is left follows as in post-copy'"
 complete -c migrate -n "__fish_migrate_using_subcommand switch" -l timeout -d 'Give up when the exit condition has not held for so long [default: wait]' -r

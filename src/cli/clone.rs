@@ -13,7 +13,7 @@ use std::str::FromStr;
 /// All copies are of one moment. The target stands still for that moment, and goes on as soon as every destination has taken what it still lacks, unless it is to end.
 /// Each copy is in PID, network, UTS and mount namespaces of its own: it has the process ids of the original, its host name with the id of the clone behind it, and a network in which there is only loopback and the address it was given, if it was given one. Its id is in clone-id in the run-time directory of its host (/run/migrate for root), which shows nothing else to it.
 /// Listening sockets listen in its own network; established TCP connections stay with the original, and the copy finds them reset. Memory with MADV_WIPEONFORK is empty, as in a child of fork. Files are as for a move: on one file system the original and its copies write to the same ones.
-/// Not with --mode post-copy or hybrid, --recoverable, --fence-cmd, --pids same and --then, and --move-address only with --connections; --mode auto is pre-copy, and --tcp keep resets the copy's end of a connection. --supervisor is for the target, with --end-source. A prepared copy is deleted when --lease is over, never parked.
+/// Not with --mode post-copy or hybrid, --recoverable, --fence-cmd, --pids same, --then and --keep-warm, and --move-address only with --connections; --mode auto is pre-copy, and --tcp keep resets the copy's end of a connection. --supervisor is for the target, with --end-source. A prepared copy is deleted when --lease is over, never parked.
 /// Exit code 6 if some were started and others were not. If none was, the target runs on.
 #[derive(Debug, Clone, clap::Args)]
 // That of a move is in it, and has the same name.

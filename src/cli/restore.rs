@@ -52,7 +52,7 @@ pub struct Args {
     /// See --lease in migrate-move(1).
     #[arg(long, value_name = "TIME", default_value = "60s", requires = "on", help_heading = "Peer")]
     lease: Time,
-    /// Only say whether it would run here
+    /// Only say whether it would run, here or on the hosts of --on
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

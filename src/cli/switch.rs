@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::options::dest::{DestArg, resolve};
-use super::options::mode::MODE;
+use super::options::mode::MODE_OF_SWITCH;
 use super::options::one_of;
 use crate::failure::Failure;
 use crate::ops::options::{Mode, SwitchOptions};
@@ -25,10 +25,10 @@ pub struct Args {
     /// Do not wait for the exit condition, however long the pause will be
     #[arg(long)]
     now: bool,
-    /// How the target moves: auto and pre-copy as the warm-up has begun it, hybrid and post-copy with what is left following when it runs
+    /// How the target moves: with what is left in the pause, or following when it runs
     ///
-    /// With auto what is left follows only where the target writes as fast as it is sent, as --converge of the warm-up says. pre-copy: it never does. hybrid: the exit condition is waited for, post-copy: it is not, as with --now. Not where the warm-up was begun with --mode pre-copy.
-    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = one_of(MODE))]
+    /// auto: what is left goes in the pause, unless the target writes as fast as it is sent and --converge of the warm-up has it follow. pre-copy: it always goes in the pause. hybrid: it follows when the target runs; the exit condition is waited for. post-copy: the same, at once, as with --now. hybrid and post-copy not where the warm-up was begun with --mode pre-copy, or without post-copy in --converge.
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = one_of(MODE_OF_SWITCH))]
     mode: Mode,
     /// Give up when the exit condition has not held for so long [default: wait]
     #[arg(long, value_name = "TIME")]

@@ -19,7 +19,7 @@ use crate::ui;
 /// Keep a running process tree up to date on other hosts, for a move that takes a moment
 ///
 /// Prints the id of the session and returns; a process of its own sends what the target writes, without end, also after everything was sent, until migrate switch moves the target or migrate cancel ends it.
-/// Nothing is stopped meanwhile. A destination that is lost is left out while the others go on; it is looked for again, and sent everything anew when it is back, and so are all of them if all are lost.
+/// Nothing is stopped meanwhile, but for the moments of --standby. A destination that is lost is left out while the others go on; it is looked for again, and sent everything anew when it is back, and so are all of them if all are lost.
 /// If the process of the session is killed, the target runs on, and destinations delete what they hold, but for the newest state of --standby.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {

@@ -282,7 +282,7 @@ impl Attempt<'_> {
                     self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;
                 }
                 FromSource::Keep { attempt, age_us, spaces, model_bytes } if attempt == self.id => {
-                    self.keep(Duration::from_micros(age_us), &spaces, model_bytes)?;
+                    self.keep_state(Duration::from_micros(age_us), &spaces, model_bytes)?;
                 }
                 FromSource::Prepare { attempt, spaces, model_bytes, late_bytes } if attempt == self.id => {
                     return Ok((spaces, model_bytes, late_bytes));
@@ -417,6 +417,7 @@ impl Attempt<'_> {
     ) -> Result<(), MoveError> {
         let started = Instant::now();
         let mut model = self.model(model_bytes)?;
+        self.is_not_promoted()?;
         self.luggage.adapt(&mut model);
         let model = self.builder.adapted(model)?;
         self.expect(late_bytes)?;

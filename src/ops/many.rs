@@ -27,7 +27,8 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
         return Ok(());
     }
     if options.dests.len() > fan::CANDIDATES_MAX {
-        return usage(format!("a target moves to {} destinations at once, at most", fan::CANDIDATES_MAX));
+        let what = if options.copies.is_some() { "copies are started" } else { "destinations get a target" };
+        return usage(format!("{} {what} at once, at most", fan::CANDIDATES_MAX));
     }
     for (n, dest) in options.dests.iter().enumerate() {
         // Copies have nothing in common that two of them could not have at one host, unless it passes on what it gets.

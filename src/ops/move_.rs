@@ -380,8 +380,9 @@ impl Live<'_> {
         }
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map_or_else(|| mappings(root), Tree::mappings);
-        let (frozen, mut collection) =
-            standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), &mut self.network)?;
+        let reached = standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), &mut self.network);
+        // It goes on, and so does a warm-up.
+        let (frozen, mut collection) = reached.inspect_err(|_| self.network.resume())?;
         self.network.locked(std::mem::take(&mut collection.locks), &collection.model);
         Ok((frozen, collection))
     }

@@ -197,7 +197,7 @@ fn room(plan: &[(Space, PageRange)], dir: &Path) -> Result<()> {
         return Ok(());
     }
     let what = format!("the image needs room for {needed} bytes, {} has {free} bytes free", dir.display());
-    Err(Failure::new(what).hint("make room there: it is tried again after another lease"))
+    Err(Failure::new(what).hint("make room there"))
 }
 
 fn hold_off(connections: &[nft::Tuple]) -> crate::net::Result<Option<PacketLock>> {

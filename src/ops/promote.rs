@@ -15,9 +15,13 @@ use crate::migration::journal::{Journal, Line, Role, Step};
 use crate::migration::resolve;
 use crate::migration::standby::kept::Kept;
 use crate::migration::standby::{self, Became, Newest, Terms};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// How long an ended copy may take to give back its memory.
+const COPY_ENDS: Duration = Duration::from_secs(5);
 
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,19 +45,22 @@ pub fn run(options: &PromoteOptions) -> Result<Promoted> {
     let journals = Places::here().state.join("moves");
     let (line, newest) = find(&journals, &options.session)?;
     let age = newest.taken.elapsed().unwrap_or_default();
-    let mut journal = decide(&journals, &line)?;
+    let mut journal = decide(&journals, &line, &newest.terms)?;
     let warnings: Vec<String> =
         std::iter::once(recover::loss(newest.taken)).chain(risks(&line, &newest.terms)).collect();
     if !options.yes {
-        return Err(Failure::new("a promotion needs --yes").hint(warnings.join("; ")).kind(FailureKind::Usage));
+        return Err(Failure::new("a promotion needs --yes")
+            .hint(warnings.join("; "))
+            .kind(FailureKind::Usage)
+            .target(TargetState::NotStarted));
     }
     let dir = standby::directory(&journals, line.attempt);
     let state = choices(&newest.terms)?;
     prepare(&dir, &state)?;
     if let Some(command) = &options.fence
-        && !fence::switch_off(command, &line.peer, &line.session)
+        && !fence::switch_off(command, source(&line, &newest.terms), &line.session)
     {
-        let what = format!("the fencing command does not say that the host of {} is off", line.peer);
+        let what = format!("the fencing command does not say that {} is off", source(&line, &newest.terms));
         return Err(Failure::new(what)
             .hint("nothing was started; see to it that the host is off, then promote without --fence-cmd")
             .kind(FailureKind::NeedsPerson)
@@ -67,6 +74,7 @@ pub fn run(options: &PromoteOptions) -> Result<Promoted> {
         tracing::warn!(%error, "the journal does not say as which process it runs");
     }
     standby::forget(&taken);
+    standby::forget_others(&journals, &line.session, line.attempt);
     drop(journal);
     // Those that came along are its own from here on.
     sweep_files(&journals);
@@ -79,12 +87,13 @@ pub fn run(options: &PromoteOptions) -> Result<Promoted> {
 /// Its source is heard; several fit.
 pub(super) fn discard(session: &str) -> Result<Option<String>> {
     let journals = Places::here().state.join("moves");
-    let Some((line, _)) = kept(&journals, session)? else { return Ok(None) };
-    let mut journal = decide(&journals, &line)?;
+    let Some((line, newest)) = kept(&journals, session)? else { return Ok(None) };
+    let mut journal = decide(&journals, &line, &newest.terms)?;
     let dir = standby::directory(&journals, line.attempt);
     standby::remove(&dir).map_err(|e| Failure::of("the state that is kept here cannot be deleted", &e))?;
     journal.set_standby(None);
     journal.write(Step::Aborted).map_err(|e| Failure::of("the journal cannot be written", &e))?;
+    standby::forget_others(&journals, &line.session, line.attempt);
     drop(journal);
     sweep_files(&journals);
     Ok(Some(line.session))
@@ -96,15 +105,20 @@ fn find(journals: &Path, session: &str) -> Result<(Line, Newest)> {
     if let Some(image) = lines.iter().find_map(|line| standby::left(journals, line.attempt)) {
         return Err(unfinished(&image, "another promote was ended when it was about to start the target here"));
     }
-    if let Some(found) = kept(journals, session)? {
-        return Ok(found);
-    }
-    if let Some(line) = lines.iter().find(|line| line.standby == Some(Became::Promoted)) {
+    let found = kept(journals, session)?;
+    // Whatever else is kept of that session: it would be started a second time.
+    let is_meant = |line: &&Line| found.as_ref().is_none_or(|(kept, _)| kept.session == line.session);
+    let promoted = |line: &&Line| line.standby == Some(Became::Promoted);
+    if let Some(line) = lines.iter().filter(is_meant).find(promoted) {
         let pid = line.target_pid.map(|pid| format!(" as process {pid}")).unwrap_or_default();
-        return Err(Failure::new(format!("the target of session {} was started here before{pid}", line.session)));
+        return Err(Failure::new(format!("the target of session {} was started here before{pid}", line.session))
+            .target(TargetState::NotStarted));
     }
-    Err(Failure::new(format!("no state of a session {session} is kept on this host"))
-        .hint("migrate status shows what is kept here: by migrate warm with --standby, from its first state on"))
+    found.ok_or_else(|| {
+        Failure::new(format!("no state of a session {session} is kept on this host"))
+            .target(TargetState::NotStarted)
+            .hint("migrate status shows what is kept here: by migrate warm with --standby, from its first state on")
+    })
 }
 
 fn lines(journals: &Path, session: &str) -> Result<Vec<Line>> {
@@ -134,18 +148,30 @@ fn kept(journals: &Path, session: &str) -> Result<Option<(Line, Newest)>> {
 }
 
 /// From here on nobody else decides: no session hears the source, and no copy of the target is prepared here.
-fn decide(journals: &Path, line: &Line) -> Result<Journal> {
+fn decide(journals: &Path, line: &Line, terms: &Terms) -> Result<Journal> {
     let session = &line.session;
+    let heard = || {
+        Failure::new(format!("{} is heard: session {session} goes on", source(line, terms)))
+            .hint(format!(
+                "migrate switch {session} there moves the target and loses nothing, migrate cancel {session} there ends \
+                 the session; if that host is dead, it is noticed when the lease of the session is over"
+            ))
+            .target(TargetState::Running)
+    };
     let (journal, last) =
         Journal::take_over(journals, Role::Destination, line.attempt).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => Failure::new(format!("{} is heard: session {session} goes on", line.peer))
-                .hint(format!(
-                    "migrate switch {session} there moves the target and loses nothing, migrate cancel {session} there ends \
-                     the session; if that host is dead, it is noticed when the lease of the session is over"
-                ))
-                .target(TargetState::Running),
-            _ => Failure::of("the journal of the session cannot be read", &error),
+            io::ErrorKind::WouldBlock => heard(),
+            _ => Failure::of("the journal of the session cannot be read", &error).target(TargetState::NotStarted),
         })?;
+    // A session that has lost all its destinations begins anew, and keeps the old state until it has brought a new one.
+    if standby::is_heard(journals, line) {
+        return Err(heard());
+    }
+    // The copy of a switch that was cut off before anybody could decide about it.
+    if let (Step::Begun, true, Some(held)) = (last.step, last.is_of_this_boot(), &last.held) {
+        held.kill();
+        held.wait_until_gone(COPY_ENDS);
+    }
     match last.step {
         Step::Begun | Step::Aborted => Ok(journal),
         step => Err(Failure::new(format!("the move of session {session} has gone beyond a warm-up here ({step:?})"))
@@ -155,11 +181,16 @@ fn decide(journals: &Path, line: &Line) -> Result<Journal> {
     }
 }
 
+/// The host where the target was.
+fn source<'a>(line: &'a Line, terms: &'a Terms) -> &'a str {
+    if terms.standby.host.is_empty() { &line.peer } else { &terms.standby.host }
+}
+
 /// What a person answers for.
 fn risks(line: &Line, terms: &Terms) -> Vec<String> {
-    let source = &line.peer;
     let mut risks = vec![format!(
-        "the host of {source} has to be off, or cut off from its clients and its storage: where the target runs on there, there are two"
+        "{} has to be off, or cut off from its clients and its storage: where the target runs on there, there are two",
+        source(line, terms)
     )];
     if !terms.standby.others.is_empty() {
         let others = terms.standby.others.join(", ");
@@ -218,6 +249,8 @@ fn take_up(dir: &Path, journal: &mut Journal) -> Result<PathBuf> {
     };
     let taken = standby::taken_up(dir);
     std::fs::rename(dir, &taken).map_err(|e| failed(&e))?;
+    let synced = dir.parent().map_or(Ok(()), |journals| File::open(journals)?.sync_all());
+    synced.map_err(|e| failed(&e))?;
     journal.set_standby(Some(Became::Promoted));
     journal.write_synced(Step::Done).map_err(|error| {
         let _ = std::fs::rename(&taken, dir);
@@ -232,13 +265,13 @@ fn start(image: &Path, state: StateOptions) -> Result<i32> {
         let left = unfinished(image, what);
         Failure { causes: std::iter::once(failure.what).chain(failure.causes).collect(), ..left }
     })?;
-    running.outcome.pid.ok_or_else(|| Failure::new("nobody says who the target is"))
+    running.outcome.pid.ok_or_else(|| unfinished(image, "it was started here, but nobody says as which process"))
 }
 
 /// It is a person's from here on.
 fn unfinished(image: &Path, what: &str) -> Failure {
     Failure::new(what)
-        .hint(format!("if it does not run, migrate restore -D {} starts it", image.display()))
+        .hint(format!("if it does not run here, migrate restore -D {} starts it", image.display()))
         .kind(FailureKind::NeedsPerson)
-        .target(TargetState::Ended(format!("its image is complete: {}", image.display())))
+        .target(TargetState::InDoubt)
 }

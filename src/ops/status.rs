@@ -109,7 +109,9 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     let entry = |line: Line| {
         let left = left(&line);
         let patience = if left.is_some() { LOOKING } else { Duration::ZERO };
-        let busy = is_busy(&journals, &line, patience);
+        let standby = kept_by(&journals, &line);
+        let busy =
+            is_busy(&journals, &line, patience) || standby.is_some() && standby::is_heard(&journals, &line);
         let mut owner = resolve::owner(&line);
         let said = (owner == Owner::InDoubt && !busy).then(|| ask(&line, Request::Ask)).flatten();
         let said = said.and_then(|answer| answer.reply);
@@ -128,7 +130,6 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
                 .then(|| warm::last_words(&line.session))
                 .flatten(),
         };
-        let standby = kept_by(&journals, &line);
         Entry { line, owner, busy, recoverable: recoverable.flatten(), left, parked, said, standby, warm }
     };
     Ok(lines.into_iter().map(entry).collect())

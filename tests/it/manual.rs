@@ -46,6 +46,7 @@ impl Desk {
         );
         desk.script("sudo", "[ \"$1\" = -n ] && shift\nexec \"$@\"");
         desk.script("gpg", "exec cat");
+        desk.script("switch-off", "[ -n \"$1\" ]");
         desk
     }
 

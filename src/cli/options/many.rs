@@ -114,7 +114,7 @@ pub struct ThenArgs {
     then: Vec<List>,
     /// Keep the destinations that have not got the target up to date, from the one that has; the id of that session is in the report
     ///
-    /// It is a session as migrate warm begins one, on the host that has the target: migrate status, switch and cancel know it there. That host reaches the others by keys and ssh of its own; what it cannot reach is said before anything is stopped, and looked for again later. Those that stood ready keep their pages for it, which are named then, not sent. Not with --then, and not for local.
+    /// It is a session as migrate warm begins one, on the host that has the target: migrate status, switch and cancel know it there. That host reaches the others by keys and ssh of its own; what it cannot reach is said before anything is stopped, and looked for again later. Those that stood ready keep their pages for it, which are named then, not sent. It takes a quarter of a processor at most, and has no --standby and no --disjoint-paths. Not with --then, and not for local.
     #[arg(long)]
     keep_warm: bool,
 }

@@ -18,6 +18,9 @@ pub const MODE: Words<Mode> = &[
     ("hybrid", Mode::Hybrid, "pre-copy, and what is left follows as in post-copy"),
 ];
 
+/// The same for `switch`: rounds were made already.
+pub const MODE_OF_SWITCH: Words<Mode> = &[MODE[0], MODE[1], MODE[3], MODE[4]];
+
 /// The MODE group.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Mode")]

@@ -140,16 +140,32 @@ impl Attempt<'_> {
 /// run.
 pub fn sweep(journals: &Path) {
     let Ok(lines) = journal::all(journals) else { return };
-    let keeps = |line: Option<&journal::Line>| {
-        line.is_some_and(|line| standby::is_complete(&standby::directory(journals, line.attempt)))
+    let keeps = |line: &journal::Line| standby::is_complete(&standby::directory(journals, line.attempt));
+    // What an attempt has brought that has left a state here is found by those after it, and does not come again: it goes the way of the
+    // session.
+    let of_session = |line: &journal::Line| -> Option<Fate> {
+        let all = lines.iter().filter(|other| other.role == Role::Destination && other.session == line.session);
+        let (mut kept, mut open) = (false, false);
+        for other in all {
+            kept |= matches!(other.step, Step::Owner | Step::Done);
+            open |= keeps(other) || other.attempt != line.attempt && journal::is_decided(journals, other);
+        }
+        match (kept, open) {
+            (true, _) => Some(Fate::Keep),
+            (false, true) => Some(Fate::Leave),
+            (false, false) => None,
+        }
     };
     record::sweep(journals, &|attempt| {
         let line = lines.iter().find(|line| line.role == Role::Destination && line.attempt.to_string() == attempt);
         // A copy that is armed and stands still may have them open, whatever the last line says.
         let stands = |line: &journal::Line| line.is_of_this_boot() && line.held.as_ref().is_some_and(Held::is_whole);
+        if let Some(fate) = line.filter(|line| line.standby.is_some()).and_then(of_session) {
+            return fate;
+        }
         match line.map(|line| (line.step, stands(line))) {
             Some((Step::Owner | Step::Done, _)) => Fate::Keep,
-            Some((Step::Aborted | Step::Begun, false)) if !keeps(line) => Fate::Undo,
+            Some((Step::Aborted | Step::Begun, false)) => Fate::Undo,
             _ => Fate::Leave,
         }
     });

@@ -7,7 +7,6 @@ use crate::fault::{self, Point};
 use crate::image::codec;
 use crate::migration::handover::destination::Phase;
 use crate::migration::journal::{self, Role, Step};
-use crate::migration::protocol::AttemptId;
 use crate::migration::standby::keeping::Keeping;
 use crate::migration::standby::{self, Became, Described, Standby, Terms};
 use std::path::{Path, PathBuf};
@@ -58,22 +57,11 @@ pub(super) fn promoted(journals: &Path, session: &str) -> Option<MoveError> {
     )))
 }
 
-/// Deletes states of earlier attempts of the session, which began anew when all its destinations were lost, and pages of any session that
-/// was killed before it had one.
-fn forget_others(journals: &Path, session: &str, attempt: AttemptId) {
-    for line in journal::all(journals).unwrap_or_default() {
-        let dir = standby::directory(journals, line.attempt);
-        let is_other = line.role == Role::Destination && line.attempt != attempt && dir.exists();
-        let is_useless = line.session == session || !standby::is_complete(&dir);
-        if is_other && is_useless && !journal::is_decided(journals, &line) {
-            standby::forget(&dir);
-        }
-    }
-}
-
 impl Attempt<'_> {
     /// The target may come: pages are kept from here on.
-    pub(super) fn stand_by(&mut self, wanted: Standby) {
+    pub(super) fn stand_by(&mut self, mut wanted: Standby) {
+        // A person will read it.
+        wanted.host.retain(|letter| letter.is_ascii_graphic());
         let dir = standby::directory(self.around.journals, self.id);
         let line = self.keeper.journal().line();
         let terms = Terms {
@@ -90,8 +78,9 @@ impl Attempt<'_> {
     }
 
     /// All of a state is here.
-    pub(super) fn keep(&mut self, age: Duration, names: &[SpaceName], model_bytes: u64) -> Result<(), MoveError> {
+    pub(super) fn keep_state(&mut self, age: Duration, names: &[SpaceName], model_bytes: u64) -> Result<(), MoveError> {
         let mut model = self.model(model_bytes)?;
+        self.is_not_promoted()?;
         homes(&model, names)?;
         self.luggage.adapt(&mut model);
         fault::strike(Point::DestinationKeeps);
@@ -106,8 +95,22 @@ impl Attempt<'_> {
         };
         if kept.is_ok() {
             self.note_first();
+            let session = self.keeper.journal().line().session.clone();
+            standby::forget_others(self.around.journals, &session, self.id);
         }
         self.send(&FromDestination::Kept { attempt: self.id, trouble: kept.err() })
+    }
+
+    /// Nobody has started an earlier state meanwhile, which an earlier attempt of the session has left here.
+    ///
+    /// # Errors
+    /// Somebody has.
+    pub(super) fn is_not_promoted(&mut self) -> Result<(), MoveError> {
+        if self.standby.is_none() {
+            return Ok(());
+        }
+        let session = self.keeper.journal().line().session.clone();
+        promoted(self.around.journals, &session).map_or(Ok(()), Err)
     }
 
     /// The first state of a session says in the journal that there is one.
@@ -119,8 +122,6 @@ impl Attempt<'_> {
         if let Err(error) = journal.write(Step::Begun) {
             tracing::warn!(%error, "the journal does not say that a state is kept");
         }
-        let session = journal.line().session.clone();
-        forget_others(self.around.journals, &session, self.id);
     }
 
     /// The attempt has come to its end like this, and nothing of it has been removed yet: a state that is complete is for a person,
@@ -135,12 +136,14 @@ impl Attempt<'_> {
                 tracing::warn!(dir = %standby.dir.display(), "the source is not heard: the newest state of the target is kept");
                 self.luggage.leave();
             }
+            // The copy has died before anybody decided: an order to delete it would have deleted the state, too.
+            Phase::Aborted if standby::is_complete(&standby.dir) => self.luggage.leave(),
             phase => {
                 self.keeper.journal().set_standby(None);
                 standby::forget(&standby.dir);
                 if is_told || matches!(phase, Phase::Owner | Phase::Closed) {
                     let session = self.keeper.journal().line().session.clone();
-                    forget_others(self.around.journals, &session, self.id);
+                    standby::forget_others(self.around.journals, &session, self.id);
                 }
             }
         }

@@ -97,6 +97,8 @@ impl Attempt<'_> {
             self.takes_states();
         }
         if self.serving.is_some() || self.wishes.onward.is_some() {
+            // They may take their time.
+            self.forward_first(target);
             self.tell_others(target, &[to]);
         }
         self.drained(interrupted).map_err(|error| self.in_doubt(error))

@@ -125,7 +125,8 @@ impl Peer<'_> {
         let dests = wanted.dests.iter().enumerate();
         let others = dests.filter(|(n, _)| *n != usize::from(self.candidate.0)).map(|(_, name)| name.clone());
         let every_ms = u64::try_from(wanted.every.as_millis()).unwrap_or(u64::MAX);
-        Some(Standby { every_ms, others: others.collect() })
+        let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Some(Standby { every_ms, host, others: others.collect() })
     }
 
     /// It has not understood that it is to keep the newest state.

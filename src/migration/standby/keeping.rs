@@ -22,6 +22,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Room that is left to others, bytes.
 const RESERVE_BYTES: u64 = 64 << 20;
+/// Room is looked at whenever the file has grown by so many pages: 16 MiB.
+const LOOK_EVERY: u64 = 4096;
 
 /// The pages of one attempt, and its newest complete state.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ struct State {
     /// Places that nobody refers to, below the end.
     free: Vec<u64>,
     end: u64,
+    /// The end when room was looked at last.
+    looked_at: u64,
     /// Why no further state can be kept: pages are missing.
     trouble: Option<String>,
 }
@@ -117,13 +121,21 @@ impl Keeping {
 
     /// A round begins; `is_still`: of a target that stood still, for a state.
     pub fn begins(&self, is_still: bool) {
-        let free = free_bytes(&self.dir).unwrap_or(u64::MAX);
+        let has_room = self.has_room();
         let mut state = self.state();
         state.forget_still();
         state.is_still = is_still;
-        if free < RESERVE_BYTES {
-            state.trouble.get_or_insert_with(|| format!("{} has no room for the pages", self.dir.display()));
+        if !has_room {
+            state.trouble.get_or_insert_with(|| self.no_room().to_string());
         }
+    }
+
+    fn has_room(&self) -> bool {
+        free_bytes(&self.dir).unwrap_or(u64::MAX) >= RESERVE_BYTES
+    }
+
+    fn no_room(&self) -> io::Error {
+        io::Error::other(format!("{} has no room for the pages", self.dir.display()))
     }
 
     /// Takes what came of pages. Whatever does not work out shows when a state is to be kept: nothing else depends on it.
@@ -142,12 +154,28 @@ impl Keeping {
         };
         if let Err(error) = stored {
             tracing::warn!(%error, dir = %self.dir.display(), "pages of a stand-by were not stored");
-            self.state().trouble.get_or_insert_with(|| error.to_string());
+            let mut state = self.state();
+            state.trouble.get_or_insert_with(|| error.to_string());
+            // Nothing more is kept in this file, and others need the room.
+            if !state.kept.contains(&true) {
+                let _ = self.file.set_len(0);
+            }
         }
     }
 
     fn store(&self, run: Run, content: &[u8]) -> io::Result<()> {
-        let numbers = self.state().allot(run.range.count);
+        let (numbers, has_grown) = {
+            let mut state = self.state();
+            let numbers = state.allot(run.range.count);
+            let has_grown = state.end - state.looked_at >= LOOK_EVERY;
+            if has_grown {
+                state.looked_at = state.end;
+            }
+            (numbers, has_grown)
+        };
+        if has_grown && !self.has_room() {
+            return Err(self.no_room());
+        }
         let mut rest = content;
         for neighbours in numbers.chunk_by(|a, b| a + 1 == *b) {
             let (part, later) = rest.split_at(neighbours.len() * PAGE as usize);

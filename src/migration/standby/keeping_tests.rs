@@ -11,7 +11,7 @@ const PROVISIONAL: Space = Space::Mm(MmId(1 << 24));
 const FINAL: Space = Space::Mm(MmId(0));
 
 fn terms() -> Terms {
-    let standby = Standby { every_ms: 10_000, others: vec!["c".into()] };
+    let standby = Standby { every_ms: 10_000, host: "a".into(), others: vec!["c".into()] };
     Terms { session: "abcdefgh".into(), peer: "a".into(), standby, state: serde_json::json!({}) }
 }
 

@@ -21,6 +21,7 @@ pub mod keeping;
 pub mod kept;
 mod layer;
 
+use super::journal::{self, Line, Role};
 use super::protocol::{AttemptId, SpaceName};
 use kept::Head;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ const PAGES: &str = "pages";
 pub struct Standby {
     /// Between two states, milliseconds.
     pub every_ms: u64,
+    /// The name of the source's host (`uname -n`): what it is heard by may be a proxy, an ssh, or an address that has gone since.
+    #[serde(default)]
+    pub host: String,
     /// Destinations that keep states of the same target, as the source's user has named them.
     pub others: Vec<String>,
 }
@@ -86,6 +90,29 @@ pub fn left(journals: &Path, attempt: AttemptId) -> Option<PathBuf> {
     let image = image(&taken_up(&directory(journals, attempt)));
     // It has this name when it is complete.
     image.is_dir().then_some(image)
+}
+
+/// Whether another attempt of the session of this line is under way here: it has begun anew, and its source is heard. That is taken to
+/// be so where it cannot be seen.
+pub fn is_heard(journals: &Path, line: &Line) -> bool {
+    let is_other = |other: &Line| {
+        other.role == Role::Destination && other.session == line.session && other.attempt != line.attempt
+    };
+    let Ok(lines) = journal::all(journals) else { return true };
+    lines.iter().any(|other| is_other(other) && journal::is_decided(journals, other))
+}
+
+/// Deletes states of other attempts of the session, which begins anew when all its destinations are lost, and pages of any session that
+/// was killed before it had one.
+pub fn forget_others(journals: &Path, session: &str, attempt: AttemptId) {
+    for line in journal::all(journals).unwrap_or_default() {
+        let dir = directory(journals, line.attempt);
+        let is_other = line.role == Role::Destination && line.attempt != attempt && dir.exists();
+        let is_useless = line.session == session || !is_complete(&dir);
+        if is_other && is_useless && !journal::is_decided(journals, &line) {
+            forget(&dir);
+        }
+    }
 }
 
 /// A state that is kept.

@@ -2,6 +2,7 @@
 
 use super::{Collection, Failure, Final, Live, Model, Named, Plan, Residual, Result, ShmemSource, Space, Still};
 use super::{Objects, Sources, TargetPages, What, encoded, everything, inherit_at_once, notes, space_names};
+use crate::failure::TargetState;
 use crate::memory::rounds::Copied;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -60,7 +61,8 @@ impl Live<'_> {
         let taken = frozen.since;
         let looked = self.last_look(model, sources).and_then(copied);
         self.network.resume();
-        frozen.thaw().map_err(|e| Failure::of("the target could not be released after a look", &e))?;
+        let held = |e| Failure::of("the target could not be released after a look", &e).target(TargetState::Held);
+        frozen.thaw().map_err(held)?;
         let pause = taken.elapsed();
         let (LastLook { model, plan, names, .. }, pages) = looked?;
         let spaces = space_names(&model, &names);

@@ -4,6 +4,7 @@
 use super::super::{Attempt, MoveError, Target};
 use super::{Event, Member, Stage};
 use crate::blocker::{Blocker, codes};
+use crate::failure::TargetState;
 use crate::migration::handover::Candidate;
 use crate::migration::warm::{States, Warm};
 use std::time::Instant;
@@ -57,6 +58,10 @@ impl Attempt<'_> {
         warm.note_states(told.clone());
         match taken {
             Ok(still) => self.send_still(&still, &who),
+            Err(failure) if failure.target == TargetState::Held => {
+                let reason = "a state was to be taken of it".to_owned();
+                Err(MoveError::NotResumed { failure, source: Box::new(MoveError::Stays { reason }) })
+            }
             Err(failure) => {
                 self.events.event(Event::Warning(format!("no state of the target was taken: {failure}")));
                 Ok(())
