@@ -253,7 +253,7 @@ fn a_session_that_begins_anew_is_heard() {
     if !can_move() {
         return;
     }
-    let options = ["--standby=100ms", "--peer-timeout", "2s", "--bandwidth", "4MB/s", "--compress", "none"];
+    let options = ["--standby=100ms", "--peer-timeout", "2s", "--bandwidth", "4MB/s", "--compress", "off"];
     let warm = Warm::stand_by(Counter::on_ground(4, 4000), 1, &options);
     let (attempt, agent) = (warm.attempt(), i32::try_from(warm.stage.agents[0].pid()).unwrap());
     for pid in warm.processes("dest0").into_iter().filter(|pid| *pid != agent) {
