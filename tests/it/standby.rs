@@ -261,7 +261,8 @@ fn a_session_that_begins_anew_is_heard() {
     }
     let has_begun = || {
         let status = warm.status();
-        status["attempt"].as_str().is_some_and(|now| now != attempt) && status["warm"]["phase"] == "beginning"
+        let is_another = status["attempt"].as_str().is_some_and(|now| now != attempt);
+        is_another && status["warm"]["candidates"][0]["state"] == "first-round"
     };
     wait(has_begun, "it has begun anew");
     for verb in [&["promote", &warm.session, "--yes"][..], &["cancel", &warm.session]] {
@@ -269,7 +270,7 @@ fn a_session_that_begins_anew_is_heard() {
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         assert!(text(&output).contains("is heard"), "{}", text(&output));
     }
-    assert_eq!(warm.states_at(0).len(), 1, "it is still there");
+    assert!(!warm.states_at(0).is_empty(), "it is still there");
     assert_eq!(warm.stage.counter.processes().len(), 1, "nothing was started");
 }
 

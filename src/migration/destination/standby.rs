@@ -72,7 +72,12 @@ impl Attempt<'_> {
         };
         // One that has lost its source before has the newest state still.
         let became = standby::is_complete(&dir).then_some(Became::Kept);
-        self.keeper.journal().set_standby(became);
+        let journal = self.keeper.journal();
+        journal.set_standby(became);
+        // Whoever wants to start an earlier state of the session sees by this that its source is heard.
+        if let Err(error) = journal.write(Step::Begun) {
+            tracing::warn!(%error, "the journal does not name the session");
+        }
         let keeping = Keeping::begin(&dir, terms).map_err(|error| error.to_string());
         self.standby = Some(StandsBy { dir, keeping, has_kept: false });
     }
