@@ -32,7 +32,7 @@ impl PageBuffer {
     pub fn resize(&mut self, bytes: usize) {
         let pages = bytes.div_ceil(PAGE);
         if self.pages.len() < pages {
-            self.pages.resize_with(pages, || Page::new_zeroed());
+            self.pages.resize_with(pages, Page::new_zeroed);
         }
         self.bytes = bytes;
     }
