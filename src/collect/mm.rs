@@ -1,12 +1,12 @@
 //! Address spaces: layout, mappings and their attributes.
 
+use super::mappings::Mappings;
 use super::{Cx, Error, Result, ShmemSource, ns, numa, pkeys, sysv, task::path_of, task::path_ref};
 use crate::arch::vdso;
 use crate::blocker::{Blocker, codes};
 use crate::image::mm::{Advice, Backing, Layout, Mm, OldVdso, Shmem, ShmemKind, VdsoBlock, Vma};
 use crate::image::numa::Policy;
 use crate::image::{Bytes, NsId, Pid, ShmemId, limits};
-use crate::memory::pipeline::default_workers;
 use crate::proc::ProcDir;
 use crate::proc::maps::{Mapping, Special};
 use crate::proc::smaps::{Flagged, VmFlags};
@@ -17,56 +17,6 @@ use crate::trace::{Batch, memory};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-
-/// Mappings as they are before we add ours.
-pub type Mappings = Vec<Flagged>;
-
-/// Fewer processes than this are read one after the other: to make a thread costs as much.
-const FEW: usize = 8;
-
-/// The mappings of many processes, read by several threads: the kernel walks the page tables of each. `None` where that
-/// does not work; whoever needs them will learn why. Nothing at all for a few processes.
-fn read_many(dirs: &[&ProcDir]) -> Vec<Option<Mappings>> {
-    if dirs.len() < FEW {
-        return dirs.iter().map(|_| None).collect();
-    }
-    let part = dirs.len().div_ceil(default_workers());
-    let read = |dirs: &[&ProcDir]| -> Vec<Option<Mappings>> {
-        let mut buf = Vec::new();
-        dirs.iter().map(|dir| dir.smaps_flags(&mut buf).ok()).collect()
-    };
-    std::thread::scope(|scope| {
-        let begin = |part| std::thread::Builder::new().spawn_scoped(scope, move || read(part)).ok();
-        let parts: Vec<_> = dirs.chunks(part).map(|part| (part.len(), begin(part))).collect();
-        let all = parts.into_iter().map(|(length, thread)| {
-            let read = thread.and_then(|thread| thread.join().ok());
-            read.unwrap_or_else(|| vec![None; length])
-        });
-        all.flatten().collect()
-    })
-}
-
-/// Reads the mappings of the processes of a stopped tree that are not known yet.
-pub fn read_ahead(cx: &mut Cx<'_>) {
-    let stopped = cx.frozen.processes.iter().filter(|p| !p.zombie && !cx.known_mappings.contains_key(&p.pid));
-    let (pids, dirs): (Vec<Pid>, Vec<&ProcDir>) = stopped.map(|p| (p.pid, &p.dir)).unzip();
-    let read = pids.into_iter().zip(read_many(&dirs));
-    cx.stopped_mappings = read.filter_map(|(pid, mappings)| Some((pid, mappings?))).collect();
-}
-
-/// Reads the mappings of a process, before a scratch area exists in it.
-pub fn read_mappings(cx: &mut Cx<'_>, at: usize) -> Result<Mappings> {
-    if let Some(mappings) = cx.stopped_mappings.remove(&cx.frozen.processes[at].pid) {
-        return Ok(mappings);
-    }
-    if let Some(known) = cx.known_mappings.remove(&cx.frozen.processes[at].pid) {
-        let now = cx.frozen.processes[at].dir.maps(&mut cx.buf)?;
-        if known.iter().map(|k| &k.mapping).eq(&now) {
-            return Ok(known);
-        }
-    }
-    Ok(cx.frozen.processes[at].dir.smaps_flags(&mut cx.buf)?)
-}
 
 /// Makes sure there is a scratch area: a new one for a new address space, else that of the process it is shared with.
 pub fn ensure_scratch(cx: &mut Cx<'_>, at: usize, mm_number: usize, mappings: Option<&Mappings>) -> Result<()> {

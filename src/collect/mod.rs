@@ -8,6 +8,7 @@ pub mod creds;
 pub mod fd;
 pub mod host;
 pub mod mapped;
+pub mod mappings;
 pub mod mm;
 pub mod ns;
 mod numa;
@@ -133,11 +134,11 @@ pub struct Cx<'a> {
     /// Files behind mappings, as far as they were looked at.
     pub mapped: mapped::Known,
     /// Mappings with their flags, read before the tree was stopped: used where `maps` still says the same.
-    pub known_mappings: HashMap<Pid, mm::Mappings>,
+    pub known_mappings: mappings::Known,
     /// Descriptors that were seen before the tree was stopped.
     pub known_descriptors: fd::look::Known,
     /// Mappings with their flags, read from the stopped tree.
-    pub stopped_mappings: HashMap<Pid, mm::Mappings>,
+    pub stopped_mappings: HashMap<Pid, mappings::Mappings>,
     /// Told before the first TCP socket is locked.
     pub surety: &'a mut Surety<'a>,
     /// Locked TCP sockets.
@@ -172,7 +173,7 @@ pub struct Collection {
 pub fn collect<'a>(
     frozen: &'a mut Frozen,
     policy: &'a Policy,
-    (known_mappings, known_descriptors): (HashMap<Pid, mm::Mappings>, fd::look::Known),
+    (known_mappings, known_descriptors): (mappings::Known, fd::look::Known),
     surety: &'a mut Surety<'a>,
 ) -> Result<Collection> {
     let model = Model::empty(host::collect(None)?);
@@ -197,7 +198,7 @@ pub fn collect<'a>(
         locks: Vec::new(),
         buf: Vec::new(),
     };
-    mm::read_ahead(&mut cx);
+    mappings::read_rest(&mut cx);
     ns::collect(&mut cx)?;
     task::collect(&mut cx)?;
     sysv::refuse_shared(&mut cx);

@@ -5,7 +5,7 @@ use super::fd::set::fs_magic;
 use super::fd::{ghost, views};
 use super::seen::{self, Seen};
 use super::sharing::{Bare, Shared};
-use super::{Cx, Error, Result, cgroup, creds, mm, ns, numa, restart, signals, timers};
+use super::{Cx, Error, Result, cgroup, creds, mappings, mm, ns, numa, restart, signals, timers};
 use crate::blocker::{Blocker, codes};
 use crate::image::fd::PathRef;
 use crate::image::task::{Dead, Fs, RLimit, Registers, Rseq, Task, TaskState, Thread};
@@ -209,7 +209,7 @@ fn fill_process(cx: &mut Cx<'_>, sharing: &mut Sharing, at: usize, task: &mut Ta
     let pid = cx.frozen.processes[at].pid;
     let (mm_number, mm_is_new) = sharing.mm.number(pid);
     task.mm = Some(MmId::from(mm_number));
-    let mappings = if mm_is_new { Some(mm::read_mappings(cx, at)?) } else { None };
+    let mappings = if mm_is_new { Some(mappings::of_process(cx, at)?) } else { None };
     mm::leave_vdso(cx, at, mm_number, mappings.as_ref())?;
     mm::ensure_scratch(cx, at, mm_number, mappings.as_ref())?;
     let (sighand, sighand_is_new) = sharing.sighand.number(pid);

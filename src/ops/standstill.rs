@@ -6,7 +6,8 @@
 use super::interrupt;
 use crate::blocker::{Blocker, Code, codes};
 use crate::collect::fd::look::ahead;
-use crate::collect::{self, Collection, Policy, mm::Mappings};
+use crate::collect::mappings::{self, Mappings};
+use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, Result, TargetState};
 use crate::image::{Model, Pid};
 use crate::net::lock::{NetLock, Terms};
@@ -51,7 +52,7 @@ pub fn reach(
     for attempt in 1.. {
         // Copied while the target runs.
         let pids = if processes.is_empty() { known.keys().copied().collect() } else { processes.to_vec() };
-        let known = (known.clone(), ahead(pids.into_iter()));
+        let known = (mappings::Known::beside(known.clone(), &pids), ahead(pids.into_iter()));
         let mut frozen = Frozen::tree_of(root, processes).map_err(|e| running(not_stopped(root, &e)))?;
         stopped(&frozen)?;
         let mut surety = |frozen: &mut Frozen, sockets: &[(BorrowedFd<'_>, Terms)]| connections.locks(frozen, sockets);

@@ -2,7 +2,7 @@
 
 use super::Job;
 use super::place::{Place, Sink};
-use crate::collect::{ShmemSource, Sources, mm::Mappings};
+use crate::collect::{ShmemSource, Sources, mappings::Mappings};
 use crate::companion::tracker::{self, Kept};
 use crate::failure::{Failure, Result};
 use crate::image::mm::PAGE;

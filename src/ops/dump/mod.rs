@@ -17,7 +17,7 @@ use super::systemd::HeldUnits;
 use super::words::Target;
 use super::{Event, Events, addresses, choices, interrupt, late, preflight, standstill, supervisor, target};
 use crate::blocker::{Blocker, codes};
-use crate::collect::mm::Mappings;
+use crate::collect::mappings::Mappings;
 use crate::collect::{self, Collection, Policy};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::fault::{self, Point};

@@ -8,7 +8,7 @@ use super::memory::{self, Rounds, Taken};
 use super::place::{Identities, Place};
 use super::writing::Writing;
 use super::{HOLD_MAX, Job, Parts, ahead, counted, injected};
-use crate::collect::mm::Mappings;
+use crate::collect::mappings::Mappings;
 use crate::collect::{Collection, Policy, ShmemSource, Sources};
 use crate::failure::{Failure, Result, TargetState};
 use crate::fault::{self, Point};
