@@ -66,7 +66,7 @@ impl PageRange {
         self.count == 0
     }
 
-    /// The pages in both.
+    /// The pages in both. Costs as [`Self::difference`].
     pub fn intersect(self, other: Self) -> Self {
         let first = self.first.max(other.first);
         let end = self.end().min(other.end());
@@ -86,6 +86,17 @@ impl PageRange {
             Some(piece)
         })
     }
+}
+
+/// The position of the first of these ascending ranges, from one on, that ends behind this page. One that is near costs as much as a
+/// step to it, one that is far a search: so a set of few ranges is compared with one of many.
+fn first_behind(ranges: &[PageRange], from: usize, page: u64) -> usize {
+    let rest = ranges.get(from..).unwrap_or_default();
+    let mut some = 1;
+    while rest.get(some - 1).is_some_and(|range| range.end() <= page) {
+        some *= 2;
+    }
+    from + rest[..some.min(rest.len())].partition_point(|range| range.end() <= page)
 }
 
 /// A set of pages: ascending ranges that neither overlap nor touch.
@@ -181,30 +192,28 @@ impl RangeSet {
         all.into_iter().collect()
     }
 
-    /// The pages in both.
+    /// The pages in both. Costs as [`Self::difference`].
     pub fn intersection(&self, other: &Self) -> Self {
         let (mut a, mut b) = (0, 0);
         let mut out = Self::new();
         while let (Some(x), Some(y)) = (self.ranges.get(a), other.ranges.get(b)) {
             out.insert(x.intersect(*y));
             if x.end() <= y.end() {
-                a += 1;
+                a = first_behind(&self.ranges, a + 1, y.first);
             } else {
-                b += 1;
+                b = first_behind(&other.ranges, b + 1, x.first);
             }
         }
         out
     }
 
-    /// The pages of this set that are not in the other.
+    /// The pages of this set that are not in the other. Costs no more than the smaller of the two, and a search for each of its ranges.
     pub fn difference(&self, other: &Self) -> Self {
         let mut out = Self::new();
         let mut b = 0;
         for range in self.iter() {
             let mut at = range.first;
-            while other.ranges.get(b).is_some_and(|o| o.end() <= at) {
-                b += 1;
-            }
+            b = first_behind(&other.ranges, b, at);
             let mut next = b;
             while let Some(o) = other.ranges.get(next).filter(|o| o.first < range.end()) {
                 out.insert(PageRange::new(at, o.first.saturating_sub(at)));

@@ -329,7 +329,7 @@ fn retain_inherited(parts: &mut Vec<Part>, ours: &[Vma], inherited: &RangeSet) {
     });
 }
 
-/// From the parent's mappings (or those of an earlier time) to the child's: these parts stay.
+/// From the parent's mappings (or those of an earlier time) to the child's: these parts stay, ascending.
 pub(super) fn adapted(batch: &mut Batch, theirs: &Mm, ours: &Mm, parts: &[Part], material: &Material) {
     let kept = pages_of(parts);
     let whole = |v: &Vma| -> RangeSet { [PageRange::of_bytes(v.start, v.end)].into_iter().collect() };
@@ -344,18 +344,21 @@ pub(super) fn adapted(batch: &mut Batch, theirs: &Mm, ours: &Mm, parts: &[Part],
         mm::map_vdso(batch, block);
     }
     sysv::attach(batch, ours.vmas.iter().filter(|v| !whole(v).difference(&kept).is_empty()), material);
+    let mut rest = parts;
     for (n, vma) in ours.vmas.iter().enumerate() {
-        let grow = parts.iter().filter(|part| part.ours == n).filter_map(|part| Some((part, grown(part, parts, vma)?)));
+        let (own, later) = rest.split_at(rest.partition_point(|part| part.ours == n));
+        let grow = own.iter().enumerate().filter_map(|(at, part)| Some((part, grown(part, rest.get(at + 1), vma)?)));
         let come: RangeSet = grow.map(|(part, to)| extend(batch, part, to)).collect();
+        rest = later;
         for range in whole(vma).difference(&kept).difference(&come).ranges() {
             let start = range.start_byte();
             let offset = if vma.backing == Backing::Anon { 0 } else { vma.offset + (start - vma.start) };
             mm::map(batch, &Vma { start, end: range.end_byte(), offset, ..vma.clone() }, material);
         }
     }
-    for part in parts {
+    for (at, part) in parts.iter().enumerate() {
         let vma = &ours.vmas[part.ours];
-        let length = grown(part, parts, vma).unwrap_or(part.end) - part.start;
+        let length = grown(part, parts.get(at + 1), vma).unwrap_or(part.end) - part.start;
         let (from, to) = (mm::first_prot(&theirs.vmas[part.theirs]), mm::first_prot(vma));
         if from != to {
             batch.mprotect(part.start, length, to);
@@ -368,11 +371,10 @@ pub(super) fn adapted(batch: &mut Batch, theirs: &Mm, ours: &Mm, parts: &[Part],
 
 /// Where a part has to grow to: up to the next one, or to the end of the mapping it is a part of. A mapping that has grown
 /// is one for mremap(2); a new one beside it may not be merged with it by the kernel.
-fn grown(part: &Part, parts: &[Part], vma: &Vma) -> Option<u64> {
+fn grown(part: &Part, next: Option<&Part>, vma: &Vma) -> Option<u64> {
     // Attached as a whole, if it is a System V segment; and of an object nothing is to be found out here.
     let object = matches!(vma.backing, Backing::Shmem(_));
-    let next = parts.iter().map(|other| other.start).filter(|start| *start >= part.end).min();
-    let to = next.map_or(vma.end, |next| next.min(vma.end));
+    let to = next.map_or(vma.end, |next| next.start.min(vma.end));
     (!object && to > part.end).then_some(to)
 }
 
@@ -437,14 +439,9 @@ mod tests {
         let theirs = [anon(0x2000, 0x3000), anon(0x5000, 0x6000)];
         let ours = [anon(0x1000, 0x8000)];
         let parts = common(&theirs, &ours);
-        let grown: Vec<_> = parts.iter().map(|part| grown(part, &parts, &ours[0])).collect();
-        assert_eq!(grown, [Some(0x5000), Some(0x8000)]);
-        assert_eq!(grown_alone(&theirs[..1]), [None]);
-    }
-
-    /// Of a mapping that has not grown.
-    fn grown_alone(vmas: &[Vma]) -> Vec<Option<u64>> {
-        let parts = common(vmas, vmas);
-        parts.iter().map(|part| grown(part, &parts, &vmas[0])).collect()
+        let to = |at: usize| grown(&parts[at], parts.get(at + 1), &ours[0]);
+        assert_eq!((parts.len(), to(0), to(1)), (2, Some(0x5000), Some(0x8000)));
+        let same = common(&theirs, &theirs);
+        assert_eq!(grown(&same[0], same.get(1), &theirs[0]), None, "it has not grown");
     }
 }
