@@ -1,5 +1,6 @@
 //! The side that is to have the target: verdict, a tree that is made ahead of time, rounds into it, making of it what the
-//! target is in the end, running. Mirror of [`super::source`].
+//! target is in the end, running. Mirror of [`super::source`]. `offer` begins an attempt, `verdict` answers it, `builder` is the
+//! engine's part, `onward` where the target goes next.
 
 use super::bases::Bases;
 use super::cascade::Onward;

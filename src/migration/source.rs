@@ -1,4 +1,6 @@
-//! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`].
+//! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`]. With several destinations [`fan`] is in the
+//! place of `rounds`; `peer` is one of them, [`again`] how it is found when its link is lost, `late` memory that follows,
+//! `foresee` what a move would cost.
 
 use super::MoveError;
 use super::cascade::{Observer, Onward};

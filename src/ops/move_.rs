@@ -1,5 +1,5 @@
 //! `migrate move`: a running tree goes to another host. The source's end: the engine behind
-//! [`crate::migration::source`].
+//! [`crate::migration::source`]; `begin` before anything has happened to the target, `look` at it when it stands still.
 
 use super::guardian::{Charge, Guardian};
 use super::held_locks::GivenUp;

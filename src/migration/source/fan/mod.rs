@@ -6,6 +6,7 @@
 //!   queue (bounded)   [lane 0]             [lane 1]             [lane 2]: full, passed over: its own dirty state grows
 //!   threads           driver, bulk ...     driver, bulk ...     driver, bulk ...
 //! ```
+//! [`rounds`] are sent by [`spread`], [`warm`] is when they go on without end.
 //! One that a warm-up has lost is taken back ([`comeback`]); what destinations keep for our death is read between two rounds ([`standby`]); where each destination starts a copy, [`copies`] tells all of them.
 //!
 //! In a round take part those that have stored their last one; the others go on with theirs, and what this round has they get in
