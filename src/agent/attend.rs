@@ -145,7 +145,7 @@ fn needs_somebody(line: &Line) -> bool {
             Step::Parked => line.held.is_some(),
             // It was to be let go, and perhaps was not.
             Step::Owner => is_here && !line.ran,
-            Step::Committing | Step::Aborted | Step::Copied | Step::Done => false,
+            Step::Committing | Step::Aborted | Step::Cloned | Step::Done => false,
         }
 }
 

@@ -97,7 +97,7 @@ impl Args {
             lease: self.lease.0,
             quorum: self.quorum.quorum_or(Quorum::default()),
             dry_run: false,
-            copies: None,
+            clones: None,
             then: Cascade { disjoint: self.paths.disjoint(), ..self.then.cascade(config)? },
         };
         Ok(WarmOptions {

@@ -83,7 +83,7 @@ struct Attempt<'a> {
     /// States of the target go back until all pages are there.
     recoverable: bool,
     /// It runs beside others.
-    copy: bool,
+    is_clone: bool,
     /// Files that come along.
     luggage: Luggage,
     /// Where the target is to go on from here.
@@ -156,7 +156,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         lease_ms,
         to_several,
         conventions,
-        copy,
+        is_clone,
         onward,
         keep_warm,
         standby,
@@ -176,7 +176,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         base: base.as_ref(),
         to_several,
     });
-    let mut attempt = match offer::begin(&around, id, (&session, lease, copy), control.peer(), target.memory_bytes) {
+    let mut attempt = match offer::begin(&around, id, (&session, lease, is_clone), control.peer(), target.memory_bytes) {
         Ok((store, keeper)) => Attempt {
             id,
             control,
@@ -193,7 +193,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             base,
             may_follow: may_follow && !follows,
             recoverable,
-            copy,
+            is_clone,
             luggage: Luggage::of(files),
             onward: onward.or(keep_warm),
             standby: None,
@@ -575,7 +575,7 @@ impl Attempt<'_> {
     /// The link is lost. What runs here runs on; what is prepared waits until somebody decides.
     fn wait(&mut self, error: MoveError) -> Result<(), MoveError> {
         let pid = match self.keeper.phase() {
-            Phase::Prepared if self.copy => {
+            Phase::Prepared if self.is_clone => {
                 self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::LeaseOver);
                 return Err(error);
             }

@@ -63,8 +63,9 @@ pub enum Step {
     Owner,
     /// Source: it goes on here. Destination: it was discarded.
     Aborted,
-    /// Source: it goes on here, and copies of it run elsewhere.
-    Copied,
+    /// Source: it goes on here, and clones of it run elsewhere.
+    #[serde(rename = "copied")]
+    Cloned,
     /// Source: the original has ended. Destination: the source knows.
     Done,
 }
@@ -72,7 +73,7 @@ pub enum Step {
 impl Step {
     /// Whether nothing is left to be decided after it.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Aborted | Self::Copied | Self::Done)
+        matches!(self, Self::Aborted | Self::Cloned | Self::Done)
     }
 
     /// Whether nobody counts on anything after it, at a destination: it has not said PREPARED.
@@ -145,8 +146,8 @@ pub struct Line {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ran: bool,
     /// At the destination: it runs, or was to run, beside others.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub copy: bool,
+    #[serde(rename = "copy", default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_clone: bool,
     /// At the destination: what became of the newest state that it keeps for the death of the source ([`super::standby`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standby: Option<standby::Became>,
@@ -160,7 +161,7 @@ impl Line {
         match self.step {
             Step::Committing | Step::Owner => source::Record::Committing(Candidate(self.candidate)),
             Step::Done => source::Record::Done(Candidate(self.candidate)),
-            Step::Aborted | Step::Copied => source::Record::Aborted,
+            Step::Aborted | Step::Cloned => source::Record::Aborted,
             Step::Begun | Step::Prepared | Step::Parked => source::Record::Begun,
         }
     }
@@ -177,14 +178,14 @@ impl Line {
             Step::Prepared => destination::Record::Prepared,
             Step::Parked => destination::Record::Parked,
             Step::Owner | Step::Committing => destination::Record::Owner,
-            Step::Aborted | Step::Copied => destination::Record::Aborted,
+            Step::Aborted | Step::Cloned => destination::Record::Aborted,
             Step::Done => destination::Record::Done,
         }
     }
 
     /// Whether nothing is left to be decided or heard: whoever runs beside others is nobody's concern once it runs.
     pub fn is_over(&self) -> bool {
-        self.step.is_final() || self.copy && self.step == Step::Owner && self.ran
+        self.step.is_final() || self.is_clone && self.step == Step::Owner && self.ran
     }
 
     /// Written since this host was started.
@@ -261,7 +262,7 @@ impl Journal {
             bytes_sent: None,
             not_parked: None,
             ran: false,
-            copy: false,
+            is_clone: false,
             standby: None,
             unix_ms: 0,
         };
@@ -352,8 +353,8 @@ impl Journal {
     }
 
     /// Notes that it runs beside others, for later lines.
-    pub fn set_copy(&mut self) {
-        self.line.copy = true;
+    pub fn set_clone(&mut self) {
+        self.line.is_clone = true;
     }
 
     /// Notes what became of the state that is kept here, for later lines.

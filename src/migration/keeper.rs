@@ -106,7 +106,7 @@ impl Keeper {
     /// For an attempt whose journal has been begun.
     pub fn new(journal: Journal, lease: Duration) -> Self {
         let line = journal.line();
-        Self::of(Destination::new(line.attempt, Rules::in_force()).beside_others(line.copy), journal, lease)
+        Self::of(Destination::new(line.attempt, Rules::in_force()).beside_others(line.is_clone), journal, lease)
     }
 
     fn of(machine: Destination, journal: Journal, lease: Duration) -> Self {
@@ -158,7 +158,7 @@ impl Keeper {
             tracing::warn!(%error, "what the sockets of the copy need cannot be read");
             None
         });
-        let machine = machine.beside_others(last.copy);
+        let machine = machine.beside_others(last.is_clone);
         let lease = inventory::read(&heirloom.inventory).map(|found| Duration::from_millis(found.lease_ms));
         let mut keeper = Self::of(machine, journal, lease.unwrap_or(super::destination::LEASE));
         keeper.described = true;

@@ -86,7 +86,7 @@ pub enum MoveError {
     },
     /// It was told to run its copy, one of several.
     #[error("{peer} was told to run its copy and does not answer: it may run there")]
-    CopyUnanswered {
+    CloneUnanswered {
         /// Who.
         peer: String,
     },

@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-mod kept_warm;
+mod keep_warm;
 
 /// The hidden first word of a mover.
 const ENTRY: &str = "cascade-process";
@@ -151,7 +151,7 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
 
 /// What does not go together with destinations that stay warm.
 fn refuse_keep_warm(options: &MoveOptions) -> Result<()> {
-    let (what, hint) = if options.copies.is_some() {
+    let (what, hint) = if options.clones.is_some() {
         ("--keep-warm: no destination of a clone is left over", "migrate warm keeps further ones up to date")
     } else if !options.then.stages.is_empty() {
         ("--keep-warm and --then: a target that moves on keeps nobody warm", "--keep-warm is for the last stage alone")
@@ -170,7 +170,7 @@ fn refuse_keep_warm(options: &MoveOptions) -> Result<()> {
 pub(super) fn onward(options: &MoveOptions) -> Result<Option<Onward>> {
     let words = |dests: &Vec<Dest>| dests.iter().map(ToString::to_string).collect();
     let stages = match options.then.keep_warm {
-        true => kept_warm::others(options),
+        true => keep_warm::others(options),
         false => Some(options.then.stages.iter().map(words).collect()),
     };
     let Some(stages) = stages.filter(|stages: &Vec<Vec<String>>| !stages.is_empty()) else { return Ok(None) };
@@ -199,7 +199,7 @@ fn next(onward: &Onward, pid: i32) -> Result<(MoveOptions, Further)> {
     let further = Further { alternates: Vec::new(), retries, within, disjoint };
     let lease = lease.unwrap_or(crate::migration::destination::LEASE);
     let options = MoveOptions {
-        copies: None,
+        clones: None,
         session: SessionId::random(),
         target: Target::Pid(Pid(pid)),
         dests,
@@ -223,7 +223,7 @@ fn next(onward: &Onward, pid: i32) -> Result<(MoveOptions, Further)> {
 /// forbids it here, if something does.
 pub(super) fn look(onward: &Onward, rule: Option<&str>) -> (Vec<Blocker>, Vec<String>) {
     let found = obstacles(onward, rule);
-    if onward.keep_warm { kept_warm::warnings(found) } else { found }
+    if onward.keep_warm { keep_warm::warnings(found) } else { found }
 }
 
 fn obstacles(onward: &Onward, rule: Option<&str>) -> (Vec<Blocker>, Vec<String>) {
@@ -304,7 +304,7 @@ pub(super) fn follow(
     abort: &Abort,
 ) -> Result<Outcome> {
     if options.then.keep_warm && !options.dry_run {
-        return Ok(kept_warm::follow(options, observer, outcome, events, abort));
+        return Ok(keep_warm::follow(options, observer, outcome, events, abort));
     }
     if options.dry_run || !options.then.is_used() {
         return Ok(outcome);
@@ -523,7 +523,7 @@ pub fn main(front: &'static dyn Front) -> u8 {
         tracing::warn!(%error, "the source cannot end this");
     }
     if charge.onward.keep_warm {
-        courier.say(&kept_warm::ended(kept_warm::start(&charge, &|news| courier.say(&news))));
+        courier.say(&keep_warm::ended(keep_warm::start(&charge, &|news| courier.say(&news))));
         return 0;
     }
     let Charge { onward, pid, started, .. } = charge;

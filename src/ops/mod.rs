@@ -22,7 +22,7 @@ pub mod cascade;
 pub mod check;
 mod choices;
 pub mod container;
-pub mod copies;
+pub mod clones;
 pub mod demo;
 pub mod dump;
 pub mod evacuate;

@@ -13,7 +13,7 @@ use super::supervisor;
 use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::{
-    Event, Events, addresses, cascade, copies, fence, late, luggage, many, outside, preflight, proxies, reach,
+    Event, Events, addresses, cascade, clones, fence, late, luggage, many, outside, preflight, proxies, reach,
     standstill,
 };
 use crate::collect::preflight::{Findings, size::Size};
@@ -152,7 +152,7 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
     let mut outcome = outcome(options, root.0, report, (std::mem::take(&mut live.at_once), live.was_frozen));
     drop(live);
     outcome.via = ways.map_or_else(Vec::new, |_| options.peer.via.iter().map(ToString::to_string).collect());
-    cascade::follow(options, observer, copies::complete(outcome, options, (&places, asked)), events, abort)
+    cascade::follow(options, observer, clones::complete(outcome, options, (&places, asked)), events, abort)
 }
 
 /// States that destinations of a warm-up keep for the death of this host.
@@ -163,10 +163,10 @@ fn standby(options: &MoveOptions, warm: Option<&Warm>) -> Option<StandBy> {
 
 /// The preflight on this side.
 fn look(options: &MoveOptions, events: &dyn Events) -> Result<(Resolved, Policy, Findings)> {
-    let policy = Policy { tcp: copies::tcp(options), ..policy(&options.state) };
+    let policy = Policy { tcp: clones::tcp(options), ..policy(&options.state) };
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     // Whose original goes on has no supervisor that would start it again.
-    let ends_here = Some(options.state.supervisor).filter(|_| !copies::original_stays(options));
+    let ends_here = Some(options.state.supervisor).filter(|_| !clones::original_stays(options));
     let (resolved, findings) = preflight::look_again(&options.target, &policy, ends_here)?;
     resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
@@ -179,7 +179,7 @@ fn look(options: &MoveOptions, events: &dyn Events) -> Result<(Resolved, Policy,
 
 /// What does not go together.
 fn refuse(options: &MoveOptions) -> Result<()> {
-    copies::refuse(options)?;
+    clones::refuse(options)?;
     if options.state.stdio != Stdio::Attach {
         return refuse_recoverable(options);
     }
@@ -209,7 +209,7 @@ fn refuse_recoverable(options: &MoveOptions) -> Result<()> {
 fn run_last(options: &MoveOptions, hooks: &Hooks, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
     let point = match moved {
         Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. }) => return,
-        Ok(_) if copies::original_stays(options) => return,
+        Ok(_) if clones::original_stays(options) => return,
         Ok(_) => HookPoint::Done,
         Err(_) => HookPoint::RolledBack,
     };
@@ -271,7 +271,7 @@ pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -
         quorum: options.quorum,
         uplink_copies: None,
         warm: None,
-        copies: copies::original(options)?,
+        clones: clones::original(options)?,
         onward: cascade::onward(options)?,
         from_image: options.is_image(),
         standby: None,
@@ -375,7 +375,7 @@ impl Live<'_> {
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
         let root = self.resolved.root(&self.options.target)?;
         // Nothing that is sent to the original is for its copies.
-        if !copies::only(self.options) {
+        if !clones::only(self.options) {
             self.network.before_freeze(root);
         }
         // Walking the page tables for flags of mappings is done while the target runs.
@@ -495,7 +495,7 @@ impl Target for Live<'_> {
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
         self.hooks.run(HookPoint::Frozen, self.events)?;
-        if !copies::only(self.options) {
+        if !clones::only(self.options) {
             self.hooks.run(HookPoint::Network, self.events)?;
         }
         Ok(Final { plan, model: encoded, spaces, later, files })
@@ -670,7 +670,7 @@ pub(super) fn outcome(
     let moved = report.pid.is_some();
     let dest = many::owner(options, &report);
     let place = match moved {
-        true if copies::original_stays(options) => Where::Both,
+        true if clones::original_stays(options) => Where::Both,
         true => Where::Dest(dest.clone()),
         false => Where::Source,
     };
@@ -699,7 +699,7 @@ pub(super) fn outcome(
         outcome.zero_pages = Some(report.unsent.zero);
         outcome.named_pages = Some(report.unsent.named + late.named);
         outcome.stalls = late.waits;
-        if outside::has_left() && !copies::original_stays(options) {
+        if outside::has_left() && !clones::original_stays(options) {
             let pid = report.pid.unwrap_or_default();
             outcome.notes.push(format!("process {root}, where this was typed, is now process {pid} on {dest}"));
         }
@@ -718,7 +718,7 @@ pub(super) fn outcome(
 
 pub(super) fn failure(options: &MoveOptions, error: MoveError) -> Failure {
     let (dest, session) = (many::names(&options.dests), options.session);
-    let what = match options.copies {
+    let what = match options.clones {
         Some(_) => format!("no copy of the target was started on {dest}"),
         None if options.is_image() => format!("{} was not restored on {dest}", options.target),
         None => format!("the target was not moved to {dest}"),
@@ -748,7 +748,7 @@ pub(super) fn failure(options: &MoveOptions, error: MoveError) -> Failure {
                 .target(TargetState::InDoubt)
                 .hint(format!("migrate status {session} says who has it; migrate resolve {session} decides"))
         }
-        MoveError::CopyUnanswered { ref peer } => {
+        MoveError::CloneUnanswered { ref peer } => {
             Failure::of(format!("it is not known whether a copy of the target runs on {peer}"), &error)
                 .kind(FailureKind::NeedsPerson)
                 .target(TargetState::Running)

@@ -13,7 +13,7 @@ use crate::fault::{self, Point};
 use crate::migration::destination::sweep_files;
 use crate::migration::journal::{Journal, Line, Role, Step};
 use crate::migration::resolve;
-use crate::migration::standby::kept::Kept;
+use crate::migration::standby::state::Complete;
 use crate::migration::standby::{self, Became, Newest, Terms};
 use std::fs::File;
 use std::io;
@@ -236,9 +236,9 @@ fn prepare(dir: &Path, state: &StateOptions) -> Result<()> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of("the state that is kept here cannot be started", e).target(TargetState::NotStarted)
     };
-    let kept = Kept::open(dir).map_err(|e| failed(&e).kind(FailureKind::Image))?;
+    let complete = Complete::open(dir).map_err(|e| failed(&e).kind(FailureKind::Image))?;
     let image = standby::image(dir);
-    kept.write_image(&image).map_err(|e| failed(&e))?;
+    complete.write_image(&image).map_err(|e| failed(&e))?;
     images::run(&options(&image, state.clone(), true), &Quiet).map(drop)
 }
 

@@ -9,7 +9,7 @@ use crate::migration::handover::{Reply, Request};
 use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::keeper::Answer;
 use crate::migration::parked::{self, Parked};
-use crate::migration::points::kept;
+use crate::migration::points::series;
 use crate::migration::protocol::AttemptId;
 use crate::migration::resolve::{self, Owner};
 use crate::migration::standby::{self, Newest};
@@ -100,7 +100,7 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     let is_replaced = |line: &Line| line.step.is_final() && !newest.contains(&line.attempt);
     lines.retain(|line| options.all || line.role != Role::Source || !is_replaced(line));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let left = |line: &Line| kept::left(&journals, line.attempt).or_else(|| standby::left(&journals, line.attempt));
+    let left = |line: &Line| series::left(&journals, line.attempt).or_else(|| standby::left(&journals, line.attempt));
     let has_left = |line: &Line| left(line).is_some();
     let keeps = |line: &Line| kept_by(&journals, line).is_some();
     lines.retain(|line| {
@@ -120,7 +120,7 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
             _ => {}
         }
         let recoverable =
-            (line.step == Step::Committing).then(|| kept::newest(&kept::directory(&journals, line.attempt)));
+            (line.step == Step::Committing).then(|| series::newest(&series::directory(&journals, line.attempt)));
         let parked = (line.step == Step::Parked).then(|| parked::look(&journals, line.attempt)).flatten();
         let left = left.filter(|_| !busy);
         let warm = match is_warm(&line) {

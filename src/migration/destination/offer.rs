@@ -52,7 +52,7 @@ pub(super) fn offered(
 pub(super) fn begin(
     around: &Surroundings<'_>,
     id: AttemptId,
-    (session, lease, copy): (&str, Duration, bool),
+    (session, lease, is_clone): (&str, Duration, bool),
     peer: &str,
     memory_bytes: u64,
 ) -> Result<(Store, Keeper), MoveError> {
@@ -65,8 +65,8 @@ pub(super) fn begin(
     let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
         .map_err(|source| MoveError::Journal { source })?;
     journal.set_session(session);
-    if copy {
-        journal.set_copy();
+    if is_clone {
+        journal.set_clone();
     }
     Ok((store, Keeper::new(journal, lease)))
 }

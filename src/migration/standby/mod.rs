@@ -18,12 +18,12 @@
 //! lost.
 
 pub mod keeping;
-pub mod kept;
+pub mod state;
 mod layer;
 
 use super::journal::{self, Line, Role};
 use super::protocol::{AttemptId, SpaceName};
-use kept::Head;
+use state::Head;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;

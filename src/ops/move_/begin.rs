@@ -1,7 +1,7 @@
 //! A target as it is before anything has happened to it.
 
 use super::{Backend, Events, Findings, GivenUp, Hooks, Leaving, Live, MoveOptions, Offered, Policy, Resolved, Result};
-use super::{Failure, ProcDir, TargetPages, TargetState, copies, supervisor};
+use super::{Failure, ProcDir, TargetPages, TargetState, clones, supervisor};
 use crate::net::address::Place;
 
 impl<'a> Live<'a> {
@@ -57,7 +57,7 @@ impl Live<'_> {
 
     /// Keeps units from starting the target again, unless it goes on.
     pub(super) fn hold_units(&mut self) -> Result<()> {
-        if !self.options.dry_run && !copies::original_stays(self.options) {
+        if !self.options.dry_run && !clones::original_stays(self.options) {
             let choice = supervisor::choice(&self.options.target, self.options.state.supervisor);
             let held = supervisor::hold(&self.resolved, choice, self.options.session);
             self.held = held.map_err(|failure| failure.target(TargetState::Running))?;
