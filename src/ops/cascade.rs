@@ -15,7 +15,7 @@ use super::paths::Disjoint;
 use super::warm::Front;
 use super::words::{Dest, SessionId, Target, WordError};
 use super::{Event, Events};
-use super::{many, proxies, reach};
+use super::{many, reach};
 use crate::blocker::{Blocker, codes};
 use crate::companion::{self, parcel};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -143,8 +143,7 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
     }
     for (n, dests) in (2..).zip(&options.then.stages) {
         let stage = MoveOptions { dests: dests.clone(), then: Cascade::default(), ..options.clone() };
-        let refused = many::refuse(&stage).and_then(|()| proxies::refuse(&options.peer, dests, None));
-        refused.map_err(|failure| Failure { what: format!("stage {n}: {}", failure.what), ..failure })?;
+        many::refuse(&stage).map_err(|failure| Failure { what: format!("stage {n}: {}", failure.what), ..failure })?;
     }
     Ok(())
 }
@@ -309,15 +308,11 @@ pub(super) fn follow(
     if options.dry_run || !options.then.is_used() {
         return Ok(outcome);
     }
-    let at = match &outcome.place {
-        Where::Dest(dest) => dest.clone(),
-        _ => String::new(),
-    };
     events.event(Event::Stage(done(options, &outcome)));
     if options.then.stages.is_empty() {
         return Ok(outcome);
     }
-    let mut seen = Seen { at, pid: outcome.pid, session: None };
+    let mut seen = Seen::of(&outcome);
     let Some(observer) = observer else {
         let why = vec!["the link was lost in the moment of handing over, and nothing more was asked of it".to_owned()];
         let failure = seen.stays(FailureKind::Partly, TargetState::RunningOn(seen.at.clone()), why);
@@ -325,12 +320,12 @@ pub(super) fn follow(
         let pid = outcome.pid.map(|pid| pid.to_string()).unwrap_or_default();
         return Err(failure.hint(format!("on {}, migrate move {pid} {next}", seen.at)));
     };
-    let mut tell = |news| {
-        if let Some(stage) = seen.hears(news, events) {
+    let mut passed = |news| {
+        if let News::Stage(stage) = news {
             outcome.stages.push(stage);
         }
     };
-    let ended = observer.follow(abort, &mut tell);
+    let ended = seen.follow(observer, &mut passed, events, abort);
     let (fate, failure) = ended.map_err(|error| seen.lost(&error))?;
     match (fate, failure) {
         (Fate::RunsAt { dest, pid }, None) => (outcome.place, outcome.pid) = (Where::Dest(dest), pid),
@@ -374,6 +369,29 @@ struct Seen {
 }
 
 impl Seen {
+    /// Of a target that has just come to where it is.
+    fn of(outcome: &Outcome) -> Self {
+        let at = match &outcome.place {
+            Where::Dest(dest) => dest.clone(),
+            _ => String::new(),
+        };
+        Self { at, pid: outcome.pid, session: None }
+    }
+
+    /// Hears how it goes on, and how that ends: stages that are done, and sessions that have begun, are for `each`.
+    fn follow(
+        &mut self,
+        observer: Observer,
+        each: &mut dyn FnMut(News),
+        events: &dyn Events,
+        abort: &Abort,
+    ) -> std::result::Result<(Fate, Option<WireFailure>), MoveError> {
+        observer.follow(abort, &mut |news| match news {
+            News::Warm { .. } => each(news),
+            news => self.hears(news, events).into_iter().for_each(|stage| each(News::Stage(stage))),
+        })
+    }
+
     /// A stage that is done.
     fn hears(&mut self, news: News, events: &dyn Events) -> Option<Stage> {
         match news {

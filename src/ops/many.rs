@@ -82,6 +82,9 @@ pub(super) fn owner(options: &MoveOptions, report: &Report) -> String {
     options.dests.get(n).map(ToString::to_string).unwrap_or_default()
 }
 
+/// Channels for pages to each when nobody chose a number: more than two bring nothing on one link.
+const STREAMS: u16 = 2;
+
 /// Those that can be reached.
 pub(super) struct Reached {
     /// With their places in the list, and who passes on what goes over them.
@@ -94,7 +97,8 @@ pub(super) struct Reached {
 ///
 /// # Errors
 /// None can be.
-pub(super) fn connect(options: &MoveOptions, streams: u16, events: &dyn Events, abort: &Abort) -> Result<Reached> {
+pub(super) fn connect(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Reached> {
+    let streams = options.memory.streams.unwrap_or(STREAMS);
     let ways = proxies::begin(&options.dests, &options.peer, events, abort)?;
     let connect = |dest| match &ways {
         Some(ways) => proxies::link(ways, dest, (&options.peer, streams), events, abort),

@@ -55,8 +55,6 @@ mod look;
 
 use look::LastLook;
 
-/// Bulk channels when nobody chose a number: more than two bring nothing on one link.
-const STREAMS: u16 = 2;
 /// Between two states of a target that come back.
 const STATES_MIN: Duration = Duration::from_millis(10);
 
@@ -85,22 +83,21 @@ pub(super) fn run_when(
 }
 
 fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
-    let (resolved, policy, findings) = look(options, events)?;
-    let root = resolved.root(&options.target)?;
+    let looked = look(options, events)?;
+    let root = looked.root;
     let peers = many::names(&options.dests);
     let mut hooks = Hooks::new(Side::Source, options.state.hooks.clone(), options.session.to_string(), peers);
     hooks.target_pid = Some(root.0);
     hooks.run(HookPoint::Preflight, events).map_err(|failure| failure.target(TargetState::Running))?;
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
-    let streams = options.memory.streams.unwrap_or(STREAMS);
-    let (asked, many::Reached { links, ways }) = (options.dests.len(), many::connect(options, streams, events, abort)?);
+    let (asked, many::Reached { links, ways }) = (options.dests.len(), many::connect(options, events, abort)?);
     let (links, (places, vias)): (Vec<Link>, (Vec<usize>, Vec<_>)) = links.into_iter().unzip();
     let vias = Mutex::new(vias);
     let dests = places.iter().map(|place| options.dests[*place].clone()).collect();
     let options = &MoveOptions { dests, ..options.clone() };
     let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
-    let files = luggage::wish(options, &supervisor::directories(&resolved))
+    let files = luggage::wish(options, &supervisor::directories(&looked.resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
     let link_again = |to: Candidate, ends: Option<&Abort>| match (&ways, ends, options.dests.get(usize::from(to.0))) {
         // One that a warm-up has lost comes back by the way that the others go.
@@ -129,7 +126,6 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
         states: many::states(options, &places)?,
         ..wishes(options, &journals)?
     };
-    let looked = (resolved, policy, findings);
     let mut live = Live::new(options, looked, backend.unwrap_or(Backend::Hash), addresses, (hooks.clone(), events));
     live.same_host = links.iter().any(Link::is_same_host);
     // In a warm-up its supervisor goes on to look after it, until the pause.
@@ -161,20 +157,29 @@ fn standby(options: &MoveOptions, warm: Option<&Warm>) -> Option<StandBy> {
     Some(StandBy { every, dests: options.dests.iter().map(ToString::to_string).collect() })
 }
 
+/// A target in which nothing is in the way.
+struct Looked {
+    resolved: Resolved,
+    /// Of all its processes.
+    root: Pid,
+    policy: Policy,
+    findings: Findings,
+}
+
 /// The preflight on this side.
-fn look(options: &MoveOptions, events: &dyn Events) -> Result<(Resolved, Policy, Findings)> {
+fn look(options: &MoveOptions, events: &dyn Events) -> Result<Looked> {
     let policy = Policy { tcp: clones::tcp(options), ..policy(&options.state) };
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     // Whose original goes on has no supervisor that would start it again.
     let ends_here = Some(options.state.supervisor).filter(|_| !clones::original_stays(options));
     let (resolved, findings) = preflight::look_again(&options.target, &policy, ends_here)?;
-    resolved.root(&options.target)?;
+    let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
         return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
             .target(TargetState::Running));
     }
     preflight::warn(&findings, events);
-    Ok((resolved, policy, findings))
+    Ok(Looked { resolved, root, policy, findings })
 }
 
 /// What does not go together.
@@ -301,9 +306,7 @@ pub(super) fn policy(state: &StateOptions) -> Policy {
 /// A live tree, for [`source::run`].
 struct Live<'a> {
     options: &'a MoveOptions,
-    resolved: Resolved,
-    policy: Policy,
-    findings: Findings,
+    looked: Looked,
     backend: Backend,
     /// Its memory, watched.
     tree: Option<Tree>,
@@ -373,14 +376,14 @@ impl Live<'_> {
     }
 
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
-        let root = self.resolved.root(&self.options.target)?;
+        let root = self.looked.root;
         // Nothing that is sent to the original is for its copies.
         if !clones::only(self.options) {
             self.network.before_freeze(root);
         }
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map_or_else(|| mappings(root), Tree::mappings);
-        let reached = standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), &mut self.network);
+        let reached = standstill::reach((root, &[]), &self.looked.policy, &known, |_| Ok(()), &mut self.network);
         // It goes on, and so does a warm-up.
         let (frozen, mut collection) = reached.inspect_err(|_| self.network.resume())?;
         self.network.locked(std::mem::take(&mut collection.locks), &collection.model);
@@ -394,12 +397,12 @@ pub(super) fn encoded(model: &Model) -> Result<Vec<u8>> {
 
 impl Target for Live<'_> {
     fn survey(&mut self) -> Result<Survey> {
-        let size = Size::of(&self.resolved.processes);
+        let size = Size::of(&self.looked.resolved.processes);
         let mut summary = TargetSummary {
-            pid: self.resolved.root(&self.options.target)?.0,
+            pid: self.looked.root.0,
             comm: String::new(),
-            tasks: self.findings.threads,
-            memory_bytes: if size.once > 0 { size.unshared } else { self.findings.memory_bytes },
+            tasks: self.looked.findings.threads,
+            memory_bytes: if size.once > 0 { size.unshared } else { self.looked.findings.memory_bytes },
             once_bytes: size.once,
         };
         let (frozen, Collection { model, sources, .. }) = self.freeze_and_collect()?;
@@ -422,10 +425,7 @@ impl Target for Live<'_> {
         let failed = |e: TrackError| MoveError::from(Failure::of("cannot watch the target's memory", &e));
         let tree = match &mut self.tree {
             Some(tree) => tree,
-            none => {
-                let root = self.resolved.root(&self.options.target).map_err(Failure::from)?;
-                none.insert(Tree::watch(root, self.backend).map_err(failed)?.with_shared())
-            }
+            none => none.insert(Tree::watch(self.looked.root, self.backend).map_err(failed)?.with_shared()),
         };
         let round = tree.round().map_err(failed)?;
         let notes = notes(round.inherited(), What::Inherit);
@@ -446,16 +446,15 @@ impl Target for Live<'_> {
         };
         if self.slowed.is_none() {
             let cannot = |e: crate::proc::Error| e.to_string();
-            let root = self.resolved.root(&self.options.target).map_err(|e| e.to_string())?;
             let table = Table::read().map_err(cannot)?;
-            let processes = table.tree(root);
+            let processes = table.tree(self.looked.root);
             let hierarchies = cgroupfs::hierarchies().map_err(cannot)?;
             let limit = CpuLimit::of(&table, &processes, &hierarchies);
             let limit = limit.ok_or("it has no cgroup of its own with a processor controller")?;
             self.network.slows(limit.before());
             self.slowed = Some(limit);
         }
-        let threads = self.findings.threads.max(1) as usize;
+        let threads = self.looked.findings.threads.max(1) as usize;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(threads);
         let slowed = self.slowed.as_ref().expect("set above");
         slowed.set(processors as u64 * thousandths).map_err(|e| e.to_string())
@@ -466,7 +465,7 @@ impl Target for Live<'_> {
     }
 
     fn mapped_files(&mut self) -> HashSet<Bytes> {
-        self.resolved.root(&self.options.target).map_or_else(|_| HashSet::new(), luggage::mapped)
+        luggage::mapped(self.looked.root)
     }
 
     fn still(&mut self) -> Result<Still> {

@@ -572,6 +572,9 @@ impl MoveOptions {
     }
 }
 
+/// `--cpu-share` when nobody chose one, percent.
+pub const CPU_SHARE: u8 = 25;
+
 /// `migrate warm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmOptions {

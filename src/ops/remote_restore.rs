@@ -28,9 +28,6 @@ use crate::transport::{Abort, Link};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Bulk channels to each host.
-const STREAMS: u16 = 2;
-
 /// Restores an image on other hosts. Everything in it is checked before any of them is asked.
 ///
 /// # Errors
@@ -42,7 +39,7 @@ pub fn run(options: &RestoreOptions, remote: &RemoteOptions, events: &dyn Events
     let (image, state) = Image::open(&dir, &moves)?;
     let moves = MoveOptions { state, ..moves };
     let asked = moves.dests.len();
-    let many::Reached { links, .. } = many::connect(&moves, STREAMS, events, abort).map_err(not_started)?;
+    let many::Reached { links, .. } = many::connect(&moves, events, abort).map_err(not_started)?;
     let (links, places): (Vec<Link>, Vec<usize>) = links.into_iter().map(|(link, (place, _))| (link, place)).unzip();
     let dests = places.iter().map(|place| moves.dests[*place].clone()).collect();
     let moves = MoveOptions { dests, ..moves };

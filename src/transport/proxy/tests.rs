@@ -102,6 +102,24 @@ fn begin(via: &[PeerAddress]) -> Trunk {
     Trunk::begin(via, &options(), &Abort::new().unwrap()).unwrap()
 }
 
+/// Sends this to all of them at once, and looks that each gets it, and answers.
+fn sends_all(links: &mut [Link], got: &[Receiver<Vec<u8>>], frames: &[Vec<u8>]) {
+    thread::scope(|scope| {
+        for link in &mut *links {
+            scope.spawn(|| frames.iter().for_each(|body| link.bulk[0].send(FrameKind::PAGES, body).unwrap()));
+        }
+    });
+    for got in got {
+        assert!(frames.iter().all(|body| got.recv_timeout(LIMIT).unwrap() == *body));
+    }
+    links.iter_mut().for_each(answers);
+}
+
+fn answers(link: &mut Link) {
+    link.control.send(FrameKind::MESSAGE, b"are you there").unwrap();
+    assert_eq!(link.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"are you there");
+}
+
 #[test]
 fn what_is_for_several_leaves_once_and_everybody_gets_all() {
     for proxies in [1, 2] {
@@ -110,19 +128,7 @@ fn what_is_for_several_leaves_once_and_everybody_gets_all() {
         let (all, got): (Vec<_>, Vec<_>) = (0..4).map(|_| destination()).unzip();
         let mut links: Vec<Link> = all.iter().map(|to| link(&trunk, to, 1).unwrap()).collect();
         assert!(links.iter().all(|link| link.bulk.len() == 1 && link.is_same_host()));
-        let frames: Vec<Vec<u8>> = (0..30).map(pages).collect();
-        thread::scope(|scope| {
-            for link in &mut links {
-                scope.spawn(|| frames.iter().for_each(|body| link.bulk[0].send(FrameKind::PAGES, body).unwrap()));
-            }
-        });
-        for got in &got {
-            assert!(frames.iter().all(|body| got.recv_timeout(LIMIT).unwrap() == *body));
-        }
-        for link in &mut links {
-            link.control.send(FrameKind::MESSAGE, b"are you there").unwrap();
-            assert_eq!(link.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"are you there");
-        }
+        sends_all(&mut links, &got, &(0..30).map(pages).collect::<Vec<_>>());
         let (sent, once) = (trunk.bytes_sent(), 30 * 1_000_000);
         assert!(sent > once && sent < once * 21 / 20, "{sent} bytes by way of {proxies}");
     }
@@ -156,19 +162,7 @@ fn where_lanes_part_each_link_carries_once_what_is_the_same() {
     let branches = [Branch::default(), Branch::default(), far.clone(), far];
     let mut links: Vec<Link> =
         all.iter().zip(&branches).map(|(to, branch)| link_by(&trunk, (to, branch), 1).unwrap()).collect();
-    let frames: Vec<Vec<u8>> = (0..20).map(pages).collect();
-    thread::scope(|scope| {
-        for link in &mut links {
-            scope.spawn(|| frames.iter().for_each(|body| link.bulk[0].send(FrameKind::PAGES, body).unwrap()));
-        }
-    });
-    for got in &got {
-        assert!(frames.iter().all(|body| got.recv_timeout(LIMIT).unwrap() == *body));
-    }
-    for link in &mut links {
-        link.control.send(FrameKind::MESSAGE, b"are you there").unwrap();
-        assert_eq!(link.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"are you there");
-    }
+    sends_all(&mut links, &got, &(0..20).map(pages).collect::<Vec<_>>());
     let (sent, once) = (trunk.bytes_sent(), 20 * 1_000_000);
     drop((links, trunk));
     for bytes in [sent, counted.recv_timeout(LIMIT).unwrap()] {
@@ -208,8 +202,7 @@ fn one_that_reads_nothing_holds_up_its_own_lane_only() {
     assert!((100..160).all(|n| got.recv_timeout(LIMIT).unwrap() == pages(n)));
     let bytes = filled.join().unwrap() as u64 * 1_000_000;
     assert!(bytes < 30 << 20, "{bytes} bytes were taken for one that reads nothing");
-    a.control.send(FrameKind::MESSAGE, b"x").unwrap();
-    assert_eq!(a.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"x");
+    answers(&mut a);
 }
 
 #[test]
