@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn what_is_prepared_or_half_done_needs_somebody_and_what_is_settled_does_not() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::begin(dir.path(), Role::Destination, AttemptId([1; 16]), "a", None).unwrap();
+        let mut journal = Journal::begin(dir.path(), Role::Destination, AttemptId([1; 16]), "a", "abcdefgh").unwrap();
         let needs = |step, journal: &mut Journal| {
             journal.write(step).unwrap();
             needs_somebody(journal.line())
@@ -173,7 +173,7 @@ mod tests {
         let mut other_boot = Line { ran: false, boot_id: "another".into(), ..journal.line().clone() };
         other_boot.step = Step::Owner;
         assert!(!needs_somebody(&other_boot));
-        let mut source = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", None).unwrap();
+        let mut source = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", "abcdefgh").unwrap();
         assert!(!needs(Step::Begun, &mut source) && !needs(Step::Committing, &mut source));
     }
 }

@@ -224,7 +224,9 @@ impl Attempt<'_> {
             self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);
             return Ok(());
         }
-        standby.into_iter().for_each(|wanted| self.stand_by(*wanted));
+        if let Some(wanted) = standby {
+            self.stand_by(*wanted)?;
+        }
         let mut bulk = bulk;
         let (spaces, model_bytes, late_bytes) = self.rounds(&mut bulk)?;
         self.prepare(&mut bulk, &spaces, model_bytes, late_bytes)

@@ -337,9 +337,8 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
 /// Begun long before the pause: making a file costs a wait for the disk.
 fn journal(id: AttemptId, wishes: &Wishes<'_>, peers: &[&str]) -> Result<Journal, MoveError> {
     let first = peers.first().copied().unwrap_or_default();
-    let mut journal = Journal::begin(wishes.journals, Role::Source, id, first, None)
+    let mut journal = Journal::begin(wishes.journals, Role::Source, id, first, &wishes.session)
         .map_err(|source| MoveError::Journal { source })?;
-    journal.set_session(&wishes.session);
     journal.set_asked_for(&wishes.asked_for);
     if wishes.from_image {
         journal.set_from_image();

@@ -94,6 +94,8 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     if let Some(id) = options.session.as_ref().filter(|_| lines.is_empty()) {
         return Err(Failure::new(format!("there is no session {id} on this host")));
     }
+    // What is not shown may be what tells that a source is heard.
+    let all = lines.clone();
     // Of a session that has begun anew (a warm-up, a move with retries) the last attempt is what it is now, or was in the end.
     let (sessions, newest) = (warm::fitting(""), newest_of_each(&lines));
     let is_warm = |line: &Line| sessions.contains(&line.session) && newest.contains(&line.attempt);
@@ -110,7 +112,7 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         let left = left(&line);
         let patience = if left.is_some() { LOOKING } else { Duration::ZERO };
         let standby = kept_by(&journals, &line);
-        let busy = is_busy(&journals, &line, patience) || standby.is_some() && standby::is_heard(&journals, &line);
+        let busy = is_busy(&journals, &line, patience) || standby.is_some() && standby::is_heard(&journals, &all, &line);
         let mut owner = resolve::owner(&line);
         let said = (owner == Owner::InDoubt && !busy).then(|| ask(&line, Request::Ask)).flatten();
         let said = said.and_then(|answer| answer.reply);
@@ -186,7 +188,7 @@ mod tests {
     #[test]
     fn what_has_been_over_for_a_month_is_not_shown_and_what_is_undecided_always_is() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", None).unwrap();
+        let mut journal = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", "abcdefgh").unwrap();
         let begun = journal.line().clone();
         journal.write(Step::Done).unwrap();
         let done = journal.line();

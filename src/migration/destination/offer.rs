@@ -62,9 +62,8 @@ pub(super) fn begin(
     super::luggage::sweep(around.journals);
     let store = Store::begin(around.stores, id, memory_bytes, around.max_memory_bytes)?;
     // Begun long before the pause: making a file costs a wait for the disk.
-    let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
+    let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, session)
         .map_err(|source| MoveError::Journal { source })?;
-    journal.set_session(session);
     if is_clone {
         journal.set_clone();
     }
