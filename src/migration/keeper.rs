@@ -10,7 +10,7 @@ use super::destination::Builder;
 use super::handover::destination::{Action, Destination, Event, Left, Phase, Record};
 use super::handover::{Choice, Reply, Request, Rules, Sync};
 use super::inventory;
-use super::journal::{Journal, Role, Step};
+use super::journal::{self, Journal, Line, Role, Step};
 use super::parked;
 use super::postcopy;
 use super::protocol::AttemptId;
@@ -138,7 +138,7 @@ impl Keeper {
             addresses: if same_boot { last.addresses.clone() } else { Vec::new() },
             pid: last.target_pid,
             files: (journals.to_owned(), attempt.to_string()),
-            state: standby::directory(journals, attempt),
+            session: last.session.clone(),
             bequest: None,
             inventory: journal.inventory(),
             copy: parked::copy(&parked::directory(journals, attempt)),
@@ -568,8 +568,8 @@ struct Heirloom<'b> {
     pid: Option<i32>,
     /// Where the record of its files is, and the name of the attempt.
     files: (PathBuf, String),
-    /// Where a state is kept for the death of the source.
-    state: PathBuf,
+    /// Its session, of which a state may be kept.
+    session: String,
     /// What its sockets need.
     bequest: Option<Bequest>,
     /// Where it stands what it is.
@@ -658,8 +658,9 @@ impl Copy for Heirloom<'_> {
             self.end_pager();
         }
         self.held.kill();
-        // They belong to a state that is kept, if there is one.
-        let fate = if standby::is_complete(&self.state) { Fate::Leave } else { Fate::Undo };
+        // They belong to a state of the session that is kept, if there is one; that is taken to be so where it cannot be seen.
+        let is_kept = |lines: Vec<Line>| standby::is_kept(&self.files.0, &lines, &self.session);
+        let fate = if journal::all(&self.files.0).map_or(true, is_kept) { Fate::Leave } else { Fate::Undo };
         record::conclude(&self.files.0, &self.files.1, fate);
     }
 

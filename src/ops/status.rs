@@ -112,7 +112,8 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         let left = left(&line);
         let patience = if left.is_some() { LOOKING } else { Duration::ZERO };
         let standby = kept_by(&journals, &line);
-        let busy = is_busy(&journals, &line, patience) || standby.is_some() && standby::is_heard(&journals, &all, &line);
+        let busy =
+            is_busy(&journals, &line, patience) || standby.is_some() && standby::is_heard(&journals, &all, &line);
         let mut owner = resolve::owner(&line);
         let said = (owner == Owner::InDoubt && !busy).then(|| ask(&line, Request::Ask)).flatten();
         let said = said.and_then(|answer| answer.reply);

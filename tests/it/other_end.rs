@@ -5,7 +5,6 @@
 use crate::cli::events;
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
 use crate::places::free_port;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -148,6 +148,9 @@ impl Attempt<'_> {
                 standby::forget(&standby.dir);
                 if is_told || matches!(phase, Phase::Owner | Phase::Closed) {
                     standby.earlier.forget();
+                } else if standby.earlier.is_kept() {
+                    // Files are its own, too.
+                    self.luggage.leave();
                 }
             }
         }

@@ -128,7 +128,9 @@ impl Taking {
         let wanted = FromSource::Point { attempt: self.attempt, whole: new || series.is_long() };
         protocol::send(control, &wanted)?;
         let mut writing = series.begin(asked).map_err(failed)?;
-        let Some(Told { whole, pause, pages_read }) = self.receive(control, series, &mut writing)? else { return Ok(()) };
+        let Some(Told { whole, pause, pages_read }) = self.receive(control, series, &mut writing)? else {
+            return Ok(());
+        };
         if new && !whole {
             return Err(MoveError::Point { reason: "it needs points that were sent over another link".into() });
         }
@@ -144,7 +146,12 @@ impl Taking {
     }
 
     /// Writes one as it comes; what is said of it. `None`: the target has all of its memory, and none is needed any more.
-    fn receive(&self, control: &mut Channel, series: &Series, writing: &mut Writing) -> Result<Option<Told>, MoveError> {
+    fn receive(
+        &self,
+        control: &mut Channel,
+        series: &Series,
+        writing: &mut Writing,
+    ) -> Result<Option<Told>, MoveError> {
         let peer = control.peer().to_owned();
         let mut buffer = Vec::new();
         let mut pages = 0;

@@ -5,7 +5,7 @@ use super::{Abort, Attempt, Compression, MoveError, ReadPages};
 use crate::failure::Failure;
 use crate::image::{Pid, mm::PAGE};
 use crate::migration::handover::Candidate;
-use crate::migration::points::series::{self, Series, Original};
+use crate::migration::points::series::{self, Original, Series};
 use crate::migration::points::taking::Taking;
 use crate::migration::postcopy::Later;
 use crate::migration::postcopy::serving::{Serving, Unlinked};

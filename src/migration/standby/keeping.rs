@@ -6,8 +6,8 @@
 //! ```
 //! Each session of an attempt begins a file of pages of its own: until it has a complete state, the one before it keeps its own.
 
-use super::state::Head;
 use super::layer::{Layer, Mark, Slot};
+use super::state::Head;
 use super::{Described, PAGES, STATE, Terms};
 use crate::image::mm::PAGE;
 use crate::memory::store::free_bytes;

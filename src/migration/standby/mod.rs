@@ -18,13 +18,13 @@
 //! lost.
 
 pub mod keeping;
-pub mod state;
 mod layer;
+pub mod state;
 
 use super::journal::{self, Line, Role};
 use super::protocol::{AttemptId, SpaceName};
-use state::Head;
 use serde::{Deserialize, Serialize};
+use state::Head;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

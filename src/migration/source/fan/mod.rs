@@ -19,8 +19,8 @@
 //!
 //! Where each is to start a clone ([`clones`]), all get everything in the pause, and nobody is chosen.
 
-mod comeback;
 mod clones;
+mod comeback;
 mod lane;
 mod others;
 mod owed;
