@@ -8,6 +8,8 @@ use super::super::wait::{Abort, Patience};
 use super::*;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -205,6 +207,34 @@ fn one_that_reads_nothing_holds_up_its_own_lane_only() {
     answers(&mut a);
 }
 
+/// With a proxy, and with another one behind that.
+#[test]
+fn one_that_is_not_read_holds_up_its_own_lane_only() {
+    let far = Branch { by: vec![proxy()], ends_there: false };
+    for branch in [Branch::default(), far] {
+        let (trunk, said) = (begin(&[proxy()]), Arc::new(AtomicU32::new(0)));
+        let ((quick, _got), counts) = (destination(), said.clone());
+        let talker = agent(move |mut link| {
+            while link.control.send(FrameKind::PAGES, &pages(counts.load(Ordering::Relaxed))).is_ok() {
+                counts.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let mut a = link_by(&trunk, (&quick, &branch), 0).unwrap();
+        let mut b = link_by(&trunk, (&talker, &branch), 0).unwrap();
+        // Until it is stuck: queues of sockets, and the window.
+        let mut before = u32::MAX;
+        while said.load(Ordering::Relaxed) != before {
+            before = said.load(Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(500));
+        }
+        assert!(before > 0 && before < 60, "{before} MB were taken that nobody reads");
+        (0..100).for_each(|_| answers(&mut a));
+        // All of it comes, and more, once it is read.
+        assert!((0..before + 20).all(|n| b.control.expect(FrameKind::PAGES, "pages").unwrap() == pages(n)));
+        assert!(!trunk.is_lost());
+    }
+}
+
 #[test]
 fn what_was_said_last_arrives() {
     let trunk = begin(&[proxy()]);
@@ -271,8 +301,9 @@ fn who_breaks_the_rules_is_cut_off() {
     let request = Request { purpose: Purpose::Relay, streams: 0 };
     let connect = || {
         let mut control = connect::connect(&to, &options(), request, &Abort::new().unwrap()).unwrap().control;
-        send(&mut control, &ToProxy::Through { on: Vec::new(), manner: Manner::of(&options()) }).unwrap();
-        assert_eq!(receive::<FromProxy>(&mut control).unwrap(), FromProxy::Ready);
+        send(&mut control, &ToProxy::Through { on: Vec::new(), manner: Manner::of(&options()), tells_read: true })
+            .unwrap();
+        assert_eq!(receive::<FromProxy>(&mut control).unwrap(), FromProxy::Ready { heeds_read: true });
         control
     };
     use super::super::connect;
@@ -306,7 +337,7 @@ fn who_breaks_the_rules_is_cut_off() {
 
 #[test]
 fn messages_are_read_as_written() {
-    let through = ToProxy::Through { on: vec![proxy()], manner: Manner::of(&options()) };
+    let through = ToProxy::Through { on: vec![proxy()], manner: Manner::of(&options()), tells_read: true };
     let open = ToProxy::Open {
         lane: 7,
         address: PeerAddress::Ssh { user: Some("u".into()), host: "h".into(), port: None },
@@ -317,6 +348,8 @@ fn messages_are_read_as_written() {
         assert_eq!(decode::<ToProxy>(&hello::encode(&message), "x").unwrap(), message);
     }
     assert!(decode::<ToProxy>(b"{}", "x").is_err());
+    let ready = decode::<FromProxy>(br#"{"message":"ready"}"#, "x").unwrap();
+    assert_eq!(ready, FromProxy::Ready { heeds_read: false }, "of an earlier version");
     let earlier = br#"{"message":"open","lane":1,"address":"local","session":null}"#;
     assert!(
         matches!(decode(earlier, "x").unwrap(), ToProxy::Open { by, .. } if by.is_empty()),
