@@ -8,7 +8,7 @@
 use super::confined::User;
 use super::session::{Carrier, SessionSpec};
 use crate::migration::journal::{self, Line, Role, Step};
-use crate::migration::kept;
+use crate::migration::leftover;
 use crate::migration::protocol::AttemptId;
 use crate::migration::store;
 use crate::transport::Abort;
@@ -83,7 +83,7 @@ impl Attendants {
     /// Starts a process for each copy that nobody attends, and removes what pages were stored or kept in by one that is dead.
     pub fn look(&mut self) {
         store::sweep(&store::places(&self.template.state));
-        kept::sweep(&self.template.state.join("moves"));
+        leftover::sweep(&self.template.state.join("moves"));
         self.running.retain(|_, child| matches!(child.try_wait(), Ok(None)));
         for place in self.places() {
             let journals = place.state.join("moves");

@@ -10,8 +10,8 @@ use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
 use super::journal::{Journal, Step};
 use super::keeper::{self, Answer, Copy, Keeper, Question};
-use super::kept::{self, Used};
 use super::landing::{Landing, Plot};
+use super::leftover::{self, Used};
 use super::pages::{Run, What};
 use super::parked;
 use super::postcopy;
@@ -165,7 +165,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
-    let (base, used) = offer::kept_base(base, around.journals);
+    let (base, used) = offer::base(base, around.journals);
     let lease = offer::leased(lease_ms, bulk.iter_mut().chain(std::iter::once(&mut control)));
     builder.introduce(&Introduction {
         attempt: id,
@@ -535,7 +535,7 @@ impl Attempt<'_> {
 
     /// The target runs elsewhere, and this host is to be kept up to date from there. What cannot be kept comes again.
     fn keep_pages(&mut self) {
-        let (dir, lease) = (kept::directory(self.around.journals, self.id), self.keeper.lease());
+        let (dir, lease) = (leftover::directory(self.around.journals, self.id), self.keeper.lease());
         if let Err(failure) = while_alive(&mut self.control, || self.builder.keep(&dir, lease)) {
             tracing::warn!("pages are not kept: {failure}");
         }

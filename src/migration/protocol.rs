@@ -341,7 +341,7 @@ pub enum FromSource {
         /// Why.
         reason: String,
         /// It has gone elsewhere, from where this destination is to be kept up to date: pages of a copy that stands ready are kept
-        /// ([`super::kept`]).
+        /// ([`super::leftover`]).
         #[serde(default)]
         keep: bool,
     },

@@ -5,7 +5,7 @@ use crate::image::Bytes;
 use crate::migration::MoveError;
 use crate::migration::journal::{Journal, Role};
 use crate::migration::keeper::Keeper;
-use crate::migration::kept::{self, Used};
+use crate::migration::leftover::{self, Used};
 use crate::migration::points;
 use crate::migration::postcopy::relay;
 use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource};
@@ -71,9 +71,11 @@ pub(super) fn begin(
 }
 
 /// The image that an offer names. Pages that were kept here are found by their attempt, and where they are gone there is none.
-pub(super) fn kept_base(base: Option<Bytes>, journals: &Path) -> (Option<Bytes>, Option<Used>) {
-    kept::sweep(journals);
-    let Some(dir) = base.as_ref().and_then(|base| kept::directory_of(journals, &base.0)) else { return (base, None) };
+pub(super) fn base(base: Option<Bytes>, journals: &Path) -> (Option<Bytes>, Option<Used>) {
+    leftover::sweep(journals);
+    let Some(dir) = base.as_ref().and_then(|base| leftover::directory_of(journals, &base.0)) else {
+        return (base, None);
+    };
     let used = Used::begin(&dir);
     let image = used.as_ref().map(|used| Bytes(used.image().into_os_string().into_encoded_bytes()));
     (image, used)

@@ -6,7 +6,7 @@ use crate::blocker::Blocker;
 use crate::failure::{Failure, Result};
 use crate::migration::MoveError;
 use crate::migration::cascade::{Fate, News, Observer};
-use crate::migration::kept;
+use crate::migration::leftover;
 use crate::ops::options::{CPU_SHARE, Compress, Mode, ModeOptions, MoveOptions, WarmOptions};
 use crate::ops::outcome::{KeptWarm, Outcome, Where};
 use crate::ops::{Event, Events, many, warm};
@@ -30,7 +30,7 @@ pub(super) fn start(charge: &Charge, say: &dyn Fn(News)) -> Result<()> {
     };
     let mode = ModeOptions { mode, recoverable: None, ..moves.mode };
     // Those that stood ready have kept what they had.
-    let base = (moves.memory.compress != Compress::Off).then(|| kept::name(charge.attempt).into());
+    let base = (moves.memory.compress != Compress::Off).then(|| leftover::name(charge.attempt).into());
     let moves = MoveOptions { mode, base, ..moves };
     let (session, dests) = (moves.session, moves.dests.iter().map(ToString::to_string).collect());
     let options = WarmOptions { moves, cpu_share: CPU_SHARE, disjoint: None, standby: None };

@@ -15,8 +15,8 @@ use super::super::ssh::{self, SshChild};
 use super::super::wait::Abort;
 use super::recent::{Frame, Recent};
 use super::{
-    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Lasting, NEVER, PROXIES_MAX, PeerAddress, Pulse,
-    Result, ToProxy, TransportError, Trunk, WINDOW_BYTES,
+    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Lasting, NEVER, PROXIES_MAX, PeerAddress, Pulse, Result,
+    ToProxy, TransportError, Trunk, WINDOW_BYTES,
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
