@@ -176,8 +176,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         base: base.as_ref(),
         to_several,
     });
-    let mut attempt = match offer::begin(&around, id, (&session, lease, is_clone), control.peer(), target.memory_bytes)
-    {
+    let mut attempt = match offer::begin(&around, id, (&session, lease, is_clone), &control, target.memory_bytes) {
         Ok((store, keeper)) => Attempt {
             id,
             control,

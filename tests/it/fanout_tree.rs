@@ -103,7 +103,6 @@ fn one_in_the_middle_that_dies_is_passed_by() {
         ("pre-freeze", "c", &["b", "c", "d"][..]),
         ("frozen", "c", &["b", "c", "d"]),
         ("pre-commit", "c", &["b", "c", "d"]),
-        ("running", "c", &["b", "c", "d"]),
         ("pre-freeze", "b", &["b", "c"]),
         ("frozen", "b", &["b", "c", "d"]),
         ("pre-commit", "b", &["b", "c", "d"]),

@@ -315,15 +315,22 @@ fn a_destination_that_stands_by_comes_back_to_its_files() {
         assert!(output.status.success(), "{what}: {}", text(&output));
         let session = String::from_utf8(output.stdout).unwrap().trim().to_owned();
         let status = || result(&scene.source(&["status", &session, "--json"], &[]))["sessions"][0].clone();
-        let attempt = || status()["attempt"].as_str().map(str::to_owned);
-        let states = || status()["warm"]["candidates"][0]["states"].as_u64().unwrap_or_default();
-        wait(|| states() >= 2, &format!("{what}: states are kept"));
+        // Of one look: what it is called, and how many states the destination has been brought.
+        let look = || {
+            let status = status();
+            (status["attempt"].clone(), status["warm"]["candidates"][0]["states"].as_u64().unwrap_or_default())
+        };
+        wait(|| look().1 >= 2, &format!("{what}: states are kept"));
         let blow = Blow::against(&scene.dir.path().join("b"), scene.agent.as_ref().unwrap().0.id(), "KILL");
         for _ in 0..2 {
-            let (was, kept) = (attempt(), if with_another { states() } else { 0 });
+            let (attempt, states) = look();
+            let is_back = |(now, kept): (serde_json::Value, u64)| match with_another {
+                true => now == attempt && kept > states + 1,
+                false => now != attempt && kept > 1,
+            };
             blow.strike();
             assert!(blow.struck() > 0, "{what}: nobody was there");
-            wait(|| states() > kept + 1 && (attempt() != was) != with_another, &format!("{what}: it is there again"));
+            wait(|| is_back(look()), &format!("{what}: it is there again"));
         }
         let output = match verb {
             "switch" => scene.source(&["switch", &session, &address, "--json"], &[]),

@@ -244,7 +244,6 @@ fn a_proxy_that_is_killed_is_passed_by() {
         ("frozen", &["b"], 1),
         ("pre-commit", &["b", "c", "d"], 0),
         ("pre-commit", &["b"], 0),
-        ("running", &["b", "c"], 0),
     ] {
         let target = star.target(1000);
         let hook = format!("{point}={}", kill.command());

@@ -53,7 +53,7 @@ pub(super) fn begin(
     around: &Surroundings<'_>,
     id: AttemptId,
     (session, lease, is_clone): (&str, Duration, bool),
-    peer: &str,
+    control: &Channel,
     memory_bytes: u64,
 ) -> Result<(Store, Keeper), MoveError> {
     if let Some(promoted) = super::standby::promoted(around.journals, session) {
@@ -62,7 +62,7 @@ pub(super) fn begin(
     super::luggage::sweep(around.journals);
     let store = Store::begin(around.stores, id, memory_bytes, around.max_memory_bytes)?;
     // Begun long before the pause: making a file costs a wait for the disk.
-    let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, session)
+    let mut journal = Journal::begin(around.journals, Role::Destination, id, control.peer(), session)
         .map_err(|source| MoveError::Journal { source })?;
     if is_clone {
         journal.set_clone();
