@@ -525,6 +525,10 @@ pub fn answer(
     // Looked at first: what was complete stays so. And then: what was parked may have become a tree, which lacks what it lacked.
     let lacked_pages = !postcopy::is_complete(run, attempt);
     let answer = decided(journals, run, attempt, question, builder);
+    if answer.reply == Some(Reply::Aborted) {
+        // Those of a state that was deleted with that go, too.
+        super::destination::sweep_files(journals);
+    }
     let lacks_pages = lacked_pages || !postcopy::is_complete(run, attempt);
     Answer { lacks_pages, ..answer }
 }

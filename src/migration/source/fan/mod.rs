@@ -459,6 +459,10 @@ impl<'a> Attempt<'a> {
 
     /// What kept the last one from having the target; where each was blocked, everything that was in the way.
     fn all_out(&mut self) -> MoveError {
+        if let Some(warm) = self.wishes.warm {
+            // The last look may have been before that.
+            self.look_around(warm, None);
+        }
         let (mut blockers, mut other) = (Vec::new(), None);
         for member in &mut self.fan().members {
             match std::mem::replace(&mut member.stage, Stage::Stopped) {
