@@ -8,7 +8,7 @@
 use super::confined::User;
 use super::session::{Carrier, SessionSpec};
 use crate::migration::journal::{self, Line, Role, Step};
-use crate::migration::kept;
+use crate::migration::leftover;
 use crate::migration::protocol::AttemptId;
 use crate::migration::store;
 use crate::transport::Abort;
@@ -83,7 +83,7 @@ impl Attendants {
     /// Starts a process for each copy that nobody attends, and removes what pages were stored or kept in by one that is dead.
     pub fn look(&mut self) {
         store::sweep(&store::places(&self.template.state));
-        kept::sweep(&self.template.state.join("moves"));
+        leftover::sweep(&self.template.state.join("moves"));
         self.running.retain(|_, child| matches!(child.try_wait(), Ok(None)));
         for place in self.places() {
             let journals = place.state.join("moves");
@@ -145,7 +145,7 @@ fn needs_somebody(line: &Line) -> bool {
             Step::Parked => line.held.is_some(),
             // It was to be let go, and perhaps was not.
             Step::Owner => is_here && !line.ran,
-            Step::Committing | Step::Aborted | Step::Copied | Step::Done => false,
+            Step::Committing | Step::Aborted | Step::Cloned | Step::Done => false,
         }
 }
 
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn what_is_prepared_or_half_done_needs_somebody_and_what_is_settled_does_not() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::begin(dir.path(), Role::Destination, AttemptId([1; 16]), "a", None).unwrap();
+        let mut journal = Journal::begin(dir.path(), Role::Destination, AttemptId([1; 16]), "a", "abcdefgh").unwrap();
         let needs = |step, journal: &mut Journal| {
             journal.write(step).unwrap();
             needs_somebody(journal.line())
@@ -173,7 +173,7 @@ mod tests {
         let mut other_boot = Line { ran: false, boot_id: "another".into(), ..journal.line().clone() };
         other_boot.step = Step::Owner;
         assert!(!needs_somebody(&other_boot));
-        let mut source = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", None).unwrap();
+        let mut source = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", "abcdefgh").unwrap();
         assert!(!needs(Step::Begun, &mut source) && !needs(Step::Committing, &mut source));
     }
 }

@@ -260,7 +260,7 @@ fn phase(step: Step) -> &'static str {
         Step::Committing => "committing",
         Step::Owner => "owner",
         Step::Aborted => "aborted",
-        Step::Copied => "copied",
+        Step::Cloned => "copied",
         Step::Done => "done",
     }
 }
@@ -290,7 +290,7 @@ mod tests {
             bytes_sent: (step == Step::Done && role == Role::Source).then_some(4096),
             not_parked: None,
             ran: false,
-            copy: false,
+            is_clone: false,
             standby: None,
             unix_ms: 0,
         }

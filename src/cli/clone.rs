@@ -4,7 +4,7 @@ use super::{Context, config::Config, r#move};
 use crate::failure::Failure;
 use crate::migration::source::Quorum;
 use crate::net::address::Place;
-use crate::ops::options::{CopyOptions, Mode, ModeOptions, MoveAddress, MoveOptions};
+use crate::ops::options::{CloneOptions, Mode, ModeOptions, MoveAddress, MoveOptions};
 use crate::ops::words::{Dest, WordError};
 use std::str::FromStr;
 
@@ -63,7 +63,7 @@ impl Args {
         Ok(MoveOptions {
             mode: ModeOptions { mode, ..options.mode },
             quorum: self.moves.quorum_or(Quorum::Percent(100)),
-            copies: Some(CopyOptions {
+            clones: Some(CloneOptions {
                 end_source: self.end_source,
                 addresses,
                 connections: self.connections.0.clone(),

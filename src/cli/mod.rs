@@ -1,7 +1,8 @@
 //! The command line: definitions of the verbs, and the way from arguments to an exit code.
 //!
 //! One file a verb: its options as the parser sees them, and how they become the plain options of `ops/`. Groups of
-//! options that verbs share are in `options/`. A verb that is not in [`Verb`] does not exist for a person.
+//! options that verbs share are in `options/`, those that all have in [`everywhere`]; man pages and completions are made by [`generate`],
+//! [`companions`] are entries that are no verbs. A verb that is not in `Verb` does not exist for a person.
 
 pub mod companions;
 mod config;

@@ -123,7 +123,7 @@ impl Args {
             lease: self.lease.0,
             quorum: self.quorum_or(Quorum::default()),
             dry_run: self.dry_run,
-            copies: None,
+            clones: None,
             then: self.many.then(config)?,
         })
     }

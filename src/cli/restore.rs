@@ -76,8 +76,8 @@ impl Args {
         let watch = if foreground { Watch::begin_foreground()? } else { Watch::begin()? };
         let session = context.session(options.session, None, foreground);
         if let Some(count) = self.count {
-            let copies = ops::copies::restore(&options, count, &session);
-            return Ok(session.finish(copies));
+            let clones = ops::clones::restore(&options, count, &session);
+            return Ok(session.finish(clones));
         }
         match ops::restore::run(&options, &session) {
             Err(failure) if foreground => Ok(session.finish(Err(failure.kind(FailureKind::BeforeRun)))),

@@ -181,15 +181,15 @@ fn clones() {
     let read = |line| parse::<clone::Args>(line).unwrap().options(&Config::default()).unwrap();
     let options = read("7 b b");
     assert_eq!(options.dests.len(), 2, "a destination may be named twice");
-    assert_eq!(options.copies, Some(CopyOptions::default()));
+    assert_eq!(options.clones, Some(CloneOptions::default()));
     assert_eq!((options.mode.mode, options.quorum), (Mode::PreCopy, Quorum::Percent(100)));
     let options =
         read("7 b c --end-source --address 10.0.0.7/24@eth0 --address fd00::7/64@eth1 --quorum 1 --mode stop-and-copy");
-    let copies = options.copies.unwrap();
-    let addresses: Vec<_> = copies.addresses.iter().map(ToString::to_string).collect();
-    assert_eq!((copies.end_source, addresses), (true, vec!["10.0.0.7/24 at eth0".into(), "fd00::7/64 at eth1".into()]));
+    let clones = options.clones.unwrap();
+    let addresses: Vec<_> = clones.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!((clones.end_source, addresses), (true, vec!["10.0.0.7/24 at eth0".into(), "fd00::7/64 at eth1".into()]));
     assert_eq!((options.mode.mode, options.quorum), (Mode::StopAndCopy, Quorum::Number(1)));
-    let left_to = |line| read(line).copies.unwrap().connections;
+    let left_to = |line| read(line).clones.unwrap().connections;
     assert_eq!(left_to("7 b c --connections close"), None);
     assert_eq!(left_to("7 b c --end-source --connections tcp://c"), Some("tcp://c".parse().unwrap()));
     refused::<clone::Args>(&["7", "", "7 b --address 10.0.0.7", "7 b --address 10.0.0.7/24@eth0:eth1"]);

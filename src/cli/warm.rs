@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::migration::source::Quorum;
 use crate::ops::cascade::Cascade;
 use crate::ops::hooks::Hook;
-use crate::ops::options::{MoveOptions, StateOptions, WarmOptions};
+use crate::ops::options::{CPU_SHARE, MoveOptions, StateOptions, WarmOptions};
 use crate::ops::places::Places;
 use crate::ops::warm::{self, Front, Say, Shown};
 use crate::ops::words::{Percent, SessionId, Target, Time};
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(value_name = "DEST", required = true, value_delimiter = ',', value_hint = clap::ValueHint::Hostname)]
     dests: Vec<DestArg>,
     /// How much of one processor this takes at most while nobody waits for a switch
-    #[arg(long, value_name = "PERCENT", default_value = "25%")]
+    #[arg(long, value_name = "PERCENT", default_value_t = Percent(CPU_SHARE))]
     cpu_share: Percent,
     /// Every TIME destinations are brought a consistent state of the target, from which migrate promote starts it there when this host is dead [default: 10s]
     ///
@@ -97,7 +97,7 @@ impl Args {
             lease: self.lease.0,
             quorum: self.quorum.quorum_or(Quorum::default()),
             dry_run: false,
-            copies: None,
+            clones: None,
             then: Cascade { disjoint: self.paths.disjoint(), ..self.then.cascade(config)? },
         };
         Ok(WarmOptions {

@@ -1,7 +1,8 @@
 //! Target to model: reads everything of a frozen tree but the contents of its memory.
 //!
 //! One file for each room of the model (the mirror rule: `image/X`, `collect/X`, `restore/X`). Nothing here sends, nothing
-//! here stops or starts a task. What cannot be saved is added to [`Cx::blockers`], all of it, with its remedy.
+//! here stops or starts a task. What cannot be saved is added to [`Cx::blockers`], all of it, with its remedy. [`preflight`] looks while the
+//! target runs; [`seen`] is what needs no stop, [`mapped`] the file behind a mapping, [`restart`] what was left of time-outs.
 
 pub mod cgroup;
 pub mod creds;

@@ -1,6 +1,7 @@
 //! Processes of ours beside a command. Those of this room are small: they have no threads, and hold something for longer than a
 //! command runs. Those of `ops/` are started from here, too, and a move goes on in them: a warm-up, a stage of a cascade, one tree
-//! of an evacuation.
+//! of an evacuation. [`tracker`] keeps note of writes between two dumps, [`pager`] serves missing pages, [`lock_guard`] gives a target's
+//! connections back; [`held`] is how whoever comes later finds a tree that stands still, `parcel` what is handed over at the start.
 //!
 //! Each is this program started again with a hidden first word, with no descriptor but those it was handed, in a session of its
 //! own, outside the caller's cgroup.

@@ -56,13 +56,13 @@ pub struct Installer {
 }
 
 impl Installer {
-    /// Nothing has come yet. `dir`: where the record goes.
+    /// Nothing has come yet. `dir`: where the record goes; `earlier`: attempts whose files are to have the same end.
     ///
     /// # Errors
     /// The record cannot be made.
-    pub fn begin(dir: &Path, attempt: &str, wish: Wish) -> Result<Self> {
+    pub fn begin(dir: &Path, attempt: &str, earlier: &[String], wish: Wish) -> Result<Self> {
         let root = File::open("/").map_err(failed("open", b"/"))?.into();
-        let record = Some(Record::begin(dir, attempt)?);
+        let record = Some(Record::begin(dir, attempt, earlier)?);
         let tag = attempt.chars().take(12).collect();
         let (things, dirs) = (BTreeMap::new(), Vec::new());
         Ok(Self { root, record, wish, tag, things, open: None, dirs, last: false, fate: Fate::Undo })
@@ -288,7 +288,9 @@ impl Installer {
         if self.things.len() >= PLACES_MAX {
             return Err(nonsense(&dir.0, "too many files"));
         }
-        let stage = Bytes(format!(".migrate-{}-{}", self.tag, self.things.len()).into_bytes());
+        // By the lines of the record, which may have been begun by somebody before.
+        let number = self.record.as_ref().map_or(0, |record| record.lines().len());
+        let stage = Bytes(format!(".migrate-{}-{number}", self.tag).into_bytes());
         self.write(vec![Line::Stage { dir: dir.clone(), stage: stage.clone() }], false)?;
         Ok(stage)
     }

@@ -37,7 +37,7 @@ impl Pair {
             mtime_ns: 0,
         };
         let wish = Wish { mode: Files::Auto, with: vec![tree], with_bytes: 0 };
-        let installer = Some(Installer::begin(&top.path().join("journals"), "a1b2", wish).unwrap());
+        let installer = Some(Installer::begin(&top.path().join("journals"), "a1b2", &[], wish).unwrap());
         Self { top, sender, installer }
     }
 

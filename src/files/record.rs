@@ -66,7 +66,7 @@ pub enum Fate {
     Leave,
 }
 
-/// The record of one attempt.
+/// The record of one attempt, and of those before it whose files are to have the same end.
 #[derive(Debug)]
 pub struct Record {
     file: Flock<File>,
@@ -80,13 +80,18 @@ pub fn path(dir: &Path, attempt: &str) -> PathBuf {
 }
 
 impl Record {
-    /// Begins one.
+    /// Begins one. What an earlier attempt has left goes on in it, so that all is undone together, the newest first.
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn begin(dir: &Path, attempt: &str) -> Result<Self> {
+    pub fn begin(dir: &Path, attempt: &str, earlier: &[String]) -> Result<Self> {
         let path = path(dir, attempt);
         let failed = || failed("make", path.as_os_str().as_bytes());
+        if let Some(mut left) = earlier.iter().find_map(|earlier| Self::take_over(&self::path(dir, earlier))) {
+            fs::rename(&left.path, &path).map_err(failed())?;
+            left.path = path;
+            return Ok(left);
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed())?;
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(failed())?;
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| failed()(errno.into()))?;
@@ -133,7 +138,11 @@ impl Record {
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
         let mut text = Vec::new();
         (&*file).take(FILE_LIMIT_BYTES).read_to_end(&mut text).ok()?;
-        // The last line may have been cut off: what it tells of was not done then.
+        // The last line may have been cut off: what it tells of was not done then, and it must not run into the next one.
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        if whole < text.len() {
+            file.set_len(whole as u64).ok()?;
+        }
         let lines = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
         Some(Self { file, path: path.to_owned(), lines })
     }
@@ -148,10 +157,14 @@ pub fn conclude(dir: &Path, attempt: &str, fate: Fate) {
 
 /// Brings all records whose programs are dead to an end; `fate` says which, by the name of the attempt.
 pub fn sweep(dir: &Path, fate: &dyn Fn(&str) -> Fate) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(attempt) = name.to_str().and_then(|name| name.strip_suffix(".files")) else { continue };
-        if let Some(record) = Record::take_over(&entry.path()) {
+    let is_record = |path: &PathBuf| path.extension().is_some_and(|end| end == "files");
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut paths: Vec<PathBuf> = entries.filter(is_record).collect();
+    // The newest first: what it has put aside may be what one before it has put there.
+    paths.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).and_then(|meta| meta.modified()).ok()));
+    for path in paths {
+        let Some(attempt) = path.file_stem().and_then(OsStr::to_str) else { continue };
+        if let Some(record) = Record::take_over(&path) {
             // Asked while the lock is held: nobody else decides about it meanwhile.
             record.conclude(fate(attempt));
         }
@@ -284,7 +297,7 @@ mod tests {
             fs::write(dir.join("data"), "old").unwrap();
         }
         fs::write(dir.join(".stage"), "new").unwrap();
-        let mut record = Record::begin(&dir.join("journals"), "a1").unwrap();
+        let mut record = Record::begin(&dir.join("journals"), "a1", &[]).unwrap();
         let opened = open_dir(&bytes(dir)).unwrap();
         let inode = inode(&opened, OsStr::new(".stage")).unwrap();
         let (stage, name) = (Bytes(b".stage".to_vec()), Bytes(b"data".to_vec()));
@@ -326,6 +339,34 @@ mod tests {
         }
     }
 
+    /// The first attempt has died in the middle of a line, and the second puts another file in the place of its own.
+    #[test]
+    fn what_two_attempts_have_brought_has_one_end() {
+        for (fate, wanted) in [(Fate::Undo, "old"), (Fate::Keep, "newer")] {
+            let dir = tempfile::tempdir().unwrap();
+            let (record, opened) = staged(dir.path(), true);
+            put(&opened, &Bytes(b".stage".to_vec()), &Bytes(b"data".to_vec()), true).unwrap();
+            (&*record.file).write_all(b"{\"stage\":{").unwrap();
+            drop(record);
+            let journals = dir.path().join("journals");
+            let mut record = Record::begin(&journals, "a2", &["a0".to_owned(), "a1".to_owned()]).unwrap();
+            assert!(!path(&journals, "a1").exists() && record.lines().len() == 2);
+            fs::write(dir.path().join(".again"), "newer").unwrap();
+            let inode = inode(&opened, OsStr::new(".again")).unwrap();
+            let (stage, name) = (Bytes(b".again".to_vec()), Bytes(b"data".to_vec()));
+            let (at, had) = (bytes(dir.path()), true);
+            let line = Line::Stage { dir: at.clone(), stage: stage.clone() };
+            record
+                .write(vec![line, Line::Put { dir: at, stage: stage.clone(), name: name.clone(), inode, had }], true)
+                .unwrap();
+            put(&opened, &stage, &name, true).unwrap();
+            drop(record);
+            sweep(&journals, &|attempt| if attempt == "a2" { fate } else { Fate::Leave });
+            assert_eq!(content(dir.path()).as_deref(), Some(wanted), "{fate:?}");
+            assert!(!dir.path().join(".again").exists() && !path(&journals, "a2").exists());
+        }
+    }
+
     #[test]
     fn what_somebody_else_has_put_there_since_stays() {
         let dir = tempfile::tempdir().unwrap();
@@ -342,7 +383,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("a/x"), "").unwrap();
-        let mut record = Record::begin(&dir.path().join("journals"), "a1").unwrap();
+        let mut record = Record::begin(&dir.path().join("journals"), "a1", &[]).unwrap();
         let made = |path: &str| Line::Made { path: bytes(&dir.path().join(path)) };
         record.write(vec![made("a"), made("a/b")], false).unwrap();
         record.conclude(Fate::Undo);

@@ -1,4 +1,8 @@
 //! Memory of the target: ranges of pages, the page store, the pipeline between the two.
+//!
+//! What a target has: [`scan`], [`shared`] (objects), [`cow`] (pages that relatives share), [`zero`]. What it writes: [`track`], and
+//! [`rounds`] over it. Out of it and into a [`store`]: [`pipeline`], held back by [`throttle`]; of one instant: [`snapshot`]. Back, when
+//! somebody touches it: [`lazy`]; [`unprotect`] is the end of both.
 
 pub mod cow;
 pub mod lazy;

@@ -1,5 +1,6 @@
 //! The side that is to have the target: verdict, a tree that is made ahead of time, rounds into it, making of it what the
-//! target is in the end, running. Mirror of [`super::source`].
+//! target is in the end, running. Mirror of [`super::source`]. `offer` begins an attempt, `verdict` answers it, `builder` is the
+//! engine's part, `onward` where the target goes next.
 
 use super::bases::Bases;
 use super::cascade::Onward;
@@ -9,8 +10,8 @@ use super::handover::{Reply, Request};
 use super::intake::{Intake, wait_for_marks};
 use super::journal::{Journal, Step};
 use super::keeper::{self, Answer, Copy, Keeper, Question};
-use super::kept::{self, Used};
 use super::landing::{Landing, Plot};
+use super::leftover::{self, Used};
 use super::pages::{Run, What};
 use super::parked;
 use super::postcopy;
@@ -82,7 +83,7 @@ struct Attempt<'a> {
     /// States of the target go back until all pages are there.
     recoverable: bool,
     /// It runs beside others.
-    copy: bool,
+    is_clone: bool,
     /// Files that come along.
     luggage: Luggage,
     /// Where the target is to go on from here.
@@ -155,7 +156,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         lease_ms,
         to_several,
         conventions,
-        copy,
+        is_clone,
         onward,
         keep_warm,
         standby,
@@ -164,7 +165,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
-    let (base, used) = offer::kept_base(base, around.journals);
+    let (base, used) = offer::base(base, around.journals);
     let lease = offer::leased(lease_ms, bulk.iter_mut().chain(std::iter::once(&mut control)));
     builder.introduce(&Introduction {
         attempt: id,
@@ -175,7 +176,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         base: base.as_ref(),
         to_several,
     });
-    let mut attempt = match offer::begin(&around, id, (&session, lease, copy), control.peer(), target.memory_bytes) {
+    let mut attempt = match offer::begin(&around, id, (&session, lease, is_clone), &control, target.memory_bytes) {
         Ok((store, keeper)) => Attempt {
             id,
             control,
@@ -192,7 +193,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             base,
             may_follow: may_follow && !follows,
             recoverable,
-            copy,
+            is_clone,
             luggage: Luggage::of(files),
             onward: onward.or(keep_warm),
             standby: None,
@@ -223,7 +224,9 @@ impl Attempt<'_> {
             self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::Silent);
             return Ok(());
         }
-        standby.into_iter().for_each(|wanted| self.stand_by(*wanted));
+        if let Some(wanted) = standby {
+            self.stand_by(*wanted)?;
+        }
         let mut bulk = bulk;
         let (spaces, model_bytes, late_bytes) = self.rounds(&mut bulk)?;
         self.prepare(&mut bulk, &spaces, model_bytes, late_bytes)
@@ -531,7 +534,7 @@ impl Attempt<'_> {
 
     /// The target runs elsewhere, and this host is to be kept up to date from there. What cannot be kept comes again.
     fn keep_pages(&mut self) {
-        let (dir, lease) = (kept::directory(self.around.journals, self.id), self.keeper.lease());
+        let (dir, lease) = (leftover::directory(self.around.journals, self.id), self.keeper.lease());
         if let Err(failure) = while_alive(&mut self.control, || self.builder.keep(&dir, lease)) {
             tracing::warn!("pages are not kept: {failure}");
         }
@@ -574,7 +577,7 @@ impl Attempt<'_> {
     /// The link is lost. What runs here runs on; what is prepared waits until somebody decides.
     fn wait(&mut self, error: MoveError) -> Result<(), MoveError> {
         let pid = match self.keeper.phase() {
-            Phase::Prepared if self.copy => {
+            Phase::Prepared if self.is_clone => {
                 self.keeper.on(&mut Built(self.builder, &mut self.luggage), Event::LeaseOver);
                 return Err(error);
             }

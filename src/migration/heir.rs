@@ -10,7 +10,7 @@
 use super::handover::source::{Action, Event, Phase, Record, Source};
 use super::handover::{Candidate, Reply, Request, Rules, Sync};
 use super::journal::{Journal, Line, Role, Step};
-use super::points::kept::Kept;
+use super::points::series::Series;
 use super::points::taking::Taking;
 use super::postcopy::serving::{Serving, Unlinked};
 use super::protocol::AttemptId;
@@ -254,9 +254,9 @@ impl Rest<'_> {
         let (unlinked, taking) = (Unlinked::default(), self.taking(line.attempt));
         let done = std::thread::scope(|scope| {
             scope.spawn(|| serving.run(again, self.pages));
-            let taking = taking.map(|(taking, kept)| {
+            let taking = taking.map(|(taking, series)| {
                 let stops = taking.clone();
-                scope.spawn(move || taking.run(again, kept));
+                scope.spawn(move || taking.run(again, series));
                 stops.begin();
                 stops
             });
@@ -277,10 +277,10 @@ impl Rest<'_> {
 
 impl Rest<'_> {
     /// States go on to come back, if they did.
-    fn taking(&self, attempt: AttemptId) -> Option<(Taking, Kept)> {
+    fn taking(&self, attempt: AttemptId) -> Option<(Taking, Series)> {
         let (dir, every) = self.states.as_ref()?;
-        let kept = Kept::again(dir).inspect_err(|error| tracing::warn!(%error, "no states come back")).ok()?;
-        Some((Taking::new(attempt, *every, self.level).ok()?, kept))
+        let series = Series::again(dir).inspect_err(|error| tracing::warn!(%error, "no states come back")).ok()?;
+        Some((Taking::new(attempt, *every, self.level).ok()?, series))
     }
 }
 

@@ -122,7 +122,7 @@ impl There {
 
 /// A journal that says that memory is owed by this copy.
 fn journal(dir: &Path, held: Held) {
-    let mut journal = Journal::begin(dir, Role::Source, ATTEMPT, "b", None).unwrap();
+    let mut journal = Journal::begin(dir, Role::Source, ATTEMPT, "b", "abcdefgh").unwrap();
     journal.set_pages_owed(true);
     journal.set_held(held);
     journal.write(Step::Committing).unwrap();

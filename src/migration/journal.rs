@@ -63,8 +63,9 @@ pub enum Step {
     Owner,
     /// Source: it goes on here. Destination: it was discarded.
     Aborted,
-    /// Source: it goes on here, and copies of it run elsewhere.
-    Copied,
+    /// Source: it goes on here, and clones of it run elsewhere.
+    #[serde(rename = "copied")]
+    Cloned,
     /// Source: the original has ended. Destination: the source knows.
     Done,
 }
@@ -72,7 +73,7 @@ pub enum Step {
 impl Step {
     /// Whether nothing is left to be decided after it.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Aborted | Self::Copied | Self::Done)
+        matches!(self, Self::Aborted | Self::Cloned | Self::Done)
     }
 
     /// Whether nobody counts on anything after it, at a destination: it has not said PREPARED.
@@ -145,8 +146,8 @@ pub struct Line {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ran: bool,
     /// At the destination: it runs, or was to run, beside others.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub copy: bool,
+    #[serde(rename = "copy", default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_clone: bool,
     /// At the destination: what became of the newest state that it keeps for the death of the source ([`super::standby`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standby: Option<standby::Became>,
@@ -160,7 +161,7 @@ impl Line {
         match self.step {
             Step::Committing | Step::Owner => source::Record::Committing(Candidate(self.candidate)),
             Step::Done => source::Record::Done(Candidate(self.candidate)),
-            Step::Aborted | Step::Copied => source::Record::Aborted,
+            Step::Aborted | Step::Cloned => source::Record::Aborted,
             Step::Begun | Step::Prepared | Step::Parked => source::Record::Begun,
         }
     }
@@ -177,14 +178,14 @@ impl Line {
             Step::Prepared => destination::Record::Prepared,
             Step::Parked => destination::Record::Parked,
             Step::Owner | Step::Committing => destination::Record::Owner,
-            Step::Aborted | Step::Copied => destination::Record::Aborted,
+            Step::Aborted | Step::Cloned => destination::Record::Aborted,
             Step::Done => destination::Record::Done,
         }
     }
 
     /// Whether nothing is left to be decided or heard: whoever runs beside others is nobody's concern once it runs.
     pub fn is_over(&self) -> bool {
-        self.step.is_final() || self.copy && self.step == Step::Owner && self.ran
+        self.step.is_final() || self.is_clone && self.step == Step::Owner && self.ran
     }
 
     /// Written since this host was started.
@@ -209,16 +210,16 @@ const RESERVED_BYTES: i64 = 16 << 10;
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 impl Journal {
-    /// Begins a journal in `dir`, which is made (0700) if it is not there. The file and its name are on the disk when
-    /// this returns. One of the same attempt goes on where nothing was ever promised in it: its destination was lost, and is sent
-    /// everything anew.
+    /// Begins a journal of an attempt of this session in `dir`, which is made (0700) if it is not there. The file and its name are on
+    /// the disk when this returns. One of the same attempt goes on where nothing was ever promised in it: its destination was lost, and
+    /// is sent everything anew.
     ///
     /// # Errors
     /// There is one in which something was promised ([`io::ErrorKind::AlreadyExists`]), or that somebody else still writes
     /// ([`io::ErrorKind::WouldBlock`]).
-    pub fn begin(dir: &Path, role: Role, attempt: AttemptId, peer: &str, target_pid: Option<i32>) -> io::Result<Self> {
+    pub fn begin(dir: &Path, role: Role, attempt: AttemptId, peer: &str, session: &str) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let path = dir.join(format!("{attempt}.{}.journal", role.name()));
+        let path = path_of(dir, role, attempt);
         let open = |new: bool| OpenOptions::new().append(true).create_new(new).mode(0o600).open(&path);
         let (file, is_new) = match open(true) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && role == Role::Destination => {
@@ -227,13 +228,9 @@ impl Journal {
             file => (file?, true),
         };
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        let earlier = if is_new { Vec::new() } else { read(&path)? };
         // What a crash has cut off is no line, and would run into the next one.
-        let may_begin = || {
-            Ok::<bool, io::Error>(
-                has_whole_lines(&path)? && read(&path)?.iter().all(|line| line.step.promises_nothing()),
-            )
-        };
-        if !is_new && !may_begin()? {
+        if !has_whole_lines(&path)? || earlier.iter().any(|line| !line.step.promises_nothing()) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let reserve = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -250,8 +247,8 @@ impl Journal {
             peer: peer.into(),
             candidates: Vec::new(),
             candidate: 0,
-            target_pid,
-            session: String::new(),
+            target_pid: None,
+            session: session.into(),
             asked_for: String::new(),
             from_image: false,
             held: None,
@@ -261,8 +258,8 @@ impl Journal {
             bytes_sent: None,
             not_parked: None,
             ran: false,
-            copy: false,
-            standby: None,
+            is_clone: false,
+            standby: earlier.last().and_then(|line| line.standby),
             unix_ms: 0,
         };
         let mut journal = Self { file, path, line };
@@ -276,7 +273,7 @@ impl Journal {
     /// # Errors
     /// There is none ([`io::ErrorKind::NotFound`]), or somebody else still decides ([`io::ErrorKind::WouldBlock`]).
     pub fn take_over(dir: &Path, role: Role, attempt: AttemptId) -> io::Result<(Self, Line)> {
-        let path = dir.join(format!("{attempt}.{}.journal", role.name()));
+        let path = path_of(dir, role, attempt);
         let mut file = OpenOptions::new().append(true).read(true).open(&path)?;
         let until = Instant::now() + LOCK_WAIT;
         let file = loop {
@@ -293,11 +290,6 @@ impl Journal {
         file.set_len(whole)?;
         let line = Line { boot_id: crate::proc::sys::boot_id().unwrap_or_default(), ..last.clone() };
         Ok((Self { file, path, line }, last))
-    }
-
-    /// Notes the session for later lines.
-    pub fn set_session(&mut self, session: &str) {
-        self.line.session = session.into();
     }
 
     /// Notes what a person has named the target, for later lines.
@@ -352,8 +344,8 @@ impl Journal {
     }
 
     /// Notes that it runs beside others, for later lines.
-    pub fn set_copy(&mut self) {
-        self.line.copy = true;
+    pub fn set_clone(&mut self) {
+        self.line.is_clone = true;
     }
 
     /// Notes what became of the state that is kept here, for later lines.
@@ -452,6 +444,10 @@ impl Journal {
     }
 }
 
+fn path_of(dir: &Path, role: Role, attempt: AttemptId) -> PathBuf {
+    dir.join(format!("{attempt}.{}.journal", role.name()))
+}
+
 /// Reads a journal; a last line that was cut off by a crash is not counted.
 pub fn read(path: &Path) -> io::Result<Vec<Line>> {
     let mut text = String::new();
@@ -460,9 +456,14 @@ pub fn read(path: &Path) -> io::Result<Vec<Line>> {
     whole.lines().map(|line| serde_json::from_str(line).map_err(io::Error::other)).collect()
 }
 
+/// What the journal that this line is from says by now.
+pub fn newest(dir: &Path, line: &Line) -> Option<Line> {
+    read(&path_of(dir, line.role, line.attempt)).ok()?.pop()
+}
+
 /// Whether a program of ours has this journal, and decides.
 pub fn is_decided(dir: &Path, line: &Line) -> bool {
-    let path = dir.join(format!("{}.{}.journal", line.attempt, line.role.name()));
+    let path = path_of(dir, line.role, line.attempt);
     let free = |file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok();
     !open(&path).is_ok_and(free)
 }
@@ -529,21 +530,23 @@ mod tests {
     fn one_that_has_promised_nothing_begins_anew() {
         let dir = tempfile::tempdir().unwrap();
         let attempt = AttemptId([7; 16]);
-        let begin = || Journal::begin(dir.path(), Role::Destination, attempt, "a", None);
+        let begin = || Journal::begin(dir.path(), Role::Destination, attempt, "a", "abcdefgh");
         let mut over = HashMap::new();
         let mut undecided = || undecided_of(dir.path(), Role::Destination, &mut over).unwrap().len();
         let mut journal = begin().unwrap();
         assert_eq!(begin().unwrap_err().kind(), io::ErrorKind::WouldBlock, "somebody writes it");
+        journal.set_standby(Some(standby::Became::Kept));
         journal.write(Step::Aborted).unwrap();
         drop(journal);
         assert_eq!(undecided(), 0);
         let mut journal = begin().unwrap();
         assert_eq!(undecided(), 1, "and is looked at again");
+        assert_eq!(journal.line().standby, Some(standby::Became::Kept), "its state is still there");
         journal.write(Step::Prepared).unwrap();
         journal.write(Step::Aborted).unwrap();
         drop(journal);
         assert_eq!(begin().unwrap_err().kind(), io::ErrorKind::AlreadyExists, "it was promised something");
-        let source = || Journal::begin(dir.path(), Role::Source, attempt, "b", None);
+        let source = || Journal::begin(dir.path(), Role::Source, attempt, "b", "abcdefgh");
         drop(source().unwrap());
         assert!(source().is_err(), "a source begins once");
     }
@@ -553,10 +556,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         let attempt = AttemptId([7; 16]);
-        let mut journal = Journal::begin(&state, Role::Source, attempt, "host-b", Some(42)).unwrap();
+        let mut journal = Journal::begin(&state, Role::Source, attempt, "host-b", "abcdefgh").unwrap();
+        journal.set_target(42);
         journal.write_synced(Step::Committing).unwrap();
-        let steps: Vec<Step> = read(journal.path()).unwrap().iter().map(|line| line.step).collect();
+        let lines = read(journal.path()).unwrap();
+        let steps: Vec<Step> = lines.iter().map(|line| line.step).collect();
         assert_eq!(steps, [Step::Begun, Step::Committing]);
+        assert!(lines.iter().all(|line| line.session == "abcdefgh"), "from the first line on");
         let open = undecided(&state).unwrap();
         assert_eq!((open[0].attempt, open[0].target_pid, open[0].peer.as_str()), (attempt, Some(42), "host-b"));
         assert_eq!(open[0].boot_id.len(), 36);
@@ -576,7 +582,7 @@ mod tests {
     #[test]
     fn an_attempt_is_begun_once_a_side() {
         let dir = tempfile::tempdir().unwrap();
-        let begin = |role| Journal::begin(dir.path(), role, AttemptId([1; 16]), "x", None);
+        let begin = |role| Journal::begin(dir.path(), role, AttemptId([1; 16]), "x", "abcdefgh");
         begin(Role::Source).unwrap();
         begin(Role::Destination).unwrap();
         assert_eq!(begin(Role::Source).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
@@ -585,7 +591,7 @@ mod tests {
     #[test]
     fn a_line_that_was_cut_off_does_not_count() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::begin(dir.path(), Role::Destination, AttemptId([1; 16]), "x", None).unwrap();
+        let mut journal = Journal::begin(dir.path(), Role::Destination, AttemptId([1; 16]), "x", "abcdefgh").unwrap();
         journal.write(Step::Prepared).unwrap();
         let path = journal.path().to_owned();
         let whole = fs::read(&path).unwrap();

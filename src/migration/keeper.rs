@@ -10,7 +10,7 @@ use super::destination::Builder;
 use super::handover::destination::{Action, Destination, Event, Left, Phase, Record};
 use super::handover::{Choice, Reply, Request, Rules, Sync};
 use super::inventory;
-use super::journal::{Journal, Role, Step};
+use super::journal::{self, Journal, Line, Role, Step};
 use super::parked;
 use super::postcopy;
 use super::protocol::AttemptId;
@@ -106,7 +106,7 @@ impl Keeper {
     /// For an attempt whose journal has been begun.
     pub fn new(journal: Journal, lease: Duration) -> Self {
         let line = journal.line();
-        Self::of(Destination::new(line.attempt, Rules::in_force()).beside_others(line.copy), journal, lease)
+        Self::of(Destination::new(line.attempt, Rules::in_force()).beside_others(line.is_clone), journal, lease)
     }
 
     fn of(machine: Destination, journal: Journal, lease: Duration) -> Self {
@@ -138,7 +138,7 @@ impl Keeper {
             addresses: if same_boot { last.addresses.clone() } else { Vec::new() },
             pid: last.target_pid,
             files: (journals.to_owned(), attempt.to_string()),
-            state: standby::directory(journals, attempt),
+            session: last.session.clone(),
             bequest: None,
             inventory: journal.inventory(),
             copy: parked::copy(&parked::directory(journals, attempt)),
@@ -158,7 +158,7 @@ impl Keeper {
             tracing::warn!(%error, "what the sockets of the copy need cannot be read");
             None
         });
-        let machine = machine.beside_others(last.copy);
+        let machine = machine.beside_others(last.is_clone);
         let lease = inventory::read(&heirloom.inventory).map(|found| Duration::from_millis(found.lease_ms));
         let mut keeper = Self::of(machine, journal, lease.unwrap_or(super::destination::LEASE));
         keeper.described = true;
@@ -525,6 +525,10 @@ pub fn answer(
     // Looked at first: what was complete stays so. And then: what was parked may have become a tree, which lacks what it lacked.
     let lacked_pages = !postcopy::is_complete(run, attempt);
     let answer = decided(journals, run, attempt, question, builder);
+    if answer.reply == Some(Reply::Aborted) {
+        // Those of a state that was deleted with that go, too.
+        super::destination::sweep_files(journals);
+    }
     let lacks_pages = lacked_pages || !postcopy::is_complete(run, attempt);
     Answer { lacks_pages, ..answer }
 }
@@ -568,8 +572,8 @@ struct Heirloom<'b> {
     pid: Option<i32>,
     /// Where the record of its files is, and the name of the attempt.
     files: (PathBuf, String),
-    /// Where a state is kept for the death of the source.
-    state: PathBuf,
+    /// Its session, of which a state may be kept.
+    session: String,
     /// What its sockets need.
     bequest: Option<Bequest>,
     /// Where it stands what it is.
@@ -658,8 +662,9 @@ impl Copy for Heirloom<'_> {
             self.end_pager();
         }
         self.held.kill();
-        // They belong to a state that is kept, if there is one.
-        let fate = if standby::is_complete(&self.state) { Fate::Leave } else { Fate::Undo };
+        // They belong to a state of the session that is kept, if there is one; that is taken to be so where it cannot be seen.
+        let is_kept = |lines: Vec<Line>| standby::is_kept(&self.files.0, &lines, &self.session);
+        let fate = if journal::all(&self.files.0).map_or(true, is_kept) { Fate::Leave } else { Fate::Undo };
         record::conclude(&self.files.0, &self.files.1, fate);
     }
 

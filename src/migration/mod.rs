@@ -5,9 +5,18 @@
 //! when the pause begins.
 //!
 //! [`source`] and [`destination`] are mirror images: one function for each step of [`protocol`], with the same name on
-//! both sides. [`switchover`] decides when to pause, [`pages`] and [`send_pages`] are how pages travel,
-//! `intake`, [`landing`] and [`store`] where they arrive, [`postcopy`] is for those that follow when the target runs, [`points`] are what comes back meanwhile, [`standby`] is what a destination keeps for the death of the source, [`cascade`] is what becomes of a target that is to go further still, [`journal`] is what survives the program. What a target is made of is the engine's: behind
-//! [`source::Target`] and [`destination::Builder`].
+//! both sides. What a target is made of is the engine's: behind [`source::Target`] and [`destination::Builder`].
+//!
+//! ```text
+//! who owns the target   handover (decides), journal (what survives the program), keeper and heir (act for a destination, a source),
+//!                       resolve (a person decides)
+//! when to pause         switchover (decides), effort (what is done for a target that writes too fast), pace, report
+//! how pages travel      pages (frames), send_pages; less of them: bases (deltas), shelf (named by digest), earlier (--base)
+//! where pages arrive    intake, then landing (the tree in the making) or store (an image in the making)
+//! before and after      conventions (what two hosts call things), warm (a warm-up), cascade (--then), postcopy, points (--recoverable)
+//! what is kept there    parked (a prepared copy, with its inventory), standby (for the death of the source),
+//!                       leftover (of a loser that is to be kept warm)
+//! ```
 
 pub mod bases;
 pub mod cascade;
@@ -21,8 +30,8 @@ mod intake;
 pub mod inventory;
 pub mod journal;
 pub mod keeper;
-pub mod kept;
 pub mod landing;
+pub mod leftover;
 mod pace;
 pub mod pages;
 pub mod parked;
@@ -77,7 +86,7 @@ pub enum MoveError {
     },
     /// It was told to run its copy, one of several.
     #[error("{peer} was told to run its copy and does not answer: it may run there")]
-    CopyUnanswered {
+    CloneUnanswered {
         /// Who.
         peer: String,
     },

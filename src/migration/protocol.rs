@@ -207,10 +207,10 @@ pub enum FromSource {
         /// What both hosts should mean by the same numbers.
         #[serde(default)]
         conventions: Box<Conventions>,
-        /// A copy is to run there beside others, by the identity in `state`. Nobody counts on one that is prepared: when nothing is
-        /// heard it is deleted, not parked.
-        #[serde(default)]
-        copy: bool,
+        /// A clone is to run there, by the identity in `state`. Nobody counts on one that is prepared: when nothing is heard it is
+        /// deleted, not parked.
+        #[serde(rename = "copy", default)]
+        is_clone: bool,
         /// Where it is to go on from there, once it is there; see [`super::cascade`].
         #[serde(default)]
         onward: Option<Box<Onward>>,
@@ -341,7 +341,7 @@ pub enum FromSource {
         /// Why.
         reason: String,
         /// It has gone elsewhere, from where this destination is to be kept up to date: pages of a copy that stands ready are kept
-        /// ([`super::kept`]).
+        /// ([`super::leftover`]).
         #[serde(default)]
         keep: bool,
     },
@@ -374,9 +374,9 @@ pub enum FromDestination {
         /// Pages that follow when the target runs can be named by what is on that list, too.
         #[serde(default)]
         names_late: bool,
-        /// That a copy was asked for is understood.
-        #[serde(default)]
-        copy: bool,
+        /// That a clone was asked for is understood.
+        #[serde(rename = "copy", default)]
+        is_clone: bool,
         /// It has looked where the target is to go on to, and can see to that.
         #[serde(default)]
         passes_on: bool,
@@ -582,7 +582,7 @@ mod tests {
             earlier_bytes: 0,
             warnings: Vec::new(),
             names_late: false,
-            copy: false,
+            is_clone: false,
             passes_on: true,
             images: true,
             stands_by: true,

@@ -1,4 +1,6 @@
-//! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`].
+//! The side that has the target: offer, rounds, switch-over. Mirror of [`super::destination`]. With several destinations [`fan`] is in the
+//! place of `rounds`; `peer` is one of them, [`again`] how it is found when its link is lost, `late` memory that follows,
+//! `foresee` what a move would cost.
 
 use super::MoveError;
 use super::cascade::{Observer, Onward};
@@ -204,8 +206,8 @@ pub struct Wishes<'a> {
     pub uplink_copies: Option<u64>,
     /// Rounds go on without end, until this says that the target is to move.
     pub warm: Option<&'a Warm>,
-    /// Each destination starts a copy of its own, and this becomes of the original ([`fan`] only).
-    pub copies: Option<Original>,
+    /// Each destination starts a clone, and this becomes of the original ([`fan`] only).
+    pub clones: Option<Original>,
     /// Where the target is to go on from its destination.
     pub onward: Option<Onward>,
     /// The target comes from an image: nothing of it runs here, or stands still meanwhile.
@@ -223,21 +225,21 @@ pub struct StandBy {
     pub dests: Vec<String>,
 }
 
-/// What becomes of a target that copies are made of.
+/// What becomes of a target that clones are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Original {
     /// It goes on as soon as everything that it is has been read.
     RunsOn,
-    /// It ends once a copy runs.
+    /// It ends once a clone runs.
     Ends,
-    /// It goes to this destination by the handover of a move, with what only one can have, and the others start copies beside it.
+    /// It goes to this destination by the handover of a move, with what only one can have, and the others start clones beside it.
     Moves(Candidate),
 }
 
 impl Wishes<'_> {
-    /// Whether this destination is to start a copy.
-    pub(super) fn is_copy(&self, who: Candidate) -> bool {
-        self.copies.is_some_and(|original| original != Original::Moves(who))
+    /// Whether this destination is to start a clone.
+    pub(super) fn is_clone(&self, who: Candidate) -> bool {
+        self.clones.is_some_and(|original| original != Original::Moves(who))
     }
 }
 
@@ -335,9 +337,8 @@ pub fn run(link: Link, target: &mut dyn Target, wishes: &Wishes<'_>, events: &dy
 /// Begun long before the pause: making a file costs a wait for the disk.
 fn journal(id: AttemptId, wishes: &Wishes<'_>, peers: &[&str]) -> Result<Journal, MoveError> {
     let first = peers.first().copied().unwrap_or_default();
-    let mut journal = Journal::begin(wishes.journals, Role::Source, id, first, None)
+    let mut journal = Journal::begin(wishes.journals, Role::Source, id, first, &wishes.session)
         .map_err(|source| MoveError::Journal { source })?;
-    journal.set_session(&wishes.session);
     journal.set_asked_for(&wishes.asked_for);
     if wishes.from_image {
         journal.set_from_image();

@@ -1,7 +1,9 @@
 //! What the network must see, and must not see, while a tree changes its place: [`lock`] keeps sockets and packets as they
 //! are, [`capture`] keeps what they do not take meanwhile, [`segment`] gives it to them and says to a restored socket what its
 //! peer has said before, [`announce`] tells neighbours of an address that has moved, [`quiet`] keeps it from them until it is known
-//! where to, and [`link`] joins an interface of a clone's to one of this host.
+//! where to, and [`link`] joins an interface of a clone's to one of this host. [`gate`] lets queues of listeners run empty before,
+//! [`nft`] holds segments off between a dump and its restore, [`flows`] says what of the traffic is the tree's. [`address`], [`place`]
+//! (paths of UNIX sockets), [`filter`], [`multicast`], [`audit`] and [`namespace`] know one thing about sockets each.
 
 pub mod address;
 pub mod announce;

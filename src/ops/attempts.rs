@@ -1,12 +1,12 @@
 //! Attempts of one move: at first to the destinations, then to the alternates, then to the same ones again. Between two of them the
 //! target runs where it is.
 
-use super::options::{CopyOptions, MoveOptions, word};
+use super::options::{CloneOptions, MoveOptions, word};
 use super::outcome::{Attempt, Outcome};
 use super::paths::{self, Disjoint};
 use super::proxies;
 use super::words::Dest;
-use super::{Event, Events, copies, interrupt, move_};
+use super::{Event, Events, clones, interrupt, move_};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::transport::Abort;
 use crate::transport::backoff::Backoff;
@@ -52,7 +52,7 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         let what = format!("{twice} is a destination and an alternate");
         return Err(Failure::new(what).kind(FailureKind::Usage));
     }
-    copies::refuse_further(options, further)?;
+    clones::refuse_further(options, further)?;
     let all = options.dests.iter().chain(&further.alternates).chain(options.then.dests());
     let all: Vec<Dest> = all.cloned().collect();
     proxies::refuse(&options.peer, &all, further.disjoint)?;
@@ -62,8 +62,8 @@ pub fn run(options: &MoveOptions, further: &Further, events: &dyn Events, abort:
         None => (options.dests.clone(), further.alternates.clone()),
     };
     let left_out = options.dests.len().saturating_sub(chosen.0.len());
-    let copies = options.copies.clone().map(|copies| CopyOptions { left_out, ..copies });
-    let options = &MoveOptions { copies, ..options.clone() };
+    let clones = options.clones.clone().map(|clones| CloneOptions { left_out, ..clones });
+    let options = &MoveOptions { clones, ..options.clone() };
     let turns = [chosen.0.as_slice(), chosen.1.as_slice()];
     let (begun, mut failed, mut backoff) = (Instant::now(), Vec::new(), Backoff::new(AGAIN_AFTER));
     let mut again = 0;

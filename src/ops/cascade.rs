@@ -15,7 +15,7 @@ use super::paths::Disjoint;
 use super::warm::Front;
 use super::words::{Dest, SessionId, Target, WordError};
 use super::{Event, Events};
-use super::{many, proxies, reach};
+use super::{many, reach};
 use crate::blocker::{Blocker, codes};
 use crate::companion::{self, parcel};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-mod kept_warm;
+mod keep_warm;
 
 /// The hidden first word of a mover.
 const ENTRY: &str = "cascade-process";
@@ -143,15 +143,14 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
     }
     for (n, dests) in (2..).zip(&options.then.stages) {
         let stage = MoveOptions { dests: dests.clone(), then: Cascade::default(), ..options.clone() };
-        let refused = many::refuse(&stage).and_then(|()| proxies::refuse(&options.peer, dests, None));
-        refused.map_err(|failure| Failure { what: format!("stage {n}: {}", failure.what), ..failure })?;
+        many::refuse(&stage).map_err(|failure| Failure { what: format!("stage {n}: {}", failure.what), ..failure })?;
     }
     Ok(())
 }
 
 /// What does not go together with destinations that stay warm.
 fn refuse_keep_warm(options: &MoveOptions) -> Result<()> {
-    let (what, hint) = if options.copies.is_some() {
+    let (what, hint) = if options.clones.is_some() {
         ("--keep-warm: no destination of a clone is left over", "migrate warm keeps further ones up to date")
     } else if !options.then.stages.is_empty() {
         ("--keep-warm and --then: a target that moves on keeps nobody warm", "--keep-warm is for the last stage alone")
@@ -170,7 +169,7 @@ fn refuse_keep_warm(options: &MoveOptions) -> Result<()> {
 pub(super) fn onward(options: &MoveOptions) -> Result<Option<Onward>> {
     let words = |dests: &Vec<Dest>| dests.iter().map(ToString::to_string).collect();
     let stages = match options.then.keep_warm {
-        true => kept_warm::others(options),
+        true => keep_warm::others(options),
         false => Some(options.then.stages.iter().map(words).collect()),
     };
     let Some(stages) = stages.filter(|stages: &Vec<Vec<String>>| !stages.is_empty()) else { return Ok(None) };
@@ -199,7 +198,7 @@ fn next(onward: &Onward, pid: i32) -> Result<(MoveOptions, Further)> {
     let further = Further { alternates: Vec::new(), retries, within, disjoint };
     let lease = lease.unwrap_or(crate::migration::destination::LEASE);
     let options = MoveOptions {
-        copies: None,
+        clones: None,
         session: SessionId::random(),
         target: Target::Pid(Pid(pid)),
         dests,
@@ -223,7 +222,7 @@ fn next(onward: &Onward, pid: i32) -> Result<(MoveOptions, Further)> {
 /// forbids it here, if something does.
 pub(super) fn look(onward: &Onward, rule: Option<&str>) -> (Vec<Blocker>, Vec<String>) {
     let found = obstacles(onward, rule);
-    if onward.keep_warm { kept_warm::warnings(found) } else { found }
+    if onward.keep_warm { keep_warm::warnings(found) } else { found }
 }
 
 fn obstacles(onward: &Onward, rule: Option<&str>) -> (Vec<Blocker>, Vec<String>) {
@@ -304,20 +303,16 @@ pub(super) fn follow(
     abort: &Abort,
 ) -> Result<Outcome> {
     if options.then.keep_warm && !options.dry_run {
-        return Ok(kept_warm::follow(options, observer, outcome, events, abort));
+        return Ok(keep_warm::follow(options, observer, outcome, events, abort));
     }
     if options.dry_run || !options.then.is_used() {
         return Ok(outcome);
     }
-    let at = match &outcome.place {
-        Where::Dest(dest) => dest.clone(),
-        _ => String::new(),
-    };
     events.event(Event::Stage(done(options, &outcome)));
     if options.then.stages.is_empty() {
         return Ok(outcome);
     }
-    let mut seen = Seen { at, pid: outcome.pid, session: None };
+    let mut seen = Seen::of(&outcome);
     let Some(observer) = observer else {
         let why = vec!["the link was lost in the moment of handing over, and nothing more was asked of it".to_owned()];
         let failure = seen.stays(FailureKind::Partly, TargetState::RunningOn(seen.at.clone()), why);
@@ -325,12 +320,12 @@ pub(super) fn follow(
         let pid = outcome.pid.map(|pid| pid.to_string()).unwrap_or_default();
         return Err(failure.hint(format!("on {}, migrate move {pid} {next}", seen.at)));
     };
-    let mut tell = |news| {
-        if let Some(stage) = seen.hears(news, events) {
+    let mut passed = |news| {
+        if let News::Stage(stage) = news {
             outcome.stages.push(stage);
         }
     };
-    let ended = observer.follow(abort, &mut tell);
+    let ended = seen.follow(observer, &mut passed, events, abort);
     let (fate, failure) = ended.map_err(|error| seen.lost(&error))?;
     match (fate, failure) {
         (Fate::RunsAt { dest, pid }, None) => (outcome.place, outcome.pid) = (Where::Dest(dest), pid),
@@ -374,6 +369,29 @@ struct Seen {
 }
 
 impl Seen {
+    /// Of a target that has just come to where it is.
+    fn of(outcome: &Outcome) -> Self {
+        let at = match &outcome.place {
+            Where::Dest(dest) => dest.clone(),
+            _ => String::new(),
+        };
+        Self { at, pid: outcome.pid, session: None }
+    }
+
+    /// Hears how it goes on, and how that ends: stages that are done, and sessions that have begun, are for `each`.
+    fn follow(
+        &mut self,
+        observer: Observer,
+        each: &mut dyn FnMut(News),
+        events: &dyn Events,
+        abort: &Abort,
+    ) -> std::result::Result<(Fate, Option<WireFailure>), MoveError> {
+        observer.follow(abort, &mut |news| match news {
+            News::Warm { .. } => each(news),
+            news => self.hears(news, events).into_iter().for_each(|stage| each(News::Stage(stage))),
+        })
+    }
+
     /// A stage that is done.
     fn hears(&mut self, news: News, events: &dyn Events) -> Option<Stage> {
         match news {
@@ -523,7 +541,7 @@ pub fn main(front: &'static dyn Front) -> u8 {
         tracing::warn!(%error, "the source cannot end this");
     }
     if charge.onward.keep_warm {
-        courier.say(&kept_warm::ended(kept_warm::start(&charge, &|news| courier.say(&news))));
+        courier.say(&keep_warm::ended(keep_warm::start(&charge, &|news| courier.say(&news))));
         return 0;
     }
     let Charge { onward, pid, started, .. } = charge;

@@ -26,7 +26,7 @@ use crate::image::Pid;
 use crate::migration::handover::Candidate;
 use crate::migration::heir::{self, Original, Rest};
 use crate::migration::journal::{self, Line, Step};
-use crate::migration::points::kept;
+use crate::migration::points::series;
 use crate::migration::protocol::AttemptId;
 use crate::migration::source::{Again, Fence};
 use crate::trace::pages::TargetPages;
@@ -216,7 +216,7 @@ fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
     let newest = Mutex::new(None);
     let mut found = |line: &Line| -> Box<dyn Original + '_> {
         let held = line.held.clone().filter(|_| line.is_of_this_boot());
-        Box::new(Whole { held, taken, points: kept::directory(&charge.journals, line.attempt), newest: &newest })
+        Box::new(Whole { held, taken, points: series::directory(&charge.journals, line.attempt), newest: &newest })
     };
     let command = charge.fence.as_ref().map(|command| {
         |who: Candidate| {
@@ -225,7 +225,7 @@ fn settle(charge: &Charge, taken: &Taken, only_tells: bool) -> u8 {
         }
     });
     let fence = command.as_ref().map(|command| Fence { command, after: charge.peer.peer_timeout });
-    let states = charge.recoverable.map(|every| (kept::directory(&charge.journals, charge.attempt), every));
+    let states = charge.recoverable.map(|every| (series::directory(&charge.journals, charge.attempt), every));
     let rest = taken.pages.as_ref().map(|pages| Rest { pages, level: charge.level, states });
     match heir::settle(&charge.journals, charge.attempt, Again::new(&again), fence, rest, &mut found) {
         Ok(settled) => tracing::warn!(?settled, "the guardian ends"),
@@ -273,8 +273,8 @@ impl Original for Whole<'_> {
             tracing::warn!(pid, "the target goes on from its newest state");
             return Ok(());
         }
-        if kept::newest(&self.points).is_none() {
-            kept::remove(&self.points);
+        if series::newest(&self.points).is_none() {
+            series::remove(&self.points);
         }
         if let Some(Err(error)) = self.taken.network.as_ref().map(Hand::give_back) {
             tracing::error!(%error, "the target goes on without its connections or addresses");
@@ -287,7 +287,7 @@ impl Original for Whole<'_> {
             tracing::debug!(%error, "the guard of the network has ended before");
         }
         self.held.iter().for_each(Held::kill);
-        kept::remove(&self.points);
+        series::remove(&self.points);
         sysv::remove_left(&self.taken.segments);
     }
 }

@@ -4,7 +4,7 @@ use super::options::{MoveOptions, Pids, StateOptions};
 use super::proxies::{self, Via, ways::Ways};
 use super::reach;
 use super::words::Dest;
-use super::{Event, Events, copies};
+use super::{Event, Events, clones};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::MoveError;
 use crate::migration::handover::Candidate;
@@ -27,12 +27,12 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
         return Ok(());
     }
     if options.dests.len() > fan::CANDIDATES_MAX {
-        let what = if options.copies.is_some() { "copies are started" } else { "destinations get a target" };
+        let what = if options.clones.is_some() { "copies are started" } else { "destinations get a target" };
         return usage(format!("{} {what} at once, at most", fan::CANDIDATES_MAX));
     }
     for (n, dest) in options.dests.iter().enumerate() {
         // Copies have nothing in common that two of them could not have at one host, unless it passes on what it gets.
-        let once = options.copies.is_none() || options.peer.fanout_tree.is_some();
+        let once = options.clones.is_none() || options.peer.fanout_tree.is_some();
         if once && options.dests[..n].contains(dest) {
             return usage(format!("{dest} is named twice"));
         }
@@ -42,7 +42,7 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
 
 /// The steps for a target that does not converge: what deltas are made against is one destination's.
 pub(super) fn steps(options: &MoveOptions, mut steps: Vec<Step>) -> Vec<Step> {
-    if options.dests.len() > 1 || options.copies.is_some() {
+    if options.dests.len() > 1 || options.clones.is_some() {
         steps.retain(|step| *step != Step::Delta);
     }
     steps
@@ -58,7 +58,7 @@ pub(super) fn states(options: &MoveOptions, places: &[usize]) -> Result<Vec<serd
         if *dest == Dest::Local && state.pids.unwrap_or_default() == Pids::Auto {
             state.pids = Some(Pids::New);
         }
-        let state = copies::state(options, Candidate(who), *place, state);
+        let state = clones::state(options, Candidate(who), *place, state);
         serde_json::to_value(&state).map_err(|e| Failure::of("the choices cannot be written", &e))
     };
     (0..).zip(&options.dests).zip(places).map(state).collect()
@@ -82,6 +82,9 @@ pub(super) fn owner(options: &MoveOptions, report: &Report) -> String {
     options.dests.get(n).map(ToString::to_string).unwrap_or_default()
 }
 
+/// Channels for pages to each when nobody chose a number: more than two bring nothing on one link.
+const STREAMS: u16 = 2;
+
 /// Those that can be reached.
 pub(super) struct Reached {
     /// With their places in the list, and who passes on what goes over them.
@@ -94,7 +97,8 @@ pub(super) struct Reached {
 ///
 /// # Errors
 /// None can be.
-pub(super) fn connect(options: &MoveOptions, streams: u16, events: &dyn Events, abort: &Abort) -> Result<Reached> {
+pub(super) fn connect(options: &MoveOptions, events: &dyn Events, abort: &Abort) -> Result<Reached> {
+    let streams = options.memory.streams.unwrap_or(STREAMS);
     let ways = proxies::begin(&options.dests, &options.peer, events, abort)?;
     let connect = |dest| match &ways {
         Some(ways) => proxies::link(ways, dest, (&options.peer, streams), events, abort),
@@ -148,7 +152,7 @@ pub(super) fn run(
     abort: &Abort,
 ) -> std::result::Result<Report, MoveError> {
     match links.len() {
-        1 if wishes.warm.is_none() && wishes.copies.is_none() => source::run(links.remove(0), target, wishes, events),
+        1 if wishes.warm.is_none() && wishes.clones.is_none() => source::run(links.remove(0), target, wishes, events),
         _ => fan::run(links, target, wishes, events, abort),
     }
 }

@@ -1,4 +1,19 @@
-//! Use cases, one file each: options in, events out, outcome or failure back. Nothing here prints.
+//! Use cases: options in, events out, outcome or failure back. Nothing here prints.
+//!
+//! A file that is called as a verb is that verb. What several of them need, or what an option stands for:
+//!
+//! ```text
+//! what is asked for    options, words (their grammar), places (of our own files), target (a word becomes processes), interrupt
+//! what is told         outcome; events are below
+//! a target is stopped  preflight, standstill, surety (who undoes it if we die), held_locks, outside (it holds this command)
+//! moves                attempts > paths (--disjoint-paths) > many (all that are reached) > move_, the engine's end at the source;
+//!                      receive, offered: at the destination
+//! after a move         guardian (the source's program is dead), fence, park, point and recover (--recoverable), late (memory that follows)
+//! many destinations    proxies (--via, --fanout-tree), cascade (--then, --keep-warm), clones, remote_restore (restore --on)
+//! what goes along      luggage (files), network, addresses, hooks, choices (what reaches beyond the tree)
+//! who else manages it  supervisor, systemd, scope, container
+//! images               image, spool (one that comes as a stream), foreground (a restored job at its terminal)
+//! ```
 
 mod addresses;
 pub mod attempts;
@@ -6,8 +21,8 @@ pub mod cancel;
 pub mod cascade;
 pub mod check;
 mod choices;
+pub mod clones;
 pub mod container;
-pub mod copies;
 pub mod demo;
 pub mod dump;
 pub mod evacuate;

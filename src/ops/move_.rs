@@ -1,5 +1,5 @@
 //! `migrate move`: a running tree goes to another host. The source's end: the engine behind
-//! [`crate::migration::source`].
+//! [`crate::migration::source`]; `begin` before anything has happened to the target, `look` at it when it stands still.
 
 use super::guardian::{Charge, Guardian};
 use super::held_locks::GivenUp;
@@ -13,7 +13,7 @@ use super::supervisor;
 use super::systemd::HeldUnits;
 use super::target::Resolved;
 use super::{
-    Event, Events, addresses, cascade, copies, fence, late, luggage, many, outside, preflight, proxies, reach,
+    Event, Events, addresses, cascade, clones, fence, late, luggage, many, outside, preflight, proxies, reach,
     standstill,
 };
 use crate::collect::preflight::{Findings, size::Size};
@@ -55,8 +55,6 @@ mod look;
 
 use look::LastLook;
 
-/// Bulk channels when nobody chose a number: more than two bring nothing on one link.
-const STREAMS: u16 = 2;
 /// Between two states of a target that come back.
 const STATES_MIN: Duration = Duration::from_millis(10);
 
@@ -85,22 +83,21 @@ pub(super) fn run_when(
 }
 
 fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abort: &Abort) -> Result<Outcome> {
-    let (resolved, policy, findings) = look(options, events)?;
-    let root = resolved.root(&options.target)?;
+    let looked = look(options, events)?;
+    let root = looked.root;
     let peers = many::names(&options.dests);
     let mut hooks = Hooks::new(Side::Source, options.state.hooks.clone(), options.session.to_string(), peers);
     hooks.target_pid = Some(root.0);
     hooks.run(HookPoint::Preflight, events).map_err(|failure| failure.target(TargetState::Running))?;
     let backend = backend(options)?;
     let addresses = addresses::here(&options.state).map_err(|failure| failure.target(TargetState::Running))?;
-    let streams = options.memory.streams.unwrap_or(STREAMS);
-    let (asked, many::Reached { links, ways }) = (options.dests.len(), many::connect(options, streams, events, abort)?);
+    let (asked, many::Reached { links, ways }) = (options.dests.len(), many::connect(options, events, abort)?);
     let (links, (places, vias)): (Vec<Link>, (Vec<usize>, Vec<_>)) = links.into_iter().unzip();
     let vias = Mutex::new(vias);
     let dests = places.iter().map(|place| options.dests[*place].clone()).collect();
     let options = &MoveOptions { dests, ..options.clone() };
     let (journals, session) = (Places::here().state.join("moves"), options.session.to_string());
-    let files = luggage::wish(options, &supervisor::directories(&resolved))
+    let files = luggage::wish(options, &supervisor::directories(&looked.resolved))
         .map_err(|failure| failure.target(TargetState::Running))?;
     let link_again = |to: Candidate, ends: Option<&Abort>| match (&ways, ends, options.dests.get(usize::from(to.0))) {
         // One that a warm-up has lost comes back by the way that the others go.
@@ -129,7 +126,6 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
         states: many::states(options, &places)?,
         ..wishes(options, &journals)?
     };
-    let looked = (resolved, policy, findings);
     let mut live = Live::new(options, looked, backend.unwrap_or(Backend::Hash), addresses, (hooks.clone(), events));
     live.same_host = links.iter().any(Link::is_same_host);
     // In a warm-up its supervisor goes on to look after it, until the pause.
@@ -152,7 +148,7 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
     let mut outcome = outcome(options, root.0, report, (std::mem::take(&mut live.at_once), live.was_frozen));
     drop(live);
     outcome.via = ways.map_or_else(Vec::new, |_| options.peer.via.iter().map(ToString::to_string).collect());
-    cascade::follow(options, observer, copies::complete(outcome, options, (&places, asked)), events, abort)
+    cascade::follow(options, observer, clones::complete(outcome, options, (&places, asked)), events, abort)
 }
 
 /// States that destinations of a warm-up keep for the death of this host.
@@ -161,25 +157,34 @@ fn standby(options: &MoveOptions, warm: Option<&Warm>) -> Option<StandBy> {
     Some(StandBy { every, dests: options.dests.iter().map(ToString::to_string).collect() })
 }
 
+/// A target in which nothing is in the way.
+struct Looked {
+    resolved: Resolved,
+    /// Of all its processes.
+    root: Pid,
+    policy: Policy,
+    findings: Findings,
+}
+
 /// The preflight on this side.
-fn look(options: &MoveOptions, events: &dyn Events) -> Result<(Resolved, Policy, Findings)> {
-    let policy = Policy { tcp: copies::tcp(options), ..policy(&options.state) };
+fn look(options: &MoveOptions, events: &dyn Events) -> Result<Looked> {
+    let policy = Policy { tcp: clones::tcp(options), ..policy(&options.state) };
     late::complete(&super::target::resolve(&options.target)?.processes, events)?;
     // Whose original goes on has no supervisor that would start it again.
-    let ends_here = Some(options.state.supervisor).filter(|_| !copies::original_stays(options));
+    let ends_here = Some(options.state.supervisor).filter(|_| !clones::original_stays(options));
     let (resolved, findings) = preflight::look_again(&options.target, &policy, ends_here)?;
-    resolved.root(&options.target)?;
+    let root = resolved.root(&options.target)?;
     if !findings.blockers.is_empty() {
         return Err(Failure::blocked(format!("{} cannot be moved", options.target), findings.blockers)
             .target(TargetState::Running));
     }
     preflight::warn(&findings, events);
-    Ok((resolved, policy, findings))
+    Ok(Looked { resolved, root, policy, findings })
 }
 
 /// What does not go together.
 fn refuse(options: &MoveOptions) -> Result<()> {
-    copies::refuse(options)?;
+    clones::refuse(options)?;
     if options.state.stdio != Stdio::Attach {
         return refuse_recoverable(options);
     }
@@ -209,7 +214,7 @@ fn refuse_recoverable(options: &MoveOptions) -> Result<()> {
 fn run_last(options: &MoveOptions, hooks: &Hooks, moved: &std::result::Result<Report, MoveError>, events: &dyn Events) {
     let point = match moved {
         Err(MoveError::InDoubt { .. } | MoveError::NotResumed { .. }) => return,
-        Ok(_) if copies::original_stays(options) => return,
+        Ok(_) if clones::original_stays(options) => return,
         Ok(_) => HookPoint::Done,
         Err(_) => HookPoint::RolledBack,
     };
@@ -271,7 +276,7 @@ pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -
         quorum: options.quorum,
         uplink_copies: None,
         warm: None,
-        copies: copies::original(options)?,
+        clones: clones::original(options)?,
         onward: cascade::onward(options)?,
         from_image: options.is_image(),
         standby: None,
@@ -301,9 +306,7 @@ pub(super) fn policy(state: &StateOptions) -> Policy {
 /// A live tree, for [`source::run`].
 struct Live<'a> {
     options: &'a MoveOptions,
-    resolved: Resolved,
-    policy: Policy,
-    findings: Findings,
+    looked: Looked,
     backend: Backend,
     /// Its memory, watched.
     tree: Option<Tree>,
@@ -373,14 +376,14 @@ impl Live<'_> {
     }
 
     fn freeze_and_collect(&mut self) -> Result<(Frozen, Collection)> {
-        let root = self.resolved.root(&self.options.target)?;
+        let root = self.looked.root;
         // Nothing that is sent to the original is for its copies.
-        if !copies::only(self.options) {
+        if !clones::only(self.options) {
             self.network.before_freeze(root);
         }
         // Walking the page tables for flags of mappings is done while the target runs.
         let known = self.tree.as_ref().map_or_else(|| mappings(root), Tree::mappings);
-        let reached = standstill::reach((root, &[]), &self.policy, &known, |_| Ok(()), &mut self.network);
+        let reached = standstill::reach((root, &[]), &self.looked.policy, &known, |_| Ok(()), &mut self.network);
         // It goes on, and so does a warm-up.
         let (frozen, mut collection) = reached.inspect_err(|_| self.network.resume())?;
         self.network.locked(std::mem::take(&mut collection.locks), &collection.model);
@@ -394,12 +397,12 @@ pub(super) fn encoded(model: &Model) -> Result<Vec<u8>> {
 
 impl Target for Live<'_> {
     fn survey(&mut self) -> Result<Survey> {
-        let size = Size::of(&self.resolved.processes);
+        let size = Size::of(&self.looked.resolved.processes);
         let mut summary = TargetSummary {
-            pid: self.resolved.root(&self.options.target)?.0,
+            pid: self.looked.root.0,
             comm: String::new(),
-            tasks: self.findings.threads,
-            memory_bytes: if size.once > 0 { size.unshared } else { self.findings.memory_bytes },
+            tasks: self.looked.findings.threads,
+            memory_bytes: if size.once > 0 { size.unshared } else { self.looked.findings.memory_bytes },
             once_bytes: size.once,
         };
         let (frozen, Collection { model, sources, .. }) = self.freeze_and_collect()?;
@@ -422,10 +425,7 @@ impl Target for Live<'_> {
         let failed = |e: TrackError| MoveError::from(Failure::of("cannot watch the target's memory", &e));
         let tree = match &mut self.tree {
             Some(tree) => tree,
-            none => {
-                let root = self.resolved.root(&self.options.target).map_err(Failure::from)?;
-                none.insert(Tree::watch(root, self.backend).map_err(failed)?.with_shared())
-            }
+            none => none.insert(Tree::watch(self.looked.root, self.backend).map_err(failed)?.with_shared()),
         };
         let round = tree.round().map_err(failed)?;
         let notes = notes(round.inherited(), What::Inherit);
@@ -446,16 +446,15 @@ impl Target for Live<'_> {
         };
         if self.slowed.is_none() {
             let cannot = |e: crate::proc::Error| e.to_string();
-            let root = self.resolved.root(&self.options.target).map_err(|e| e.to_string())?;
             let table = Table::read().map_err(cannot)?;
-            let processes = table.tree(root);
+            let processes = table.tree(self.looked.root);
             let hierarchies = cgroupfs::hierarchies().map_err(cannot)?;
             let limit = CpuLimit::of(&table, &processes, &hierarchies);
             let limit = limit.ok_or("it has no cgroup of its own with a processor controller")?;
             self.network.slows(limit.before());
             self.slowed = Some(limit);
         }
-        let threads = self.findings.threads.max(1) as usize;
+        let threads = self.looked.findings.threads.max(1) as usize;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(threads);
         let slowed = self.slowed.as_ref().expect("set above");
         slowed.set(processors as u64 * thousandths).map_err(|e| e.to_string())
@@ -466,7 +465,7 @@ impl Target for Live<'_> {
     }
 
     fn mapped_files(&mut self) -> HashSet<Bytes> {
-        self.resolved.root(&self.options.target).map_or_else(|_| HashSet::new(), luggage::mapped)
+        luggage::mapped(self.looked.root)
     }
 
     fn still(&mut self) -> Result<Still> {
@@ -495,7 +494,7 @@ impl Target for Live<'_> {
         self.frozen = Some(frozen);
         self.network.give_up_addresses()?;
         self.hooks.run(HookPoint::Frozen, self.events)?;
-        if !copies::only(self.options) {
+        if !clones::only(self.options) {
             self.hooks.run(HookPoint::Network, self.events)?;
         }
         Ok(Final { plan, model: encoded, spaces, later, files })
@@ -670,7 +669,7 @@ pub(super) fn outcome(
     let moved = report.pid.is_some();
     let dest = many::owner(options, &report);
     let place = match moved {
-        true if copies::original_stays(options) => Where::Both,
+        true if clones::original_stays(options) => Where::Both,
         true => Where::Dest(dest.clone()),
         false => Where::Source,
     };
@@ -699,7 +698,7 @@ pub(super) fn outcome(
         outcome.zero_pages = Some(report.unsent.zero);
         outcome.named_pages = Some(report.unsent.named + late.named);
         outcome.stalls = late.waits;
-        if outside::has_left() && !copies::original_stays(options) {
+        if outside::has_left() && !clones::original_stays(options) {
             let pid = report.pid.unwrap_or_default();
             outcome.notes.push(format!("process {root}, where this was typed, is now process {pid} on {dest}"));
         }
@@ -718,7 +717,7 @@ pub(super) fn outcome(
 
 pub(super) fn failure(options: &MoveOptions, error: MoveError) -> Failure {
     let (dest, session) = (many::names(&options.dests), options.session);
-    let what = match options.copies {
+    let what = match options.clones {
         Some(_) => format!("no copy of the target was started on {dest}"),
         None if options.is_image() => format!("{} was not restored on {dest}", options.target),
         None => format!("the target was not moved to {dest}"),
@@ -748,7 +747,7 @@ pub(super) fn failure(options: &MoveOptions, error: MoveError) -> Failure {
                 .target(TargetState::InDoubt)
                 .hint(format!("migrate status {session} says who has it; migrate resolve {session} decides"))
         }
-        MoveError::CopyUnanswered { ref peer } => {
+        MoveError::CloneUnanswered { ref peer } => {
             Failure::of(format!("it is not known whether a copy of the target runs on {peer}"), &error)
                 .kind(FailureKind::NeedsPerson)
                 .target(TargetState::Running)

@@ -526,18 +526,18 @@ pub struct MoveOptions {
     pub then: Cascade,
     /// `migrate clone`: a copy on every destination.
     #[serde(default)]
-    pub copies: Option<CopyOptions>,
+    pub clones: Option<CloneOptions>,
 }
 
 /// What `migrate clone` has beyond `migrate move`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct CopyOptions {
+pub struct CloneOptions {
     /// `--end-source`: the target ends here once a copy runs.
     pub end_source: bool,
     /// `--address`: that of each copy, in the order of the destinations; those that are left have none.
     pub addresses: Vec<Place>,
-    /// `--connections`: the destination that the target itself goes to, with its connections, while the others start copies; `None`:
+    /// `--connections`: the destination that the target itself goes to, with its connections, while the others start clones; `None`:
     /// no copy has any.
     #[serde(with = "word::option")]
     pub connections: Option<Dest>,
@@ -561,7 +561,7 @@ impl MoveOptions {
             lease: crate::migration::destination::LEASE,
             quorum: Quorum::default(),
             dry_run: false,
-            copies: None,
+            clones: None,
             then: Cascade::default(),
         }
     }
@@ -571,6 +571,9 @@ impl MoveOptions {
         matches!(self.target, Target::Image(_))
     }
 }
+
+/// `--cpu-share` when nobody chose one, percent.
+pub const CPU_SHARE: u8 = 25;
 
 /// `migrate warm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,10 +11,10 @@ use super::{Quiet, fence, recover, restore as images};
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::fault::{self, Point};
 use crate::migration::destination::sweep_files;
-use crate::migration::journal::{Journal, Line, Role, Step};
+use crate::migration::journal::{self, Journal, Line, Role, Step};
 use crate::migration::resolve;
-use crate::migration::standby::kept::Kept;
-use crate::migration::standby::{self, Became, Newest, Terms};
+use crate::migration::standby::state::Complete;
+use crate::migration::standby::{self, Became, Earlier, Newest, Terms};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -74,7 +74,7 @@ pub fn run(options: &PromoteOptions) -> Result<Promoted> {
         tracing::warn!(%error, "the journal does not say as which process it runs");
     }
     standby::forget(&taken);
-    standby::forget_others(&journals, &line.session, line.attempt);
+    Earlier::find(&journals, &line.session, line.attempt).forget();
     drop(journal);
     // Those that came along are its own from here on.
     sweep_files(&journals);
@@ -93,7 +93,7 @@ pub(super) fn discard(session: &str) -> Result<Option<String>> {
     standby::remove(&dir).map_err(|e| Failure::of("the state that is kept here cannot be deleted", &e))?;
     journal.set_standby(None);
     journal.write(Step::Aborted).map_err(|e| Failure::of("the journal cannot be written", &e))?;
-    standby::forget_others(&journals, &line.session, line.attempt);
+    Earlier::find(&journals, &line.session, line.attempt).forget();
     drop(journal);
     sweep_files(&journals);
     Ok(Some(line.session))
@@ -164,7 +164,8 @@ fn decide(journals: &Path, line: &Line, terms: &Terms) -> Result<Journal> {
             _ => Failure::of("the journal of the session cannot be read", &error).target(TargetState::NotStarted),
         })?;
     // A session that has lost all its destinations begins anew, and keeps the old state until it has brought a new one.
-    if standby::is_heard(journals, line) {
+    // That is taken to be so where it cannot be seen.
+    if journal::all(journals).map_or(true, |lines| standby::is_heard(journals, &lines, line)) {
         return Err(heard());
     }
     // The copy of a switch that was cut off before anybody could decide about it.
@@ -236,9 +237,9 @@ fn prepare(dir: &Path, state: &StateOptions) -> Result<()> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
         Failure::of("the state that is kept here cannot be started", e).target(TargetState::NotStarted)
     };
-    let kept = Kept::open(dir).map_err(|e| failed(&e).kind(FailureKind::Image))?;
+    let complete = Complete::open(dir).map_err(|e| failed(&e).kind(FailureKind::Image))?;
     let image = standby::image(dir);
-    kept.write_image(&image).map_err(|e| failed(&e))?;
+    complete.write_image(&image).map_err(|e| failed(&e))?;
     images::run(&options(&image, state.clone(), true), &Quiet).map(drop)
 }
 

@@ -26,8 +26,8 @@ use crate::migration::cascade::{Onward, Passed};
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::inventory::{self, Inventory};
 use crate::migration::keeper;
-use crate::migration::kept::KeptPages;
 use crate::migration::landing::Memory;
+use crate::migration::leftover::Leftover;
 use crate::migration::parked::{self, Terms};
 use crate::migration::points::Taken;
 use crate::migration::postcopy::{self, Later, receiver};
@@ -64,11 +64,11 @@ pub fn run(
     let mut engine = Engine { state_dir: state_dir.to_owned(), rule, ..Engine::default() };
     let received = destination::run(link, &mut engine, around);
     engine.hooks.end(received.is_ok());
-    let (passed, kept) = (engine.passed.take(), engine.kept.take());
+    let (passed, leftover) = (engine.passed.take(), engine.leftover.take());
     // Nothing of ours has a hand on it any more.
     drop(engine);
     passed.into_iter().for_each(|passed| cascade::pass_on(passed, rule));
-    kept.into_iter().for_each(KeptPages::hold);
+    leftover.into_iter().for_each(Leftover::hold);
     received
 }
 
@@ -133,7 +133,7 @@ struct Engine {
     /// The target runs here, and is to go on.
     passed: Option<Passed>,
     /// It runs elsewhere, and these are its pages.
-    kept: Option<KeptPages>,
+    leftover: Option<Leftover>,
 }
 
 impl Builder for Engine {
@@ -378,11 +378,11 @@ impl Builder for Engine {
             return Err(Failure::new("there is nothing to keep"));
         };
         let failed = |e: &(dyn std::error::Error + 'static)| Failure::of("the pages cannot be kept", e);
-        let kept = KeptPages::begin(dir, lease).map_err(|e| failed(&e))?;
+        let leftover = Leftover::begin(dir, lease).map_err(|e| failed(&e))?;
         match park::keep((armed.model(), memory), dir) {
-            Ok(()) => self.kept = Some(kept),
+            Ok(()) => self.leftover = Some(leftover),
             Err(failure) => {
-                kept.discard();
+                leftover.discard();
                 return Err(failure);
             }
         }

@@ -19,7 +19,7 @@ use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::journal::Line;
 use crate::migration::pages::{Run, What};
 use crate::migration::points::Place;
-use crate::migration::points::kept::{self, Newest};
+use crate::migration::points::series::{self, Newest};
 use crate::restore::{self, preflight};
 use crate::trace::pages::TargetPages;
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ impl Recovery {
     /// It is damaged; memory that only the original had is gone; something is in the way of restoring it here. Nothing has
     /// changed.
     pub fn prepare(journals: &Path, line: &Line) -> Result<Option<Self>> {
-        let dir = kept::directory(journals, line.attempt);
+        let dir = series::directory(journals, line.attempt);
         let failed = |e: &(dyn std::error::Error + 'static)| {
             Failure::of("the newest state of the target cannot be resumed", e)
                 .hint(format!("without {} the original goes on as it was when it moved", dir.display()))
@@ -70,7 +70,7 @@ impl Recovery {
             let what = "the newest state of the target cannot be resumed here";
             return Err(Failure::blocked(what, blockers).target(TargetState::Held));
         }
-        write_image(&newest, &kept::image(&dir)).map_err(|e| failed(&e))?;
+        write_image(&newest, &series::image(&dir)).map_err(|e| failed(&e))?;
         Ok(Some(Self { dir, taken: newest.taken }))
     }
 
@@ -85,9 +85,9 @@ impl Recovery {
     /// It cannot be restored after all: the failure says where the image is.
     pub fn resume(&self, held: Option<&Held>, run: &Path) -> Result<i32> {
         // Under another name nobody resumes it a second time.
-        let kept = kept::taken_up(&self.dir);
-        let image = kept::image(&kept);
-        fs::rename(&self.dir, &kept).map_err(|e| {
+        let taken_up = series::taken_up(&self.dir);
+        let image = series::image(&taken_up);
+        fs::rename(&self.dir, &taken_up).map_err(|e| {
             Failure::of("the newest state of the target cannot be resumed", &e).target(TargetState::Held)
         })?;
         if let Some(held) = held {
@@ -105,8 +105,8 @@ impl Recovery {
             let state = format!("its image is complete: migrate restore -D {}", image.display());
             failure.kind(FailureKind::NeedsPerson).target(TargetState::Ended(state))
         })?;
-        if let Err(error) = fs::remove_dir_all(&kept) {
-            tracing::warn!(%error, dir = %kept.display(), "the state that was resumed was left behind");
+        if let Err(error) = fs::remove_dir_all(&taken_up) {
+            tracing::warn!(%error, dir = %taken_up.display(), "the state that was resumed was left behind");
         }
         running.outcome.pid.ok_or_else(|| Failure::new("nobody says who the target is"))
     }

@@ -4,12 +4,12 @@
 
 use super::guardian::{Charge, Guardian};
 use super::image::{image_failure, not_to_be_trusted};
-use super::options::{CopyOptions, ImageOptions, ImagePlace, Mode, ModeOptions, MoveOptions};
+use super::options::{CloneOptions, ImageOptions, ImagePlace, Mode, ModeOptions, MoveOptions};
 use super::options::{RemoteOptions, RestoreOptions, StateOptions, Stdio};
 use super::outcome::{Outcome, Where};
 use super::places::Places;
 use super::words::{Dest, Target};
-use super::{Event, Events, choices, copies, luggage, many, move_, reach, restore, verify};
+use super::{Event, Events, choices, clones, luggage, many, move_, reach, restore, verify};
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
@@ -28,9 +28,6 @@ use crate::transport::{Abort, Link};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Bulk channels to each host.
-const STREAMS: u16 = 2;
-
 /// Restores an image on other hosts. Everything in it is checked before any of them is asked.
 ///
 /// # Errors
@@ -42,7 +39,7 @@ pub fn run(options: &RestoreOptions, remote: &RemoteOptions, events: &dyn Events
     let (image, state) = Image::open(&dir, &moves)?;
     let moves = MoveOptions { state, ..moves };
     let asked = moves.dests.len();
-    let many::Reached { links, .. } = many::connect(&moves, STREAMS, events, abort).map_err(not_started)?;
+    let many::Reached { links, .. } = many::connect(&moves, events, abort).map_err(not_started)?;
     let (links, places): (Vec<Link>, Vec<usize>) = links.into_iter().map(|(link, (place, _))| (link, place)).unzip();
     let dests = places.iter().map(|place| moves.dests[*place].clone()).collect();
     let moves = MoveOptions { dests, ..moves };
@@ -65,7 +62,7 @@ pub fn run(options: &RestoreOptions, remote: &RemoteOptions, events: &dyn Events
         ..move_::outcome(&moves, stored.image.root(), report, (Vec::new(), was_frozen))
     };
     let outcome = Outcome { total: Some(began.elapsed()), ..outcome };
-    Ok(copies::complete(outcome, &moves, (&places, asked)))
+    Ok(clones::complete(outcome, &moves, (&places, asked)))
 }
 
 /// The same as a move of what is in the image, and where that is.
@@ -101,11 +98,11 @@ fn as_move(options: &RestoreOptions, remote: &RemoteOptions) -> Result<(MoveOpti
         peer: remote.peer.clone(),
         lease: remote.lease,
         dry_run: options.dry_run,
-        copies: remote.count.map(|_| CopyOptions::default()),
+        clones: remote.count.map(|_| CloneOptions::default()),
         ..MoveOptions::new(Target::Image(dir.clone()), Dest::Local)
     };
     many::refuse(&moves)?;
-    copies::refuse(&moves)?;
+    clones::refuse(&moves)?;
     Ok((moves, dir))
 }
 
@@ -172,12 +169,12 @@ impl Image {
     fn open(dir: &Path, moves: &MoveOptions) -> Result<(Self, StateOptions)> {
         let (image, mut model, reader) = restore::opened(dir, None)?;
         let mut state = choices::completed(&moves.state, &image.manifest().restore).map_err(not_started)?;
-        if moves.copies.is_some() {
+        if moves.clones.is_some() {
             // The image may name addresses of the one tree that it was made of.
             state.move_addresses.clear();
         }
         // Peers of connections that are closed hear of it when they next send: from here nobody speaks for the other host.
-        let (_, mut blockers) = choices::apply(&mut model, &StateOptions { tcp: copies::tcp(moves), ..state.clone() });
+        let (_, mut blockers) = choices::apply(&mut model, &StateOptions { tcp: clones::tcp(moves), ..state.clone() });
         blockers.extend(restore::not_given(&model, state.stdio));
         blockers.extend(not_to_be_trusted(dir));
         let (mut pages, mut notes) = (Vec::new(), Vec::new());

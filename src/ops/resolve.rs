@@ -10,7 +10,7 @@ use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::migration::handover::source::Phase;
 use crate::migration::handover::{Choice, Reply, Request};
 use crate::migration::journal::{Line, Role, Step};
-use crate::migration::points::kept;
+use crate::migration::points::series;
 use crate::migration::resolve;
 use std::cell::RefCell;
 use std::io;
@@ -37,13 +37,13 @@ pub fn run(options: &ResolveOptions) -> Result<Resolved> {
     let journals = places.state.join("moves");
     let lines = resolve::lines(&journals, Some(&options.session))
         .map_err(|e| Failure::of("the journals of moves cannot be read", &e))?;
-    if let Some(image) = lines.iter().find_map(|line| kept::left(&journals, line.attempt)) {
+    if let Some(image) = lines.iter().find_map(|line| series::left(&journals, line.attempt)) {
         return Err(left(&image));
     }
     let line = only(&options.session, lines)?;
     if !options.yes {
         let mut hint = risk(&line, options.choice);
-        let newest = kept::newest(&kept::directory(&journals, line.attempt));
+        let newest = series::newest(&series::directory(&journals, line.attempt));
         if let (Role::Source, Choice::Run, Some(taken)) = (line.role, options.choice, newest) {
             hint = format!("{hint}; {}", super::recover::loss(taken));
         }
@@ -139,7 +139,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
     let phase = resolve::source(journals, run, line, (said, choice), instead);
     let pid = resumed.take().transpose()?;
     let phase = phase.map_err(|error| undecided(line, &error))?;
-    kept::remove(&kept::directory(journals, line.attempt));
+    series::remove(&series::directory(journals, line.attempt));
     if line.step != Step::Committing && phase == Phase::Stays && ask(line, Request::Abort).is_none() {
         warnings.push(format!("{} was not told: it may hold a copy, which waits there", line.peer));
     }
@@ -160,7 +160,7 @@ fn at_source(journals: &Path, run: &Path, line: &Line, choice: Choice) -> Result
 
 /// The newest state of a target that has run over there, if such states came back.
 fn recovery(journals: &Path, line: &Line, warnings: &mut Vec<String>) -> Result<Option<Recovery>> {
-    if line.step != Step::Committing || !kept::directory(journals, line.attempt).exists() {
+    if line.step != Step::Committing || !series::directory(journals, line.attempt).exists() {
         return Ok(None);
     }
     let recovery = Recovery::prepare(journals, line)?;

@@ -9,7 +9,7 @@ use crate::migration::handover::{Reply, Request};
 use crate::migration::journal::{self, Line, Role, Step};
 use crate::migration::keeper::Answer;
 use crate::migration::parked::{self, Parked};
-use crate::migration::points::kept;
+use crate::migration::points::series;
 use crate::migration::protocol::AttemptId;
 use crate::migration::resolve::{self, Owner};
 use crate::migration::standby::{self, Newest};
@@ -94,13 +94,15 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
     if let Some(id) = options.session.as_ref().filter(|_| lines.is_empty()) {
         return Err(Failure::new(format!("there is no session {id} on this host")));
     }
+    // What is not shown may be what tells that a source is heard.
+    let all = lines.clone();
     // Of a session that has begun anew (a warm-up, a move with retries) the last attempt is what it is now, or was in the end.
     let (sessions, newest) = (warm::fitting(""), newest_of_each(&lines));
     let is_warm = |line: &Line| sessions.contains(&line.session) && newest.contains(&line.attempt);
     let is_replaced = |line: &Line| line.step.is_final() && !newest.contains(&line.attempt);
     lines.retain(|line| options.all || line.role != Role::Source || !is_replaced(line));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let left = |line: &Line| kept::left(&journals, line.attempt).or_else(|| standby::left(&journals, line.attempt));
+    let left = |line: &Line| series::left(&journals, line.attempt).or_else(|| standby::left(&journals, line.attempt));
     let has_left = |line: &Line| left(line).is_some();
     let keeps = |line: &Line| kept_by(&journals, line).is_some();
     lines.retain(|line| {
@@ -110,7 +112,8 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
         let left = left(&line);
         let patience = if left.is_some() { LOOKING } else { Duration::ZERO };
         let standby = kept_by(&journals, &line);
-        let busy = is_busy(&journals, &line, patience) || standby.is_some() && standby::is_heard(&journals, &line);
+        let busy =
+            is_busy(&journals, &line, patience) || standby.is_some() && standby::is_heard(&journals, &all, &line);
         let mut owner = resolve::owner(&line);
         let said = (owner == Owner::InDoubt && !busy).then(|| ask(&line, Request::Ask)).flatten();
         let said = said.and_then(|answer| answer.reply);
@@ -120,7 +123,7 @@ pub fn run(options: &StatusOptions) -> Result<Vec<Entry>> {
             _ => {}
         }
         let recoverable =
-            (line.step == Step::Committing).then(|| kept::newest(&kept::directory(&journals, line.attempt)));
+            (line.step == Step::Committing).then(|| series::newest(&series::directory(&journals, line.attempt)));
         let parked = (line.step == Step::Parked).then(|| parked::look(&journals, line.attempt)).flatten();
         let left = left.filter(|_| !busy);
         let warm = match is_warm(&line) {
@@ -186,7 +189,7 @@ mod tests {
     #[test]
     fn what_has_been_over_for_a_month_is_not_shown_and_what_is_undecided_always_is() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", None).unwrap();
+        let mut journal = Journal::begin(dir.path(), Role::Source, AttemptId([1; 16]), "b", "abcdefgh").unwrap();
         let begun = journal.line().clone();
         journal.write(Step::Done).unwrap();
         let done = journal.line();

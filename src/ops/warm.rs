@@ -261,11 +261,11 @@ fn connect(path: &Path) -> Option<UnixStream> {
 mod tests {
     use super::*;
     use crate::image::Pid;
-    use crate::ops::options::MoveOptions;
+    use crate::ops::options::{CPU_SHARE, MoveOptions};
 
     fn options() -> WarmOptions {
         let moves = MoveOptions::new(Target::Pid(Pid(7)), Dest::Unix("a.sock".into()));
-        WarmOptions { moves, cpu_share: 25, standby: None, disjoint: None }
+        WarmOptions { moves, cpu_share: CPU_SHARE, standby: None, disjoint: None }
     }
 
     #[test]

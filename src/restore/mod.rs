@@ -3,6 +3,8 @@
 //! [`plan`] (pure) orders the work; [`material`] opens what skeletons inherit; [`skeleton`] makes empty stopped tasks with
 //! the right ids; the rooms that mirror the model give each what it had; [`go`] sets registers and releases everybody. [`clone`]
 //! makes different what copies of one tree cannot both have.
+//! [`preflight`] and [`limits`] say before what this host lacks; [`root`], [`pidns`] and [`sessions`] are who makes whom, `newcomers` who
+//! has come late; [`lazy`] is memory that follows, [`cow`] memory that relatives share.
 //! [`prebuilt`] is where a migration stops for a while, and [`reconcile`] what it does when the target has changed.
 //! Until [`Restored::go`] the tree is held by [`skeleton::Skeletons`], which kills it when dropped.
 

@@ -3,6 +3,10 @@
 //! One thread drives all tasks of a tree (ptrace belongs to a thread); nothing here is `Send`. Only this room calls
 //! ptrace and process_vm_*. Guards undo: a [`freeze::Frozen`] tree is thawed when dropped, a [`remote::Scratch`] is
 //! removed by its owner before that.
+//!
+//! Stopping: [`freeze`] (a tree), `stopping` (its processes), `frost` (by its cgroup), `witness` (one that executes a program meanwhile).
+//! What a stop breaks: [`waits`], [`socket_waits`], [`sleepers`], [`group_stop`], [`vdso`]. Work in a task: [`remote`], [`batch`],
+//! [`calls`], [`memory`], [`pages`], [`fill`]. If we die: [`lifeline`].
 
 pub mod batch;
 pub mod calls;

@@ -14,7 +14,8 @@
 //!           <--------------------------------------- HELO: the same, protocol chosen, token, streams granted
 //! each bulk connection: preamble(bulk, session), TLS, JOIN token ->  <- JOIN
 //! ```
-//! Each of these connections may be a lane through a proxy ([`proxy`]).
+//! Each of these connections may be a lane through a proxy ([`proxy`]). [`wait`] ends every wait, [`backoff`] says when to try again,
+//! [`under_way`] how much is in queues on the way, [`path`] and [`route`] what that way is, [`pump`] joins two streams.
 //!
 //! Invariants: every wait ends (abort, silence time-out or deadline); every length from outside has a limit; nothing
 //! here knows what a page is.

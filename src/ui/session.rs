@@ -10,7 +10,7 @@ use crate::failure::{Failure, TargetState};
 use crate::ops::outcome::Outcome;
 use crate::ops::warm::{Say, Shown};
 use crate::ops::words::SessionId;
-use crate::ops::{Event, Events, copies};
+use crate::ops::{Event, Events, clones};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -105,7 +105,7 @@ impl Session {
             "warm" => format!("{}\n", outcome.session),
             verb => report::text(verb, self.target.as_deref(), outcome),
         };
-        let partly = result.as_ref().ok().and_then(copies::partly);
+        let partly = result.as_ref().ok().and_then(clones::partly);
         let result = result.map(|outcome| (json::outcome(&outcome), text(&outcome)));
         let exit = partly.as_ref().map_or(0, Failure::exit_code);
         self.end_with((exit, partly), result)

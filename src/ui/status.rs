@@ -174,7 +174,7 @@ fn phase(entry: &Entry) -> &'static str {
         Step::Committing => "committing",
         Step::Owner => "owner",
         Step::Aborted => "stayed",
-        Step::Copied => "cloned",
+        Step::Cloned => "cloned",
         Step::Done => "moved",
     }
 }

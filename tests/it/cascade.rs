@@ -3,7 +3,7 @@
 
 use crate::handover::{wait, wait_for};
 use crate::moves::{Agent, Counter, Ended, Served, can_move, on_host, result, run, text};
-use crate::places::is_settled;
+use crate::places::{free_port, is_settled};
 use migrate_engine::transport::keys;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -237,8 +237,7 @@ fn over_tls_with_the_keys_of_the_host_in_between() {
     let peers = |n: usize, text: String| std::fs::write(hosts[n].join("peers"), text).unwrap();
     peers(0, format!("{b} b\n"));
     peers(2, format!("{b} b\n"));
-    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let agents = [1, 2].map(|n: usize| Agent::start(&hosts[n], &format!("tcp://127.0.0.1:{}", port())));
+    let agents = [1, 2].map(|n: usize| Agent::start(&hosts[n], &format!("tcp://127.0.0.1:{}", free_port())));
     for (of_a, code) in [("then=refuse", Some(3)), ("user=nobody", Some(3)), ("", Some(0))] {
         peers(1, format!("{a} a {of_a}\n{c} c\n"));
         let counter = Counter::start(1);

@@ -4,7 +4,7 @@
 use crate::handover::wait;
 use crate::moves::{Agent, can_move, end_all, on_host, result, run, text};
 use crate::networks::Networks;
-use crate::places::is_settled;
+use crate::places::{free_port, is_settled};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -611,9 +611,7 @@ fn servers_as_clones_answer_their_own_clients() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    let port = free_port();
     let script = "
 import os, sys
 os.closerange(3, 1024)

@@ -1,6 +1,7 @@
 //! redis-server confined as Debian's unit confines it (`tests/fixtures/confine.py` says item by item how), saved, restored and
 //! moved; what a client of it sees is the same before and after, and so is its confinement.
 
+use crate::places::free_port;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -285,7 +286,7 @@ fn redis_is_moved() {
     if !can_run() {
         return;
     }
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = free_port().to_string();
     let mut server = Server::start(&["--port", &port]);
     assert_eq!(server.ask(&["set", "key", "value"]), "OK");
     let (confined, mounts) = (server.confinement(), server.mounts());

@@ -162,7 +162,7 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             earlier_bytes: 0,
             warnings: vec!["x".into()],
             names_late: true,
-            copy: false,
+            is_clone: false,
             passes_on: true,
             images: true,
             stands_by: true,

@@ -416,8 +416,8 @@ fn what_is_in_doubt_is_named_and_left_alone() {
     let pid: i32 = stage.counters[0].pid().parse().unwrap();
     let journals = stage.source().join("state/moves");
     let attempt = AttemptId::random().unwrap();
-    let mut journal = Journal::begin(&journals, Role::Source, attempt, "unix:/gone", Some(pid)).unwrap();
-    journal.set_session("abcdefgh");
+    let mut journal = Journal::begin(&journals, Role::Source, attempt, "unix:/gone", "abcdefgh").unwrap();
+    journal.set_target(pid);
     journal.write(Step::Committing).unwrap();
     drop(journal);
     let output = stage.evacuate(&[]);

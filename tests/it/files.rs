@@ -2,8 +2,10 @@
 //!
 //! The target works in a directory on which the second host has another file system: whatever it finds there has travelled.
 
-use crate::moves::{can_move, on_host, result, run, text};
+use crate::handover::wait;
+use crate::moves::{Agent, can_move, on_host, result, run, text};
 use crate::networks::Killed;
+use crate::places::Blow;
 use crate::zoo::tools::adopt_orphans;
 use std::collections::BTreeSet;
 use std::fs;
@@ -288,6 +290,63 @@ fn whatever_fails_the_source_goes_on_and_the_destination_is_as_it_was() {
         scene.is_tidy();
         assert_eq!(scene.listing(), before, "{point}");
         scene.goes_on(&scene.here("log"));
+    }
+}
+
+/// Its session there is killed, and finds what it has brought: by another link of the same attempt where somebody else is warm, else by
+/// another attempt.
+#[test]
+fn a_destination_that_stands_by_comes_back_to_its_files() {
+    if !can_move() {
+        return;
+    }
+    for (with_another, verb) in [(false, "switch"), (false, "cancel"), (true, "switch"), (true, "cancel")] {
+        let what = format!("{verb}, another one is warm: {with_another}");
+        let mut scene = Scene::new(&[("log", "of somebody else\n"), ("data", "old")], &[]);
+        scene.start_writer();
+        let before = scene.listing();
+        // On the same file system: it needs no files.
+        let path = scene.dir.path().join("c");
+        let another = with_another.then(|| Agent::start(&path, &format!("unix:{}.sock", path.display())));
+        let (pid, address) = (scene.writer.as_ref().unwrap().id().to_string(), scene.address());
+        let mut warm = vec!["warm", &pid, &address, "--standby=200ms", "--peer-timeout", "2s"];
+        warm.extend(another.iter().map(|agent| agent.address.as_str()));
+        let output = scene.source(&warm, &[]);
+        assert!(output.status.success(), "{what}: {}", text(&output));
+        let session = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        let status = || result(&scene.source(&["status", &session, "--json"], &[]))["sessions"][0].clone();
+        // Of one look: what it is called, and how many states the destination has been brought.
+        let look = || {
+            let status = status();
+            (status["attempt"].clone(), status["warm"]["candidates"][0]["states"].as_u64().unwrap_or_default())
+        };
+        wait(|| look().1 >= 2, &format!("{what}: states are kept"));
+        let blow = Blow::against(&scene.dir.path().join("b"), scene.agent.as_ref().unwrap().0.id(), "KILL");
+        for _ in 0..2 {
+            let (attempt, _) = look();
+            blow.strike();
+            assert!(blow.struck() > 0, "{what}: nobody was there");
+            // One may have been brought before it was struck, and be heard of only now.
+            let states = look().1;
+            let is_back = |(now, kept): (serde_json::Value, u64)| match with_another {
+                true => now == attempt && kept > states + 1,
+                false => now != attempt && kept > 1,
+            };
+            wait(|| is_back(look()), &format!("{what}: it is there again"));
+        }
+        let output = match verb {
+            "switch" => scene.source(&["switch", &session, &address, "--json"], &[]),
+            verb => scene.source(&[verb, &session], &[]),
+        };
+        assert!(output.status.success(), "{what}: {}", text(&output));
+        if verb == "switch" {
+            scene.goes_on(&scene.there("log"));
+            scene.is_tidy();
+        } else {
+            scene.is_tidy();
+            assert_eq!(scene.listing(), before, "{what}");
+            scene.goes_on(&scene.here("log"));
+        }
     }
 }
 

@@ -265,8 +265,7 @@ impl Desk {
         let (places, attempt) = (self.path("in-doubt"), AttemptId::random().unwrap());
         let _ = fs::remove_dir_all(&places);
         let mut journal =
-            Journal::begin(&places.join("state/moves"), Role::Source, attempt, "unix:/gone", None).unwrap();
-        journal.set_session(session);
+            Journal::begin(&places.join("state/moves"), Role::Source, attempt, "unix:/gone", session).unwrap();
         journal.write(Step::Committing).unwrap();
         places
     }

@@ -4,6 +4,7 @@
 //! while the frozen original still has its ids.
 
 use crate::networks::{Killed, Networks};
+use crate::places::free_port;
 use migrate_engine::transport::keys;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -284,8 +285,7 @@ fn over_mutual_tls_with_memory() {
         std::fs::write(host.join("peers"), format!("{other} the-other\n")).unwrap();
     }
     let counter = Counter::start(64);
-    // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let agent = Agent::start(&hosts[1], &format!("tcp://127.0.0.1:{port}"));
     let page = dir.path().join("report.html");
     let options = ["--streams", "3", "--report", page.to_str().unwrap()];

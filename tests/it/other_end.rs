@@ -4,7 +4,7 @@
 
 use crate::cli::events;
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
-use std::net::TcpListener;
+use crate::places::free_port;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -102,8 +102,7 @@ fn a_port_that_somebody_has_there() {
     if !can_move() {
         return;
     }
-    // A port that was free a moment ago.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let counter = Counter::of(SERVER, &[&port.to_string()]);
     let dir = tempfile::tempdir().unwrap();
     let holder = "import socket, sys, time; s = socket.create_server((\"127.0.0.1\", int(sys.argv[1]))); open(sys.argv[2], \"w\"); time.sleep(1000)";

@@ -1,6 +1,7 @@
 //! A peer whose line in the peers file says `user=` sends programs of that user, which get the user's rights and no others.
 
 use crate::moves::{can_move, on_host, result, run, text};
+use crate::places::free_port;
 use migrate_engine::transport::keys;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -47,7 +48,7 @@ impl Hosts {
         std::fs::set_permissions(&hosts[1], PermissionsExt::from_mode(0o711)).unwrap();
         std::fs::write(hosts[0].join("peers"), format!("{} b\n", lines[1])).unwrap();
         std::fs::write(hosts[1].join("peers"), format!("{} a {options}\n", lines[0])).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut agent = Command::new("unshare")
             .args(["--pid", "--mount-proc", "--fork", "--kill-child", "--", env!("CARGO_BIN_EXE_migrate")])
             .args(["agent", "--listen", &format!("tcp://127.0.0.1:{port}")])

@@ -1,6 +1,7 @@
 //! What stands in the way is said before anything is stopped or started, all of it at once: here and at the other end.
 
 use crate::cli::{events, migrate};
+use crate::places::free_port;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -33,8 +34,7 @@ impl Server {
         }
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("data"), "0123456789").unwrap();
-        // A port that was free a moment ago.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let child = Command::new("setsid")
             .args(["/usr/bin/python3", "-c", SERVER])
             .arg(dir.path().join("data"))

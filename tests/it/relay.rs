@@ -5,9 +5,8 @@ use crate::fan::became;
 use crate::handover::wait;
 use crate::moves::{Agent, Counter, can_move, on_host, result, run, text};
 use crate::networks::{Killed, hold};
-use crate::places::{is_settled, others};
+use crate::places::{Blow, free_port, is_settled, others, stand_in_for_ssh};
 use migrate_engine::transport::keys;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -125,18 +124,9 @@ impl Star {
         device.split_whitespace().nth(8).unwrap().parse().unwrap()
     }
 
-    /// Ends whoever passes things on for a source at this host, as a line for a shell.
-    pub fn kills(&self, proxy: &str, agent: &Agent) -> String {
-        let path = self.dir.path().join(format!("kill-{proxy}"));
-        let script = format!(
-            "#!/bin/sh\nfor dir in /proc/[0-9]*; do pid=${{dir#/proc/}}\n[ $pid = {} ] && continue\n\
-             {{ tr '\\0' '\\n' <$dir/environ; }} 2>/dev/null | grep -qx MIGRATE_PLACES={} && kill -9 $pid\ndone\nexit 0\n",
-            agent.pid(),
-            self.places(proxy).display()
-        );
-        std::fs::write(&path, script).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        path.to_str().unwrap().to_owned()
+    /// Ends whoever passes things on for a source at this host.
+    pub fn kills(&self, proxy: &str, agent: &Agent) -> Blow {
+        Blow::against(&self.places(proxy), agent.pid(), "KILL")
     }
 
     /// Nobody is left at a host that has passed things on but its agent, and nothing on its disk.
@@ -254,13 +244,13 @@ fn a_proxy_that_is_killed_is_passed_by() {
         ("frozen", &["b"], 1),
         ("pre-commit", &["b", "c", "d"], 0),
         ("pre-commit", &["b"], 0),
-        ("running", &["b", "c"], 0),
     ] {
         let target = star.target(1000);
-        let hook = format!("{point}={kill}");
+        let hook = format!("{point}={}", kill.command());
         let output = star.moves(&target, to, &["--via", &via, "--hook", &hook]);
         let what = format!("killed at {point} of {}", to.len());
         assert!(output.status.success(), "{what}: {}", text(&output));
+        assert!(kill.struck() > 0, "{what}: nobody was there: {}", text(&output));
         assert_eq!(attempts(&output), again, "{what}: {}", text(&output));
         assert_eq!(warnings(&output).contains("all is sent anew, directly"), again == 1, "{what}");
         star.check(&target, &what);
@@ -280,7 +270,7 @@ fn a_proxy_that_is_lost_in_the_rounds_or_was_never_there_is_passed_by() {
     let mut command = star.command("move", &target, &["b", "c"], &slow);
     let moving = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait(|| star.sent("s") > before + (3 << 20), "pages are on their way");
-    assert!(Command::new(&kill).status().unwrap().success());
+    kill.strike();
     let output = moving.wait_with_output().unwrap();
     assert!(output.status.success() && attempts(&output) == 1, "{}", text(&output));
     star.check(&target, "killed in the rounds");
@@ -300,19 +290,16 @@ fn a_proxy_that_stands_still_is_passed_by() {
     let Some(star) = Star::make() else { return };
     let proxy = star.agent("p");
     let _agents = ["b", "c"].map(|name| star.agent(name));
-    let stop = star.kills("p", &proxy);
-    let script = std::fs::read_to_string(&stop).unwrap().replace("kill -9", "kill -STOP");
-    std::fs::write(&stop, script).unwrap();
+    let stop = Blow::against(&star.places("p"), proxy.pid(), "STOP");
     for point in ["frozen", "pre-commit"] {
         let target = star.target(500);
-        let (via, hook) = (star.url("p"), format!("{point}={stop}"));
+        let (via, hook) = (star.url("p"), format!("{point}={}", stop.command()));
         let output = star.moves(&target, &["b", "c"], &["--via", &via, "--hook", &hook]);
         assert!(output.status.success(), "{point}: {}", text(&output));
         target.check_runs();
-        let kill = star.kills("p", &proxy);
-        assert!(Command::new(&kill).status().unwrap().success());
+        assert!(stop.struck() > 0, "{point}: nobody was there");
+        star.kills("p", &proxy).strike();
         star.check(&target, point);
-        std::fs::write(&stop, std::fs::read_to_string(&kill).unwrap().replace("kill -9", "kill -STOP")).unwrap();
         star.check_holds_nothing("p", &proxy, point);
     }
 }
@@ -361,7 +348,7 @@ fn destinations_are_kept_warm_through_a_proxy_and_go_on_without() {
     wait(|| up_to_date() == 2, "both are up to date");
     let bytes = star.sent("s") - before;
     assert!(bytes < 3000 * 4096 * 2, "{bytes} bytes for two");
-    assert!(Command::new(star.kills("p", &proxy)).status().unwrap().success());
+    star.kills("p", &proxy).strike();
     let went_past = || {
         status()["warm"]["notes"].as_array().is_some_and(|notes| {
             notes.iter().any(|note| note.as_str().is_some_and(|note| note.contains("all is sent anew, directly")))
@@ -390,18 +377,9 @@ fn each_knows_its_neighbours_by_their_keys() {
     std::fs::write(source.join("peers"), line(1, "proxy")).unwrap();
     std::fs::write(proxy.join("peers"), line(0, "source") + &line(2, "destination")).unwrap();
     std::fs::write(destination.join("peers"), line(1, "proxy")).unwrap();
-    // Ports that were free a moment ago.
-    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let agents = [&proxy, &destination].map(|host| Agent::start(host, &format!("tcp://127.0.0.1:{}", port())));
-    let kill = dir.path().join("kill");
-    let script = format!(
-        "for dir in /proc/[0-9]*; do pid=${{dir#/proc/}}; [ $pid = {} ] && continue\n\
-         {{ tr '\\0' '\\n' <$dir/environ; }} 2>/dev/null | grep -qx MIGRATE_PLACES={} && kill -9 $pid\ndone\nexit 0\n",
-        agents[0].pid(),
-        proxy.display()
-    );
-    std::fs::write(&kill, script).unwrap();
-    let hook = format!("pre-commit=sh {}", kill.display());
+    let agents = [&proxy, &destination].map(|host| Agent::start(host, &format!("tcp://127.0.0.1:{}", free_port())));
+    let kill = Blow::against(&proxy, agents[0].pid(), "KILL");
+    let hook = format!("pre-commit={}", kill.command());
     for options in [&["--mode", "pre-copy"][..], &["--mode", "post-copy"], &["--hook", &hook]] {
         let counter = Counter::on_ground(4, 2000);
         let via =
@@ -414,6 +392,7 @@ fn each_knows_its_neighbours_by_their_keys() {
         wait(|| counter.processes().len() == 1, "one copy is left");
         assert_ne!(counter.processes()[0].to_string(), counter.pid());
     }
+    assert!(kill.struck() > 0, "nobody was there");
     let counter = Counter::start(1);
     let output = run(on_host(&source), &["move", &counter.pid(), &agents[1].address, "--json"]);
     assert_eq!(output.status.code(), Some(5), "the source itself is not known there: {}", text(&output));
@@ -427,17 +406,7 @@ fn proxies_and_destinations_are_reached_by_ssh() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let log = dir.path().join("log");
-    // What sshd does: forgets the options and the host, which has places of its own, and gives the rest to a shell.
-    let ssh = format!(
-        "#!/bin/sh\necho \"$0 $*\" >>{}\nshift 2\nexport MIGRATE_PLACES={}/$1\nshift\nexec sh -c \"$*\"\n",
-        log.display(),
-        dir.path().display()
-    );
-    for name in ["ssh", "near"] {
-        std::fs::write(dir.path().join(name), &ssh).unwrap();
-        std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    let log = ["ssh", "near"].map(|name| stand_in_for_ssh(dir.path(), name))[0].clone();
     let counter = Counter::on_ground(2, 500);
     let mut command = on_host(&dir.path().join("a"));
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
@@ -449,7 +418,7 @@ fn proxies_and_destinations_are_reached_by_ssh() {
     wait(|| counter.processes().len() == 1, "one copy is left");
     let log = std::fs::read_to_string(&log).unwrap();
     let by = |program: &str| {
-        let theirs = log.lines().filter(|line| line.contains(program)).map(|line| line.split(' ').nth(3).unwrap());
+        let theirs = log.lines().filter(|line| line.contains(program)).map(|line| line.split(' ').nth(4).unwrap());
         theirs.map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
     };
     // One that did not get the target may be told so past the proxies.

@@ -246,8 +246,7 @@ fn a_person_who_decides_is_told_what_becomes_of_an_image() {
     for (choice, said) in [("--run", "its image can be restored again"), ("--discard", "unix:/gone has the target")] {
         let journals = dir.path().join("source/state/moves");
         let mut journal =
-            Journal::begin(&journals, Role::Source, AttemptId::random().unwrap(), "unix:/gone", None).unwrap();
-        journal.set_session("hkqwzrtb");
+            Journal::begin(&journals, Role::Source, AttemptId::random().unwrap(), "unix:/gone", "hkqwzrtb").unwrap();
         journal.set_from_image();
         journal.write(Step::Committing).unwrap();
         drop(journal);

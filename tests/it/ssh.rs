@@ -1,5 +1,6 @@
 //! A peer over ssh, where `--rsh` names a script that runs the command on this host.
 
+use crate::places::free_port;
 use migrate_engine::transport::connect::{ConnectOptions, connect};
 use migrate_engine::transport::hello::{self, HostFacts, Purpose};
 use migrate_engine::transport::link::{Link, Request};
@@ -194,7 +195,7 @@ impl Sshd {
             assert!(keygen.success());
         }
         std::fs::rename(path("user.pub"), path("authorized")).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let host_key = std::fs::read_to_string(path("host.pub")).unwrap();
         std::fs::write(path("known"), format!("[127.0.0.1]:{port} {host_key}")).unwrap();
         // Privilege separation wants this directory; Debian's unit makes it.

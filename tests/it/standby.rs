@@ -296,6 +296,29 @@ fn what_stood_by_is_gone_once_the_target_has_moved_or_the_session_was_cancelled(
     assert!(warm.states_at(0).is_empty() && warm.states_at(1).is_empty());
 }
 
+/// The session ends while its only destination is lost, which hears nothing of that.
+#[test]
+fn whoever_keeps_a_state_of_a_session_that_is_over_is_named() {
+    if !can_move() {
+        return;
+    }
+    let mut warm = Warm::stand_by(Counter::on_ground(4, 500), 1, &["--standby=200ms", "--peer-timeout", "2s"]);
+    let address = warm.stage.agents[0].address.clone();
+    warm.stage.agents[0].kill();
+    for pid in warm.processes("dest0") {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    wait(|| warm.status()["warm"]["phase"] == "reconnecting", "all are lost");
+    let output = warm.source(&["cancel", &warm.session]);
+    assert!(output.status.success(), "{}", text(&output));
+    let notes = warm.status()["warm"]["notes"].to_string();
+    assert!(notes.contains(&format!("{address} was lost, and keeps a state")), "{notes}");
+    assert!(notes.contains(&format!("migrate cancel {} there", warm.session)), "{notes}");
+    let output = warm.at(0, &["cancel", &warm.session]);
+    assert!(output.status.success() && warm.states_at(0).is_empty(), "{}", text(&output));
+    warm.stage.counter.check_runs();
+}
+
 /// It was only silent for longer than its lease, and the person was wrong: there are two, which the session says, and it ends.
 #[test]
 fn a_source_that_returns_is_told_that_it_is_over() {

@@ -1,4 +1,4 @@
-//! Namespaces of the tasks.
+//! Namespaces of the tasks; of mount namespaces: [`table`] (pure) against the host's mounts, [`content`] of what only the target has mounted.
 
 pub mod content;
 pub mod mnt;

@@ -5,6 +5,7 @@
 //! multiples of the page size, frames of neighbouring pages one behind the other, so that large reads and mappings are
 //! possible. The [`index`] says for every run of pages where its content is, or that it is zero, or to be found in the
 //! parent image, or in the address space it was forked from; a page in no run is a hole.
+//! `writer`, by `lane`s, and `reader` do that; `overlay` is what holds in the end, `sink` a store or a `stream`.
 //!
 //! Integrity: every frame has an xxh3-64 in the index, the index and the model have their BLAKE3 in the manifest, and the
 //! manifest has its own. Whoever can write the directory can of course write all of them.

@@ -131,7 +131,7 @@ pub trait Builder {
     fn leave(&mut self);
 
     /// Writes the pages of what is armed as an image into this directory, and keeps that after the end of the attempt, see
-    /// [`super::super::kept`]. It stands as before.
+    /// [`super::super::leftover`]. It stands as before.
     ///
     /// # Errors
     /// A full disk: nothing is left then.

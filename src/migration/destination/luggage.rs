@@ -1,8 +1,9 @@
 //! Files that come along with the target: which are here, which are to come, and what becomes of them. Mirror of
 //! `migration/source/luggage.rs`.
 
-use super::super::journal::{self, Role, Step};
+use super::super::journal::{self, Line, Role, Step};
 use super::super::standby;
+use super::standby::StandsBy;
 use super::{Attempt, FromDestination, FromSource, MoveError, protocol, while_alive};
 use crate::blocker::Blocker;
 use crate::companion::held::Held;
@@ -90,7 +91,7 @@ impl Attempt<'_> {
         self.control.during("receiving files");
         let mut installer = match self.luggage.installer.take() {
             Some(installer) => installer,
-            None => Installer::begin(self.around.journals, &self.id.to_string(), self.luggage.judged.wish().clone())?,
+            None => self.installer()?,
         };
         installer.begin_pass(last);
         let taken = self.take_all(&mut installer);
@@ -100,6 +101,14 @@ impl Attempt<'_> {
         ended?;
         fault::strike(Point::DestinationFiles);
         if last { Ok(()) } else { self.send(&FromDestination::FilesDone { attempt: self.id }) }
+    }
+
+    /// What this session has brought before, with an earlier link or an earlier attempt, goes the way of what it brings now.
+    fn installer(&self) -> Result<Installer, MoveError> {
+        let earlier = self.standby.iter().flat_map(StandsBy::earlier).chain([self.id]);
+        let earlier: Vec<String> = earlier.map(|attempt| attempt.to_string()).collect();
+        let wish = self.luggage.judged.wish().clone();
+        Ok(Installer::begin(self.around.journals, &self.id.to_string(), &earlier, wish)?)
     }
 
     fn take_all(&mut self, installer: &mut Installer) -> Result<(), MoveError> {
@@ -136,37 +145,34 @@ impl Attempt<'_> {
     }
 }
 
-/// Brings files to an end that came for attempts whose programs are dead: they go, unless the target runs here or may be let
-/// run.
+/// Brings files to an end that came for attempts whose programs are dead.
 pub fn sweep(journals: &Path) {
     let Ok(lines) = journal::all(journals) else { return };
-    let keeps = |line: &journal::Line| standby::is_complete(&standby::directory(journals, line.attempt));
-    // What an attempt has brought that has left a state here is found by those after it, and does not come again: it goes the way of the
-    // session.
-    let of_session = |line: &journal::Line| -> Option<Fate> {
-        let all = lines.iter().filter(|other| other.role == Role::Destination && other.session == line.session);
-        let (mut kept, mut open) = (false, false);
-        for other in all {
-            kept |= matches!(other.step, Step::Owner | Step::Done);
-            open |= keeps(other) || other.attempt != line.attempt && journal::is_decided(journals, other);
-        }
-        match (kept, open) {
-            (true, _) => Some(Fate::Keep),
-            (false, true) => Some(Fate::Leave),
-            (false, false) => None,
-        }
+    record::sweep(journals, &|attempt| fate(journals, &lines, attempt));
+}
+
+/// Files belong to the session: what one of its attempts has brought is found by those after it, and does not come again. They stay where
+/// the target runs here, and until it is known whether it will, or a state that is kept here needs them; then they go. `lines`: of all
+/// journals.
+fn fate(journals: &Path, lines: &[Line], attempt: &str) -> Fate {
+    let is_this = |line: &&Line| line.role == Role::Destination && line.attempt.to_string() == attempt;
+    let Some(this) = lines.iter().find(is_this) else { return Fate::Leave };
+    // A copy that is armed and stands still may have them open, whatever the last line says.
+    let stands = |line: &Line| line.is_of_this_boot() && line.held.as_ref().is_some_and(Held::is_whole);
+    let is_open = |line: &Line| {
+        let is_settled = matches!(line.step, Step::Begun | Step::Aborted);
+        !is_settled || stands(line) || line.attempt != this.attempt && journal::is_decided(journals, line)
     };
-    record::sweep(journals, &|attempt| {
-        let line = lines.iter().find(|line| line.role == Role::Destination && line.attempt.to_string() == attempt);
-        // A copy that is armed and stands still may have them open, whatever the last line says.
-        let stands = |line: &journal::Line| line.is_of_this_boot() && line.held.as_ref().is_some_and(Held::is_whole);
-        if let Some(fate) = line.filter(|line| line.standby.is_some()).and_then(of_session) {
-            return fate;
-        }
-        match line.map(|line| (line.step, stands(line))) {
-            Some((Step::Owner | Step::Done, _)) => Fate::Keep,
-            Some((Step::Aborted | Step::Begun, false)) => Fate::Undo,
-            _ => Fate::Leave,
-        }
-    });
+    let session: Vec<&Line> = match this.session.as_str() {
+        // Of an older program, which says nothing of it.
+        "" => vec![this],
+        session => standby::of_session(lines, session).collect(),
+    };
+    if session.iter().any(|line| matches!(line.step, Step::Owner | Step::Done)) {
+        Fate::Keep
+    } else if standby::is_kept(journals, lines, &this.session) || session.into_iter().any(is_open) {
+        Fate::Leave
+    } else {
+        Fate::Undo
+    }
 }

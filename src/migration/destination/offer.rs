@@ -5,7 +5,7 @@ use crate::image::Bytes;
 use crate::migration::MoveError;
 use crate::migration::journal::{Journal, Role};
 use crate::migration::keeper::Keeper;
-use crate::migration::kept::{self, Used};
+use crate::migration::leftover::{self, Used};
 use crate::migration::points;
 use crate::migration::postcopy::relay;
 use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource};
@@ -52,8 +52,8 @@ pub(super) fn offered(
 pub(super) fn begin(
     around: &Surroundings<'_>,
     id: AttemptId,
-    (session, lease, copy): (&str, Duration, bool),
-    peer: &str,
+    (session, lease, is_clone): (&str, Duration, bool),
+    control: &Channel,
     memory_bytes: u64,
 ) -> Result<(Store, Keeper), MoveError> {
     if let Some(promoted) = super::standby::promoted(around.journals, session) {
@@ -62,19 +62,20 @@ pub(super) fn begin(
     super::luggage::sweep(around.journals);
     let store = Store::begin(around.stores, id, memory_bytes, around.max_memory_bytes)?;
     // Begun long before the pause: making a file costs a wait for the disk.
-    let mut journal = Journal::begin(around.journals, Role::Destination, id, peer, None)
+    let mut journal = Journal::begin(around.journals, Role::Destination, id, control.peer(), session)
         .map_err(|source| MoveError::Journal { source })?;
-    journal.set_session(session);
-    if copy {
-        journal.set_copy();
+    if is_clone {
+        journal.set_clone();
     }
     Ok((store, Keeper::new(journal, lease)))
 }
 
 /// The image that an offer names. Pages that were kept here are found by their attempt, and where they are gone there is none.
-pub(super) fn kept_base(base: Option<Bytes>, journals: &Path) -> (Option<Bytes>, Option<Used>) {
-    kept::sweep(journals);
-    let Some(dir) = base.as_ref().and_then(|base| kept::directory_of(journals, &base.0)) else { return (base, None) };
+pub(super) fn base(base: Option<Bytes>, journals: &Path) -> (Option<Bytes>, Option<Used>) {
+    leftover::sweep(journals);
+    let Some(dir) = base.as_ref().and_then(|base| leftover::directory_of(journals, &base.0)) else {
+        return (base, None);
+    };
     let used = Used::begin(&dir);
     let image = used.as_ref().map(|used| Bytes(used.image().into_os_string().into_encoded_bytes()));
     (image, used)

@@ -6,9 +6,10 @@ use crate::failure::Failure;
 use crate::fault::{self, Point};
 use crate::image::codec;
 use crate::migration::handover::destination::Phase;
-use crate::migration::journal::{self, Role, Step};
+use crate::migration::journal::{self, Line, Step};
+use crate::migration::protocol::AttemptId;
 use crate::migration::standby::keeping::Keeping;
-use crate::migration::standby::{self, Became, Described, Standby, Terms};
+use crate::migration::standby::{self, Became, Described, Earlier, Standby, Terms};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,8 +30,8 @@ pub(super) struct StandsBy {
     dir: PathBuf,
     /// Or why nothing can be.
     keeping: Result<Keeping, String>,
-    /// One was complete in this session.
-    has_kept: bool,
+    /// What this session has left here before, until there is a state of this attempt.
+    earlier: Earlier,
 }
 
 impl StandsBy {
@@ -40,46 +41,47 @@ impl StandsBy {
         keeping.begins(of == Of::State);
         Some(keeping)
     }
+
+    /// Attempts of this session that have left a state here.
+    pub fn earlier(&self) -> impl Iterator<Item = AttemptId> {
+        self.earlier.attempts()
+    }
 }
 
 /// A person has started the target of this session here.
 pub(super) fn promoted(journals: &Path, session: &str) -> Option<MoveError> {
     let lines = journal::all(journals).ok()?;
-    let found = lines.iter().find(|line| {
-        line.role == Role::Destination && line.session == session && line.standby == Some(Became::Promoted)
-    })?;
-    let pid = found.target_pid.map(|pid| format!(" as process {pid}")).unwrap_or_default();
-    let blocker = Blocker::new(codes::PROMOTED, format!("session {session}"));
+    let mut ours = standby::of_session(&lines, session);
+    ours.find(|line| line.standby == Some(Became::Promoted)).map(started)
+}
+
+/// That is what this line says.
+fn started(line: &Line) -> MoveError {
+    let pid = line.target_pid.map(|pid| format!(" as process {pid}")).unwrap_or_default();
+    let blocker = Blocker::new(codes::PROMOTED, format!("session {}", line.session));
     let blocker = blocker.because(format!("a state of its target was started there{pid} (migrate promote)"));
-    Some(MoveError::Target(Failure::blocked(
-        "the target was started here when its source was not heard",
-        vec![blocker],
-    )))
+    MoveError::Target(Failure::blocked("the target was started here when its source was not heard", vec![blocker]))
 }
 
 impl Attempt<'_> {
     /// The target may come: pages are kept from here on.
-    pub(super) fn stand_by(&mut self, mut wanted: Standby) {
+    ///
+    /// # Errors
+    /// A person has just started it here.
+    pub(super) fn stand_by(&mut self, mut wanted: Standby) -> Result<(), MoveError> {
         // A person will read it.
         wanted.host.retain(|letter| letter.is_ascii_graphic());
         let dir = standby::directory(self.around.journals, self.id);
         let line = self.keeper.journal().line();
-        let terms = Terms {
-            session: line.session.clone(),
-            peer: line.peer.clone(),
-            standby: wanted,
-            state: self.state.clone(),
-        };
+        let (session, peer) = (line.session.clone(), line.peer.clone());
         // One that has lost its source before has the newest state still.
-        let became = standby::is_complete(&dir).then_some(Became::Kept);
-        let journal = self.keeper.journal();
-        journal.set_standby(became);
-        // Whoever wants to start an earlier state of the session sees by this that its source is heard.
-        if let Err(error) = journal.write(Step::Begun) {
-            tracing::warn!(%error, "the journal does not name the session");
-        }
+        self.note_state(standby::is_complete(&dir).then_some(Became::Kept));
+        // After the first line of the journal: whoever wants to start one of them from here on sees by that that the source is heard.
+        let earlier = Earlier::find(self.around.journals, &session, self.id);
+        let terms = Terms { session, peer, standby: wanted, state: self.state.clone() };
         let keeping = Keeping::begin(&dir, terms).map_err(|error| error.to_string());
-        self.standby = Some(StandsBy { dir, keeping, has_kept: false });
+        self.standby = Some(StandsBy { dir, keeping, earlier });
+        self.is_not_promoted()
     }
 
     /// All of a state is here.
@@ -99,40 +101,38 @@ impl Attempt<'_> {
             None => Err("nobody stands by here".to_owned()),
         };
         if kept.is_ok() {
-            self.note_first();
-            let session = self.keeper.journal().line().session.clone();
-            standby::forget_others(self.around.journals, &session, self.id);
+            self.note_state(Some(Became::Kept));
+            self.standby.iter_mut().for_each(|standby| standby.earlier.forget());
         }
         self.send(&FromDestination::Kept { attempt: self.id, trouble: kept.err() })
     }
 
-    /// Nobody has started an earlier state meanwhile, which an earlier attempt of the session has left here.
+    /// Nobody was about to start an earlier state when this attempt began, and has done so since. Where there is a state of this one
+    /// there are no others, and nothing is read.
     ///
     /// # Errors
     /// Somebody has.
-    pub(super) fn is_not_promoted(&mut self) -> Result<(), MoveError> {
-        if self.standby.is_none() {
-            return Ok(());
-        }
-        let session = self.keeper.journal().line().session.clone();
-        promoted(self.around.journals, &session).map_or(Ok(()), Err)
+    pub(super) fn is_not_promoted(&self) -> Result<(), MoveError> {
+        let promoted = self.standby.as_ref().and_then(|standby| standby.earlier.promoted());
+        promoted.map_or(Ok(()), |line| Err(started(&line)))
     }
 
-    /// The first state of a session says in the journal that there is one.
-    fn note_first(&mut self) {
-        let Some(standby) = self.standby.as_mut().filter(|standby| !standby.has_kept) else { return };
-        standby.has_kept = true;
+    /// The journal says whether there is a state, from the first one on.
+    fn note_state(&mut self, became: Option<Became>) {
         let journal = self.keeper.journal();
-        journal.set_standby(Some(Became::Kept));
+        if journal.line().standby == became {
+            return;
+        }
+        journal.set_standby(became);
         if let Err(error) = journal.write(Step::Begun) {
-            tracing::warn!(%error, "the journal does not say that a state is kept");
+            tracing::warn!(%error, "the journal does not say whether a state is kept");
         }
     }
 
     /// The attempt has come to its end like this, and nothing of it has been removed yet: a state that is complete is for a person,
     /// unless the source has said what became of the target.
     pub(super) fn leave_state(&mut self, result: &Result<(), MoveError>) {
-        let Some(standby) = self.standby.take() else { return };
+        let Some(mut standby) = self.standby.take() else { return };
         let is_told = matches!(result, Err(MoveError::Stays { .. }));
         match self.keeper.phase() {
             // Until it is settled who has the target.
@@ -147,8 +147,10 @@ impl Attempt<'_> {
                 self.keeper.journal().set_standby(None);
                 standby::forget(&standby.dir);
                 if is_told || matches!(phase, Phase::Owner | Phase::Closed) {
-                    let session = self.keeper.journal().line().session.clone();
-                    standby::forget_others(self.around.journals, &session, self.id);
+                    standby.earlier.forget();
+                } else if standby.earlier.is_kept() {
+                    // Files are its own, too.
+                    self.luggage.leave();
                 }
             }
         }

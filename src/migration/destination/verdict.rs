@@ -55,7 +55,7 @@ impl Attempt<'_> {
             earlier_bytes,
             warnings,
             names_late,
-            copy: self.copy,
+            is_clone: self.is_clone,
             passes_on: true,
             images: true,
             stands_by: true,

@@ -17,7 +17,7 @@
 //! command that has switched the other host off.
 
 pub mod giving;
-pub mod kept;
+pub mod series;
 pub mod taking;
 
 use crate::image::{MmId, ShmemId, limits};

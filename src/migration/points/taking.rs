@@ -1,6 +1,6 @@
 //! The source's end: asks for a point every so often, and keeps the newest complete one.
 
-use super::kept::{Kept, Writing};
+use super::series::{Series, Writing};
 use super::{CHANGED_MAX, decode};
 use crate::image::codec;
 use crate::image::mm::PAGE;
@@ -84,12 +84,12 @@ impl Taking {
     }
 
     /// Takes points until it is stopped, over links that `again` makes.
-    pub fn run(&self, again: Again<'_>, mut kept: Kept) {
+    pub fn run(&self, again: Again<'_>, mut series: Series) {
         drop(self.state.1.wait_while(self.state(), |state| !state.begun && !state.stopped));
         let mut link = None;
         while !self.state().stopped {
             let began = Instant::now();
-            if let Err(error) = self.one(again, &mut link, &mut kept) {
+            if let Err(error) = self.one(again, &mut link, &mut series) {
                 let mut state = self.state();
                 if state.stopped {
                     return;
@@ -116,7 +116,7 @@ impl Taking {
         Ok(link)
     }
 
-    fn one(&self, again: Again<'_>, link: &mut Option<Link>, kept: &mut Kept) -> Result<(), MoveError> {
+    fn one(&self, again: Again<'_>, link: &mut Option<Link>, series: &mut Series) -> Result<(), MoveError> {
         // Until a whole one has come over this link those that are there cannot be gone on from.
         let new = link.is_none();
         let link = match link {
@@ -125,14 +125,16 @@ impl Taking {
         };
         let control = &mut link.control;
         let (asked, before) = (SystemTime::now(), control.bytes_received());
-        let wanted = FromSource::Point { attempt: self.attempt, whole: new || kept.is_long() };
+        let wanted = FromSource::Point { attempt: self.attempt, whole: new || series.is_long() };
         protocol::send(control, &wanted)?;
-        let mut writing = kept.begin(asked).map_err(failed)?;
-        let Some(Told { whole, pause, pages_read }) = self.receive(control, kept, &mut writing)? else { return Ok(()) };
+        let mut writing = series.begin(asked).map_err(failed)?;
+        let Some(Told { whole, pause, pages_read }) = self.receive(control, series, &mut writing)? else {
+            return Ok(());
+        };
         if new && !whole {
             return Err(MoveError::Point { reason: "it needs points that were sent over another link".into() });
         }
-        kept.put(writing, whole).map_err(failed)?;
+        series.put(writing, whole).map_err(failed)?;
         let mut state = self.state();
         let cost = &mut state.cost;
         cost.points += 1;
@@ -144,7 +146,12 @@ impl Taking {
     }
 
     /// Writes one as it comes; what is said of it. `None`: the target has all of its memory, and none is needed any more.
-    fn receive(&self, control: &mut Channel, kept: &Kept, writing: &mut Writing) -> Result<Option<Told>, MoveError> {
+    fn receive(
+        &self,
+        control: &mut Channel,
+        series: &Series,
+        writing: &mut Writing,
+    ) -> Result<Option<Told>, MoveError> {
         let peer = control.peer().to_owned();
         let mut buffer = Vec::new();
         let mut pages = 0;
@@ -188,7 +195,7 @@ impl Taking {
         let sound = codec::decode(&model).map_err(|error| MoveError::Model { reason: error.to_string() })?;
         crate::migration::check_model(&sound)?;
         let rows = decode(&index).ok_or_else(|| MoveError::Point { reason: "it has no index".into() })?;
-        if !kept.original().has(&rows) {
+        if !series.original().has(&rows) {
             return Err(MoveError::Point { reason: "it names memory that the original does not have".into() });
         }
         writing.end(&model, &index).map_err(failed)?;

@@ -5,7 +5,7 @@ use super::{Abort, Attempt, Compression, MoveError, ReadPages};
 use crate::failure::Failure;
 use crate::image::{Pid, mm::PAGE};
 use crate::migration::handover::Candidate;
-use crate::migration::points::kept::{self, Kept, Original};
+use crate::migration::points::series::{self, Original, Series};
 use crate::migration::points::taking::Taking;
 use crate::migration::postcopy::Later;
 use crate::migration::postcopy::serving::{Serving, Unlinked};
@@ -26,7 +26,7 @@ pub(super) struct Following {
 struct Begun {
     to: Candidate,
     serving: Serving,
-    taking: Option<(Taking, Kept)>,
+    taking: Option<(Taking, Series)>,
 }
 
 impl Attempt<'_> {
@@ -45,8 +45,8 @@ impl Attempt<'_> {
             scope.spawn(move || {
                 for Begun { to, serving, taking } in threads {
                     scope.spawn(move || serving.run(again.to(to), pages));
-                    if let Some((taking, kept)) = taking {
-                        scope.spawn(move || taking.run(again.to(to), kept));
+                    if let Some((taking, series)) = taking {
+                        scope.spawn(move || taking.run(again.to(to), series));
                     }
                 }
             });
@@ -91,8 +91,8 @@ impl Attempt<'_> {
             Some(every) => {
                 let original = Original::of(&following.owners, later);
                 let original = original.map_err(|e| Failure::of("the original cannot be named", &e))?;
-                let kept = Kept::make(&kept::directory(self.wishes.journals, self.id), original);
-                Some((Taking::new(self.id, every, level)?, kept.map_err(|source| MoveError::Kept { source })?))
+                let series = Series::make(&series::directory(self.wishes.journals, self.id), original);
+                Some((Taking::new(self.id, every, level)?, series.map_err(|source| MoveError::Kept { source })?))
             }
             None => None,
         };
@@ -116,7 +116,7 @@ impl Attempt<'_> {
     /// Nobody will resume any.
     fn forget_points(&mut self) {
         if self.wishes.recoverable.is_some() {
-            kept::remove(&kept::directory(self.wishes.journals, self.id));
+            series::remove(&series::directory(self.wishes.journals, self.id));
         }
     }
 

@@ -64,13 +64,13 @@ impl Peer<'_> {
                     earlier_bytes,
                     warnings,
                     names_late,
-                    copy,
+                    is_clone,
                     passes_on,
                     images,
                     stands_by,
                     ..
                 } => {
-                    let unknown = match (self.is_copy() && !copy, self.wishes.from_image && !images) {
+                    let unknown = match (self.is_clone() && !is_clone, self.wishes.from_image && !images) {
                         (true, _) => Some("clones"),
                         (_, true) => Some("images that come from another host"),
                         _ => None,

@@ -100,7 +100,7 @@ impl Peer<'_> {
             lease_ms: u64::try_from(self.wishes.lease.as_millis()).ok(),
             to_several: self.wishes.states.len() > 1,
             conventions: Box::new(survey.conventions.clone()),
-            copy: self.is_copy(),
+            is_clone: self.is_clone(),
             onward: onward.into_iter().next(),
             keep_warm: keep_warm.into_iter().next(),
             standby: self.standby().map(Box::new),
@@ -114,9 +114,9 @@ impl Peer<'_> {
         self.wishes.states.get(usize::from(self.candidate.0)).cloned().unwrap_or_default()
     }
 
-    /// It is to start a copy.
-    pub fn is_copy(&self) -> bool {
-        self.wishes.is_copy(self.candidate)
+    /// It is to start a clone.
+    pub fn is_clone(&self) -> bool {
+        self.wishes.is_clone(self.candidate)
     }
 
     /// What it is to keep for our death.

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! N.pages   contents, each in a place of its own; a place is written to once, until no complete state needs it any more
-//! state     the newest complete state: what lies where, and the model ([`super::kept`]); renamed to this name, once it is on the disk
+//! state     the newest complete state: what lies where, and the model ([`super::state`]); renamed to this name, once it is on the disk
 //! ```
 //! Each session of an attempt begins a file of pages of its own: until it has a complete state, the one before it keeps its own.
 
-use super::kept::Head;
 use super::layer::{Layer, Mark, Slot};
+use super::state::Head;
 use super::{Described, PAGES, STATE, Terms};
 use crate::image::mm::PAGE;
 use crate::memory::store::free_bytes;

@@ -34,7 +34,7 @@ fn keep(keeping: &Keeping) {
 /// The first byte of each page of the newest state, as a restore finds it.
 fn newest(dir: &Path) -> BTreeMap<u64, u8> {
     let at = tempfile::tempdir().unwrap();
-    let kept = standby::kept::Kept::open(dir).unwrap();
+    let kept = standby::state::Complete::open(dir).unwrap();
     assert_eq!(kept.model, sample());
     kept.write_image(&at.path().join("image")).unwrap();
     let image = ImageDir::open(&at.path().join("image")).unwrap();
@@ -127,15 +127,15 @@ fn what_is_damaged_is_never_started() {
         let mut other = whole.clone();
         other[byte] ^= 1;
         fs::write(&state, other).unwrap();
-        assert!(standby::kept::Kept::open(at.path()).is_err(), "byte {byte}");
+        assert!(standby::state::Complete::open(at.path()).is_err(), "byte {byte}");
     }
     fs::write(&state, &whole[..whole.len() - 1]).unwrap();
-    assert!(standby::kept::Kept::open(at.path()).is_err());
+    assert!(standby::state::Complete::open(at.path()).is_err());
     fs::write(&state, &whole).unwrap();
     let mut content = fs::read(&pages).unwrap();
     content[PAGE as usize + 7] ^= 1;
     fs::write(&pages, content).unwrap();
-    let kept = standby::kept::Kept::open(at.path()).unwrap();
+    let kept = standby::state::Complete::open(at.path()).unwrap();
     assert!(kept.write_image(&at.path().join("image")).is_err());
     assert!(!at.path().join("image").exists());
 }

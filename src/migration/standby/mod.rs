@@ -18,13 +18,13 @@
 //! lost.
 
 pub mod keeping;
-pub mod kept;
 mod layer;
+pub mod state;
 
 use super::journal::{self, Line, Role};
 use super::protocol::{AttemptId, SpaceName};
-use kept::Head;
 use serde::{Deserialize, Serialize};
+use state::Head;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -92,26 +92,73 @@ pub fn left(journals: &Path, attempt: AttemptId) -> Option<PathBuf> {
     image.is_dir().then_some(image)
 }
 
-/// Whether another attempt of the session of this line is under way here: it has begun anew, and its source is heard. That is taken to
-/// be so where it cannot be seen.
-pub fn is_heard(journals: &Path, line: &Line) -> bool {
-    let is_other = |other: &Line| {
-        other.role == Role::Destination && other.session == line.session && other.attempt != line.attempt
-    };
-    let Ok(lines) = journal::all(journals) else { return true };
-    lines.iter().any(|other| is_other(other) && journal::is_decided(journals, other))
+/// Those of these lines that are of a session at its destination.
+pub fn of_session<'l>(lines: &'l [Line], session: &str) -> impl Iterator<Item = &'l Line> {
+    lines.iter().filter(move |line| line.role == Role::Destination && line.session == session)
 }
 
-/// Deletes states of other attempts of the session, which begins anew when all its destinations are lost, and pages of any session that
-/// was killed before it had one.
-pub fn forget_others(journals: &Path, session: &str, attempt: AttemptId) {
-    for line in journal::all(journals).unwrap_or_default() {
-        let dir = directory(journals, line.attempt);
-        let is_other = line.role == Role::Destination && line.attempt != attempt && dir.exists();
-        let is_useless = line.session == session || !is_complete(&dir);
-        if is_other && is_useless && !journal::is_decided(journals, &line) {
-            forget(&dir);
-        }
+/// Whether another attempt of the session of this line is under way here: it has begun anew, and its source is heard. `lines`: of all
+/// journals.
+pub fn is_heard(journals: &Path, lines: &[Line], line: &Line) -> bool {
+    of_session(lines, &line.session).any(|other| other.attempt != line.attempt && journal::is_decided(journals, other))
+}
+
+/// Whether a state of any attempt of the session is kept here. `lines`: of all journals.
+pub fn is_kept(journals: &Path, lines: &[Line], session: &str) -> bool {
+    of_session(lines, session).any(|line| is_complete(&directory(journals, line.attempt)))
+}
+
+/// States that other attempts of a session have left here: it begins anew when all its destinations are lost.
+#[derive(Debug)]
+pub struct Earlier {
+    journals: PathBuf,
+    /// Of their journals, as they were.
+    lines: Vec<Line>,
+}
+
+impl Earlier {
+    /// Looks for them. Pages of any session that was killed before it had a state are deleted.
+    pub fn find(journals: &Path, session: &str, attempt: AttemptId) -> Self {
+        let mut lines = journal::all(journals).unwrap_or_default();
+        lines.retain(|line| line.role == Role::Destination && line.attempt != attempt);
+        lines.retain(|line| {
+            let dir = directory(journals, line.attempt);
+            // In this order: who decides about it may be about to complete it.
+            let is_dead = dir.exists() && !journal::is_decided(journals, line);
+            if line.session != session && is_dead && !is_complete(&dir) {
+                forget(&dir);
+            }
+            line.session == session
+                && (dir.exists() || taken_up(&dir).exists() || line.standby == Some(Became::Promoted))
+        });
+        Self { journals: journals.to_owned(), lines }
+    }
+
+    /// Whether one of them is complete.
+    pub fn is_kept(&self) -> bool {
+        self.lines.iter().any(|line| is_complete(&directory(&self.journals, line.attempt)))
+    }
+
+    /// That a person has started one of them, by the last line of its journal.
+    pub fn promoted(&self) -> Option<Line> {
+        let now = self.lines.iter().filter_map(|line| journal::newest(&self.journals, line));
+        now.into_iter().find(|line| line.standby == Some(Became::Promoted))
+    }
+
+    /// Their attempts.
+    pub fn attempts(&self) -> impl Iterator<Item = AttemptId> {
+        self.lines.iter().map(|line| line.attempt)
+    }
+
+    /// Deletes them, but for what somebody else decides about.
+    pub fn forget(&mut self) {
+        self.lines.retain(|line| {
+            let is_decided = journal::is_decided(&self.journals, line);
+            if !is_decided {
+                forget(&directory(&self.journals, line.attempt));
+            }
+            is_decided
+        });
     }
 }
 

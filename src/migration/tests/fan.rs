@@ -394,12 +394,12 @@ proptest! {
 }
 
 /// A play in which each destination is to have a copy.
-fn copies(original: Original, faults: &[Fault]) -> Fan {
+fn clones(original: Original, faults: &[Fault]) -> Fan {
     let parts: Vec<Part> =
         faults.iter().map(|fault| Part { fault: *fault, ahead: Ahead::FitsInPart, ..Part::default() }).collect();
     let mut target = FakeTarget::new(600, 10, Fault::None);
     target.copied = true;
-    let play = play_all(target, &parts, 1, |wishes| wishes.copies = Some(original));
+    let play = play_all(target, &parts, 1, |wishes| wishes.clones = Some(original));
     assert_eq!(play.left_behind, 0, "page stores are removed");
     let open = journal::undecided(&play.dir.path().join("source")).unwrap();
     assert!(open.is_empty(), "{open:?}");
@@ -417,7 +417,7 @@ fn copies(original: Original, faults: &[Fault]) -> Fan {
 fn each_starts_a_copy_of_the_same_moment() {
     for (original, state) in [(Original::RunsOn, State::Running), (Original::Ends, State::Ended)] {
         for number in [1, 2, 5] {
-            let play = copies(original, &vec![Fault::None; number]);
+            let play = clones(original, &vec![Fault::None; number]);
             assert!(play.builders.iter().all(|builder| builder.runs));
             assert_eq!((play.became(), play.target.state), (vec!["running"; number], state));
             let report = play.source.as_ref().unwrap();
@@ -431,7 +431,7 @@ fn a_copy_that_fails_takes_nothing_from_the_others() {
     use Fault::{Adopt, Arm, Prepare, Verdict, VerdictBlocker};
     for (original, state) in [(Original::RunsOn, State::Running), (Original::Ends, State::Ended)] {
         for fault in [Verdict, VerdictBlocker, Adopt, Prepare, Arm] {
-            let play = copies(original, &[Fault::None, fault, Fault::None]);
+            let play = clones(original, &[Fault::None, fault, Fault::None]);
             assert_eq!((play.became(), play.target.state), (vec!["running", "out", "running"], state), "{fault:?}");
         }
     }
@@ -441,17 +441,17 @@ fn a_copy_that_fails_takes_nothing_from_the_others() {
 fn where_no_copy_runs_the_original_goes_on() {
     for original in [Original::RunsOn, Original::Ends] {
         for fault in [Fault::Verdict, Fault::Prepare, Fault::Arm] {
-            let play = copies(original, &[fault, fault]);
+            let play = clones(original, &[fault, fault]);
             assert!(play.source.is_err() && play.target.state == State::Running, "{original:?} {fault:?}");
         }
     }
 }
 
-/// A play in which the target goes to the destination in the middle, and the others are to have copies.
-fn beside_copies(faults: [Fault; 3]) -> Fan {
+/// A play in which the target goes to the destination in the middle, and the others are to have clones.
+fn beside_clones(faults: [Fault; 3]) -> Fan {
     let parts = faults.map(|fault| Part { fault, ahead: Ahead::FitsInPart, ..Part::default() });
     let to = Original::Moves(Candidate(1));
-    let play = play_all(FakeTarget::new(600, 10, Fault::None), &parts, 1, |wishes| wishes.copies = Some(to));
+    let play = play_all(FakeTarget::new(600, 10, Fault::None), &parts, 1, |wishes| wishes.clones = Some(to));
     assert_eq!(play.left_behind, 0, "page stores are removed");
     let open = journal::undecided(&play.dir.path().join("source")).unwrap();
     assert!(open.is_empty(), "{open:?}");
@@ -466,14 +466,14 @@ fn beside_copies(faults: [Fault; 3]) -> Fan {
 }
 
 #[test]
-fn the_target_moves_to_one_and_the_others_start_copies_if_it_does() {
+fn the_target_moves_to_one_and_the_others_start_clones_if_it_does() {
     use Fault::{Arm, None, Prepare, Verdict};
-    let play = beside_copies([None; 3]);
+    let play = beside_clones([None; 3]);
     assert_eq!((play.became(), play.target.state), (vec!["running", "owner", "running"], State::Ended));
     for fault in [Verdict, Prepare, Arm] {
-        let play = beside_copies([fault, None, None]);
+        let play = beside_clones([fault, None, None]);
         assert_eq!((play.became(), play.target.state), (vec!["out", "owner", "running"], State::Ended), "{fault:?}");
-        let play = beside_copies([None, fault, None]);
+        let play = beside_clones([None, fault, None]);
         assert!(play.source.is_err() && play.target.state == State::Running, "{fault:?}");
         assert!(play.builders.iter().all(|builder| !builder.runs), "{fault:?}");
     }

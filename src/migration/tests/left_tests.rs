@@ -20,7 +20,7 @@ impl Left {
     /// A copy whose last line says so, and nothing of it that stands here but these addresses.
     fn after(step: Step, addresses: &[&Place]) -> Self {
         let left = Self { dir: tempfile::tempdir().unwrap() };
-        let mut journal = Journal::begin(&left.journals(), Role::Destination, ATTEMPT, "a", None).unwrap();
+        let mut journal = Journal::begin(&left.journals(), Role::Destination, ATTEMPT, "a", "abcdefgh").unwrap();
         let named = addresses.iter().map(|place| (place.ip, place.prefix, place.interface.clone()));
         journal.set_addresses(named.collect());
         journal.write(step).unwrap();

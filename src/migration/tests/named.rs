@@ -73,7 +73,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             lease_ms: None,
             to_several: false,
             conventions: Default::default(),
-            copy: false,
+            is_clone: false,
             onward: None,
             keep_warm: None,
             standby: None,

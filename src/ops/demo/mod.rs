@@ -1,7 +1,8 @@
 //! `migrate demo`: two hosts made of namespaces, a program with a counter and a client, and a move between them.
 //!
 //! Everything runs on this machine: a bridge in a network namespace of its own is the network, and the client sits on it.
-//! Each host has its own network, PID, mount and UTS namespaces. The program's address moves with it.
+//! Each host has its own network, PID, mount and UTS namespaces (`hosts`). The program's address moves with it. [`cable`] is what is cut
+//! between them, [`parts`] are program and client.
 
 pub mod cable;
 mod hosts;

@@ -1,23 +1,21 @@
 //! A target as it is before anything has happened to it.
 
-use super::{Backend, Events, Findings, GivenUp, Hooks, Leaving, Live, MoveOptions, Offered, Policy, Resolved, Result};
-use super::{Failure, ProcDir, TargetPages, TargetState, copies, supervisor};
+use super::{Backend, Events, GivenUp, Hooks, Leaving, Live, Looked, MoveOptions, Offered, Result};
+use super::{Failure, ProcDir, TargetPages, TargetState, clones, supervisor};
 use crate::net::address::Place;
 
 impl<'a> Live<'a> {
     /// Nothing of it is watched or held yet.
     pub(super) fn new(
         options: &'a MoveOptions,
-        (resolved, policy, findings): (Resolved, Policy, Findings),
+        looked: Looked,
         backend: Backend,
         addresses: Vec<Place>,
         (hooks, events): (Hooks, &'a dyn Events),
     ) -> Self {
         Self {
             options,
-            resolved,
-            policy,
-            findings,
+            looked,
             backend,
             tree: None,
             frozen: None,
@@ -46,8 +44,7 @@ impl<'a> Live<'a> {
 impl Live<'_> {
     /// Rounds of a target that is gone would go on without end: they find nothing written.
     pub(super) fn check_lives(&self) -> Result<()> {
-        let root = self.resolved.root(&self.options.target)?;
-        let stat = ProcDir::open(root).and_then(|dir| dir.stat(&mut Vec::new()));
+        let stat = ProcDir::open(self.looked.root).and_then(|dir| dir.stat(&mut Vec::new()));
         if stat.is_ok_and(|stat| !stat.is_zombie()) {
             return Ok(());
         }
@@ -57,9 +54,9 @@ impl Live<'_> {
 
     /// Keeps units from starting the target again, unless it goes on.
     pub(super) fn hold_units(&mut self) -> Result<()> {
-        if !self.options.dry_run && !copies::original_stays(self.options) {
+        if !self.options.dry_run && !clones::original_stays(self.options) {
             let choice = supervisor::choice(&self.options.target, self.options.state.supervisor);
-            let held = supervisor::hold(&self.resolved, choice, self.options.session);
+            let held = supervisor::hold(&self.looked.resolved, choice, self.options.session);
             self.held = held.map_err(|failure| failure.target(TargetState::Running))?;
         }
         Ok(())

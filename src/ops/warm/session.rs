@@ -11,7 +11,7 @@ use super::{Charge, ENTRY, Front, PATIENCE, Say, Shown, socket_path};
 use crate::companion;
 use crate::failure::{Failure, FailureKind, Result, TargetState};
 use crate::image::Pid;
-use crate::migration::warm::{self, Rest, Standing, Told, Warm};
+use crate::migration::warm::{self, Far, Rest, Standing, Told, Warm};
 use crate::ops::options::{Mode, MoveOptions, WarmOptions};
 use crate::ops::outcome::{Outcome, State, Where};
 use crate::ops::places::Places;
@@ -21,7 +21,7 @@ use crate::proc::ProcDir;
 use crate::transport::Abort;
 use crate::transport::backoff::Backoff;
 use nix::poll::{PollFd, PollFlags, poll};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -141,6 +141,8 @@ struct Session {
     has_begun: Arc<AtomicBool>,
     is_lost: AtomicBool,
     has_ended: AtomicBool,
+    /// Destinations that were lost, and of when the state is that they keep.
+    left: Mutex<BTreeMap<String, Instant>>,
     /// Those who want to hear that it is over.
     cancellers: Mutex<Vec<UnixStream>>,
 }
@@ -166,6 +168,7 @@ impl Session {
             has_begun,
             is_lost: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
+            left: Mutex::default(),
             cancellers: Mutex::default(),
         }
     }
@@ -216,6 +219,10 @@ impl Session {
             let begun = Instant::now();
             let result = move_::run_when(&moves, Some(&self.warm), &*self.relay, &self.abort);
             let goes_on = result.as_ref().is_err_and(|failure| self.may_go_on(failure, root));
+            self.note_left();
+            if !goes_on {
+                self.tell_left();
+            }
             self.relay.finish(result);
             if !goes_on {
                 return;
@@ -228,9 +235,32 @@ impl Session {
             let mut fds = [PollFd::new(self.abort.fd(), PollFlags::POLLIN)];
             let _ = poll(&mut fds, u16::try_from(backoff.pause().as_millis()).unwrap_or(u16::MAX));
             if self.abort.is_triggered() {
-                return;
+                return self.tell_left();
             }
             self.is_lost.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Who keeps a state now and does not hear of the end. One that was reached since is told, or begins to keep another.
+    fn note_left(&self) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        for Standing { name, far, state_taken_at, .. } in self.warm.seen().standings {
+            match (far, state_taken_at) {
+                (Far::Out, Some(taken)) => drop(left.insert(name, taken)),
+                (Far::Out | Far::Asked, _) => {}
+                _ => drop(left.remove(&name)),
+            }
+        }
+    }
+
+    /// The session is over: says where a state of the target stays until somebody deletes it there.
+    fn tell_left(&self) {
+        let id = self.id();
+        for (dest, taken) in &*self.left.lock().unwrap_or_else(PoisonError::into_inner) {
+            let age = taken.elapsed().as_secs();
+            self.relay.event(Event::Warning(format!(
+                "{dest} was lost, and keeps a state of the target that was {age} s old at the end: migrate cancel {id} there deletes it"
+            )));
         }
     }
 

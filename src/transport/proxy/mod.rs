@@ -11,6 +11,7 @@
 //! Same { lane, number, checksum }  -------> a frame that has come lately, for this one too ->
 //!           <------------------------------ Written { lane, bytes }
 //!           <------------------------------ CARY lane, frame     <--------------------
+//! Read { lane, bytes }             -------> as much may follow
 //! HangUp { lane }                  -------> what has come before is written, then the connection ends
 //!           <------------------------------ HungUp { lane, reason }  <---------------- the end of the connection
 //! ```
@@ -19,8 +20,8 @@
 //! the destination by its own key, and sees what it passes on.
 //!
 //! Both ends keep the frames that have been carried lately ([`recent`]): a frame that goes to a second lane is named by its number. What
-//! is under way on a lane is bounded ([`WINDOW_BYTES`]): a destination that is slow holds its own lane up, and nothing else. A proxy keeps
-//! nothing but what is under way, in memory; when either end is gone, or the proxy is killed, every lane ends as a cut link does.
+//! is under way on a lane is bounded ([`WINDOW_BYTES`]) in both directions: a destination that is slow, or whom nobody reads, holds its own
+//! lane up, and nothing else. A proxy keeps nothing but what is under way, in memory; when either end is gone, or the proxy is killed, every lane ends as a cut link does.
 //!
 //! Lanes may part behind a proxy ([`Branch`]): it is then the source of the next one, with a [`Trunk`] of its own, so that what is the same
 //! for all who are behind that leaves this host once, too. And a proxy may be a destination itself: its lane leads to a session process of
@@ -118,6 +119,9 @@ enum ToProxy {
         on: Vec<PeerAddress>,
         /// How they, and destinations, are reached.
         manner: Manner,
+        /// It says what was read of each lane; an older one does not.
+        #[serde(default)]
+        tells_read: bool,
     },
     /// One more connection is wanted.
     Open {
@@ -140,6 +144,13 @@ enum ToProxy {
         /// Of the frame: that both have counted alike.
         checksum: u64,
     },
+    /// So many bytes of frames were read by whoever speaks on the lane.
+    Read {
+        /// The lane.
+        lane: u32,
+        /// Since the last time.
+        bytes: u64,
+    },
     /// Nothing more comes on this lane, and nothing that comes back is read.
     HangUp {
         /// The lane.
@@ -152,7 +163,11 @@ enum ToProxy {
 #[serde(tag = "message", rename_all = "kebab-case")]
 enum FromProxy {
     /// All proxies are there.
-    Ready,
+    Ready {
+        /// The last of them sends no more than is read; an older one does, and does not know [`ToProxy::Read`].
+        #[serde(default)]
+        heeds_read: bool,
+    },
     /// The connection is there.
     Opened {
         /// The lane.

@@ -15,19 +15,22 @@ use super::super::ssh::{self, SshChild};
 use super::super::wait::Abort;
 use super::recent::{Frame, Recent};
 use super::{
-    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Lasting, Manner, NEVER, PROXIES_MAX, PeerAddress, Pulse,
-    Result, ToProxy, TransportError, Trunk, WINDOW_BYTES,
+    Channel, FRAME_BYTES_MAX, FrameKind, FromProxy, LANES_MAX, Lasting, NEVER, PROXIES_MAX, PeerAddress, Pulse, Result,
+    ToProxy, TransportError, Trunk, WINDOW_BYTES,
 };
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 /// Before a proxy is looked for again that could not be reached: until then those who want it are told the same.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// Between two looks whether a wait for a source that reads nothing is to end.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a proxy is where it is.
 #[derive(Debug)]
@@ -45,8 +48,8 @@ pub struct Own {
 pub fn serve(link: Link, own: &Own) -> Result<()> {
     let Link { mut control, .. } = link;
     control.during("waiting for what is to be passed on");
-    let (on, manner) = match super::receive(&mut control)? {
-        ToProxy::Through { on, manner } => (on, manner),
+    let (on, manner, tells_read) = match super::receive(&mut control)? {
+        ToProxy::Through { on, manner, tells_read } => (on, manner, tells_read),
         other => return Err(super::malformed(control.peer(), format!("{other:?} instead of Through"))),
     };
     if on.len() >= PROXIES_MAX {
@@ -57,29 +60,26 @@ pub fn serve(link: Link, own: &Own) -> Result<()> {
     }
     let options = manner.options(&own.connects);
     if let Some((next, further)) = on.split_first() {
-        return pass_everything_on(control, next, further, (&manner, &options));
+        let through = ToProxy::Through { on: further.to_vec(), manner, tells_read };
+        return pass_everything_on(control, next, &through, &options);
     }
-    super::send(&mut control, &FromProxy::Ready)?;
+    super::send(&mut control, &FromProxy::Ready { heeds_read: tells_read })?;
     control.silence(options.peer_timeout);
     control.stream().tune_for_bulk(options.peer_timeout);
     let peer = control.peer().to_owned();
     let (mut input, output) = control.split()?;
     let (out, living) = (Mutex::new(output), AtomicUsize::new(0));
-    let proxy = Proxy { peer, options, own, out, living, next: Mutex::default(), has_session: AtomicBool::new(false) };
+    let (next, has_session) = (Mutex::default(), AtomicBool::new(false));
+    let proxy = Proxy { peer, tells_read, options, own, out, living, next, has_session };
     std::thread::scope(|scope| proxy.run(scope, &mut input))
 }
 
 /// Another proxy is the last one: this one does not look at what is said.
-fn pass_everything_on(
-    control: Channel,
-    next: &PeerAddress,
-    further: &[PeerAddress],
-    (manner, options): (&Manner, &ConnectOptions),
-) -> Result<()> {
+fn pass_everything_on(control: Channel, next: &PeerAddress, through: &ToProxy, options: &ConnectOptions) -> Result<()> {
     let request = Request { purpose: Purpose::Relay, streams: 0 };
     let linked = new_abort(control.peer()).and_then(|abort| connect::connect(next, options, request, &abort));
     let told = linked.and_then(|mut link| {
-        super::send(&mut link.control, &ToProxy::Through { on: further.to_vec(), manner: manner.clone() })?;
+        super::send(&mut link.control, through)?;
         Ok(link)
     });
     let Link { control: further, ssh: _ssh, .. } = match told {
@@ -102,6 +102,8 @@ fn new_abort(peer: &str) -> Result<Abort> {
 struct Proxy<'o> {
     /// The source.
     peer: String,
+    /// It says what was read of each lane.
+    tells_read: bool,
     options: ConnectOptions,
     own: &'o Own,
     /// The link to the source, to send by.
@@ -154,8 +156,33 @@ struct Lane {
 struct Counts {
     /// Bytes that wait.
     queued: AtomicU64,
+    /// Bytes that have gone back, and that nobody has read yet.
+    unread: Mutex<u64>,
+    /// Some were.
+    read: Condvar,
     /// The connection is there.
     is_open: AtomicBool,
+}
+
+impl Counts {
+    fn was_read(&self, bytes: u64) {
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        *unread = unread.saturating_sub(bytes);
+        self.read.notify_all();
+    }
+
+    /// Waits until so many bytes may go back; `false`: it is over.
+    fn may_go_back(&self, bytes: u64, abort: &Abort) -> bool {
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        while *unread >= WINDOW_BYTES {
+            if abort.is_triggered() {
+                return false;
+            }
+            unread = self.read.wait_timeout(unread, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *unread += bytes;
+        true
+    }
 }
 
 impl Wanted {
@@ -214,6 +241,9 @@ impl Proxy<'_> {
                     ToProxy::Same { lane, number, checksum } => {
                         let unknown = || super::malformed(&self.peer, format!("frame {number} is not known"));
                         self.queue(lanes, lane, recent.get(number, checksum).ok_or_else(unknown)?)?;
+                    }
+                    ToProxy::Read { lane, bytes } => {
+                        lanes.get(&lane).iter().for_each(|lane| lane.counts.was_read(bytes))
                     }
                     ToProxy::HangUp { lane } => lanes.remove(&lane).iter().for_each(Lane::end),
                     other => return Err(super::malformed(&self.peer, format!("{other:?} for the second time"))),
@@ -361,7 +391,7 @@ impl Proxy<'_> {
         self.say(&FromProxy::Opened { lane: number });
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                let end = self.listen(number, &mut input);
+                let end = self.listen(number, &mut input, counts, abort);
                 tracing::debug!(lane = number, end = %end, "nothing more comes back");
                 let _ = ends.send(None);
             });
@@ -382,10 +412,15 @@ impl Proxy<'_> {
         Ok(())
     }
 
-    /// Carries what a destination says; why that has ended.
-    fn listen(&self, number: u32, input: &mut Channel) -> TransportError {
+    /// Carries what a destination says, as fast as it is read; why that has ended.
+    fn listen(&self, number: u32, input: &mut Channel, counts: &Counts, abort: &Abort) -> TransportError {
         loop {
-            let carried = input.receive_raw().and_then(|frame| super::send_carried(&mut self.out(), number, &frame));
+            let carried = input.receive_raw().and_then(|frame| {
+                if self.tells_read && !counts.may_go_back(frame.len() as u64, abort) {
+                    return Err(TransportError::Aborted { during: "passing things on" });
+                }
+                super::send_carried(&mut self.out(), number, &frame)
+            });
             if let Err(error) = carried {
                 return error;
             }

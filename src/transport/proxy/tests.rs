@@ -8,6 +8,8 @@ use super::super::wait::{Abort, Patience};
 use super::*;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -102,6 +104,24 @@ fn begin(via: &[PeerAddress]) -> Trunk {
     Trunk::begin(via, &options(), &Abort::new().unwrap()).unwrap()
 }
 
+/// Sends this to all of them at once, and looks that each gets it, and answers.
+fn sends_all(links: &mut [Link], got: &[Receiver<Vec<u8>>], frames: &[Vec<u8>]) {
+    thread::scope(|scope| {
+        for link in &mut *links {
+            scope.spawn(|| frames.iter().for_each(|body| link.bulk[0].send(FrameKind::PAGES, body).unwrap()));
+        }
+    });
+    for got in got {
+        assert!(frames.iter().all(|body| got.recv_timeout(LIMIT).unwrap() == *body));
+    }
+    links.iter_mut().for_each(answers);
+}
+
+fn answers(link: &mut Link) {
+    link.control.send(FrameKind::MESSAGE, b"are you there").unwrap();
+    assert_eq!(link.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"are you there");
+}
+
 #[test]
 fn what_is_for_several_leaves_once_and_everybody_gets_all() {
     for proxies in [1, 2] {
@@ -110,19 +130,7 @@ fn what_is_for_several_leaves_once_and_everybody_gets_all() {
         let (all, got): (Vec<_>, Vec<_>) = (0..4).map(|_| destination()).unzip();
         let mut links: Vec<Link> = all.iter().map(|to| link(&trunk, to, 1).unwrap()).collect();
         assert!(links.iter().all(|link| link.bulk.len() == 1 && link.is_same_host()));
-        let frames: Vec<Vec<u8>> = (0..30).map(pages).collect();
-        thread::scope(|scope| {
-            for link in &mut links {
-                scope.spawn(|| frames.iter().for_each(|body| link.bulk[0].send(FrameKind::PAGES, body).unwrap()));
-            }
-        });
-        for got in &got {
-            assert!(frames.iter().all(|body| got.recv_timeout(LIMIT).unwrap() == *body));
-        }
-        for link in &mut links {
-            link.control.send(FrameKind::MESSAGE, b"are you there").unwrap();
-            assert_eq!(link.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"are you there");
-        }
+        sends_all(&mut links, &got, &(0..30).map(pages).collect::<Vec<_>>());
         let (sent, once) = (trunk.bytes_sent(), 30 * 1_000_000);
         assert!(sent > once && sent < once * 21 / 20, "{sent} bytes by way of {proxies}");
     }
@@ -156,19 +164,7 @@ fn where_lanes_part_each_link_carries_once_what_is_the_same() {
     let branches = [Branch::default(), Branch::default(), far.clone(), far];
     let mut links: Vec<Link> =
         all.iter().zip(&branches).map(|(to, branch)| link_by(&trunk, (to, branch), 1).unwrap()).collect();
-    let frames: Vec<Vec<u8>> = (0..20).map(pages).collect();
-    thread::scope(|scope| {
-        for link in &mut links {
-            scope.spawn(|| frames.iter().for_each(|body| link.bulk[0].send(FrameKind::PAGES, body).unwrap()));
-        }
-    });
-    for got in &got {
-        assert!(frames.iter().all(|body| got.recv_timeout(LIMIT).unwrap() == *body));
-    }
-    for link in &mut links {
-        link.control.send(FrameKind::MESSAGE, b"are you there").unwrap();
-        assert_eq!(link.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"are you there");
-    }
+    sends_all(&mut links, &got, &(0..20).map(pages).collect::<Vec<_>>());
     let (sent, once) = (trunk.bytes_sent(), 20 * 1_000_000);
     drop((links, trunk));
     for bytes in [sent, counted.recv_timeout(LIMIT).unwrap()] {
@@ -208,8 +204,35 @@ fn one_that_reads_nothing_holds_up_its_own_lane_only() {
     assert!((100..160).all(|n| got.recv_timeout(LIMIT).unwrap() == pages(n)));
     let bytes = filled.join().unwrap() as u64 * 1_000_000;
     assert!(bytes < 30 << 20, "{bytes} bytes were taken for one that reads nothing");
-    a.control.send(FrameKind::MESSAGE, b"x").unwrap();
-    assert_eq!(a.control.expect(FrameKind::MESSAGE, "an answer").unwrap(), b"x");
+    answers(&mut a);
+}
+
+/// With a proxy, and with another one behind that.
+#[test]
+fn one_that_is_not_read_holds_up_its_own_lane_only() {
+    let far = Branch { by: vec![proxy()], ends_there: false };
+    for branch in [Branch::default(), far] {
+        let (trunk, said) = (begin(&[proxy()]), Arc::new(AtomicU32::new(0)));
+        let ((quick, _got), counts) = (destination(), said.clone());
+        let talker = agent(move |mut link| {
+            while link.control.send(FrameKind::PAGES, &pages(counts.load(Ordering::Relaxed))).is_ok() {
+                counts.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let mut a = link_by(&trunk, (&quick, &branch), 0).unwrap();
+        let mut b = link_by(&trunk, (&talker, &branch), 0).unwrap();
+        // Until it is stuck: queues of sockets, and the window.
+        let mut before = u32::MAX;
+        while said.load(Ordering::Relaxed) != before {
+            before = said.load(Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(500));
+        }
+        assert!(before > 0 && before < 60, "{before} MB were taken that nobody reads");
+        (0..100).for_each(|_| answers(&mut a));
+        // All of it comes, and more, once it is read.
+        assert!((0..before + 20).all(|n| b.control.expect(FrameKind::PAGES, "pages").unwrap() == pages(n)));
+        assert!(!trunk.is_lost());
+    }
 }
 
 #[test]
@@ -278,8 +301,9 @@ fn who_breaks_the_rules_is_cut_off() {
     let request = Request { purpose: Purpose::Relay, streams: 0 };
     let connect = || {
         let mut control = connect::connect(&to, &options(), request, &Abort::new().unwrap()).unwrap().control;
-        send(&mut control, &ToProxy::Through { on: Vec::new(), manner: Manner::of(&options()) }).unwrap();
-        assert_eq!(receive::<FromProxy>(&mut control).unwrap(), FromProxy::Ready);
+        send(&mut control, &ToProxy::Through { on: Vec::new(), manner: Manner::of(&options()), tells_read: true })
+            .unwrap();
+        assert_eq!(receive::<FromProxy>(&mut control).unwrap(), FromProxy::Ready { heeds_read: true });
         control
     };
     use super::super::connect;
@@ -313,7 +337,7 @@ fn who_breaks_the_rules_is_cut_off() {
 
 #[test]
 fn messages_are_read_as_written() {
-    let through = ToProxy::Through { on: vec![proxy()], manner: Manner::of(&options()) };
+    let through = ToProxy::Through { on: vec![proxy()], manner: Manner::of(&options()), tells_read: true };
     let open = ToProxy::Open {
         lane: 7,
         address: PeerAddress::Ssh { user: Some("u".into()), host: "h".into(), port: None },
@@ -324,6 +348,8 @@ fn messages_are_read_as_written() {
         assert_eq!(decode::<ToProxy>(&hello::encode(&message), "x").unwrap(), message);
     }
     assert!(decode::<ToProxy>(b"{}", "x").is_err());
+    let ready = decode::<FromProxy>(br#"{"message":"ready"}"#, "x").unwrap();
+    assert_eq!(ready, FromProxy::Ready { heeds_read: false }, "of an earlier version");
     let earlier = br#"{"message":"open","lane":1,"address":"local","session":null}"#;
     assert!(
         matches!(decode(earlier, "x").unwrap(), ToProxy::Open { by, .. } if by.is_empty()),

@@ -1,9 +1,9 @@
 //! The source's end: lanes to destinations, over one link to a proxy.
 //!
 //! ```text
-//! whoever speaks with a destination ─ channel ─ socket pair ─ thread of the lane ─┐
-//!                                                    ^                            ├─ link to the proxy
-//!                                                    └──── thread that listens <──┘
+//! whoever speaks with a destination ─ channel ─ socket pair ─ thread of the lane ──────────────────────────┐
+//!                                                    ^                                                     ├─ link to the proxy
+//!                                                    └──── thread of the lane <─ queue <─ thread that listens <──┘
 //! ```
 
 use super::super::connect::{self, ConnectOptions};
@@ -18,6 +18,7 @@ use super::{
     Branch, Channel, FrameKind, FromProxy, Manner, NEVER, PeerAddress, Pulse, Result, ToProxy, TransportError,
     WINDOW_BYTES,
 };
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Shutdown;
@@ -49,6 +50,8 @@ pub struct Lasting {
 #[derive(Debug)]
 struct Shared {
     peer: String,
+    /// It sends no more than is read.
+    heeds_read: bool,
     out: Mutex<Outgoing>,
     turns: Turns,
     state: Mutex<State>,
@@ -117,9 +120,11 @@ struct Lane {
     is_open: bool,
     /// It has ended over there, for this reason.
     ended: Option<String>,
-    /// What comes back goes here.
-    back: Arc<Mutex<Channel>>,
-    /// The same, to be shut.
+    /// What comes back goes here; nothing more comes once it is over there.
+    back: Option<Sender<Vec<u8>>>,
+    /// Bytes of that which nobody has read yet.
+    unread: u64,
+    /// Where whoever speaks on it is heard.
     socket: UnixStream,
 }
 
@@ -139,11 +144,14 @@ impl Trunk {
         // Each of them waits for the next.
         let limit = options.connect_timeout.saturating_mul(u32::try_from(via.len()).unwrap_or(u32::MAX)) + ANSWER;
         control.deadline(Some(limit));
-        super::send(&mut control, &ToProxy::Through { on: on.to_vec(), manner: Manner::of(options) })?;
-        match super::receive(&mut control)? {
-            FromProxy::Ready => {}
+        super::send(
+            &mut control,
+            &ToProxy::Through { on: on.to_vec(), manner: Manner::of(options), tells_read: true },
+        )?;
+        let heeds_read = match super::receive(&mut control)? {
+            FromProxy::Ready { heeds_read } => heeds_read,
             other => return Err(super::malformed(control.peer(), format!("{other:?} instead of Ready"))),
-        }
+        };
         control.deadline(None);
         control.stream().tune_for_bulk(options.peer_timeout);
         let peer = control.peer().to_owned();
@@ -154,7 +162,7 @@ impl Trunk {
         let out = Mutex::new(Outgoing { channel, recent: Recent::default() });
         let state = Mutex::new(State { is_held: true, ..State::default() });
         let (turns, changed) = (Turns::default(), Condvar::new());
-        let shared = Arc::new(Shared { peer: peer.clone(), out, turns, state, changed, abort, _ssh: ssh });
+        let shared = Arc::new(Shared { peer: peer.clone(), heeds_read, out, turns, state, changed, abort, _ssh: ssh });
         let (threads, silence) = (Arc::clone(&shared), options.peer_timeout);
         let listening = std::thread::Builder::new().name("proxy".into()).spawn(move || {
             let end = threads.listen(&mut input, silence);
@@ -223,9 +231,11 @@ impl Trunk {
         let (near, far) = UnixStream::pair().map_err(failed)?;
         let socket = far.try_clone().map_err(failed)?;
         let ours = Patience { abort: shared.abort.clone(), silence: NEVER, deadline: None };
-        let (mut input, back) = Channel::new(Stream::unix(far).map_err(failed)?, name, ours).split()?;
-        let back = Arc::new(Mutex::new(back));
-        let lane = Lane { under_way: 0, is_open: false, ended: None, back, socket };
+        let (mut input, mut output) = Channel::new(Stream::unix(far).map_err(failed)?, name, ours).split()?;
+        // What has come is given to whoever speaks on it, also when the link is over.
+        output.abort_with(Abort::new().map_err(failed)?);
+        let (back, frames) = unbounded();
+        let lane = Lane { under_way: 0, is_open: false, ended: None, back: Some(back), unread: 0, socket };
         let number = shared.add(lane, name)?;
         let (address, session) = (address.clone(), session.map(|session| session.0));
         let opened = shared
@@ -235,8 +245,8 @@ impl Trunk {
             shared.hang_up(number);
             return Err(error);
         }
-        let carries = Arc::clone(shared);
-        let thread = std::thread::Builder::new().name("lane".into()).spawn(move || {
+        let (carries, gives) = (Arc::clone(shared), Arc::clone(shared));
+        let there = move || {
             while let Ok(frame) = input.receive_raw() {
                 if !carries.carry(number, &Arc::new(frame)) {
                     break;
@@ -244,8 +254,11 @@ impl Trunk {
             }
             carries.wait_written(number);
             carries.hang_up(number);
-        });
-        thread.map_err(|source| {
+        };
+        let thread = || std::thread::Builder::new().name("lane".into());
+        let spawned =
+            thread().spawn(move || gives.give_back(number, &frames, output)).and_then(|_| thread().spawn(there));
+        spawned.map_err(|source| {
             shared.hang_up(number);
             failed(source)
         })?;
@@ -402,13 +415,7 @@ impl Shared {
         match frame.kind {
             FrameKind::CARRY => {
                 let (number, frame) = super::carried(frame.body, &self.peer)?;
-                let back = self.state().lanes.get(&number).map(|lane| Arc::clone(&lane.back));
-                // Nobody reads it any more, or will: then the lane's own thread finds that out.
-                let back = back.map(|back| back.lock().unwrap_or_else(PoisonError::into_inner).send_raw(frame));
-                if let Some(Err(error)) = back {
-                    tracing::debug!(%error, "nobody hears a destination");
-                }
-                Ok(())
+                self.queue_back(number, frame)
             }
             FrameKind::MESSAGE => {
                 let message = super::decode(frame.body, &self.peer)?;
@@ -418,10 +425,53 @@ impl Shared {
         }
     }
 
+    /// A frame for whoever speaks on this lane. One that is over at this end is read by nobody.
+    fn queue_back(&self, number: u32, frame: &[u8]) -> Result<()> {
+        let bytes = frame.len() as u64;
+        let mut state = self.state();
+        while let Some(lane) = state.lanes.get_mut(&number) {
+            if lane.unread <= WINDOW_BYTES {
+                lane.unread += bytes;
+                // Its thread has ended where nobody reads any more.
+                let _ = lane.back.as_ref().map(|back| back.send(frame.to_vec()));
+                return Ok(());
+            }
+            if self.heeds_read {
+                return Err(super::malformed(&self.peer, format!("more than may be under way on lane {number}")));
+            }
+            // An older proxy goes on, so all wait for this one.
+            state = self.wait(state);
+        }
+        Ok(())
+    }
+
+    /// Gives what comes back to whoever speaks on the lane, until there is nothing more.
+    fn give_back(&self, number: u32, frames: &Receiver<Vec<u8>>, mut output: Channel) {
+        let mut untold = 0;
+        for frame in frames {
+            if let Err(error) = output.send_raw(&frame) {
+                tracing::debug!(%error, "nobody hears a destination");
+                return;
+            }
+            let bytes = frame.len() as u64;
+            if let Some(lane) = self.state().lanes.get_mut(&number) {
+                lane.unread = lane.unread.saturating_sub(bytes);
+            }
+            self.changed.notify_all();
+            untold += bytes;
+            if self.heeds_read && untold >= WINDOW_BYTES / 4 {
+                let told = self.say(&ToProxy::Read { lane: number, bytes: std::mem::take(&mut untold) });
+                if let Err(error) = told {
+                    tracing::debug!(%error, peer = self.peer, "a proxy is not told what was read");
+                }
+            }
+        }
+    }
+
     fn told(&self, message: FromProxy) -> Result<()> {
         let number = match &message {
             FromProxy::Opened { lane } | FromProxy::Written { lane, .. } | FromProxy::HungUp { lane, .. } => *lane,
-            FromProxy::Ready => return Err(super::malformed(&self.peer, "Ready for the second time".into())),
+            FromProxy::Ready { .. } => return Err(super::malformed(&self.peer, "Ready for the second time".into())),
         };
         let mut state = self.state();
         // Of one that is over at this end nobody wants to know.
@@ -429,7 +479,7 @@ impl Shared {
         match message {
             FromProxy::Written { bytes, .. } => lane.under_way = lane.under_way.saturating_sub(bytes),
             FromProxy::HungUp { reason, .. } => lane.end(&reason),
-            FromProxy::Opened { .. } | FromProxy::Ready => lane.is_open = true,
+            FromProxy::Opened { .. } | FromProxy::Ready { .. } => lane.is_open = true,
         }
         drop(state);
         self.changed.notify_all();
@@ -450,11 +500,12 @@ impl Shared {
 }
 
 impl Lane {
-    /// Whoever speaks on it finds it closed, behind what has come before.
+    /// Whoever speaks on it finds it closed, behind what has come before: that is still given to them.
     fn end(&mut self, reason: &str) {
         self.ended.get_or_insert_with(|| reason.to_owned());
+        self.back = None;
         // Whoever has gone already needs no goodbye.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        let _ = self.socket.shutdown(Shutdown::Read);
     }
 }
 

@@ -4,7 +4,7 @@ use super::harness::Scenario;
 use super::late_lost::{root, state, until};
 use super::late_moves::Moving;
 use crate::moves::{Agent, on_host};
-use migrate_engine::migration::points::{Place, kept::Newest};
+use migrate_engine::migration::points::{Place, series::Newest};
 use migrate_engine::sys::userfaultfd;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};

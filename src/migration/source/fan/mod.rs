@@ -6,7 +6,8 @@
 //!   queue (bounded)   [lane 0]             [lane 1]             [lane 2]: full, passed over: its own dirty state grows
 //!   threads           driver, bulk ...     driver, bulk ...     driver, bulk ...
 //! ```
-//! One that a warm-up has lost is taken back ([`comeback`]); what destinations keep for our death is read between two rounds ([`standby`]); where each destination starts a copy, [`copies`] tells all of them.
+//! [`rounds`] are sent by [`spread`], [`warm`] is when they go on without end.
+//! One that a warm-up has lost is taken back ([`comeback`]); what destinations keep for our death is read between two rounds ([`standby`]); where each destination starts a clone, [`clones`] tells all of them.
 //!
 //! In a round take part those that have stored their last one; the others go on with theirs, and what this round has they get in
 //! their next. The policy of [`super::super::switchover`] looks at as many as the quorum says. In the pause one goes ahead for a moment,
@@ -16,10 +17,10 @@
 //! what it has missed of the rounds. Whoever is told to run the target is served, and nobody else; if it gives the target up, the
 //! next one is, from the beginning: the original has everything until it ends.
 //!
-//! Where each is to start a copy ([`copies`]), all get everything in the pause, and nobody is chosen.
+//! Where each is to start a clone ([`clones`]), all get everything in the pause, and nobody is chosen.
 
+mod clones;
 mod comeback;
-mod copies;
 mod lane;
 mod others;
 mod owed;
@@ -81,7 +82,7 @@ enum Stage {
 /// One destination, from the side of whoever reads the pages.
 struct Member {
     candidate: Candidate,
-    /// What it knows the attempt by: copies are attempts of their own, as two of them may be at one host.
+    /// What it knows the attempt by: clones are attempts of their own, as two of them may be at one host.
     id: AttemptId,
     name: String,
     /// Which kernel it runs on.
@@ -186,7 +187,7 @@ pub fn run(
 ) -> Result<Report, MoveError> {
     let id = AttemptId::random()?;
     let names: Vec<&str> = links.iter().map(|link| link.control.peer()).collect();
-    let journal = match wishes.copies {
+    let journal = match wishes.clones {
         // Nobody else can go on with that: no destination is asked for what became of the target.
         Some(Original::RunsOn | Original::Ends) => super::journal(id, wishes, &[&names.join(",")])?,
         Some(Original::Moves(_)) | None => super::journal(id, wishes, &names)?,
@@ -231,7 +232,7 @@ impl<'a> Fan<'a> {
         for (n, link) in (0..).zip(links) {
             let candidate = Candidate(n);
             let (name, boot_id) = (link.control.peer().to_owned(), link.peer.boot_id.clone());
-            let id = if wishes.is_copy(candidate) { AttemptId::random()? } else { id };
+            let id = if wishes.is_clone(candidate) { AttemptId::random()? } else { id };
             let peer = Peer::new(id, (candidate, link), wishes, events);
             let lane = Lane::begin(scope, candidate, peer, (news.clone(), room.clone()))?;
             members.push(Member {
@@ -344,9 +345,9 @@ impl<'a> Attempt<'a> {
         }
         let exit = self.rounds_to_all(target)?;
         self.report.exit = Some(exit);
-        match self.wishes.copies {
-            Some(Original::Moves(to)) => self.move_beside_copies(target, to),
-            Some(original) => self.copy_to_all(target, original),
+        match self.wishes.clones {
+            Some(Original::Moves(to)) => self.move_beside_clones(target, to),
+            Some(original) => self.clone_to_all(target, original),
             None => self.switch_over_to_first(target),
         }
     }
@@ -395,7 +396,7 @@ impl<'a> Attempt<'a> {
                 self.report.rebuild.get_or_insert(took);
                 self.peers.put(who, *peer);
                 self.tell_stage(who, "prepared");
-                let is_next = self.wishes.copies.is_none();
+                let is_next = self.wishes.clones.is_none();
                 if is_next && matches!(self.machine.phase(), Phase::Committed(_) | Phase::InDoubt(_)) {
                     let said = Happened::Said(who, self.id, crate::migration::handover::Reply::Prepared);
                     self.happened(target, said);
@@ -458,6 +459,10 @@ impl<'a> Attempt<'a> {
 
     /// What kept the last one from having the target; where each was blocked, everything that was in the way.
     fn all_out(&mut self) -> MoveError {
+        if let Some(warm) = self.wishes.warm {
+            // The last look may have been before that.
+            self.look_around(warm, None);
+        }
         let (mut blockers, mut other) = (Vec::new(), None);
         for member in &mut self.fan().members {
             match std::mem::replace(&mut member.stage, Stage::Stopped) {
@@ -469,7 +474,7 @@ impl<'a> Attempt<'a> {
                     let said = MoveError::Stays { reason: in_short(&error) };
                     member.stage = Stage::Out(said);
                     // Whether nothing has happened is not known where one does not answer: nobody tries again then.
-                    if !matches!(other, Some(MoveError::CopyUnanswered { .. })) {
+                    if !matches!(other, Some(MoveError::CloneUnanswered { .. })) {
                         other = Some(error);
                     }
                 }

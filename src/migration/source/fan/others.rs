@@ -46,7 +46,7 @@ impl<'a> Attempt<'a> {
     /// which to be ready, those too that have not been sent everything yet.
     pub(in crate::migration::source) fn find_another(&mut self, target: &mut dyn Target, interrupted: &Abort) {
         // Whoever has a copy has not what the target has.
-        if self.fan.is_none() || self.wishes.copies.is_some() {
+        if self.fan.is_none() || self.wishes.clones.is_some() {
             return;
         }
         let failed = self.peers.spoken();

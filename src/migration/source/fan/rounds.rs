@@ -369,7 +369,7 @@ impl<'a> Attempt<'a> {
     /// In the pause: all who take part get what they lack, the one that lacks the least first, until somebody is ready, unless each
     /// is to have a copy. What others lack then is left in the pass.
     fn serve_all(&mut self, target: &mut dyn Target, pass: &mut Pass, until: Option<Instant>) -> Result<(), MoveError> {
-        let (for_all, mut until) = (self.wishes.copies.is_some(), until);
+        let (for_all, mut until) = (self.wishes.clones.is_some(), until);
         // Who is so far behind that another one is ready before is not waited for.
         while !pass.due.is_empty()
             && (for_all || self.fan().ready.is_empty())

@@ -128,7 +128,7 @@ impl Attempt<'_> {
     }
 
     /// Tells how far everybody is.
-    fn look_around(&mut self, warm: &Warm, dirty_rate: Option<u64>) {
+    pub(super) fn look_around(&mut self, warm: &Warm, dirty_rate: Option<u64>) {
         let (written, has_rounds) = (self.fan().pace.written, self.fan().pace.has_rounds);
         let pauses: Vec<_> = self.fan().members.iter().map(|member| written + member.owed.bytes()).collect();
         let pauses: Vec<_> = pauses.into_iter().map(|left| (left, self.expected_pause(left))).collect();

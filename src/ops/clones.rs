@@ -1,4 +1,4 @@
-//! `migrate clone`: what differs from a move, as the operation of a move asks for it; and several copies of an image.
+//! `migrate clone`: what differs from a move, as the operation of a move asks for it; and several clones of an image.
 
 use super::Events;
 use super::attempts::Further;
@@ -18,9 +18,9 @@ use std::time::Instant;
 /// # Errors
 /// The destination that is to have its connections is not among those that were reached.
 pub(super) fn original(options: &MoveOptions) -> Result<Option<Original>> {
-    let Some(copies) = &options.copies else { return Ok(None) };
-    let Some(dest) = &copies.connections else {
-        return Ok(Some(if copies.end_source { Original::Ends } else { Original::RunsOn }));
+    let Some(clones) = &options.clones else { return Ok(None) };
+    let Some(dest) = &clones.connections else {
+        return Ok(Some(if clones.end_source { Original::Ends } else { Original::RunsOn }));
     };
     let found = (0..).zip(&options.dests).find(|(_, other)| *other == dest).map(|(n, _)| Candidate(n));
     found.map(|to| Some(Original::Moves(to))).ok_or_else(|| {
@@ -29,17 +29,17 @@ pub(super) fn original(options: &MoveOptions) -> Result<Option<Original>> {
     })
 }
 
-/// The original goes on beside its copies.
+/// The original goes on beside its clones.
 pub(super) fn original_stays(options: &MoveOptions) -> bool {
-    options.copies.as_ref().is_some_and(|copies| !copies.end_source)
+    options.clones.as_ref().is_some_and(|clones| !clones.end_source)
 }
 
-/// There are copies and nothing else: nobody takes over what only one can have.
+/// There are clones and nothing else: nobody takes over what only one can have.
 pub(super) fn only(options: &MoveOptions) -> bool {
-    options.copies.as_ref().is_some_and(|copies| copies.connections.is_none())
+    options.clones.as_ref().is_some_and(|clones| clones.connections.is_none())
 }
 
-/// What becomes of connections: a copy has none of them.
+/// What becomes of connections: a clone has none of them.
 pub(super) fn tcp(options: &MoveOptions) -> Tcp {
     match options.state.tcp {
         Tcp::Keep if only(options) => Tcp::Close,
@@ -47,12 +47,12 @@ pub(super) fn tcp(options: &MoveOptions) -> Tcp {
     }
 }
 
-/// What makes no sense for copies.
+/// What makes no sense for clones.
 ///
 /// # Errors
 /// Usage.
 pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
-    let Some(copies) = &options.copies else { return Ok(()) };
+    let Some(clones) = &options.clones else { return Ok(()) };
     let (mode, state) = (&options.mode, &options.state);
     let what = if matches!(mode.mode, Mode::PostCopy | Mode::Hybrid) {
         "a copy has all of its memory before it runs: --mode pre-copy or stop-and-copy"
@@ -64,7 +64,7 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
         "a copy has the process ids of the original in a PID namespace of its own, not --pids same"
     } else if !options.then.stages.is_empty() {
         "--then moves a target on, not copies of it: they stay where they are started"
-    } else if copies.addresses.len() > options.dests.len() {
+    } else if clones.addresses.len() > options.dests.len() {
         "there are more addresses than destinations: each --address is for the destination at its place"
     } else {
         return refuse_connections(options);
@@ -74,17 +74,17 @@ pub(super) fn refuse(options: &MoveOptions) -> Result<()> {
 
 /// What makes no sense where the target itself goes to one of the destinations, with its connections.
 fn refuse_connections(options: &MoveOptions) -> Result<()> {
-    let Some((copies, dest)) = options.copies.as_ref().and_then(|copies| Some((copies, copies.connections.as_ref()?)))
+    let Some((clones, dest)) = options.clones.as_ref().and_then(|clones| Some((clones, clones.connections.as_ref()?)))
     else {
         return Ok(());
     };
-    let (what, hint) = if !copies.end_source {
+    let (what, hint) = if !clones.end_source {
         let what =
             "a connection cannot have two ends on this side: the target would go on to speak on those that a copy has";
         (what, "--end-source ends it here; without, its connections stay with it (--connections close)")
     } else if options.state.tcp != Tcp::Keep {
         ("--connections leaves established connections to a destination, and --tcp does not keep them", "one of both")
-    } else if options.dests.iter().position(|other| other == dest).is_some_and(|place| place < copies.addresses.len()) {
+    } else if options.dests.iter().position(|other| other == dest).is_some_and(|place| place < clones.addresses.len()) {
         let what = "the destination that has the connections has the addresses of the target, and no --address";
         (what, "name it behind those that an --address is for; --move-address takes one of the target's along")
     } else {
@@ -98,14 +98,14 @@ fn refuse_connections(options: &MoveOptions) -> Result<()> {
 /// # Errors
 /// Usage.
 pub(super) fn refuse_further(options: &MoveOptions, further: &Further) -> Result<()> {
-    let Some(copies) = &options.copies else { return Ok(()) };
+    let Some(clones) = &options.clones else { return Ok(()) };
     let usage = |what: String| Err(Failure::new(what).kind(FailureKind::Usage));
-    if let Some(dest) = copies.connections.as_ref().filter(|dest| !options.dests.contains(dest)) {
+    if let Some(dest) = clones.connections.as_ref().filter(|dest| !options.dests.contains(dest)) {
         return usage(format!("--connections {dest} is none of the destinations"));
     }
-    let by_place = if copies.connections.is_some() {
+    let by_place = if clones.connections.is_some() {
         "--connections names one of the destinations"
-    } else if !copies.addresses.is_empty() {
+    } else if !clones.addresses.is_empty() {
         "--address goes by the places of the destinations"
     } else {
         return Ok(());
@@ -116,22 +116,22 @@ pub(super) fn refuse_further(options: &MoveOptions, further: &Further) -> Result
     }
 }
 
-/// The id of one of the copies of a session, the first is 0.
+/// The id of one of the clones of a session, the first is 0.
 fn id(session: SessionId, number: usize) -> String {
     format!("{session}-{}", number + 1)
 }
 
 /// The choices for this destination, which was at this place of the list that was asked for.
 pub(super) fn state(options: &MoveOptions, who: Candidate, place: usize, state: StateOptions) -> StateOptions {
-    match &options.copies {
+    match &options.clones {
         Some(_) if matches!(original(options), Ok(Some(Original::Moves(to))) if to == who) => state,
-        Some(copies) => of_copy(id(options.session, place), copies.addresses.get(place).cloned(), state),
+        Some(clones) => of_clone(id(options.session, place), clones.addresses.get(place).cloned(), state),
         None => state,
     }
 }
 
-/// The choices for a copy that is called so.
-fn of_copy(id: String, address: Option<Place>, state: StateOptions) -> StateOptions {
+/// The choices for a clone that is called so.
+fn of_clone(id: String, address: Option<Place>, state: StateOptions) -> StateOptions {
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     StateOptions {
         pids: Some(Pids::New),
@@ -144,7 +144,7 @@ fn of_copy(id: String, address: Option<Place>, state: StateOptions) -> StateOpti
     }
 }
 
-/// Makes so many copies of an image, one after the other, each in namespaces of its own.
+/// Makes so many clones of an image, one after the other, each in namespaces of its own.
 ///
 /// # Errors
 /// Those of [`super::restore::run`] for the first; where a later one fails, the outcome says so.
@@ -157,7 +157,7 @@ pub fn restore(options: &RestoreOptions, count: u16, events: &dyn Events) -> Res
     let mut whole = Outcome::new(options.session, State::Running, Where::Dest("local".to_owned()));
     for number in 0..usize::from(count) {
         let id = id(options.session, number);
-        let state = of_copy(id.clone(), None, options.state.clone());
+        let state = of_clone(id.clone(), None, options.state.clone());
         let one = match super::restore::run(&RestoreOptions { state, ..options.clone() }, events) {
             // Nothing was started: what holds for one holds for all.
             Ok(one) if options.dry_run => return Ok(one.outcome),
@@ -185,10 +185,10 @@ pub fn restore(options: &RestoreOptions, count: u16, events: &dyn Events) -> Res
 
 /// Adds to the outcome who is who, by their places in the list that was asked for, and what was not done of it.
 pub(super) fn complete(mut outcome: Outcome, options: &MoveOptions, (places, asked): (&[usize], usize)) -> Outcome {
-    if options.copies.is_none() || options.dry_run {
+    if options.clones.is_none() || options.dry_run {
         return outcome;
     }
-    let asked = asked + options.copies.as_ref().map_or(0, |copies| copies.left_out);
+    let asked = asked + options.clones.as_ref().map_or(0, |clones| clones.left_out);
     let mut started = 0;
     for (candidate, place) in outcome.candidates.iter_mut().zip(places) {
         // Whoever has the target itself has no copy of it.
@@ -213,13 +213,13 @@ pub fn partly(outcome: &Outcome) -> Option<Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::options::CopyOptions;
+    use crate::ops::options::CloneOptions;
     use crate::ops::words::Target;
 
     fn options(words: &[&str]) -> MoveOptions {
         let mut options = MoveOptions::new(Target::Pid(crate::image::Pid(7)), words[0].parse().unwrap());
         options.dests = words.iter().map(|word| word.parse().unwrap()).collect();
-        options.copies = Some(CopyOptions::default());
+        options.clones = Some(CloneOptions::default());
         options
     }
 
@@ -238,7 +238,7 @@ mod tests {
             assert!(refuse(&options).is_ok());
             change(&mut options);
             assert_eq!(refuse(&options).unwrap_err().kind, FailureKind::Usage);
-            options.copies = None;
+            options.clones = None;
             assert!(refuse(&options).is_ok(), "a move may");
         }
     }
@@ -247,20 +247,20 @@ mod tests {
     fn connections_are_left_to_one_that_can_have_them() {
         type Change = fn(&mut MoveOptions);
         let changes: [Change; 3] = [
-            |options| options.copies.as_mut().unwrap().end_source = false,
+            |options| options.clones.as_mut().unwrap().end_source = false,
             |options| options.state.tcp = Tcp::Close,
             |options| {
                 let address = "10.0.0.7/24@eth0".parse::<crate::ops::options::MoveAddress>().unwrap();
                 let place = Place { ip: address.ip, prefix: address.prefix, interface: address.interface };
-                options.copies.as_mut().unwrap().addresses = vec![place.clone(), place];
+                options.clones.as_mut().unwrap().addresses = vec![place.clone(), place];
             },
         ];
         let made = || {
             let mut options = options(&["b", "c"]);
-            options.copies = Some(CopyOptions {
+            options.clones = Some(CloneOptions {
                 end_source: true,
                 connections: Some("c".parse().unwrap()),
-                ..CopyOptions::default()
+                ..CloneOptions::default()
             });
             options
         };
@@ -307,8 +307,8 @@ mod tests {
         let partly = partly(&outcome).unwrap();
         assert_eq!((partly.kind, partly.target), (FailureKind::Partly, TargetState::Running));
         // All that were tried are started, and one was left out before, as its path was not its own.
-        let left_out = CopyOptions { left_out: 1, ..CopyOptions::default() };
-        let options = MoveOptions { copies: Some(left_out), ..options };
+        let left_out = CloneOptions { left_out: 1, ..CloneOptions::default() };
+        let options = MoveOptions { clones: Some(left_out), ..options };
         let outcome = complete(Outcome { partly: None, ..outcome }, &options, (&[0, 1], 2));
         assert_eq!(outcome.partly.as_deref(), Some("2 of 3 copies were started"));
     }

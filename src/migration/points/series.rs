@@ -155,7 +155,7 @@ pub fn newest(dir: &Path) -> Option<SystemTime> {
 
 /// Points of a move that is under way.
 #[derive(Debug)]
-pub struct Kept {
+pub struct Series {
     dir: PathBuf,
     original: Original,
     number: u64,
@@ -163,7 +163,7 @@ pub struct Kept {
     bytes: (u64, u64),
 }
 
-impl Kept {
+impl Series {
     /// Makes one, empty.
     ///
     /// # Errors
@@ -403,5 +403,5 @@ fn read(path: &Path, each: &mut dyn FnMut(u32, &[u8]) -> io::Result<()>) -> io::
 }
 
 #[cfg(test)]
-#[path = "kept_tests.rs"]
+#[path = "series_tests.rs"]
 mod tests;

@@ -6,14 +6,11 @@ use crate::blocker::Blocker;
 use crate::failure::{Failure, Result};
 use crate::migration::MoveError;
 use crate::migration::cascade::{Fate, News, Observer};
-use crate::migration::kept;
-use crate::ops::options::{Compress, Mode, ModeOptions, MoveOptions, WarmOptions};
+use crate::migration::leftover;
+use crate::ops::options::{CPU_SHARE, Compress, Mode, ModeOptions, MoveOptions, WarmOptions};
 use crate::ops::outcome::{KeptWarm, Outcome, Where};
 use crate::ops::{Event, Events, many, warm};
 use crate::transport::Abort;
-
-/// Of one processor, what the session uses at most while nobody waits for a switch, percent: as `migrate warm` has it.
-const CPU_SHARE: u8 = 25;
 
 /// What keeps a host from doing that is no reason not to have the target.
 pub(super) fn warnings((blockers, warnings): (Vec<Blocker>, Vec<String>)) -> (Vec<Blocker>, Vec<String>) {
@@ -33,7 +30,7 @@ pub(super) fn start(charge: &Charge, say: &dyn Fn(News)) -> Result<()> {
     };
     let mode = ModeOptions { mode, recoverable: None, ..moves.mode };
     // Those that stood ready have kept what they had.
-    let base = (moves.memory.compress != Compress::Off).then(|| kept::name(charge.attempt).into());
+    let base = (moves.memory.compress != Compress::Off).then(|| leftover::name(charge.attempt).into());
     let moves = MoveOptions { mode, base, ..moves };
     let (session, dests) = (moves.session, moves.dests.iter().map(ToString::to_string).collect());
     let options = WarmOptions { moves, cpu_share: CPU_SHARE, disjoint: None, standby: None };
@@ -78,13 +75,13 @@ pub(super) fn follow(
         warn("the link was lost in the moment of handing over".to_owned());
         return outcome;
     };
-    let mut seen = Seen { at: at.clone(), pid: outcome.pid, session: None };
     let mut kept = None;
-    let mut tell = |news| match news {
-        News::Warm { session, dests } => kept = Some(KeptWarm { session, host: at.clone(), dests }),
-        news => drop(seen.hears(news, events)),
+    let mut begun = |news| {
+        if let News::Warm { session, dests } = news {
+            kept = Some(KeptWarm { session, host: at.clone(), dests });
+        }
     };
-    match observer.follow(abort, &mut tell) {
+    match Seen::of(&outcome).follow(observer, &mut begun, events, abort) {
         Ok((_, None)) if kept.is_some() => {}
         Ok((_, failure)) => {
             let said = failure.into_iter().flat_map(|said| std::iter::once(said.what).chain(said.causes));

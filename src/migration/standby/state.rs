@@ -90,7 +90,7 @@ impl Head {
 
 /// The newest complete state, to be started.
 #[derive(Debug)]
-pub struct Kept {
+pub struct Complete {
     dir: PathBuf,
     head: Head,
     layer: Layer,
@@ -98,7 +98,7 @@ pub struct Kept {
     pub model: Model,
 }
 
-impl Kept {
+impl Complete {
     /// Opens what is kept in this directory.
     ///
     /// # Errors

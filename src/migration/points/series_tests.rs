@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 const SPACE: Space = Space::Mm(MmId(0));
 
 /// A point with these pages (number, what each of its bytes is).
-fn point(kept: &mut Kept, whole: bool, taken: u64, pages: &[(u64, u8)]) {
-    let mut writing = kept.begin(SystemTime::UNIX_EPOCH + Duration::from_millis(taken)).unwrap();
+fn point(series: &mut Series, whole: bool, taken: u64, pages: &[(u64, u8)]) {
+    let mut writing = series.begin(SystemTime::UNIX_EPOCH + Duration::from_millis(taken)).unwrap();
     let mut packer = Packer::new(None);
     for (page, byte) in pages {
         packer.add(SPACE, *page, &[*byte; PAGE as usize]);
@@ -19,7 +19,7 @@ fn point(kept: &mut Kept, whole: bool, taken: u64, pages: &[(u64, u8)]) {
     let model = codec::encode(&crate::image::tests::sample()).unwrap();
     let row = Row { space: SPACE, range: PageRange::new(1, 9), place: Place::Points(SPACE) };
     writing.end(&model, &encode(&[row])).unwrap();
-    kept.put(writing, whole).unwrap();
+    series.put(writing, whole).unwrap();
 }
 
 /// What the newest point has.
@@ -54,35 +54,35 @@ fn pages_are_the_original_s_only_if_they_were_not_sent_before() {
     }
 }
 
-fn kept() -> (tempfile::TempDir, PathBuf, Kept) {
+fn series() -> (tempfile::TempDir, PathBuf, Series) {
     let place = tempfile::tempdir().unwrap();
     let dir = directory(place.path(), AttemptId([7; 16]));
-    let kept = Kept::make(&dir, original()).unwrap();
-    (place, dir, kept)
+    let series = Series::make(&dir, original()).unwrap();
+    (place, dir, series)
 }
 
 #[test]
 fn the_newest_content_of_each_page_counts_and_a_whole_point_needs_none_before_it() {
-    let (_place, dir, mut kept) = kept();
+    let (_place, dir, mut series) = series();
     assert!(newest(&dir).is_none() && Newest::open(&dir).unwrap().is_none());
-    point(&mut kept, true, 1000, &[(1, 10), (2, 20), (3, 0)]);
-    point(&mut kept, false, 2000, &[(2, 21), (4, 40)]);
-    point(&mut kept, false, 3000, &[(4, 0)]);
+    point(&mut series, true, 1000, &[(1, 10), (2, 20), (3, 0)]);
+    point(&mut series, false, 2000, &[(2, 21), (4, 40)]);
+    point(&mut series, false, 3000, &[(4, 0)]);
     assert_eq!(contents(&dir), [(1, 10), (2, 21), (3, 0), (4, 0)].into());
     assert_eq!(newest(&dir), Some(SystemTime::UNIX_EPOCH + Duration::from_millis(3000)));
     assert_eq!(Newest::open(&dir).unwrap().unwrap().original, original());
-    point(&mut kept, true, 4000, &[(1, 11)]);
+    point(&mut series, true, 4000, &[(1, 11)]);
     assert_eq!(contents(&dir), [(1, 11)].into());
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "the original and one point");
 }
 
 #[test]
 fn a_point_that_was_not_completed_is_none_and_what_is_damaged_is_refused() {
-    let (_place, dir, mut kept) = kept();
-    point(&mut kept, true, 1000, &[(1, 10)]);
-    let mut torn = kept.begin(SystemTime::now()).unwrap();
+    let (_place, dir, mut series) = series();
+    point(&mut series, true, 1000, &[(1, 10)]);
+    let mut torn = series.begin(SystemTime::now()).unwrap();
     torn.pages(&[0; 100]).unwrap();
-    assert!(kept.put(torn, false).is_err());
+    assert!(series.put(torn, false).is_err());
     assert_eq!(contents(&dir), [(1, 10)].into());
     let path = names(&dir)[0].path(&dir);
     let sound = fs::read(&path).unwrap();
@@ -100,22 +100,22 @@ fn a_point_that_was_not_completed_is_none_and_what_is_damaged_is_refused() {
 
 #[test]
 fn a_long_chain_asks_for_a_whole_point() {
-    let (_place, _dir, mut kept) = kept();
-    point(&mut kept, true, 1000, &[(1, 10)]);
-    assert!(!kept.is_long());
-    kept.bytes.1 = 2 * kept.bytes.0 + LONG + 1;
-    assert!(kept.is_long());
-    point(&mut kept, true, 2000, &[(1, 10)]);
-    assert!(!kept.is_long());
+    let (_place, _dir, mut series) = series();
+    point(&mut series, true, 1000, &[(1, 10)]);
+    assert!(!series.is_long());
+    series.bytes.1 = 2 * series.bytes.0 + LONG + 1;
+    assert!(series.is_long());
+    point(&mut series, true, 2000, &[(1, 10)]);
+    assert!(!series.is_long());
 }
 
 #[test]
 fn whoever_goes_on_after_a_death_keeps_what_is_there_until_something_newer_is_complete() {
-    let (_place, dir, mut first) = kept();
+    let (_place, dir, mut first) = series();
     point(&mut first, true, 1000, &[(1, 1), (2, 2)]);
     point(&mut first, false, 2000, &[(2, 3)]);
     drop(first);
-    let mut second = Kept::again(&dir).unwrap();
+    let mut second = Series::again(&dir).unwrap();
     assert_eq!(second.original(), &original());
     assert_eq!(contents(&dir), BTreeMap::from([(1, 1), (2, 3)]));
     point(&mut second, true, 3000, &[(1, 7)]);

@@ -1,4 +1,4 @@
-//! Every destination starts a copy of its own.
+//! Every destination starts a clone.
 //!
 //! ```text
 //! source                                             each destination
@@ -6,12 +6,12 @@
 //! freeze; the last pages and the model to all ------> rebuilds it
 //! the original goes on, unless it is to end (where files go along, once all have them)
 //!                    <------------------------------- PREPARED
-//! COMMIT             -------------------------------> journal: owner; runs the copy
+//! COMMIT             -------------------------------> journal: owner; runs the clone
 //!                    <------------------------------- RUNNING
 //! the original ends, if it is to, once somebody has said so
 //! ```
-//! There is no handover: a copy is another process, and the original is nobody's but the source's. It is held by ptrace alone, so
-//! that it goes on if this program dies, and is ended only when a copy runs, which its destination says after that is on its disk.
+//! There is no handover: a clone is another process, and the original is nobody's but the source's. It is held by ptrace alone, so
+//! that it goes on if this program dies, and is ended only when a clone runs, which its destination says after that is on its disk.
 //! One that fails takes nothing from the others; it deletes what it has as soon as it hears nothing more.
 
 use super::super::peer::Peer;
@@ -27,7 +27,7 @@ use crate::transport::TransportError;
 use crossbeam_channel::unbounded;
 use std::time::{Duration, Instant};
 
-/// How long one is asked anew whose link was lost when it was told to run its copy.
+/// How long one is asked anew whose link was lost when it was told to run its clone.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Between two questions.
@@ -35,7 +35,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Attempt<'_> {
     /// The pause, and what follows it.
-    pub(super) fn copy_to_all(&mut self, target: &mut dyn Target, original: Original) -> Result<(), MoveError> {
+    pub(super) fn clone_to_all(&mut self, target: &mut dyn Target, original: Original) -> Result<(), MoveError> {
         let (mut pause, last) = self.stop(target)?;
         self.send_last_to_each(target, &last)?;
         pause.part("residual");
@@ -52,13 +52,13 @@ impl Attempt<'_> {
             self.end_original(target);
         }
         self.report.runs_as(pid);
-        self.note_copied(first, original);
+        self.note_cloned(first, original);
         Ok(())
     }
 
-    /// The pause of a target that goes to one of the destinations as in a move; the others are told to run their copies once it does.
-    /// If it stays here, no copy is started either.
-    pub(super) fn move_beside_copies(&mut self, target: &mut dyn Target, to: Candidate) -> Result<(), MoveError> {
+    /// The pause of a target that goes to one of the destinations as in a move; the others are told to run their clones once it does.
+    /// If it stays here, no clone is started either.
+    pub(super) fn move_beside_clones(&mut self, target: &mut dyn Target, to: Candidate) -> Result<(), MoveError> {
         target.guard(self.id);
         let (mut pause, last) = self.stop(target)?;
         target.make_way()?;
@@ -108,7 +108,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Whoever is ready starts its copy at once; whoever fails is left out.
+    /// Whoever is ready starts its clone at once; whoever fails is left out.
     fn start_each(&mut self, target: &mut dyn Target, pause: &mut Option<Pause>) {
         let again = self.wishes.again;
         let (tell, told) = unbounded();
@@ -152,7 +152,7 @@ impl Attempt<'_> {
         });
     }
 
-    /// Who has not been told to run its copy is not told any more.
+    /// Who has not been told to run its clone is not told any more.
     fn heed_interrupt(&mut self, target: &mut dyn Target) {
         let during = "the destinations rebuild the target";
         if self.fan().check_interrupted(during).is_ok() {
@@ -164,22 +164,22 @@ impl Attempt<'_> {
         }
     }
 
-    fn note_copied(&mut self, first: Candidate, original: Original) {
+    fn note_cloned(&mut self, first: Candidate, original: Original) {
         let (step, name) = match original {
-            Original::RunsOn => (Step::Copied, None),
+            Original::RunsOn => (Step::Cloned, None),
             Original::Ends | Original::Moves(_) => (Step::Done, Some(self.fan().member(first).name.clone())),
         };
         name.into_iter().for_each(|name| self.journal.set_peer(&name));
         let sent = self.fan().bytes_sent();
         self.journal.set_cost(self.report.downtime, sent);
-        // Whether or not it can be written, the copies run; that it could not is a warning.
+        // Whether or not it can be written, the clones run; that it could not is a warning.
         if let Err(error) = self.note(step, Sync::Later) {
             tracing::warn!(%error, "the journal of the session");
         }
     }
 }
 
-/// Has a destination run its copy; process id of its root there.
+/// Has a destination run its clone; process id of its root there.
 fn start(peer: &mut Peer<'_>, again: Option<Again<'_>>) -> Result<i32, MoveError> {
     let attempt = peer.id;
     peer.link.control.during("starting the copy");
@@ -203,7 +203,7 @@ fn start(peer: &mut Peer<'_>, again: Option<Again<'_>>) -> Result<i32, MoveError
 /// The same over new links: what was said may have been heard.
 fn start_anew(peer: &Peer<'_>, again: Option<Again<'_>>, error: &MoveError) -> Result<i32, MoveError> {
     let (attempt, until) = (peer.id, Instant::now() + ANSWERED_WITHIN);
-    let unanswered = MoveError::CopyUnanswered { peer: peer.link.control.peer().to_owned() };
+    let unanswered = MoveError::CloneUnanswered { peer: peer.link.control.peer().to_owned() };
     tracing::warn!(%error, "no answer to the order to run a copy");
     let Some(again) = again else { return Err(unanswered) };
     while Instant::now() < until {

@@ -50,13 +50,13 @@ fn lock(dir: &Path, name: &str, how: FlockArg) -> io::Result<Flock<File>> {
 
 /// Pages that this process keeps. Dropped, they stay until somebody sweeps.
 #[derive(Debug)]
-pub struct KeptPages {
+pub struct Leftover {
     dir: PathBuf,
     lease: Duration,
     _owner: Flock<File>,
 }
 
-impl KeptPages {
+impl Leftover {
     /// Makes the directory, for an image in it ([`parked::image`]).
     ///
     /// # Errors
@@ -143,9 +143,9 @@ mod tests {
 
     const LEASE: Duration = Duration::from_millis(100);
 
-    fn kept(journals: &Path, lease: Duration) -> (PathBuf, KeptPages) {
+    fn kept(journals: &Path, lease: Duration) -> (PathBuf, Leftover) {
         let dir = directory(journals, AttemptId([0xa7; 16]));
-        let kept = KeptPages::begin(&dir, lease).unwrap();
+        let kept = Leftover::begin(&dir, lease).unwrap();
         fs::create_dir(parked::image(&dir)).unwrap();
         (dir, kept)
     }
