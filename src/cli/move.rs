@@ -124,6 +124,7 @@ impl Args {
             quorum: self.quorum_or(Quorum::default()),
             dry_run: self.dry_run,
             copies: None,
+            common: None,
             then: self.many.then(config)?,
         })
     }

@@ -2,6 +2,7 @@
 
 use super::MoveError;
 use super::cascade::{Observer, Onward};
+use super::common::desk::Account;
 use super::effort::Effort;
 use super::handover::source::{Event as Happened, Source};
 use super::handover::{Candidate, Rules};
@@ -24,6 +25,7 @@ use crate::transport::{Abort, Link, TransportError};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub mod again;
@@ -212,6 +214,8 @@ pub struct Wishes<'a> {
     pub from_image: bool,
     /// Of a warm-up: destinations keep states of the target for our death ([`super::standby`]).
     pub standby: Option<StandBy>,
+    /// Other trees that go to the same destination share pages with this one ([`super::common`]).
+    pub common: Option<Arc<Account>>,
 }
 
 /// States that destinations keep.
@@ -457,6 +461,7 @@ impl Attempt<'_> {
         self.note_round(journey.sent.pages, &journey.stats(), None);
         pause.part("residual");
         self.report.rebuild = Some(self.peers.prepared()?);
+        self.peers.catalogue.stored();
         pause.part("rebuild");
         // Who wants this to end now is told how it ended: a wait for the peer ends with its silence.
         let interrupted = self.peers.link.control.patience().abort.clone();

@@ -5,6 +5,7 @@ use super::{Attempt, Decision, ExitCondition, Help, MoveError, Plan, Taken, Targ
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
+use crate::memory::{PageRange, Space};
 use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
 use crate::migration::send_pages::{Packing, Sent, send_round};
@@ -21,6 +22,8 @@ pub(super) struct Journey {
     pub wire_bytes: u64,
     pub sent: Sent,
     pub took: Duration,
+    /// What the destination lacks of it, and gets again.
+    pub lacking: Vec<(Space, PageRange)>,
 }
 
 impl Journey {
@@ -81,8 +84,9 @@ impl Attempt<'_> {
                     began = Instant::now();
                 }
                 let is_first = sent.is_none();
-                let (now, deferred) = self.effort.part(plan, self.peers.number == 1);
-                sent = Some(self.round(&now, pages, false)?);
+                let (now, mut deferred) = self.effort.part(plan, self.peers.number == 1);
+                let journey = sent.insert(self.round(&now, pages, false)?);
+                deferred.append(&mut journey.lacking);
                 if is_first && !self.peers.built && plan.is_of_the_survey() {
                     self.peers.build(&plan.spaces)?;
                 }
@@ -165,7 +169,9 @@ impl Attempt<'_> {
         let peer: &mut Peer<'_> = &mut self.peers;
         let sparing = match self.effort.sparing(compression, &self.rounds, bandwidth) {
             // Who has named an image knows that it has most of the pages.
-            Sparing::Never | Sparing::WhenSlow if peer.catalogue.has_earlier() => (Sparing::Always, level),
+            Sparing::Never | Sparing::WhenSlow if peer.catalogue.has_earlier() && !peer.catalogue.is_shared() => {
+                (Sparing::Always, level)
+            }
             sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
         };
         let packing = Packing { level, bases: deltas.then_some(&peer.bases), catalogue: &peer.catalogue, sparing };
@@ -179,8 +185,8 @@ impl Attempt<'_> {
             // What was named was as good as sent. Of the first round that says nothing of the pages that are written now.
             sent.content_bytes += sent.unsent.named * PAGE;
         }
-        self.peers.end_round(number, in_pause)?;
+        let lacking = self.peers.end_round(number, in_pause)?;
         self.round_trip = self.peers.round_trip;
-        Ok(Journey { wire_bytes: self.peers.link.bytes_sent() - before, sent, took: started.elapsed() })
+        Ok(Journey { wire_bytes: self.peers.link.bytes_sent() - before, sent, took: started.elapsed(), lacking })
     }
 }
