@@ -6,12 +6,12 @@
 //!
 //! [`source`] and [`destination`] are mirror images: one function for each step of [`protocol`], with the same name on
 //! both sides. [`switchover`] decides when to pause, [`pages`] and [`send_pages`] are how pages travel,
-//! `intake`, [`landing`] and [`store`] where they arrive, [`postcopy`] is for those that follow when the target runs, [`points`] are what comes back meanwhile, [`common`] is what trees of one evacuation share, [`standby`] is what a destination keeps for the death of the source, [`cascade`] is what becomes of a target that is to go further still, [`journal`] is what survives the program. What a target is made of is the engine's: behind
+//! `intake`, [`landing`] and [`store`] where they arrive, [`postcopy`] is for those that follow when the target runs, [`points`] are what comes back meanwhile, [`common_pages`] is what trees of one evacuation share, [`standby`] is what a destination keeps for the death of the source, [`cascade`] is what becomes of a target that is to go further still, [`journal`] is what survives the program. What a target is made of is the engine's: behind
 //! [`source::Target`] and [`destination::Builder`].
 
 pub mod bases;
 pub mod cascade;
-pub mod common;
+pub mod common_pages;
 pub mod conventions;
 pub mod destination;
 pub mod earlier;

@@ -29,7 +29,7 @@
 //! Done                                ---------------> forgets the attempt
 //!                                     <--------------- Stage            (any number, where it is to go on from there)
 //!
-//! Forget, on a link of its own        ---------------> removes what trees have shared ([`super::common`])
+//! Forget, on a link of its own        ---------------> removes what trees have shared ([`super::common_pages`])
 //!                                     <--------------- Forgotten
 //! ```
 //! At any time before Commit either side may say Abort (source) or Failed (destination): the target goes on at the
@@ -39,7 +39,7 @@
 //! attempt is refused. The model is sent in MODL frames, in pieces; how many bytes there will be is in the message before.
 
 use super::cascade::{News, Onward};
-use super::common::{CommonId, Shared};
+use super::common_pages::{CommonId, Shared};
 use super::conventions::Conventions;
 use super::handover::Reply;
 use super::standby::Standby;
@@ -225,7 +225,7 @@ pub enum FromSource {
         /// The newest state is to be kept for the death of the source; see [`super::standby`].
         #[serde(default)]
         standby: Option<Box<Standby>>,
-        /// Other trees that go there share pages with it; see [`super::common`].
+        /// Other trees that go there share pages with it; see [`super::common_pages`].
         #[serde(default)]
         common: Option<CommonId>,
     },
@@ -441,7 +441,7 @@ pub enum FromDestination {
         number: u32,
         /// Bytes of pages that can still be stored.
         room_bytes: u64,
-        /// Pages that were named in vain ([`super::common`]): they are to come again.
+        /// Pages that were named in vain ([`super::common_pages`]): they are to come again.
         #[serde(default)]
         lacking: Vec<(WireSpace, u64, u64)>,
     },

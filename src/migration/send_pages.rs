@@ -72,6 +72,8 @@ pub struct Sent {
     pub content_bytes: u64,
     /// Pages that are named only.
     pub unsent: Unsent,
+    /// How long the channel that has waited longest has waited for the link, or for what it may take.
+    pub waited: Duration,
 }
 
 /// How the content of pages is made smaller for the link.
@@ -116,6 +118,7 @@ struct Work<'a> {
     pages: AtomicU64,
     content_bytes: AtomicU64,
     unsent: Mutex<Unsent>,
+    waited: Mutex<Duration>,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -254,6 +257,8 @@ struct Way<'c> {
     number: usize,
     packer: Packer,
     pace: Pace,
+    /// For the link.
+    waited: Duration,
     /// Pages that others are about to send.
     aside: Vec<(Space, PageRange)>,
     turn: Turn,
@@ -281,6 +286,7 @@ impl<'a> Work<'a> {
             pages: AtomicU64::new(0),
             content_bytes: AtomicU64::new(0),
             unsent: Mutex::default(),
+            waited: Mutex::default(),
             progress,
         }
     }
@@ -294,7 +300,7 @@ impl Work<'_> {
             (false, _) => Turn::Later,
         };
         let (packer, pace) = (Packer::new(self.packing.level), Pace::begin(self.channels));
-        let mut way = Way { channel, number, packer, pace, aside: Vec::new(), turn };
+        let mut way = Way { channel, number, packer, pace, waited: Duration::ZERO, aside: Vec::new(), turn };
         let mut buffer = PageBuffer::of((GRAIN_PAGES * PAGE) as usize);
         loop {
             let grain = self.grains.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -311,12 +317,15 @@ impl Work<'_> {
         let (more, mut unsent) = (way.packer.unsent(), self.unsent.lock().unwrap_or_else(PoisonError::into_inner));
         unsent.zero += more.zero;
         unsent.named += more.named;
+        let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        *waited = way.waited.max(*waited);
         Ok(())
     }
 
     fn sent(self) -> Sent {
         let unsent = self.unsent.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Sent { pages: self.pages.into_inner(), content_bytes: self.content_bytes.into_inner(), unsent }
+        let waited = self.waited.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Sent { pages: self.pages.into_inner(), content_bytes: self.content_bytes.into_inner(), unsent, waited }
     }
 
     fn take(
@@ -367,6 +376,7 @@ impl Work<'_> {
         way.channel.take_frame(frame)?;
         self.packing.catalogue.frame_sent(way.number);
         self.throttle.sent(frame.len() as u64);
+        way.waited += began.elapsed();
         if self.packing.sparing.0 == Sparing::WhenSlow && way.pace.is_slow(frame.len() as u64, began) {
             self.is_slow.store(true, Ordering::Relaxed);
         }

@@ -13,13 +13,13 @@
 //! The shelf is limited, and nothing is taken off it: half of it is for whatever comes first, the other half for what was
 //! seen twice.
 //!
-//! Trees of one evacuation share a shelf that outlives the session of each ([`super::common`]); it takes the place of this one, and
+//! Trees of one evacuation share a shelf that outlives the session of each ([`super::common_pages`]); it takes the place of this one, and
 //! the source's [`Claims`] that of what its catalogue knows.
 
 use super::MoveError;
 use super::bases::Bases;
-use super::common::Claims;
-use super::common::shelf::CommonShelf;
+use super::common_pages::Claims;
+use super::common_pages::shelf::CommonShelf;
 use super::earlier::{self, Earlier, Hint};
 use super::pages::{DIGEST_BYTES, Packer, Run, What};
 use crate::image::mm::PAGE;

@@ -2,7 +2,7 @@
 
 use super::MoveError;
 use super::cascade::{Observer, Onward};
-use super::common::desk::Account;
+use super::common_pages::desk::Account;
 use super::effort::Effort;
 use super::handover::source::{Event as Happened, Source};
 use super::handover::{Candidate, Rules};
@@ -214,7 +214,7 @@ pub struct Wishes<'a> {
     pub from_image: bool,
     /// Of a warm-up: destinations keep states of the target for our death ([`super::standby`]).
     pub standby: Option<StandBy>,
-    /// Other trees that go to the same destination share pages with this one ([`super::common`]).
+    /// Other trees that go to the same destination share pages with this one ([`super::common_pages`]).
     pub common: Option<Arc<Account>>,
 }
 

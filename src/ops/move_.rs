@@ -28,7 +28,7 @@ use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, RangeSet, Space, scan};
 use crate::migration::MoveError;
-use crate::migration::common::desk::Account;
+use crate::migration::common_pages::desk::Account;
 use crate::migration::conventions::Conventions;
 use crate::migration::handover::Candidate;
 use crate::migration::pages::{Run, What};
@@ -127,7 +127,6 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
         files,
         warm,
         standby: standby(options, warm),
-        common: common(options),
         states: many::states(options, &places)?,
         ..wishes(options, &journals)?
     };
@@ -284,7 +283,7 @@ pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -
         onward: cascade::onward(options)?,
         from_image: options.is_image(),
         standby: None,
-        common: None,
+        common: common(options),
     })
 }
 

@@ -8,7 +8,7 @@ use super::hooks::Hook;
 use super::paths::Disjoint;
 use super::words::{Address, Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
-use crate::migration::common::CommonId;
+use crate::migration::common_pages::CommonId;
 use crate::migration::source::Quorum;
 use crate::migration::switchover::{ExitCondition, Step};
 use crate::net::address::Place;

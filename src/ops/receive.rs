@@ -23,7 +23,7 @@ use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
 use crate::migration::cascade::{Onward, Passed};
-use crate::migration::common::shelf::CommonShelf;
+use crate::migration::common_pages::shelf::CommonShelf;
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::inventory::{self, Inventory};
 use crate::migration::keeper;

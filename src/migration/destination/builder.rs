@@ -7,7 +7,7 @@ use crate::image::{Bytes, Model};
 use crate::memory::store::ImageDir;
 use crate::memory::{RangeSet, Space};
 use crate::migration::cascade::{Onward, Passed};
-use crate::migration::common::shelf::CommonShelf;
+use crate::migration::common_pages::shelf::CommonShelf;
 use crate::migration::inventory::Inventory;
 use crate::migration::landing::Memory;
 use crate::migration::parked;

@@ -3,8 +3,8 @@
 use super::{Builder, LEASE, Surroundings, answer, handover_of};
 use crate::image::Bytes;
 use crate::migration::MoveError;
-use crate::migration::common::CommonId;
-use crate::migration::common::shelf::{self, CommonShelf};
+use crate::migration::common_pages::CommonId;
+use crate::migration::common_pages::shelf::{self, CommonShelf};
 use crate::migration::journal::{Journal, Role};
 use crate::migration::keeper::Keeper;
 use crate::migration::kept::{self, Used};

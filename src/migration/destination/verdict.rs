@@ -3,7 +3,7 @@
 use super::Attempt;
 use crate::blocker::{Blocker, codes};
 use crate::memory::store::ImageDir;
-use crate::migration::common::shelf::CommonShelf;
+use crate::migration::common_pages::shelf::CommonShelf;
 use crate::migration::conventions::Conventions;
 use crate::migration::earlier::Earlier;
 use crate::migration::protocol::{self, FromDestination, TargetSummary};

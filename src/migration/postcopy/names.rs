@@ -1,5 +1,5 @@
 //! Pages of the rest that came as their digests: an image that is here has them ([`crate::migration::earlier`]), or what trees share
-//! here ([`crate::migration::common`]).
+//! here ([`crate::migration::common_pages`]).
 //!
 //! The image is opened beside the service of faults, which takes as long as all of its pages take to be digested. What is named
 //! until then waits, and so does whoever needs it; what was named and cannot be found is asked for anew, over new links, on
@@ -8,7 +8,7 @@
 use crate::image::mm::PAGE;
 use crate::memory::store::Scratch;
 use crate::memory::{PageRange, Space};
-use crate::migration::common::shelf::{self, CommonShelf};
+use crate::migration::common_pages::shelf::{self, CommonShelf};
 use crate::migration::earlier::Earlier;
 use crate::migration::pages::{DIGEST_BYTES, Run};
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@ use crate::files::send::{Sender, Sent};
 use crate::files::{self, Answer, Order, Question, Use, Wanted, blocks};
 use crate::image::Bytes;
 use crate::memory::throttle::Throttle;
-use crate::migration::common::{Claims, Shared};
+use crate::migration::common_pages::{Claims, Shared};
 use crate::migration::earlier;
 use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::send_pages::ALIVE_EVERY;

@@ -40,6 +40,13 @@ impl Journey {
     }
 }
 
+/// How fast the link is, of a round in which most of the time may have gone by for digests, and for what other trees bring: as if as
+/// much as in the time that was waited for it had been sent in the whole.
+fn as_if_sent_all_the_time(stats: RoundStats, waited: Duration) -> RoundStats {
+    let times = stats.took.as_secs_f64() / waited.as_secs_f64().max(1e-6);
+    RoundStats { sent_bytes: (stats.sent_bytes as f64 * times.max(1.0)) as u64, ..stats }
+}
+
 impl Attempt<'_> {
     /// Rounds while it runs, until the policy says that it is enough.
     pub(super) fn rounds(&mut self, target: &mut dyn Target) -> Result<ExitCondition, MoveError> {
@@ -110,7 +117,8 @@ impl Attempt<'_> {
         let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.peers.room_bytes);
         let dirty_bytes = self.effort.dirty_bytes(residual_bytes);
         let stats = RoundStats { residual_bytes, dirty_bytes, lacking_room_bytes, ..last.stats() };
-        self.rounds.push(stats);
+        let is_shared = self.peers.catalogue.is_shared() && self.rounds.is_empty();
+        self.rounds.push(if is_shared { as_if_sent_all_the_time(stats, last.sent.waited) } else { stats });
         self.report.expected_downtime = self.expected_pause(if self.wishes.follows { 0 } else { residual_bytes });
         self.note_round(last.sent.pages, &stats, self.report.expected_downtime);
         switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
@@ -181,8 +189,8 @@ impl Attempt<'_> {
         let mut sent = sent.map_err(|error| peer.explain(error))?;
         self.report.unsent.zero += sent.unsent.zero;
         self.report.unsent.named += sent.unsent.named;
-        if number > 1 {
-            // What was named was as good as sent. Of the first round that says nothing of the pages that are written now.
+        if number > 1 || peer.catalogue.is_shared() {
+            // What was named was as good as sent. Of an image the first round says nothing of the pages that are written now.
             sent.content_bytes += sent.unsent.named * PAGE;
         }
         let lacking = self.peers.end_round(number, in_pause)?;

@@ -1,9 +1,9 @@
 //! Content that is named by digest, on both sides.
 
 use super::*;
-use crate::migration::common::CommonId;
-use crate::migration::common::desk::{Account, Desk};
-use crate::migration::common::shelf::CommonShelf;
+use crate::migration::common_pages::CommonId;
+use crate::migration::common_pages::desk::{Account, Desk};
+use crate::migration::common_pages::shelf::CommonShelf;
 use crate::migration::earlier::hint;
 use crate::migration::pages::Packer;
 use protocol::{FromDestination, FromSource};

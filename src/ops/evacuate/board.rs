@@ -1,6 +1,6 @@
 //! The trees and hosts of an evacuation: who is where, what was refused, what is under way.
 
-use super::common::Common;
+use super::common_pages::Common;
 use super::hosts::Hosts;
 use super::mover::{Charge, Moved, Movers, News};
 use super::select::Tree;

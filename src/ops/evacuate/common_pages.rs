@@ -1,8 +1,8 @@
-//! Pages that several trees have go to a host once ([`crate::migration::common`]): the desk that movers ask, and what hosts are told when
+//! Pages that several trees have go to a host once ([`crate::migration::common_pages`]): the desk that movers ask, and what hosts are told when
 //! all of it is over.
 
-use crate::migration::common::CommonId;
-use crate::migration::common::desk::Desk;
+use crate::migration::common_pages::CommonId;
+use crate::migration::common_pages::desk::Desk;
 use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource};
 use crate::ops::options::{Compress, EvacuateOptions, PeerOptions};
 use crate::ops::places::Places;
