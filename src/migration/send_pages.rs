@@ -296,7 +296,7 @@ impl Work<'_> {
     fn run(&self, channel: &mut dyn Outlet, number: usize) -> Result<(), MoveError> {
         let turn = match (self.first_round, self.in_pause) {
             (true, false) => Turn::Patient,
-            (true, true) => Turn::First,
+            (true, true) => Turn::Pause,
             (false, _) => Turn::Later,
         };
         let (packer, pace) = (Packer::new(self.packing.level), Pace::begin(self.channels));

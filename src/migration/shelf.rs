@@ -51,6 +51,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The same where another process may bring it.
 const LOOK_AROUND_EVERY: Duration = Duration::from_millis(5);
 
+/// So long that is waited for: less than the silence for which the source takes a link that carries nothing for dead.
+const BROUGHT_WITHIN: Duration = Duration::from_secs(20);
+
 type Digest = [u8; DIGEST_BYTES];
 
 /// Takes pages with their content.
@@ -90,12 +93,14 @@ pub(super) enum Say {
 }
 
 /// When pages are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Turn {
     /// In the first round: whatever comes may be shelved. Later that would be what the target writes again and again.
     First,
     /// In the first round, and what another mover is about to send can wait for that.
     Patient,
+    /// In the first round, which is the only one: nothing comes again.
+    Pause,
     /// Later.
     Later,
 }
@@ -465,8 +470,11 @@ impl Shelf {
         }
         let mut kept = self.lock();
         kept.wanted.push(*wanted);
-        let until = Instant::now() + patience.silence;
-        let look_every = if self.common.is_some() { LOOK_AROUND_EVERY } else { LOOK_EVERY };
+        let (time, look_every) = match &self.common {
+            Some(_) => (patience.silence.min(BROUGHT_WITHIN), LOOK_AROUND_EVERY),
+            None => (patience.silence, LOOK_EVERY),
+        };
+        let until = Instant::now() + time;
         let found = loop {
             match if here(&kept, content) { Ok(true) } else { self.look_elsewhere(wanted, content, scratch) } {
                 Ok(false) => {}

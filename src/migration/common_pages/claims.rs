@@ -35,7 +35,7 @@ impl Claims {
         let open: Vec<Hint> = hints.iter().filter(is_open).copied().collect();
         let mut answers = match open.is_empty() {
             true => Vec::new(),
-            false => self.account.ask(open, turn != Turn::Later),
+            false => self.account.ask(open, turn),
         }
         .into_iter();
         // A content that occurs twice here was asked about twice.
@@ -48,7 +48,6 @@ impl Claims {
                     frame.insert(*hint);
                     Say::Shelve
                 }
-                Say::Wait if turn != Turn::Patient => Say::Send,
                 answer => answer,
             }
         };

@@ -4,7 +4,7 @@ use super::ledger::{Ledger, Mover};
 use super::{CommonId, Shared};
 use crate::companion::parcel;
 use crate::migration::earlier::Hint;
-use crate::migration::shelf::Say;
+use crate::migration::shelf::{Say, Turn};
 use crate::transport::{Abort, stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Serialize, Deserialize)]
 enum Call {
     Open { host: String, shared: Shared },
-    Ask { hints: Vec<Hint>, first_round: bool },
+    Ask { hints: Vec<Hint>, turn: Turn },
     Sent(Vec<Hint>),
     Stored,
 }
@@ -129,7 +129,7 @@ fn serve(mut socket: UnixStream, ledgers: &Mutex<Ledgers>) {
         let Ok((call, _)) = parcel::receive(&mut socket, |_| 0) else { break };
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let said = match call {
-            Call::Ask { hints, first_round } => ledger.ask(who, &hints, first_round),
+            Call::Ask { hints, turn } => ledger.ask(who, &hints, turn),
             Call::Sent(hints) => {
                 ledger.sent(who, &hints);
                 continue;
@@ -179,9 +179,9 @@ impl Account {
     }
 
     /// What is to be said of these contents.
-    pub(super) fn ask(&self, hints: Vec<Hint>, first_round: bool) -> Vec<Say> {
+    pub(super) fn ask(&self, hints: Vec<Hint>, turn: Turn) -> Vec<Say> {
         let count = hints.len();
-        let said = self.call(&Call::Ask { hints, first_round }, |socket| parcel::receive(socket, |_| 0));
+        let said = self.call(&Call::Ask { hints, turn }, |socket| parcel::receive(socket, |_| 0));
         said.map_or_else(|| vec![Say::Send; count], |(said, _)| said)
     }
 
@@ -198,10 +198,10 @@ impl Account {
     /// Claims these contents, and says that they were sent.
     #[cfg(test)]
     pub fn claim(&self, hints: Vec<Hint>) {
-        self.ask(hints.clone(), true);
+        self.ask(hints.clone(), Turn::Patient);
         self.sent(hints);
         // An answer: what was said before has been heard.
-        self.ask(Vec::new(), true);
+        self.ask(Vec::new(), Turn::Patient);
     }
 
     fn call<T>(&self, call: &Call, answer: impl FnOnce(&mut UnixStream) -> io::Result<T>) -> Option<T> {
@@ -243,13 +243,13 @@ mod tests {
         };
         let (first, there) = account("b", 1);
         assert!(there.is_empty());
-        assert_eq!(first.ask(vec![hint(1)], true), [Say::Shelve]);
+        assert_eq!(first.ask(vec![hint(1)], Turn::Patient), [Say::Shelve]);
         first.sent(vec![hint(1)]);
         first.stored();
         // An answer: what was said before has been heard.
-        assert_eq!(first.ask(vec![hint(1)], false), [Say::Name]);
+        assert_eq!(first.ask(vec![hint(1)], Turn::Later), [Say::Name]);
         let (second, there) = account("b", 1);
-        assert_eq!((there, second.ask(vec![hint(1)], false)), (vec![hint(1)], vec![Say::Name]));
+        assert_eq!((there, second.ask(vec![hint(1)], Turn::Later)), (vec![hint(1)], vec![Say::Name]));
         assert!(account("c", 1).1.is_empty(), "another host");
         assert!(account("b", 2).1.is_empty(), "its shelf was made anew");
         let mut hosts = desk.hosts();
@@ -265,10 +265,10 @@ mod tests {
         let (gone, stays) = (of(run.path()).unwrap(), of(run.path()).unwrap());
         gone.open(shared(1));
         stays.open(shared(1));
-        assert_eq!(gone.ask(vec![hint(1)], true), [Say::Shelve]);
-        assert_eq!(stays.ask(vec![hint(1)], true), [Say::Wait]);
+        assert_eq!(gone.ask(vec![hint(1)], Turn::Patient), [Say::Shelve]);
+        assert_eq!(stays.ask(vec![hint(1)], Turn::Patient), [Say::Wait]);
         drop(gone);
-        while stays.ask(vec![hint(1)], true) != [Say::Shelve] {
+        while stays.ask(vec![hint(1)], Turn::Patient) != [Say::Shelve] {
             std::thread::sleep(Duration::from_millis(1));
         }
         let path = socket_path(run.path(), desk.id());
@@ -276,6 +276,6 @@ mod tests {
         assert!(!path.exists());
         assert!(Account::at(run.path(), id(), "b".into()).is_err());
         let deaf = Account { id: id(), host: "b".into(), socket: Mutex::new(None) };
-        assert_eq!((deaf.open(shared(1)), deaf.ask(vec![hint(1)], true)), (vec![], vec![Say::Send]));
+        assert_eq!((deaf.open(shared(1)), deaf.ask(vec![hint(1)], Turn::Patient)), (vec![], vec![Say::Send]));
     }
 }

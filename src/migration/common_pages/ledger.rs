@@ -1,7 +1,7 @@
 //! What a common shelf has, and what is on its way there: pure, without a clock or a socket.
 
 use crate::migration::earlier::Hint;
-use crate::migration::shelf::Say;
+use crate::migration::shelf::{Say, Turn};
 use std::collections::HashMap;
 
 /// One of the movers that share a shelf.
@@ -41,13 +41,15 @@ impl Ledger {
         self.entries.iter().filter(|(_, (_, state))| *state == State::There).map(|(hint, _)| *hint).collect()
     }
 
-    /// What a mover says of these contents. `first_round`: it may claim them, and count on frames of others.
-    pub(super) fn ask(&mut self, who: Mover, hints: &[Hint], first_round: bool) -> Vec<Say> {
+    /// What a mover says of these contents. It claims none in later rounds, and counts on frames of others only where pages can come
+    /// again.
+    pub(super) fn ask(&mut self, who: Mover, hints: &[Hint], turn: Turn) -> Vec<Say> {
+        let counts_on_others = matches!(turn, Turn::First | Turn::Patient);
         let mut say = |hint: &Hint| match self.entries.get(hint) {
             Some((_, State::There)) => Say::Name,
-            Some((by, State::Sent)) if first_round || *by == who => Say::Name,
-            Some((_, State::Claimed)) if first_round => Say::Wait,
-            None if first_round && self.entries.len() < self.room => {
+            Some((by, State::Sent)) if counts_on_others || *by == who => Say::Name,
+            Some((_, State::Claimed)) if turn == Turn::Patient => Say::Wait,
+            None if turn != Turn::Later && self.entries.len() < self.room => {
                 self.entries.insert(*hint, (who, State::Claimed));
                 Say::Shelve
             }
@@ -92,61 +94,65 @@ mod tests {
     fn each_content_is_sent_by_one_and_named_by_the_others() {
         let mut ledger = Ledger::new(10);
         let all = [hint(1), hint(2), hint(1)];
-        assert_eq!(ledger.ask(1, &all, true), [Say::Shelve, Say::Shelve, Say::Wait]);
-        assert_eq!(ledger.ask(2, &[hint(1), hint(3)], true), [Say::Wait, Say::Shelve]);
+        assert_eq!(ledger.ask(1, &all, Turn::Patient), [Say::Shelve, Say::Shelve, Say::Wait]);
+        assert_eq!(ledger.ask(2, &[hint(1), hint(3)], Turn::Patient), [Say::Wait, Say::Shelve]);
         ledger.sent(2, &[hint(1)]);
-        assert_eq!(ledger.ask(2, &[hint(1)], true), [Say::Wait], "it was another's claim");
+        assert_eq!(ledger.ask(2, &[hint(1)], Turn::Patient), [Say::Wait], "it was another's claim");
         ledger.sent(1, &[hint(1), hint(2)]);
-        assert_eq!(ledger.ask(2, &all, true), [Say::Name; 3]);
-        assert_eq!(ledger.ask(2, &all, false), [Say::Send; 3], "it may be lost yet");
-        assert_eq!(ledger.ask(1, &all, false), [Say::Name; 3], "who has sent it knows the order");
+        assert_eq!(ledger.ask(2, &all, Turn::Patient), [Say::Name; 3]);
+        assert_eq!(ledger.ask(2, &all, Turn::First), [Say::Name; 3]);
+        assert_eq!(ledger.ask(2, &all, Turn::Pause), [Say::Send; 3], "it may be lost yet");
+        assert_eq!(ledger.ask(2, &all, Turn::Later), [Say::Send; 3], "it may be lost yet");
+        assert_eq!(ledger.ask(1, &all, Turn::Later), [Say::Name; 3], "who has sent it knows the order");
         assert_eq!(ledger.there(), [] as [Hint; 0]);
         ledger.stored(1);
-        assert_eq!(ledger.ask(2, &all, false), [Say::Name; 3]);
+        assert_eq!(ledger.ask(2, &all, Turn::Later), [Say::Name; 3]);
         assert_eq!(ledger.there().len(), 2);
     }
 
     #[test]
     fn what_a_mover_has_not_brought_goes_with_it() {
         let mut ledger = Ledger::new(10);
-        ledger.ask(1, &[hint(1)], true);
+        ledger.ask(1, &[hint(1)], Turn::Patient);
         ledger.sent(1, &[hint(1)]);
         ledger.stored(1);
-        ledger.ask(1, &[hint(2), hint(3)], true);
+        ledger.ask(1, &[hint(2), hint(3)], Turn::Patient);
         ledger.sent(1, &[hint(2)]);
         ledger.leave(1);
-        assert_eq!(ledger.ask(2, &[hint(1), hint(2), hint(3)], true), [Say::Name, Say::Shelve, Say::Shelve]);
+        assert_eq!(ledger.ask(2, &[hint(1), hint(2), hint(3)], Turn::Patient), [Say::Name, Say::Shelve, Say::Shelve]);
     }
 
     #[test]
     fn no_more_is_claimed_than_there_is_room_for() {
         let mut ledger = Ledger::new(3);
         ledger.narrow(2);
-        assert_eq!(ledger.ask(1, &[hint(1), hint(2), hint(3)], true), [Say::Shelve, Say::Shelve, Say::Send]);
-        assert_eq!(ledger.ask(1, &[hint(4)], false), [Say::Send], "nothing is claimed in later rounds");
+        assert_eq!(ledger.ask(1, &[hint(1), hint(2), hint(3)], Turn::Patient), [Say::Shelve, Say::Shelve, Say::Send]);
+        assert_eq!(ledger.ask(1, &[hint(4)], Turn::Later), [Say::Send], "nothing is claimed in later rounds");
     }
 
     proptest! {
         /// Whatever movers do in whatever order: only what one of them has sent is named, and only what has come in later rounds.
         #[test]
         fn what_is_named_was_sent(
-            steps in proptest::collection::vec((0u64..3, 0u8..4, 0u8..6, any::<bool>()), 0..60),
+            steps in proptest::collection::vec((0u64..3, 0u8..4, 0u8..6, 0usize..4), 0..60),
             room in 0usize..6,
         ) {
             let (mut ledger, mut sent, mut there) = (Ledger::new(room), Vec::new(), Vec::new());
             let mut claims: Vec<(u64, u8)> = Vec::new();
-            for (who, step, content, first) in steps {
+            for (who, step, content, turn) in steps {
+                let turn = [Turn::First, Turn::Patient, Turn::Pause, Turn::Later][turn];
+                let running = matches!(turn, Turn::First | Turn::Patient);
                 match step {
-                    0 => match ledger.ask(who, &[hint(content)], first)[0] {
+                    0 => match ledger.ask(who, &[hint(content)], turn)[0] {
                         Say::Shelve => {
-                            prop_assert!(first && !claims.iter().any(|(_, claimed)| *claimed == content));
+                            prop_assert!(turn != Turn::Later && !claims.iter().any(|(_, claimed)| *claimed == content));
                             claims.push((who, content));
                         }
                         Say::Name => prop_assert!(
                             there.contains(&content) || sent.contains(&(who, content))
-                                || (first && sent.iter().any(|(_, was)| *was == content))
+                                || (running && sent.iter().any(|(_, was)| *was == content))
                         ),
-                        Say::Wait => prop_assert!(first && claims.iter().any(|(_, claimed)| *claimed == content)),
+                        Say::Wait => prop_assert!(turn == Turn::Patient && claims.iter().any(|(_, claimed)| *claimed == content)),
                         Say::Send => {}
                     },
                     1 => {

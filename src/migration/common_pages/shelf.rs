@@ -148,20 +148,25 @@ impl CommonShelf {
         let mut index = self.lock();
         let _alone = alone(&self.digests)?;
         self.catch_up(&mut index)?;
+        let (begin, mut contents, mut digests) = (index.read, Vec::new(), Vec::new());
+        let mut fits = true;
         for (digest, page) in pages {
             if index.places.contains_key(digest) {
                 continue;
             }
-            if index.read >= SHELF_MAX as u64 {
-                return Ok(false);
+            fits = index.read < SHELF_MAX as u64;
+            if !fits {
+                break;
             }
             let place = index.read;
-            self.pages.write_all_at(page, place * PAGE)?;
-            self.digests.write_all_at(digest, HEAD_BYTES as u64 + place * DIGEST_BYTES as u64)?;
             index.places.insert(*digest, place);
             index.read += 1;
+            contents.extend_from_slice(page);
+            digests.extend_from_slice(digest);
         }
-        Ok(true)
+        self.pages.write_all_at(&contents, begin * PAGE)?;
+        self.digests.write_all_at(&digests, HEAD_BYTES as u64 + begin * DIGEST_BYTES as u64)?;
+        Ok(fits)
     }
 
     /// Reads the content with that digest; whether it is there by now. The caller checks it.
