@@ -3,6 +3,7 @@
 use super::luggage::Luggage;
 use super::{Final, Survey, Wishes};
 use crate::blocker::{Blocker, codes};
+use crate::image::limits;
 use crate::memory::{PageRange, Space};
 use crate::migration::MoveError;
 use crate::migration::bases::Bases;
@@ -192,10 +193,11 @@ impl Peer<'_> {
                 let answer = asked.elapsed();
                 self.round_trip = Some(self.round_trip.map_or(answer, |least| least.min(answer)));
                 self.catalogue.stored();
-                Ok(lacking
-                    .into_iter()
-                    .map(|(space, first, count)| (space.into(), PageRange::new(first, count)))
-                    .collect())
+                // Of what else it names nothing was sent.
+                let is_page =
+                    |first, count| first < limits::PAGE_NUMBERS && (1..=limits::PAGE_NUMBERS - first).contains(&count);
+                let lacking = lacking.into_iter().filter(|(_, first, count)| is_page(*first, *count));
+                Ok(lacking.map(|(space, first, count)| (space.into(), PageRange::new(first, count))).collect())
             }
             other => Err(self.unexpected(&other, "the end of the round")),
         }
