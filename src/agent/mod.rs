@@ -64,6 +64,7 @@ pub fn run(options: &AgentOptions, here: &Surroundings, abort: &Abort, ready: &m
         max_memory_bytes: options.max_memory,
         refusal: None,
         user: None,
+        principal: String::new(),
         attend: None,
         refuse_then: options.refuse_then,
         verbose: u8::from(tracing::enabled!(tracing::Level::INFO)) + u8::from(tracing::enabled!(tracing::Level::DEBUG)),

@@ -75,6 +75,9 @@ pub struct SessionSpec {
     pub max_memory_bytes: Option<u64>,
     /// Whom this process becomes before anything else.
     pub user: Option<User>,
+    /// Whoever was authenticated by somebody else before this process, the same over each connection.
+    #[serde(default)]
+    pub principal: String,
     /// Say this to the client, once it is authenticated, and end.
     pub refusal: Option<String>,
     /// Nobody is served: the copy of this attempt, whose session is dead, is attended ([`super::attend`]).
@@ -154,7 +157,8 @@ fn run(spec: &SessionSpec) -> Result<(), SessionError> {
         return Ok(());
     }
     if let Some(user) = control.user {
-        return Ok(confined::run(control.channel, spec, user, control.max_memory_bytes)?);
+        let spec = SessionSpec { principal: control.principal, ..spec.clone() };
+        return Ok(confined::run(control.channel, &spec, user, control.max_memory_bytes)?);
     }
     let grant = Grant {
         session: SessionNumber(spec.session),
@@ -168,7 +172,7 @@ fn run(spec: &SessionSpec) -> Result<(), SessionError> {
     let rule = rule(spec, control.refuses_then);
     let link = Link::accept(control.channel, &grant, &joined.connections, OPENING_TIME)?;
     drop(joined);
-    serve(link, spec, rule)
+    serve(link, &SessionSpec { principal: control.principal, ..spec.clone() }, rule)
 }
 
 fn local(operation: &'static str, source: io::Error) -> TransportError {
@@ -192,7 +196,7 @@ fn serve(link: Link, spec: &SessionSpec, rule: Option<&'static str>) -> Result<(
         Purpose::Look => Ok(look(link)?),
         Purpose::Send => {
             let limit = link.max_memory_bytes;
-            Ok(receive::run(link, (&spec.state, &spec.run), limit, rule)?)
+            Ok(receive::run(link, (&spec.state, &spec.run), (limit, &spec.principal), rule)?)
         }
         Purpose::Relay => {
             let own = own_session(&link, spec, rule);
@@ -247,6 +251,8 @@ struct Control {
     max_memory_bytes: Option<u64>,
     may_send: bool,
     may_receive: bool,
+    /// Who that is, the same over each connection.
+    principal: String,
     /// Whatever it sends is this user's business.
     user: Option<User>,
     /// And is not moved on from here.
@@ -279,6 +285,7 @@ impl Door {
                 max_memory_bytes: spec.max_memory_bytes,
                 may_send: spec.user.as_ref().is_none_or(|user| user.may_send),
                 may_receive: spec.user.as_ref().is_none_or(|user| user.may_receive),
+                principal: spec.principal.clone(),
                 user: None,
                 refuses_then: false,
             });
@@ -299,7 +306,8 @@ impl Door {
                 let channel = Channel::new(stream, &spec.peer, opening(abort));
                 let max_memory_bytes = spec.max_memory_bytes;
                 let (may_send, may_receive, refuses_then) = (true, true, false);
-                Ok(Control { channel, max_memory_bytes, may_send, may_receive, user: None, refuses_then })
+                let principal = spec.principal.clone();
+                Ok(Control { channel, max_memory_bytes, may_send, may_receive, principal, user: None, refuses_then })
             }
             Self::Tls(trust) => {
                 let socket = TcpStream::from(connection);
@@ -323,6 +331,7 @@ impl Door {
                     max_memory_bytes: limits.into_iter().flatten().min(),
                     may_send: peer.may_send(),
                     may_receive: peer.may_receive(),
+                    principal: peer.fingerprint.to_string(),
                     user,
                     refuses_then: peer.refuses_then,
                 })

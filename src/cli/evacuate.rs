@@ -24,6 +24,7 @@ const PLACE: Words<Place> = &[
 /// Move trees of this host to others, by a plan
 ///
 /// Every tree is looked at here and at the destination that it is placed at; what cannot move stays, with the reasons, and does not keep the others. Several move at a time, what takes longest first; each move is one of migrate move, with a session of its own, and --bandwidth is for all of them together. A destination that is lost gets nothing more, and what was to go there goes to another one that would take it.
+/// A page that several trees have goes to each host once: what one has sent the others name by digest, whether they move before, after or beside it. The destination keeps up to 256 MiB for that until the evacuation is over, or until nobody has come for 15 minutes; --compress off sends everything. The plan counts each tree by itself.
 /// It is safe to run again: trees that have left are no error, and one whose move is in doubt or under way is named and left alone. An interrupt rolls back the moves that are under way, until the moment of handing over, and none begins.
 /// A destination is another host, named once; --move-address is for one tree only.
 /// The exit code is 0 if nothing is left, 6 if something stayed, 4 if a person is needed for one of the trees.

@@ -124,6 +124,7 @@ impl Args {
             quorum: self.quorum_or(Quorum::default()),
             dry_run: self.dry_run,
             clones: None,
+            common: None,
             then: self.many.then(config)?,
         })
     }

@@ -98,6 +98,7 @@ impl Args {
             quorum: self.quorum.quorum_or(Quorum::default()),
             dry_run: false,
             clones: None,
+            common: None,
             then: Cascade { disjoint: self.paths.disjoint(), ..self.then.cascade(config)? },
         };
         Ok(WarmOptions {

@@ -55,6 +55,8 @@ pub struct Surroundings<'a> {
     pub stores: &'a [&'a Path],
     /// The most memory a target may have, bytes.
     pub max_memory_bytes: Option<u64>,
+    /// Who has authenticated, the same over each link; empty = whoever may do anything here.
+    pub principal: &'a str,
 }
 
 /// One attempt, from the destination's side.
@@ -160,12 +162,14 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         onward,
         keep_warm,
         standby,
+        common,
     } = offer
     else {
         return Err(out_of_turn(&control, &offer, "an offer"));
     };
     tracing::info!(%id, session, pid = target.pid, comm = target.comm, "offer");
     let (base, used) = offer::base(base, around.journals);
+    let common = offer::common(common.filter(|_| !dry_run), &around);
     let lease = offer::leased(lease_ms, bulk.iter_mut().chain(std::iter::once(&mut control)));
     builder.introduce(&Introduction {
         attempt: id,
@@ -173,7 +177,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         peer: control.peer(),
         target_pid: target.pid,
         dry_run,
-        base: base.as_ref(),
+        base: offer::base_dir(base.as_ref(), common.as_ref()),
         to_several,
     });
     let mut attempt = match offer::begin(&around, id, (&session, lease, is_clone), &control, target.memory_bytes) {
@@ -189,7 +193,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
             offered: None,
             landing: None,
             bases: Bases::default(),
-            shelf: Shelf::of(target.memory_bytes),
+            shelf: Shelf::of(target.memory_bytes).shared(common),
             base,
             may_follow: may_follow && !follows,
             recoverable,
@@ -202,10 +206,7 @@ pub fn run(link: Link, builder: &mut dyn Builder, around: Surroundings<'_>) -> R
         },
         Err(error) => return offer::refused(&mut control, id, model_bytes, error),
     };
-    if follows && !dry_run {
-        attempt.builder.may_lack_pages();
-    }
-    let result = attempt.whole(bulk, (&target, &conventions, standby), model_bytes, dry_run);
+    let result = attempt.whole(bulk, (&target, &conventions, standby), model_bytes, (follows, dry_run));
     attempt.end(result)
 }
 
@@ -215,8 +216,11 @@ impl Attempt<'_> {
         bulk: Vec<Channel>,
         (target, conventions, standby): (&TargetSummary, &Conventions, Option<Box<Standby>>),
         model_bytes: u64,
-        dry_run: bool,
+        (follows, dry_run): (bool, bool),
     ) -> Result<(), MoveError> {
+        if follows && !dry_run {
+            self.builder.may_lack_pages();
+        }
         let may_come = self.verdict(target, conventions, model_bytes, dry_run)?;
         if dry_run || !may_come {
             let looked = if may_come { self.sample(bulk) } else { self.wait_for_abort() };
@@ -253,8 +257,7 @@ impl Attempt<'_> {
             match protocol::receive(&mut self.control) {
                 Ok(FromSource::Round { attempt, number, .. }) if attempt == self.id => {
                     self.round(&mut bulk, number, Of::Round)?;
-                    let room_bytes = self.store.room_bytes();
-                    self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;
+                    self.round_done(number)?;
                 }
                 Ok(FromSource::Abort { .. }) | Err(TransportError::Closed { .. }) => return Ok(()),
                 Ok(other) => return Err(self.out_of_turn(&other, "pages of a sample, or the end of the look")),
@@ -280,9 +283,9 @@ impl Attempt<'_> {
                     if number > FEW_ROUNDS && std::mem::take(&mut self.may_follow) {
                         self.builder.may_lack_pages();
                     }
+                    self.shelf.begin_round(number == 1 && !state);
                     self.round(bulk, number, if state { Of::State } else { Of::Round })?;
-                    let room_bytes = self.store.room_bytes();
-                    self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes })?;
+                    self.round_done(number)?;
                 }
                 FromSource::Keep { attempt, age_us, spaces, model_bytes } if attempt == self.id => {
                     self.keep_state(Duration::from_micros(age_us), &spaces, model_bytes)?;
@@ -293,6 +296,13 @@ impl Attempt<'_> {
                 other => return Err(self.out_of_turn(&other, "a round")),
             }
         }
+    }
+
+    fn round_done(&mut self, number: u32) -> Result<(), MoveError> {
+        let lacking = self.shelf.end_round().into_iter();
+        let lacking = lacking.map(|(space, range)| (space.into(), range.first, range.count)).collect();
+        let room_bytes = self.store.room_bytes();
+        self.send(&FromDestination::RoundDone { attempt: self.id, number, room_bytes, lacking })
     }
 
     /// Makes the tree of the offered model, with the pages that are stored by now. Where that does not work out (a file has
@@ -619,6 +629,7 @@ impl Attempt<'_> {
         if let (Some(used), Ok(()) | Err(MoveError::Stays { .. })) = (self.used.take(), &result) {
             used.end();
         }
+        self.shelf.take_common().into_iter().for_each(|common| self.builder.look_after(common));
         self.pass_on();
         result
     }

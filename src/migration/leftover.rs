@@ -43,7 +43,8 @@ pub fn directory(journals: &Path, attempt: AttemptId) -> PathBuf {
     journals.join(format!("{attempt}{END}"))
 }
 
-fn lock(dir: &Path, name: &str, how: FlockArg) -> io::Result<Flock<File>> {
+/// Locks a file of such a directory.
+pub(super) fn lock(dir: &Path, name: &str, how: FlockArg) -> io::Result<Flock<File>> {
     let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir.join(name))?;
     Flock::lock(file, how).map_err(|(_, errno)| errno.into())
 }
@@ -74,19 +75,24 @@ impl Leftover {
 
     /// Waits until nobody has used them for a lease, or somebody has removed them; then they are gone.
     pub fn hold(self) {
-        let mut used = Instant::now();
-        while used.elapsed() < self.lease && self.dir.exists() {
-            if lock(&self.dir, "used", FlockArg::LockExclusiveNonblock).is_err() {
-                used = Instant::now();
-            }
-            std::thread::sleep(LOOK_EVERY.min(self.lease / 4));
-        }
-        remove(&self.dir);
+        hold(&self.dir, self.lease);
     }
 }
 
-/// Removes them, if they are there.
-fn remove(dir: &Path) {
+/// Waits until nobody has used such a directory for so long, or somebody has removed it; then it is gone.
+pub(super) fn hold(dir: &Path, lease: Duration) {
+    let mut used = Instant::now();
+    while used.elapsed() < lease && dir.exists() {
+        if lock(dir, "used", FlockArg::LockExclusiveNonblock).is_err() {
+            used = Instant::now();
+        }
+        std::thread::sleep(LOOK_EVERY.min(lease / 4));
+    }
+    remove(dir);
+}
+
+/// Removes it, if it is there.
+pub(super) fn remove(dir: &Path) {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(%error, dir = %dir.display(), "pages that were kept stay");
@@ -125,9 +131,14 @@ impl Used {
 
 /// Removes what a process has kept that is dead.
 pub fn sweep(journals: &Path) {
+    sweep_those(journals, END);
+}
+
+/// The same of directories whose names end like this.
+pub(super) fn sweep_those(journals: &Path, end: &str) {
     for entry in fs::read_dir(journals).into_iter().flatten().flatten() {
         let dir = entry.path();
-        let is_kept = dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with(END));
+        let is_kept = dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with(end));
         if is_kept
             && let Ok(_owner) = lock(&dir, "owner", FlockArg::LockExclusiveNonblock)
             && let Ok(_used) = lock(&dir, "used", FlockArg::LockExclusiveNonblock)

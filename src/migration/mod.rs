@@ -11,7 +11,8 @@
 //! who owns the target   handover (decides), journal (what survives the program), keeper and heir (act for a destination, a source),
 //!                       resolve (a person decides)
 //! when to pause         switchover (decides), effort (what is done for a target that writes too fast), pace, report
-//! how pages travel      pages (frames), send_pages; less of them: bases (deltas), shelf (named by digest), earlier (--base)
+//! how pages travel      pages (frames), send_pages; less of them: bases (deltas), shelf (named by digest), common_pages (of trees of one evacuation),
+//!                       earlier (--base)
 //! where pages arrive    intake, then landing (the tree in the making) or store (an image in the making)
 //! before and after      conventions (what two hosts call things), warm (a warm-up), cascade (--then), postcopy, points (--recoverable)
 //! what is kept there    parked (a prepared copy, with its inventory), standby (for the death of the source),
@@ -20,6 +21,7 @@
 
 pub mod bases;
 pub mod cascade;
+pub mod common_pages;
 pub mod conventions;
 pub mod destination;
 pub mod earlier;

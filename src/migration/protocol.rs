@@ -28,6 +28,9 @@
 //! packets that still come             ---------------> given to the target
 //! Done                                ---------------> forgets the attempt
 //!                                     <--------------- Stage            (any number, where it is to go on from there)
+//!
+//! Forget, on a link of its own        ---------------> removes what trees have shared ([`super::common_pages`])
+//!                                     <--------------- Forgotten
 //! ```
 //! At any time before Commit either side may say Abort (source) or Failed (destination): the target goes on at the
 //! source, the destination discards what it holds. After Commit only the destination knows; [`super::handover`].
@@ -36,6 +39,7 @@
 //! attempt is refused. The model is sent in MODL frames, in pieces; how many bytes there will be is in the message before.
 
 use super::cascade::{News, Onward};
+use super::common_pages::{CommonId, Shared};
 use super::conventions::Conventions;
 use super::handover::Reply;
 use super::standby::Standby;
@@ -221,6 +225,16 @@ pub enum FromSource {
         /// The newest state is to be kept for the death of the source; see [`super::standby`].
         #[serde(default)]
         standby: Option<Box<Standby>>,
+        /// Other trees that go there share pages with it; see [`super::common_pages`].
+        #[serde(default)]
+        common: Option<CommonId>,
+    },
+    /// On a link of its own: no other tree of this evacuation comes.
+    Forget {
+        /// Of this message.
+        attempt: AttemptId,
+        /// What they have shared.
+        common: CommonId,
     },
     /// On a link of its own, in somebody else's preflight: could a target that were there go on like this?
     Reach {
@@ -386,6 +400,14 @@ pub enum FromDestination {
         /// It keeps the newest state.
         #[serde(default)]
         stands_by: bool,
+        /// What trees share there; `None`: there is no room for that.
+        #[serde(default)]
+        shared: Option<Shared>,
+    },
+    /// To [`FromSource::Forget`].
+    Forgotten {
+        /// Of the message.
+        attempt: AttemptId,
     },
     /// To [`FromSource::Reach`].
     Reaches {
@@ -419,6 +441,9 @@ pub enum FromDestination {
         number: u32,
         /// Bytes of pages that can still be stored.
         room_bytes: u64,
+        /// Pages that were named in vain ([`super::common_pages`]): they are to come again.
+        #[serde(default)]
+        lacking: Vec<(WireSpace, u64, u64)>,
     },
     /// To [`FromSource::Keep`].
     Kept {
@@ -586,6 +611,7 @@ mod tests {
             passes_on: true,
             images: true,
             stands_by: true,
+            shared: None,
         };
         let mut json = serde_json::to_value(&verdict).unwrap();
         json.as_object_mut().unwrap().remove("passes_on");

@@ -5,7 +5,7 @@ use super::bases::Bases;
 use super::effort::Sparing;
 use super::pace::Pace;
 use super::pages::{Packer, Run, Unsent};
-use super::shelf::Catalogue;
+use super::shelf::{Catalogue, Turn};
 use super::source::Plan;
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
@@ -21,6 +21,12 @@ const GRAIN_PAGES: u64 = 128;
 
 /// Ranges read in one go: process_vm_readv(2) takes 1024.
 const GRAIN_RANGES: usize = 512;
+
+/// So long pages wait that others are about to send, while nothing of that comes.
+const AFTER_OTHERS: Duration = Duration::from_secs(2);
+
+/// Between two looks whether it was sent.
+const LOOK_AT_OTHERS: Duration = Duration::from_millis(2);
 
 /// How often a side that is busy says so.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
@@ -66,6 +72,8 @@ pub struct Sent {
     pub content_bytes: u64,
     /// Pages that are named only.
     pub unsent: Unsent,
+    /// How long the channel that has waited longest has waited for the link, or for what it may take.
+    pub waited: Duration,
 }
 
 /// How the content of pages is made smaller for the link.
@@ -110,6 +118,7 @@ struct Work<'a> {
     pages: AtomicU64,
     content_bytes: AtomicU64,
     unsent: Mutex<Unsent>,
+    waited: Mutex<Duration>,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -248,6 +257,11 @@ struct Way<'c> {
     number: usize,
     packer: Packer,
     pace: Pace,
+    /// For the link.
+    waited: Duration,
+    /// Pages that others are about to send.
+    aside: Vec<(Space, PageRange)>,
+    turn: Turn,
 }
 
 impl<'a> Work<'a> {
@@ -272,6 +286,7 @@ impl<'a> Work<'a> {
             pages: AtomicU64::new(0),
             content_bytes: AtomicU64::new(0),
             unsent: Mutex::default(),
+            waited: Mutex::default(),
             progress,
         }
     }
@@ -279,33 +294,80 @@ impl<'a> Work<'a> {
 
 impl Work<'_> {
     fn run(&self, channel: &mut dyn Outlet, number: usize) -> Result<(), MoveError> {
-        let mut way =
-            Way { channel, number, packer: Packer::new(self.packing.level), pace: Pace::begin(self.channels) };
+        let turn = match (self.first_round, self.in_pause) {
+            (true, false) => Turn::Patient,
+            (true, true) => Turn::Pause,
+            (false, _) => Turn::Later,
+        };
+        let (packer, pace) = (Packer::new(self.packing.level), Pace::begin(self.channels));
+        let mut way = Way { channel, number, packer, pace, waited: Duration::ZERO, aside: Vec::new(), turn };
         let mut buffer = PageBuffer::of((GRAIN_PAGES * PAGE) as usize);
         loop {
             let grain = self.grains.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((space, ranges)) = grain else { break };
-            let bytes: usize = ranges.iter().map(|range| range.bytes() as usize).sum();
-            if way.packer.is_full(bytes) {
-                self.send(&mut way)?;
-            }
-            if self.is_slow.load(Ordering::Relaxed) {
-                way.packer.set_level(self.packing.sparing.1);
-            }
-            self.read(space, &ranges, &mut buffer[..bytes], &mut way)?;
+            self.take(space, &ranges, &mut buffer, &mut way)?;
+            let pages: u64 = ranges.iter().map(|range| range.count).sum();
+            let done = self.pages.fetch_add(pages, Ordering::Relaxed) + pages;
+            (self.progress)(done * PAGE);
         }
+        self.follow_others(&mut buffer, &mut way)?;
         if !way.packer.is_empty() {
             self.send(&mut way)?;
         }
         let (more, mut unsent) = (way.packer.unsent(), self.unsent.lock().unwrap_or_else(PoisonError::into_inner));
         unsent.zero += more.zero;
         unsent.named += more.named;
+        let mut waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        *waited = way.waited.max(*waited);
         Ok(())
     }
 
     fn sent(self) -> Sent {
         let unsent = self.unsent.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Sent { pages: self.pages.into_inner(), content_bytes: self.content_bytes.into_inner(), unsent }
+        let waited = self.waited.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Sent { pages: self.pages.into_inner(), content_bytes: self.content_bytes.into_inner(), unsent, waited }
+    }
+
+    fn take(
+        &self,
+        space: Space,
+        ranges: &[PageRange],
+        buffer: &mut PageBuffer,
+        way: &mut Way<'_>,
+    ) -> Result<(), MoveError> {
+        let bytes: usize = ranges.iter().map(|range| range.bytes() as usize).sum();
+        if way.packer.is_full(bytes) {
+            self.send(way)?;
+        }
+        if self.is_slow.load(Ordering::Relaxed) {
+            way.packer.set_level(self.packing.sparing.1);
+        }
+        self.read(space, ranges, &mut buffer[..bytes], way)
+    }
+
+    /// Takes what was set aside, as soon as others have sent it; what they do not send goes from here.
+    fn follow_others(&self, buffer: &mut PageBuffer, way: &mut Way<'_>) -> Result<(), MoveError> {
+        let count = |aside: &[(Space, PageRange)]| aside.iter().map(|(_, range)| range.count).sum::<u64>();
+        let mut until = Instant::now() + AFTER_OTHERS;
+        while !way.aside.is_empty() {
+            // They may wait for what is in this frame.
+            if !way.packer.is_empty() {
+                self.send(way)?;
+            }
+            let aside = std::mem::take(&mut way.aside);
+            let mut grains = Grains::of(&aside);
+            while let Some((space, ranges)) = grains.next() {
+                self.take(space, &ranges, buffer, way)?;
+            }
+            if count(&way.aside) < count(&aside) {
+                until = Instant::now() + AFTER_OTHERS;
+            } else if Instant::now() >= until {
+                way.turn = Turn::First;
+            } else {
+                std::thread::sleep(LOOK_AT_OTHERS);
+            }
+        }
+        Ok(())
     }
 
     fn send(&self, way: &mut Way<'_>) -> Result<(), MoveError> {
@@ -314,6 +376,7 @@ impl Work<'_> {
         way.channel.take_frame(frame)?;
         self.packing.catalogue.frame_sent(way.number);
         self.throttle.sent(frame.len() as u64);
+        way.waited += began.elapsed();
         if self.packing.sparing.0 == Sparing::WhenSlow && way.pace.is_slow(frame.len() as u64, began) {
             self.is_slow.store(true, Ordering::Relaxed);
         }
@@ -323,9 +386,11 @@ impl Work<'_> {
     fn pack(&self, space: Space, first: u64, content: &mut [u8], way: &mut Way<'_>) {
         let Packing { bases, catalogue, .. } = self.packing;
         let packer = &mut way.packer;
+        let names = catalogue.is_shared() || self.is_slow.load(Ordering::Relaxed) && !catalogue.is_none();
         match bases {
-            _ if self.is_slow.load(Ordering::Relaxed) && !catalogue.is_none() => {
-                catalogue.pack(way.number, packer, (space, first), content, bases, self.first_round);
+            _ if names => {
+                let aside = catalogue.pack(way.number, packer, (space, first), content, bases, way.turn);
+                way.aside.extend(aside.into_iter().map(|range| (space, range)));
             }
             Some(bases) => bases.pack(packer, space, first, content, false),
             None => packer.add(space, first, content),
@@ -353,9 +418,6 @@ impl Work<'_> {
                 }
             }
         }
-        let pages: u64 = ranges.iter().map(|range| range.count).sum();
-        let done = self.pages.fetch_add(pages, Ordering::Relaxed) + pages;
-        (self.progress)(done * PAGE);
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 
 use super::MoveError;
 use super::cascade::{Observer, Onward};
+use super::common_pages::desk::Account;
 use super::effort::Effort;
 use super::handover::source::{Event as Happened, Source};
 use super::handover::{Candidate, Rules};
@@ -26,6 +27,7 @@ use crate::transport::{Abort, Link, TransportError};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub mod again;
@@ -214,6 +216,8 @@ pub struct Wishes<'a> {
     pub from_image: bool,
     /// Of a warm-up: destinations keep states of the target for our death ([`super::standby`]).
     pub standby: Option<StandBy>,
+    /// Other trees that go to the same destination share pages with this one ([`super::common_pages`]).
+    pub common: Option<Arc<Account>>,
 }
 
 /// States that destinations keep.
@@ -458,6 +462,7 @@ impl Attempt<'_> {
         self.note_round(journey.sent.pages, &journey.stats(), None);
         pause.part("residual");
         self.report.rebuild = Some(self.peers.prepared()?);
+        self.peers.catalogue.stored();
         pause.part("rebuild");
         // Who wants this to end now is told how it ended: a wait for the peer ends with its silence.
         let interrupted = self.peers.link.control.patience().abort.clone();

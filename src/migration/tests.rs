@@ -511,6 +511,7 @@ fn wishes(journals: &Path) -> Wishes<'_> {
         onward: None,
         from_image: false,
         standby: None,
+        common: None,
     }
 }
 
@@ -545,6 +546,7 @@ fn play(
                 run: stores.path(),
                 stores: &places,
                 max_memory_bytes: None,
+                principal: "",
             };
             destination::run(server, &mut builder, around)
         });
@@ -691,8 +693,13 @@ fn an_interrupt_before_the_handover_rolls_back() {
 
 /// What a destination makes of what comes, with all that is its own in one directory.
 fn arrives(server: Link, builder: &mut FakeBuilder, place: &Path) -> std::result::Result<(), MoveError> {
-    let around =
-        Surroundings { journals: &place.join("journals"), run: place, stores: &[place], max_memory_bytes: None };
+    let around = Surroundings {
+        journals: &place.join("journals"),
+        run: place,
+        stores: &[place],
+        max_memory_bytes: None,
+        principal: "",
+    };
     destination::run(server, builder, around)
 }
 
@@ -726,6 +733,7 @@ fn messages_of_another_attempt_are_refused() {
             onward: None,
             keep_warm: None,
             standby: None,
+            common: None,
         };
         protocol::send(&mut client.control, &offer).unwrap();
         protocol::send_model(&mut client.control, &bytes).unwrap();
@@ -747,7 +755,13 @@ fn too_large_a_target_is_a_blocker_and_no_room_a_failure() {
         let journals = b.path().join("journals");
         let wishes = Wishes { compression: Compression::Off, ..wishes(&journals) };
         std::thread::scope(|scope| {
-            let around = Surroundings { journals: &journals, run: b.path(), stores: &places, max_memory_bytes: max };
+            let around = Surroundings {
+                journals: &journals,
+                run: b.path(),
+                stores: &places,
+                max_memory_bytes: max,
+                principal: "",
+            };
             scope.spawn(move || destination::run(server, &mut builder, around));
             *a.lock().unwrap() = Some(source::run(client, &mut target, &wishes, &Quiet).unwrap_err());
         });

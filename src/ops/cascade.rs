@@ -26,7 +26,6 @@ use crate::migration::cascade::{self, Fate, Moved, News, Observer, Onward, Passe
 use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource, WireFailure};
 use crate::migration::source::Quorum;
 use crate::proc::ProcDir;
-use crate::transport::hello::Purpose;
 use crate::transport::{Abort, TransportError};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -199,6 +198,7 @@ fn next(onward: &Onward, pid: i32) -> Result<(MoveOptions, Further)> {
     let lease = lease.unwrap_or(crate::migration::destination::LEASE);
     let options = MoveOptions {
         clones: None,
+        common: None,
         session: SessionId::random(),
         target: Target::Pid(Pid(pid)),
         dests,
@@ -266,10 +266,7 @@ fn reach(dest: &Dest, peer: &PeerOptions, rest: &Onward) -> Vec<Blocker> {
         let failure = reach::failure(&dest.to_string(), error);
         vec![of_stage(failure.code.unwrap_or(codes::PEER_UNREACHABLE)).because(failure.causes.join(": "))]
     };
-    let link = Abort::new()
-        .map_err(|source| TransportError::Io { operation: "reach", peer: dest.to_string(), source })
-        .and_then(|abort| reach::to(dest, peer, Purpose::Send, 0, &abort));
-    let mut link = match link {
+    let mut link = match reach::to_ask(dest, peer) {
         Ok(link) => link,
         Err(error) => return unreached(&error),
     };

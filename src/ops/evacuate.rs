@@ -1,16 +1,18 @@
 //! `migrate evacuate`: trees of this host go to others, several at a time, by a plan.
 //!
 //! ```text
-//! select   which trees; those that have left already, and those that a person has to decide about
-//! hosts    what the destinations are
-//! plan     which tree where, in which order (pure)
-//! board    asks whether it can be, and does it
-//! mover    one move, in a process of its own
+//! select         which trees; those that have left already, and those that a person has to decide about
+//! hosts          what the destinations are
+//! plan           which tree where, in which order (pure)
+//! board          asks whether it can be, and does it
+//! mover          one move, in a process of its own
+//! common_pages   what movers to one host share: a page that several trees have goes there once
 //! ```
 //! A tree is a target of `migrate move`, and its move is one: everything that holds for that holds for it. What an evacuation
 //! knows is in the journals of its moves alone; run again, it finds there what has left, and goes on with the rest.
 
 mod board;
+mod common_pages;
 mod hosts;
 pub mod mover;
 pub mod plan;
@@ -142,6 +144,15 @@ impl Evacuation {
     pub fn bytes(&self) -> u64 {
         let of = |tree: &TreeReport| match &tree.fate {
             Fate::Moved { moved, .. } => moved.bytes.unwrap_or(0),
+            _ => 0,
+        };
+        self.trees.iter().map(of).sum()
+    }
+
+    /// Pages that were named by their digest in all moves.
+    pub fn named_pages(&self) -> u64 {
+        let of = |tree: &TreeReport| match &tree.fate {
+            Fate::Moved { moved, .. } => moved.named_pages.unwrap_or(0),
             _ => 0,
         };
         self.trees.iter().map(of).sum()

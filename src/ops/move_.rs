@@ -28,6 +28,7 @@ use crate::memory::shared::Objects;
 use crate::memory::track::{Backend, TrackError};
 use crate::memory::{PageRange, RangeSet, Space, scan};
 use crate::migration::MoveError;
+use crate::migration::common_pages::desk::Account;
 use crate::migration::conventions::Conventions;
 use crate::migration::handover::Candidate;
 use crate::migration::pages::{Run, What};
@@ -47,7 +48,7 @@ use crate::trace::freeze::Frozen;
 use crate::trace::pages::TargetPages;
 use crate::transport::{Abort, Link};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 mod begin;
@@ -155,6 +156,13 @@ fn attempt(options: &MoveOptions, warm: Option<&Warm>, events: &dyn Events, abor
 fn standby(options: &MoveOptions, warm: Option<&Warm>) -> Option<StandBy> {
     let every = warm.and_then(Warm::standby)?;
     Some(StandBy { every, dests: options.dests.iter().map(ToString::to_string).collect() })
+}
+
+/// The way to what the other trees of an evacuation share with this one. Without it all of its pages are sent.
+fn common(options: &MoveOptions) -> Option<Arc<Account>> {
+    let [dest] = options.dests.as_slice() else { return None };
+    let account = Account::at(&Places::here().run, options.common?, dest.to_string());
+    account.inspect_err(|error| tracing::info!(%error, "nothing is shared with other trees")).ok().map(Arc::new)
 }
 
 /// A target in which nothing is in the way.
@@ -280,6 +288,7 @@ pub(super) fn wishes<'a>(options: &MoveOptions, journals: &'a std::path::Path) -
         onward: cascade::onward(options)?,
         from_image: options.is_image(),
         standby: None,
+        common: common(options),
     })
 }
 

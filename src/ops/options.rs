@@ -8,6 +8,7 @@ use super::hooks::Hook;
 use super::paths::Disjoint;
 use super::words::{Address, Dest, Listen, SessionId, Target};
 use crate::blocker::Code;
+use crate::migration::common_pages::CommonId;
 use crate::migration::source::Quorum;
 use crate::migration::switchover::{ExitCondition, Step};
 use crate::net::address::Place;
@@ -527,6 +528,9 @@ pub struct MoveOptions {
     /// `migrate clone`: a copy on every destination.
     #[serde(default)]
     pub clones: Option<CloneOptions>,
+    /// Of one tree of an evacuation: what it shares with the others. It is no choice: `migrate evacuate` gives it.
+    #[serde(default)]
+    pub common: Option<CommonId>,
 }
 
 /// What `migrate clone` has beyond `migrate move`.
@@ -562,6 +566,7 @@ impl MoveOptions {
             quorum: Quorum::default(),
             dry_run: false,
             clones: None,
+            common: None,
             then: Cascade::default(),
         }
     }

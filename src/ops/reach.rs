@@ -26,6 +26,16 @@ pub(crate) fn to(
     connect::connect(&address(dest), &manner(dest, peer), Request { purpose, streams }, abort)
 }
 
+/// Opens a link for a question, which ends by itself alone.
+///
+/// # Errors
+/// See [`connect::connect`].
+pub(super) fn to_ask(dest: &Dest, peer: &PeerOptions) -> std::result::Result<Link, TransportError> {
+    Abort::new()
+        .map_err(|source| TransportError::Io { operation: "reach", peer: dest.to_string(), source })
+        .and_then(|abort| to(dest, peer, Purpose::Send, 0, &abort))
+}
+
 /// How a destination or a proxy is reached from here.
 pub(super) fn manner(dest: &Dest, peer: &PeerOptions) -> ConnectOptions {
     let places = Places::here();

@@ -23,6 +23,7 @@ use crate::memory::store::{ImageDir, PageReader};
 use crate::memory::{RangeSet, Space};
 use crate::migration::MoveError;
 use crate::migration::cascade::{Onward, Passed};
+use crate::migration::common_pages::shelf::CommonShelf;
 use crate::migration::destination::{self, Builder, Contents, Expected, Introduction, Standing, Surroundings};
 use crate::migration::inventory::{self, Inventory};
 use crate::migration::keeper;
@@ -41,34 +42,33 @@ use crate::trace::pages::TargetPages;
 use crate::transport::Link;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
 use std::net::IpAddr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Takes a target that comes over the link, and sees to it that it runs, and goes on to further hosts where that is wanted. `rule`: what
-/// forbids that here, if something does.
+/// Takes a target that comes over the link, and sees to it that it runs, and goes on to further hosts where that is wanted. Whoever has
+/// sent it, and the most memory that it may have, bytes. `rule`: what forbids it to go on from here, if something does.
 ///
 /// # Errors
 /// See [`destination::run`].
 pub fn run(
     link: Link,
     (state_dir, run): (&Path, &Path),
-    max_memory_bytes: Option<u64>,
+    (max_memory_bytes, principal): (Option<u64>, &str),
     rule: Option<&'static str>,
 ) -> std::result::Result<(), MoveError> {
     let journals = state_dir.join("moves");
     let stores = store::places(state_dir);
-    let around = Surroundings { journals: &journals, run, stores: &stores, max_memory_bytes };
+    let around = Surroundings { journals: &journals, run, stores: &stores, max_memory_bytes, principal };
     let mut engine = Engine { state_dir: state_dir.to_owned(), rule, ..Engine::default() };
     let received = destination::run(link, &mut engine, around);
     engine.hooks.end(received.is_ok());
-    let (passed, leftover) = (engine.passed.take(), engine.leftover.take());
+    let (passed, leftover, common) = (engine.passed.take(), engine.leftover.take(), engine.common.take());
     // Nothing of ours has a hand on it any more.
     drop(engine);
     passed.into_iter().for_each(|passed| cascade::pass_on(passed, rule));
     leftover.into_iter().for_each(Leftover::hold);
+    common.into_iter().for_each(CommonShelf::hold);
     received
 }
 
@@ -134,12 +134,14 @@ struct Engine {
     passed: Option<Passed>,
     /// It runs elsewhere, and these are its pages.
     leftover: Option<Leftover>,
+    /// What it has shared with other trees.
+    common: Option<CommonShelf>,
 }
 
 impl Builder for Engine {
     fn introduce(&mut self, who: &Introduction<'_>) {
         self.hooks = Aside::of(who);
-        self.base = who.base.map(|base| OsStr::from_bytes(&base.0).into());
+        self.base = who.base.map(Path::to_owned);
         self.to_several = who.to_several && !who.dry_run;
         self.attempt = who.attempt.to_string();
     }
@@ -188,6 +190,10 @@ impl Builder for Engine {
 
     fn pass_on(&mut self, passed: Passed) {
         self.passed = Some(passed);
+    }
+
+    fn look_after(&mut self, common: CommonShelf) {
+        self.common = Some(common);
     }
 
     fn adapted(&self, model: Model) -> Result<Model> {

@@ -147,7 +147,8 @@ fn end(tree: &TreeReport) -> String {
             let took = tree.took.map(|took| format!(" in {}", time(took))).unwrap_or_default();
             let pause = moved.downtime.map(|pause| format!(", a pause of {}", time(pause))).unwrap_or_default();
             let sent = moved.bytes.map(|sent| format!(", {} sent", bytes(sent))).unwrap_or_default();
-            format!("{head} -> {dest}: moved{took}{pause}{sent}")
+            let spared = spared(moved.named_pages.unwrap_or(0));
+            format!("{head} -> {dest}: moved{took}{pause}{sent}{spared}")
         }
         Fate::Gone(Some(dest)) => format!("{head}: had gone to {dest} before"),
         Fate::Gone(None) => format!("{head}: has ended by itself"),
@@ -206,7 +207,13 @@ fn headline(evacuation: &Evacuation) -> String {
         gone => format!(", {gone} had gone before"),
     };
     let (total, sent) = (time(evacuation.total), bytes(evacuation.bytes()));
-    format!("{moved} of {all} moved in {total}, {sent} sent{gone}")
+    let spared = spared(evacuation.named_pages());
+    format!("{moved} of {all} moved in {total}, {sent} sent{spared}{gone}")
+}
+
+/// What did not travel, as the destination has had it before.
+fn spared(named_pages: u64) -> String {
+    if named_pages > 0 { format!(", {} named by digest", count(named_pages, "page")) } else { String::new() }
 }
 
 fn row(tree: &TreeReport) -> [String; 8] {
@@ -284,6 +291,7 @@ mod tests {
             mode: Some("pre-copy".to_owned()),
             downtime: Some(Duration::from_millis(8)),
             bytes: Some(2 << 20),
+            named_pages: Some(7),
             forecast: None,
             notes: Vec::new(),
         };
@@ -313,7 +321,7 @@ mod tests {
         let settings = Settings { color: Color::Never, ..Settings::default() };
         assert_eq!(
             text(&sample(), &settings),
-            "1 of 3 trees moved in 4.00 s, 2.00 MiB sent, 1 had gone before\n\
+            "1 of 3 trees moved in 4.00 s, 2.00 MiB sent, 7 pages named by digest, 1 had gone before\n\
              TREE  NAME     STATE     HOST  PID  PAUSE    SENT      TIME\n\
              7     redis    moved     b     70   8.00 ms  2.00 MiB  2.00 s\n\
              8              had gone  c\n\

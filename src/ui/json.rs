@@ -351,7 +351,8 @@ pub fn evacuation(evacuation: &Evacuation) -> Object {
         .list("trees", evacuation.trees.iter().map(tree).collect())
         .with("total_us", us(evacuation.total))
         .known("expected_us", evacuation.expected.map(us))
-        .with("bytes_sent", evacuation.bytes());
+        .with("bytes_sent", evacuation.bytes())
+        .with("named_pages", evacuation.named_pages());
     match evacuation.left_out.is_empty() {
         true => fields,
         false => fields.list("left_out", evacuation.left_out.iter().map(left_out).collect()),
@@ -379,6 +380,7 @@ fn tree(tree: &TreeReport) -> Object {
             .known("mode", moved.mode.as_deref())
             .known("downtime_us", moved.downtime.map(us))
             .known("bytes_sent", moved.bytes)
+            .known("named_pages", moved.named_pages)
             .known("notes", Some(moved.notes.clone()).filter(|notes| !notes.is_empty())),
         Fate::Gone(Some(dest)) => fields.with("became", "gone").with("dest", dest.as_str()),
         Fate::Gone(None) => fields.with("became", "ended"),

@@ -166,6 +166,7 @@ fn whatever_comes_from_a_peer_is_decoded_or_refused() {
             passes_on: true,
             images: true,
             stands_by: true,
+            shared: None,
         })
         .expect("plain"),
         serde_json::to_vec(&FromSource::Reach { attempt, onward: Box::new(onward()) }).expect("plain"),

@@ -47,14 +47,14 @@ fn counter(pages: u32) -> Counter {
 }
 
 /// Trees, and hosts that they can go to.
-struct Stage {
+pub struct Stage {
     dir: tempfile::TempDir,
-    counters: Vec<Counter>,
-    agents: Vec<Agent>,
+    pub counters: Vec<Counter>,
+    pub agents: Vec<Agent>,
 }
 
 impl Stage {
-    fn begin(counters: Vec<Counter>, agents: usize) -> Self {
+    pub fn begin(counters: Vec<Counter>, agents: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let agents = (0..agents).map(|n| {
             let listen = format!("unix:{}", dir.path().join(format!("agent{n}.sock")).display());
@@ -68,27 +68,31 @@ impl Stage {
         Self::begin(SIZES.map(counter).into(), 2)
     }
 
-    fn source(&self) -> PathBuf {
+    pub fn source(&self) -> PathBuf {
         self.dir.path().join("source")
+    }
+
+    pub fn dest(&self, n: usize) -> PathBuf {
+        self.dir.path().join(format!("dest{n}"))
     }
 
     fn to(&self) -> String {
         self.agents.iter().map(|agent| agent.address.clone()).collect::<Vec<_>>().join(",")
     }
 
-    fn command(&self, options: &[&str]) -> Command {
+    pub fn command(&self, options: &[&str]) -> Command {
         let mut command = on_host(&self.source());
         command.arg("evacuate").args(self.counters.iter().map(Counter::pid)).args(["--to", &self.to()]);
         command.args(["--json", "--peer-timeout", "2s"]).args(options);
         command
     }
 
-    fn evacuate(&self, options: &[&str]) -> Output {
+    pub fn evacuate(&self, options: &[&str]) -> Output {
         run(self.command(options), &[])
     }
 
     /// Each counts on, once, here or elsewhere.
-    fn check(&self, is_here: &[bool]) {
+    pub fn check(&self, is_here: &[bool]) {
         for (counter, is_here) in self.counters.iter().zip(is_here) {
             counter.check_runs();
             wait(|| counter.processes().len() == 1, "one copy is left");
@@ -96,16 +100,25 @@ impl Stage {
         }
     }
 
+    /// Processes of moves.
+    pub fn movers(&self) -> Vec<i32> {
+        let is_mover = |pid: &i32| {
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.contains("evacuate-move")
+        };
+        processes(&self.source()).into_iter().filter(is_mover).collect()
+    }
+
     /// Ends a host: its agent and everybody it has made.
     fn lose(&mut self, n: usize) {
         self.agents[n].kill();
-        for pid in processes(&self.dir.path().join(format!("dest{n}"))) {
+        for pid in processes(&self.dest(n)) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
 
     /// Starts it, and returns its lines up to the so many-th move that begins.
-    fn begin_moves(&self, command: &mut Command, moves: usize) -> Going {
+    pub fn begin_moves(&self, command: &mut Command, moves: usize) -> Going {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let mut said = Vec::new();
@@ -118,7 +131,7 @@ impl Stage {
 }
 
 /// An evacuation that goes on.
-struct Going {
+pub struct Going {
     child: std::process::Child,
     lines: Box<dyn Iterator<Item = String>>,
     said: Vec<String>,
@@ -126,7 +139,7 @@ struct Going {
 
 impl Going {
     /// Its exit code, and everything it has said.
-    fn ended(mut self) -> (Option<i32>, Vec<Value>) {
+    pub fn ended(mut self) -> (Option<i32>, Vec<Value>) {
         self.said.extend(self.lines);
         let code = self.child.wait().unwrap().code();
         (code, self.said.iter().map(|line| serde_json::from_str(line).unwrap()).collect())
@@ -134,7 +147,7 @@ impl Going {
 }
 
 /// What has become of each tree, and where, in the order in which the trees were named.
-fn became(stage: &Stage, result: &Value) -> Vec<(String, String)> {
+pub fn became(stage: &Stage, result: &Value) -> Vec<(String, String)> {
     let of = |counter: &Counter| {
         let tree = trees(result).iter().find(|tree| tree["target"] == counter.pid().as_str());
         let tree = tree.unwrap_or_else(|| panic!("{result}"));
@@ -144,7 +157,7 @@ fn became(stage: &Stage, result: &Value) -> Vec<(String, String)> {
     stage.counters.iter().map(of).collect()
 }
 
-fn trees(result: &Value) -> &Vec<Value> {
+pub fn trees(result: &Value) -> &Vec<Value> {
     result["trees"].as_array().unwrap_or_else(|| panic!("{result}"))
 }
 
@@ -360,16 +373,7 @@ fn moves_do_not_outlive_the_command_by_much() {
     std::thread::sleep(Duration::from_millis(300));
     kill(Pid::from_raw(going.child.id() as i32), Signal::SIGKILL).unwrap();
     going.ended();
-    let movers = || {
-        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().into_string().ok());
-        let lines = pids.filter_map(|pid| {
-            let of_stage = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
-            let is_here = String::from_utf8_lossy(&of_stage).contains(stage.source().to_str()?);
-            is_here.then(|| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default())
-        });
-        lines.filter(|line| line.contains("evacuate-move")).count()
-    };
-    wait(|| movers() == 0, "no process of a move is left");
+    wait(|| stage.movers().is_empty(), "no process of a move is left");
     stage.check(&[true; 2]);
     let output = stage.evacuate(&[]);
     assert!(output.status.success(), "and it can be done again: {}", text(&output));

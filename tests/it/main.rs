@@ -14,6 +14,7 @@ mod churn;
 mod cli;
 mod clone;
 mod codes;
+mod common_pages;
 mod confined;
 mod decoders;
 mod demo;

@@ -472,8 +472,12 @@ impl Round<'_> {
         Live { mms: mms.collect(), shared: self.tree.shared.as_ref(), unread: &self.unread }
     }
 
-    /// The pages are in the image, but for these, which the next round takes again. Only pages of address spaces can be left.
+    /// The pages are in the image, but for these: the next round takes those of address spaces again, those of shared objects are
+    /// found when the tree is stopped, at the latest.
     pub fn commit_but(self, later: &[(Space, PageRange)]) {
+        if let Some(objects) = &self.tree.shared {
+            objects.forget(later);
+        }
         self.unread.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(later);
         self.commit();
     }

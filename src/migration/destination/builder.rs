@@ -7,6 +7,7 @@ use crate::image::{Bytes, Model};
 use crate::memory::store::ImageDir;
 use crate::memory::{RangeSet, Space};
 use crate::migration::cascade::{Onward, Passed};
+use crate::migration::common_pages::shelf::CommonShelf;
 use crate::migration::inventory::Inventory;
 use crate::migration::landing::Memory;
 use crate::migration::parked;
@@ -44,6 +45,11 @@ pub trait Builder {
     /// The target is to go on. The last call of all.
     fn pass_on(&mut self, passed: Passed) {
         let _ = passed;
+    }
+
+    /// What trees share here stays after this session, for others of them.
+    fn look_after(&mut self, common: CommonShelf) {
+        drop(common);
     }
 
     /// A model as it is to be made here: this kernel may differ from the source's.
@@ -194,8 +200,8 @@ pub struct Introduction<'a> {
     pub target_pid: i32,
     /// Nothing will come: this is only a look.
     pub dry_run: bool,
-    /// Directory of an image here whose pages need not travel.
-    pub base: Option<&'a Bytes>,
+    /// Directory of an image here whose pages need not travel, or of what trees share here.
+    pub base: Option<&'a Path>,
     /// Others have been offered the target, too.
     pub to_several: bool,
 }

@@ -3,6 +3,8 @@
 use super::{Builder, LEASE, Surroundings, answer, handover_of};
 use crate::image::Bytes;
 use crate::migration::MoveError;
+use crate::migration::common_pages::CommonId;
+use crate::migration::common_pages::shelf::{self, CommonShelf};
 use crate::migration::journal::{Journal, Role};
 use crate::migration::keeper::Keeper;
 use crate::migration::leftover::{self, Used};
@@ -11,6 +13,8 @@ use crate::migration::postcopy::relay;
 use crate::migration::protocol::{self, AttemptId, FromDestination, FromSource};
 use crate::migration::store::Store;
 use crate::transport::{Channel, TransportError};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,6 +46,10 @@ pub(super) fn offered(
     let answered = match message {
         FromSource::Pages { attempt, urgent } => relay::run(control, around.run, attempt, urgent),
         FromSource::Points { attempt, level } => points::giving::run(&mut control, builder, around, attempt, level),
+        FromSource::Forget { attempt, common } => {
+            shelf::forget(around.journals, around.principal, common);
+            protocol::send(&mut control, &FromDestination::Forgotten { attempt }).map_err(MoveError::from)
+        }
         FromSource::Reach { attempt, onward } => super::onward::reaches(&mut control, builder, attempt, &onward),
         offer => return Ok(Some((control, offer))),
     };
@@ -79,6 +87,20 @@ pub(super) fn base(base: Option<Bytes>, journals: &Path) -> (Option<Bytes>, Opti
     let used = Used::begin(&dir);
     let image = used.as_ref().map(|used| Bytes(used.image().into_os_string().into_encoded_bytes()));
     (image, used)
+}
+
+/// Where pages are that can be named when the target runs.
+pub(super) fn base_dir<'a>(base: Option<&'a Bytes>, common: Option<&'a CommonShelf>) -> Option<&'a Path> {
+    base.map(|base| Path::new(OsStr::from_bytes(&base.0))).or(common.map(CommonShelf::dir))
+}
+
+/// The shelf that trees of this evacuation share here. Without it all of the pages come.
+pub(super) fn common(id: Option<CommonId>, around: &Surroundings<'_>) -> Option<CommonShelf> {
+    let begun = CommonShelf::begin(around.journals, (around.principal, id?), around.max_memory_bytes);
+    begun.unwrap_or_else(|error| {
+        tracing::warn!(%error, "no pages are shared with other trees");
+        None
+    })
 }
 
 /// There is no room for it here.

@@ -3,6 +3,7 @@
 use super::Attempt;
 use crate::blocker::{Blocker, codes};
 use crate::memory::store::ImageDir;
+use crate::migration::common_pages::shelf::CommonShelf;
 use crate::migration::conventions::Conventions;
 use crate::migration::earlier::Earlier;
 use crate::migration::protocol::{self, FromDestination, TargetSummary};
@@ -45,7 +46,8 @@ impl Attempt<'_> {
         let (attempt, room_bytes, order) = (self.id, self.store.room_bytes(), self.luggage.order());
         let (shelf_pages, earlier_bytes) = (self.shelf.max() as u32, earlier.len() as u64);
         let warnings = conventions.differences().into_iter().chain(stages).collect();
-        let names_late = earlier_bytes > 0;
+        let shared = self.shelf.common().map(CommonShelf::shared);
+        let names_late = earlier_bytes > 0 || shared.is_some();
         self.send(&FromDestination::Verdict {
             attempt,
             blockers,
@@ -59,6 +61,7 @@ impl Attempt<'_> {
             passes_on: true,
             images: true,
             stands_by: true,
+            shared,
         })?;
         protocol::send_model(&mut self.control, &earlier)?;
         if may_come {

@@ -1,4 +1,5 @@
-//! Pages of the rest that came as their digests: an image that is here has them ([`crate::migration::earlier`]).
+//! Pages of the rest that came as their digests: an image that is here has them ([`crate::migration::earlier`]), or what trees share
+//! here ([`crate::migration::common_pages`]).
 //!
 //! The image is opened beside the service of faults, which takes as long as all of its pages take to be digested. What is named
 //! until then waits, and so does whoever needs it; what was named and cannot be found is asked for anew, over new links, on
@@ -7,6 +8,7 @@
 use crate::image::mm::PAGE;
 use crate::memory::store::Scratch;
 use crate::memory::{PageRange, Space};
+use crate::migration::common_pages::shelf::{self, CommonShelf};
 use crate::migration::earlier::Earlier;
 use crate::migration::pages::{DIGEST_BYTES, Run};
 use std::collections::BTreeMap;
@@ -25,6 +27,8 @@ enum Image {
     None,
     Opening(JoinHandle<Option<Earlier>>),
     Open(Box<Earlier>),
+    /// It is no image: trees share this.
+    Common(CommonShelf),
 }
 
 /// Content was named that is not here.
@@ -48,6 +52,12 @@ impl Names {
         let open = |dir: PathBuf| {
             Earlier::open(&dir).inspect_err(|error| tracing::warn!(%error, dir = %dir.display(), "no image")).ok()
         };
+        let warn = |error: &std::io::Error| tracing::warn!(%error, "nothing is found of what trees share");
+        if let Some(dir) = dir.as_deref().filter(|dir| shelf::is_one(dir)) {
+            let common = CommonShelf::open(dir).inspect_err(warn);
+            let image = common.map_or(Image::None, Image::Common);
+            return Self { image, scratch: Scratch::default(), waiting: BTreeMap::new() };
+        }
         let opening = dir.map(|dir| std::thread::Builder::new().spawn(move || open(dir)));
         let image = opening.map_or(Image::None, |thread| thread.map_or(Image::None, Image::Opening));
         Self { image, scratch: Scratch::default(), waiting: BTreeMap::new() }
@@ -112,9 +122,12 @@ impl Names {
 
     /// Never a wrong page, whatever has happened to the image.
     fn read(&mut self, digest: &Digest, content: &mut [u8]) -> bool {
-        let Image::Open(image) = &self.image else { return false };
-        matches!(image.read(digest, content, &mut self.scratch), Ok(true))
-            && *blake3::hash(content).as_bytes() == *digest
+        let is_read = match &self.image {
+            Image::Open(image) => matches!(image.read(digest, content, &mut self.scratch), Ok(true)),
+            Image::Common(common) => matches!(common.read(digest, content), Ok(true)),
+            Image::None | Image::Opening(_) => false,
+        };
+        is_read && *blake3::hash(content).as_bytes() == *digest
     }
 }
 

@@ -54,7 +54,9 @@ impl Pair {
 
     fn pack(&self, channel: usize, packer: &mut Packer, first: u64, content: &[u8], first_round: bool) {
         let bases = self.bases.as_ref().map(|(ours, _)| ours);
-        self.catalogue.pack(channel, packer, (SPACE, first), &mut content.to_vec(), bases, first_round);
+        let turn = if first_round { Turn::First } else { Turn::Later };
+        let aside = self.catalogue.pack(channel, packer, (SPACE, first), &mut content.to_vec(), bases, turn);
+        assert!(aside.is_empty(), "nobody else sends anything");
     }
 
     /// Takes a frame as a store does. What each page was said to be.

@@ -10,6 +10,7 @@ use crate::files::send::{Sender, Sent};
 use crate::files::{self, Answer, Order, Question, Use, Wanted, blocks};
 use crate::image::Bytes;
 use crate::memory::throttle::Throttle;
+use crate::migration::common_pages::{Claims, Shared};
 use crate::migration::earlier;
 use crate::migration::protocol::{self, FromDestination, FromSource};
 use crate::migration::send_pages::ALIVE_EVERY;
@@ -22,6 +23,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What is sent, and what of it is there.
@@ -68,6 +70,7 @@ impl Peer<'_> {
                     passes_on,
                     images,
                     stands_by,
+                    shared,
                     ..
                 } => {
                     let unknown = match (self.is_clone() && !is_clone, self.wishes.from_image && !images) {
@@ -81,8 +84,7 @@ impl Peer<'_> {
                     }
                     warnings.into_iter().for_each(|text| self.events.event(Event::Warning(text)));
                     self.room_bytes = room_bytes;
-                    let shelf_pages = usize::try_from(shelf_pages).unwrap_or(usize::MAX);
-                    self.catalogue = Catalogue::new(shelf_pages, self.link.bulk.len().max(1));
+                    self.catalogue = self.catalogue_of(shelf_pages, shared);
                     self.ordered(order);
                     self.earlier(earlier_bytes)?;
                     self.names_late = names_late;
@@ -98,6 +100,18 @@ impl Peer<'_> {
                 other => return Err(self.unexpected(&other, "the verdict")),
             }
         }
+    }
+
+    /// Of a shelf that takes so many pages, or of the one that trees share there.
+    fn catalogue_of(&self, shelf_pages: u32, shared: Option<Shared>) -> Catalogue {
+        let channels = self.link.bulk.len().max(1);
+        let (Some(account), Some(shared)) = (&self.wishes.common, shared) else {
+            return Catalogue::new(usize::try_from(shelf_pages).unwrap_or(usize::MAX), channels);
+        };
+        let there = account.open(shared);
+        let catalogue = Catalogue::shared(Claims::new(Arc::clone(account), channels), channels);
+        catalogue.note_earlier(there.into_iter());
+        catalogue
     }
 
     /// What the destination has in an image.

@@ -3,6 +3,8 @@
 use super::luggage::Luggage;
 use super::{Final, Survey, Wishes};
 use crate::blocker::{Blocker, codes};
+use crate::image::limits;
+use crate::memory::{PageRange, Space};
 use crate::migration::MoveError;
 use crate::migration::bases::Bases;
 use crate::migration::cascade::Onward;
@@ -104,6 +106,7 @@ impl Peer<'_> {
             onward: onward.into_iter().next(),
             keep_warm: keep_warm.into_iter().next(),
             standby: self.standby().map(Box::new),
+            common: self.wishes.common.as_ref().map(|account| account.id()),
         };
         protocol::send(&mut self.link.control, &offer)?;
         protocol::send_model(&mut self.link.control, &survey.model)?;
@@ -177,19 +180,24 @@ impl Peer<'_> {
         }
     }
 
-    /// All pages of a round are sent; waits until they are stored unless it is the last.
-    pub fn end_round(&mut self, number: u32, in_pause: bool) -> Result<(), MoveError> {
+    /// All pages of a round are sent; waits until they are stored unless it is the last. Those that are to be sent again.
+    pub fn end_round(&mut self, number: u32, in_pause: bool) -> Result<Vec<(Space, PageRange)>, MoveError> {
         protocol::send(&mut self.link.control, &FromSource::RoundEnd { attempt: self.id, number })?;
         if in_pause {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let asked = Instant::now();
         match self.receive()? {
-            FromDestination::RoundDone { number: done, room_bytes, .. } if done == number => {
+            FromDestination::RoundDone { number: done, room_bytes, lacking, .. } if done == number => {
                 self.room_bytes = room_bytes;
                 let answer = asked.elapsed();
                 self.round_trip = Some(self.round_trip.map_or(answer, |least| least.min(answer)));
-                Ok(())
+                self.catalogue.stored();
+                // Of what else it names nothing was sent.
+                let is_page =
+                    |first, count| first < limits::PAGE_NUMBERS && (1..=limits::PAGE_NUMBERS - first).contains(&count);
+                let lacking = lacking.into_iter().filter(|(_, first, count)| is_page(*first, *count));
+                Ok(lacking.map(|(space, first, count)| (space.into(), PageRange::new(first, count))).collect())
             }
             other => Err(self.unexpected(&other, "the end of the round")),
         }
@@ -232,6 +240,7 @@ impl Peer<'_> {
             | FromDestination::Says { attempt, .. }
             | FromDestination::Point { attempt, .. }
             | FromDestination::Reaches { attempt, .. }
+            | FromDestination::Forgotten { attempt }
             | FromDestination::Stage { attempt, .. }
             | FromDestination::Failed { attempt, .. } => *attempt,
         };

@@ -5,6 +5,7 @@ use super::{Attempt, Decision, ExitCondition, Help, MoveError, Plan, Taken, Targ
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::ReadPages;
 use crate::memory::throttle::Throttle;
+use crate::memory::{PageRange, RangeSet, Space};
 use crate::migration::effort::Sparing;
 use crate::migration::pages::What;
 use crate::migration::send_pages::{Packing, Sent, send_round};
@@ -13,6 +14,7 @@ use crate::migration::switchover::{self, RoundStats};
 use crate::migration::warm::Warm;
 use crate::ops::Event;
 use crate::ops::outcome::Round;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How a round went.
@@ -21,6 +23,8 @@ pub(super) struct Journey {
     pub wire_bytes: u64,
     pub sent: Sent,
     pub took: Duration,
+    /// What the destination lacks of it, and gets again.
+    pub lacking: Vec<(Space, PageRange)>,
 }
 
 impl Journey {
@@ -35,6 +39,26 @@ impl Journey {
             lacking_room_bytes: 0,
         }
     }
+}
+
+/// Those of the pages of a plan that a destination says it lacks.
+fn among(plan: &Plan, lacking: &[(Space, PageRange)]) -> Vec<(Space, PageRange)> {
+    let of = |pages: &[(Space, PageRange)], space| -> RangeSet {
+        pages.iter().filter(|(whose, _)| *whose == space).map(|(_, range)| *range).collect()
+    };
+    let spaces: BTreeSet<Space> = lacking.iter().map(|(space, _)| *space).collect();
+    let planned = |space: Space| {
+        let pages = of(&plan.pages, space).intersection(&of(lacking, space));
+        pages.ranges().iter().map(|range| (space, *range)).collect::<Vec<_>>()
+    };
+    spaces.into_iter().flat_map(planned).collect()
+}
+
+/// How fast the link is, of a round in which most of the time may have gone by for digests, and for what other trees bring: as if as
+/// much as in the time that was waited for it had been sent in the whole.
+fn as_if_sent_all_the_time(stats: RoundStats, waited: Duration) -> RoundStats {
+    let times = stats.took.as_secs_f64() / waited.as_secs_f64().max(1e-6);
+    RoundStats { sent_bytes: (stats.sent_bytes as f64 * times.max(1.0)) as u64, ..stats }
 }
 
 impl Attempt<'_> {
@@ -81,8 +105,9 @@ impl Attempt<'_> {
                     began = Instant::now();
                 }
                 let is_first = sent.is_none();
-                let (now, deferred) = self.effort.part(plan, self.peers.number == 1);
-                sent = Some(self.round(&now, pages, false)?);
+                let (now, mut deferred) = self.effort.part(plan, self.peers.number == 1);
+                let journey = sent.insert(self.round(&now, pages, false)?);
+                deferred.extend(among(&now, &journey.lacking));
                 if is_first && !self.peers.built && plan.is_of_the_survey() {
                     self.peers.build(&plan.spaces)?;
                 }
@@ -106,7 +131,8 @@ impl Attempt<'_> {
         let lacking_room_bytes = residual_bytes.saturating_mul(2).saturating_sub(self.peers.room_bytes);
         let dirty_bytes = self.effort.dirty_bytes(residual_bytes);
         let stats = RoundStats { residual_bytes, dirty_bytes, lacking_room_bytes, ..last.stats() };
-        self.rounds.push(stats);
+        let is_shared = self.peers.catalogue.is_shared() && self.rounds.is_empty();
+        self.rounds.push(if is_shared { as_if_sent_all_the_time(stats, last.sent.waited) } else { stats });
         self.report.expected_downtime = self.expected_pause(if self.wishes.follows { 0 } else { residual_bytes });
         self.note_round(last.sent.pages, &stats, self.report.expected_downtime);
         switchover::decide(&self.rounds, &self.wishes.goals, &self.effort.tried)
@@ -165,7 +191,9 @@ impl Attempt<'_> {
         let peer: &mut Peer<'_> = &mut self.peers;
         let sparing = match self.effort.sparing(compression, &self.rounds, bandwidth) {
             // Who has named an image knows that it has most of the pages.
-            Sparing::Never | Sparing::WhenSlow if peer.catalogue.has_earlier() => (Sparing::Always, level),
+            Sparing::Never | Sparing::WhenSlow if peer.catalogue.has_earlier() && !peer.catalogue.is_shared() => {
+                (Sparing::Always, level)
+            }
             sparing => (sparing, self.effort.sparing_level(compression, &self.rounds)),
         };
         let packing = Packing { level, bases: deltas.then_some(&peer.bases), catalogue: &peer.catalogue, sparing };
@@ -175,12 +203,44 @@ impl Attempt<'_> {
         let mut sent = sent.map_err(|error| peer.explain(error))?;
         self.report.unsent.zero += sent.unsent.zero;
         self.report.unsent.named += sent.unsent.named;
-        if number > 1 {
-            // What was named was as good as sent. Of the first round that says nothing of the pages that are written now.
+        if number > 1 || peer.catalogue.is_shared() {
+            // What was named was as good as sent. Of an image the first round says nothing of the pages that are written now.
             sent.content_bytes += sent.unsent.named * PAGE;
         }
-        self.peers.end_round(number, in_pause)?;
+        let lacking = self.peers.end_round(number, in_pause)?;
         self.round_trip = self.peers.round_trip;
-        Ok(Journey { wire_bytes: self.peers.link.bytes_sent() - before, sent, took: started.elapsed() })
+        Ok(Journey { wire_bytes: self.peers.link.bytes_sent() - before, sent, took: started.elapsed(), lacking })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::MmId;
+
+    #[test]
+    fn nothing_comes_again_that_was_not_sent() {
+        let (one, other) = (Space::Mm(MmId(0)), Space::Mm(MmId(1)));
+        let range = PageRange::new;
+        let plan =
+            Plan { pages: vec![(one, range(0, 10)), (one, range(20, 5)), (other, range(3, 1))], ..Plan::default() };
+        let lacking = [(one, range(8, 1 << 40)), (other, range(7, 9)), (Space::Mm(MmId(2)), range(0, 9))];
+        assert_eq!(among(&plan, &lacking), [(one, range(8, 2)), (one, range(20, 5))]);
+        assert_eq!(among(&plan, &[]), []);
+    }
+
+    #[test]
+    fn a_link_that_was_not_waited_for_is_as_fast_as_it_took_what_came() {
+        let stats = RoundStats {
+            took: Duration::from_secs(10),
+            sent_bytes: 100,
+            content_bytes: 90,
+            residual_bytes: 0,
+            dirty_bytes: 0,
+            lacking_room_bytes: 0,
+        };
+        assert_eq!(as_if_sent_all_the_time(stats, Duration::from_secs(1)).sent_bytes, 1000);
+        assert_eq!(as_if_sent_all_the_time(stats, Duration::from_secs(10)).sent_bytes, 100);
+        assert_eq!(as_if_sent_all_the_time(stats, Duration::from_secs(11)).sent_bytes, 100);
     }
 }

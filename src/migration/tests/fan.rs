@@ -110,11 +110,11 @@ fn play_all(mut target: FakeTarget, parts: &[Part], streams: u16, change: impl F
         let mut destinations = Vec::new();
         for (((journals, store), builder), server) in places.iter().zip(&mut builders).zip(servers) {
             let stores: &'static [&'static Path] = Box::leak(Box::new([&*Box::leak(store.clone().into_boxed_path())]));
-            let around = Surroundings { journals, run: store, stores, max_memory_bytes: None };
+            let around = Surroundings { journals, run: store, stores, max_memory_bytes: None, principal: "" };
             destinations.push(scope.spawn(move || destination::run(server, builder, around)));
         }
         for ((journals, store), asked) in places.iter().zip(&asked) {
-            let around = Surroundings { journals, run: store, stores: &[], max_memory_bytes: None };
+            let around = Surroundings { journals, run: store, stores: &[], max_memory_bytes: None, principal: "" };
             let over = &over;
             scope.spawn(move || answers(around, asked, over));
         }

@@ -1,6 +1,10 @@
 //! Content that is named by digest, on both sides.
 
 use super::*;
+use crate::migration::common_pages::CommonId;
+use crate::migration::common_pages::desk::{Account, Desk};
+use crate::migration::common_pages::shelf::CommonShelf;
+use crate::migration::earlier::hint;
 use crate::migration::pages::Packer;
 use protocol::{FromDestination, FromSource};
 
@@ -77,6 +81,7 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
             onward: None,
             keep_warm: None,
             standby: None,
+            common: None,
         };
         protocol::send(control, &offer).unwrap();
         protocol::send_model(control, &bytes).unwrap();
@@ -94,6 +99,62 @@ fn refused(frames: &[&dyn Fn(&mut Packer)]) -> String {
     });
     assert!(!builder.runs && builder.built.is_none());
     error
+}
+
+/// A mover that has claimed and sent, as it says, all that this target has, and does not bring it.
+fn deceive(wishes: &mut Wishes<'_>, run: &Path, desk: &Desk, contents: &[Vec<u8>]) -> (Account, CommonShelf) {
+    let journals = wishes.journals.with_file_name("b");
+    std::fs::create_dir_all(&journals).unwrap();
+    let shelf = CommonShelf::begin(&journals, ("", desk.id()), None).unwrap().unwrap();
+    let account = || Account::at(run, desk.id(), "b".into()).unwrap();
+    let liar = account();
+    liar.open(shelf.shared());
+    let hints: Vec<_> = contents.iter().map(|page| hint(blake3::hash(page).as_bytes())).collect();
+    liar.claim(hints);
+    wishes.common = Some(Arc::new(account()));
+    // Soon it is clear that nothing comes.
+    wishes.lease = Duration::from_secs(1);
+    (liar, shelf)
+}
+
+#[test]
+fn what_another_mover_has_not_brought_after_all_comes_again() {
+    for (streams, ahead) in [(0, Ahead::Nothing), (1, Ahead::Fits), (3, Ahead::FitsInPart)] {
+        let run = tempfile::tempdir().unwrap();
+        let desk = Desk::open(run.path(), CommonId::random().unwrap()).unwrap();
+        let target = FakeTarget::new(2000, 20, Fault::None);
+        let contents: Vec<_> = target.expected().into_values().take(900).collect();
+        let mut liar = None;
+        let play = play(target, (Fault::None, ahead), streams, None, |wishes| {
+            wishes.goals.rounds_max = 3;
+            liar = Some(deceive(wishes, run.path(), &desk, &contents));
+        });
+        play.check();
+        play.destination.unwrap();
+        let report = play.source.unwrap();
+        assert!(report.unsent.named > 200, "{:?}", report.unsent);
+        assert!(report.rounds[1].pages > 200, "they came again: {:?}", report.rounds);
+    }
+}
+
+#[test]
+fn a_tree_names_what_one_before_it_has_brought() {
+    let (run, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let desk = Desk::open(run.path(), CommonId::random().unwrap()).unwrap();
+    // Sessions here look after nothing.
+    let _stays = CommonShelf::begin(kept.path(), ("", desk.id()), None).unwrap();
+    let mut bytes = Vec::new();
+    // Journals are apart; the shelf is made to be the same.
+    for streams in [1, 0, 2] {
+        let play = play(FakeTarget::new(2000, 0, Fault::None), (Fault::None, Ahead::Fits), streams, None, |wishes| {
+            std::os::unix::fs::symlink(kept.path(), wishes.journals.with_file_name("b")).unwrap();
+            wishes.common = Some(Arc::new(Account::at(run.path(), desk.id(), "b".into()).unwrap()));
+        });
+        play.check();
+        play.destination.unwrap();
+        bytes.push(play.source.unwrap().rounds[0].bytes);
+    }
+    assert!(bytes[0] > 255 * PAGE && bytes[1..].iter().all(|bytes| *bytes < 100 * PAGE), "{bytes:?}");
 }
 
 fn run(first: u64, count: u64, what: What) -> Run {

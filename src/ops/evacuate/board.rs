@@ -1,5 +1,6 @@
 //! The trees and hosts of an evacuation: who is where, what was refused, what is under way.
 
+use super::common_pages::Common;
 use super::hosts::Hosts;
 use super::mover::{Charge, Moved, Movers, News};
 use super::select::Tree;
@@ -73,6 +74,8 @@ pub(super) struct Board<'a> {
     moves: usize,
     /// A tree stays that was to move.
     has_failed: bool,
+    /// What trees share that go to one host.
+    common: Option<Common>,
 }
 
 type Tell<'a> = dyn FnMut(Notice<'_>) + 'a;
@@ -89,7 +92,7 @@ impl<'a> Board<'a> {
             fate: None,
         };
         let items = trees.into_iter().map(item).collect();
-        Self { options, items, hosts, movers: Movers::new(), begun, moves: 0, has_failed: false }
+        Self { options, items, hosts, movers: Movers::new(), begun, moves: 0, has_failed: false, common: None }
     }
 
     fn jobs(&self) -> usize {
@@ -191,7 +194,7 @@ impl<'a> Board<'a> {
     /// A move that only asks: nobody's command runs for it, and nobody is shown anything.
     fn question(&self, n: usize) -> MoveOptions {
         let moves = self.moves(n, SessionId::random());
-        MoveOptions { dry_run: true, state: StateOptions { hooks: Vec::new(), ..moves.state }, ..moves }
+        MoveOptions { dry_run: true, common: None, state: StateOptions { hooks: Vec::new(), ..moves.state }, ..moves }
     }
 
     fn moves(&self, n: usize, session: SessionId) -> MoveOptions {
@@ -211,6 +214,7 @@ impl<'a> Board<'a> {
             state: options.state.clone(),
             peer: options.peer.clone(),
             lease: options.lease,
+            common: self.common.as_ref().map(Common::id),
             ..MoveOptions::new(item.tree.target.clone(), crate::ops::words::Dest::Local)
         }
     }
@@ -239,6 +243,15 @@ impl<'a> Board<'a> {
 
     /// Moves what is placed, until nothing is left to be begun.
     pub(super) fn execute(&mut self, shows: &Shows, tell: &mut Tell<'_>, abort: &Abort) {
+        self.common = Common::begin(self.options);
+        self.begin_all(shows, tell, abort);
+        let dests = self.hosts.each.iter().filter(|host| host.out.is_none()).map(|host| &host.dest);
+        if let Some(common) = self.common.take() {
+            common.end(dests, &self.options.peer);
+        }
+    }
+
+    fn begin_all(&mut self, shows: &Shows, tell: &mut Tell<'_>, abort: &Abort) {
         loop {
             while !abort.is_triggered() && (self.options.keep_going || !self.has_failed) && self.begin(shows, tell) {}
             let Some((n, news)) = self.movers.next(abort) else { return };
@@ -446,7 +459,7 @@ fn settled(session: SessionId) -> Result<Moved> {
         return match entry.owner {
             Owner::There if !entry.busy => {
                 let notes = vec!["the process of its move was killed, and its guardian has come to the end".to_owned()];
-                Ok(Moved { pid: None, mode: None, downtime, bytes, forecast: None, notes })
+                Ok(Moved { pid: None, mode: None, downtime, bytes, named_pages: None, forecast: None, notes })
             }
             Owner::Here | Owner::EndedHere if !entry.busy => Err(killed().target(TargetState::Running)),
             _ => Err(killed()

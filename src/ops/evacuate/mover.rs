@@ -95,6 +95,8 @@ pub struct Moved {
     pub downtime: Option<Duration>,
     /// Bytes sent.
     pub bytes: Option<u64>,
+    /// Pages that were named by their digest, for the destination has had their content before, from this tree or another one.
+    pub named_pages: Option<u64>,
     /// What a move would cost that was only asked about.
     pub forecast: Option<Forecast>,
     /// What a person should know.
@@ -108,6 +110,7 @@ impl Moved {
             mode: outcome.mode.map(str::to_owned),
             downtime: outcome.downtime.filter(|_| matches!(outcome.place, Where::Dest(_))),
             bytes: outcome.bytes,
+            named_pages: outcome.named_pages,
             forecast: outcome.forecast,
             notes: outcome.notes.clone(),
         }

@@ -293,6 +293,7 @@ impl<'a> Driver<'a> {
                 sent?;
             }
             Order::RoundEnd { .. } => {
+                // Nothing is shared with other trees where there are several destinations: all of it has come.
                 self.peer.end_round(self.round, false)?;
                 let _ = news.send(News::RoundDone(self.candidate, Instant::now(), self.peer.room_bytes));
             }
