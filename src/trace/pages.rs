@@ -6,9 +6,11 @@ use crate::image::{MmId, Pid};
 use crate::memory::pipeline::{PageError, ReadPages, WritePages};
 use crate::memory::{PageRange, Space};
 use crate::proc::ProcDir;
+use crate::proc::maps::Mapping;
 use crate::proc::pagemap::{self, Entry, offset_of};
 use crate::sys::{Errno, mapping, mem};
 use nix::fcntl::OFlag;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -127,16 +129,44 @@ pub fn read_padded(file: &std::fs::File, mut offset: u64, mut part: &mut [u8]) -
 ///
 /// # Errors
 /// One of them is not there.
-pub fn read_private((pid, sharing): (Pid, &Sharing), ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+pub fn read_private(from: (Pid, &Sharing), ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+    read_each_way(from, ranges, buf, &mut Err)
+}
+
+/// Reads pages of an address space of a process that runs: what is not there any more is zero in `buf`, and named.
+///
+/// # Errors
+/// None of them can be read: the process has ended.
+pub fn read_living(
+    from: (Pid, &Sharing),
+    ranges: &[PageRange],
+    buf: &mut [u8],
+    gone: &mut dyn FnMut(u64),
+) -> Result<(), PageError> {
+    read_each_way(from, ranges, buf, &mut |error| {
+        gone(error.page);
+        Ok(())
+    })
+}
+
+/// Told of a page that is not there; its error is that of the whole.
+type Missing<'a> = &'a mut dyn FnMut(PageError) -> Result<(), PageError>;
+
+fn read_each_way(
+    (pid, sharing): (Pid, &Sharing),
+    ranges: &[PageRange],
+    buf: &mut [u8],
+    missing: Missing<'_>,
+) -> Result<(), PageError> {
     if !sharing.of(pid) {
-        return read_pieces(pid, ranges, buf);
+        return read_pieces(pid, ranges, buf, missing);
     }
     let mut rest = buf;
     for (pieces, shared) in by_sharing(pid, ranges)? {
         let bytes = pieces.iter().map(|r| r.bytes() as usize).sum();
         let (part, later) = rest.split_at_mut(bytes);
         let read = if shared { read_slowly } else { read_pieces };
-        read(pid, &pieces, part)?;
+        read(pid, &pieces, part, missing)?;
         rest = later;
     }
     Ok(())
@@ -172,26 +202,34 @@ fn pagemap_of(pid: Pid) -> io::Result<std::fs::File> {
 }
 
 /// Reads what nobody else has.
-fn read_pieces(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+fn read_pieces(pid: Pid, ranges: &[PageRange], buf: &mut [u8], missing: Missing<'_>) -> Result<(), PageError> {
     let pieces: Vec<(u64, usize)> = ranges.iter().map(|r| (r.first * PAGE, r.bytes() as usize)).collect();
     if pieces.len() <= mem::PIECES_MAX && mem::read_pieces(pid, &pieces, buf) == Ok(buf.len()) {
         return Ok(());
     }
     // Somewhere in there is a page its owner may not read (PROT_NONE with contents): a tracer may.
-    read_slowly(pid, ranges, buf)
+    read_slowly(pid, ranges, buf, missing)
 }
 
 /// Reads what others may have as well, and what its owner may not read.
-fn read_slowly(pid: Pid, ranges: &[PageRange], buf: &mut [u8]) -> Result<(), PageError> {
+fn read_slowly(pid: Pid, ranges: &[PageRange], buf: &mut [u8], missing: Missing<'_>) -> Result<(), PageError> {
     let failed = |source| PageError { page: ranges[0].first, source };
     let (memory, pagemap) = (crate::proc::open_mem(pid).map_err(failed)?, pagemap_of(pid).map_err(failed)?);
+    let ends = FileEnds::of(pid);
     let mut rest = buf;
     for range in ranges {
         let (part, later) = rest.split_at_mut(range.bytes() as usize);
         let whole = is_there(&pagemap, *range) && memory.read_exact_at(part, range.start_byte()).is_ok();
         if !whole {
             for (page, content) in (range.first..range.end()).zip(part.chunks_exact_mut(PAGE as usize)) {
-                read_page(pid, (&memory, &pagemap), page, content)?;
+                let read = read_page(pid, (&memory, &pagemap), page, content);
+                if read.is_err() {
+                    content.fill(0);
+                }
+                match read {
+                    Err(_) if ends.are_before(page) => {}
+                    read => read.or_else(|source| missing(PageError { page, source }))?,
+                }
             }
         }
         rest = later;
@@ -204,20 +242,13 @@ fn read_page(
     (memory, pagemap): (&std::fs::File, &std::fs::File),
     page: u64,
     content: &mut [u8],
-) -> Result<(), PageError> {
-    let read = if is_there(pagemap, PageRange::new(page, 1)) {
+) -> io::Result<()> {
+    if is_there(pagemap, PageRange::new(page, 1)) {
         memory.read_exact_at(content, page * PAGE)
     } else if mem::read(pid, page * PAGE, content) == Ok(content.len()) {
         Ok(())
     } else {
         Err(io::Error::from_raw_os_error(libc::EFAULT))
-    };
-    match read {
-        Err(_) if is_behind_file(pid, page) => {
-            content.fill(0);
-            Ok(())
-        }
-        read => read.map_err(|source| PageError { page, source }),
     }
 }
 
@@ -229,21 +260,41 @@ fn is_there(pagemap: &std::fs::File, range: PageRange) -> bool {
     read.is_ok() && pagemap::entries(&entries).all(Entry::has_content)
 }
 
-/// Is this a page of a mapping that lies behind the end of the mapped file? It has no content: whoever touches it gets
-/// SIGBUS (mmap(2)). Where a file was cut short under a watched mapping its pages still look as if they held something.
-fn is_behind_file(pid: Pid, page: u64) -> bool {
-    let look = || -> Option<bool> {
-        let dir = ProcDir::open(pid).ok()?;
-        let maps = dir.maps(&mut Vec::new()).ok()?;
+/// Where the files end that a process has mapped, by its mappings at the first question: a process may have many of them, and a running
+/// one many pages that are gone.
+struct FileEnds {
+    pid: Pid,
+    mappings: OnceCell<Option<(ProcDir, Vec<Mapping>)>>,
+}
+
+impl FileEnds {
+    fn of(pid: Pid) -> Self {
+        Self { pid, mappings: OnceCell::new() }
+    }
+
+    /// Is this a page of a mapping that lies behind the end of the mapped file? It has no content: whoever touches it gets
+    /// SIGBUS (mmap(2)). Where a file was cut short under a watched mapping its pages still look as if they held something.
+    fn are_before(&self, page: u64) -> bool {
+        let read = || {
+            let dir = ProcDir::open(self.pid).ok()?;
+            let maps = dir.maps(&mut Vec::new()).ok()?;
+            Some((dir, maps))
+        };
+        let Some((dir, maps)) = self.mappings.get_or_init(read) else { return false };
         let at = page * PAGE;
-        let mapping = maps.iter().find(|m| m.start <= at && at < m.end && m.has_file())?;
-        let file = dir.open_file(&mapping.map_file(), OFlag::O_PATH).ok()?;
-        let stat = nix::sys::stat::fstat(&file).ok()?;
-        let is_regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
-        let end = (stat.st_size as u64).next_multiple_of(PAGE);
-        Some(is_regular && mapping.offset + (at - mapping.start) >= end)
-    };
-    look().unwrap_or(false)
+        let look = || -> Option<bool> {
+            let mapping = maps.get(maps.partition_point(|m| m.end <= at))?;
+            if mapping.start > at || !mapping.has_file() {
+                return None;
+            }
+            let file = dir.open_file(&mapping.map_file(), OFlag::O_PATH).ok()?;
+            let stat = nix::sys::stat::fstat(&file).ok()?;
+            let is_regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+            let end = (stat.st_size as u64).next_multiple_of(PAGE);
+            Some(is_regular && mapping.offset + (at - mapping.start) >= end)
+        };
+        look().unwrap_or(false)
+    }
 }
 
 impl WritePages for TargetPages {
@@ -310,13 +361,14 @@ fn write_mm(pid: Pid, ranges: &[PageRange], data: &[u8]) -> Result<(), PageError
     }
     // Read-only to their owner: written as a debugger would.
     let mem = crate::proc::open_mem(pid).map_err(|source| PageError { page: ranges[0].first, source })?;
+    let ends = FileEnds::of(pid);
     let mut rest = data;
     for range in ranges {
         let (part, later) = rest.split_at(range.bytes() as usize);
         if mem.write_all_at(part, range.first * PAGE).is_err() {
             for (page, content) in (range.first..range.end()).zip(part.chunks_exact(PAGE as usize)) {
                 match mem.write_all_at(content, page * PAGE) {
-                    Err(_) if is_behind_file(pid, page) => {}
+                    Err(_) if ends.are_before(page) => {}
                     written => written.map_err(|source| PageError { page, source })?,
                 }
             }

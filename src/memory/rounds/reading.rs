@@ -5,7 +5,7 @@ use crate::image::Pid;
 use crate::image::mm::PAGE;
 use crate::memory::pipeline::{PageError, ReadPages};
 use crate::memory::{PageBuffer, PageRange, Space};
-use crate::trace::pages::{Sharing, TargetPages, read_private};
+use crate::trace::pages::{Sharing, TargetPages, read_living};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -22,18 +22,22 @@ impl ReadPages for Live<'_> {
         if let Some(read) = self.shared.and_then(|objects| objects.read(space, ranges, buf)) {
             return read;
         }
-        let from = self.mms.get(&space);
-        if from.is_some_and(|from| read_private(*from, ranges, buf).is_ok()) {
-            return Ok(());
-        }
-        let mut rest = buf;
-        for page in ranges.iter().flat_map(|r| r.pieces(1)) {
-            let (part, later) = rest.split_at_mut(PAGE as usize);
-            if from.is_none_or(|from| read_private(*from, &[page], part).is_err()) {
-                part.fill(0);
-                self.unread.lock().unwrap_or_else(PoisonError::into_inner).push((space, page));
+        let unread = |pages: &[PageRange]| {
+            let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+            unread.extend(pages.iter().map(|page| (space, *page)));
+        };
+        let mut gone = Vec::new();
+        let read = self
+            .mms
+            .get(&space)
+            .map(|from| read_living(*from, ranges, buf, &mut |page| gone.push(PageRange::new(page, 1))));
+        match read {
+            Some(Ok(())) => unread(&gone),
+            // It has ended.
+            None | Some(Err(_)) => {
+                buf.fill(0);
+                unread(ranges);
             }
-            rest = later;
         }
         Ok(())
     }
