@@ -18,7 +18,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Longest record that is read, bytes.
@@ -80,14 +80,19 @@ pub fn path(dir: &Path, attempt: &str) -> PathBuf {
 }
 
 impl Record {
-    /// Begins one. What an earlier attempt has left goes on in it, so that all is undone together, the newest first.
+    /// Begins one. What this attempt, or else an earlier one, has left goes on in it, so that all is undone together, the newest first.
     ///
     /// # Errors
     /// It cannot be made.
     pub fn begin(dir: &Path, attempt: &str, earlier: &[String]) -> Result<Self> {
         let path = path(dir, attempt);
         let failed = || failed("make", path.as_os_str().as_bytes());
-        if let Some(mut left) = earlier.iter().find_map(|earlier| Self::take_over(&self::path(dir, earlier))) {
+        if let Some(own) = Self::take_over(&path) {
+            return Ok(own);
+        }
+        let left = earlier.iter().find_map(|earlier| Self::take_over(&self::path(dir, earlier)));
+        // One that is there all the same belongs to whoever has it locked.
+        if let (Some(mut left), false) = (left, path.exists()) {
             fs::rename(&left.path, &path).map_err(failed())?;
             left.path = path;
             return Ok(left);
@@ -136,6 +141,10 @@ impl Record {
     fn take_over(path: &Path) -> Option<Self> {
         let file = OpenOptions::new().append(true).read(true).open(path).ok()?;
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+        // Whoever had it may have brought it to an end since it was opened.
+        if file.metadata().ok()?.nlink() == 0 {
+            return None;
+        }
         let mut text = Vec::new();
         (&*file).take(FILE_LIMIT_BYTES).read_to_end(&mut text).ok()?;
         // The last line may have been cut off: what it tells of was not done then, and it must not run into the next one.
@@ -337,6 +346,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_record_is_not_lost_under_that_of_an_earlier_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |stage: &str| Line::Stage { dir: bytes(dir.path()), stage: Bytes(stage.into()) };
+        for attempt in ["a1", "a2"] {
+            Record::begin(dir.path(), attempt, &[]).unwrap().write(vec![line(attempt)], false).unwrap();
+        }
+        let record = Record::begin(dir.path(), "a2", &["a1".to_owned()]).unwrap();
+        assert_eq!(record.lines(), [line("a2")], "its own");
+        assert!(Record::begin(dir.path(), "a2", &["a1".to_owned()]).is_err(), "somebody has it");
+        assert!(path(dir.path(), "a1").exists());
     }
 
     /// The first attempt has died in the middle of a line, and the second puts another file in the place of its own.

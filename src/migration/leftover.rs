@@ -8,8 +8,8 @@
 //! ```
 //! It is named by the attempt ([`name`]), as no other host knows where it is.
 
-use super::parked;
 use super::protocol::AttemptId;
+use super::{common_pages, parked};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -129,9 +129,10 @@ impl Used {
     }
 }
 
-/// Removes what a process has kept that is dead.
+/// Removes what a process has kept that is dead; also what trees of an evacuation have shared.
 pub fn sweep(journals: &Path) {
     sweep_those(journals, END);
+    sweep_those(journals, common_pages::shelf::END);
 }
 
 /// The same of directories whose names end like this.

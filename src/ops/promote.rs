@@ -67,6 +67,10 @@ pub fn run(options: &PromoteOptions) -> Result<Promoted> {
             .target(TargetState::NotStarted));
     }
     let taken = take_up(&dir, &mut journal)?;
+    if is_heard(&journals, &line) {
+        give_back(&taken, &dir, &mut journal);
+        return Err(heard(&line, &newest.terms));
+    }
     fault::strike(Point::Promoting);
     let pid = start(&standby::image(&taken), state)?;
     journal.set_target(pid);
@@ -150,23 +154,13 @@ fn kept(journals: &Path, session: &str) -> Result<Option<(Line, Newest)>> {
 /// From here on nobody else decides: no session hears the source, and no copy of the target is prepared here.
 fn decide(journals: &Path, line: &Line, terms: &Terms) -> Result<Journal> {
     let session = &line.session;
-    let heard = || {
-        Failure::new(format!("{} is heard: session {session} goes on", source(line, terms)))
-            .hint(format!(
-                "migrate switch {session} there moves the target and loses nothing, migrate cancel {session} there ends \
-                 the session; if that host is dead, it is noticed when the lease of the session is over"
-            ))
-            .target(TargetState::Running)
-    };
     let (journal, last) =
         Journal::take_over(journals, Role::Destination, line.attempt).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => heard(),
+            io::ErrorKind::WouldBlock => heard(line, terms),
             _ => Failure::of("the journal of the session cannot be read", &error).target(TargetState::NotStarted),
         })?;
-    // A session that has lost all its destinations begins anew, and keeps the old state until it has brought a new one.
-    // That is taken to be so where it cannot be seen.
-    if journal::all(journals).map_or(true, |lines| standby::is_heard(journals, &lines, line)) {
-        return Err(heard());
+    if is_heard(journals, line) {
+        return Err(heard(line, terms));
     }
     // The copy of a switch that was cut off before anybody could decide about it.
     if let (Step::Begun, true, Some(held)) = (last.step, last.is_of_this_boot(), &last.held) {
@@ -180,6 +174,22 @@ fn decide(journals: &Path, line: &Line, terms: &Terms) -> Result<Journal> {
             .kind(FailureKind::NeedsPerson)
             .target(TargetState::InDoubt)),
     }
+}
+
+/// A session that has lost all its destinations begins anew, and keeps the old state until it has brought a new one. That is taken to be
+/// so where it cannot be seen.
+fn is_heard(journals: &Path, line: &Line) -> bool {
+    journal::all(journals).map_or(true, |lines| standby::is_heard(journals, &lines, line))
+}
+
+fn heard(line: &Line, terms: &Terms) -> Failure {
+    let session = &line.session;
+    Failure::new(format!("{} is heard: session {session} goes on", source(line, terms)))
+        .hint(format!(
+            "migrate switch {session} there moves the target and loses nothing, migrate cancel {session} there ends \
+             the session; if that host is dead, it is noticed when the lease of the session is over"
+        ))
+        .target(TargetState::Running)
 }
 
 /// The host where the target was.
@@ -258,6 +268,17 @@ fn take_up(dir: &Path, journal: &mut Journal) -> Result<PathBuf> {
         failed(&error)
     })?;
     Ok(taken)
+}
+
+/// The source has come back since it was last looked for: its session locks its journal before it looks whether the state was taken up, and
+/// that was written before this look, so that one of the two always sees the other.
+fn give_back(taken: &Path, dir: &Path, journal: &mut Journal) {
+    let renamed = std::fs::rename(taken, dir);
+    journal.set_standby(Some(Became::Kept));
+    let written = renamed.and_then(|()| journal.write_synced(Step::Begun));
+    if let Err(error) = written {
+        tracing::warn!(%error, dir = %taken.display(), "the state that was to be started stays taken up");
+    }
 }
 
 fn start(image: &Path, state: StateOptions) -> Result<i32> {

@@ -13,15 +13,21 @@ pub struct Claims {
     account: Arc<Account>,
     /// In the frame of each channel that is being filled.
     frames: Vec<Mutex<HashSet<Hint>>>,
+    /// In frames that were sent completely.
+    sent: Mutex<Vec<Hint>>,
+    /// Of these the destination has said that they have come.
+    brought: Mutex<HashSet<Hint>>,
 }
 
 impl Claims {
     /// None yet, over so many channels.
     pub fn new(account: Arc<Account>, channels: usize) -> Self {
-        Self { account, frames: (0..channels).map(|_| Mutex::default()).collect() }
+        let frames = (0..channels).map(|_| Mutex::default()).collect();
+        Self { account, frames, sent: Mutex::default(), brought: Mutex::default() }
     }
 
-    /// What is said of these contents in the frame of this channel, but for those that are `known` to be there.
+    /// What is said of these contents in the frame of this channel, but for those that are `known` to be there. Only the first round
+    /// asks the desk: an answer takes as long as that has to do, and later ones may be in the pause.
     pub(in crate::migration) fn say(
         &self,
         channel: usize,
@@ -30,6 +36,11 @@ impl Claims {
         turn: Turn,
     ) -> Vec<Say> {
         let hints: Vec<Hint> = digests.iter().map(hint).collect();
+        if matches!(turn, Turn::Later | Turn::Pause) {
+            let brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_there = |hint: &Hint| known.contains(hint) || brought.contains(hint);
+            return hints.iter().map(|hint| if is_there(hint) { Say::Name } else { Say::Send }).collect();
+        }
         let mut frame = self.frames[channel].lock().unwrap_or_else(PoisonError::into_inner);
         let is_open = |hint: &&Hint| !known.contains(*hint) && !frame.contains(*hint);
         let open: Vec<Hint> = hints.iter().filter(is_open).copied().collect();
@@ -58,12 +69,16 @@ impl Claims {
     pub fn frame_sent(&self, channel: usize) {
         let mut frame = self.frames[channel].lock().unwrap_or_else(PoisonError::into_inner);
         if !frame.is_empty() {
-            self.account.sent(frame.drain().collect());
+            let hints: Vec<Hint> = frame.drain().collect();
+            self.sent.lock().unwrap_or_else(PoisonError::into_inner).extend(&hints);
+            self.account.sent(hints);
         }
     }
 
     /// All that was sent has come.
     pub fn stored(&self) {
+        let sent = std::mem::take(&mut *self.sent.lock().unwrap_or_else(PoisonError::into_inner));
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner).extend(sent);
         self.account.stored();
     }
 }

@@ -8,7 +8,7 @@ use crate::migration::shelf::{Say, Turn};
 use crate::transport::{Abort, stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::AsFd;
@@ -34,29 +34,24 @@ fn socket_path(run: &Path, id: CommonId) -> PathBuf {
     run.join(format!("common-{id}.sock"))
 }
 
-/// For each host the shelf that is known there.
+/// The shelves that are known, and at which hosts. One host may have several names, and no more than one shelf.
 #[derive(Debug, Default)]
 struct Ledgers {
-    hosts: HashMap<String, ([u8; 16], Arc<Mutex<Ledger>>)>,
+    shelves: HashMap<[u8; 16], Arc<Mutex<Ledger>>>,
+    hosts: HashSet<String>,
     movers: Mover,
 }
 
 impl Ledgers {
-    /// A mover comes. A host whose shelf is another than before has nothing on it.
+    /// A mover comes. A shelf that was not known has nothing on it.
     fn open(&mut self, host: String, shared: Shared) -> (Mover, Arc<Mutex<Ledger>>) {
         let room = shared.room_pages as usize;
-        let (instance, ledger) = self.hosts.entry(host).or_insert_with(|| (shared.instance, anew(room)));
-        if *instance != shared.instance {
-            (*instance, *ledger) = (shared.instance, anew(room));
-        }
+        self.hosts.insert(host);
+        let ledger = self.shelves.entry(shared.instance).or_insert_with(|| Arc::new(Mutex::new(Ledger::new(room))));
         ledger.lock().unwrap_or_else(PoisonError::into_inner).narrow(room);
         self.movers += 1;
         (self.movers, Arc::clone(ledger))
     }
-}
-
-fn anew(room: usize) -> Arc<Mutex<Ledger>> {
-    Arc::new(Mutex::new(Ledger::new(room)))
 }
 
 /// Answers movers, until it is dropped.
@@ -90,7 +85,7 @@ impl Desk {
 
     /// Hosts that have a shelf, as movers have named them.
     pub fn hosts(&self) -> Vec<String> {
-        self.ledgers.lock().unwrap_or_else(PoisonError::into_inner).hosts.keys().cloned().collect()
+        self.ledgers.lock().unwrap_or_else(PoisonError::into_inner).hosts.iter().cloned().collect()
     }
 }
 
@@ -250,11 +245,12 @@ mod tests {
         assert_eq!(first.ask(vec![hint(1)], Turn::Later), [Say::Name]);
         let (second, there) = account("b", 1);
         assert_eq!((there, second.ask(vec![hint(1)], Turn::Later)), (vec![hint(1)], vec![Say::Name]));
-        assert!(account("c", 1).1.is_empty(), "another host");
+        assert!(account("c", 3).1.is_empty(), "another host");
+        assert_eq!(account("b.example", 1).1, [hint(1)], "the same by another name");
         assert!(account("b", 2).1.is_empty(), "its shelf was made anew");
         let mut hosts = desk.hosts();
         hosts.sort_unstable();
-        assert_eq!(hosts, ["b", "c"]);
+        assert_eq!(hosts, ["b", "b.example", "c"]);
     }
 
     #[test]

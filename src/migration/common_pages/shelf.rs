@@ -15,23 +15,31 @@ use crate::memory::store::free_bytes;
 use crate::migration::leftover;
 use crate::migration::pages::DIGEST_BYTES;
 use crate::migration::shelf::SHELF_MAX;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How its directory ends.
-const END: &str = ".common";
+pub const END: &str = ".common";
 
 /// Shelves beside one set of journals, at most: a GiB.
 const SHELVES_MAX: usize = 4;
 
 /// So long it stays when nobody uses it: other hosts may have their turn meanwhile.
 const HELD_FOR: Duration = Duration::from_secs(15 * 60);
+
+/// Until whoever adds contents is done, which takes milliseconds.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// Between two looks whether it is.
+const LOCK_LOOK: Duration = Duration::from_micros(200);
 
 /// Of the file of digests: 128 random bits, and as many of this start of the host. After another one what was written is in doubt.
 const HEAD_BYTES: usize = 32;
@@ -54,6 +62,8 @@ pub struct CommonShelf {
     digests: File,
     index: Mutex<Index>,
     shared: Shared,
+    /// Contents it takes at most, of any of the sessions of its peer.
+    most: u64,
     used: Flock<File>,
 }
 
@@ -64,9 +74,10 @@ fn directory(journals: &Path, principal: &str, id: CommonId) -> PathBuf {
     journals.join(format!("{}{END}", &name.finalize().to_hex()[..32]))
 }
 
-/// Whether a directory is that of a shelf.
+/// Whether a directory is that of a shelf, by its name: no image that somebody has named for its pages is called so.
 pub fn is_one(dir: &Path) -> bool {
-    dir.extension().is_some_and(|end| end == &END[1..])
+    let hash = dir.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_suffix(END));
+    hash.is_some_and(|hash| hash.len() == 32 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 impl CommonShelf {
@@ -82,15 +93,18 @@ impl CommonShelf {
     ) -> io::Result<Option<Self>> {
         leftover::sweep_those(journals, END);
         let dir = directory(journals, principal, id);
-        if !dir.exists() && others(journals) >= SHELVES_MAX {
+        let is_new = !dir.exists();
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        // Counted when it is there: several may be begun at the same time.
+        if is_new && others(journals) > SHELVES_MAX {
+            leftover::remove(&dir);
             return Ok(None);
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let mut shelf = Self::open(&dir)?;
+        shelf.most = max_memory_bytes.map_or(shelf.most, |max| shelf.most.min(max / PAGE));
         // Of what is free a half is for the target, which may have to be parked there.
         let free = free_bytes(journals).map_err(Error::other)? / 2 / PAGE + shelf.lock().read;
-        let most = max_memory_bytes.map_or(free, |max| free.min(max / PAGE));
-        shelf.shared.room_pages = u32::try_from(most.min(SHELF_MAX as u64)).unwrap_or(u32::MAX);
+        shelf.shared.room_pages = u32::try_from(free.min(shelf.most)).unwrap_or(u32::MAX);
         Ok((shelf.shared.room_pages > 0).then_some(shelf))
     }
 
@@ -109,7 +123,8 @@ impl CommonShelf {
             head(&digests, &pages)?
         };
         let shared = Shared { instance, room_pages: 0 };
-        let shelf = Self { dir: dir.to_owned(), pages, digests, index: Mutex::default(), shared, used };
+        let shelf =
+            Self { dir: dir.to_owned(), pages, digests, index: Mutex::default(), shared, most: SHELF_MAX as u64, used };
         shelf.catch_up(&mut shelf.lock())?;
         Ok(shelf)
     }
@@ -154,7 +169,7 @@ impl CommonShelf {
             if index.places.contains_key(digest) {
                 continue;
             }
-            fits = index.read < SHELF_MAX as u64;
+            fits = index.read < self.most;
             if !fits {
                 break;
             }
@@ -203,8 +218,20 @@ fn others(journals: &Path) -> usize {
 }
 
 /// Nobody else adds anything for as long as this is there. It holds for the open file: threads of this process have their index.
+///
+/// # Errors
+/// [`ErrorKind::TimedOut`]: somebody who does stands still.
 fn alone(digests: &File) -> io::Result<Flock<File>> {
-    Flock::lock(digests.try_clone()?, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+    let (mut file, until) = (digests.try_clone()?, Instant::now() + LOCK_WAIT);
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() >= until => return Err(ErrorKind::TimedOut.into()),
+            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => file = back,
+            Err((_, errno)) => return Err(errno.into()),
+        }
+        std::thread::sleep(LOCK_LOOK);
+    }
 }
 
 /// Which shelf this is. What was written before this host was started anew is gone.

@@ -105,7 +105,7 @@ impl Attempt<'_> {
 
     /// What this session has brought before, with an earlier link or an earlier attempt, goes the way of what it brings now.
     fn installer(&self) -> Result<Installer, MoveError> {
-        let earlier = self.standby.iter().flat_map(StandsBy::earlier).chain([self.id]);
+        let earlier = self.standby.iter().flat_map(StandsBy::earlier);
         let earlier: Vec<String> = earlier.map(|attempt| attempt.to_string()).collect();
         let wish = self.luggage.judged.wish().clone();
         Ok(Installer::begin(self.around.journals, &self.id.to_string(), &earlier, wish)?)
@@ -147,8 +147,10 @@ impl Attempt<'_> {
 
 /// Brings files to an end that came for attempts whose programs are dead.
 pub fn sweep(journals: &Path) {
-    let Ok(lines) = journal::all(journals) else { return };
-    record::sweep(journals, &|attempt| fate(journals, &lines, attempt));
+    // Of each record when it is locked: whoever had it has written its last line by then.
+    record::sweep(journals, &|attempt| {
+        journal::all(journals).map_or(Fate::Leave, |lines| fate(journals, &lines, attempt))
+    });
 }
 
 /// Files belong to the session: what one of its attempts has brought is found by those after it, and does not come again. They stay where

@@ -103,9 +103,10 @@ pub fn is_heard(journals: &Path, lines: &[Line], line: &Line) -> bool {
     of_session(lines, &line.session).any(|other| other.attempt != line.attempt && journal::is_decided(journals, other))
 }
 
-/// Whether a state of any attempt of the session is kept here. `lines`: of all journals.
+/// Whether a state of any attempt of the session is kept here, or somebody has begun to start one. `lines`: of all journals.
 pub fn is_kept(journals: &Path, lines: &[Line], session: &str) -> bool {
-    of_session(lines, session).any(|line| is_complete(&directory(journals, line.attempt)))
+    let is_there = |dir: PathBuf| is_complete(&dir) || taken_up(&dir).exists();
+    of_session(lines, session).any(|line| is_there(directory(journals, line.attempt)))
 }
 
 /// States that other attempts of a session have left here: it begins anew when all its destinations are lost.
